@@ -1,0 +1,74 @@
+"""Numbers about a policy: how often it does as told, through the sampler it is deployed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoretune.batches import spans
+from scoretune.data import Prompts
+from scoretune.policy import Policy
+from scoretune.rewards.base import Reward, checked
+from scoretune.rollout import deterministic, prior, stochastic
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with its 95 % interval over prompts, and the mean of each task."""
+
+    overall: float
+    low: float
+    high: float
+    tasks: dict[str, float]
+
+    def as_dict(self) -> dict[str, object]:
+        """The score as plain data, rounded for people."""
+        numbers = {"overall": self.overall, "low": self.low, "high": self.high}
+        rounded: dict[str, object] = {name: round(value, 4) for name, value in numbers.items()}
+        return {**rounded, "tasks": {name: round(v, 4) for name, v in self.tasks.items()}}
+
+
+def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
+    """Summarise one value a prompt [B]: mean ± 1.96 standard errors, and the mean by task."""
+    mean = float(values.mean())
+    error = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    by_task = {
+        task: float(values[torch.tensor([own == task for own in tasks])].mean())
+        for task in dict.fromkeys(tasks)
+    }
+    return Score(mean, mean - error, mean + error, by_task)
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy, prompts: Prompts, times: Tensor, seed: int, solver: str | None = "ddim", batch: int = 64
+) -> Tensor:
+    """Images [B, 3, H, W] for the prompts with fixed noise; `solver` None acts stochastically."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = prior(policy, len(prompts), generator)
+    images = []
+    for span in spans(len(prompts), batch):
+        condition = policy.backbone.encode(prompts.texts[span])
+        x0 = (
+            stochastic(policy, condition, times, generator, noise[span])
+            if solver is None
+            else deterministic(policy, condition, times, noise[span], solver)
+        )
+        images.append(policy.backbone.decode(x0))
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def verdicts(
+    images: Tensor, prompts: Prompts, metrics: Mapping[str, Reward], batch: int = 64
+) -> dict[str, Tensor]:
+    """Every metric on every image: {name: [B]}."""
+    return {
+        name: torch.cat(
+            [checked(metric, name, images[s], prompts.texts[s]) for s in spans(len(prompts), batch)]
+        )
+        for name, metric in metrics.items()
+    }

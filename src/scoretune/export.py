@@ -1,0 +1,34 @@
+"""Taking a fine-tuned model elsewhere: a LoRA that plain diffusers loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from scoretune.errors import UserError
+from scoretune.policy import Policy, adapter_state
+
+
+def lora(policy: Policy, folder: Path) -> Path:
+    """Write `pytorch_lora_weights.safetensors` for `pipe.load_lora_weights(folder)`."""
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    network = policy.backbone.network
+    if not adapter_state(network):
+        raise UserError("nothing to export: this model has no adapter")
+    weights = get_peft_model_state_dict(network, adapter_name="default")
+    tensors = {f"unet.{name}": w.detach().cpu().contiguous() for name, w in weights.items()}
+    config = network.peft_config["default"].to_dict()
+    plain = {key: _plain(value) for key, value in config.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pytorch_lora_weights.safetensors"
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in plain.items()})}
+    save_file(tensors, path, metadata)
+    return path
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, set | tuple):
+        return sorted(map(str, value))
+    return value if isinstance(value, str | int | float | bool | list | dict) or value is None else str(value)

@@ -1,0 +1,1 @@
+"""Objectives, one file each: a differentiable loss of a policy on a batch."""

@@ -1,0 +1,133 @@
+"""The waist of the house: a pretrained network and the kernel it acts through.
+
+Acting and judging go through the same door, `transition`, so the likelihood ratio of an unchanged
+policy to itself is exactly 1 by construction. The reference is the same network with its adapter
+switched off; there is never a second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scoretune.backbones.base import Backbone
+from scoretune.batches import Condition
+from scoretune.diffusion import estimates
+from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.kernels import Kernel, Transition
+from scoretune.errors import UserError
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass
+class Policy:
+    """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.
+
+    `calls` counts network evaluations, one per state (guidance makes it two).
+    """
+
+    backbone: Backbone
+    kernel: Kernel
+    guidance: float = 1.0
+    calls: int = 0
+
+    def estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """What the network says about x [B, *S] at t [B]; guidance rides in the same batch."""
+        tokens = condition.tokens
+        if self.guidance == 1.0:
+            self.calls += len(x)
+            output = self.backbone.predict(x, t, tokens)
+        else:
+            if condition.null is None:
+                raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
+            self.calls += 2 * len(x)
+            both = torch.cat([condition.null.expand_as(tokens), tokens])
+            free, bound = self.backbone.predict(x.repeat(2, *_ones(x)), t.repeat(2), both).chunk(2)
+            output = free + self.guidance * (bound - free)
+        return estimates.read(
+            self.backbone.process, self.backbone.prediction, t, x, output.to(torch.float32)
+        )
+
+    def transition(self, x: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Transition:
+        """The law of the next state: the one door for acting, judging and learning."""
+        return self.move(x, self.estimate(x, t, condition), t, t_next)
+
+    def move(self, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor) -> Transition:
+        """The law of the next state once the network has spoken."""
+        return self.kernel(self.backbone.process, x, estimate, t, t_next)
+
+    def field(self, condition: Condition) -> Callable[[Tensor, Tensor], Estimate]:
+        """The policy as a deterministic solver sees it: (x, t) -> Estimate."""
+        return lambda x, t: self.estimate(x, t, condition)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What training may change."""
+        return [p for p in self.backbone.network.parameters() if p.requires_grad]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context the policy is the pretrained one."""
+        layers = adapter_layers(self.backbone.network)
+        if not layers:
+            raise UserError(
+                "a reference policy needs an adapter: full fine-tuning overwrites the pretrained "
+                "weights; set model.rank above 0, or every KL weight to 0"
+            )
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+
+def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENTION) -> None:
+    """Give the network a LoRA adapter (arXiv 2106.09685), the only part that is trained then."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=list(targets))
+    network.requires_grad_(False)
+    try:
+        inject_adapter_in_model(config, network, adapter_name="default")
+    except ValueError as error:
+        raise UserError(
+            f"no layer named {', '.join(targets)} to adapt in {type(network).__name__}: "
+            "set model.targets to names of its linear or convolution layers"
+        ) from error
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # half-precision updates would be lost
+
+
+def adapter_state(network: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by name: the adapter, or everything under full fine-tuning."""
+    return {name: p.data for name, p in network.named_parameters() if p.requires_grad}
+
+
+def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of `adapter_state`; both must name exactly the same tensors."""
+    own = adapter_state(network)
+    if own.keys() != state.keys():
+        raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def adapter_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that carry an adapter; none of them where peft was never needed."""
+    import sys
+
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None:
+        return []
+    return [module for module in network.modules() if isinstance(module, tuners.BaseTunerLayer)]
+
+
+def _ones(x: Tensor) -> tuple[int, ...]:
+    return (1,) * (x.dim() - 1)

@@ -1,0 +1,404 @@
+"""The page that says what a run achieved: `report.html`, one file that loads nothing.
+
+Whatever the run folder lacks is named on the page: a run that was killed still gets its report.
+The prose that doesn't depend on the run is in `report_template.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from scoretune import report_figures as draw
+from scoretune.report_figures import THIN, Axes, Point, Series, grouped, percent, signed
+
+Row = dict[str, Any]
+EVALUATIONS, UPDATE = "network evaluations", "update"  # what the horizontal axes are called
+_OPTIONAL = re.compile(r"<!-- if ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What could be read of a run folder and, in words, what could not."""
+
+    about: Row
+    metrics: list[Row]
+    evaluations: list[Row]
+    result: Row
+    missing: list[str]
+
+    def last(self, key: str) -> float | None:
+        """The newest value of `key`: of the result, else of the last line that has it."""
+        rows = [*self.evaluations, *self.metrics]
+        known = [value for row in rows if (value := number(row, key)) is not None]
+        final = number(self.result, key)
+        return final if final is not None else known[-1] if known else None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A quantity before and after; `low` and `high` bound the gain where that is known."""
+
+    before: float
+    after: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into the run folder, from whatever the folder holds; return its path."""
+    record = read_record(run)
+    judge, reader = change_of(record, "judge"), change_of(record, "reader")
+    reward = reward_change(record, "deterministic")
+    rows = [*record.evaluations, record.result]
+    has_judge = any(isinstance(row.get("judge"), dict) for row in rows)
+    tone, verdict = judge_verdict(judge, reader) if has_judge else reward_verdict(reward)
+    cards, lead = draw.cards(run / "previews", record.missing)
+    slots = {
+        "recipe": escape(str(record.about.get("recipe") or "unnamed recipe")),
+        "when": escape(_when(record.about.get("started"))),
+        "seed": escape(str(record.about.get("seed", "unknown"))),
+        "tone": tone,
+        "headline": headline(judge if has_judge else reward, has_judge, record),
+        "verdict": verdict,
+        "tiles": _tiles(record, judge, reader),
+        "cards": cards,
+        "cards_lead": lead,
+        "config": "".join(_config_rows(record.about.get("config"))),
+        **_facts(record),
+        **_figures(record, has_judge),
+        "missing": "".join(f"<li>{escape(text)}</li>" for text in record.missing),
+    }
+    shown = {name if value else f"no-{name}" for name, value in slots.items()}
+    template = files("scoretune").joinpath("report_template.html").read_text(encoding="utf-8")
+    kept = _OPTIONAL.sub(lambda part: part[2] if part[1] in shown else "", template)
+    page = run / "report.html"
+    page.write_text(Template(kept).substitute(slots), encoding="utf-8", errors="replace")
+    return page
+
+
+# ------------------------------------------------------------------------------ reading the folder
+
+
+def read_record(run: Path) -> Record:
+    missing: list[str] = []
+    about = _object(run / "run.json", missing)
+    metrics, evaluations = (
+        _lines(run / name, missing) for name in ("metrics.jsonl", "evaluations.jsonl")
+    )
+    if len(evaluations) == 1:
+        missing.append("There is only one evaluation, so nothing can be compared.")
+    result = _object(run / "result.json", missing)
+    if not result:
+        missing.append("Without a result the run is unfinished: the page shows its latest numbers.")
+    return Record(about, metrics, evaluations, result, missing)
+
+
+def number(row: Any, *keys: str) -> float | None:
+    """The finite number at `row[keys[0]][keys[1]]…`, or None."""
+    value = _at(row, *keys)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _at(row: Any, *keys: str) -> Any:
+    for key in keys:
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
+
+
+def _object(path: Path, missing: list[str]) -> Row:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(f"{path.name} is missing.")
+        return {}
+    except (OSError, ValueError):
+        missing.append(f"{path.name} cannot be read.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _lines(path: Path, missing: list[str]) -> list[Row]:
+    """The rows of a JSONL file, one an update: a resumed run may have written an update twice."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        missing.append(f"{path.name} is missing.")
+        return []
+    rows: dict[float, Row] = {}
+    broken = 0
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+            rows[float(row["update"])] = row
+        except (ValueError, TypeError, KeyError):
+            broken += 1  # the line that was being written when the run was killed
+    if broken:
+        missing.append(f"{path.name}: unreadable lines left out: {broken}.")
+    return [rows[update] for update in sorted(rows)]
+
+
+def change_of(record: Record, who: str, *what: str) -> Change | None:
+    """Base against final accuracy of the reader or judge, by default over all tasks."""
+    what = what or ("overall",)
+    known = [value for row in record.evaluations if (value := number(row, who, *what)) is not None]
+    before = number(record.result, who, "base", *what)
+    after = number(record.result, who, "final", *what)
+    if before is not None and after is not None:
+        bounds = (number(record.result, "gain", who, end) for end in ("low", "high"))
+        return Change(before, after, *bounds) if what == ("overall",) else Change(before, after)
+    return Change(known[0], known[-1]) if len(known) > 1 else None
+
+
+def reward_change(record: Record, sampler: str) -> Change | None:
+    rows = [*record.evaluations, record.result]
+    known = [value for row in rows if (value := number(row, "reward", sampler)) is not None]
+    return Change(known[0], known[-1]) if len(known) > 1 else None
+
+
+# -------------------------------------------------------------------------------- saying it plainly
+
+
+def headline(change: Change | None, judged: bool, record: Record) -> str:
+    """The first sentence of the page: what moved, from where to where, and at what cost."""
+    seconds, spent = record.last("seconds"), record.last("network_evaluations")
+    cost = [_duration(seconds)] if seconds else []
+    cost += [f"{grouped(spent)} {EVALUATIONS}"] if spent else []
+    price = " and ".join(cost)
+    if change is None:
+        return "This run has not recorded a change yet" + (f", after {price}" if price else "")
+    verb = "rose" if change.gain > 0 else "fell" if change.gain < 0 else "did not move:"
+    digits = 0 if abs(change.gain) >= 0.01 else 1
+    if judged:
+        subject = "Judge accuracy on held-out prompts"
+        start, end = percent(change.before, digits), percent(change.after, digits)
+        by = f"{_points(change)} points"
+    else:
+        subject = "Reward under the deterministic sampler"
+        start, end = _plain(change.before), _plain(change.after)
+        by = ("+" if change.gain > 0 else "") + _plain(change.gain)
+    if change.low is not None and change.high is not None:
+        low, high = (_points(Change(0.0, bound), digits) for bound in (change.low, change.high))
+        by += f", 95{THIN}% interval {low.removeprefix('+')} to {high.removeprefix('+')}"
+    price = (f" in {price}" if price else "") + ("" if record.result else ", so far")
+    return f"{subject} <em>{verb} from {start} to {end}</em> <small>({by}){price}</small>"
+
+
+def judge_verdict(judge: Change | None, reader: Change | None) -> tuple[str, str]:
+    """The tone of the headline box and its second sentence; a fall or a hack is never left out."""
+    if judge is None:
+        return "none", "<b>No comparison yet.</b> The judge needs an evaluation after training."
+    theirs = f"The reader, which gives the reward, {_moved(reader)}" if reader else ""
+    unclear = judge.low is not None and judge.high is not None and judge.low <= 0 <= judge.high
+    chance = f" The 95{THIN}% interval includes zero, so this may be chance." if unclear else ""
+    if judge.gain < 0:
+        text = f"<b>The judge {_moved(judge)}.</b> Pictures follow their prompts less often than "
+        text += "before training." + (f" {theirs}" if reader else "")
+        if reader:
+            text += ": that is what reward hacking looks like." if reader.gain > 0 else "."
+        return "bad", text + chance
+    if reader and judge.gain < 0.5 * reader.gain:
+        text = f"<b>Sign of reward hacking.</b> {theirs}; the judge {_moved(judge)}, less than "
+        return "bad", text + "half of that: much of the reward was won by pleasing the reader." + chance
+    if unclear or judge.gain == 0:
+        text = "<b>Not a clear gain.</b>" + (chance or " Nothing moved.")
+        return "unsure", text + (f" {theirs}." if reader else "")
+    text = f"<b>The gain carries over.</b> The judge, which never gives reward, {_moved(judge)}."
+    return "good", text + (f" {theirs}." if reader else "")
+
+
+def reward_verdict(reward: Change | None) -> tuple[str, str]:
+    """The same for a model without a judge: nothing independent confirms its reward."""
+    if reward is None:
+        return "none", "<b>No comparison yet.</b> It needs an evaluation after training."
+    caution = "No independent judge looked at these pictures, so a gain may be reward hacking."
+    if reward.gain < 0:
+        return "bad", "<b>The reward fell.</b> " + caution
+    return "unsure", "<b>Reward only.</b> " + caution
+
+
+def _tiles(record: Record, judge: Change | None, reader: Change | None) -> str:
+    tiles = [
+        (f"{name} accuracy", f"{_arrow(percent, change)}<small>{_points(change)} points</small>")
+        for name, change in (("Judge", judge), ("Reader", reader))
+        if change
+    ]
+    for sampler in ("deterministic", "stochastic"):
+        change = reward_change(record, sampler)
+        if change and len(tiles) < 3:
+            tiles.append(("Reward", f"{_arrow(_plain, change)}<small>{sampler} sampler</small>"))
+    path_kl = record.last("path_kl")
+    if path_kl is not None:
+        about = "nats away from the base model"
+        tiles.append(("Path KL", f"{_plain(path_kl)}<small>{about}</small>"))
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """What was run, escaped, and how to run it again."""
+    about = record.about
+    given = about.get("versions")
+    versions = ", ".join(f"{k} {v}" for k, v in given.items()) if isinstance(given, dict) else ""
+    seconds, spent = record.last("seconds"), record.last("network_evaluations")
+    facts = {
+        "Command": f"<code>{escape(str(about['command']))}</code>" if "command" in about else "",
+        "Seed": escape(str(about.get("seed", ""))),
+        "Threads": escape(str(about.get("threads", ""))),
+        "Started": escape(_when(about.get("started"))),
+        "Time": _duration(seconds) if seconds else "",
+        "Cost": f"{grouped(spent)} {EVALUATIONS}" if spent else "",
+        "Machine": escape(str(about.get("machine", ""))),
+        "Versions": escape(versions),
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items() if value)
+    command = escape(str(about.get("command", "")))
+    return {"facts": rows, "command": command, "versions": escape(versions)}
+
+
+def _config_rows(config: Any, path: str = "") -> Iterator[str]:
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from _config_rows(value, f"{path}.{key}" if path else str(key))
+    elif path:
+        value = config if isinstance(config, str) else json.dumps(config)
+        yield f"<tr><td><code>{escape(path)}</code></td><td><code>{escape(value)}</code></td></tr>"
+
+
+def _arrow(say: Any, change: Change) -> str:
+    return f"<i>{say(change.before)} \u2192</i> {say(change.after)}"
+
+
+def _points(change: Change, digits: int | None = None) -> str:
+    if digits is None:
+        digits = 0 if abs(change.gain) >= 0.01 else 1
+    return signed(100 * change.gain, digits)
+
+
+def _moved(change: Change) -> str:
+    return f"{'fell by' if change.gain < 0 else 'gained'} {_points(change)[1:]} points"
+
+
+def _plain(value: float) -> str:
+    text = f"{value:.2f}" if 0.095 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
+    return text.replace("-", "\u2212")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f}{THIN}s"
+    return f"{seconds / 60:.0f}{THIN}min" if seconds < 7200 else f"{seconds / 3600:.1f}{THIN}h"
+
+
+def _when(started: Any) -> str:
+    try:
+        moment = datetime.fromisoformat(str(started))
+    except ValueError:
+        return str(started or "")
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".rstrip()
+
+
+# ----------------------------------------------------------------------------- choosing the figures
+
+
+def _figures(record: Record, has_judge: bool) -> dict[str, str]:
+    """Every figure by its slot in the template; an empty string for one that lacks its data."""
+    rewards = _series("training reward", "faint", record.metrics, "network_evaluations", "reward")
+    accuracies = [
+        _accuracy(record, "reader", dashed=True),
+        _accuracy(record, "judge", dashed=False),
+    ]
+    fits = all(0 <= p.y <= 1 for p in rewards.points)  # else it cannot share the axis
+    if any(line.points for line in accuracies):
+        axes = Axes(EVALUATIONS, "share of pictures as asked", percent=True, least_span=0.3)
+        progress = draw.chart([*([rewards] if fits else []), *accuracies], axes)
+    else:
+        axes = Axes(EVALUATIONS, "mean training reward", least_span=0.05)
+        progress = draw.chart([replace(rewards, style="plain")], axes)
+    path_kl = _series("path KL", "plain", record.metrics, "update", "path_kl")
+    critic = _series("explained variance", "plain", record.metrics, "update", "explained_variance")
+    return {
+        "judged_progress": progress if has_judge else "",
+        "reward_progress": "" if has_judge else progress,
+        "tasks": _tasks(record, "judge") + _tasks(record, "reader"),
+        "gap": _gap_chart(record),
+        "gap_now": _gap_now(record),
+        "path_kl": draw.chart([path_kl], Axes(UPDATE, "path KL, nats", from_zero=True)),
+        "critic": draw.chart(
+            [critic], Axes(UPDATE, "explained variance, fraction", floor=-1.0, from_zero=True)
+        ),
+    }
+
+
+def _series(name: str, style: str, rows: list[Row], x: str, y: str) -> Series:
+    """A line of `metrics.jsonl`, with the band that `<y>_low` and `<y>_high` give it."""
+    points = [
+        Point(at, value, number(row, f"{y}_low"), number(row, f"{y}_high"))
+        for row in rows
+        if (at := number(row, x)) is not None and (value := number(row, y)) is not None
+    ]
+    return Series(name, style, draw.thinned(points), dots=False)
+
+
+def _evaluated(record: Record, *keys: str) -> tuple[Point, ...]:
+    """The numbers at `keys` of every evaluation, with `low` and `high` beside them."""
+    return tuple(
+        Point(at, value, number(row, *keys[:-1], "low"), number(row, *keys[:-1], "high"))
+        for row in record.evaluations
+        if (at := number(row, "network_evaluations")) is not None
+        and (value := number(row, *keys)) is not None
+    )
+
+
+def _accuracy(record: Record, who: str, dashed: bool) -> Series:
+    return Series(f"{who} accuracy", who, _evaluated(record, who, "overall"), dashed=dashed)
+
+
+def _tasks(record: Record, who: str) -> str:
+    found = [_at(row, who, "tasks") for row in record.evaluations]
+    found.append(_at(record.result, who, "final", "tasks"))
+    names = dict.fromkeys(name for tasks in found if isinstance(tasks, dict) for name in tasks)
+    changes = {name: change_of(record, who, "tasks", name) for name in names}
+    bars = [(name, change.before, change.after) for name, change in changes.items() if change]
+    if not bars:
+        return ""
+    drawn = draw.bars(bars, who, f"{who} accuracy, % of pictures")
+    return f'<figure class="panel"><h3>In the eyes of the {who}</h3>{drawn}</figure>'
+
+
+def _gap_chart(record: Record) -> str:
+    noisy, plain = (_evaluated(record, "reward", name) for name in ("stochastic", "deterministic"))
+    lines = [
+        Series("stochastic sampler", "noisy", noisy, dashed=True),
+        Series("deterministic sampler", "plain", plain),
+    ]
+    return draw.chart(lines, Axes(EVALUATIONS, "mean reward", least_span=0.05))
+
+
+def _gap_now(record: Record) -> str:
+    """Both rewards in words, and a warning when only the training sampler profits."""
+    noisy, plain = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
+    if noisy is None or plain is None:
+        return ""
+    text = f"The reward moved from {_plain(noisy.before)} to <b>{_plain(noisy.after)}</b> under "
+    text += f"the stochastic sampler and from {_plain(plain.before)} to "
+    text += f"<b>{_plain(plain.after)}</b> under the deterministic one. The gap, stochastic minus "
+    text += f"deterministic, went from {signed(noisy.before - plain.before, 2)} to "
+    text += f"{signed(noisy.after - plain.after, 2)}."
+    if noisy.gain > 0 and plain.gain < 0.5 * noisy.gain:
+        text += " <b>Less than half of the gain survives without the noise.</b>"
+    return text

@@ -1,0 +1,1 @@
+"""Rewards, one file each: what a sample is worth."""

@@ -1,0 +1,41 @@
+"""What a reward is: a function of finished images and their prompts, one number each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoretune.errors import UserError
+
+Reward = Callable[[Tensor, Sequence[str]], Tensor]
+"""(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
+
+
+def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The rewards in float32, or one clear line on what is wrong with them."""
+    try:
+        values = reward(images, prompts)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} failed with {type(error).__name__}: {error}; it is called with images "
+            f"{tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
+        ) from error
+    if not isinstance(values, Tensor):
+        values = torch.as_tensor(values)
+    if values.shape != (len(images),):
+        raise UserError(
+            f"reward {name!r} returned shape {tuple(values.shape)} for {len(images)} images: "
+            f"return one number an image, shape ({len(images)},)"
+        )
+    values = values.to(images.device, torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).nonzero()[0])
+        raise UserError(
+            f"reward {name!r} is {float(values[bad])} for the prompt {prompts[bad]!r}: "
+            "return finite numbers"
+        )
+    return values

@@ -1,0 +1,170 @@
+"""Reading a scene: is what the prompt asks for really there?
+
+Two networks of different architecture, trained on different people's handwriting, answer it. The
+*reader* is the reward. The *judge* is never optimised: it tells improvement from reward hacking.
+Both give, for each of the four cells, probabilities of its digit (or that it is empty) and of its
+colour; from these follows the probability that a prompt is fulfilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoretune.errors import UserError, unknown
+from scoretune.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
+
+READS = len(DIGITS) + 1 + len(COLOURS)
+
+
+class CellReader(nn.Module):
+    """Looks at one cell at a time, with a margin of two pixels, through a plain convnet."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 2 * width),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 2 * width),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 25, 96),
+            nn.SiLU(),
+            nn.Linear(96, READS),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """`[B, 3, 32, 32]` in [0, 1] -> logits `[B, 4, 15]`."""
+        half, margin = pictures.shape[-1] // 2, 2
+        padded = F.pad(pictures, (margin,) * 4, mode="replicate")
+        side = half + 2 * margin
+        crops = [
+            padded[..., r * half : r * half + side, c * half : c * half + side]
+            for r in range(2)
+            for c in range(2)
+        ]
+        logits = self.look(torch.stack(crops, 1).flatten(0, 1) * 2 - 1)
+        return cast(Tensor, logits.unflatten(0, (-1, CELLS)))
+
+
+class CanvasJudge(nn.Module):
+    """Looks at the whole canvas at once through residual blocks."""
+
+    def __init__(self, width: int = 40) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 5, stride=2, padding=2)
+        self.blocks = nn.ModuleList(_residual(width) for _ in range(3))
+        self.down = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.deep = nn.ModuleList(_residual(2 * width) for _ in range(2))
+        self.answer = nn.Conv2d(2 * width, READS, 4, stride=4)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """`[B, 3, 32, 32]` in [0, 1] -> logits `[B, 4, 15]`."""
+        hidden = self.stem(pictures * 2 - 1)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        hidden = self.down(F.gelu(hidden))
+        for block in self.deep:
+            hidden = hidden + block(hidden)
+        return cast(Tensor, self.answer(F.gelu(hidden)).flatten(2).transpose(1, 2))
+
+
+def _residual(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.BatchNorm2d(width),
+        nn.GELU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.GELU(),
+        nn.Conv2d(width, width, 3, padding=1),
+    )
+
+
+def log_beliefs(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `[B, 4, 11]` of digits (the last one: empty) and `[B, 4, 4]` of colours."""
+    digits, colours = logits.split([len(DIGITS) + 1, len(COLOURS)], dim=-1)
+    return digits.log_softmax(-1), colours.log_softmax(-1)
+
+
+def fulfilment(logits: Tensor, asks: list[Ask]) -> Tensor:
+    """Probability `[B]` that each picture fulfils its prompt, under independent cells.
+
+    p = sum over allowed placements of prod_items p(cell shows item) prod_others p(cell empty).
+    """
+    digits, colours = log_beliefs(logits)
+    rows = []
+    for index, ask in enumerate(asks):
+        placements = torch.tensor(ask.placements(), device=logits.device)
+        empty = digits[index, :, EMPTY]
+        total = empty.sum().expand(len(placements))
+        for position, item in enumerate(ask.items):
+            cells = placements[:, position]
+            total = total + digits[index, cells, item.digit] - empty[cells]
+            if item.colour is not None:
+                total = total + colours[index, cells, item.colour]
+        rows.append(total.logsumexp(0))
+    return torch.stack(rows).exp()
+
+
+def layouts(logits: Tensor) -> list[Layout]:
+    """The most likely layout of each picture."""
+    digits, colours = (part.argmax(-1).tolist() for part in log_beliefs(logits))
+    return [Layout(tuple(d), tuple(c)) for d, c in zip(digits, colours, strict=True)]
+
+
+def is_fulfilled(logits: Tensor, asks: list[Ask]) -> Tensor:
+    """1.0 where the most likely layout fulfils the prompt, else 0.0: `[B]`."""
+    verdicts = [l.fulfils(ask) for l, ask in zip(layouts(logits), asks, strict=True)]
+    return torch.tensor(verdicts, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Scores images [B, 3, 32, 32] in [0, 1] against prompts: [B] numbers in [0, 1].
+
+    `soft` gives the probability of fulfilment, which has a gradient; otherwise the verdict, 0 or 1.
+    """
+
+    network: nn.Module
+    soft: bool = True
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        meant = [_meaning(prompt) for prompt in prompts]
+        logits = self.network(images)
+        return fulfilment(logits, meant) if self.soft else is_fulfilled(logits, meant).to(logits)
+
+
+def load(folder: Path, name: str) -> nn.Module:
+    """The reader or the judge of a folder, frozen, in float32. `name` says which."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
+    path = folder / f"{name}.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {str(path)!r} ({error}): reinstall scoretune") from error
+    network.load_state_dict({key: _single(value) for key, value in weights.items()})
+    return network.eval().requires_grad_(False)
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _meaning(prompt: str) -> Ask:
+    known = asks_by_text()
+    if prompt not in known:
+        raise unknown("scene prompt (the reader judges scenes of digits only)", prompt, known)
+    return known[prompt]

@@ -1,0 +1,26 @@
+"""Reinforcement learning as pure functions on tensors: surrogates, critics, advantage rates.
+
+Time is continuous: every sum over steps carries its Δt (`dt`), so that a loss means the same on
+any grid. κ is the KL weight, g² the squared noise of the sampler, V a value, q a rate.
+"""
+
+from scoretune.rl.martingale import ctd0, martingale_loss, returns_to_go
+from scoretune.rl.rates import advantage_rate, td_advantage
+from scoretune.rl.surrogates import (
+    adapted_coefficient,
+    clipped_surrogate,
+    kl_penalty,
+    sqrt_kl_penalty,
+)
+
+__all__ = [
+    "adapted_coefficient",
+    "advantage_rate",
+    "clipped_surrogate",
+    "ctd0",
+    "kl_penalty",
+    "martingale_loss",
+    "returns_to_go",
+    "sqrt_kl_penalty",
+    "td_advantage",
+]

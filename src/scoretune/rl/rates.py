@@ -1,0 +1,46 @@
+"""Advantages per unit of time: the little q-function, in closed form and from a critic."""
+
+import torch
+from torch import Tensor
+
+
+def advantage_rate(
+    value_grad: Tensor,
+    action: Tensor,
+    mean_action: Tensor,
+    reference: Tensor,
+    g_sq: Tensor,
+    kl_weight: float,
+    covariance_trace: float | Tensor = 0.0,
+) -> Tensor:
+    """The advantage rate q of a score action, [B] (arXiv 2409.08400, arXiv 2502.01819):
+
+        q = g² [∇V·(a − s) − κ/2 (‖a − s_pre‖² − ‖s − s_pre‖² − tr Σ)].
+
+    The score enters only the drift, linearly, so q needs nothing but ∇V. `value_grad` ∇V,
+    `action` a, `mean_action` s and `reference` s_pre are [B, *S]; `g_sq` is g² at each sample's
+    time, [B]; `covariance_trace` tr Σ is a number or [B], 0 for a policy without action noise.
+    """
+    gain = _sum(value_grad * (action - mean_action))
+    cost = _sum((action - reference) ** 2) - _sum((mean_action - reference) ** 2)
+    return g_sq * (gain - kl_weight / 2 * (cost - covariance_trace))
+
+
+def td_advantage(values: Tensor, rewards: Tensor, dt: Tensor, discount: float = 0.0) -> Tensor:
+    """A_k = V_{k+1} − V_k + (r_k − discount·V_k) Δ_k, the increment of the value martingale.
+
+    `values` [..., N+1] along a trajectory, with the terminal reward as its last entry; `rewards`
+    [..., N] are **rates**; `dt` [..., N] or [N]. Already proportional to Δ: divide by `dt` for a
+    rate, which has a standard deviation of order 1/√Δ.
+    """
+    if values.shape[-1] != rewards.shape[-1] + 1:
+        raise ValueError(
+            f"values need one more time than rewards, got {values.shape[-1]} and "
+            f"{rewards.shape[-1]}"
+        )
+    now = values[..., :-1]
+    return values[..., 1:] - now + (rewards - discount * now) * dt
+
+
+def _sum(per_dimension: Tensor) -> Tensor:
+    return torch.sum(per_dimension.flatten(1), dim=1)

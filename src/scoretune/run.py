@@ -1,0 +1,245 @@
+"""From a configuration to a trained model: the one function that builds everything.
+
+The order of a run: build policy, source and objective; restore the newest checkpoint if there is
+one; measure the base model; train; measure again; export. Nothing here knows a formula.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from scoretune import checkpoints, export, hooks
+from scoretune.backbones import stable_diffusion
+from scoretune.batches import Objective, Source
+from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
+from scoretune.credit import Credit, CriticCredit, TerminalCredit
+from scoretune.critic import critic_for
+from scoretune.data import Prompts, read_pictures, read_prompts
+from scoretune.measure import Measurement, compare, measure
+from scoretune.objectives import matching, policy_gradient, score_action
+from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
+from scoretune.rewards.base import Reward
+from scoretune.run_parts import grid, kernel
+from scoretune.scenes import world
+from scoretune.scorers import named_reward
+from scoretune.sources import Dataset, OnPolicy, Sizes
+from scoretune.train import train
+
+
+class Watcher(Protocol):
+    """Whoever looks on: told what is being done, and each update's numbers."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of."""
+
+    policy: Policy
+    source: Source
+    objective: Objective
+    optimiser: torch.optim.Optimizer
+    reward: Reward
+    held_out: Prompts
+    accelerator: Any
+
+
+def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
+    """Train as configured in `folder`, from its newest checkpoint if it has one; the result."""
+    torch.manual_seed(run.seed)
+    watcher.stage("loading the model")
+    parts = build(run)
+    clock = hooks.Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    first = _restore(parts, folder, clock)
+    evaluations = folder / "evaluations.jsonl"
+    for log in (evaluations, folder / "metrics.jsonl"):
+        hooks.forget_after(log, first)
+
+    def evaluate(update: int) -> Measurement:
+        watcher.stage("evaluating on held-out prompts")
+        return measure(parts.policy, run, parts.held_out, parts.reward, update, clock.seconds())
+
+    with parts.policy.reference() if run.model.rank else torch.no_grad():
+        base = evaluate(0)
+    if first == 0:
+        hooks.append_line(evaluations, base.line)
+        base.save_preview(folder / "previews", "before")
+        watcher.stage("fitting the critic")
+        _warm_up(run, parts)
+
+    def state(update: int) -> dict[str, Any]:
+        return _state(parts, update, clock)
+
+    def note(update: int) -> None:
+        hooks.append_line(evaluations, evaluate(update).line)
+        watcher.stage("training")
+
+    train(
+        parts.source,
+        parts.objective,
+        parts.optimiser,
+        parts.accelerator,
+        updates=range(first, run.updates),
+        clip_norm=run.optimiser.clip_norm,
+        hooks=[
+            hooks.Log(
+                folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line
+            ),
+            hooks.Every(run.evaluation.every, run.updates, note),
+            hooks.Save(
+                folder / "checkpoints", run.checkpoints.every, run.checkpoints.keep, run.updates, state
+            ),
+        ],
+    )
+    final = evaluate(run.updates)
+    hooks.append_line(evaluations, final.line)
+    final.save_preview(folder / "previews", "after")
+    if run.model.rank:
+        export.lora(parts.policy, folder / "lora")
+    return _finish(compare(base, final), parts, folder, clock)
+
+
+def build(run: Run) -> Parts:
+    """The policy, source and objective of a configuration."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    policy = build_policy(run, accelerator.device)
+    prompts, held_out = read_prompts(run.prompts), _held_out(run)
+    reward = named_reward(run.reward)
+    optimiser = torch.optim.AdamW(
+        policy.parameters(),
+        lr=run.optimiser.learning_rate,
+        weight_decay=run.optimiser.weight_decay,
+    )
+    objective, source = _method(run, policy, prompts, reward, accelerator.device)
+    return Parts(
+        policy, source, objective, accelerator.prepare(optimiser), reward, held_out, accelerator
+    )
+
+
+def build_policy(run: Run, device: torch.device) -> Policy:
+    """The model of a configuration behind its training kernel, with a fresh adapter."""
+    where = str(world.shipped()) if run.model.source == "scenes" else run.model.source
+    backbone = stable_diffusion.load(where, revision=run.model.revision)
+    backbone.pipeline.to(device)
+    if run.model.rank:
+        add_adapter(backbone.network, run.model.rank, run.model.targets)
+    else:
+        backbone.network.requires_grad_(True)
+    return Policy(backbone, kernel(run.sampling), run.model.guidance)
+
+
+def _method(
+    run: Run, policy: Policy, prompts: Prompts, reward: Reward, device: torch.device
+) -> tuple[Objective, Source]:
+    chosen, backbone = run.objective, policy.backbone
+    if isinstance(chosen, Matching):
+        images, captions = read_pictures(run.data, run.seed)
+        x0, condition = backbone.embed(images.to(device)), backbone.encode(captions)
+        weight = torch.ones(len(x0), device=device)
+        batch = run.sizes.prompts * run.sizes.group
+        return (
+            matching.Matching(policy, chosen.t_min),
+            Dataset(x0, condition, weight, batch, run.seed),
+        )
+    objective: Objective
+    credit: Credit
+    if isinstance(chosen, PolicyGradient):
+        objective = policy_gradient.PolicyGradient(
+            policy, chosen.clip, chosen.kl_weight, chosen.temperature
+        )
+        credit = TerminalCredit(run.sizes.group, chosen.shared_scale)
+    else:
+        objective = score_action.ScoreAction(
+            policy, chosen.kl_weight, chosen.clip, chosen.slope_weight
+        )
+        credit = _critic_credit(chosen, policy, device)
+    source = OnPolicy(
+        policy=policy,
+        prompts=prompts,
+        reward=reward,
+        reward_name=run.reward,
+        credit=credit,
+        times=grid(backbone.process, run.sampling),
+        sizes=Sizes(**run.sizes.model_dump()),
+        seed=run.seed,
+        reference=chosen.kl_weight > 0,
+    )
+    return objective, source
+
+
+def _critic_credit(chosen: ScoreAction, policy: Policy, device: torch.device) -> CriticCredit:
+    backbone = policy.backbone
+    token_size = backbone.encode([""]).tokens.shape[-1]
+    critic = critic_for(
+        backbone.shape, token_size, backbone.process.horizon, chosen.critic.width
+    ).to(device)
+    return CriticCredit(
+        critic=critic,
+        optimiser=torch.optim.Adam(critic.parameters(), lr=chosen.critic.learning_rate),
+        kl_weight=chosen.kl_weight,
+        passes=chosen.critic.passes,
+        slopes=chosen.critic.slopes,
+    )
+
+
+def _warm_up(run: Run, parts: Parts) -> None:
+    """Rounds that fit the critic to the base model before the policy moves."""
+    if isinstance(run.objective, ScoreAction):
+        for lap in range(run.objective.critic.warmup):
+            parts.source(-1 - lap)
+
+
+def _held_out(run: Run) -> Prompts:
+    """The evaluation's prompts; where a run brings prompts of its own and names none, those."""
+    chosen = run.evaluation
+    return read_prompts(chosen.prompts, chosen.per_task)
+
+
+def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
+    return {
+        "update": update,
+        "seconds": clock.seconds(),
+        "policy": adapter_state(parts.policy.backbone.network),
+        "optimiser": parts.optimiser.state_dict(),
+        "source": parts.source.state(),
+        "random": checkpoints.random_state(),
+    }
+
+
+def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
+    """Continue from the newest checkpoint: the number of updates already done."""
+    newest = checkpoints.latest(folder / "checkpoints")
+    if newest is None:
+        return 0
+    state = checkpoints.load(newest)
+    restore_adapter(parts.policy.backbone.network, state["policy"])
+    parts.optimiser.load_state_dict(state["optimiser"])
+    parts.source.restore(state["source"])
+    checkpoints.restore_random_state(state["random"])
+    clock.before = state["seconds"]
+    return int(state["update"])
+
+
+def _finish(
+    result: dict[str, Any], parts: Parts, folder: Path, clock: hooks.Clock
+) -> dict[str, Any]:
+    from scoretune.report import write_report
+
+    result |= {
+        "network_evaluations": parts.policy.calls,
+        "seconds": round(clock.seconds(), 1),
+        "run": str(folder),
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_report(folder)
+    return result

@@ -1,0 +1,1 @@
+"""Scenes of real handwriting: the small world that the shipped model draws."""

@@ -1,0 +1,34 @@
+"""Rewards by name: what a configuration calls a reward, and what a run reports beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scoretune.errors import unknown
+from scoretune.rewards import pixels, python, reader
+from scoretune.rewards.base import Reward
+from scoretune.scenes import world
+
+REWARDS: dict[str, Callable[[], Reward]] = {
+    "reader": lambda: reader.Reading(reader.load(world.shipped(), "reader")),
+    "compressibility": lambda: pixels.Compressibility(),
+    "incompressibility": lambda: pixels.Compressibility(sign=-1.0),
+    "brightness": lambda: pixels.brightness,
+}
+
+
+def named_reward(name: str) -> Reward:
+    """The reward of that name, or a user's `module:function`."""
+    if ":" in name:
+        return python.from_path(name)
+    if name not in REWARDS:
+        raise unknown("reward", name, [*REWARDS, "module:function"])
+    return REWARDS[name]()
+
+
+def verdict_metrics(model: str) -> dict[str, Reward]:
+    """For the shipped world: does the reader, does the judge, find what was asked for? 0 or 1."""
+    if model != "scenes":
+        return {}
+    folder = world.shipped()
+    return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}

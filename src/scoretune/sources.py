@@ -1,0 +1,145 @@
+"""Where batches come from: the policy's own samples, or a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
+from scoretune.credit import Credit, Credited
+from scoretune.data import Prompts
+from scoretune.policy import Policy
+from scoretune.rewards.base import Reward, checked
+from scoretune.rollout import prior, rollout
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is sampled and learned an update."""
+
+    prompts: int = 16  # different prompts
+    group: int = 8  # samples of each prompt
+    minibatch: int = 64  # transitions an optimiser step
+    share: float = 1.0  # of each path's steps that are learned from, drawn at random
+
+
+@dataclass
+class OnPolicy:
+    """Rolls the policy on fresh prompts, scores, credits, and yields shuffled transitions.
+
+    Everything random in update k follows from (seed, k), so a resumed run repeats itself.
+    """
+
+    policy: Policy
+    prompts: Prompts
+    reward: Reward
+    reward_name: str
+    credit: Credit
+    times: Tensor
+    sizes: Sizes
+    seed: int
+    reference: bool = False
+    cursor: int = 0
+
+    def __call__(self, update: int) -> Round:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        texts = self._next_prompts()
+        condition = self.policy.backbone.encode(texts)
+        noise = prior(self.policy, len(texts), generator)
+        path = rollout(
+            self.policy, condition, self.times, generator, noise, reference=self.reference
+        )
+
+        def judge(x0: Tensor) -> Tensor:
+            with torch.no_grad():
+                images = self.policy.backbone.decode(x0)
+                return checked(self.reward, self.reward_name, images, texts)
+
+        rewards = judge(path.final)
+        credited = self.credit(path, rewards, judge)
+        steps = transitions(path, credited, self.sizes.share, generator)
+        metrics = {**reward_metrics(rewards), **credited.metrics}
+        if path.kls is not None:
+            metrics["path_kl"] = float(path.kls.sum(0).mean())
+        return Round(shuffled(steps, self.sizes.minibatch, generator), metrics)
+
+    def state(self) -> dict[str, Any]:
+        return {"cursor": self.cursor, "credit": self.credit.state(), "calls": self.policy.calls}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.cursor, self.policy.calls = state["cursor"], state["calls"]
+        self.credit.restore(state["credit"])
+
+    def _next_prompts(self) -> list[str]:
+        """The next prompts, each repeated `group` times; every pass has an order of its own."""
+        chosen = []
+        for place in range(self.cursor, self.cursor + self.sizes.prompts):
+            lap, index = divmod(place, len(self.prompts))
+            shuffle = torch.Generator().manual_seed(self.seed * 7919 + lap)
+            order = torch.randperm(len(self.prompts), generator=shuffle)
+            chosen.append(self.prompts.texts[int(order[index])])
+        self.cursor += self.sizes.prompts
+        return [text for text in chosen for _ in range(self.sizes.group)]
+
+
+@dataclass
+class Dataset:
+    """Draws weighted examples of clean states with their conditions."""
+
+    x0: Tensor
+    condition: Condition
+    weight: Tensor
+    batch: int
+    seed: int
+
+    def __call__(self, update: int) -> Round:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        index = torch.randint(len(self.x0), (self.batch,), generator=generator)
+        torch.manual_seed(self.seed * 1_000_003 + update)  # the objective draws times and noise
+        batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
+        return Round([batch], {})
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def transitions(
+    path: Trajectory, credited: Credited, share: float, generator: torch.Generator
+) -> Steps:
+    """A random `share` of each path's steps as one flat batch of transitions, M = share·N·B."""
+    steps, batch = path.log_probs.shape
+    kept = max(1, round(share * steps))
+    order = torch.rand(steps, batch, generator=generator).argsort(0)[:kept]
+    k = order.flatten().to(path.states.device)
+    b = torch.arange(batch, device=k.device).repeat(kept)
+    times = path.times.to(k.device)
+    return Steps(
+        x=path.states[k, b],
+        x_next=path.states[k + 1, b],
+        t=times[k],
+        t_next=times[k + 1],
+        condition=path.condition.take(b),
+        log_prob=path.log_probs[k, b],
+        advantage=credited.advantage[k, b],
+        value_slope=None if credited.slopes is None else credited.slopes[k, b],
+        reference_mean=None if path.reference_means is None else path.reference_means[k, b],
+        path_steps=steps,
+    )
+
+
+def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[Steps]:
+    """The transitions in random order, cut into minibatches."""
+    order = torch.randperm(len(steps), generator=generator).to(steps.x.device)
+    return [steps.take(chosen) for chosen in order.split(minibatch)]
+
+
+def reward_metrics(rewards: Tensor) -> dict[str, float]:
+    """The mean reward with its 95 % interval over the samples."""
+    mean, error = float(rewards.mean()), 1.96 * float(rewards.std()) / len(rewards) ** 0.5
+    return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error}
