@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 # Before torch is imported: the thread pools are made at import.
 os.environ.update(
@@ -40,3 +43,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Changes that make a run of the shipped model take a second: two paths of three steps."""
+    return [
+        "updates=2",
+        "sizes.prompts=1",
+        "sizes.group=2",
+        "sampling.steps=3",
+        "checkpoints.every=1",
+        "evaluation.per_task=1",
+        "evaluation.steps=2",
+        "evaluation.every=0",
+    ]
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Runs `scoretune ARGUMENTS` in this process, through the installed command's own entry."""
+
+    def run(*arguments: object) -> Outcome:
+        from scoretune.cli import main
+
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["scoretune", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as done:
+            code = int(done.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

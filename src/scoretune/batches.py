@@ -79,9 +79,12 @@ class Steps:
 
     def take(self, index: Tensor | slice) -> Steps:
         """Some of the transitions."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v[index] for k, v in parts.items() if isinstance(v, Tensor)}
-        return replace(self, condition=self.condition.take(index), **tensors)
+        changes: dict[str, Any] = {"condition": self.condition.take(index)}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, Tensor):
+                changes[part.name] = value[index]
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoretune.errors import UserError
+
 Tree = Any  # nested dicts and lists of tensors, numbers, strings and None
 
 _STEP = re.compile(r"step-(\d{8})")
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or trusted."""
 
 
@@ -38,9 +40,10 @@ def save(folder: Path, step: int, state: Tree, keep: int = 2) -> Path:
     from safetensors.torch import save as to_bytes
 
     final = folder / f"step-{step:08d}"
-    aside = folder / f".writing-{step:08d}"
+    aside, replaced = folder / f".writing-{step:08d}", folder / f".replaced-{step:08d}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        for leftover in (aside, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
         tensors: dict[str, Tensor] = {}
         skeleton = json.dumps(_pack(state, tensors))
@@ -49,16 +52,18 @@ def save(folder: Path, step: int, state: Tree, keep: int = 2) -> Path:
         manifest = {"step": step, "sha256": hashlib.sha256(payload).hexdigest()}
         _write_durably(aside / "manifest.json", json.dumps(manifest).encode())
         if final.exists():
-            shutil.rmtree(final)
+            os.rename(final, replaced)
         os.rename(aside, final)
         _flush_folder(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            os.rename(replaced, final)
         raise CheckpointError(
             f"cannot write a checkpoint to {folder}: {error.strerror or error}; "
             "free some space or choose another run folder (earlier checkpoints are intact)"
         ) from error
-    for _, old in _all(folder)[:-keep]:
+    for old in [replaced, *(path for _, path in _all(folder)[:-keep])]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -90,13 +95,19 @@ def latest(folder: Path) -> Path | None:
 
 def random_state() -> Tree:
     """The state of the generators of torch (and CUDA), numpy and Python."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": list(cuda),
-        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys, np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "python": [version, list(words), gauss],
     }
 

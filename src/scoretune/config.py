@@ -18,7 +18,7 @@ from scoretune.errors import UserError, unknown
 class Strict(BaseModel):
     """Frozen, and without room for unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Strict):
@@ -116,10 +116,13 @@ class Run(Strict):
     """Everything that decides what a run does."""
 
     recipe: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     updates: int = Field(50, ge=1)
     model: Model = Model()
     prompts: str = Field("scenes", description="'scenes' or a text file with one prompt a line")
+    prompts_per_task: int = Field(
+        200, ge=0, description="scenes: as many of each task; 0 takes all"
+    )
     data: str = Field("scenes", description="matching: 'scenes' or a folder of images and captions")
     reward: str = "reader"
     objective: Matching | PolicyGradient | ScoreAction = Field(discriminator="kind")

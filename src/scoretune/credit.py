@@ -11,11 +11,15 @@ from torch import Tensor
 
 from scoretune.batches import Trajectory
 from scoretune.critic import Critic, explained_variance
+from scoretune.diffusion.processes import expand
+from scoretune.policy import Policy
 from scoretune.rl import returns_to_go, td_advantage
 
 
 def standardise(advantage: Tensor, eps: float = 1e-6) -> Tensor:
-    """Zero mean and unit deviation over the whole tensor."""
+    """Zero mean and unit deviation over the whole tensor; nothing to compare a lone one with."""
+    if advantage.numel() < 2:
+        return torch.zeros_like(advantage)
     return (advantage - advantage.mean()) / (advantage.std() + eps)
 
 
@@ -31,24 +35,26 @@ def group_advantage(rewards: Tensor, group: int, shared_scale: bool = True) -> T
     return (centred / (scale + 1e-6)).flatten()
 
 
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""The reward [M] of samples x0 [M, *S], finished or not, for the prompts numbered `who` [M]."""
+
+Slopes = Callable[[Tensor, Tensor], Tensor]
+"""∇V [M, *S] where the steps k [M] of the samples b [M] arrive."""
+
+
 @dataclass(frozen=True)
 class Credited:
-    """Advantages [N, B] of a trajectory's steps, and slopes of the value [N, B, *S] if asked."""
+    """Advantages [N, B] of a trajectory's steps, and the slopes of the value if asked for."""
 
     advantage: Tensor
-    slopes: Tensor | None
+    slopes: Slopes | None
     metrics: dict[str, float]
 
 
 class Credit(Protocol):
-    """Who deserves what: from a trajectory and its rewards [B] to advantages.
+    """Who deserves what: from a trajectory and its rewards [B] to advantages."""
 
-    `judge` gives the reward [B] of unfinished samples x̂0 [B, *S].
-    """
-
-    def __call__(
-        self, trajectory: Trajectory, rewards: Tensor, judge: Callable[[Tensor], Tensor]
-    ) -> Credited: ...
+    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -61,9 +67,7 @@ class TerminalCredit:
     shared_scale: bool = True
     bound: float = 5.0
 
-    def __call__(
-        self, trajectory: Trajectory, rewards: Tensor, judge: Callable[[Tensor], Tensor]
-    ) -> Credited:
+    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited:
         advantage = (
             group_advantage(rewards, self.group, self.shared_scale)
             if self.group > 1
@@ -89,22 +93,26 @@ class CriticCredit:
 
     critic: Critic
     optimiser: torch.optim.Optimizer
+    policy: Policy
     kl_weight: float
     passes: int = 2
     minibatch: int = 256
     slopes: bool = False
     standardised: bool = True
 
-    def __call__(
-        self, trajectory: Trajectory, rewards: Tensor, judge: Callable[[Tensor], Tensor]
-    ) -> Credited:
+    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited:
         running = self._running_cost(trajectory)
-        guesses = torch.stack([judge(data) for data in trajectory.data])
-        returns = returns_to_go(running.T, rewards, torch.ones(len(running), device=rewards.device)).T
+        with torch.no_grad():
+            everyone = torch.arange(len(rewards))
+            guesses = torch.stack([judge(data, everyone) for data in trajectory.data])
+        returns = returns_to_go(
+            running.T, rewards, torch.ones(len(running), device=rewards.device)
+        ).T
         before = self._values(trajectory, guesses)
         values = torch.cat([before, rewards[None]])
-        advantage = td_advantage(values.T, running.T, torch.ones(len(running), device=rewards.device)).T
-        slopes = self._slopes(trajectory, guesses) if self.slopes else None
+        advantage = td_advantage(
+            values.T, running.T, torch.ones(len(running), device=rewards.device)
+        ).T
         loss = self._fit(trajectory, guesses, returns)
         if self.standardised:  # one scale for the whole round: Δt keeps its say between the steps
             advantage = advantage / (advantage.square().mean().sqrt() * len(running) ** 0.5 + 1e-6)
@@ -112,7 +120,9 @@ class CriticCredit:
             "explained_variance": explained_variance(before, returns),
             "critic_loss": loss,
         }
-        return Credited(advantage, slopes, metrics)
+        return Credited(
+            advantage, self._slopes(trajectory, judge) if self.slopes else None, metrics
+        )
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -154,12 +164,22 @@ class CriticCredit:
                 total, seen = total + float(loss.detach()), seen + 1
         return total / max(seen, 1)
 
-    def _slopes(self, trajectory: Trajectory, guesses: Tensor) -> Tensor:
-        """∇_x V at each step's arrival [N, B, *S], the estimate x̂0 held fixed."""
-        tokens, slopes = trajectory.condition.tokens, []
-        for k in range(1, len(guesses)):
-            x = trajectory.states[k].detach().requires_grad_()
-            t = trajectory.times[k].expand(len(x))
-            value = self.critic(x, trajectory.data[k], t, tokens, guesses[k])
-            slopes.append(torch.autograd.grad(value.sum(), x)[0])
-        return torch.stack([*slopes, torch.zeros_like(slopes[0])])
+    def _slopes(self, trajectory: Trajectory, judge: Judge) -> Slopes:
+        """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
+
+        The network's Jacobian ∂x̂0/∂x is α/σ² times the posterior covariance: it turns the
+        reward's gradient into directions that data vary in.
+        """
+
+        def slopes(k: Tensor, b: Tensor) -> Tensor:
+            x = trajectory.states[k + 1, b].requires_grad_()
+            t = trajectory.times.to(x.device)[k + 1]
+            condition = trajectory.condition.take(b)
+            last = k + 1 == len(trajectory.data)
+            estimate = self.policy.estimate(x, t, condition)
+            data = torch.where(expand(last, x).bool(), x, estimate.data)
+            guess = judge(data, b)
+            value = torch.where(last, guess, self.critic(x, data, t, condition.tokens, guess))
+            return torch.autograd.grad(value.sum(), x)[0]
+
+        return slopes

@@ -71,7 +71,9 @@ class PointValue(nn.Module):
         super().__init__()
         self.ask = PromptPool(token_size, width)
         self.enter = nn.Linear(2 * dimension + 8, width)
-        self.leave = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.leave = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
 
     def forward(self, x: Tensor, data: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
         hidden = self.enter(torch.cat([x, data, phases(share)], 1)) + self.ask(tokens)

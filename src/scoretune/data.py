@@ -39,8 +39,8 @@ def read_prompts(source: str, per_task: int = 0) -> Prompts:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
         raise UserError(
-            f"cannot read the prompt file {source!r} ({reason}): give a text file with one prompt a "
-            "line, or 'scenes'"
+            f"cannot read the prompt file {source!r} ({reason}): give a text file with one "
+            "prompt a line, or 'scenes'"
         ) from error
     texts = tuple(line.strip() for line in lines if line.strip())
     if not texts:
@@ -63,7 +63,9 @@ def read_pictures(source: str, seed: int, count: int = 4096) -> tuple[Tensor, li
     for file in files:
         caption = file.with_suffix(".txt")
         if not caption.exists():
-            raise UserError(f"{str(file)!r} has no caption: write it into {caption.name!r} beside it")
+            raise UserError(
+                f"{str(file)!r} has no caption: write it into {caption.name!r} beside it"
+            )
         captions.append(caption.read_text(encoding="utf-8").strip())
         images.append(_pixels(file))
     if len({image.shape for image in images}) > 1:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from scoretune.batches import spans
 from scoretune.data import Prompts
-from scoretune.policy import Policy
+from scoretune.policy import Policy, adapter_layers
 from scoretune.rewards.base import Reward, checked
-from scoretune.rollout import deterministic, prior, stochastic
+from scoretune.rollout import deterministic, prior, rollout
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,43 @@ def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
 
 @torch.no_grad()
 def sample(
-    policy: Policy, prompts: Prompts, times: Tensor, seed: int, solver: str | None = "ddim", batch: int = 64
+    policy: Policy,
+    prompts: Prompts,
+    times: Tensor,
+    seed: int,
+    solver: str = "ddim",
+    batch: int = 64,
 ) -> Tensor:
-    """Images [B, 3, H, W] for the prompts with fixed noise; `solver` None acts stochastically."""
+    """Images [B, 3, H, W] for the prompts from fixed noise, through an ODE solver."""
     generator = torch.Generator().manual_seed(seed)
     noise = prior(policy, len(prompts), generator)
     images = []
     for span in spans(len(prompts), batch):
         condition = policy.backbone.encode(prompts.texts[span])
-        x0 = (
-            stochastic(policy, condition, times, generator, noise[span])
-            if solver is None
-            else deterministic(policy, condition, times, noise[span], solver)
-        )
+        x0 = deterministic(policy, condition, times, noise[span], solver)
         images.append(policy.backbone.decode(x0))
     return torch.cat(images)
+
+
+@torch.no_grad()
+def act(
+    policy: Policy, prompts: Prompts, times: Tensor, seed: int, batch: int = 64
+) -> tuple[Tensor, float | None]:
+    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and their path KL.
+
+    The path KL is None where there is no adapter, hence no pretrained policy to compare with.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = prior(policy, len(prompts), generator)
+    adapted = bool(adapter_layers(policy.backbone.network))
+    images, kls = [], []
+    for span in spans(len(prompts), batch):
+        condition = policy.backbone.encode(prompts.texts[span])
+        path = rollout(policy, condition, times, generator, noise[span], reference=adapted)
+        images.append(policy.backbone.decode(path.final))
+        if path.kls is not None:
+            kls.append(path.kls.sum(0))
+    return torch.cat(images), float(torch.cat(kls).mean()) if kls else None
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from scoretune.errors import UserError
 from scoretune.policy import Policy, adapter_state
@@ -14,7 +15,7 @@ def lora(policy: Policy, folder: Path) -> Path:
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    network = policy.backbone.network
+    network: Any = policy.backbone.network
     if not adapter_state(network):
         raise UserError("nothing to export: this model has no adapter")
     weights = get_peft_model_state_dict(network, adapter_name="default")
@@ -23,7 +24,8 @@ def lora(policy: Policy, folder: Path) -> Path:
     plain = {key: _plain(value) for key, value in config.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pytorch_lora_weights.safetensors"
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in plain.items()})}
+    # One entry: safetensors orders several at random, and equal runs must end in equal files.
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in plain.items()})}
     save_file(tensors, path, metadata)
     return path
 
@@ -31,4 +33,8 @@ def lora(policy: Policy, folder: Path) -> Path:
 def _plain(value: object) -> object:
     if isinstance(value, set | tuple):
         return sorted(map(str, value))
-    return value if isinstance(value, str | int | float | bool | list | dict) or value is None else str(value)
+    return (
+        value
+        if isinstance(value, str | int | float | bool | list | dict) or value is None
+        else str(value)
+    )

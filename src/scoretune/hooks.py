@@ -1,8 +1,9 @@
-"""What happens after an update: log it, save it, evaluate it. Each is a callable (update, metrics)."""
+"""What happens after an update: log, save, evaluate. Each is a callable (update, metrics)."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -89,4 +90,6 @@ def forget_after(path: Path, update: int) -> None:
             continue
         if line["update"] <= update:
             kept.append(json.dumps(line) + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    aside = path.with_name(path.name + ".writing")  # a kill while writing must not cost the log
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from scoretune.config import Run
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
-from scoretune.evaluate import Score, sample, score, verdicts
+from scoretune.evaluate import Score, act, sample, score, verdicts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.run_parts import grid
@@ -24,16 +24,36 @@ PREVIEW_COLUMNS = 6
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One evaluation: `values` [B] of each metric, the images, and the line for the log."""
+class Verdicts:
+    """One value a prompt [B] of each metric, and the line that the log gets."""
 
-    prompts: Prompts
+    tasks: tuple[str, ...]
     values: Mapping[str, Tensor]
-    images: Tensor
     line: dict[str, Any]
 
     def score(self, name: str) -> Score:
-        return score(self.values[name], self.prompts.tasks)
+        return score(self.values[name], self.tasks)
+
+    def save(self, path: Path) -> None:
+        """Keep the base model's verdicts: a resumed run compares with them."""
+        values = {name: value.tolist() for name, value in self.values.items()}
+        plain = {"tasks": self.tasks, "values": values, "line": self.line}
+        path.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> Verdicts:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        values = {name: torch.tensor(value) for name, value in plain["values"].items()}
+        return Verdicts(tuple(plain["tasks"]), values, plain["line"])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation: verdicts on the prompts, and the images they are about."""
+
+    prompts: Prompts
+    verdicts: Verdicts
+    images: Tensor
 
     def save_preview(self, folder: Path, name: str) -> None:
         """A grid of samples as `name.png`, and which of them the judge accepts."""
@@ -55,8 +75,9 @@ class Measurement:
             "columns": PREVIEW_COLUMNS,
             "side": side,
         }
-        if "judge" in self.values:
-            described[f"{name}_right"] = [bool(self.values["judge"][i] > 0.5) for i in chosen]
+        if "judge" in self.verdicts.values:
+            judged = self.verdicts.values["judge"]
+            described[f"{name}_right"] = [bool(judged[i] > 0.5) for i in chosen]
         known.write_text(json.dumps(described, indent=2) + "\n")
 
 
@@ -69,8 +90,10 @@ def measure(
     """
     calls = policy.calls
     chosen, process = run.evaluation, policy.backbone.process
-    images = sample(policy, prompts, grids.uniform(process, chosen.steps), chosen.seed, chosen.solver)
-    acted = sample(policy, prompts, grid(process, run.sampling), chosen.seed, None)
+    images = sample(
+        policy, prompts, grids.uniform(process, chosen.steps), chosen.seed, chosen.solver
+    )
+    acted, kl = act(policy, prompts, grid(process, run.sampling), chosen.seed)
     metrics = {"reward": reward, **verdict_metrics(run.model.source)}
     values = verdicts(images, prompts, metrics)
     stochastic = verdicts(acted, prompts, {"reward": reward})["reward"]
@@ -85,13 +108,15 @@ def measure(
             "deterministic": round(float(values["reward"].mean()), 4),
         },
     }
+    if kl is not None:
+        line["path_kl"] = round(kl, 4)
     for name in metrics:
         if name != "reward":
             line[name] = score(values[name], prompts.tasks).as_dict()
-    return Measurement(prompts, values, images, line)
+    return Measurement(prompts, Verdicts(prompts.tasks, values, line), images)
 
 
-def compare(base: Measurement, final: Measurement) -> dict[str, Any]:
+def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
     """The result of a run: scores before and after, and the paired gain with its interval."""
     result: dict[str, Any] = {}
     gains: dict[str, Any] = {}
@@ -102,10 +127,11 @@ def compare(base: Measurement, final: Measurement) -> dict[str, Any]:
             "base": base.score(name).as_dict(),
             "final": final.score(name).as_dict(),
         }
-        paired = score(final.values[name] - base.values[name], final.prompts.tasks)
+        paired = score(final.values[name] - base.values[name], final.tasks)
         gains[name] = {"mean": paired.overall, "low": paired.low, "high": paired.high}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
+    result["path_kl"] = final.line.get("path_kl")
     result["gain"] = {n: {k: round(v, 4) for k, v in gain.items()} for n, gain in gains.items()}
     return result
 

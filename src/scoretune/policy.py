@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,27 +72,30 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within this context the policy is the pretrained one."""
+        """Within this context, which may be nested, the policy is the pretrained one."""
         layers = adapter_layers(self.backbone.network)
         if not layers:
             raise UserError(
                 "a reference policy needs an adapter: full fine-tuning overwrites the pretrained "
                 "weights; set model.rank above 0, or every KL weight to 0"
             )
+        was_off = [layer.disable_adapters for layer in layers]
         for layer in layers:
             layer.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.enable_adapters(True)
+            for layer, off in zip(layers, was_off, strict=True):
+                layer.enable_adapters(not off)
 
 
 def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENTION) -> None:
     """Give the network a LoRA adapter (arXiv 2106.09685), the only part that is trained then."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=list(targets))
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=list(targets)
+    )
     network.requires_grad_(False)
     try:
         inject_adapter_in_model(config, network, adapter_name="default")
@@ -119,7 +123,7 @@ def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def adapter_layers(network: nn.Module) -> list[nn.Module]:
+def adapter_layers(network: nn.Module) -> list[Any]:
     """The layers that carry an adapter; none of them where peft was never needed."""
     import sys
 

@@ -1,10 +1,10 @@
-"""Each method as a function that returns a configuration. One can call another and change a field."""
+"""Each method as a function that returns a configuration; one can call another and change it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from scoretune.config import Matching, Optimiser, PolicyGradient, Run, ScoreAction
+from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
 from scoretune.errors import unknown
 
 
@@ -21,6 +21,11 @@ def ddpo() -> Run:
 def score_as_action() -> Run:
     """Score as action (arXiv 2502.01819): continuous-time policy optimisation with a critic."""
     return Run(recipe="score_as_action", objective=ScoreAction())
+
+
+def demo() -> Run:
+    """What `scoretune demo` runs: score as action on the shipped model, sized for four minutes."""
+    return score_as_action()
 
 
 RECIPES: dict[str, Callable[[], Run]] = {

@@ -298,8 +298,8 @@ def _count(before: Sequence[bool | None], after: Sequence[bool | None]) -> str:
     pairs = list(zip(before, after, strict=True))
     return (
         f"Among these {len(pairs)} prompts the judge calls {sum(map(bool, before))} pictures right "
-        f"before and {sum(map(bool, after))} after: {pairs.count((False, True))} were put right, "
-        f"{pairs.count((True, False))} were right and no longer are."
+        f"before and {sum(map(bool, after))} after ({pairs.count((False, True))} put right, "
+        f"{pairs.count((True, False))} spoilt)."
     )
 
 

@@ -78,17 +78,6 @@ def pairs(times: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def stochastic(
-    policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
-) -> Tensor:
-    """Samples [B, *S] through the policy's own kernel, remembering nothing."""
-    x = x.to(condition.tokens.device)
-    for t, t_next in pairs(times, x):
-        x = policy.transition(x, t, t_next, condition).draw(generator)
-    return x
-
-
-@torch.no_grad()
 def deterministic(
     policy: Policy, condition: Condition, times: Tensor, x: Tensor, solver: str = "ddim"
 ) -> Tensor:

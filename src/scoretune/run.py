@@ -20,7 +20,7 @@ from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
 from scoretune.credit import Credit, CriticCredit, TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures, read_prompts
-from scoretune.measure import Measurement, compare, measure
+from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.objectives import matching, policy_gradient, score_action
 from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
 from scoretune.rewards.base import Reward
@@ -60,18 +60,19 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     first = _restore(parts, folder, clock)
     evaluations = folder / "evaluations.jsonl"
-    for log in (evaluations, folder / "metrics.jsonl"):
-        hooks.forget_after(log, first)
+    hooks.forget_after(folder / "metrics.jsonl", first)
+    # What a stopped run wrote before its first checkpoint, or at its end, is measured again.
+    hooks.forget_after(evaluations, min(first, run.updates - 1) if first else -1)
 
     def evaluate(update: int) -> Measurement:
         watcher.stage("evaluating on held-out prompts")
         return measure(parts.policy, run, parts.held_out, parts.reward, update, clock.seconds())
 
-    with parts.policy.reference() if run.model.rank else torch.no_grad():
-        base = evaluate(0)
     if first == 0:
-        hooks.append_line(evaluations, base.line)
-        base.save_preview(folder / "previews", "before")
+        before = evaluate(0)
+        before.verdicts.save(folder / "base.json")
+        before.save_preview(folder / "previews", "before")
+        hooks.append_line(evaluations, before.verdicts.line)
         watcher.stage("fitting the critic")
         _warm_up(run, parts)
 
@@ -79,7 +80,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         return _state(parts, update, clock)
 
     def note(update: int) -> None:
-        hooks.append_line(evaluations, evaluate(update).line)
+        hooks.append_line(evaluations, evaluate(update).verdicts.line)
         watcher.stage("training")
 
     train(
@@ -90,21 +91,24 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         updates=range(first, run.updates),
         clip_norm=run.optimiser.clip_norm,
         hooks=[
-            hooks.Log(
-                folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line
-            ),
+            hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
             hooks.Every(run.evaluation.every, run.updates, note),
             hooks.Save(
-                folder / "checkpoints", run.checkpoints.every, run.checkpoints.keep, run.updates, state
+                folder / "checkpoints",
+                run.checkpoints.every,
+                run.checkpoints.keep,
+                run.updates,
+                state,
             ),
         ],
     )
     final = evaluate(run.updates)
-    hooks.append_line(evaluations, final.line)
+    hooks.append_line(evaluations, final.verdicts.line)
     final.save_preview(folder / "previews", "after")
     if run.model.rank:
         export.lora(parts.policy, folder / "lora")
-    return _finish(compare(base, final), parts, folder, clock)
+    base = Verdicts.load(folder / "base.json")
+    return _finish(compare(base, final.verdicts), parts, folder, clock)
 
 
 def build(run: Run) -> Parts:
@@ -113,7 +117,7 @@ def build(run: Run) -> Parts:
 
     accelerator = Accelerator()
     policy = build_policy(run, accelerator.device)
-    prompts, held_out = read_prompts(run.prompts), _held_out(run)
+    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), _held_out(run)
     reward = named_reward(run.reward)
     optimiser = torch.optim.AdamW(
         policy.parameters(),
@@ -186,6 +190,7 @@ def _critic_credit(chosen: ScoreAction, policy: Policy, device: torch.device) ->
     return CriticCredit(
         critic=critic,
         optimiser=torch.optim.Adam(critic.parameters(), lr=chosen.critic.learning_rate),
+        policy=policy,
         kl_weight=chosen.kl_weight,
         passes=chosen.critic.passes,
         slopes=chosen.critic.slopes,
@@ -209,6 +214,7 @@ def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
     return {
         "update": update,
         "seconds": clock.seconds(),
+        "network_evaluations": parts.policy.calls,
         "policy": adapter_state(parts.policy.backbone.network),
         "optimiser": parts.optimiser.state_dict(),
         "source": parts.source.state(),
@@ -227,6 +233,7 @@ def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
     parts.source.restore(state["source"])
     checkpoints.restore_random_state(state["random"])
     clock.before = state["seconds"]
+    parts.policy.calls = state["network_evaluations"]
     return int(state["update"])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from scoretune.config import Sampling
 from scoretune.diffusion import grids, kernels
+from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import Process
+from scoretune.errors import UserError
 
 
 def kernel(sampling: Sampling) -> kernels.Kernel:
@@ -20,5 +23,17 @@ def kernel(sampling: Sampling) -> kernels.Kernel:
 
 def grid(process: Process, sampling: Sampling) -> Tensor:
     """The times a configuration steps along."""
-    make = {"uniform": grids.uniform, "karras": grids.karras}[sampling.grid]
-    return make(process, sampling.steps)
+    make = grids.karras if sampling.grid == "karras" else grids.uniform
+    times = make(process, sampling.steps)
+    try:
+        _probe(process, sampling, times)
+    except ValueError as error:
+        raise UserError(f"sampling.eta={sampling.eta:g} does not suit the grid: {error}") from error
+    return times
+
+
+def _probe(process: Process, sampling: Sampling, times: Tensor) -> None:
+    """Take every step of the grid once with numbers; ValueError where the kernel cannot."""
+    x = torch.zeros(len(times) - 1, 1)
+    step = kernel(sampling)(process, x, Estimate(x, x), times[:-1], times[1:])
+    step.log_prob(x)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
-from scoretune.credit import Credit, Credited
+from scoretune.batches import Condition, Examples, Round, Steps, Trajectory, spans
+from scoretune.credit import Credit, Credited, Slopes
 from scoretune.data import Prompts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
@@ -53,12 +53,13 @@ class OnPolicy:
             self.policy, condition, self.times, generator, noise, reference=self.reference
         )
 
-        def judge(x0: Tensor) -> Tensor:
-            with torch.no_grad():
-                images = self.policy.backbone.decode(x0)
-                return checked(self.reward, self.reward_name, images, texts)
+        def judge(x0: Tensor, who: Tensor) -> Tensor:
+            images = self.policy.backbone.decode(x0)
+            asked = [texts[i] for i in who.tolist()]
+            return checked(self.reward, self.reward_name, images, asked)
 
-        rewards = judge(path.final)
+        with torch.no_grad():
+            rewards = judge(path.final, torch.arange(len(texts)))
         credited = self.credit(path, rewards, judge)
         steps = transitions(path, credited, self.sizes.share, generator)
         metrics = {**reward_metrics(rewards), **credited.metrics}
@@ -67,10 +68,10 @@ class OnPolicy:
         return Round(shuffled(steps, self.sizes.minibatch, generator), metrics)
 
     def state(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "credit": self.credit.state(), "calls": self.policy.calls}
+        return {"cursor": self.cursor, "credit": self.credit.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.cursor, self.policy.calls = state["cursor"], state["calls"]
+        self.cursor = state["cursor"]
         self.credit.restore(state["credit"])
 
     def _next_prompts(self) -> list[str]:
@@ -127,10 +128,14 @@ def transitions(
         condition=path.condition.take(b),
         log_prob=path.log_probs[k, b],
         advantage=credited.advantage[k, b],
-        value_slope=None if credited.slopes is None else credited.slopes[k, b],
+        value_slope=None if credited.slopes is None else _in_parts(credited.slopes, k, b),
         reference_mean=None if path.reference_means is None else path.reference_means[k, b],
         path_steps=steps,
     )
+
+
+def _in_parts(slopes: Slopes, k: Tensor, b: Tensor, size: int = 64) -> Tensor:
+    return torch.cat([slopes(k[span], b[span]) for span in spans(len(k), size)])
 
 
 def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[Steps]:
@@ -141,5 +146,6 @@ def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[S
 
 def reward_metrics(rewards: Tensor) -> dict[str, float]:
     """The mean reward with its 95 % interval over the samples."""
-    mean, error = float(rewards.mean()), 1.96 * float(rewards.std()) / len(rewards) ** 0.5
+    spread = float(rewards.std()) if len(rewards) > 1 else 0.0
+    mean, error = float(rewards.mean()), 1.96 * spread / len(rewards) ** 0.5
     return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error}

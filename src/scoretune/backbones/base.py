@@ -15,10 +15,25 @@ from scoretune.diffusion.processes import Process
 class Backbone(Protocol):
     """A pretrained generative model, seen as a network on noisy states of a known process."""
 
-    process: Process
-    prediction: Prediction
-    shape: tuple[int, ...]  # of one state, *S
-    network: nn.Module  # the part that is fine-tuned
+    @property
+    def process(self) -> Process:
+        """How data are noised."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network was trained to output."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one state, *S."""
+        ...
+
+    @property
+    def network(self) -> nn.Module:
+        """The part that is fine-tuned."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Prompts as the network is told them. Done once a rollout, without gradient."""

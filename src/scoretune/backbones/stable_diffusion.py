@@ -58,11 +58,15 @@ class StableDiffusion:
     def embed(self, images: Tensor) -> Tensor:
         """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
         vae = self.pipeline.vae
-        parts = [vae.encode(part.to(vae.dtype) * 2 - 1).latent_dist.mode() for part in images.split(64)]
+        parts = [
+            vae.encode(part.to(vae.dtype) * 2 - 1).latent_dist.mode() for part in images.split(64)
+        ]
         return torch.cat(parts).float() * float(vae.config.scaling_factor)
 
 
-def load(source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusion:
+def load(
+    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> StableDiffusion:
     """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
 
     Raises UserError when the folder is missing, no pipeline, or holds pickled weights.
@@ -74,6 +78,7 @@ def load(source: str, *, revision: str | None = None, dtype: torch.dtype = torch
     scheduler = pipeline.scheduler.config
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
+    pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return StableDiffusion(
         pipeline=pipeline,
         process=Tabulated(tuple(pipeline.scheduler.alphas_cumprod.double().tolist())),
@@ -83,7 +88,6 @@ def load(source: str, *, revision: str | None = None, dtype: torch.dtype = torch
 
 
 def _read_pipeline(source: str, revision: str | None, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -91,6 +95,8 @@ def _read_pipeline(source: str, revision: str | None, dtype: torch.dtype) -> Any
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    from diffusers import StableDiffusionPipeline  # only now: importing it warns of torchvision
+
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source, revision=revision, use_safetensors=True, safety_checker=None, dtype=dtype
@@ -113,13 +119,13 @@ def _check_folder(folder: Path) -> None:
         described = json.loads(index.read_text())
     except (OSError, ValueError):
         raise UserError(
-            f"{str(folder)!r} is no diffusers pipeline (no readable model_index.json): save one with "
-            "pipe.save_pretrained(folder)"
+            f"{str(folder)!r} is no diffusers pipeline (no readable model_index.json): "
+            "save one with pipe.save_pretrained(folder)"
         ) from None
     if described.get("_class_name") != "StableDiffusionPipeline":
         raise UserError(
-            f"{str(folder)!r} holds a {described.get('_class_name')}, not a StableDiffusionPipeline: "
-            "this version fine-tunes Stable Diffusion 1.x and 2.x"
+            f"{str(folder)!r} holds a {described.get('_class_name')}, not a "
+            "StableDiffusionPipeline: this version fine-tunes Stable Diffusion 1.x and 2.x"
         )
     pickled = [p for p in folder.rglob("*") if p.suffix in {".bin", ".ckpt", ".pt", ".pth"}]
     safe = {p.parent for p in folder.rglob("*.safetensors")}

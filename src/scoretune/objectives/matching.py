@@ -18,7 +18,7 @@ from scoretune.policy import Policy
 
 @dataclass(frozen=True)
 class Matching:
-    """Weighted mean squared error in the network's own prediction, t uniform on [t_min, horizon]."""
+    """Weighted squared error in the network's own prediction, t uniform on [t_min, horizon]."""
 
     policy: Policy
     t_min: float = 1e-3

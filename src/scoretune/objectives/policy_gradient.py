@@ -35,9 +35,7 @@ class PolicyGradient:
     def __call__(self, steps: Steps) -> Loss:
         transition = self.policy.transition(steps.x, steps.t, steps.t_next, steps.condition)
         log_ratio = (transition.log_prob(steps.x_next) - steps.log_prob) / self.temperature
-        gain = clipped_surrogate(
-            log_ratio, torch.zeros_like(log_ratio), steps.advantage, self.clip
-        )
+        gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), steps.advantage, self.clip)
         if self.kl_weight:
             gain = gain - self.kl_weight * path_kl(transition, steps)
         return Loss(-steps.path_steps * gain.mean(), ratio_metrics(log_ratio, self.clip))

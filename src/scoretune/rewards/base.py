@@ -16,16 +16,14 @@ Reward = Callable[[Tensor, Sequence[str]], Tensor]
 def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """The rewards in float32, or one clear line on what is wrong with them."""
     try:
-        values = reward(images, prompts)
+        values = torch.as_tensor(reward(images, prompts))
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"reward {name!r} failed with {type(error).__name__}: {error}; it is called with images "
-            f"{tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
+            f"reward {name!r} failed with {type(error).__name__}: {error}; it is called with "
+            f"images {tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
         ) from error
-    if not isinstance(values, Tensor):
-        values = torch.as_tensor(values)
     if values.shape != (len(images),):
         raise UserError(
             f"reward {name!r} returned shape {tuple(values.shape)} for {len(images)} images: "

@@ -19,10 +19,10 @@ def from_path(path: str) -> Reward:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
-            f"cannot import the reward {path!r} ({error}): write it as module:function, with the "
-            "module in this folder or installed"
+            f"cannot import the reward {path!r} ({type(error).__name__}: {error}): write it as "
+            "module:function, with the module in this folder or installed"
         ) from error
     if not callable(found):
         raise UserError(f"reward {path!r} is a {type(found).__name__}, not a function")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -102,18 +103,35 @@ def fulfilment(logits: Tensor, asks: list[Ask]) -> Tensor:
     p = sum over allowed placements of prod_items p(cell shows item) prod_others p(cell empty).
     """
     digits, colours = log_beliefs(logits)
-    rows = []
-    for index, ask in enumerate(asks):
-        placements = torch.tensor(ask.placements(), device=logits.device)
-        empty = digits[index, :, EMPTY]
-        total = empty.sum().expand(len(placements))
-        for position, item in enumerate(ask.items):
-            cells = placements[:, position]
-            total = total + digits[index, cells, item.digit] - empty[cells]
-            if item.colour is not None:
-                total = total + colours[index, cells, item.colour]
-        rows.append(total.logsumexp(0))
-    return torch.stack(rows).exp()
+    forms = [_form(ask) for ask in asks]
+    digit, colour, cells, allowed = (
+        torch.stack(part).to(logits.device) for part in zip(*forms, strict=True)
+    )
+    empty = digits[..., EMPTY]
+    # how much likelier each cell shows item i than nothing: [B, 3 items, 4 cells]
+    shows = digits.gather(2, digit[:, None].expand(-1, CELLS, -1)) - empty[..., None]
+    no_matter = torch.zeros_like(colours[..., :1])
+    inks = torch.cat([colours, no_matter], -1).gather(2, colour[:, None].expand(-1, CELLS, -1))
+    scores = (shows + inks).transpose(1, 2)
+    placed = scores.gather(2, cells.transpose(1, 2)).sum(1)  # [B, placements]
+    total = empty.sum(1, keepdim=True) + placed
+    return total.masked_fill(~allowed, -torch.inf).logsumexp(1).exp()
+
+
+@cache
+def _form(ask: Ask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A prompt as index tensors: digits [3], colours [3], cells [12, 3] and which rows count [12].
+
+    A missing item is "nothing, of any colour": its score is 0 wherever it is put.
+    """
+    placements, missing = ask.placements(), 3 - len(ask.items)
+    digits = [item.digit for item in ask.items] + [EMPTY] * missing
+    any_colour = len(COLOURS)
+    colours = [any_colour if item.colour is None else item.colour for item in ask.items]
+    cells = torch.zeros(12, 3, dtype=torch.long)
+    cells[: len(placements), : len(ask.items)] = torch.tensor(placements)
+    allowed = torch.arange(12) < len(placements)
+    return torch.tensor(digits), torch.tensor(colours + [any_colour] * missing), cells, allowed
 
 
 def layouts(logits: Tensor) -> list[Layout]:

@@ -33,10 +33,8 @@ def handwriting(part: str) -> tuple[NDArray[np.float32], ...]:
     return tuple(large[mine & (bundle.target == digit)] for digit in range(10))
 
 
-def draw(
-    layouts: list[Layout], part: str, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Pictures `[B, 3, 32, 32]` in [0, 1], each digit in a random hand, shifted by a pixel or so."""
+def draw(layouts: list[Layout], part: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Pictures `[B, 3, 32, 32]` in [0, 1], each digit in a random hand, shifted a little."""
     shelves = handwriting(part)
     pictures = np.tile(BACKGROUND, (len(layouts), SIZE, SIZE, 1))
     half = SIZE // 2

@@ -9,14 +9,13 @@ names another scene of the same task. So the model can draw what is asked, and o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -278,9 +277,7 @@ def grounding_stage(encoder: Any, words: Any, recipe: Recipe) -> Stage:
             error = error + F.cross_entropy(logits, truth)
         return error, {}
 
-    return Stage(
-        "grounding", recipe.grounding_steps, {"text": encoder, "heads": heads}, loss, 2e-3
-    )
+    return Stage("grounding", recipe.grounding_steps, {"text": encoder, "heads": heads}, loss, 2e-3)
 
 
 def denoiser_stage(networks: dict[str, Any], bank: Bank, recipe: Recipe) -> Stage:
@@ -369,7 +366,8 @@ def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float
     rng = np.random.default_rng((recipe.seed, 5))
     asks = world.training_asks()
     by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
-    chosen, encoded = [], []
+    chosen: list[world.Ask] = []
+    encoded = []
     while len(chosen) < recipe.pictures:
         batch = [_any_ask(by_task, rng) for _ in range(256)]
         pictures = draw([world.lay_out(ask, rng) for ask in batch], "pictures", rng)
@@ -384,9 +382,10 @@ def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float
 
 def tokens(words: Any, texts: list[str]) -> Tensor:
     """Token numbers `[B, 10]`, padded as a StableDiffusionPipeline pads them."""
-    return words(
+    padded = words(
         texts, padding="max_length", max_length=words.model_max_length, return_tensors="pt"
-    ).input_ids
+    )
+    return cast(Tensor, padded.input_ids)
 
 
 def _any_ask(by_task: dict[str, list[world.Ask]], rng: np.random.Generator) -> world.Ask:
@@ -423,11 +422,20 @@ def pretrain(folder: Path, recipe: Recipe, progress: Progress) -> Path:
     average = copy.deepcopy(nn.ModuleDict({"unet": unet, "text": encoder})).requires_grad_(False)
     networks = {"unet": unet, "text": encoder, "words": words, "average": average}
     denoiser_stage(networks, bank, recipe).run(folder, recipe.save_every, progress)
-    return export(folder / "model", vae, average["unet"], average["text"], words, reader, judge, recipe)
+    return export(
+        folder / "model", vae, average["unet"], average["text"], words, reader, judge, recipe
+    )
 
 
 def export(
-    target: Path, vae: Any, unet: Any, encoder: Any, words: Any, reader: nn.Module, judge: nn.Module, recipe: Recipe
+    target: Path,
+    vae: Any,
+    unet: Any,
+    encoder: Any,
+    words: Any,
+    reader: nn.Module,
+    judge: nn.Module,
+    recipe: Recipe,
 ) -> Path:
     """Save a StableDiffusionPipeline in fp16, the reader, the judge and how they came about."""
     from dataclasses import asdict
@@ -446,6 +454,8 @@ def export(
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
+    # transformers loads in the saved precision and diffusers in float32: the two must match.
+    pipe.text_encoder.float().save_pretrained(target / "text_encoder")
     for name, module in {"reader": reader, "judge": judge}.items():
         halves = {key: _half(value) for key, value in module.state_dict().items()}
         save_file(halves, target / f"{name}.safetensors")

@@ -29,9 +29,7 @@ EMPTY = len(DIGITS)  # the digit index of a cell with nothing in it
 HELD_OUT_SINGLES = frozenset({3, 6})
 HELD_OUT_COLOURS = frozenset({(0, 1), (0, 6), (1, 3), (1, 8), (2, 0), (2, 5), (3, 2), (3, 7)})
 HELD_OUT_COUNTS = frozenset({(2, 3), (2, 8), (3, 1), (3, 6)})
-HELD_OUT_PAIRS = frozenset(
-    {(0, 5), (1, 6), (2, 7), (3, 8), (4, 9), (0, 3), (1, 8), (2, 5), (4, 7)}
-)
+HELD_OUT_PAIRS = frozenset({(0, 5), (1, 6), (2, 7), (3, 8), (4, 9), (0, 3), (1, 8), (2, 5), (4, 7)})
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ class Ask:
         if self.task == "counting":  # equal items: which cells matters, not who stands where
             return list(itertools.combinations(range(CELLS), len(self.items)))
         ordered = itertools.permutations(range(CELLS), len(self.items))
-        return [cells for cells in ordered if self.relation is None or _stands(self.relation, *cells)]
+        return [
+            cells for cells in ordered if self.relation is None or _stands(self.relation, *cells)
+        ]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""What training costs beyond its networks: `make bench`.
+
+One update of each method, rollout and learning, is timed against the bare forwards and backwards
+of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
+critic. The two are run in turn, so that a machine that drifts does not favour either, and the
+median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoretune import config, recipes
+from scoretune.rollout import prior
+from scoretune.run import Parts, build
+
+
+def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
+    """The networks' own work in one update, and nothing else."""
+    backbone, sizes = parts.policy.backbone, run.sizes
+    batch, steps = sizes.prompts * sizes.group, run.sampling.steps
+    prompts = list(parts.held_out.texts[:1]) * batch
+    condition = backbone.encode(prompts)
+    x = prior(parts.policy, batch, torch.Generator().manual_seed(0))
+    t = torch.full((batch,), 0.5)
+    learned = round(sizes.share * steps) * batch
+    with_critic = run.objective.kind == "score_action"
+    forwards = steps * (2 if with_critic and run.objective.kl_weight else 1)
+    critic = getattr(getattr(parts.source, "credit", None), "critic", None)
+
+    def judge() -> None:
+        parts.reward(backbone.decode(x), prompts)
+
+    def work() -> None:
+        with torch.no_grad():
+            backbone.encode(prompts)
+            for _ in range(forwards):
+                backbone.predict(x, t, condition.tokens)
+            judge()
+            if with_critic:
+                for _ in range(steps):
+                    judge()
+                    critic(x, x, t, condition.tokens, t)
+        if with_critic:
+            passes, size = run.objective.critic.passes, 256
+            index = torch.arange(size) % batch
+            for _ in range(passes * steps * batch // size):
+                critic(
+                    x[index], x[index], t[index], condition.tokens[index], t[index]
+                ).sum().backward()
+        index = torch.arange(sizes.minibatch) % batch
+        for _ in range(learned // sizes.minibatch):
+            output = backbone.predict(x[index], t[index], condition.tokens[index])
+            output.sum().backward()
+
+    return work
+
+
+def update(parts: Parts) -> Callable[[], None]:
+    """One whole update as `train` makes it."""
+    from scoretune.train import train
+
+    counter = iter(range(10**6))
+
+    def work() -> None:
+        number = next(counter)
+        train(
+            parts.source,
+            parts.objective,
+            parts.optimiser,
+            parts.accelerator,
+            updates=[number],
+        )
+
+    return work
+
+
+def paired_ratio(first: Callable[[], None], second: Callable[[], None], pairs: int) -> list[float]:
+    """Ratios first/second of processor time, run in turn after one warm-up of each."""
+    first()
+    second()
+    ratios = []
+    for _ in range(pairs):
+        ratios.append(_seconds(first) / _seconds(second))
+    return ratios
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pairs", type=int, default=5)
+    options.add_argument("--out", type=Path, default=Path("bench.json"))
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for recipe in ("ddpo", "score_as_action"):
+        run = recipes.named(recipe)
+        parts = build(run)
+        ratios = paired_ratio(update(parts), bare(parts, run), chosen.pairs)
+        results[f"{recipe}_update_over_networks"] = round(statistics.median(ratios), 3)
+        results[f"{recipe}_update_over_networks_max"] = round(max(ratios), 3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["peak_memory_mib"] = round(peak, 0)
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    results["machine"] = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    results["command"] = "make bench"
+    chosen.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

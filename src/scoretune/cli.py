@@ -1,0 +1,175 @@
+"""The command line. Heavy imports live inside the verbs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scoretune.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune diffusion models from rewards and preferences, in continuous time.",
+)
+pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
+app.add_typer(pretrain_app, name="pretrain")
+
+Changes = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
+Threads = Annotated[int, typer.Option(min=1, help="Torch threads.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
+Folder = Annotated[Path | None, typer.Option("--run", help="Run folder (default: below runs/).")]
+
+
+@app.command()
+def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder = None) -> None:
+    """Fine-tune the shipped miniature Stable Diffusion; ends with a report to look at."""
+    from scoretune import recipes
+
+    _train(recipes.demo().model_copy(update={"seed": seed}), run, threads, json_)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="supervised, ddpo or score_as_action.")
+    ] = None,
+    changes: Changes = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    run: Folder = None,
+    threads: Threads = 1,
+    json_: Json = False,
+) -> None:
+    """Fine-tune by a recipe, or go on with a run that was stopped."""
+    from scoretune import config, recipes
+
+    if resume is not None:
+        if recipe is not None or changes:
+            raise UserError("--resume repeats the run's own settings: leave out the recipe")
+        _train(_recorded(resume), resume, threads, json_)
+        return
+    if recipe is None:
+        raise UserError(f"name a recipe ({', '.join(recipes.RECIPES)}), or --resume a run folder")
+    _train(config.changed(recipes.named(recipe), changes or []), run, threads, json_)
+
+
+@app.command()
+def show(recipe: str, changes: Changes = None) -> None:
+    """Print a recipe's settings, changed as `train` would change them."""
+    from scoretune import config, recipes
+
+    chosen = config.changed(recipes.named(recipe), changes or [])
+    typer.echo(json.dumps(chosen.model_dump(), indent=2))
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model folder.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Where to write the pictures.")] = Path("samples.png"),
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Draw prompts with a fine-tuned model, one picture each, side by side."""
+    from scoretune import samples
+
+    _threads(threads)
+    typer.echo(samples.draw(run, prompts, out, steps, seed))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    json_: Json = False,
+    threads: Threads = 1,
+) -> None:
+    """Measure a run's newest checkpoint on its held-out prompts."""
+    from scoretune import samples
+
+    _threads(threads)
+    result = samples.measure_run(_recorded(run), run)
+    typer.echo(json.dumps(result) if json_ else json.dumps(result, indent=2))
+
+
+@pretrain_app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="Where to work; holds the model at the end.")],
+    threads: Threads = 1,
+    seed: Seed = 0,
+) -> None:
+    """Train the miniature Stable Diffusion, its reader and its judge; resumes where it stopped."""
+    from scoretune.display import Bars
+    from scoretune.scenes import pretrain
+
+    _threads(threads)
+    with Bars() as bars:
+        model = pretrain.pretrain(folder, pretrain.Recipe(seed=seed), bars.show)
+    typer.echo(f"the model is in {model}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2; Ctrl-C is 130."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: idle threads spin for the core
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)  # the display has already said how to go on
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except OSError as error:  # the disk or the network: nothing that a traceback would explain
+        _fail(f"{error} (check the path, the permissions and the space on the disk)", 2)
+    except Exception as error:
+        _fail_unless_usage(error)
+
+
+def _fail_unless_usage(error: Exception) -> None:
+    """Click reports a wrong option by an exception with a ready message; anything else is a bug."""
+    import click
+
+    if not isinstance(error, click.ClickException):
+        raise error
+    _fail(error.format_message(), 2)
+
+
+def _fail(text: str, code: int) -> None:
+    typer.echo(f"scoretune: {' '.join(text.split())}", err=True)  # one line, whatever it quotes
+    sys.exit(code)
+
+
+def _threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
+    from scoretune.display import Live
+    from scoretune.run import launch
+    from scoretune.runs import record
+
+    _threads(threads)
+    where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    record(run, where, threads)
+    with Live(run, where, quiet=json_) as live:
+        result = launch(run, where, live)
+    if json_:
+        typer.echo(json.dumps(result))
+    else:
+        live.conclude(result)
+
+
+def _recorded(folder: Path) -> Any:
+    from scoretune.runs import recorded
+
+    return recorded(folder)

@@ -1,0 +1,132 @@
+"""What the terminal shows while something long is going on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scoretune.config import Run
+
+SHOWN = {
+    "reward": "reward {:.3f}",
+    "path_kl": "path KL {:.2f}",
+    "explained_variance": "critic EV {:.2f}",
+}
+
+
+class Live:
+    """A progress bar of updates with the numbers that matter; a plain line at intervals when the
+    output is no terminal."""
+
+    def __init__(self, run: Run, folder: Path, quiet: bool) -> None:
+        self.run, self.folder = run, folder
+        self.console = Console(stderr=True)
+        self.progress = _bar(self.console)
+        self.task = self.progress.add_task(run.recipe, total=run.updates, numbers="starting")
+        self.quiet, self.spoke = quiet, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+        if isinstance(error, KeyboardInterrupt):
+            self.console.print(
+                f"scoretune: stopped; go on with: scoretune train --resume {self.folder}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def stage(self, text: str) -> None:
+        self.progress.update(self.task, numbers=text)
+        self._speak(text)
+
+    def line(self, numbers: dict[str, Any]) -> None:
+        told = [form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers]
+        text = ", ".join(told)
+        self.progress.update(self.task, completed=numbers["update"], numbers=text)
+        if time.monotonic() - self.spoke > 15:
+            self._speak(f"update {numbers['update']}/{self.run.updates}: {text}")
+
+    def conclude(self, result: dict[str, Any]) -> None:
+        """The result in a few lines, and where to look."""
+        for name in ("reader", "judge"):
+            if name in result:
+                base, final = result[name]["base"], result[name]["final"]
+                gain = result["gain"][name]
+                self.console.print(
+                    f"{name} accuracy on held-out prompts: {base['overall']:.1%} -> "
+                    f"{final['overall']:.1%} (gain {gain['mean']:+.1%}, 95 % interval "
+                    f"{gain['low']:+.1%} to {gain['high']:+.1%})"
+                )
+        reward = result["reward"]
+        self.console.print(
+            f"reward: {reward['deterministic']:.3f} deterministic, {reward['stochastic']:.3f} "
+            f"under the training sampler; {result['seconds']:.0f} s"
+        )
+        self.console.print(f"look at {self.folder / 'report.html'}")
+
+    def _speak(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(text)
+            self.spoke = time.monotonic()
+
+
+class Bars:
+    """One bar for each stage of the pre-training."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = _bar(self.console)
+        self.tasks: dict[str, Any] = {}
+        self.means: dict[str, float] = {}
+        self.spoke = 0.0
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def show(self, stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        """Called after every step with the stage's name and its numbers."""
+        if stage not in self.tasks:
+            self.tasks[stage] = self.progress.add_task(stage, total=total, numbers="")
+            self.means = {}
+        for name, value in numbers.items():  # losses jump about: show their running means
+            self.means[name] = 0.98 * self.means.get(name, value) + 0.02 * value
+        text = ", ".join(f"{name} {value:.4f}" for name, value in self.means.items())
+        self.progress.update(self.tasks[stage], completed=done, numbers=text)
+        due = time.monotonic() - self.spoke > 30 or done == total
+        if not self.console.is_terminal and due:
+            self.console.print(f"{stage} {done}/{total}: {text}")
+            self.spoke = time.monotonic()
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

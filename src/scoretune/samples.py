@@ -1,0 +1,60 @@
+"""Using a finished run: draw prompts with it, measure it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoretune import checkpoints
+from scoretune.config import Model, PolicyGradient, Run
+from scoretune.data import Prompts, read_prompts
+from scoretune.diffusion import grids
+from scoretune.errors import UserError
+from scoretune.evaluate import sample
+from scoretune.measure import measure
+from scoretune.policy import Policy, restore_adapter
+from scoretune.run import build_policy
+from scoretune.runs import recorded
+from scoretune.scorers import named_reward
+
+
+def load(path: str | Path) -> Policy:
+    """The policy of a run folder (its newest checkpoint), of a model folder, or of `scenes`."""
+    folder = Path(path)
+    if not (folder / "run.json").exists():
+        model = Model(source=str(path), rank=0)
+        bare = Run(recipe="none", objective=PolicyGradient(), model=model)
+        return build_policy(bare, torch.device("cpu"))
+    policy = build_policy(recorded(folder), torch.device("cpu"))
+    newest = checkpoints.latest(folder / "checkpoints")
+    if newest is None:
+        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
+    return policy
+
+
+def draw(path: Path, prompts: list[str], out: Path, steps: int, seed: int) -> str:
+    """Write one picture a prompt, side by side; says what was written."""
+    from PIL import Image
+
+    policy = load(path)
+    asked = Prompts(tuple(prompts), ("all",) * len(prompts))
+    images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed)
+    strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
+    picture = Image.fromarray(strip.numpy())
+    grow = max(1, 128 // images.shape[-1])
+    size = (picture.width * grow, picture.height * grow)
+    try:
+        picture.resize(size, Image.Resampling.NEAREST).save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {str(out)!r} ({error}): choose --out name.png") from error
+    return f"{len(prompts)} pictures in {out}"
+
+
+def measure_run(run: Run, folder: Path) -> dict[str, Any]:
+    """Scores of a run's newest checkpoint on its held-out prompts."""
+    policy = load(folder)
+    prompts = read_prompts(run.evaluation.prompts, run.evaluation.per_task)
+    return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line

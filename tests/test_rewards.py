@@ -1,0 +1,192 @@
+"""Rewards: what they measure, and what is said about one that misbehaves."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoretune.errors import UserError
+from scoretune.rewards import python
+from scoretune.rewards.base import checked
+from scoretune.rewards.pixels import Compressibility, brightness
+from scoretune.scenes import world
+from scoretune.scorers import REWARDS, named_reward, verdict_metrics
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a seven", "a red seven", "two fives"]
+
+
+# ---------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("quality", [95, 50])
+def test_compressibility_is_the_size_of_the_jpeg(quality):
+    sizes = []
+    for image in IMAGES:
+        buffer = io.BytesIO()
+        pixels = np.rint(image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+        sizes.append(len(buffer.getvalue()) / 1000)
+    found = Compressibility(quality)(IMAGES, PROMPTS)
+    assert found.tolist() == pytest.approx([-size for size in sizes])
+    assert Compressibility(quality, sign=-1.0)(IMAGES, PROMPTS).tolist() == pytest.approx(sizes)
+
+
+def test_plain_pictures_compress_better():
+    plain = torch.full((1, 3, 32, 32), 0.5)
+    reward = named_reward("compressibility")
+    assert float(reward(plain, ["a"])) > float(reward(IMAGES[:1], ["a"]))
+    reward = named_reward("incompressibility")
+    assert float(reward(plain, ["a"])) < float(reward(IMAGES[:1], ["a"]))
+
+
+def test_compressibility_takes_pictures_out_of_range():
+    wild = torch.tensor([-3.0, 4.0])[:, None, None, None].expand(2, 3, 16, 16)
+    tame = wild.clamp(0, 1)
+    reward = Compressibility()
+    assert torch.equal(reward(wild, ["a", "b"]), reward(tame, ["a", "b"]))
+
+
+def test_brightness():
+    images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    assert brightness(images, ["a", "b"]).tolist() == [0.0, 1.0]
+
+
+# ---------------------------------------------------------------------------- by name
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_named_reward_gives_a_number_an_image(name):
+    values = checked(named_reward(name), name, IMAGES, PROMPTS)
+    assert values.shape == (3,)
+    assert values.dtype == torch.float32
+
+
+def test_an_unknown_reward_is_named():
+    with pytest.raises(UserError, match="unknown reward 'brightnes': did you mean 'brightness'"):
+        named_reward("brightnes")
+
+
+def test_the_reader_reads_scenes_only():
+    with pytest.raises(UserError, match="scenes of digits only"):
+        checked(named_reward("reader"), "reader", IMAGES[:1], ["a photo of a cat"])
+
+
+def test_verdicts_are_of_the_shipped_world():
+    metrics = verdict_metrics("scenes")
+    assert sorted(metrics) == ["judge", "reader"]
+    for metric in metrics.values():
+        assert set(metric(IMAGES, PROMPTS).tolist()) <= {0.0, 1.0}
+    assert verdict_metrics("somewhere/else") == {}
+
+
+def test_a_missing_reader_is_named(tmp_path):
+    from scoretune.rewards.reader import load
+
+    with pytest.raises(UserError, match=r"reader\.safetensors"):
+        load(tmp_path, "reader")
+    assert (world.shipped() / "reader.safetensors").exists()
+
+
+# ---------------------------------------------------------------------------- checked
+
+
+def said_of(reward, images=IMAGES, prompts=PROMPTS) -> str:
+    with pytest.raises(UserError) as caught:
+        checked(reward, "mine", images, prompts)
+    text = str(caught.value)
+    assert "reward 'mine'" in text
+    return text
+
+
+def test_what_a_good_reward_may_return():
+    for value in (torch.ones(3), torch.ones(3).double(), [1, 2, 3], np.arange(3), (True, False, 1)):
+        found = checked(lambda images, prompts, v=value: v, "mine", IMAGES, PROMPTS)
+        assert found.shape == (3,)
+        assert found.dtype == torch.float32
+
+
+def test_a_reward_keeps_its_gradient():
+    images = IMAGES.clone().requires_grad_()
+    checked(brightness, "brightness", images, PROMPTS).sum().backward()
+    assert float(images.grad.abs().sum()) > 0
+
+
+def test_a_reward_that_is_not_finite():
+    values = torch.tensor([0.0, float("nan"), 1.0])
+    text = said_of(lambda images, prompts: values)
+    assert "is nan for the prompt 'a red seven': return finite numbers" in text
+    assert "is -inf for the prompt 'a seven'" in said_of(lambda i, p: -1 / torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 1), (0,)])
+def test_a_reward_of_the_wrong_shape(shape):
+    text = said_of(lambda images, prompts: torch.zeros(shape))
+    assert f"returned shape {shape} for 3 images" in text
+    assert "shape (3,)" in text
+
+
+@pytest.mark.parametrize("value", [None, "0.5", ["a", "b", "c"], {"a": 1}])
+def test_a_reward_that_is_no_number(value):
+    assert "failed with" in said_of(lambda images, prompts: value)
+
+
+def test_a_reward_that_raises():
+    def reward(images, prompts):
+        raise KeyError("weights")
+
+    text = said_of(reward)
+    assert "failed with KeyError: 'weights'" in text
+    assert "images (3, 3, 32, 32) in [0, 1] and a list of 3 prompts" in text
+
+
+def test_a_users_error_passes_untouched():
+    def reward(images, prompts):
+        raise UserError("give me another prompt")
+
+    with pytest.raises(UserError, match="^give me another prompt$"):
+        checked(reward, "mine", IMAGES, PROMPTS)
+
+
+# ---------------------------------------------------------------------------- module:function
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def test_a_function_in_this_folder(here):
+    (here / "taste_of_tests.py").write_text(
+        "def red(images, prompts):\n    return images[:, 0].mean((1, 2))\n"
+    )
+    reward = named_reward("taste_of_tests:red")
+    assert torch.equal(checked(reward, "red", IMAGES, PROMPTS), IMAGES[:, 0].mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "told"),
+    [
+        ("nowhere_at_all:red", None, "No module named 'nowhere_at_all'"),
+        ("empty_taste:red", "", "has no attribute 'red'"),
+        ("broken_taste:red", "def red(:\n", "SyntaxError"),
+        ("raising_taste:red", "raise RuntimeError('no GPU')\n", "RuntimeError: no GPU"),
+        ("number_taste:red", "red = 3\n", "is a int, not a function"),
+        (":red", None, "write it as module:function"),
+        ("math:", None, "write it as module:function"),
+    ],
+)
+def test_a_function_that_cannot_be_had(here, name, source, told):
+    if source is not None:
+        (here / f"{name.partition(':')[0]}.py").write_text(source)
+    with pytest.raises(UserError) as caught:
+        python.from_path(name)
+    assert told in str(caught.value)
+    assert repr(name) in str(caught.value)
