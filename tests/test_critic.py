@@ -20,7 +20,7 @@ from scoretune.rollout import rollout
 TIMES = torch.linspace(0.35, 0.001, 11)  # where the state says something about the outcome
 
 
-def square(x: Tensor) -> Tensor:
+def square(x: Tensor, who: Tensor | None = None) -> Tensor:
     return x[:, 0] ** 2
 
 
@@ -36,7 +36,8 @@ def credit_of() -> CriticCredit:
     torch.manual_seed(0)
     critic = critic_for((1,), 0, 1.0)
     optimiser = torch.optim.Adam(critic.parameters(), lr=3e-3)
-    return CriticCredit(critic=critic, optimiser=optimiser, process=VP(), kl_weight=0.0)
+    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))
+    return CriticCredit(critic=critic, optimiser=optimiser, policy=policy, kl_weight=0.0)
 
 
 def parts(shape: tuple[int, ...], token_size: int, batch: int = 5):
@@ -95,7 +96,7 @@ def test_explained_variance_golden():
 
 
 def test_it_learns_a_value_that_is_known():
-    """Reward x², data N(0, 1): V(t, x) = α²x² + 1 − α², of which the guess x̂0² is the first term."""
+    """Reward x², data N(0, 1): V(t, x) = α²x² + 1 − α²; the guess x̂0² is its first term."""
     credit = credit_of()
     for seed in range(24):
         path = path_of(seed)

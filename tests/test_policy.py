@@ -1,4 +1,4 @@
-"""The waist: acting and judging are one function, and the reference is the network without adapter."""
+"""The waist: acting and judging are one function; the reference is the network without adapter."""
 
 from __future__ import annotations
 

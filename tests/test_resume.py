@@ -102,9 +102,9 @@ def test_three_kills_change_nothing(tmp_path, tiny, recipe, monkeypatch):
     chance = random.Random(recipe)
     kills, log = 0, folder / "metrics.jsonl"
     for _ in range(3):
-        goal = min(updates - 1, len(lines_of(log)) + chance.choice([0, 1, 2]))
+        goal = min(updates - 2, len(lines_of(log)) + chance.choice([0, 1]))
         exit_code = killed_child(
-            run, folder, lambda goal=goal: len(lines_of(log)) >= goal, chance.uniform(0, 0.2)
+            run, folder, lambda goal=goal: len(lines_of(log)) >= goal, chance.uniform(0, 0.1)
         )
         kills += exit_code == -signal.SIGKILL
     launch(run, folder)
@@ -149,7 +149,10 @@ def test_full_fine_tuning_resumes_too(tmp_path, tiny):
         for name in ("stopped", "undisturbed")
     )
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
-    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("stopped", "undisturbed")]
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text())
+        for name in ("stopped", "undisturbed")
+    ]
     assert results[0]["judge"] == results[1]["judge"]  # the base is the untouched model's
 
 
@@ -178,10 +181,11 @@ TRAIN = [sys.executable, "-c", "from scoretune.cli import main; main()", "train"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_TEN_KILLS" not in os.environ, reason="minutes: SCORETUNE_TEN_KILLS=1")
+@pytest.mark.skipif("SCORETUNE_TEN_KILLS" not in os.environ, reason="SCORETUNE_TEN_KILLS=1")
 def test_ten_kills_of_the_real_command(tmp_path, tiny):
     updates = 24
-    changes = [*tiny, f"updates={updates}", "evaluation.every=8", "sizes.group=4", "sampling.steps=5"]
+    changes = [*tiny, f"updates={updates}", "evaluation.every=8"]
+    changes += ["sizes.group=4", "sampling.steps=5"]
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     fresh = [*TRAIN, "score_as_action", *changes, "--run"]
     subprocess.run([*fresh, str(undisturbed)], check=True, capture_output=True)
@@ -198,7 +202,8 @@ def test_ten_kills_of_the_real_command(tmp_path, tiny):
         process.kill()
         kills += process.wait() == -signal.SIGKILL
         newest = checkpoints.latest(folder / "checkpoints")
-        print(f"kill {kills}: {len(lines_of(log))} lines, {newest.name if newest else 'nothing saved'}")
+        saved = newest.name if newest else "nothing saved"
+        print(f"kill {kills}: {len(lines_of(log))} lines, {saved}")
         if (folder / "run.json").exists():
             command = [*TRAIN, "--resume", str(folder)]
     subprocess.run([*TRAIN, "--resume", str(folder)], check=True, capture_output=True)

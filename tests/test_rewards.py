@@ -68,7 +68,7 @@ def test_every_named_reward_gives_a_number_an_image(name):
 
 
 def test_an_unknown_reward_is_named():
-    with pytest.raises(UserError, match="unknown reward 'brightnes': did you mean 'brightness'"):
+    with pytest.raises(UserError, match=r"unknown reward 'brightnes': did you mean 'brightness'\?"):
         named_reward("brightnes")
 
 
@@ -149,7 +149,7 @@ def test_a_users_error_passes_untouched():
     def reward(images, prompts):
         raise UserError("give me another prompt")
 
-    with pytest.raises(UserError, match="^give me another prompt$"):
+    with pytest.raises(UserError, match=r"^give me another prompt$"):
         checked(reward, "mine", IMAGES, PROMPTS)
 
 

@@ -65,9 +65,7 @@ def test_no_training_prompt_names_what_is_held_out():
 
 def test_no_layout_drawn_for_training_shows_what_is_held_out(drawn):
     for ask, layout in drawn:
-        shown = {
-            (c, d) for d, c in zip(layout.digits, layout.colours, strict=True) if d != EMPTY
-        }
+        shown = {(c, d) for d, c in zip(layout.digits, layout.colours, strict=True) if d != EMPTY}
         assert not shown & world.HELD_OUT_COLOURS, (ask, layout)
         assert not pairs_of(layout.digits) & world.HELD_OUT_PAIRS, (ask, layout)
         for digit in set(layout.digits) - {EMPTY}:
@@ -96,7 +94,8 @@ def test_training_still_shows_every_digit_in_every_other_colour(drawn):
         if d != EMPTY
     }
     assert shown == set(itertools.product(range(4), range(10))) - world.HELD_OUT_COLOURS
-    asked = {item.digit for ask in world.training_asks() if len(ask.items) == 2 for item in ask.items}
+    pairs = [ask.items for ask in world.training_asks() if len(ask.items) == 2]
+    asked = {item.digit for items in pairs for item in items}
     assert asked == set(range(10))
 
 

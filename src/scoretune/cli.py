@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -120,29 +120,25 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2; Ctrl-C is 130."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: idle threads spin for the core
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # a number where the command was stopped or wants help
     except UserError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)  # the display has already said how to go on
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = 130
     except OSError as error:  # the disk or the network: nothing that a traceback would explain
         _fail(f"{error} (check the path, the permissions and the space on the disk)", 2)
     except Exception as error:
-        _fail_unless_usage(error)
+        # A wrong option is click's exception, with a ready message. typer may bring a click of its
+        # own, so its class is not to be had. Anything else is a bug.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _fail(f"{message()} (see scoretune --help)", 2)
+    if code:
+        sys.exit(code)  # 130 after Ctrl-C: the display has already said how to go on
 
 
-def _fail_unless_usage(error: Exception) -> None:
-    """Click reports a wrong option by an exception with a ready message; anything else is a bug."""
-    import click
-
-    if not isinstance(error, click.ClickException):
-        raise error
-    _fail(error.format_message(), 2)
-
-
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int) -> NoReturn:
     typer.echo(f"scoretune: {' '.join(text.split())}", err=True)  # one line, whatever it quotes
     sys.exit(code)
 

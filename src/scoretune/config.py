@@ -64,7 +64,6 @@ class Critic(Strict):
     width: int = Field(48, ge=8, multiple_of=4)
     passes: int = Field(2, ge=1)
     warmup: int = Field(1, ge=0, description="rounds that only fit the critic, before update 1")
-    slopes: bool = False
 
 
 class Matching(Strict):
@@ -90,7 +89,9 @@ class ScoreAction(Strict):
     kind: Literal["score_action"] = "score_action"
     clip: float = Field(0.2, gt=0)
     kl_weight: float = Field(0.003, ge=0)
-    slope_weight: float = Field(0.0, ge=0, le=1)
+    slope_weight: float | None = Field(
+        None, ge=0, le=1, description="of the value's slope; null: 1 if the reward has a gradient"
+    )
     critic: Critic = Critic()
 
 
@@ -162,9 +163,8 @@ _KINDS = ("matching", "policy_gradient", "score_action")
 def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
     node, parts = tree, path.split(".")
     for depth, part in enumerate(parts):
-        here = ".".join(parts[: depth + 1])
         if not isinstance(node, dict) or part not in node:
-            raise unknown("key", here, _keys(tree))
+            raise unknown("key", path, _keys(tree))
         if depth == len(parts) - 1:
             node[part] = value
         else:

@@ -12,6 +12,7 @@ from torch import Tensor
 from scoretune.batches import Trajectory
 from scoretune.critic import Critic, explained_variance
 from scoretune.diffusion.processes import expand
+from scoretune.errors import UserError
 from scoretune.policy import Policy
 from scoretune.rl import returns_to_go, td_advantage
 
@@ -144,9 +145,10 @@ class CriticCredit:
         return torch.stack([self.critic(x, d, t.expand(len(x)), tokens, g) for x, d, t, g in rows])
 
     def _fit(self, trajectory: Trajectory, guesses: Tensor, returns: Tensor) -> float:
-        """Some passes of the martingale loss over all (step, sample) pairs; the last mean loss."""
+        """Fit by the martingale loss ½(G − V)²Δt over all pairs (step, sample); the last mean."""
         steps, batch = guesses.shape
-        times = trajectory.times[:-1].to(returns.device)
+        times = trajectory.times.to(returns.device)
+        weights = -times.diff() * steps / (times[0] - times[-1])  # Δt, with mean 1
         total, seen = 0.0, 0
         for _ in range(self.passes):
             order = torch.randperm(steps * batch, device=returns.device)
@@ -157,7 +159,7 @@ class CriticCredit:
                 value = self.critic(
                     trajectory.states[k, b], trajectory.data[k, b], times[k], tokens, guesses[k, b]
                 )
-                loss = (returns[k, b] - value).square().mean() / 2
+                loss = (weights[k] * (returns[k, b] - value).square()).mean() / 2
                 self.optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 self.optimiser.step()
@@ -179,6 +181,11 @@ class CriticCredit:
             estimate = self.policy.estimate(x, t, condition)
             data = torch.where(expand(last, x).bool(), x, estimate.data)
             guess = judge(data, b)
+            if not guess.requires_grad:
+                raise UserError(
+                    "slopes of the value need a reward with a gradient, and this one has none: set "
+                    "objective.slope_weight=0"
+                )
             value = torch.where(last, guess, self.critic(x, data, t, condition.tokens, guess))
             return torch.autograd.grad(value.sum(), x)[0]
 

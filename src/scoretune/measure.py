@@ -94,9 +94,12 @@ def measure(
         policy, prompts, grids.uniform(process, chosen.steps), chosen.seed, chosen.solver
     )
     acted, kl = act(policy, prompts, grid(process, run.sampling), chosen.seed)
-    metrics = {"reward": reward, **verdict_metrics(run.model.source)}
-    values = verdicts(images, prompts, metrics)
-    stochastic = verdicts(acted, prompts, {"reward": reward})["reward"]
+    (rewards,) = verdicts(images, prompts, {run.reward: reward}).values()
+    (stochastic,) = verdicts(acted, prompts, {run.reward: reward}).values()
+    values = {
+        "reward": rewards,
+        **verdicts(images, prompts, verdict_metrics(run.model.source)),
+    }
     policy.calls = calls
     line: dict[str, Any] = {
         "update": update,
@@ -110,7 +113,7 @@ def measure(
     }
     if kl is not None:
         line["path_kl"] = round(kl, 4)
-    for name in metrics:
+    for name in values:
         if name != "reward":
             line[name] = score(values[name], prompts.tasks).as_dict()
     return Measurement(prompts, Verdicts(prompts.tasks, values, line), images)

@@ -66,6 +66,11 @@ class Policy:
         """The policy as a deterministic solver sees it: (x, t) -> Estimate."""
         return lambda x, t: self.estimate(x, t, condition)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.backbone.network.parameters()).device
+
     def parameters(self) -> list[nn.Parameter]:
         """What training may change."""
         return [p for p in self.backbone.network.parameters() if p.requires_grad]

@@ -23,7 +23,7 @@ from scoretune.data import Prompts, read_pictures, read_prompts
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.objectives import matching, policy_gradient, score_action
 from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
-from scoretune.rewards.base import Reward
+from scoretune.rewards.base import Reward, has_gradient
 from scoretune.run_parts import grid, kernel
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
@@ -163,10 +163,11 @@ def _method(
         )
         credit = TerminalCredit(run.sizes.group, chosen.shared_scale)
     else:
-        objective = score_action.ScoreAction(
-            policy, chosen.kl_weight, chosen.clip, chosen.slope_weight
-        )
-        credit = _critic_credit(chosen, policy, device)
+        slope_weight = chosen.slope_weight
+        if slope_weight is None:
+            slope_weight = float(_differentiable(run, policy, prompts, reward))
+        objective = score_action.ScoreAction(policy, chosen.kl_weight, chosen.clip, slope_weight)
+        credit = _critic_credit(chosen, policy, slope_weight > 0)
     source = OnPolicy(
         policy=policy,
         prompts=prompts,
@@ -181,19 +182,27 @@ def _method(
     return objective, source
 
 
-def _critic_credit(chosen: ScoreAction, policy: Policy, device: torch.device) -> CriticCredit:
+def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:
+    """Whether the value's slopes can be had: does the reward have a gradient?"""
+    backbone = policy.backbone
+    with torch.no_grad():
+        image = backbone.decode(torch.zeros(1, *backbone.shape, device=policy.device))[0]
+    return has_gradient(reward, run.reward, image, prompts.texts[0])
+
+
+def _critic_credit(chosen: ScoreAction, policy: Policy, slopes: bool) -> CriticCredit:
     backbone = policy.backbone
     token_size = backbone.encode([""]).tokens.shape[-1]
     critic = critic_for(
         backbone.shape, token_size, backbone.process.horizon, chosen.critic.width
-    ).to(device)
+    ).to(policy.device)
     return CriticCredit(
         critic=critic,
         optimiser=torch.optim.Adam(critic.parameters(), lr=chosen.critic.learning_rate),
         policy=policy,
         kl_weight=chosen.kl_weight,
         passes=chosen.critic.passes,
-        slopes=chosen.critic.slopes,
+        slopes=slopes,
     )
 
 

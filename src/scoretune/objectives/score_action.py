@@ -55,5 +55,7 @@ class ScoreAction:
 def slope_gain(transition: Transition, steps: Steps) -> Tensor:
     """⟨μ_θ(x_k), ∇V(x_{k+1})⟩ [M]: its gradient is that of E V(x_{k+1}), the noise held fixed."""
     if steps.value_slope is None:
-        raise UserError("slope_weight above 0 needs the critic's gradient: set critic.slopes=true")
+        raise UserError(
+            "slope_weight above 0 needs the slopes of the value, which only a critic gives"
+        )
     return (transition.mean * steps.value_slope).flatten(1).sum(1)

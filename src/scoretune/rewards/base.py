@@ -13,6 +13,12 @@ Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
 
 
+def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
+    """True when the reward can be differentiated by the image [3, H, W]."""
+    probe = image.detach()[None].requires_grad_()
+    return checked(reward, name, probe, [prompt]).requires_grad
+
+
 def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """The rewards in float32, or one clear line on what is wrong with them."""
     try:

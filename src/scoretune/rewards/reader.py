@@ -158,7 +158,7 @@ class Reading:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         meant = [_meaning(prompt) for prompt in prompts]
-        logits = self.network(images)
+        logits = self.network.to(images.device)(images)
         return fulfilment(logits, meant) if self.soft else is_fulfilled(logits, meant).to(logits)
 
 

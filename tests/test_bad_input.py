@@ -1,0 +1,371 @@
+"""Bad input ends in one line that names the thing and the fix, never in a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scoretune import checkpoints
+from scoretune.scenes import world
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of one's own to run in, whose modules can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def told(command, here) -> Callable[..., str]:
+    """Runs a command that must fail, and gives the one line it says."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        outcome = command(*arguments)
+        assert outcome.code == code, outcome
+        assert "Traceback" not in outcome.err + outcome.out
+        lines = outcome.err.splitlines()
+        complaints = [line for line in lines if line.startswith("scoretune: ")]
+        assert len(complaints) == 1, outcome.err
+        assert lines[-1] == complaints[0], "the complaint comes last"
+        return complaints[0].removeprefix("scoretune: ")
+
+    return run
+
+
+@pytest.fixture
+def train(told, tiny) -> Callable[..., str]:
+    """`told` of a tiny `scoretune train ddpo` with some changes."""
+
+    def run(*changes: str, code: int = 2) -> str:
+        return told("train", "ddpo", *tiny, *changes, "--run", "runs/tried", code=code)
+
+    return run
+
+
+@pytest.fixture
+def model(here) -> Path:
+    """A copy of the shipped model to spoil."""
+    return Path(shutil.copytree(world.shipped(), here / "model"))
+
+
+# ---------------------------------------------------------------------------- models
+
+
+def test_a_model_folder_that_is_missing(train, here):
+    text = train(f"model.source={here}/nowhere")
+    assert f"model folder '{here}/nowhere' does not exist: check the path" in text
+
+
+def test_a_model_folder_that_cannot_be_read(train, model, monkeypatch):
+    read = Path.read_text
+
+    def refuse(path: Path, *rest, **named) -> str:
+        if path.name == "model_index.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *rest, **named)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    text = train(f"model.source={model}")
+    assert f"{str(model)!r} is no diffusers pipeline (no readable model_index.json)" in text
+    assert "pipe.save_pretrained(folder)" in text
+
+
+def test_a_folder_that_is_no_pipeline(train, here):
+    (here / "photos").mkdir()
+    text = train(f"model.source={here}/photos")
+    assert f"'{here}/photos' is no diffusers pipeline" in text
+
+
+def test_an_index_that_is_no_json(train, model):
+    (model / "model_index.json").write_text("{")
+    assert "is no diffusers pipeline" in train(f"model.source={model}")
+
+
+def test_a_pipeline_of_another_class(train, model):
+    index = model / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
+    text = train(f"model.source={model}")
+    assert "holds a FluxPipeline, not a StableDiffusionPipeline" in text
+    assert "Stable Diffusion 1.x and 2.x" in text
+
+
+def test_pickled_weights(train, model):
+    unet = model / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
+    text = train(f"model.source={model}")
+    assert "diffusion_pytorch_model.bin' is a pickle, which can run code when read" in text
+    assert "safe_serialization=True" in text
+
+
+def test_weights_cut_short(train, model):
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    text = train(f"model.source={model}")
+    assert f"cannot load the model {str(model)!r}" in text
+    assert "safetensors weights" in text
+
+
+def test_weights_that_are_missing(train, model):
+    shutil.rmtree(model / "vae")
+    assert f"cannot load the model {str(model)!r}" in train(f"model.source={model}")
+
+
+# ---------------------------------------------------------------------------- settings
+
+
+def test_an_unknown_recipe(told):
+    assert told("train", "dppo") == "unknown recipe 'dppo': did you mean 'ddpo'?"
+    assert "did you mean 'score_as_action'" in told("show", "score_action")
+    assert "choose one of: ddpo, " in told("show", "xyz")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sampling.stepz=3", "unknown key 'sampling.stepz': did you mean 'sampling.steps'?"),
+        ("optimizer.learning_rate=1", "did you mean 'optimiser.learning_rate'?"),
+        ("updates.more=3", "unknown key 'updates.more': did you mean 'updates'?"),
+        ("sampling.steps", "cannot read 'sampling.steps': changes look like sampling.steps=20"),
+        ("updates=many", "updates: Input should be a valid integer"),
+        ("updates=0", "updates: Input should be greater than or equal to 1, got 0"),
+        ("updates=2.5", "updates: Input should be a valid integer"),
+        ("sampling.steps=1", "sampling.steps: Input should be greater than or equal to 2, got 1"),
+        ("sampling.eta=0", "sampling.eta: Input should be greater than 0, got 0"),
+        ("sampling.kernel=ddpm", "sampling.kernel: Input should be 'gddim', 'renoise' or"),
+        ("sizes.share=1.5", "sizes.share: Input should be less than or equal to 1, got 1.5"),
+        ("optimiser.learning_rate=NaN", "optimiser.learning_rate: Input should be a finite"),
+        ("optimiser.learning_rate=Infinity", "optimiser.learning_rate: Input should be a finite"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
+        ("objective.critic.width=48", "unknown key 'objective.critic.width'"),
+        ("model.targets=to_q", "model.targets: Input should be a valid tuple, got 'to_q'"),
+        ("evaluation.solver=rk4", "evaluation.solver: Input should be 'ddim', 'heun' or"),
+    ],
+)
+def test_a_setting_that_does_not_fit(told, change, said):
+    for verb in ("show", "train"):
+        assert said in told(verb, "ddpo", change)
+    assert not Path("runs").exists()
+
+
+def test_noise_that_a_step_cannot_hold(train):
+    text = train("sampling.kernel=renoise", "sampling.eta=3")
+    assert "sampling.eta=3 does not suit the grid" in text
+    assert "lower eta" in text
+
+
+def test_targets_without_a_layer(train):
+    text = train('model.targets=["nowhere"]')
+    assert "no layer named nowhere to adapt in UNet2DConditionModel" in text
+
+
+def test_a_kl_without_a_reference(train):
+    text = train("model.rank=0", "objective.kl_weight=0.1")
+    assert "set model.rank above 0, or every KL weight to 0" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "ddpo", "--theads", 2), "--theads"),
+        (("train", "ddpo", "--threads", 0), "--threads"),
+        (("demo", "--seed", -1), "--seed"),
+        (("demo", "--seed", "one"), "--seed"),
+        (("tarin",), "tarin"),
+        (("show",), "RECIPE"),
+    ],
+)
+def test_a_wrong_command_line(told, arguments, said):
+    assert said.lower() in told(*arguments).lower()
+
+
+def test_no_recipe(told):
+    text = told("train")
+    assert "name a recipe (" in text
+    assert "--resume a run folder" in text
+
+
+# ---------------------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("key", ["prompts", "evaluation.prompts"])
+def test_a_prompt_file_that_is_missing(train, key):
+    text = train(f"{key}=nowhere.txt")
+    assert "cannot read the prompt file 'nowhere.txt' (No such file or directory)" in text
+    assert "one prompt a line" in text
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "is empty: write one prompt a line"),
+        (b" \n\n", "is empty: write one prompt a line"),
+        (b"\xff\xfe\x00\xd8", "not a UTF-8 text file"),
+    ],
+)
+def test_a_prompt_file_without_prompts(train, here, payload, said):
+    (here / "prompts.txt").write_bytes(payload)
+    assert said in train("prompts=prompts.txt")
+
+
+def test_prompts_that_the_reader_cannot_judge(train, here):
+    (here / "prompts.txt").write_text("a photo of a cat\n")
+    text = train("prompts=prompts.txt")
+    assert "unknown scene prompt" in text
+    assert "a photo of a cat" in text
+
+
+# ---------------------------------------------------------------------------- rewards
+
+
+def test_an_unknown_reward(train):
+    assert "unknown reward 'raeder': did you mean 'reader'?" in train("reward=raeder")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return images.mean((1, 2, 3)) / 0 * 0", "is nan for the prompt 'a"),
+        ("return images.mean()", "returned shape () for 6 images: return one number an image"),
+        ("raise IndexError('first\\nsecond')", "failed with IndexError: first second;"),
+        ("return None", "failed with"),
+    ],
+    ids=["nan", "shape", "raises", "none"],
+)
+def test_a_reward_that_misbehaves(train, here, body, said, request):
+    name = f"reward_that_{request.node.callspec.id}"
+    (here / f"{name}.py").write_text(f"def of(images, prompts):\n    {body}\n")
+    text = train(f"reward={name}:of")
+    assert f"reward '{name}:of'" in text
+    assert said in text
+
+
+def test_a_reward_that_cannot_be_imported(train):
+    text = train("reward=no_such_module:of")
+    assert "cannot import the reward 'no_such_module:of'" in text
+    assert "module:function" in text
+
+
+# ---------------------------------------------------------------------------- the disk
+
+
+def full_disk(monkeypatch, allowed: int) -> None:
+    """No byte reaches the disk after `allowed` flushes."""
+    flush, seen = os.fsync, []
+
+    def refuse(handle: int) -> None:
+        seen.append(handle)
+        if len(seen) > allowed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def test_a_disk_that_is_full_while_saving(train, command, monkeypatch):
+    with monkeypatch.context() as patch:
+        full_disk(patch, allowed=3)  # one checkpoint
+        text = train()
+    assert "cannot write a checkpoint to runs/tried/checkpoints: No space left on device" in text
+    assert "free some space" in text
+    newest = checkpoints.latest(Path("runs/tried/checkpoints"))
+    assert newest.name == "step-00000001"
+    assert checkpoints.load(newest)["update"] == 1
+    assert command("train", "--resume", "runs/tried").code == 0  # with space, it goes on
+
+
+def test_a_disk_that_is_full_while_logging(train, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr("scoretune.hooks.append_line", refuse)
+    text = train()
+    assert "No space left on device" in text
+    assert "metrics.jsonl" in text
+
+
+def test_a_run_folder_that_cannot_be_made(told, here):
+    (here / "file").write_text("in the way")
+    text = told("train", "ddpo", "--run", "file/below")
+    assert "cannot write to 'file/below'" in text
+    assert "choose --run" in text
+
+
+def test_pictures_that_cannot_be_written(told, here):
+    text = told("sample", world.shipped(), "a seven", "--out", "nowhere/a.png", "--steps", 1)
+    assert "cannot write 'nowhere/a.png'" in text
+    text = told("sample", world.shipped(), "a seven", "--out", "a.unknown", "--steps", 1)
+    assert "cannot write 'a.unknown'" in text
+
+
+# ---------------------------------------------------------------------------- going on
+
+
+@pytest.fixture
+def finished(command, here, tiny) -> Path:
+    folder = here / "runs" / "finished"
+    assert command("train", "ddpo", *tiny, "--run", folder).code == 0
+    return folder
+
+
+def test_a_checkpoint_cut_short(told, command, finished):
+    newest = checkpoints.latest(finished / "checkpoints")
+    weights = newest / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    text = told("train", "--resume", finished)
+    assert f"checkpoint {newest} is damaged" in text
+    assert "delete that folder to go on from the one before it" in text
+    assert f"checkpoint {newest} is damaged" in told("sample", finished, "a seven")
+    shutil.rmtree(newest)
+    assert command("train", "--resume", finished).code == 0
+
+
+@pytest.mark.parametrize("verb", [("train", "--resume"), ("evaluate",)])
+def test_a_folder_that_is_no_run(told, here, verb):
+    for folder in ("nowhere", "."):
+        text = told(*verb, folder)
+        assert f"{folder!r} is no run folder (no readable run.json)" in text
+    (here / "run.json").write_text('{"config": {"recipe": "ddpo", "colour": "blue"}}')
+    told(*verb, ".")
+
+
+def test_resuming_takes_no_settings(told, finished):
+    assert "leave out the recipe" in told("train", "ddpo", "--resume", finished)
+
+
+def test_a_folder_of_another_run(told, finished, tiny):
+    text = told("train", "ddpo", *tiny, "seed=3", "--run", finished)
+    assert "holds a run with other settings: choose another --run folder" in text
+    assert f"scoretune train --resume {finished}" in text
+
+
+def test_a_run_without_a_checkpoint(told, finished):
+    shutil.rmtree(finished / "checkpoints")
+    text = told("sample", finished, "a seven")
+    assert "has no checkpoint yet: let it train a little longer" in text
+
+
+def test_ctrl_c(train, command, here):
+    (here / "interrupting.py").write_text(
+        "import os\n"
+        "calls = []\n"
+        "def of(images, prompts):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 4 and 'CALM' not in os.environ:\n"
+        "        raise KeyboardInterrupt\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    text = train("reward=interrupting:of", code=130)
+    assert text == "stopped; go on with: scoretune train --resume runs/tried"
+    newest = checkpoints.latest(Path("runs/tried/checkpoints"))
+    assert checkpoints.load(newest)["update"] == 1
+    assert command("train", "--resume", "runs/tried").code == 0
+    assert checkpoints.latest(Path("runs/tried/checkpoints")).name == "step-00000002"
