@@ -254,6 +254,14 @@ def test_a_reward_that_cannot_be_imported(train):
     assert "module:function" in text
 
 
+def test_slopes_of_a_reward_without_gradient(told, tiny):
+    text = told(
+        *("train", "score_as_action", *tiny, "--run", "runs/tried"),
+        *("reward=compressibility", "objective.slope_weight=0.5"),
+    )
+    assert "this one has none: set objective.slope_weight=0" in text
+
+
 # ---------------------------------------------------------------------------- the disk
 
 

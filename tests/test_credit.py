@@ -18,9 +18,10 @@ from scoretune.critic import critic_for
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VP
+from scoretune.errors import UserError
 from scoretune.policy import Policy
 from scoretune.rollout import prior, rollout
-from scoretune.sources import reward_metrics, shuffled, transitions
+from scoretune.sources import chosen_steps, reward_metrics, shuffled, transitions
 
 STEPS, BATCH = 6, 64
 
@@ -35,6 +36,18 @@ def path_of(batch: int = BATCH, seed: int = 0, dimension: int = 1) -> Trajectory
 
 def square(x: Tensor, who: Tensor | None = None) -> Tensor:
     return x[:, 0] ** 2
+
+
+def every_step(path: Trajectory) -> tuple[Tensor, Tensor]:
+    """The numbers k, b [N·B] of all steps of all samples, in order."""
+    steps, batch = path.log_probs.shape
+    return torch.arange(steps).repeat_interleave(batch), torch.arange(batch).repeat(steps)
+
+
+def advantages(credit, path: Trajectory, rewards: Tensor) -> Tensor:
+    """The advantages [N, B] of a path."""
+    credited = credit(path, rewards, square, *every_step(path))
+    return credited.advantage.view(path.log_probs.shape)
 
 
 def critic_credit(kl_weight: float = 0.0, **options) -> CriticCredit:
@@ -77,27 +90,26 @@ def test_standardise_golden():
 
 @pytest.mark.parametrize("rewards", [torch.tensor([3.0]), torch.full((4,), 3.0)])
 def test_without_a_difference_there_is_no_credit(rewards):
-    credit = TerminalCredit(group=1)
-    advantage = credit(path_of(len(rewards)), rewards, square).advantage
+    advantage = advantages(TerminalCredit(group=1), path_of(len(rewards)), rewards)
     assert torch.equal(advantage, torch.zeros(STEPS, len(rewards)))
 
 
 def test_terminal_credit_is_the_same_at_every_step_and_bounded():
     rewards = torch.zeros(BATCH)
     rewards[0] = 1e6
-    credited = TerminalCredit(group=BATCH, bound=5.0)(path_of(), rewards, square)
-    assert credited.advantage.shape == (STEPS, BATCH)
-    assert torch.equal(credited.advantage, credited.advantage[:1].expand(STEPS, -1))
-    assert float(credited.advantage.max()) == 5.0
-    assert credited.slopes is None
+    path = path_of()
+    advantage = advantages(TerminalCredit(group=BATCH, bound=5.0), path, rewards)
+    assert torch.equal(advantage, advantage[:1].expand(STEPS, -1))
+    assert float(advantage.max()) == float(advantage[0, 0]) == 5.0
+    assert TerminalCredit(group=BATCH)(path, rewards, square, *every_step(path)).slope is None
 
 
 # ---------------------------------------------------------------------------- of single steps
 
 
 def test_td_advantages_telescope():
-    path = path_of()
-    rewards, credit = square(path.final), critic_credit(standardised=False)
+    path, credit = path_of(), critic_credit()
+    rewards = square(path.final)
     with torch.no_grad():
         start = credit.critic(
             path.states[0],
@@ -106,84 +118,112 @@ def test_td_advantages_telescope():
             path.condition.tokens,
             square(path.data[0]),
         )
-    advantage = credit(path, rewards, square).advantage
-    torch.testing.assert_close(advantage.sum(0), rewards - start, rtol=1e-4, atol=1e-5)
+    summed = advantages(credit, path, rewards).sum(0)
+    torch.testing.assert_close(summed, rewards - start, rtol=1e-4, atol=1e-5)
 
 
 def test_the_kl_is_a_running_cost():
     path, kls = path_of(), torch.rand(STEPS, BATCH)
     with_kl = Trajectory(**{**vars(path), "kls": kls})
-    plain = critic_credit(standardised=False)(path, square(path.final), square).advantage
-    costly = critic_credit(0.3, standardised=False)(with_kl, square(path.final), square).advantage
+    plain = advantages(critic_credit(), path, square(path.final))
+    costly = advantages(critic_credit(0.3), with_kl, square(path.final))
     torch.testing.assert_close(costly, plain - 0.3 * kls, rtol=1e-4, atol=1e-5)
 
 
-def test_one_scale_for_the_whole_round():
-    path = path_of()
-    raw = critic_credit(standardised=False)(path, square(path.final), square).advantage
-    scaled = critic_credit()(path, square(path.final), square).advantage
-    ratio = scaled / raw
-    torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-4, atol=0)
-    assert float(scaled.square().sum(0).mean()) == pytest.approx(1.0, rel=1e-3)
+def test_the_critic_learns_of_the_cost_still_to_come():
+    """A constant reward and a KL of 1 a step: V = 2 − 0.1·(steps left)."""
+    path = Trajectory(**{**vars(path_of()), "kls": torch.ones(STEPS, BATCH)})
+    credit = critic_credit(0.1)
+    rewards, steps = torch.full((BATCH,), 2.0), every_step(path)
+
+    def two(x: Tensor, who: Tensor) -> Tensor:
+        return torch.full((len(x),), 2.0)
+
+    first = credit(path, rewards, two, *steps).metrics["critic_loss"]
+    for _ in range(40):
+        last = credit(path, rewards, two, *steps).metrics["critic_loss"]
+    assert last < 0.05 * first
 
 
-def test_advantages_come_before_the_fit():
+def test_credit_comes_before_the_fit():
     path = path_of()
-    first = critic_credit(standardised=False, passes=1)
-    second = critic_credit(standardised=False, passes=9)
-    advantages = [c(path, square(path.final), square).advantage for c in (first, second)]
-    assert torch.equal(*advantages)
+    found = [
+        advantages(critic_credit(passes=passes), path, square(path.final)) for passes in (1, 9)
+    ]
+    assert torch.equal(*found)
+
+
+def test_some_steps_are_credited_as_among_all():
+    path = path_of()
+    whole = advantages(critic_credit(), path, square(path.final))
+    k, b = torch.tensor([5, 0, 3]), torch.tensor([7, 63, 0])
+    some = critic_credit()(path, square(path.final), square, k, b).advantage
+    torch.testing.assert_close(some, whole[k, b])
 
 
 def test_slopes_are_the_gradient_of_the_value():
     """On Gaussian data V = reward(x̂0) is exact for a linear reward, and so is its slope."""
-    path, credit = path_of(40), critic_credit(slopes=True, passes=0)
+    path, credit = path_of(40), critic_credit(slopes=True)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
     factors = torch.arange(40.0)  # a reward of one's own each: the judge must know who is who
-    credited = credit(path, factors * path.final[:, 0], lambda x, who: factors[who] * x[:, 0])
+    k, b = every_step(path)
+    credited = credit(path, factors * path.final[:, 0], lambda x, who: factors[who] * x[:, 0], k, b)
     t = path.times[1:]
     alpha, sigma = VP().alpha(t), VP().sigma(t)
     exact = torch.cos(t * torch.pi / 2) * alpha / (alpha**2 + sigma**2)
     exact[-1] = 1.0  # the finished sample's slope is the reward's own
-    steps = transitions(path, credited, 1.0, torch.Generator().manual_seed(0))
-    for row in range(len(steps)):
-        k = int((path.times == steps.t[row]).nonzero())
-        b = int((path.states[k, :, 0] == steps.x[row, 0]).nonzero())
-        assert float(steps.value_slope[row, 0]) == pytest.approx(float(exact[k]) * b, rel=1e-3)
+    expected = exact[k] * factors[b]
+    torch.testing.assert_close(credited.slope[:, 0], expected, rtol=1e-3, atol=1e-6)
+    assert not credited.slope.requires_grad
+    assert credit.policy.calls == STEPS * 40
+
+
+def test_slopes_need_a_reward_with_a_gradient():
+    path = path_of()
+    with pytest.raises(UserError, match=r"objective\.slope_weight=0"):
+        critic_credit(slopes=True)(
+            path, square(path.final), lambda x, who: torch.zeros(len(x)), *every_step(path)
+        )
 
 
 # ---------------------------------------------------------------------------- to minibatches
 
 
+def learned(path: Trajectory, share: float, seed: int = 0):
+    """What a source makes of a path: (k, b, Steps)."""
+    rewards, group = square(path.final), path.log_probs.shape[1]
+    k, b = chosen_steps(path, share, torch.Generator().manual_seed(seed))
+    credited = TerminalCredit(group)(path, rewards, square, k, b)
+    return k, b, transitions(path, credited, k, b)
+
+
 def test_every_transition_is_learned_once():
     path = path_of(5)
-    credited = TerminalCredit(group=5)(path, square(path.final), square)
-    generator = torch.Generator().manual_seed(0)
-    steps = transitions(path, credited, 1.0, generator)
-    batches = shuffled(steps, 7, generator)
-    assert [len(b) for b in batches] == [7, 7, 7, 7, 2]
-    assert all(b.path_steps == STEPS for b in batches)
-    found = torch.cat([b.x for b in batches]).flatten().sort().values
-    torch.testing.assert_close(found, path.states[:-1].flatten().sort().values)
-    for k in range(STEPS):  # what belongs together stays together
-        for b in range(5):
-            row = (steps.x == path.states[k, b]).flatten().nonzero()[0]
-            assert torch.equal(steps.x_next[row][0], path.states[k + 1, b])
-            assert steps.t[row] == path.times[k]
-            assert steps.t_next[row] == path.times[k + 1]
-            assert steps.log_prob[row] == path.log_probs[k, b]
-            assert steps.advantage[row] == credited.advantage[k, b]
+    k, b, steps = learned(path, 1.0)
+    batches = shuffled(steps, 7, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in batches] == [7, 7, 7, 7, 2]
+    assert all(batch.path_steps == STEPS for batch in batches)
+    found = torch.cat([batch.x for batch in batches]).flatten()
+    assert not torch.equal(found, steps.x.flatten())
+    torch.testing.assert_close(found.sort().values, path.states[:-1].flatten().sort().values)
+    advantage = TerminalCredit(5)(path, square(path.final), square, k, b).advantage
+    for row in range(len(steps)):  # what belongs together stays together
+        assert torch.equal(steps.x[row], path.states[k[row], b[row]])
+        assert torch.equal(steps.x_next[row], path.states[k[row] + 1, b[row]])
+        assert steps.t[row] == path.times[k[row]]
+        assert steps.t_next[row] == path.times[k[row] + 1]
+        assert steps.log_prob[row] == path.log_probs[k[row], b[row]]
+        assert steps.advantage[row] == advantage[row]
 
 
 def test_a_share_of_the_steps():
-    path = path_of(10)
-    credited = TerminalCredit(group=10)(path, square(path.final), square)
-    steps = transitions(path, credited, 0.5, torch.Generator().manual_seed(0))
+    k, b, steps = learned(path_of(10), 0.5)
     assert len(steps) == 30
     assert steps.path_steps == STEPS  # a mean times this still estimates the sum over the path
-    assert len(steps.x.unique()) == 30  # no transition twice
-    assert len(steps.t.unique()) > 3
+    assert len({(int(i), int(j)) for i, j in zip(k, b, strict=True)}) == 30  # none twice
+    assert b.bincount().tolist() == [3] * 10  # as many of each path
+    assert len(k.unique()) > 3
 
 
 def test_reward_metrics_golden():

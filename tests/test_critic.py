@@ -32,6 +32,13 @@ def path_of(seed: int, batch: int = 256) -> Trajectory:
     return rollout(policy, Condition.none(batch), TIMES, generator, noise)
 
 
+def fit(credit: CriticCredit, path: Trajectory) -> dict[str, float]:
+    """One round of credit for every step of a path; what it measured."""
+    k = torch.arange(len(TIMES) - 1).repeat_interleave(len(path.final))
+    b = torch.arange(len(path.final)).repeat(len(TIMES) - 1)
+    return credit(path, square(path.final), square, k, b).metrics
+
+
 def credit_of() -> CriticCredit:
     torch.manual_seed(0)
     critic = critic_for((1,), 0, 1.0)
@@ -100,7 +107,7 @@ def test_it_learns_a_value_that_is_known():
     credit = credit_of()
     for seed in range(24):
         path = path_of(seed)
-        metrics = credit(path, square(path.final), square).metrics
+        metrics = fit(credit, path)
     assert metrics["explained_variance"] > 0.5  # on paths that the fit had not seen
 
     path = path_of(99, batch=2000)
@@ -121,15 +128,14 @@ def test_it_learns_a_value_that_is_known():
 
 
 def test_state_and_restore():
-    credit, path = credit_of(), path_of(0)
-    credit(path, square(path.final), square)
+    credit = credit_of()
+    fit(credit, path_of(0))
     saved = copy.deepcopy(credit.state())
     other = credit_of()
     other.restore(saved)
     for run in (credit, other):
         torch.manual_seed(3)
-        later = path_of(1)
-        run(later, square(later.final), square)
+        fit(run, path_of(1))
     ours, theirs = credit.critic.state_dict(), other.critic.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert any(not torch.equal(ours[name], saved["critic"][name]) for name in ours)

@@ -20,7 +20,7 @@ FLOORS = {
     3: "policy scorers",
     4: "rollout credit",
     5: "objectives.* sources evaluate config",
-    6: "hooks run_parts measure export report* display runs scenes.pretrain miniature",
+    6: "hooks run_parts measure export report* display runs scenes.*",
     7: "run recipes",
     8: "samples reproduce.* benchmarks.*",
     9: "cli",

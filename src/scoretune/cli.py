@@ -108,11 +108,11 @@ def scenes(
 ) -> None:
     """Train the miniature Stable Diffusion, its reader and its judge; resumes where it stopped."""
     from scoretune.display import Bars
-    from scoretune.scenes import pretrain
+    from scoretune.scenes import lessons, pretrain
 
     _threads(threads)
     with Bars() as bars:
-        model = pretrain.pretrain(folder, pretrain.Recipe(seed=seed), bars.show)
+        model = pretrain.pretrain(folder, lessons.Recipe(seed=seed), bars.show)
     typer.echo(f"the model is in {model}")
 
 

@@ -55,6 +55,7 @@ class Optimiser(Strict):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+    decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
 
 
 class Critic(Strict):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from scoretune.batches import Trajectory
+from scoretune.batches import Trajectory, spans
 from scoretune.critic import Critic, explained_variance
 from scoretune.diffusion.processes import expand
 from scoretune.errors import UserError
 from scoretune.policy import Policy
-from scoretune.rl import returns_to_go, td_advantage
+from scoretune.rl import returns_to_go
 
 
 def standardise(advantage: Tensor, eps: float = 1e-6) -> Tensor:
@@ -39,23 +39,22 @@ def group_advantage(rewards: Tensor, group: int, shared_scale: bool = True) -> T
 Judge = Callable[[Tensor, Tensor], Tensor]
 """The reward [M] of samples x0 [M, *S], finished or not, for the prompts numbered `who` [M]."""
 
-Slopes = Callable[[Tensor, Tensor], Tensor]
-"""∇V [M, *S] where the steps k [M] of the samples b [M] arrive."""
-
 
 @dataclass(frozen=True)
 class Credited:
-    """Advantages [N, B] of a trajectory's steps, and the slopes of the value if asked for."""
+    """Advantages [M] of the chosen steps, and the value's slopes [M, *S] where they arrive."""
 
     advantage: Tensor
-    slopes: Slopes | None
+    slope: Tensor | None
     metrics: dict[str, float]
 
 
 class Credit(Protocol):
-    """Who deserves what: from a trajectory and its rewards [B] to advantages."""
+    """Who deserves what: the steps k [M] of the samples b [M] of a path with rewards [B]."""
 
-    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited: ...
+    def __call__(
+        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+    ) -> Credited: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -68,13 +67,15 @@ class TerminalCredit:
     shared_scale: bool = True
     bound: float = 5.0
 
-    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited:
-        advantage = (
+    def __call__(
+        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+    ) -> Credited:
+        compared = (
             group_advantage(rewards, self.group, self.shared_scale)
             if self.group > 1
             else standardise(rewards)
-        ).clamp(-self.bound, self.bound)
-        return Credited(advantage.expand(len(trajectory.log_probs), -1), None, {})
+        )
+        return Credited(compared.clamp(-self.bound, self.bound)[b], None, {})
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -83,13 +84,29 @@ class TerminalCredit:
         pass
 
 
+@dataclass(frozen=True)
+class Views:
+    """States as the critic sees them, M of each, with what it says and how the paths went on."""
+
+    x: Tensor
+    data: Tensor
+    t: Tensor
+    tokens: Tensor
+    guess: Tensor
+    value: Tensor
+    slope: Tensor | None = None
+
+
 @dataclass
 class CriticCredit:
-    """Each step is credited with the increment of a learned value: V_{k+1} − V_k + r_k Δ_k.
+    """Each step is credited by a learned value V (`critic.Critic`), in one or both of two ways.
+
+    `increments`: the advantage V(t_{k+1}, x_{k+1}) − V(t_k, x_k) + r_k Δ_k, for likelihood ratios.
+    `slopes`: ∇_x V(t_{k+1}, x_{k+1}), for the reparametrised gradient.
 
     The critic is fitted by the martingale loss (arXiv 2108.06655) to the return to go of the
-    states that the training sampler visits. Advantages use the critic of *before* the fit, so
-    that it has not seen the very outcomes it is compared with.
+    states that the training sampler visits. Credit uses the critic of *before* the fit, so that
+    it has not seen the very outcomes it is compared with.
     """
 
     critic: Critic
@@ -97,33 +114,27 @@ class CriticCredit:
     policy: Policy
     kl_weight: float
     passes: int = 2
-    minibatch: int = 256
+    minibatch: int = 64
+    increments: bool = True
     slopes: bool = False
-    standardised: bool = True
 
-    def __call__(self, trajectory: Trajectory, rewards: Tensor, judge: Judge) -> Credited:
-        running = self._running_cost(trajectory)
-        with torch.no_grad():
-            everyone = torch.arange(len(rewards))
-            guesses = torch.stack([judge(data, everyone) for data in trajectory.data])
-        returns = returns_to_go(
-            running.T, rewards, torch.ones(len(running), device=rewards.device)
-        ).T
-        before = self._values(trajectory, guesses)
-        values = torch.cat([before, rewards[None]])
-        advantage = td_advantage(
-            values.T, running.T, torch.ones(len(running), device=rewards.device)
-        ).T
-        loss = self._fit(trajectory, guesses, returns)
-        if self.standardised:  # one scale for the whole round: Δt keeps its say between the steps
-            advantage = advantage / (advantage.square().mean().sqrt() * len(running) ** 0.5 + 1e-6)
+    def __call__(
+        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+    ) -> Credited:
+        running = self._running_cost(path)
+        returns = returns_to_go(running.T, rewards, torch.ones_like(running[:, 0])).T
+        returns = torch.cat([returns, rewards[None]])
+        arrivals = self._view(path, judge, k + 1, b, self.slopes)
+        advantage, seen, at = torch.zeros_like(rewards[b]), arrivals, k + 1
+        if self.increments:
+            seen, at = self._view(path, judge, k, b, False), k
+            advantage = arrivals.value - seen.value + running[k, b]
+        early = at < len(running)  # at the end the value is the reward: nothing to explain
         metrics = {
-            "explained_variance": explained_variance(before, returns),
-            "critic_loss": loss,
+            "explained_variance": explained_variance(seen.value[early], returns[at, b][early]),
+            "critic_loss": self._fit(seen, returns[at, b], self._weight(path, at)),
         }
-        return Credited(
-            advantage, self._slopes(trajectory, judge) if self.slopes else None, metrics
-        )
+        return Credited(advantage, arrivals.slope, metrics)
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -132,61 +143,71 @@ class CriticCredit:
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def _running_cost(self, trajectory: Trajectory) -> Tensor:
+    def _running_cost(self, path: Trajectory) -> Tensor:
         """r_k Δ_k = −κ KL_k, in closed form: [N, B]."""
-        if trajectory.kls is None:
-            return torch.zeros_like(trajectory.log_probs)
-        return -self.kl_weight * trajectory.kls
+        if path.kls is None:
+            return torch.zeros_like(path.log_probs)
+        return -self.kl_weight * path.kls
+
+    def _weight(self, path: Trajectory, at: Tensor) -> Tensor:
+        """Δt of the martingale loss with mean 1; 0 at the end, where V needs no learning."""
+        steps = -path.times.to(at.device).diff()
+        return torch.cat([steps / steps.mean(), steps.new_zeros(1)])[at]
+
+    def _view(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor, slopes: bool) -> Views:
+        """Values of the states numbered `at` of the samples b, in parts that fit the memory."""
+        look = self._look_with_slope if slopes else self._look
+        parts = [look(path, judge, at[s], b[s]) for s in spans(len(at), self.minibatch)]
+        joined: dict[str, Any] = {}
+        for name in (f.name for f in fields(Views) if slopes or f.name != "slope"):
+            joined[name] = torch.cat([getattr(part, name) for part in parts])
+        return Views(**joined)
 
     @torch.no_grad()
-    def _values(self, trajectory: Trajectory, guesses: Tensor) -> Tensor:
-        rows = zip(trajectory.states, trajectory.data, trajectory.times, guesses, strict=False)
-        tokens = trajectory.condition.tokens
-        return torch.stack([self.critic(x, d, t.expand(len(x)), tokens, g) for x, d, t, g in rows])
+    def _look(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
+        data = torch.cat([path.data, path.final[None]])[at, b]
+        return self._valued(path, judge, at, b, path.states[at, b], data)
 
-    def _fit(self, trajectory: Trajectory, guesses: Tensor, returns: Tensor) -> float:
-        """Fit by the martingale loss ½(G − V)²Δt over all pairs (step, sample); the last mean."""
-        steps, batch = guesses.shape
-        times = trajectory.times.to(returns.device)
-        weights = -times.diff() * steps / (times[0] - times[-1])  # Δt, with mean 1
-        total, seen = 0.0, 0
-        for _ in range(self.passes):
-            order = torch.randperm(steps * batch, device=returns.device)
-            total, seen = 0.0, 0
-            for chosen in order.split(self.minibatch):
-                k, b = chosen // batch, chosen % batch
-                tokens = trajectory.condition.tokens[b]
-                value = self.critic(
-                    trajectory.states[k, b], trajectory.data[k, b], times[k], tokens, guesses[k, b]
-                )
-                loss = (weights[k] * (returns[k, b] - value).square()).mean() / 2
-                self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimiser.step()
-                total, seen = total + float(loss.detach()), seen + 1
-        return total / max(seen, 1)
-
-    def _slopes(self, trajectory: Trajectory, judge: Judge) -> Slopes:
+    def _look_with_slope(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
         """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
 
         The network's Jacobian ∂x̂0/∂x is α/σ² times the posterior covariance: it turns the
         reward's gradient into directions that data vary in.
         """
+        x = path.states[at, b].requires_grad_()
+        t = path.times.to(x.device)[at]
+        estimate = self.policy.estimate(x, t, path.condition.take(b))
+        data = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
+        view = self._valued(path, judge, at, b, x, data)
+        if not view.guess.requires_grad:
+            raise UserError(
+                "slopes of the value need a reward with a gradient, and this one has none: set "
+                "objective.slope_weight=0"
+            )
+        slope = torch.autograd.grad(view.value.sum(), x)[0]
+        data, guess, value = view.data.detach(), view.guess.detach(), view.value.detach()
+        return Views(x.detach(), data, t, view.tokens, guess, value, slope)
 
-        def slopes(k: Tensor, b: Tensor) -> Tensor:
-            x = trajectory.states[k + 1, b].requires_grad_()
-            t = trajectory.times.to(x.device)[k + 1]
-            condition = trajectory.condition.take(b)
-            last = k + 1 == len(trajectory.data)
-            estimate = self.policy.estimate(x, t, condition)
-            data = torch.where(expand(last, x).bool(), x, estimate.data)
-            guess = judge(data, b)
-            if not guess.requires_grad:
-                raise UserError(
-                    "slopes of the value need a reward with a gradient, and this one has none: set "
-                    "objective.slope_weight=0"
+    def _valued(
+        self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor, x: Tensor, data: Tensor
+    ) -> Views:
+        t, tokens = path.times.to(x.device)[at], path.condition.tokens[b]
+        guess = judge(data, b)
+        value = torch.where(at == len(path.data), guess, self.critic(x, data, t, tokens, guess))
+        return Views(x, data, t, tokens, guess, value)
+
+    def _fit(self, seen: Views, returns: Tensor, weight: Tensor) -> float:
+        """Fit by the martingale loss ½(G − V)²Δt; the mean loss of the last pass."""
+        losses: list[float] = []
+        for _ in range(self.passes):
+            losses = []
+            for part in torch.randperm(len(returns), device=returns.device).split(self.minibatch):
+                value = self.critic(
+                    seen.x[part], seen.data[part], seen.t[part], seen.tokens[part], seen.guess[part]
                 )
-            value = torch.where(last, guess, self.critic(x, data, t, condition.tokens, guess))
-            return torch.autograd.grad(value.sum(), x)[0]
-
-        return slopes
+                loss = (weight[part] * (returns[part] - value).square()).mean() / 2
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimiser.step()
+                losses.append(float(loss.detach()))
+        return sum(losses) / len(losses)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scoretune import checkpoints
 
 
@@ -57,6 +59,19 @@ class Save:
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         if update % self.every == 0 or update == self.last:
             checkpoints.save(self.folder, update, self.state(update), self.keep)
+
+
+@dataclass
+class Decay:
+    """Lowers the learning rate linearly to 0 at the last update, as a function of the update."""
+
+    optimiser: torch.optim.Optimizer
+    rate: float
+    last: int
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * (1 - update / self.last)
 
 
 @dataclass

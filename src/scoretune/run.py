@@ -15,7 +15,7 @@ import torch
 
 from scoretune import checkpoints, export, hooks
 from scoretune.backbones import stable_diffusion
-from scoretune.batches import Objective, Source
+from scoretune.batches import Hook, Objective, Source
 from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
 from scoretune.credit import Credit, CriticCredit, TerminalCredit
 from scoretune.critic import critic_for
@@ -92,6 +92,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         clip_norm=run.optimiser.clip_norm,
         hooks=[
             hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
+            *_decay(run, parts, first),
             hooks.Every(run.evaluation.every, run.updates, note),
             hooks.Save(
                 folder / "checkpoints",
@@ -167,7 +168,7 @@ def _method(
         if slope_weight is None:
             slope_weight = float(_differentiable(run, policy, prompts, reward))
         objective = score_action.ScoreAction(policy, chosen.kl_weight, chosen.clip, slope_weight)
-        credit = _critic_credit(chosen, policy, slope_weight > 0)
+        credit = _critic_credit(chosen, policy, slope_weight)
     source = OnPolicy(
         policy=policy,
         prompts=prompts,
@@ -190,7 +191,7 @@ def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) 
     return has_gradient(reward, run.reward, image, prompts.texts[0])
 
 
-def _critic_credit(chosen: ScoreAction, policy: Policy, slopes: bool) -> CriticCredit:
+def _critic_credit(chosen: ScoreAction, policy: Policy, slope_weight: float) -> CriticCredit:
     backbone = policy.backbone
     token_size = backbone.encode([""]).tokens.shape[-1]
     critic = critic_for(
@@ -202,8 +203,17 @@ def _critic_credit(chosen: ScoreAction, policy: Policy, slopes: bool) -> CriticC
         policy=policy,
         kl_weight=chosen.kl_weight,
         passes=chosen.critic.passes,
-        slopes=slopes,
+        increments=slope_weight < 1,
+        slopes=slope_weight > 0,
     )
+
+
+def _decay(run: Run, parts: Parts, first: int) -> list[Hook]:
+    if run.optimiser.decay == "none":
+        return []
+    decay = hooks.Decay(parts.optimiser, run.optimiser.learning_rate, run.updates)
+    decay(first, {})
+    return [decay]
 
 
 def _warm_up(run: Run, parts: Parts) -> None:

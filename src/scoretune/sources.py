@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.batches import Condition, Examples, Round, Steps, Trajectory, spans
-from scoretune.credit import Credit, Credited, Slopes
+from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
+from scoretune.credit import Credit, Credited
 from scoretune.data import Prompts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
@@ -60,8 +60,9 @@ class OnPolicy:
 
         with torch.no_grad():
             rewards = judge(path.final, torch.arange(len(texts)))
-        credited = self.credit(path, rewards, judge)
-        steps = transitions(path, credited, self.sizes.share, generator)
+        k, b = chosen_steps(path, self.sizes.share, generator)
+        credited = self.credit(path, rewards, judge, k, b)
+        steps = transitions(path, credited, k, b)
         metrics = {**reward_metrics(rewards), **credited.metrics}
         if path.kls is not None:
             metrics["path_kl"] = float(path.kls.sum(0).mean())
@@ -110,15 +111,19 @@ class Dataset:
         pass
 
 
-def transitions(
-    path: Trajectory, credited: Credited, share: float, generator: torch.Generator
-) -> Steps:
-    """A random `share` of each path's steps as one flat batch of transitions, M = share·N·B."""
+def chosen_steps(
+    path: Trajectory, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random `share` of each path's steps: their numbers k [M] and their samples b [M]."""
     steps, batch = path.log_probs.shape
     kept = max(1, round(share * steps))
     order = torch.rand(steps, batch, generator=generator).argsort(0)[:kept]
-    k = order.flatten().to(path.states.device)
-    b = torch.arange(batch, device=k.device).repeat(kept)
+    device = path.states.device
+    return order.flatten().to(device), torch.arange(batch, device=device).repeat(kept)
+
+
+def transitions(path: Trajectory, credited: Credited, k: Tensor, b: Tensor) -> Steps:
+    """The steps k [M] of the samples b [M] as one flat batch."""
     times = path.times.to(k.device)
     return Steps(
         x=path.states[k, b],
@@ -127,15 +132,11 @@ def transitions(
         t_next=times[k + 1],
         condition=path.condition.take(b),
         log_prob=path.log_probs[k, b],
-        advantage=credited.advantage[k, b],
-        value_slope=None if credited.slopes is None else _in_parts(credited.slopes, k, b),
+        advantage=credited.advantage,
+        value_slope=credited.slope,
         reference_mean=None if path.reference_means is None else path.reference_means[k, b],
-        path_steps=steps,
+        path_steps=len(path.data),
     )
-
-
-def _in_parts(slopes: Slopes, k: Tensor, b: Tensor, size: int = 64) -> Tensor:
-    return torch.cat([slopes(k[span], b[span]) for span in spans(len(k), size)])
 
 
 def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[Steps]:

@@ -8,6 +8,7 @@ colour; from these follows the probability that a prompt is fulfilled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -146,11 +147,21 @@ def is_fulfilled(logits: Tensor, asks: list[Ask]) -> Tensor:
     return torch.tensor(verdicts, dtype=torch.float32)
 
 
+def on_log_scale(probability: Tensor, floor: float = 1e-3) -> Tensor:
+    """log(1 + p/floor) / log(1 + 1/floor): 0 at p = 0, 1 at p = 1, and never flat between.
+
+    A reader that is sure of the wrong digit gives p near 0 and a slope of p near 0, just where a
+    slope is needed most; on a log scale a picture that is less wrong is worth more.
+    """
+    return torch.log1p(probability / floor) / math.log1p(1 / floor)
+
+
 @dataclass(frozen=True)
 class Reading:
     """Scores images [B, 3, 32, 32] in [0, 1] against prompts: [B] numbers in [0, 1].
 
-    `soft` gives the probability of fulfilment, which has a gradient; otherwise the verdict, 0 or 1.
+    `soft` gives the probability of fulfilment on a log scale, which has a gradient; otherwise the
+    verdict, 0 or 1.
     """
 
     network: nn.Module
@@ -159,7 +170,9 @@ class Reading:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         meant = [_meaning(prompt) for prompt in prompts]
         logits = self.network.to(images.device)(images)
-        return fulfilment(logits, meant) if self.soft else is_fulfilled(logits, meant).to(logits)
+        if self.soft:
+            return on_log_scale(fulfilment(logits, meant))
+        return is_fulfilled(logits, meant).to(logits)
 
 
 def load(folder: Path, name: str) -> nn.Module:
