@@ -157,7 +157,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     _threads(threads)
     where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     record(run, where, threads)
-    with Live(run, where, quiet=json_) as live:
+    with Live(run, where) as live:
         result = launch(run, where, live)
     if json_:
         typer.echo(json.dumps(result))

@@ -37,7 +37,7 @@ class Sampling(Strict):
     kernel: Literal["gddim", "renoise", "euler_maruyama"] = "gddim"
     eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
     steps: int = Field(10, ge=2)
-    grid: Literal["uniform", "karras"] = "uniform"
+    grid: Literal["karras", "uniform"] = "karras"
 
 
 class Sizes(Strict):
@@ -99,7 +99,9 @@ class ScoreAction(Strict):
 class Evaluation(Strict):
     """How progress is measured: held-out prompts, fixed noise, the deterministic sampler."""
 
-    prompts: str = "scenes-held-out"
+    prompts: str | None = Field(
+        None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
+    )
     per_task: int = Field(40, ge=0, description="scenes: prompts of each task; files: 0 takes all")
     solver: Literal["ddim", "heun", "dpmpp_2m"] = "ddim"
     steps: int = Field(20, ge=1)

@@ -123,4 +123,4 @@ def critic_for(shape: tuple[int, ...], token_size: int, horizon: float, width: i
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 − Var(G − V)/Var(G): 1 for a perfect critic, 0 for one that knows only the mean."""
     spread = returns.var()
-    return float(1 - (returns - values).var() / spread) if float(spread) > 0 else 0.0
+    return float(1 - (returns - values).var() / spread) if float(spread) > 1e-8 else 0.0

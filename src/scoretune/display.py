@@ -23,12 +23,12 @@ class Live:
     """A progress bar of updates with the numbers that matter; a plain line at intervals when the
     output is no terminal."""
 
-    def __init__(self, run: Run, folder: Path, quiet: bool) -> None:
+    def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         self.console = Console(stderr=True)
         self.progress = _bar(self.console)
         self.task = self.progress.add_task(run.recipe, total=run.updates, numbers="starting")
-        self.quiet, self.spoke = quiet, time.monotonic()
+        self.spoke = time.monotonic()
 
     def __enter__(self) -> Self:
         self.progress.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
+from scoretune.config import Matching, Optimiser, PolicyGradient, Run, ScoreAction, Sizes
 from scoretune.errors import unknown
 
 
@@ -15,12 +15,22 @@ def supervised() -> Run:
 
 def ddpo() -> Run:
     """DDPO (arXiv 2305.13301): clipped policy gradient on the reward of whole paths."""
-    return Run(recipe="ddpo", objective=PolicyGradient())
+    return Run(
+        recipe="ddpo",
+        objective=PolicyGradient(),
+        sizes=Sizes(prompts=16, group=8, share=0.5),
+        optimiser=Optimiser(learning_rate=1e-3),
+    )
 
 
 def score_as_action() -> Run:
     """Score as action (arXiv 2502.01819): continuous-time policy optimisation with a critic."""
-    return Run(recipe="score_as_action", objective=ScoreAction())
+    return Run(
+        recipe="score_as_action",
+        objective=ScoreAction(),
+        sizes=Sizes(prompts=64, group=1, share=0.4),
+        optimiser=Optimiser(learning_rate=3e-3),
+    )
 
 
 def demo() -> Run:

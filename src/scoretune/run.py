@@ -118,7 +118,7 @@ def build(run: Run) -> Parts:
 
     accelerator = Accelerator()
     policy = build_policy(run, accelerator.device)
-    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), _held_out(run)
+    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
     optimiser = torch.optim.AdamW(
         policy.parameters(),
@@ -223,10 +223,10 @@ def _warm_up(run: Run, parts: Parts) -> None:
             parts.source(-1 - lap)
 
 
-def _held_out(run: Run) -> Prompts:
-    """The evaluation's prompts; where a run brings prompts of its own and names none, those."""
-    chosen = run.evaluation
-    return read_prompts(chosen.prompts, chosen.per_task)
+def held_out_prompts(run: Run) -> Prompts:
+    """What is evaluated: the named prompts, else held-out scenes, else a user's own prompts."""
+    fallback = "scenes-held-out" if run.model.source == "scenes" else run.prompts
+    return read_prompts(run.evaluation.prompts or fallback, run.evaluation.per_task)
 
 
 def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:

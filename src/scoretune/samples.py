@@ -9,13 +9,13 @@ import torch
 
 from scoretune import checkpoints
 from scoretune.config import Model, PolicyGradient, Run
-from scoretune.data import Prompts, read_prompts
+from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.errors import UserError
 from scoretune.evaluate import sample
 from scoretune.measure import measure
 from scoretune.policy import Policy, restore_adapter
-from scoretune.run import build_policy
+from scoretune.run import build_policy, held_out_prompts
 from scoretune.runs import recorded
 from scoretune.scorers import named_reward
 
@@ -56,5 +56,5 @@ def draw(path: Path, prompts: list[str], out: Path, steps: int, seed: int) -> st
 def measure_run(run: Run, folder: Path) -> dict[str, Any]:
     """Scores of a run's newest checkpoint on its held-out prompts."""
     policy = load(folder)
-    prompts = read_prompts(run.evaluation.prompts, run.evaluation.per_task)
+    prompts = held_out_prompts(run)
     return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line

@@ -16,7 +16,9 @@ def path_kl(transition: Transition, steps: Steps) -> Tensor:
     Girsanov's ½∫g²‖s_θ − s_pre‖²dt (arXiv 2409.08400), whatever the grid.
     """
     if steps.reference_mean is None:
-        raise UserError("a KL weight needs the reference's steps: set rollout.reference=true")
+        raise UserError(
+            "a KL weight needs a rollout with its reference: rollout(..., reference=True)"
+        )
     return transition.kl(Transition(steps.reference_mean, transition.std))
 
 

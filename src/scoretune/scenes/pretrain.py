@@ -81,6 +81,8 @@ def export(
     for name, module in {"reader": reader, "judge": judge}.items():
         halves = {key: _half(value) for key, value in module.state_dict().items()}
         save_file(halves, target / f"{name}.safetensors")
+    for weights in target.rglob("*.safetensors"):
+        weights.chmod(0o644)  # some libraries write them for the owner alone
     (target / "training.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     return target
 
