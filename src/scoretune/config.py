@@ -102,10 +102,10 @@ class Evaluation(Strict):
     prompts: str | None = Field(
         None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
     )
-    per_task: int = Field(40, ge=0, description="scenes: prompts of each task; files: 0 takes all")
+    per_task: int = Field(30, ge=0, description="scenes: prompts of each task; files: 0 takes all")
     solver: Literal["ddim", "heun", "dpmpp_2m"] = "ddim"
     steps: int = Field(20, ge=1)
-    every: int = Field(10, ge=0, description="updates between evaluations; 0 only at both ends")
+    every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")
     seed: int = 20240
 
 

@@ -28,7 +28,8 @@ def score_as_action() -> Run:
     return Run(
         recipe="score_as_action",
         objective=ScoreAction(),
-        sizes=Sizes(prompts=64, group=1, share=0.4),
+        updates=56,
+        sizes=Sizes(prompts=32, group=1, share=0.8),
         optimiser=Optimiser(learning_rate=3e-3),
     )
 
