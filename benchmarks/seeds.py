@@ -22,7 +22,7 @@ from typing import Any
 
 ARMS = {
     "score_as_action": ["train", "score_as_action"],
-    "ddpo": ["train", "ddpo", "updates=44"],  # as many network evaluations as score as action
+    "ddpo": ["train", "ddpo", "updates=34", "evaluation.every=8"],  # as many network evaluations
 }
 COLOURS = {"score_as_action": "#0b6e99", "ddpo": "#c8553d"}
 

@@ -7,10 +7,9 @@ The prose that doesn't depend on the run is in `report_template.html`.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -19,43 +18,22 @@ from string import Template
 from typing import Any
 
 from scoretune import report_figures as draw
+from scoretune.report_cards import cards as prompt_cards
 from scoretune.report_figures import THIN, Axes, Point, Series, grouped, percent, signed
+from scoretune.report_record import (
+    EVALUATIONS,
+    UPDATE,
+    Change,
+    Record,
+    Row,
+    at,
+    change_of,
+    number,
+    read_record,
+    reward_change,
+)
 
-Row = dict[str, Any]
-EVALUATIONS, UPDATE = "network evaluations", "update"  # what the horizontal axes are called
 _OPTIONAL = re.compile(r"<!-- if ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What could be read of a run folder and, in words, what could not."""
-
-    about: Row
-    metrics: list[Row]
-    evaluations: list[Row]
-    result: Row
-    missing: list[str]
-
-    def last(self, key: str) -> float | None:
-        """The newest value of `key`: of the result, else of the last line that has it."""
-        rows = [*self.evaluations, *self.metrics]
-        known = [value for row in rows if (value := number(row, key)) is not None]
-        final = number(self.result, key)
-        return final if final is not None else known[-1] if known else None
-
-
-@dataclass(frozen=True)
-class Change:
-    """A quantity before and after; `low` and `high` bound the gain where that is known."""
-
-    before: float
-    after: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def gain(self) -> float:
-        return self.after - self.before
 
 
 def write_report(run: Path) -> Path:
@@ -66,7 +44,7 @@ def write_report(run: Path) -> Path:
     rows = [*record.evaluations, record.result]
     has_judge = any(isinstance(row.get("judge"), dict) for row in rows)
     tone, verdict = judge_verdict(judge, reader) if has_judge else reward_verdict(reward)
-    cards, lead = draw.cards(run / "previews", record.missing)
+    cards, lead = prompt_cards(run / "previews", record.missing)
     slots = {
         "recipe": escape(str(record.about.get("recipe") or "unnamed recipe")),
         "when": escape(_when(record.about.get("started"))),
@@ -91,87 +69,6 @@ def write_report(run: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------ reading the folder
-
-
-def read_record(run: Path) -> Record:
-    missing: list[str] = []
-    about = _object(run / "run.json", missing)
-    metrics, evaluations = (
-        _lines(run / name, missing) for name in ("metrics.jsonl", "evaluations.jsonl")
-    )
-    if len(evaluations) == 1:
-        missing.append("There is only one evaluation, so nothing can be compared.")
-    result = _object(run / "result.json", missing)
-    if not result:
-        missing.append("Without a result the run is unfinished: the page shows its latest numbers.")
-    return Record(about, metrics, evaluations, result, missing)
-
-
-def number(row: Any, *keys: str) -> float | None:
-    """The finite number at `row[keys[0]][keys[1]]…`, or None."""
-    value = _at(row, *keys)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _at(row: Any, *keys: str) -> Any:
-    for key in keys:
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
-
-
-def _object(path: Path, missing: list[str]) -> Row:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        missing.append(f"{path.name} is missing.")
-        return {}
-    except (OSError, ValueError):
-        missing.append(f"{path.name} cannot be read.")
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _lines(path: Path, missing: list[str]) -> list[Row]:
-    """The rows of a JSONL file, one an update: a resumed run may have written an update twice."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        missing.append(f"{path.name} is missing.")
-        return []
-    rows: dict[float, Row] = {}
-    broken = 0
-    for line in filter(str.strip, lines):
-        try:
-            row = json.loads(line)
-            rows[float(row["update"])] = row
-        except (ValueError, TypeError, KeyError):
-            broken += 1  # the line that was being written when the run was killed
-    if broken:
-        missing.append(f"{path.name}: unreadable lines left out: {broken}.")
-    return [rows[update] for update in sorted(rows)]
-
-
-def change_of(record: Record, who: str, *what: str) -> Change | None:
-    """Base against final accuracy of the reader or judge, by default over all tasks."""
-    what = what or ("overall",)
-    known = [value for row in record.evaluations if (value := number(row, who, *what)) is not None]
-    before = number(record.result, who, "base", *what)
-    after = number(record.result, who, "final", *what)
-    if before is not None and after is not None:
-        bounds = (number(record.result, "gain", who, end) for end in ("low", "high"))
-        return Change(before, after, *bounds) if what == ("overall",) else Change(before, after)
-    return Change(known[0], known[-1]) if len(known) > 1 else None
-
-
-def reward_change(record: Record, sampler: str) -> Change | None:
-    rows = [*record.evaluations, record.result]
-    known = [value for row in rows if (value := number(row, "reward", sampler)) is not None]
-    return Change(known[0], known[-1]) if len(known) > 1 else None
-
-
-# -------------------------------------------------------------------------------- saying it plainly
 
 
 def headline(change: Change | None, judged: bool, record: Record) -> str:
@@ -374,8 +271,8 @@ def _accuracy(record: Record, who: str, dashed: bool) -> Series:
 
 
 def _tasks(record: Record, who: str) -> str:
-    found = [_at(row, who, "tasks") for row in record.evaluations]
-    found.append(_at(record.result, who, "final", "tasks"))
+    found = [at(row, who, "tasks") for row in record.evaluations]
+    found.append(at(record.result, who, "final", "tasks"))
     names = dict.fromkeys(name for tasks in found if isinstance(tasks, dict) for name in tasks)
     changes = {name: change_of(record, who, "tasks", name) for name in names}
     bars = [(name, change.before, change.after) for name, change in changes.items() if change]
