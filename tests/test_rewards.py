@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from scoretune.errors import UserError
-from scoretune.rewards import python
+from scoretune.rewards import python, reader
 from scoretune.rewards.base import checked
 from scoretune.rewards.pixels import Compressibility, brightness
 from scoretune.scenes import world
@@ -190,3 +190,18 @@ def test_a_function_that_cannot_be_had(here, name, source, told):
         python.from_path(name)
     assert told in str(caught.value)
     assert repr(name) in str(caught.value)
+
+
+def test_the_log_scale_keeps_its_ends_and_its_order():
+    probability = torch.tensor([0.0, 1e-4, 1e-2, 0.5, 1.0])
+    scaled = reader.on_log_scale(probability)
+    assert scaled[0] == 0
+    assert scaled[-1] == pytest.approx(1.0)
+    assert bool((scaled.diff() > 0).all())
+    assert float(scaled[2]) == pytest.approx(0.347081, abs=1e-6)  # ln 11 / ln 1001
+
+
+def test_the_log_scale_has_a_slope_where_the_reader_is_sure_of_something_else():
+    probability = torch.tensor(1e-6, requires_grad=True)
+    reader.on_log_scale(probability).backward()
+    assert float(probability.grad) > 100  # the probability itself would have slope 1

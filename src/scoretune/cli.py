@@ -111,7 +111,8 @@ def scenes(
     from scoretune.scenes import lessons, pretrain
 
     _threads(threads)
-    with Bars() as bars:
+    bars = Bars()
+    with bars.progress:
         model = pretrain.pretrain(folder, lessons.Recipe(seed=seed), bars.show)
     typer.echo(f"the model is in {model}")
 
@@ -157,8 +158,13 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     _threads(threads)
     where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     record(run, where, threads)
-    with Live(run, where) as live:
-        result = launch(run, where, live)
+    live = Live(run, where)
+    try:
+        with live.progress:
+            result = launch(run, where, live)
+    except KeyboardInterrupt:
+        live.stopped()
+        raise
     if json_:
         typer.echo(json.dumps(result))
     else:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,23 +29,13 @@ class Live:
         self.task = self.progress.add_task(run.recipe, total=run.updates, numbers="starting")
         self.spoke = time.monotonic()
 
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
-        if isinstance(error, KeyboardInterrupt):
-            self.console.print(
-                f"scoretune: stopped; go on with: scoretune train --resume {self.folder}",
-                markup=False,
-                soft_wrap=True,
-            )
+    def stopped(self) -> None:
+        """Say how a run that was stopped goes on."""
+        self.console.print(
+            f"scoretune: stopped; go on with: scoretune train --resume {self.folder}",
+            markup=False,
+            soft_wrap=True,
+        )
 
     def stage(self, text: str) -> None:
         self.progress.update(self.task, numbers=text)
@@ -92,18 +81,6 @@ class Bars:
         self.tasks: dict[str, Any] = {}
         self.means: dict[str, float] = {}
         self.spoke = 0.0
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
 
     def show(self, stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
         """Called after every step with the stage's name and its numbers."""
