@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune import config, recipes
 from scoretune.backbones import stable_diffusion, toy
 from scoretune.batches import Condition, Steps
 from scoretune.diffusion import grids
@@ -24,6 +25,7 @@ from scoretune.errors import UserError
 from scoretune.objectives.policy_gradient import PolicyGradient
 from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
 from scoretune.rollout import deterministic, prior, rollout
+from scoretune.run import build_policy
 from scoretune.scenes import world
 
 NOISY: list[Kernel] = [
@@ -297,3 +299,18 @@ def test_an_unknown_solver_is_named(policy_of):
         deterministic(
             policy_of("toy", NOISY[0]), Condition.none(1), torch.ones(2), torch.zeros(1, 3), "heum"
         )
+
+
+def test_half_precision_acts_and_judges_alike():
+    """bf16 weights: log-probabilities are float32, and the ratio to itself is still exactly 1."""
+    run = config.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])
+    policy = build_policy(run, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    condition = policy.backbone.encode(["a red seven"] * 4)
+    times = grids.karras(policy.backbone.process, 3)
+    path = rollout(policy, condition, times, generator, prior(policy, 4, generator))
+    assert path.log_probs.dtype == torch.float32
+    for k in range(3):
+        t, t_next = times[k].expand(4), times[k + 1].expand(4)
+        law = policy.transition(path.states[k], t, t_next, condition)
+        assert torch.equal(law.log_prob(path.states[k + 1]), path.log_probs[k])

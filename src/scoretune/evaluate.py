@@ -91,6 +91,6 @@ def verdicts(
     return {
         name: torch.cat(
             [checked(metric, name, images[s], prompts.texts[s]) for s in spans(len(prompts), batch)]
-        )
+        ).cpu()
         for name, metric in metrics.items()
     }

@@ -134,7 +134,8 @@ def build(run: Run) -> Parts:
 def build_policy(run: Run, device: torch.device) -> Policy:
     """The model of a configuration behind its training kernel, with a fresh adapter."""
     where = str(world.shipped()) if run.model.source == "scenes" else run.model.source
-    backbone = stable_diffusion.load(where, revision=run.model.revision)
+    dtype = torch.bfloat16 if run.model.precision == "bf16" else torch.float32
+    backbone = stable_diffusion.load(where, revision=run.model.revision, dtype=dtype)
     backbone.pipeline.to(device)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, run.model.targets)

@@ -45,8 +45,9 @@ class StableDiffusion:
         return Condition(tokens[:-1], tokens[-1])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        label = cast(Tabulated, self.process).label(t)
-        return cast(Tensor, self.network(x, label, encoder_hidden_states=tokens).sample)
+        label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
+        told = tokens.to(unet.dtype)
+        return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=told).sample)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
