@@ -32,9 +32,10 @@ def run_once(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     where = folder / f"{arm}-{seed}"
     command = [sys.executable, "-c", "from scoretune.cli import main; main()", *ARMS[arm]]
     command += [f"seed={seed}", "--run", str(where), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    if not (where / "result.json").exists():
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+    result = json.loads((where / "result.json").read_text())
     lines = (where / "evaluations.jsonl").read_text().splitlines()
     return {
         "arm": arm,
@@ -106,7 +107,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         mean = [sum(column) / len(column) for column in zip(*curves, strict=True)]
         axes.plot(x, mean, color=colour, linewidth=2.5, label=arm.replace("_", " "))
     axes.set_xlabel("network evaluations of training (thousands)")
-    axes.set_ylabel("judge accuracy, held-out prompts, deterministic sampler")
+    axes.set_ylabel("judge accuracy on held-out prompts")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
@@ -117,9 +118,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("--runs", type=Path, help="where runs are; finished ones are not repeated")
     options.add_argument("--out", type=Path, default=Path("docs/seeds"))
     chosen = options.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="scoretune-seeds-"))
+    folder = chosen.runs or Path(tempfile.mkdtemp(prefix="scoretune-seeds-"))
     work = [(arm, seed) for seed in chosen.seeds for arm in chosen.arms]
     with ThreadPoolExecutor(chosen.jobs) as pool:
         runs = list(pool.map(lambda pair: run_once(*pair, folder), work))

@@ -19,7 +19,7 @@ def ddpo() -> Run:
         recipe="ddpo",
         objective=PolicyGradient(),
         sizes=Sizes(prompts=16, group=8, share=0.5),
-        optimiser=Optimiser(learning_rate=1e-3),
+        optimiser=Optimiser(learning_rate=3e-3),
     )
 
 
