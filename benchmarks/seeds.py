@@ -125,8 +125,9 @@ def main() -> None:
     work = [(arm, seed) for seed in chosen.seeds for arm in chosen.arms]
     with ThreadPoolExecutor(chosen.jobs) as pool:
         runs = list(pool.map(lambda pair: run_once(*pair, folder), work))
+    seeds = " ".join(map(str, chosen.seeds))
     report: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/seeds.py --seeds {seeds} --jobs {chosen.jobs}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "jobs": chosen.jobs,
         "summary": {arm: summary(runs, arm) for arm in chosen.arms},
