@@ -254,8 +254,7 @@ def run(tmp_path_factory, tiny) -> Path:
     chosen = config.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
     folder = tmp_path_factory.mktemp("runs") / "done"
     runs.record(chosen, folder, threads=1)
-    with Live(chosen, folder, quiet=True) as live:
-        launch(chosen, folder, live)
+    launch(chosen, folder, Live(chosen, folder))
     return folder
 
 
