@@ -27,41 +27,49 @@ from scoretune.run import Parts, build
 
 def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
     """The networks' own work in one update, and nothing else."""
-    backbone, sizes = parts.policy.backbone, run.sizes
-    batch, steps = sizes.prompts * sizes.group, run.sampling.steps
+    backbone, sizes, steps = parts.policy.backbone, run.sizes, run.sampling.steps
+    batch = sizes.prompts * sizes.group
     prompts = list(parts.held_out.texts[:1]) * batch
     condition = backbone.encode(prompts)
     x = prior(parts.policy, batch, torch.Generator().manual_seed(0))
     t = torch.full((batch,), 0.5)
     learned = round(sizes.share * steps) * batch
-    with_critic = run.objective.kind == "score_action"
-    forwards = steps * (2 if with_critic and run.objective.kl_weight else 1)
-    critic = getattr(getattr(parts.source, "credit", None), "critic", None)
+    forwards = steps * (2 if run.objective.kl_weight else 1)
 
-    def judge() -> None:
-        parts.reward(backbone.decode(x), prompts)
+    def part(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        index = torch.arange(size) % batch
+        return x[index], t[index], condition.tokens[index]
 
-    def work() -> None:
+    def act() -> None:
         with torch.no_grad():
             backbone.encode(prompts)
             for _ in range(forwards):
                 backbone.predict(x, t, condition.tokens)
-            judge()
-            if with_critic:
-                for _ in range(steps):
-                    judge()
-                    critic(x, x, t, condition.tokens, t)
-        if with_critic:
-            passes, size = run.objective.critic.passes, 256
-            index = torch.arange(size) % batch
-            for _ in range(passes * steps * batch // size):
-                critic(
-                    x[index], x[index], t[index], condition.tokens[index], t[index]
-                ).sum().backward()
-        index = torch.arange(sizes.minibatch) % batch
+            parts.reward(backbone.decode(x), prompts)
+
+    def learn() -> None:
         for _ in range(learned // sizes.minibatch):
-            output = backbone.predict(x[index], t[index], condition.tokens[index])
-            output.sum().backward()
+            backbone.predict(*part(sizes.minibatch)).sum().backward()
+
+    def judge() -> None:
+        credit = parts.source.credit
+        size, count = credit.minibatch, learned // credit.minibatch
+        for _ in range(count):  # the value's slope: through UNet, decoder, reward and critic
+            state, time_, tokens = part(size)
+            state.requires_grad_()
+            data = backbone.predict(state, time_, tokens)
+            guess = parts.reward(backbone.decode(data), prompts[:1] * size)
+            value = credit.critic(state, data, time_, tokens, guess)
+            torch.autograd.grad(value.sum(), state)
+        for _ in range(credit.passes * count):
+            state, time_, tokens = part(size)
+            credit.critic(state, state, time_, tokens, time_).sum().backward()
+
+    def work() -> None:
+        act()
+        if run.objective.kind == "score_action":
+            judge()
+        learn()
 
     return work
 
