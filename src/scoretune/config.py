@@ -26,7 +26,9 @@ class Model(Strict):
 
     source: str = Field("scenes", description="'scenes', a folder, or a hub id")
     revision: str | None = None
-    rank: int = Field(16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate")
+    rank: int = Field(
+        16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
+    )
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen weights")
     guidance: float = Field(1.0, ge=0)
