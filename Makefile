@@ -44,7 +44,7 @@ bench: $(STAMP)  ## speed of the main paths, one thread
 	@$(ONE_THREAD) $(BIN)/python benchmarks/bench.py $(ARGS)
 
 pretrain: $(STAMP)  ## train the shipped miniature again from nothing (hours)
-	@$(BIN)/scoretune pretrain scenes $(ARGS)
+	@$(BIN)/scoretune pretrain scenes $(or $(ARGS),runs/pretrain)
 
 install: $(STAMP)  ## only the environment
 

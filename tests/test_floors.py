@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("report", "report_cards"),
     ("report_cards", "report_figures"),
     ("measure", "run_parts"),
+    ("sources", "config"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 

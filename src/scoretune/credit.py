@@ -14,7 +14,7 @@ from scoretune.critic import Critic, explained_variance
 from scoretune.diffusion.processes import expand
 from scoretune.errors import UserError
 from scoretune.policy import Policy
-from scoretune.rl import returns_to_go
+from scoretune.rl import martingale_loss, returns_to_go
 
 
 def standardise(advantage: Tensor, eps: float = 1e-6) -> Tensor:
@@ -86,7 +86,7 @@ class TerminalCredit:
 
 @dataclass(frozen=True)
 class Views:
-    """States as the critic sees them, M of each, with what it says and how the paths went on."""
+    """States as the critic sees them, M of each, and what it says of them."""
 
     x: Tensor
     data: Tensor
@@ -205,7 +205,7 @@ class CriticCredit:
                 value = self.critic(
                     seen.x[part], seen.data[part], seen.t[part], seen.tokens[part], seen.guess[part]
                 )
-                loss = (weight[part] * (returns[part] - value).square()).mean() / 2
+                loss = martingale_loss(value[:, None], returns[part, None], weight[part, None])
                 self.optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 self.optimiser.step()

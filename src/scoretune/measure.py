@@ -140,7 +140,7 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
 
 
 def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
-    """The first few distinct prompts of each task (or of all, where there is one task)."""
+    """The first few prompts of each task (or of all, where there is one task)."""
     tasks = list(dict.fromkeys(prompts.tasks))
     wanted = per_task if len(tasks) > 1 else per_task * PREVIEW_COLUMNS
     chosen: list[int] = []

@@ -27,7 +27,7 @@ from scoretune.rewards.base import Reward, has_gradient
 from scoretune.run_parts import grid, kernel
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
-from scoretune.sources import Dataset, OnPolicy, Sizes
+from scoretune.sources import Dataset, OnPolicy
 from scoretune.train import train
 
 
@@ -177,7 +177,7 @@ def _method(
         reward_name=run.reward,
         credit=credit,
         times=grid(backbone.process, run.sampling),
-        sizes=Sizes(**run.sizes.model_dump()),
+        sizes=run.sizes,
         seed=run.seed,
         reference=chosen.kl_weight > 0,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
+from scoretune.config import Sizes
 from scoretune.credit import Credit, Credited
 from scoretune.data import Prompts
 from scoretune.policy import Policy
@@ -16,21 +17,12 @@ from scoretune.rewards.base import Reward, checked
 from scoretune.rollout import prior, rollout
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is sampled and learned an update."""
-
-    prompts: int = 16  # different prompts
-    group: int = 8  # samples of each prompt
-    minibatch: int = 64  # transitions an optimiser step
-    share: float = 1.0  # of each path's steps that are learned from, drawn at random
-
-
 @dataclass
 class OnPolicy:
     """Rolls the policy on fresh prompts, scores, credits, and yields shuffled transitions.
 
-    Everything random in update k follows from (seed, k), so a resumed run repeats itself.
+    What is sampled in update k follows from (seed, k); with the generators that a checkpoint holds
+    (the critic's fit shuffles by torch's own), a resumed run repeats itself.
     """
 
     policy: Policy

@@ -39,11 +39,12 @@ class ScoreAction:
 
     def __call__(self, steps: Steps) -> Loss:
         transition = self.policy.transition(steps.x, steps.t, steps.t_next, steps.condition)
-        log_ratio = transition.log_prob(steps.x_next) - steps.log_prob
+        log_prob = transition.log_prob(steps.x_next)
+        log_ratio = log_prob - steps.log_prob
         gain = torch.zeros_like(log_ratio)
         if self.slope_weight < 1:
             gain = (1 - self.slope_weight) * clipped_surrogate(
-                log_ratio, torch.zeros_like(log_ratio), steps.advantage, self.clip
+                log_prob, steps.log_prob, steps.advantage, self.clip
             )
         if self.slope_weight > 0:
             gain = gain + self.slope_weight * slope_gain(transition, steps)
