@@ -16,17 +16,17 @@ import pytest
 FLOORS = {
     0: "errors",
     1: "diffusion.* rl.* batches checkpoints scenes scenes.world scenes.draw",
-    2: "backbones.* rewards.* critic data train",
+    2: "backbones.* rewards.* critic data train control control.*",
     3: "policy scorers",
-    4: "rollout credit",
+    4: "rollout credit.*",
     5: "objectives.* sources evaluate config",
-    6: "hooks run_parts measure export report* display runs scenes.*",
+    6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",
     8: "samples reproduce.* benchmarks.*",
     9: "cli",
 }
-ROOMS = {"diffusion", "rl", "scenes"}
-CATALOGUES = {"backbones", "rewards", "objectives", "reproduce"}
+ROOMS = {"diffusion", "rl", "scenes", "control", "reproduce"}
+CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
 SIDEWAYS = {
     ("report", "report_figures"),
     ("report", "report_record"),
@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("report_cards", "report_figures"),
     ("measure", "run_parts"),
     ("sources", "config"),
+    ("methods", "run_parts"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 

@@ -1,7 +1,7 @@
 """The records that travel between floors. Each is made once, read by the next stage and dropped.
 
 Prompts -> Condition -> Trajectory -> rewards -> Steps -> Loss. Times are decreasing; B samples,
-N steps, M = transitions in a minibatch, *S the shape of one state.
+N steps, M = states in a minibatch, *S the shape of one state.
 """
 
 from __future__ import annotations
@@ -36,17 +36,26 @@ class Condition:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a rollout saw: `states` [N+1, B, *S], `data` (the network's x̂0) [N, B, *S],
-    `log_probs` [N, B] and `times` [N+1]. With a reference, also where the pretrained policy would
-    have gone, `reference_means` [N, B, *S], and each step's KL to it, `kls` [N, B]."""
+    """What a rollout saw: `states` [N+1, B, *S] at `times` [N+1, B], and the network's estimate of
+    the data, `data` [N, B, *S], at all but the last.
+
+    Each asked state stands for a part of the path, `log_snr_steps` [N, B], travelled under the
+    noise scale `etas` [N, B] (`diffusion.paths`). A stochastic path has `log_probs` [N, B]. With a
+    reference also: the pretrained policy's `reference_data` [N, B, *S], and each state's share of
+    the path KL to it, `kls` [N, B]. `features` [N, B, F] are what a critic may share.
+    """
 
     states: Tensor
     data: Tensor
-    log_probs: Tensor
     times: Tensor
     condition: Condition
-    reference_means: Tensor | None = None
+    log_snr_steps: Tensor
+    etas: Tensor
+    kl_weights: Tensor
+    log_probs: Tensor | None = None
+    reference_data: Tensor | None = None
     kls: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def final(self) -> Tensor:
@@ -56,23 +65,28 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Steps:
-    """Transitions to learn from: x at t went to x_next at t_next under the acting policy.
+    """States to learn from: at x and time t the acting policy's estimate of the data was `data`.
 
-    `advantage` [M] says how much better than expected that was; `value_slope` [M, *S], where a
-    critic gives it, is the gradient of the value at x_next; `reference_mean` [M, *S] is where the
-    pretrained policy would have gone on average.
+    A unit of the path KL is `kl_weight` [M] times a squared change of that estimate, [M, *S];
+    `reference_data` is the pretrained policy's. Where the policy then went by a stochastic step,
+    `x_next` at `t_next` and its `log_prob` [M]. What a credit rule says is one of: `advantage` [M],
+    how much better than expected the step was; `data_slope` [M, *S], what a unit of the estimate is
+    worth; `action` [M, *S], a noise estimate that was tried, with the advantage of it.
     """
 
     x: Tensor
-    x_next: Tensor
     t: Tensor
     t_next: Tensor
     condition: Condition
-    log_prob: Tensor
-    advantage: Tensor
-    value_slope: Tensor | None = None
-    reference_mean: Tensor | None = None
-    path_steps: int = 1  # of a whole path: a mean over transitions times this is a sum over a path
+    data: Tensor
+    kl_weight: Tensor
+    x_next: Tensor | None = None
+    log_prob: Tensor | None = None
+    advantage: Tensor | None = None
+    data_slope: Tensor | None = None
+    action: Tensor | None = None
+    reference_data: Tensor | None = None
+    path_steps: float = 1.0  # a mean over states times this is a sum over (that part of) a path
 
     def __len__(self) -> int:
         return len(self.x)
@@ -95,6 +109,9 @@ class Examples:
     condition: Condition
     weight: Tensor
 
+    def __len__(self) -> int:
+        return len(self.x0)
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -106,10 +123,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Round:
-    """One update's worth of learning: minibatches, and numbers about how they came about."""
+    """One update's worth of learning: minibatches, and numbers about how they came about.
+
+    `accumulate` minibatches make one step of the optimiser; 0 means all of them.
+    """
 
     minibatches: list[Any]
     metrics: Mapping[str, float]
+    accumulate: int = 1
 
 
 class Source(Protocol):

@@ -40,7 +40,7 @@ def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder 
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="supervised, ddpo or score_as_action.")
+        str | None, typer.Argument(help="A method, e.g. score_as_action; `train` alone lists all.")
     ] = None,
     changes: Changes = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
@@ -100,11 +100,51 @@ def evaluate(
     typer.echo(json.dumps(result) if json_ else json.dumps(result, indent=2))
 
 
+@app.command()
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="continuous-rl or score-as-action.")],
+    part: Annotated[list[str] | None, typer.Option(help="Only this part; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder (default: below reproduced/).")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Of each arm.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
+    model: Annotated[Path | None, typer.Option(help="For the part `hard`: a model folder.")] = None,
+    quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
+    json_: Json = False,
+) -> None:
+    """Repeat a paper's experiments in miniature; goes on where it was stopped."""
+    from scoretune.display import CellBars
+    from scoretune.reproduce.launch import reproduce as repeat
+
+    _threads(1)
+    where = out or Path("reproduced") / experiment
+    bars = CellBars()
+    with bars.progress:
+        results = repeat(
+            experiment,
+            where,
+            parts=part or (),
+            seeds=seeds,
+            jobs=jobs,
+            quick=quick,
+            model=model,
+            watcher=bars.watcher,
+        )
+    if json_:
+        typer.echo(json.dumps(results))
+    else:
+        for name in results:
+            typer.echo(f"{name}: look at {where / name / 'README.md'}")
+
+
 @pretrain_app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="Where to work; holds the model at the end.")],
     threads: Threads = 1,
     seed: Seed = 0,
+    caption_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of captions that are wrong, at the end.")
+    ] = 0.1,
+    steps: Annotated[int, typer.Option(min=1, help="Of the denoiser.")] = 14000,
 ) -> None:
     """Train the miniature Stable Diffusion, its reader and its judge; resumes where it stopped."""
     from scoretune.display import Bars
@@ -113,7 +153,8 @@ def scenes(
     _threads(threads)
     bars = Bars()
     with bars.progress:
-        model = pretrain.pretrain(folder, lessons.Recipe(seed=seed), bars.show)
+        recipe = lessons.Recipe(seed=seed, caption_noise=caption_noise, denoiser_steps=steps)
+        model = pretrain.pretrain(folder, recipe, bars.show)
     typer.echo(f"the model is in {model}")
 
 

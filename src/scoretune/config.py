@@ -41,6 +41,11 @@ class Sampling(Strict):
     eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
     steps: int = Field(10, ge=2)
     grid: Literal["karras", "uniform"] = "karras"
+    jitter: bool = Field(False, description="draw the inner times anew for every path")
+    solver: Literal["ddim", "heun", "dpmpp_2m"] | None = Field(
+        None,
+        description="null: the kernel's noise; else an ODE solver, for forms rate and explicit",
+    )
 
 
 class Sizes(Strict):
@@ -50,6 +55,9 @@ class Sizes(Strict):
     group: int = Field(8, ge=1, description="samples of each prompt")
     minibatch: int = Field(64, ge=1)
     share: float = Field(1.0, gt=0, le=1, description="of each path's steps that are learned from")
+    accumulate: int = Field(
+        1, ge=0, description="minibatches an optimiser step; 0 makes one step of all"
+    )
 
 
 class Optimiser(Strict):
@@ -62,12 +70,17 @@ class Optimiser(Strict):
 
 
 class Critic(Strict):
-    """The value network of `score_action`."""
+    """The value network: V = c_skip(t)·reward(x̂0) + c_out(t)·F."""
 
     learning_rate: float = Field(1e-3, gt=0)
     width: int = Field(48, ge=8, multiple_of=4)
     passes: int = Field(2, ge=1)
     warmup: int = Field(1, ge=0, description="rounds that only fit the critic, before update 1")
+    body: Literal["small", "backbone"] = Field(
+        "small", description="F: a network of its own, or a head on the policy's features"
+    )
+    skip: Literal["cos_sin", "linear", "cos", "none"] = "cos_sin"
+    inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
 
 
 class Matching(Strict):
@@ -78,25 +91,70 @@ class Matching(Strict):
 
 
 class PolicyGradient(Strict):
-    """DDPO and its kin."""
+    """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
     kind: Literal["policy_gradient"] = "policy_gradient"
+    surrogate: Literal["clipped", "score_function"] = "clipped"
     clip: float = Field(0.2, gt=0)
     kl_weight: float = Field(0.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
-    shared_scale: bool = True
+    temperature: float = Field(
+        1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
+    )
+    baseline: Literal["group", "critic"] = Field(
+        "group", description="what a reward is compared with: its prompt's others, or a value"
+    )
+    shared_scale: bool = Field(True, description="group: one deviation for all prompts")
+    trust_region: float | None = Field(
+        None, gt=0, description="path KL an update may move; adapts a penalty"
+    )
+    critic: Critic = Critic()
 
 
 class ScoreAction(Strict):
     """Continuous-time policy optimisation with a critic."""
 
     kind: Literal["score_action"] = "score_action"
+    form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
+        "auto", description="auto: slope if the reward has a gradient, else ratio"
+    )
     clip: float = Field(0.2, gt=0)
     kl_weight: float = Field(0.003, ge=0)
-    slope_weight: float | None = Field(
-        None, ge=0, le=1, description="of the value's slope; null: 1 if the reward has a gradient"
+    exploration: float = Field(
+        0.3, gt=0, description="explicit: deviation of tried noise estimates"
+    )
+    trust_region: float | None = Field(
+        None, gt=0, description="path KL an update may move; adapts a penalty"
     )
     critic: Critic = Critic()
+
+
+class Direct(Strict):
+    """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
+
+    kind: Literal["direct"] = "direct"
+    through: Literal["steps", "estimate"] = "steps"
+    last: int = Field(1, ge=1, description="steps, from the end, that are learned from")
+    random: bool = Field(False, description="a random number of them, up to `last`")
+    kl_weight: float = Field(0.0, ge=0)
+
+
+class Adjoint(Strict):
+    """Adjoint matching: regression onto lean adjoints under the pretrained model."""
+
+    kind: Literal["adjoint"] = "adjoint"
+    kl_weight: float = Field(0.003, gt=0)
+
+
+class Energy(Strict):
+    """D(x)MI: the reward is learned, an energy that tells data from samples."""
+
+    kind: Literal["energy"] = "energy"
+    update: Literal["dxmi", "ctrl"] = Field(
+        "dxmi", description="value slopes where a step arrives, or where it starts"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="of the energy")
+    width: int = Field(48, ge=8, multiple_of=4)
+    kl_weight: float = Field(0.0, ge=0)
 
 
 class Evaluation(Strict):
@@ -132,7 +190,9 @@ class Run(Strict):
     )
     data: str = Field("scenes", description="matching: 'scenes' or a folder of images and captions")
     reward: str = "reader"
-    objective: Matching | PolicyGradient | ScoreAction = Field(discriminator="kind")
+    objective: Matching | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = Field(
+        discriminator="kind"
+    )
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
     optimiser: Optimiser = Optimiser()
@@ -163,7 +223,7 @@ def validated(tree: dict[str, Any]) -> Run:
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
 
 
-_KINDS = ("matching", "policy_gradient", "score_action")
+_KINDS = ("matching", "policy_gradient", "score_action", "direct", "adjoint", "energy")
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ class Bars:
         if not self.console.is_terminal and due:
             self.console.print(f"{stage} {done}/{total}: {text}")
             self.spoke = time.monotonic()
+
+
+class CellBars:
+    """One bar for each part of an experiment."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = _bar(self.console)
+
+    def watcher(self, part: str) -> Callable[[str, int, int], None]:
+        """To be told each finished cell of a part: its name, how many are done, and of how many."""
+        task = self.progress.add_task(part, total=None, numbers="")
+
+        def note(cell: str, done: int, total: int) -> None:
+            self.progress.update(task, completed=done, total=total, numbers=cell)
+            if not self.console.is_terminal:
+                self.console.print(f"{part} {done}/{total}: {cell}")
+
+        return note
 
 
 def _bar(console: Console) -> Progress:

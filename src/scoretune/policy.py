@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoretune.backbones.base import Backbone
+from scoretune.backbones.base import Adapter, Backbone, WithFeatures
 from scoretune.batches import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
@@ -39,20 +39,57 @@ class Policy:
 
     def estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
         """What the network says about x [B, *S] at t [B]; guidance rides in the same batch."""
+        return self._read(x, t, self._ask(self.backbone.predict, x, t, condition))
+
+    def estimate_with_features(
+        self, x: Tensor, t: Tensor, condition: Condition
+    ) -> tuple[Estimate, Tensor]:
+        """`estimate`, and what the network made of the state on the way, [B, F], for a critic."""
+        seen: list[Tensor] = []
+        look = self._with_features().predict_with_features
+
+        def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            output, features = look(x, t, tokens)
+            seen.append(features)
+            return output
+
+        estimate = self._read(x, t, self._ask(predict, x, t, condition))
+        return estimate, seen[0][-len(x) :]
+
+    @property
+    def feature_size(self) -> int:
+        """F, the number of features of one state. Raises UserError where there are none."""
+        return self._with_features().feature_size
+
+    def _with_features(self) -> WithFeatures:
+        if not isinstance(self.backbone, WithFeatures):
+            raise UserError(
+                f"{type(self.backbone).__name__} offers no features to share: set "
+                "objective.critic.body=small"
+            )
+        return self.backbone
+
+    def _ask(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x: Tensor,
+        t: Tensor,
+        condition: Condition,
+    ) -> Tensor:
         tokens = condition.tokens
         if self.guidance == 1.0:
             self.calls += len(x)
-            output = self.backbone.predict(x, t, tokens)
-        else:
-            if condition.null is None:
-                raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
-            self.calls += 2 * len(x)
-            both = torch.cat([condition.null.expand_as(tokens), tokens])
-            free, bound = self.backbone.predict(x.repeat(2, *_ones(x)), t.repeat(2), both).chunk(2)
-            output = free + self.guidance * (bound - free)
-        return estimates.read(
-            self.backbone.process, self.backbone.prediction, t, x, output.to(torch.float32)
-        )
+            return predict(x, t, tokens)
+        if condition.null is None:
+            raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
+        self.calls += 2 * len(x)
+        both = torch.cat([condition.null.expand_as(tokens), tokens])
+        free, bound = predict(x.repeat(2, *_ones(x)), t.repeat(2), both).chunk(2)
+        return free + self.guidance * (bound - free)
+
+    def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
+        backbone = self.backbone
+        return estimates.read(backbone.process, backbone.prediction, t, x, output.to(torch.float32))
 
     def transition(self, x: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Transition:
         """The law of the next state: the one door for acting, judging and learning."""
@@ -129,13 +166,12 @@ def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:
-    """The layers that carry an adapter; none of them where peft was never needed."""
+    """The layers that carry an adapter: LoRA's, where peft was needed, or a toy's own."""
     import sys
 
     tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is None:
-        return []
-    return [module for module in network.modules() if isinstance(module, tuners.BaseTunerLayer)]
+    kinds = (Adapter,) if tuners is None else (Adapter, tuners.BaseTunerLayer)
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def _ones(x: Tensor) -> tuple[int, ...]:

@@ -11,11 +11,14 @@ from torch import Tensor
 from scoretune.batches import Condition, Trajectory
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.kernels import stochasticity
+from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
 from scoretune.diffusion.processes import Process
 from scoretune.errors import unknown
 from scoretune.policy import Policy
 
 Solver = Callable[[Process, Callable[[Tensor, Tensor], Estimate], Tensor, Tensor], Tensor]
+Look = Callable[[int, Tensor, Tensor], Estimate]
 SOLVERS: dict[str, Solver] = {
     "ddim": solvers.ddim,
     "heun": solvers.heun,
@@ -39,42 +42,129 @@ def rollout(
     x: Tensor,
     *,
     reference: bool = False,
+    jitter: bool = False,
+    solver: str | None = None,
+    features: bool = False,
 ) -> Trajectory:
-    """Act from noise x [B, *S] along `times` [N+1], remembering everything learning needs.
+    """Act from noise x [B, *S] along the grid `times` [N+1], remembering what learning needs.
 
-    With `reference`, also ask the pretrained policy at every state where it would have gone; that
-    doubles the network's work. Raises ValueError where the kernel has no noise, for such a step
-    has no log-probability.
+    `jitter` draws the inner times of each sample anew, so that sums over the path are unbiased on
+    any grid and every time is visited. The policy acts through its kernel, or follows an ODE
+    `solver` by name; then there is no noise and there are no log-probabilities. With `reference`,
+    also ask the pretrained policy at every state, which doubles the network's work. With
+    `features`, keep those that the network offers a critic. Raises ValueError where a kernel has
+    no noise, for such a step has no log-probability.
     """
     x = x.to(condition.tokens.device)
-    states, data, log_probs, means, kls = [x], [], [], [], []
-    for t, t_next in pairs(times, x):
-        estimate = policy.estimate(x, t, condition)
+    process = policy.backbone.process
+    nodes = jittered(process, times, len(x), generator) if jitter else _same(times, len(x))
+    nodes = nodes.to(x.device)
+    heard: dict[int, Tensor] = {}
+
+    def look(k: int, x: Tensor, t: Tensor) -> Estimate:
+        if not features:
+            return policy.estimate(x, t, condition)
+        estimate, heard[k] = policy.estimate_with_features(x, t, condition)
+        return estimate
+
+    if solver is None:
+        states, data, log_probs = _act(policy, look, nodes, generator, x)
+        etas = stochasticity(policy.kernel, process, nodes[:-1].flatten(), nodes[1:].flatten())
+        etas = etas.view_as(nodes[:-1])
+    else:
+        states, data = _follow(solver_named(solver), process, look, nodes, x)
+        log_probs, etas = None, torch.zeros_like(nodes[:-1])
+    steps = log_snr_steps(process, times.to(x.device), nodes)
+    weights = kl_weights(process, nodes[:-1], etas, steps)
+    pretrained = _pretrained(policy, condition, states, nodes) if reference else None
+    kls = None
+    if pretrained is not None:
+        kls = weights * ((data - pretrained) ** 2).flatten(2).sum(2)
+    return Trajectory(
+        states=states,
+        data=data,
+        times=nodes,
+        condition=condition,
+        log_snr_steps=steps,
+        etas=etas,
+        kl_weights=weights,
+        log_probs=log_probs,
+        reference_data=pretrained,
+        kls=kls,
+        features=torch.stack([heard[k] for k in range(len(data))]) if features else None,
+    )
+
+
+def _act(
+    policy: Policy,
+    look: Look,
+    nodes: Tensor,
+    generator: torch.Generator,
+    x: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the policy's own kernel: states [N+1, …], estimates and log-probabilities [N, …]."""
+    states, data, log_probs = [x], [], []
+    for k, (t, t_next) in enumerate(pairwise(nodes)):
+        estimate = look(k, x, t)
         transition = policy.move(x, estimate, t, t_next)
-        if reference:
-            with policy.reference():
-                pretrained = policy.transition(x, t, t_next, condition)
-            means.append(pretrained.mean)
-            kls.append(transition.kl(pretrained))
         x = transition.draw(generator)
         states.append(x)
         data.append(estimate.data)
         log_probs.append(transition.log_prob(x))
-    return Trajectory(
-        torch.stack(states),
-        torch.stack(data),
-        torch.stack(log_probs),
-        times,
-        condition,
-        torch.stack(means) if reference else None,
-        torch.stack(kls) if reference else None,
-    )
+    return torch.stack(states), torch.stack(data), torch.stack(log_probs)
+
+
+def _follow(
+    solver: Solver,
+    process: Process,
+    look: Look,
+    nodes: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Through a deterministic solver, listening to what it asks: states [N+1, …], estimates [N, …].
+
+    A solver of higher order asks more than once about a time; its last question is about the state
+    that it went on from.
+    """
+    asked: dict[int, tuple[Tensor, Tensor]] = {}
+    place = -1
+
+    def listen(x: Tensor, t: Tensor) -> Estimate:
+        nonlocal place
+        if place < 0 or not torch.equal(t, nodes[place]):
+            place += 1
+        estimate = look(place, x, t)
+        asked[place] = (x, estimate.data)
+        return estimate
+
+    final = solver(process, listen, x, nodes)
+    kept = [asked[k] for k in range(len(nodes) - 1)]
+    return torch.stack([x for x, _ in kept] + [final]), torch.stack([data for _, data in kept])
+
+
+def _pretrained(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
+    with policy.reference():
+        said = [
+            policy.estimate(x, t, condition).data
+            for x, t in zip(states[:-1], nodes[:-1], strict=True)
+        ]
+    return torch.stack(said)
+
+
+def _same(times: Tensor, batch: int) -> Tensor:
+    return times[:, None].expand(-1, batch)
 
 
 def pairs(times: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The steps of a grid as pairs of times [B] on x's device."""
-    rows = times.to(x.device).unsqueeze(1).expand(-1, len(x))
-    return pairwise(rows)
+    """The steps of a grid [N+1] as pairs of times [B] on x's device."""
+    return pairwise(_same(times, len(x)).to(x.device))
+
+
+def solver_named(name: str) -> Solver:
+    """The deterministic solver of that name. Raises UserError with the nearest name."""
+    if name not in SOLVERS:
+        raise unknown("solver", name, SOLVERS)
+    return SOLVERS[name]
 
 
 @torch.no_grad()
@@ -82,7 +172,5 @@ def deterministic(
     policy: Policy, condition: Condition, times: Tensor, x: Tensor, solver: str = "ddim"
 ) -> Tensor:
     """Samples [B, *S] through an ODE solver from noise x: how models are deployed."""
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
     x = x.to(condition.tokens.device)
-    return SOLVERS[solver](policy.backbone.process, policy.field(condition), x, times)
+    return solver_named(solver)(policy.backbone.process, policy.field(condition), x, times)

@@ -16,18 +16,17 @@ import torch
 from scoretune import checkpoints, export, hooks
 from scoretune.backbones import stable_diffusion
 from scoretune.batches import Hook, Objective, Source
-from scoretune.config import Matching, PolicyGradient, Run, ScoreAction
-from scoretune.credit import Credit, CriticCredit, TerminalCredit
-from scoretune.critic import critic_for
-from scoretune.data import Prompts, read_pictures, read_prompts
+from scoretune.config import PolicyGradient, Run, ScoreAction
+from scoretune.data import Prompts, read_prompts
+from scoretune.errors import UserError
 from scoretune.measure import Measurement, Verdicts, compare, measure
-from scoretune.objectives import matching, policy_gradient, score_action
+from scoretune.methods import check, method
+from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
 from scoretune.rewards.base import Reward, has_gradient
-from scoretune.run_parts import grid, kernel
+from scoretune.run_parts import kernel
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
-from scoretune.sources import Dataset, OnPolicy
 from scoretune.train import train
 
 
@@ -49,6 +48,7 @@ class Parts:
     reward: Reward
     held_out: Prompts
     accelerator: Any
+    trust: TrustRegion | None = None
 
 
 def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         hooks=[
             hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
             *_decay(run, parts, first),
+            *([parts.trust.adapt] if parts.trust else []),
             hooks.Every(run.evaluation.every, run.updates, note),
             hooks.Save(
                 folder / "checkpoints",
@@ -116,18 +117,28 @@ def build(run: Run) -> Parts:
     """The policy, source and objective of a configuration."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
-    policy = build_policy(run, accelerator.device)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
+    _check_early(run, reward, prompts)
+    accelerator = Accelerator()
+    policy = build_policy(run, accelerator.device)
+    differentiable = _differentiable(run, policy, prompts, reward)
+    check(run, differentiable)
     optimiser = torch.optim.AdamW(
         policy.parameters(),
         lr=run.optimiser.learning_rate,
         weight_decay=run.optimiser.weight_decay,
     )
-    objective, source = _method(run, policy, prompts, reward, accelerator.device)
+    objective, source, trust = method(run, policy, prompts, reward, differentiable)
     return Parts(
-        policy, source, objective, accelerator.prepare(optimiser), reward, held_out, accelerator
+        policy=policy,
+        source=source,
+        objective=objective,
+        optimiser=accelerator.prepare(optimiser),
+        reward=reward,
+        held_out=held_out,
+        accelerator=accelerator,
+        trust=trust,
     )
 
 
@@ -144,69 +155,22 @@ def build_policy(run: Run, device: torch.device) -> Policy:
     return Policy(backbone, kernel(run.sampling), run.model.guidance)
 
 
-def _method(
-    run: Run, policy: Policy, prompts: Prompts, reward: Reward, device: torch.device
-) -> tuple[Objective, Source]:
-    chosen, backbone = run.objective, policy.backbone
-    if isinstance(chosen, Matching):
-        images, captions = read_pictures(run.data, run.seed)
-        x0, condition = backbone.embed(images.to(device)), backbone.encode(captions)
-        weight = torch.ones(len(x0), device=device)
-        batch = run.sizes.prompts * run.sizes.group
-        return (
-            matching.Matching(policy, chosen.t_min),
-            Dataset(x0, condition, weight, batch, run.seed),
-        )
-    objective: Objective
-    credit: Credit
-    if isinstance(chosen, PolicyGradient):
-        objective = policy_gradient.PolicyGradient(
-            policy, chosen.clip, chosen.kl_weight, chosen.temperature
-        )
-        credit = TerminalCredit(run.sizes.group, chosen.shared_scale)
-    else:
-        slope_weight = chosen.slope_weight
-        if slope_weight is None:
-            slope_weight = float(_differentiable(run, policy, prompts, reward))
-        objective = score_action.ScoreAction(policy, chosen.kl_weight, chosen.clip, slope_weight)
-        credit = _critic_credit(chosen, policy, slope_weight)
-    source = OnPolicy(
-        policy=policy,
-        prompts=prompts,
-        reward=reward,
-        reward_name=run.reward,
-        credit=credit,
-        times=grid(backbone.process, run.sampling),
-        sizes=run.sizes,
-        seed=run.seed,
-        reference=chosen.kl_weight > 0,
-    )
-    return objective, source
+def _check_early(run: Run, reward: Reward, prompts: Prompts) -> None:
+    """`check` before anything is loaded, as far as a grey picture tells of the reward."""
+    try:
+        grey = torch.full((3, 32, 32), 0.5)
+        differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
+    except UserError:
+        return  # a reward may want larger pictures: the model's own will tell
+    check(run, differentiable)
 
 
 def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:
-    """Whether the value's slopes can be had: does the reward have a gradient?"""
+    """Whether the reward of the model's own pictures has a gradient."""
     backbone = policy.backbone
     with torch.no_grad():
         image = backbone.decode(torch.zeros(1, *backbone.shape, device=policy.device))[0]
     return has_gradient(reward, run.reward, image, prompts.texts[0])
-
-
-def _critic_credit(chosen: ScoreAction, policy: Policy, slope_weight: float) -> CriticCredit:
-    backbone = policy.backbone
-    token_size = backbone.encode([""]).tokens.shape[-1]
-    critic = critic_for(
-        backbone.shape, token_size, backbone.process.horizon, chosen.critic.width
-    ).to(policy.device)
-    return CriticCredit(
-        critic=critic,
-        optimiser=torch.optim.Adam(critic.parameters(), lr=chosen.critic.learning_rate),
-        policy=policy,
-        kl_weight=chosen.kl_weight,
-        passes=chosen.critic.passes,
-        increments=slope_weight < 1,
-        slopes=slope_weight > 0,
-    )
 
 
 def _decay(run: Run, parts: Parts, first: int) -> list[Hook]:
@@ -219,8 +183,11 @@ def _decay(run: Run, parts: Parts, first: int) -> list[Hook]:
 
 def _warm_up(run: Run, parts: Parts) -> None:
     """Rounds that fit the critic to the base model before the policy moves."""
-    if isinstance(run.objective, ScoreAction):
-        for lap in range(run.objective.critic.warmup):
+    chosen = run.objective
+    if isinstance(chosen, ScoreAction) or (
+        isinstance(chosen, PolicyGradient) and chosen.baseline == "critic"
+    ):
+        for lap in range(chosen.critic.warmup):
             parts.source(-1 - lap)
 
 
@@ -238,6 +205,7 @@ def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
         "policy": adapter_state(parts.policy.backbone.network),
         "optimiser": parts.optimiser.state_dict(),
         "source": parts.source.state(),
+        "trust": parts.trust.state() if parts.trust else None,
         "random": checkpoints.random_state(),
     }
 
@@ -251,6 +219,8 @@ def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
     restore_adapter(parts.policy.backbone.network, state["policy"])
     parts.optimiser.load_state_dict(state["optimiser"])
     parts.source.restore(state["source"])
+    if parts.trust:
+        parts.trust.restore(state["trust"])
     checkpoints.restore_random_state(state["random"])
     clock.before = state["seconds"]
     parts.policy.calls = state["network_evaluations"]

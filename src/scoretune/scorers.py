@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from scoretune.errors import unknown
 from scoretune.rewards import pixels, python, reader
@@ -27,8 +28,11 @@ def named_reward(name: str) -> Reward:
 
 
 def verdict_metrics(model: str) -> dict[str, Reward]:
-    """For the shipped world: does the reader, does the judge, find what was asked for? 0 or 1."""
-    if model != "scenes":
+    """For models of the shipped world: does the reader, does the judge, find what was asked?
+
+    Each gives 0 or 1. A model folder that `scoretune pretrain scenes` made holds its own two.
+    """
+    folder = world.shipped() if model == "scenes" else Path(model)
+    if not (folder / "judge.safetensors").exists():
         return {}
-    folder = world.shipped()
     return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}

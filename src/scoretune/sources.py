@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
 from scoretune.config import Sizes
-from scoretune.credit import Credit, Credited
+from scoretune.credit.base import Credit, Credited
 from scoretune.data import Prompts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 from scoretune.rollout import prior, rollout
+
+Chosen = tuple[Tensor, Tensor, float]
+Chooser = Callable[[Trajectory, torch.Generator], Chosen]
+"""Which steps of a path are learned from: their numbers k [M], their samples b [M], and how many of
+a path's steps a mean over them stands for."""
 
 
 @dataclass
@@ -33,7 +39,11 @@ class OnPolicy:
     times: Tensor
     sizes: Sizes
     seed: int
+    choose: Chooser
     reference: bool = False
+    jitter: bool = False
+    solver: str | None = None
+    features: bool = False
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
@@ -42,7 +52,15 @@ class OnPolicy:
         condition = self.policy.backbone.encode(texts)
         noise = prior(self.policy, len(texts), generator)
         path = rollout(
-            self.policy, condition, self.times, generator, noise, reference=self.reference
+            self.policy,
+            condition,
+            self.times,
+            generator,
+            noise,
+            reference=self.reference,
+            jitter=self.jitter,
+            solver=self.solver,
+            features=self.features,
         )
 
         def judge(x0: Tensor, who: Tensor) -> Tensor:
@@ -52,13 +70,14 @@ class OnPolicy:
 
         with torch.no_grad():
             rewards = judge(path.final, torch.arange(len(texts)))
-        k, b = chosen_steps(path, self.sizes.share, generator)
+        k, b, path_steps = self.choose(path, generator)
         credited = self.credit(path, rewards, judge, k, b)
-        steps = transitions(path, credited, k, b)
+        steps = transitions(path, credited, k, b, path_steps)
         metrics = {**reward_metrics(rewards), **credited.metrics}
         if path.kls is not None:
             metrics["path_kl"] = float(path.kls.sum(0).mean())
-        return Round(shuffled(steps, self.sizes.minibatch, generator), metrics)
+        batches = shuffled(steps, self.sizes.minibatch, generator)
+        return Round(batches, metrics, self.sizes.accumulate)
 
     def state(self) -> dict[str, Any]:
         return {"cursor": self.cursor, "credit": self.credit.state()}
@@ -103,31 +122,67 @@ class Dataset:
         pass
 
 
-def chosen_steps(
-    path: Trajectory, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A random `share` of each path's steps: their numbers k [M] and their samples b [M]."""
-    steps, batch = path.log_probs.shape
-    kept = max(1, round(share * steps))
-    order = torch.rand(steps, batch, generator=generator).argsort(0)[:kept]
-    device = path.states.device
-    return order.flatten().to(device), torch.arange(batch, device=device).repeat(kept)
+def any_steps(share: float) -> Chooser:
+    """Chooses a random `share` of each path's steps."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
+        steps, batch = path.data.shape[:2]
+        kept = max(1, round(share * steps))
+        order = torch.rand(steps, batch, generator=generator).argsort(0)[:kept]
+        device = path.states.device
+        everyone = torch.arange(batch, device=device).repeat(kept)
+        return order.flatten().to(device), everyone, float(steps)
+
+    return choose
 
 
-def transitions(path: Trajectory, credited: Credited, k: Tensor, b: Tensor) -> Steps:
+def last_steps(count: int, random: bool = False) -> Chooser:
+    """Chooses the last `count` steps, or of each path a random number from 1 to `count`."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
+        steps, batch = path.data.shape[:2]
+        many = torch.full((batch,), min(count, steps))
+        if random:
+            many = torch.randint(1, min(count, steps) + 1, (batch,), generator=generator)
+        wanted = torch.arange(steps)[:, None] >= steps - many
+        k, b = wanted.nonzero(as_tuple=True)
+        device = path.states.device
+        return k.to(device), b.to(device), len(k) / batch
+
+    return choose
+
+
+def one_of_last(count: int) -> Chooser:
+    """Chooses one step of each path, uniform among the last `count`."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
+        steps, batch = path.data.shape[:2]
+        back = torch.randint(1, min(count, steps) + 1, (batch,), generator=generator)
+        device = path.states.device
+        return (steps - back).to(device), torch.arange(batch, device=device), 1.0
+
+    return choose
+
+
+def transitions(
+    path: Trajectory, credited: Credited, k: Tensor, b: Tensor, path_steps: float
+) -> Steps:
     """The steps k [M] of the samples b [M] as one flat batch."""
-    times = path.times.to(k.device)
+    pretrained, log_probs = path.reference_data, path.log_probs
     return Steps(
         x=path.states[k, b],
-        x_next=path.states[k + 1, b],
-        t=times[k],
-        t_next=times[k + 1],
+        t=path.times[k, b],
+        t_next=path.times[k + 1, b],
         condition=path.condition.take(b),
-        log_prob=path.log_probs[k, b],
+        data=path.data[k, b],
+        kl_weight=path.kl_weights[k, b],
+        x_next=path.states[k + 1, b],
+        log_prob=None if log_probs is None else log_probs[k, b],
         advantage=credited.advantage,
-        value_slope=credited.slope,
-        reference_mean=None if path.reference_means is None else path.reference_means[k, b],
-        path_steps=len(path.data),
+        data_slope=credited.data_slope,
+        action=credited.action,
+        reference_data=None if pretrained is None else pretrained[k, b],
+        path_steps=path_steps,
     )
 
 

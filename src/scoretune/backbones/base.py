@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -50,3 +50,35 @@ class Backbone(Protocol):
     def embed(self, images: Tensor) -> Tensor:
         """The inverse of `decode`, without gradient: data as clean states [B, *S]."""
         ...
+
+
+@runtime_checkable
+class WithFeatures(Backbone, Protocol):
+    """A backbone whose own forward pass can feed a critic, which then costs no second network."""
+
+    @property
+    def feature_size(self) -> int:
+        """F, the number of features of one state."""
+        ...
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same output as `predict`, and features [B, F] in float32 of the same forward pass.
+
+        Both are differentiable with respect to x and to the network's weights.
+        """
+        ...
+
+
+class Adapter(nn.Module):
+    """A part that training adds to a frozen network, and that can be switched off.
+
+    The two names are those of peft's tuner layers, so that a policy treats both alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disable_adapters = False
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Off: the network is the pretrained one."""
+        self.disable_adapters = not enabled

@@ -9,7 +9,7 @@ x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ __all__ = [
     "Still",
     "Transition",
     "Within",
+    "response",
+    "stochasticity",
 ]
 
 
@@ -197,6 +199,34 @@ Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM
 """The kernels there are; any callable of the same signature will do."""
 
 Step: TypeAlias = Callable[[Process, Tensor, Estimate, Tensor, Tensor], Transition]
+
+
+def response(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
+    """∂mean/∂x̂0 of a step at a given state, [B]: how far the mean follows the data estimate.
+
+    Every kernel here is linear in (x, x̂, ε̂), and ε̂ = (x − α x̂)/σ, so a unit of x̂ at x = 0 tells.
+    """
+    x = torch.zeros_like(t)[:, None]
+    noise = -(process.alpha(t) / process.sigma(t))[:, None]
+    return kernel(process, x, Estimate(torch.ones_like(x), noise), t, t_next).mean[:, 0]
+
+
+def stochasticity(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
+    """The η [B] of the marginal-preserving family that a step is as noisy as.
+
+    What the scale prescribes; for a step of given std c, the η at which GDDIM has that std:
+    η² = ln(1 − c²/σ'²) / (2 ln(ρ'/ρ)).
+    """
+    if isinstance(kernel, GDDIM) and isinstance(kernel.eta, int | float):
+        return torch.full_like(t, kernel.eta)
+    if isinstance(kernel, EulerMaruyama):
+        return kernel.scale(process, t, t_next)
+    if isinstance(kernel, GDDIM):
+        return cast(Scale, kernel.eta)(process, t, t_next)
+    x = torch.zeros_like(t)[:, None]
+    std = kernel(process, x, Estimate(x, x), t, t_next).std.flatten()
+    lost = torch.log1p(-((std / process.sigma(t_next)) ** 2).clamp(max=1))
+    return torch.sqrt(lost / (2 * torch.log(ratio_quotient(process, t, t_next))))
 
 
 def _check_prescribes(kernel: str, scale: Scale, wanted: str) -> None:

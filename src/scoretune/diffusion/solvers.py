@@ -117,8 +117,8 @@ def dpmpp_2m(
 
 
 def _steps(x: Tensor, times: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The pairs (t, t_next), each [B] on x's device."""
-    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError("times must be a strictly decreasing 1-D tensor of at least two entries")
-    rows = times.to(x.device).unsqueeze(1).expand(-1, x.shape[0])
-    return list(pairwise(rows))
+    """The pairs (t, t_next), each [B] on x's device; `times` [N+1], or [N+1, B] of one's own."""
+    if not (times.dim() in (1, 2) and len(times) >= 2 and bool((times.diff(dim=0) < 0).all())):
+        raise ValueError("times must decrease strictly, in at least two entries: [N+1] or [N+1, B]")
+    rows = times.to(x.device)
+    return list(pairwise(rows if rows.dim() == 2 else rows[:, None].expand(-1, x.shape[0])))

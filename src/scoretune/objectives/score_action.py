@@ -2,15 +2,19 @@
 
     maximise  E[reward(X_0)] − κ · path KL to the pretrained model
 
-The running cost of the path KL is known in closed form, and a critic V says what a state is worth,
-so each step has an advantage of its own, proportional to its Δt. Two forms of the gradient:
+An action is a score, and the sampler follows it linearly, so all that a step needs to know is what
+a unit of its action is worth. The unit here is the network's estimate of the data, x̂0, which is
+well scaled at every time. Three forms of the gradient, by what credit gave:
 
-* likelihood ratio: sum_k min(ρ_k A_k, clip(ρ_k) A_k), A_k = V_{k+1} − V_k + r_k Δ_k. The sampler's
-  own noise is the exploration; any reward will do.
-* value slope: sum_k ⟨μ_θ(x_k), ∇V(x_{k+1})⟩, whose gradient is E∫g²(∂s)ᵀ∇V dt. It has no sampling
-  noise beyond the states, and is only as good as the critic's gradient.
+* `data_slope`: sum_k ⟨x̂0_θ(x_k), ∂V/∂x̂0⟩, the reparametrised gradient E∫g²(∂s)ᵀ∇V dt. Where the
+  slopes come from is the method: a critic at the next state or at random times of the path, an
+  adjoint (DRaFT, AlignProp, adjoint matching), the reward itself (ReFL), an energy (DxMI).
+* `action`: an explicitly tried action and its advantage rate q_k, as PPO's surrogate of q_k Δ_k
+  with the ratio of Gaussians around the estimates.
+* `advantage` alone: the increments A_k of a critic, with the ratio of the transitions; the
+  sampler's own noise is the exploration, and any reward will do.
 
-In both the path KL is differentiated directly: −κ ∂KL_k is −κ g²(∂s)ᵀ(s − s_pre)Δ_k.
+In the first and the third the path KL is differentiated directly; in the second it is in q.
 """
 
 from __future__ import annotations
@@ -21,42 +25,55 @@ import torch
 from torch import Tensor
 
 from scoretune.batches import Loss, Steps
-from scoretune.diffusion.kernels import Transition
-from scoretune.errors import UserError
-from scoretune.objectives.base import path_kl, ratio_metrics
+from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.processes import expand
+from scoretune.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
 from scoretune.policy import Policy
 from scoretune.rl import clipped_surrogate
 
 
 @dataclass(frozen=True)
 class ScoreAction:
-    """Continuous-time policy optimisation; `slope_weight` mixes the second form into the first."""
+    """Continuous-time policy optimisation. `exploration` is the deviation of tried actions."""
 
     policy: Policy
     kl_weight: float = 0.01
     clip: float = 0.2
-    slope_weight: float = 0.0
+    exploration: float = 0.0
+    trust: TrustRegion | None = None
 
     def __call__(self, steps: Steps) -> Loss:
-        transition = self.policy.transition(steps.x, steps.t, steps.t_next, steps.condition)
-        log_prob = transition.log_prob(steps.x_next)
-        log_ratio = log_prob - steps.log_prob
-        gain = torch.zeros_like(log_ratio)
-        if self.slope_weight < 1:
-            gain = (1 - self.slope_weight) * clipped_surrogate(
-                log_prob, steps.log_prob, steps.advantage, self.clip
-            )
-        if self.slope_weight > 0:
-            gain = gain + self.slope_weight * slope_gain(transition, steps)
-        if self.kl_weight:
-            gain = gain - self.kl_weight * path_kl(transition, steps)
-        return Loss(-steps.path_steps * gain.mean(), ratio_metrics(log_ratio, self.clip))
+        estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
+        metrics: dict[str, float] = {}
+        kl_weight = self.kl_weight
+        if steps.data_slope is not None:
+            gain = (estimate.data * steps.data_slope).flatten(1).sum(1)
+        else:
+            advantage = given(steps.advantage, "score as action needs slopes or advantages")
+            if steps.action is not None:
+                log_ratio, kl_weight = self._action_ratio(estimate, steps, steps.action), 0.0
+            else:
+                log_ratio = self._step_ratio(estimate, steps)
+            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
+            metrics = ratio_metrics(log_ratio, self.clip)
+        if kl_weight:
+            gain = gain - kl_weight * path_kl(estimate, steps)
+        moved = moved_kl(estimate, steps)
+        if self.trust is not None:
+            gain = gain - self.trust.coefficient * moved
+        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
+        return Loss(-steps.path_steps * gain.mean(), metrics)
 
+    def _step_ratio(self, estimate: Estimate, steps: Steps) -> Tensor:
+        """log N(x_next; θ) − log N(x_next; acting), [M]."""
+        needs = "this form needs a stochastic step: leave sampling.solver unset"
+        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
+        return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
 
-def slope_gain(transition: Transition, steps: Steps) -> Tensor:
-    """⟨μ_θ(x_k), ∇V(x_{k+1})⟩ [M]: its gradient is that of E V(x_{k+1}), the noise held fixed."""
-    if steps.value_slope is None:
-        raise UserError(
-            "slope_weight above 0 needs the slopes of the value, which only a critic gives"
-        )
-    return (transition.mean * steps.value_slope).flatten(1).sum(1)
+    def _action_ratio(self, estimate: Estimate, steps: Steps, action: Tensor) -> Tensor:
+        """log N(action; ε̂_θ, exploration²) − log N(action; ε̂_acting, exploration²), [M]."""
+        process = self.policy.backbone.process
+        alpha, sigma = process.alpha(steps.t), process.sigma(steps.t)
+        acting = (steps.x - expand(alpha, steps.x) * steps.data) / expand(sigma, steps.x)
+        nearer = (action - acting) ** 2 - (action - estimate.noise) ** 2
+        return nearer.flatten(1).sum(1) / (2 * self.exploration**2)

@@ -10,7 +10,7 @@ def advantage_rate(
     mean_action: Tensor,
     reference: Tensor,
     g_sq: Tensor,
-    kl_weight: float,
+    kl_weight: float | Tensor,
     covariance_trace: float | Tensor = 0.0,
 ) -> Tensor:
     """The advantage rate q of a score action, [B] (arXiv 2409.08400, arXiv 2502.01819):
@@ -19,7 +19,8 @@ def advantage_rate(
 
     The score enters only the drift, linearly, so q needs nothing but ∇V. `value_grad` ∇V,
     `action` a, `mean_action` s and `reference` s_pre are [B, *S]; `g_sq` is g² at each sample's
-    time, [B]; `covariance_trace` tr Σ is a number or [B], 0 for a policy without action noise.
+    time, [B]; `kl_weight` κ and `covariance_trace` tr Σ are numbers or [B], the latter 0 for a
+    policy without action noise.
     """
     gain = _sum(value_grad * (action - mean_action))
     cost = _sum((action - reference) ** 2) - _sum((mean_action - reference) ** 2)

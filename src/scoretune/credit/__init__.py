@@ -1,0 +1,19 @@
+"""Who deserves what: from rewards, critics and gradients to what single steps are worth."""
+
+from scoretune.credit.adjoint import AdjointCredit
+from scoretune.credit.base import Credit, Credited, Judge
+from scoretune.credit.critic import CriticCredit
+from scoretune.credit.reward import RewardSlope
+from scoretune.credit.terminal import TerminalCredit, group_advantage, standardise
+
+__all__ = [
+    "AdjointCredit",
+    "Credit",
+    "Credited",
+    "CriticCredit",
+    "Judge",
+    "RewardSlope",
+    "TerminalCredit",
+    "group_advantage",
+    "standardise",
+]

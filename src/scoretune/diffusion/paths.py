@@ -1,0 +1,81 @@
+"""Sums along a path that mean the same on any grid.
+
+An integral over a path is a sum over the N states at which the network was asked. Each interior
+state stands for a stratum of the path: from half-way to the node before it to half-way to the node
+after it, measured by the angle φ = atan(σ/α), which is finite for every process and in which the
+usual integrands are tame. With `jittered` nodes, uniform in φ within their strata and independent
+from sample to sample, such a sum is unbiased for the integral however few the steps. The first
+node, pure noise, stands for nothing.
+
+Noise levels enter by the log-SNR ℓ = log(α²/σ²), for which −dℓ = (g²/σ²) dt.
+"""
+
+import torch
+from torch import Tensor
+
+from scoretune.diffusion.grids import time_of_ratio
+from scoretune.diffusion.processes import Process
+
+MARGIN = 1e-3
+"""Share of a stratum left empty at its ends, so that no step has length 0."""
+
+
+def angle(process: Process, t: Tensor) -> Tensor:
+    """φ(t) = atan(σ/α) in [0, π/2], increasing in t; same shape as t, float64."""
+    wide = t.to(torch.float64)
+    return torch.atan2(process.sigma(wide), process.alpha(wide))
+
+
+def jittered(
+    process: Process, times: Tensor, batch: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Times [N+1, B], decreasing: the ends of the grid `times` [N+1], and between them each node
+    uniform in φ within its stratum, for each sample anew."""
+    edges = _edges(process, times)
+    device = times.device if generator is None else generator.device
+    share = torch.rand(
+        max(len(times) - 2, 0), batch, generator=generator, device=device, dtype=torch.float64
+    ).to(times.device)
+    share = MARGIN + (1 - 2 * MARGIN) * share
+    inner = edges[:-1, None] + share * edges.diff()[:, None]
+    nodes = time_of_ratio(process, torch.tan(inner)).to(times.dtype)
+    ends = times[:, None].expand(-1, batch)
+    return torch.cat([ends[:1], nodes, ends[-1:]])
+
+
+def log_snr_steps(process: Process, times: Tensor, nodes: Tensor) -> Tensor:
+    """How much of ℓ each visited node stands for: [N, B], ≥ 0, for nodes [N+1, B] of a grid [N+1].
+
+    The width of the node's stratum in φ times |dℓ/dφ| = 2/(sin φ cos φ) at the node.
+    """
+    widths = -_edges(process, times).diff()[:, None]
+    phi = angle(process, nodes[1:-1])
+    steps = widths * 2 / (torch.sin(phi) * torch.cos(phi))
+    return torch.cat([steps.new_zeros(1, nodes.shape[1]), steps]).to(nodes.dtype)
+
+
+def kl_factor(eta: Tensor) -> Tensor:
+    """((1+η²)/(2η))², same shape: how much dearer a change of the score is under scale η.
+
+    The sampler of scale η has the drift −f x + (1+η²)/2 g² s and the noise η g, so Girsanov's path
+    KL is ½∫ factor · g² ‖Δs‖² dt (arXiv 2409.08400). 1 at η = 1 and ∞ at η → 0: the ODE has no path
+    KL. For η = 0 this returns 1, the KL of the reverse SDE with the same scores.
+    """
+    factor = ((1 + eta**2) / (2 * eta)) ** 2
+    return torch.where(eta == 0, torch.ones_like(eta), factor)
+
+
+def kl_weights(process: Process, t: Tensor, eta: Tensor, log_snr_step: Tensor) -> Tensor:
+    """w such that w‖Δx̂‖² is a node's share of the path KL: ½ factor (α/σ)² Δℓ; all shapes alike.
+
+    A change Δx̂ of the data estimate changes the score by (α/σ²) Δx̂.
+    """
+    cotangent = process.alpha(t) / process.sigma(t)
+    return kl_factor(eta) * cotangent**2 * log_snr_step / 2
+
+
+def _edges(process: Process, times: Tensor) -> Tensor:
+    """The N edges of the N−1 strata in φ, decreasing: [N]."""
+    phi = angle(process, times)
+    inner = (phi[1:-2] + phi[2:-1]) / 2
+    return torch.cat([phi[:1], inner, phi[-1:]])

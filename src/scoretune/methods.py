@@ -1,0 +1,193 @@
+"""From a configuration to a method: the source, the credit rule and the objective it is made of.
+
+Everything is checked before anything is loaded (`check`), so that a mistake costs a second.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+
+from scoretune.batches import Objective, Source
+from scoretune.config import (
+    Adjoint,
+    Direct,
+    Matching,
+    PolicyGradient,
+    Run,
+    ScoreAction,
+)
+from scoretune.config import Critic as CriticSettings
+from scoretune.credit.adjoint import AdjointCredit
+from scoretune.credit.base import Credit
+from scoretune.credit.critic import CriticCredit, Form
+from scoretune.credit.reward import RewardSlope
+from scoretune.credit.terminal import TerminalCredit
+from scoretune.critic import critic_for
+from scoretune.data import Prompts, read_pictures
+from scoretune.errors import UserError
+from scoretune.objectives import matching, policy_gradient, score_action
+from scoretune.objectives.base import TrustRegion
+from scoretune.policy import Policy
+from scoretune.rewards.base import Reward
+from scoretune.run_parts import grid
+from scoretune.sources import Chooser, Dataset, OnPolicy, any_steps, last_steps, one_of_last
+
+
+def check(run: Run, differentiable: bool) -> None:
+    """Refuse settings that do not fit each other, in one line, before anything is loaded."""
+    chosen, sampling = run.objective, run.sampling
+    if isinstance(chosen, Matching):
+        return
+    if isinstance(chosen, Adjoint) and not (sampling.eta == 1 and sampling.solver is None):
+        raise UserError(
+            "adjoint matching needs a memoryless kernel, under which the sample does not depend on "
+            f"the noise it began with: set sampling.eta=1 (it is {sampling.eta:g}) and leave "
+            "sampling.solver=null"
+        )
+    needs_gradient = isinstance(chosen, Direct | Adjoint) or (
+        isinstance(chosen, ScoreAction) and chosen.form in ("slope", "rate", "explicit")
+    )
+    critic_alone = (
+        isinstance(chosen, ScoreAction)
+        and chosen.form in ("rate", "explicit")
+        and chosen.critic.skip == "none"
+    )
+    if needs_gradient and not differentiable and not critic_alone:
+        raise UserError(
+            f"reward {run.reward!r} has no gradient, and recipe {run.recipe!r} follows one: choose "
+            "ddpo, grpo, dpok or reinforce, or score_as_action with objective.form=ratio (or "
+            "objective.form=rate with objective.critic.skip=none)"
+        )
+    if sampling.solver is not None and not (
+        isinstance(chosen, ScoreAction)
+        and (chosen.form in ("rate", "explicit") or (chosen.form == "auto" and differentiable))
+    ):
+        raise UserError(
+            f"sampling.solver={sampling.solver} has no noise, hence no likelihood ratios and no "
+            "response of a step: use score_as_action with objective.form=rate or explicit, or set "
+            "sampling.solver=null"
+        )
+
+
+def method(
+    run: Run, policy: Policy, prompts: Prompts, reward: Reward, differentiable: bool
+) -> tuple[Objective, Source, TrustRegion | None]:
+    """The objective and the source of a configuration, and what adapts between updates."""
+    chosen = run.objective
+    if isinstance(chosen, Matching):
+        return _matching(run, policy, chosen.t_min)
+    objective: Objective
+    credit: Credit
+    trust, choose = None, any_steps(run.sizes.share)
+    if isinstance(chosen, PolicyGradient | ScoreAction) and chosen.trust_region is not None:
+        trust = TrustRegion(chosen.trust_region)
+    if isinstance(chosen, PolicyGradient):
+        objective, credit = _policy_gradient(run, chosen, policy, trust)
+    elif isinstance(chosen, ScoreAction):
+        objective, credit = _score_action(run, chosen, policy, trust, differentiable)
+    else:
+        objective = score_action.ScoreAction(policy, chosen.kl_weight)
+        if isinstance(chosen, Direct):
+            credit, choose = _direct(run, chosen, policy)
+        elif isinstance(chosen, Adjoint):
+            credit = AdjointCredit(policy, lean=True, minibatch=run.sizes.minibatch)
+        else:
+            assert_never(chosen)
+    features = isinstance(credit, CriticCredit) and credit.shares_features
+    source = OnPolicy(
+        policy=policy,
+        prompts=prompts,
+        reward=reward,
+        reward_name=run.reward,
+        credit=credit,
+        times=grid(policy.backbone.process, run.sampling),
+        sizes=run.sizes,
+        seed=run.seed,
+        choose=choose,
+        reference=chosen.kl_weight > 0,
+        jitter=run.sampling.jitter,
+        solver=run.sampling.solver,
+        features=features,
+    )
+    return objective, source, trust
+
+
+def _matching(run: Run, policy: Policy, t_min: float) -> tuple[Objective, Source, None]:
+    images, captions = read_pictures(run.data, run.seed)
+    backbone = policy.backbone
+    x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
+    weight = torch.ones(len(x0), device=policy.device)
+    batch = run.sizes.prompts * run.sizes.group
+    source = Dataset(x0, condition, weight, batch, run.seed)
+    return matching.Matching(policy, t_min), source, None
+
+
+def _policy_gradient(
+    run: Run, chosen: PolicyGradient, policy: Policy, trust: TrustRegion | None
+) -> tuple[Objective, Credit]:
+    clip = chosen.clip if chosen.surrogate == "clipped" else None
+    objective = policy_gradient.PolicyGradient(
+        policy, clip, chosen.kl_weight, chosen.temperature, trust
+    )
+    if chosen.baseline == "critic":
+        return objective, _critic(chosen.critic, policy, "outcome", chosen.kl_weight)
+    return objective, TerminalCredit(run.sizes.group, chosen.shared_scale)
+
+
+def _score_action(
+    run: Run,
+    chosen: ScoreAction,
+    policy: Policy,
+    trust: TrustRegion | None,
+    differentiable: bool,
+) -> tuple[Objective, Credit]:
+    form: Form
+    if chosen.form == "auto":
+        continuous: Form = "slope" if run.sampling.solver is None else "rate"
+        form = continuous if differentiable else "ratio"
+    else:
+        form = chosen.form
+    objective = score_action.ScoreAction(
+        policy, chosen.kl_weight, chosen.clip, chosen.exploration, trust
+    )
+    credit = _critic(chosen.critic, policy, form, chosen.kl_weight, chosen.exploration)
+    return objective, credit
+
+
+def _direct(run: Run, chosen: Direct, policy: Policy) -> tuple[Credit, Chooser]:
+    if chosen.through == "estimate":
+        return RewardSlope(run.sizes.minibatch), one_of_last(chosen.last)
+    credit = AdjointCredit(policy, kl_weight=chosen.kl_weight, minibatch=run.sizes.minibatch)
+    return credit, last_steps(chosen.last, chosen.random)
+
+
+def _critic(
+    settings: CriticSettings,
+    policy: Policy,
+    form: Form,
+    kl_weight: float,
+    exploration: float = 0.0,
+) -> CriticCredit:
+    backbone = policy.backbone
+    shares = settings.body == "backbone"
+    critic = critic_for(
+        backbone.shape,
+        backbone.encode([""]).tokens.shape[-1],
+        backbone.process.horizon,
+        width=settings.width,
+        skip=settings.skip,
+        inputs=settings.inputs,
+        features=policy.feature_size if shares else 0,
+    ).to(policy.device)
+    return CriticCredit(
+        critic=critic,
+        optimiser=torch.optim.Adam(critic.parameters(), lr=settings.learning_rate),
+        policy=policy,
+        kl_weight=kl_weight,
+        form=form,
+        passes=settings.passes,
+        exploration=exploration,
+        shares_features=shares,
+    )

@@ -1,0 +1,31 @@
+"""Published experiments in miniature, from one command: `scoretune reproduce NAME`.
+
+One file a part; each part is cells of work and a page about them (`reproduce.base`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of this folder; `wants_model` ones are given a model folder by the user."""
+
+    module: str
+    title: str
+    wants_model: bool = False
+
+
+EXPERIMENTS: dict[str, dict[str, Part]] = {
+    "continuous-rl": {
+        "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
+    },
+    "score-as-action": {
+        "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),
+        "critic": Part("critic_ablation", "Value networks on the miniature Stable Diffusion"),
+        "few-step": Part("few_step", "Few-step samplers of digits"),
+        "scenes": Part("scenes", "The miniature Stable Diffusion"),
+        "hard": Part("scenes_hard", "A base with clean captions", wants_model=True),
+    },
+}

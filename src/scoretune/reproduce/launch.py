@@ -1,0 +1,66 @@
+"""Doing an experiment: its parts one after the other, each with its page."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scoretune.errors import UserError, unknown
+from scoretune.reproduce import EXPERIMENTS, Part
+from scoretune.reproduce.base import Page, Watch, run_cells
+
+
+def reproduce(
+    name: str,
+    folder: Path,
+    *,
+    parts: Sequence[str] = (),
+    seeds: int = 5,
+    jobs: int = 1,
+    quick: bool = False,
+    model: Path | None = None,
+    watcher: Callable[[str], Watch] | None = None,
+) -> dict[str, Any]:
+    """Run the named experiment's parts in `folder`; every part's numbers by its name.
+
+    A stopped experiment goes on where it was: cells that are finished are not repeated.
+    """
+    chosen = parts_named(name, parts, model)
+    results: dict[str, Any] = {}
+    for part_name, part in chosen.items():
+        module = importlib.import_module(f"scoretune.reproduce.{part.module}")
+        extra = {"model": str(model)} if part.wants_model else {}
+        cells = module.cells(seeds, quick, **extra)
+        home, start = folder / part_name, time.monotonic()
+        watch = watcher(part_name) if watcher else None
+        found = run_cells(cells, home, jobs=jobs, watch=watch)
+        page = Page(home, part.title, _command(name, part_name, seeds, quick, part.wants_model))
+        results[part_name] = module.present(found, page)
+        page.write(results[part_name], time.monotonic() - start)
+    return results
+
+
+def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str, Part]:
+    """The parts that were asked for; all that need no model of the user's, if none were."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    known = EXPERIMENTS[name]
+    for part in parts:
+        if part not in known:
+            raise unknown(f"part of {name}", part, known)
+    chosen = {p: known[p] for p in parts or known if parts or model or not known[p].wants_model}
+    for part, meant in chosen.items():
+        if meant.wants_model and model is None:
+            raise UserError(
+                f"part {part!r} needs --model FOLDER/model: make it, in about an hour, with "
+                "scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500"
+            )
+    return chosen
+
+
+def _command(name: str, part: str, seeds: int, quick: bool, wants_model: bool) -> str:
+    said = f"scoretune reproduce {name} --part {part} --seeds {seeds}"
+    return said + (" --quick" if quick else "") + (" --model FOLDER/model" if wants_model else "")
