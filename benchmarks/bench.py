@@ -2,8 +2,9 @@
 
 One update of each method, rollout and learning, is timed against the bare forwards and backwards
 of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
-critic. The two are run in turn, so that a machine that drifts does not favour either, and the
-median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
+critic. Then the forms of score as action, critic included, against DDPO on the same batch and with
+the same path KL. The two are run in turn, so that a machine that drifts does not favour either, and
+the median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
         for _ in range(count):  # the value's slope: through UNet, decoder, reward and critic
             state, time_, tokens = part(size)
             state.requires_grad_()
-            data = backbone.predict(state, time_, tokens)
+            data, features = backbone.predict_with_features(state, time_, tokens)
             guess = parts.reward(backbone.decode(data), prompts[:1] * size)
-            value = credit.critic(state, data, time_, tokens, guess)
+            value = credit.critic(state, data, time_, tokens, guess, features)
             torch.autograd.grad(value.sum(), state)
         for _ in range(credit.passes * count):
             state, time_, tokens = part(size)
-            credit.critic(state, state, time_, tokens, time_).sum().backward()
+            features = torch.zeros(size, backbone.feature_size)
+            credit.critic(state, state, time_, tokens, time_, features).sum().backward()
 
     def work() -> None:
         act()
@@ -91,6 +93,24 @@ def update(parts: Parts) -> Callable[[], None]:
         )
 
     return work
+
+
+BATCH = ["sizes.prompts=32", "sizes.group=1", "sizes.share=0.8", "objective.kl_weight=0.003"]
+FORMS = {
+    "slope": [],
+    "rate": ["objective.form=rate"],
+    "ratio": ["objective.form=ratio"],
+    "ratio_features_no_skip": [
+        *("objective.form=ratio", "objective.critic.body=backbone", "objective.critic.skip=none")
+    ],
+}
+
+
+def over_ddpo(changes: list[str], pairs: int) -> list[float]:
+    """An update of score as action over one of DDPO with the same batch."""
+    ours = build(config.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
+    theirs = build(config.changed(recipes.named("ddpo"), BATCH))
+    return paired_ratio(update(ours), update(theirs), pairs)
 
 
 def paired_ratio(first: Callable[[], None], second: Callable[[], None], pairs: int) -> list[float]:
@@ -122,6 +142,9 @@ def main() -> None:
         ratios = paired_ratio(update(parts), bare(parts, run), chosen.pairs)
         results[f"{recipe}_update_over_networks"] = round(statistics.median(ratios), 3)
         results[f"{recipe}_update_over_networks_max"] = round(max(ratios), 3)
+    for form, changes in FORMS.items():
+        ratios = over_ddpo(changes, chosen.pairs)
+        results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results["peak_memory_mib"] = round(peak, 0)
     for name, value in results.items():

@@ -123,9 +123,9 @@ def test_weights_that_are_missing(train, model):
 
 
 def test_an_unknown_recipe(told):
-    assert told("train", "dppo") == "unknown recipe 'dppo': did you mean 'ddpo'?"
+    assert told("train", "ddop") == "unknown recipe 'ddop': did you mean 'ddpo'?"
     assert "did you mean 'score_as_action'" in told("show", "score_action")
-    assert "choose one of: ddpo, " in told("show", "xyz")
+    assert "choose one of: adjoint_matching, " in told("show", "xyz")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,13 @@ def test_an_unknown_recipe(told):
         ("optimiser.learning_rate=NaN", "optimiser.learning_rate: Input should be a finite"),
         ("optimiser.learning_rate=Infinity", "optimiser.learning_rate: Input should be a finite"),
         ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
-        ("objective.critic.width=48", "unknown key 'objective.critic.width'"),
+        ("objective.form=slope", "unknown key 'objective.form'"),
+        ("objective.critic.depth=48", "unknown key 'objective.critic.depth'"),
+        ("objective.critic.width=6", "objective.critic.width: Input should be a multiple of 4"),
+        ("objective.critic.skip=sin", "objective.critic.skip: Input should be 'cos_sin', 'linear'"),
+        ("objective.trust_region=0", "objective.trust_region: Input should be greater than 0"),
+        ("sampling.solver=rk4", "sampling.solver: Input should be 'ddim', 'heun' or"),
+        ("sizes.accumulate=-1", "sizes.accumulate: Input should be greater than or equal to 0"),
         ("model.targets=to_q", "model.targets: Input should be a valid tuple, got 'to_q'"),
         ("evaluation.solver=rk4", "evaluation.solver: Input should be 'ddim', 'heun' or"),
     ],
@@ -234,7 +240,7 @@ def test_an_unknown_reward(train):
     ("body", "said"),
     [
         ("return images.mean((1, 2, 3)) / 0 * 0", "is nan for the prompt 'a"),
-        ("return images.mean()", "returned shape () for 6 images: return one number an image"),
+        ("return images.mean()", "returned shape () for 1 images: return one number an image"),
         ("raise IndexError('first\\nsecond')", "failed with IndexError: first second;"),
         ("return None", "failed with"),
     ],
@@ -257,9 +263,10 @@ def test_a_reward_that_cannot_be_imported(train):
 def test_slopes_of_a_reward_without_gradient(told, tiny):
     text = told(
         *("train", "score_as_action", *tiny, "--run", "runs/tried"),
-        *("reward=compressibility", "objective.slope_weight=0.5"),
+        *("reward=compressibility", "objective.form=slope"),
     )
-    assert "this one has none: set objective.slope_weight=0" in text
+    assert "reward 'compressibility' has no gradient" in text
+    assert "score_as_action with objective.form=ratio" in text
 
 
 # ---------------------------------------------------------------------------- the disk
@@ -367,7 +374,7 @@ def test_ctrl_c(train, command, here):
         "calls = []\n"
         "def of(images, prompts):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 4 and 'CALM' not in os.environ:\n"
+        "    if len(calls) == 6 and 'CALM' not in os.environ:\n"
         "        raise KeyboardInterrupt\n"
         "    return images.mean((1, 2, 3))\n"
     )

@@ -1,6 +1,8 @@
-"""Credit: golden numbers of group advantages, and TD advantages that add up to what happened."""
+"""Credit: golden numbers of group advantages, and critics whose credit adds up to what happened."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,28 +12,37 @@ from scoretune.backbones import toy
 from scoretune.batches import Condition, Trajectory
 from scoretune.credit import (
     CriticCredit,
+    RewardSlope,
     TerminalCredit,
     group_advantage,
     standardise,
 )
 from scoretune.critic import critic_for
 from scoretune.diffusion import grids
-from scoretune.diffusion.kernels import GDDIM
+from scoretune.diffusion.kernels import GDDIM, response
 from scoretune.diffusion.processes import VP
 from scoretune.errors import UserError
+from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
 from scoretune.rollout import prior, rollout
-from scoretune.sources import chosen_steps, reward_metrics, shuffled, transitions
+from scoretune.sources import (
+    any_steps,
+    last_steps,
+    one_of_last,
+    reward_metrics,
+    shuffled,
+    transitions,
+)
 
 STEPS, BATCH = 6, 64
 
 
-def path_of(batch: int = BATCH, seed: int = 0, dimension: int = 1) -> Trajectory:
-    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0, dimension), GDDIM(1.0))
+def path_of(batch: int = BATCH, seed: int = 0, eta: float = 1.0, **options) -> Trajectory:
+    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(eta))
     generator = torch.Generator().manual_seed(seed)
     times = grids.karras(VP(), STEPS)
     noise = prior(policy, batch, generator)
-    return rollout(policy, Condition.none(batch), times, generator, noise)
+    return rollout(policy, Condition.none(batch), times, generator, noise, **options)
 
 
 def square(x: Tensor, who: Tensor | None = None) -> Tensor:
@@ -40,7 +51,7 @@ def square(x: Tensor, who: Tensor | None = None) -> Tensor:
 
 def every_step(path: Trajectory) -> tuple[Tensor, Tensor]:
     """The numbers k, b [N·B] of all steps of all samples, in order."""
-    steps, batch = path.log_probs.shape
+    steps, batch = path.data.shape[:2]
     return torch.arange(steps).repeat_interleave(batch), torch.arange(batch).repeat(steps)
 
 
@@ -50,13 +61,15 @@ def advantages(credit, path: Trajectory, rewards: Tensor) -> Tensor:
     return credited.advantage.view(path.log_probs.shape)
 
 
-def critic_credit(kl_weight: float = 0.0, **options) -> CriticCredit:
+def critic_credit(
+    kl_weight: float = 0.0, form: str = "ratio", eta: float = 1.0, skip: str = "cos_sin", **options
+) -> CriticCredit:
     torch.manual_seed(0)
-    critic = critic_for((1,), 0, 1.0)
+    critic = critic_for((1,), 0, 1.0, skip=skip)
     optimiser = torch.optim.Adam(critic.parameters(), lr=3e-3)
-    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))
+    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(eta))
     return CriticCredit(
-        critic=critic, optimiser=optimiser, policy=policy, kl_weight=kl_weight, **options
+        critic=critic, optimiser=optimiser, policy=policy, kl_weight=kl_weight, form=form, **options
     )
 
 
@@ -101,7 +114,7 @@ def test_terminal_credit_is_the_same_at_every_step_and_bounded():
     advantage = advantages(TerminalCredit(group=BATCH, bound=5.0), path, rewards)
     assert torch.equal(advantage, advantage[:1].expand(STEPS, -1))
     assert float(advantage.max()) == float(advantage[0, 0]) == 5.0
-    assert TerminalCredit(group=BATCH)(path, rewards, square, *every_step(path)).slope is None
+    assert TerminalCredit(group=BATCH)(path, rewards, square, *every_step(path)).data_slope is None
 
 
 # ---------------------------------------------------------------------------- of single steps
@@ -114,7 +127,7 @@ def test_td_advantages_telescope():
         start = credit.critic(
             path.states[0],
             path.data[0],
-            path.times[0].expand(BATCH),
+            path.times[0],
             path.condition.tokens,
             square(path.data[0]),
         )
@@ -161,30 +174,175 @@ def test_some_steps_are_credited_as_among_all():
     torch.testing.assert_close(some, whole[k, b])
 
 
-def test_slopes_are_the_gradient_of_the_value():
-    """On Gaussian data V = reward(x̂0) is exact for a linear reward, and so is its slope."""
-    path, credit = path_of(40), critic_credit(slopes=True)
+def test_an_outcome_is_compared_with_what_was_expected():
+    """A = G − V: the reward less the KL still to come, less the value where the step begins."""
+    path = replace(path_of(), kls=torch.rand(STEPS, BATCH))
+    credit, rewards = critic_credit(0.3, "outcome"), square(path.final)
+    with torch.no_grad():
+        values = torch.stack(
+            [
+                credit.critic(x, data, t, path.condition.tokens, square(data))
+                for x, data, t in zip(path.states[:-1], path.data, path.times[:-1], strict=True)
+            ]
+        )
+    to_come = path.kls.flip(0).cumsum(0).flip(0)
+    found = advantages(credit, path, rewards)
+    torch.testing.assert_close(found, rewards - 0.3 * to_come - values, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- by slopes
+
+
+def slope_inside(t: Tensor) -> Tensor:
+    """∂V/∂x where V = cos(πt/2)·x̂0 for N(0, 1), which is exact for the reward x but for the cos."""
+    alpha, sigma = VP().alpha(t), VP().sigma(t)
+    return torch.cos(t * torch.pi / 2) * alpha / (alpha**2 + sigma**2)
+
+
+def credited(path: Trajectory, form: str, k: Tensor, b: Tensor, **options):
+    """What an untrained critic says of rewards `factor·x`, a factor for each sample."""
+    credit = critic_credit(form=form, **options)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    factors = torch.arange(40.0)  # a reward of one's own each: the judge must know who is who
+    factors = torch.arange(float(path.data.shape[1]))  # the judge must know who is who
+    said = credit(path, factors * path.final[:, 0], lambda x, who: factors[who] * x[:, 0], k, b)
+    return credit, factors[b], said
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_slopes_are_the_gradient_of_the_value_where_a_step_arrives(eta, jitter):
+    """On Gaussian data V = reward(x̂0) is exact for a linear reward, and so is its slope."""
+    path = path_of(40, eta=eta, jitter=jitter)
     k, b = every_step(path)
-    credited = credit(path, factors * path.final[:, 0], lambda x, who: factors[who] * x[:, 0], k, b)
-    t = path.times[1:]
-    alpha, sigma = VP().alpha(t), VP().sigma(t)
-    exact = torch.cos(t * torch.pi / 2) * alpha / (alpha**2 + sigma**2)
-    exact[-1] = 1.0  # the finished sample's slope is the reward's own
-    expected = exact[k] * factors[b]
-    torch.testing.assert_close(credited.slope[:, 0], expected, rtol=1e-3, atol=1e-6)
-    assert not credited.slope.requires_grad
+    credit, factors, said = credited(path, "slope", k, b, eta=eta)
+    t, t_next = path.times[k, b], path.times[k + 1, b]
+    slope = torch.where(k == STEPS - 1, 1.0, slope_inside(t_next))  # at the end, the reward's own
+    expected = response(GDDIM(eta), VP(), t, t_next) * slope * factors
+    torch.testing.assert_close(said.data_slope[:, 0], expected, rtol=1e-3, atol=1e-5)
+    assert not said.data_slope.requires_grad
+    assert said.advantage is None
+    assert said.action is None
     assert credit.policy.calls == STEPS * 40
 
 
-def test_slopes_need_a_reward_with_a_gradient():
+@pytest.mark.parametrize("options", [{}, {"jitter": True}, {"solver": "heun"}, {"eta": 0.5}])
+def test_rates_are_the_gradient_of_the_value_where_the_path_is(options):
+    """(1+η²)/2 α ∇V dℓ of the visited state; nothing at pure noise, which stands for nothing."""
+    path, eta = path_of(40, **options), options.get("eta", 0.0 if "solver" in options else 1.0)
+    k, b = every_step(path)
+    credit, factors, said = credited(path, "rate", k, b, eta=eta or 1.0)
+    t = path.times[k, b]
+    along = (1 + eta**2) / 2 * VP().alpha(t) * path.log_snr_steps[k, b]
+    expected = along * slope_inside(t) * factors
+    torch.testing.assert_close(said.data_slope[:, 0], expected, rtol=1e-3, atol=1e-5)
+    assert bool((said.data_slope[k == 0] == 0).all())
+    assert credit.policy.calls == STEPS * 40
+
+
+def test_rate_and_slope_tend_to_each_other():
+    """Summed over a path, as the steps get finer."""
+    off = []
+    for steps in (80, 320):
+        policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))
+        generator = torch.Generator().manual_seed(0)
+        times = grids.karras(VP(), steps)
+        path = rollout(policy, Condition.none(2), times, generator, prior(policy, 2, generator))
+        k, b = every_step(path)
+        rate, slope = (
+            credited(path, form, k, b)[2].data_slope[b == 1].sum() for form in ("rate", "slope")
+        )
+        off.append(abs(float(rate / slope) - 1))
+    assert off[1] < 0.4 * off[0] < 0.1  # near the data a step's response lags behind its length
+
+
+@pytest.mark.parametrize("form", ["slope", "rate", "explicit"])
+def test_slopes_need_a_reward_with_a_gradient(form):
     path = path_of()
-    with pytest.raises(UserError, match=r"objective\.slope_weight=0"):
-        critic_credit(slopes=True)(
+    with pytest.raises(UserError, match=r"form=ratio"):
+        critic_credit(form=form, exploration=0.3)(
             path, square(path.final), lambda x, who: torch.zeros(len(x)), *every_step(path)
         )
+
+
+@pytest.mark.parametrize("form", ["rate", "explicit"])
+def test_a_critic_alone_needs_no_gradient_of_the_reward(form):
+    path = path_of()
+    credit = critic_credit(form=form, skip="none", exploration=0.3)
+    rewards, steps = square(path.final), every_step(path)
+    for _ in range(3):
+        said = credit(path, rewards, lambda x, who: square(x).detach(), *steps)
+    part = said.data_slope if form == "rate" else said.advantage
+    assert torch.isfinite(part).all()
+    assert float(part.abs().max()) > 0
+
+
+# ---------------------------------------------------------------------------- tried actions
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.4])
+def test_tried_actions_have_the_gradient_of_rates(kl_weight):
+    """E over actions of q Δ ∇log π is the gradient of ⟨x̂0, slope⟩ − κ·KL (arXiv 2502.01819)."""
+    path = path_of(4000)
+    path = replace(path, reference_data=path.data + 0.5, kls=path.kl_weights * 0.25)
+    k, b = torch.full((4000,), 4), torch.arange(4000)
+
+    def gradients(form: str) -> Tensor:
+        """The gradient of the loss by the mean of the data, of each state of its own: [M]."""
+        options = {"kl_weight": kl_weight, "exploration": 0.2}
+        credit = critic_credit(form=form, **options)
+        said = credit(path, path.final[:, 0], lambda x, who: x[:, 0], k, b)
+        steps = transitions(path, said, k, b, 1.0)
+        policy, read = credit.policy, credit.policy.estimate
+        moved = torch.zeros(4000, 1, requires_grad=True)
+
+        def estimate(x, t, condition):
+            seen = read(x, t, condition)
+            ratio = (VP().alpha(t) / VP().sigma(t))[:, None]
+            return replace(seen, data=seen.data + moved, noise=seen.noise - ratio * moved)
+
+        policy.estimate = estimate
+        loss = ScoreAction(policy, clip=0.2, **options)(steps).value
+        return -4000 * torch.autograd.grad(loss, moved)[0][:, 0]
+
+    tried, exact = gradients("explicit"), gradients("rate")
+    error = float(tried.std()) / 4000**0.5
+    assert float(exact.abs().mean()) > 10 * error
+    assert float(tried.mean()) == pytest.approx(float(exact.mean()), abs=4 * error)
+
+
+def test_what_was_tried_is_the_estimate_plus_noise():
+    path = path_of(400)
+    k, b = torch.full((400,), 3), torch.arange(400)
+    said = credited(path, "explicit", k, b, exploration=0.2)[2]
+    t = path.times[k, b][:, None]
+    noise = (path.states[k, b] - VP().alpha(t) * path.data[k, b]) / VP().sigma(t)
+    tried = said.action - noise
+    assert float(tried.std()) == pytest.approx(0.2, rel=0.15)
+    # For V = cos(πt/2) factor x̂0 the advantage is linear in what was tried, −σ ∇V dℓ per unit.
+    gain = -(VP().sigma(t) * path.log_snr_steps[k, b][:, None] * slope_inside(t))[:, 0]
+    expected = gain * torch.arange(400.0) * tried[:, 0]
+    torch.testing.assert_close(said.advantage, expected, rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------- by the reward
+
+
+def test_a_rewards_slope_at_the_estimate():
+    path, (k, b) = path_of(7), (torch.tensor([5, 0, 3, 3]), torch.tensor([6, 0, 2, 1]))
+    factors = torch.arange(7.0)
+    said = RewardSlope(minibatch=3)(
+        path, torch.zeros(7), lambda x, who: factors[who] * square(x), k, b
+    )
+    expected = 2 * factors[b][:, None] * path.data[k, b]
+    torch.testing.assert_close(said.data_slope, expected)
+    assert said.advantage is None
+
+
+def test_a_rewards_slope_needs_a_gradient():
+    path = path_of(3)
+    with pytest.raises(UserError, match="the reward has none"):
+        RewardSlope()(path, torch.zeros(3), lambda x, who: torch.zeros(len(x)), *every_step(path))
 
 
 # ---------------------------------------------------------------------------- to minibatches
@@ -192,14 +350,14 @@ def test_slopes_need_a_reward_with_a_gradient():
 
 def learned(path: Trajectory, share: float, seed: int = 0):
     """What a source makes of a path: (k, b, Steps)."""
-    rewards, group = square(path.final), path.log_probs.shape[1]
-    k, b = chosen_steps(path, share, torch.Generator().manual_seed(seed))
+    rewards, group = square(path.final), path.data.shape[1]
+    k, b, whole = any_steps(share)(path, torch.Generator().manual_seed(seed))
     credited = TerminalCredit(group)(path, rewards, square, k, b)
-    return k, b, transitions(path, credited, k, b)
+    return k, b, transitions(path, credited, k, b, whole)
 
 
 def test_every_transition_is_learned_once():
-    path = path_of(5)
+    path = path_of(5, jitter=True)
     k, b, steps = learned(path, 1.0)
     batches = shuffled(steps, 7, torch.Generator().manual_seed(0))
     assert [len(batch) for batch in batches] == [7, 7, 7, 7, 2]
@@ -211,8 +369,10 @@ def test_every_transition_is_learned_once():
     for row in range(len(steps)):  # what belongs together stays together
         assert torch.equal(steps.x[row], path.states[k[row], b[row]])
         assert torch.equal(steps.x_next[row], path.states[k[row] + 1, b[row]])
-        assert steps.t[row] == path.times[k[row]]
-        assert steps.t_next[row] == path.times[k[row] + 1]
+        assert steps.t[row] == path.times[k[row], b[row]]
+        assert steps.t_next[row] == path.times[k[row] + 1, b[row]]
+        assert torch.equal(steps.data[row], path.data[k[row], b[row]])
+        assert steps.kl_weight[row] == path.kl_weights[k[row], b[row]]
         assert steps.log_prob[row] == path.log_probs[k[row], b[row]]
         assert steps.advantage[row] == advantage[row]
 
@@ -224,6 +384,41 @@ def test_a_share_of_the_steps():
     assert len({(int(i), int(j)) for i, j in zip(k, b, strict=True)}) == 30  # none twice
     assert b.bincount().tolist() == [3] * 10  # as many of each path
     assert len(k.unique()) > 3
+
+
+def test_the_last_steps():
+    path = path_of(10)
+    k, b, count = last_steps(2)(path, torch.Generator().manual_seed(0))
+    assert sorted(zip(b.tolist(), k.tolist(), strict=True)) == [
+        (i, j) for i in range(10) for j in (4, 5)
+    ]
+    assert count == 2.0
+    assert last_steps(99)(path, torch.Generator())[2] == STEPS  # no more than there are
+
+
+def test_a_random_number_of_the_last_steps():
+    path = path_of(300)
+    k, b, count = last_steps(4, random=True)(path, torch.Generator().manual_seed(0))
+    many = b.bincount(minlength=300)
+    assert sorted(many.unique().tolist()) == [1, 2, 3, 4]
+    assert float(many.float().mean()) == pytest.approx(count) == pytest.approx(2.5, abs=0.3)
+    first = torch.full((300,), STEPS).scatter_reduce(0, b, k, "amin")
+    assert torch.equal(first, STEPS - many)  # the last ones, none left out
+
+
+def test_one_of_the_last_steps():
+    k, b, count = one_of_last(4)(path_of(300), torch.Generator().manual_seed(0))
+    assert torch.equal(b, torch.arange(300))
+    assert k.unique().tolist() == [2, 3, 4, 5]
+    assert count == 1.0
+
+
+def test_a_solvers_path_has_no_log_probabilities():
+    path = path_of(5, solver="ddim")
+    k, b, whole = any_steps(1.0)(path, torch.Generator())
+    steps = transitions(path, RewardSlope()(path, torch.zeros(5), square, k, b), k, b, whole)
+    assert steps.log_prob is None
+    assert steps.take(torch.tensor([1, 2])).log_prob is None
 
 
 def test_reward_metrics_golden():

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 SMALL = ["sizes.prompts=4", "sizes.group=2", "sampling.steps=4", "evaluation.per_task=1"]
 
 
-@pytest.mark.parametrize("recipe", ["ddpo", "score_as_action"])
+@pytest.mark.parametrize("recipe", sorted(set(recipes.RECIPES) - {"supervised"}))
 def test_an_update_moves_the_adapter_and_stays_finite(recipe):
     parts = build(config.changed(recipes.named(recipe), SMALL))
     assert parts.policy.device.type == "cuda"
@@ -36,7 +36,6 @@ def test_an_unchanged_policy_has_ratio_one(dtype):
             policy, condition, parts.source.times, generator, prior(policy, 8, generator)
         )
         for k in range(len(path.data)):
-            t = path.times.to(policy.device)[k : k + 2].expand(8, 2)
-            law = policy.transition(path.states[k], t[:, 0], t[:, 1], condition)
+            law = policy.transition(path.states[k], *path.times[k : k + 2], condition)
             difference = law.log_prob(path.states[k + 1]) - path.log_probs[k]
             assert float(difference.detach().abs().max()) < 1e-3

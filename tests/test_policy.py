@@ -78,7 +78,7 @@ def judged(policy: Policy, path, chosen: slice) -> Tensor:
     rows = []
     for k in range(len(path.log_probs)):
         x, x_next = path.states[k, chosen], path.states[k + 1, chosen]
-        t, t_next = (path.times[k + j].expand(len(x)) for j in (0, 1))
+        t, t_next = (path.times[k + j, chosen] for j in (0, 1))
         transition = policy.transition(x, t, t_next, path.condition.take(chosen))
         rows.append(transition.log_prob(x_next).detach())
     return torch.stack(rows)
@@ -130,9 +130,11 @@ def test_the_objective_sees_ratio_one(policy_of):
     steps = Steps(
         x=path.states[0],
         x_next=path.states[1],
-        t=path.times[0].expand(4),
-        t_next=path.times[1].expand(4),
+        t=path.times[0],
+        t_next=path.times[1],
         condition=path.condition,
+        data=path.data[0],
+        kl_weight=path.kl_weights[0],
         log_prob=path.log_probs[0],
         advantage=torch.ones(4),
     )
@@ -276,13 +278,20 @@ def test_a_rollout_with_reference_measures_the_kl(policy_of):
     ]
     assert torch.equal(paths[0].states, paths[1].states)  # looking on changes nothing
     path = paths[1]
+    bare = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    process = policy.backbone.process
     for k in range(3):
-        t, t_next = (times[k + j].expand(4) for j in (0, 1))
+        t = times[k].expand(4)
         with torch.no_grad():
-            step = policy.transition(path.states[k], t, t_next, condition)
-        gap = (step.mean - path.reference_means[k]) / step.std
-        torch.testing.assert_close(path.kls[k], gap.square().flatten(1).sum(1) / 2)
-    assert bool((path.kls > 0).all())
+            ours = policy.estimate(path.states[k], t, condition).data
+            theirs = bare.estimate(path.states[k], t, condition).data
+        assert torch.equal(path.data[k], ours)
+        assert torch.equal(path.reference_data[k], theirs)
+        gap = (process.alpha(t) / process.sigma(t))[:, None, None, None] * (ours - theirs)
+        share = path.log_snr_steps[k] * gap.square().sum((1, 2, 3)) / 2
+        torch.testing.assert_close(path.kls[k], share)
+    assert bool((path.kls[0] == 0).all())  # pure noise stands for nothing of the path
+    assert bool((path.kls[1:] > 0).all())
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp_2m"])

@@ -94,7 +94,7 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_three_kills_change_nothing(tmp_path, tiny, recipe, monkeypatch):
-    monkeypatch.setattr("scoretune.run.read_pictures", partial(read_pictures, count=60))
+    monkeypatch.setattr("scoretune.methods.read_pictures", partial(read_pictures, count=60))
     updates = 6 if recipe == "score_as_action" else 4
     run = configured(recipe, tiny, f"updates={updates}", "evaluation.every=2")
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"

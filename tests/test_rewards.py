@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from scoretune.errors import UserError
 from scoretune.rewards import python, reader
-from scoretune.rewards.base import checked
+from scoretune.rewards.base import checked, has_gradient
 from scoretune.rewards.pixels import Compressibility, brightness
 from scoretune.scenes import world
 from scoretune.scorers import REWARDS, named_reward, verdict_metrics
@@ -91,6 +92,48 @@ def test_a_missing_reader_is_named(tmp_path):
     with pytest.raises(UserError, match=r"reader\.safetensors"):
         load(tmp_path, "reader")
     assert (world.shipped() / "reader.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["reader", "judge"])
+def test_loading_draws_no_random_numbers(name):
+    """How often a run looks at its progress must not change the run."""
+    reader.load.cache_clear()
+    before = torch.get_rng_state()
+    network = reader.load(world.shipped(), name)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert reader.load(world.shipped(), name) is network  # nor does it read the file again
+    named_reward("reader")
+    verdict_metrics("scenes")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("reader", reader.CellReader), ("judge", reader.CanvasJudge)]
+)
+def test_a_loaded_network_is_the_stored_one(name, kind):
+    stored = load_file(world.shipped() / f"{name}.safetensors")
+    usual = kind().eval()
+    usual.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
+    network = reader.load(world.shipped(), name)
+    assert not network.training
+    assert network.state_dict().keys() == stored.keys()
+    for tensor in (*network.parameters(), *network.buffers()):
+        assert tensor.device.type == "cpu"
+        assert not tensor.requires_grad
+        assert tensor.dtype == (torch.float32 if tensor.is_floating_point() else torch.long)
+    with torch.no_grad():
+        assert torch.equal(network(IMAGES), usual(IMAGES))
+
+
+def test_a_gradient_is_of_the_soft_reading_only():
+    verdict = reader.Reading(reader.load(world.shipped(), "reader"), soft=False)
+    gradients = {
+        "reader": has_gradient(named_reward("reader"), "reader", IMAGES[0], PROMPTS[0]),
+        "verdict": has_gradient(verdict, "verdict", IMAGES[0], PROMPTS[0]),
+        "brightness": has_gradient(brightness, "brightness", IMAGES[0], PROMPTS[0]),
+        "jpeg": has_gradient(Compressibility(), "compressibility", IMAGES[0], PROMPTS[0]),
+    }
+    assert gradients == {"reader": True, "verdict": False, "brightness": True, "jpeg": False}
 
 
 # ---------------------------------------------------------------------------- checked

@@ -76,8 +76,8 @@ class Critic(Strict):
     width: int = Field(48, ge=8, multiple_of=4)
     passes: int = Field(2, ge=1)
     warmup: int = Field(1, ge=0, description="rounds that only fit the critic, before update 1")
-    body: Literal["small", "backbone"] = Field(
-        "small", description="F: a network of its own, or a head on the policy's features"
+    body: Literal["auto", "small", "backbone"] = Field(
+        "auto", description="F: a head on the policy's features (auto: if it has any), or small"
     )
     skip: Literal["cos_sin", "linear", "cos", "none"] = "cos_sin"
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
@@ -115,7 +115,7 @@ class ScoreAction(Strict):
 
     kind: Literal["score_action"] = "score_action"
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
-        "auto", description="auto: slope if the reward has a gradient, else ratio"
+        "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
     clip: float = Field(0.2, gt=0)
     kl_weight: float = Field(0.003, ge=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune.batches import spans
+from scoretune.batches import Condition, spans
 from scoretune.data import Prompts
 from scoretune.policy import Policy, adapter_layers
 from scoretune.rewards.base import Reward, checked
@@ -66,9 +66,10 @@ def sample(
 def act(
     policy: Policy, prompts: Prompts, times: Tensor, seed: int, batch: int = 64
 ) -> tuple[Tensor, float | None]:
-    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and their path KL.
+    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and its path KL.
 
-    The path KL is None where there is no adapter, hence no pretrained policy to compare with.
+    The path KL is measured on paths with jittered times, so it is the same on any grid. It is None
+    where there is no adapter, hence no pretrained policy to compare with.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = prior(policy, len(prompts), generator)
@@ -76,11 +77,20 @@ def act(
     images, kls = [], []
     for span in spans(len(prompts), batch):
         condition = policy.backbone.encode(prompts.texts[span])
-        path = rollout(policy, condition, times, generator, noise[span], reference=adapted)
+        path = rollout(policy, condition, times, generator, noise[span])
         images.append(policy.backbone.decode(path.final))
-        if path.kls is not None:
-            kls.append(path.kls.sum(0))
+        if adapted:
+            kls.append(path_kl(policy, condition, times, generator, noise[span]))
     return torch.cat(images), float(torch.cat(kls).mean()) if kls else None
+
+
+def path_kl(
+    policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
+) -> Tensor:
+    """An unbiased estimate of each path's KL to the pretrained policy, [B], whatever the grid."""
+    path = rollout(policy, condition, times, generator, x, reference=True, jitter=True)
+    assert path.kls is not None
+    return path.kls.sum(0)
 
 
 @torch.no_grad()

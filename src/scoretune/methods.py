@@ -145,8 +145,7 @@ def _score_action(
 ) -> tuple[Objective, Credit]:
     form: Form
     if chosen.form == "auto":
-        continuous: Form = "slope" if run.sampling.solver is None else "rate"
-        form = continuous if differentiable else "ratio"
+        form = "rate" if differentiable else "ratio"
     else:
         form = chosen.form
     objective = score_action.ScoreAction(
@@ -171,7 +170,8 @@ def _critic(
     exploration: float = 0.0,
 ) -> CriticCredit:
     backbone = policy.backbone
-    shares = settings.body == "backbone"
+    auto = policy.has_features and settings.inputs == "both"
+    shares = settings.body == "backbone" or (settings.body == "auto" and auto)
     critic = critic_for(
         backbone.shape,
         backbone.encode([""]).tokens.shape[-1],

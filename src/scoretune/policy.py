@@ -57,6 +57,11 @@ class Policy:
         return estimate, seen[0][-len(x) :]
 
     @property
+    def has_features(self) -> bool:
+        """Whether the network offers a critic features of its own forward pass."""
+        return isinstance(self.backbone, WithFeatures)
+
+    @property
     def feature_size(self) -> int:
         """F, the number of features of one state. Raises UserError where there are none."""
         return self._with_features().feature_size

@@ -16,6 +16,7 @@ from scoretune.config import (
     Optimiser,
     PolicyGradient,
     Run,
+    Sampling,
     ScoreAction,
     Sizes,
 )
@@ -80,9 +81,10 @@ def draft() -> Run:
     """DRaFT-K (arXiv 2309.17400): the reward's gradient through the last K = `last` steps."""
     return Run(
         recipe="draft",
-        objective=Direct(last=1),
-        sizes=Sizes(prompts=64, group=1, accumulate=0),
-        optimiser=FAST,
+        objective=Direct(last=3),
+        updates=271,
+        sizes=Sizes(prompts=16, group=1, accumulate=0),
+        optimiser=Optimiser(learning_rate=1e-3),
     )
 
 
@@ -126,6 +128,7 @@ def score_as_action() -> Run:
         recipe="score_as_action",
         objective=ScoreAction(),
         updates=56,
+        sampling=Sampling(jitter=True),
         sizes=Sizes(prompts=32, group=1, share=0.8),
         optimiser=FAST,
     )

@@ -3,18 +3,28 @@
 import pytest
 import torch
 
-from scoretune.rl import ctd0, martingale_loss, returns_to_go, td_advantage
+from scoretune.rl import (
+    clstd,
+    ctd0,
+    ctd_lambda,
+    martingale_loss,
+    returns_to_go,
+    td_advantage,
+)
 
 F64 = torch.float64
 
 
 @pytest.fixture(scope="module")
 def brownian():
+    return brownian_paths(20)
+
+
+def brownian_paths(n, count=20000):
     """Paths [K, N+1] from x = 0, times [N+1] and steps [N]."""
     generator = torch.Generator().manual_seed(0)
-    n = 20
-    noise = torch.randn(20000, n, generator=generator, dtype=F64) / n**0.5
-    paths = torch.cat([torch.zeros(20000, 1, dtype=F64), noise.cumsum(1)], dim=1)
+    noise = torch.randn(count, n, generator=generator, dtype=F64) / n**0.5
+    paths = torch.cat([torch.zeros(count, 1, dtype=F64), noise.cumsum(1)], dim=1)
     return paths, torch.linspace(0, 1, n + 1, dtype=F64), torch.full((n,), 1 / n, dtype=F64)
 
 
@@ -51,6 +61,93 @@ def test_ctd0_stands_still_at_the_value_only(brownian):
     assert pull([1.0, -2.0]).abs().max() > 0.1  # where minimising Σδ² would end
 
 
+def features(paths, t):
+    """What the weights of `family` multiply, [K, N+1, 2]."""
+    return torch.stack([(1 - t).expand_as(paths), (1 - t) * paths**2], dim=-1)
+
+
+def test_clstd_finds_the_value(brownian):
+    paths, t, dt = brownian
+    found = clstd(features(paths, t), torch.zeros_like(dt), dt, fixed=paths**2)
+    assert found.tolist() == pytest.approx([1, 0], abs=0.03)
+
+
+def test_clstd_solves_its_equations_and_is_where_ctd0_stands_still():
+    generator = torch.Generator().manual_seed(1)
+    phi = torch.randn(6, 9, 3, generator=generator, dtype=F64)
+    fixed, rewards = (torch.randn(6, n, generator=generator, dtype=F64) for n in (9, 8))
+    dt = torch.rand(8, generator=generator, dtype=F64)
+    weights = clstd(phi, rewards, dt, 0.7, fixed=fixed).requires_grad_()
+    ctd0(fixed + phi @ weights, rewards, dt, 0.7).backward()
+    assert weights.grad.abs().max() < 1e-12
+    tests = torch.randn(6, 8, 3, generator=generator, dtype=F64)
+    weights = clstd(phi, rewards, dt, 0.7, fixed=fixed, tests=tests)
+    increments = td_advantage(fixed + phi @ weights, rewards, dt, 0.7)
+    assert torch.einsum("kni,kn->i", tests, increments).abs().max() < 1e-11
+
+
+def test_clstd_takes_the_least_weights_where_features_coincide(brownian):
+    paths, t, dt = brownian
+    phi = features(paths, t)
+    once = clstd(phi, torch.zeros_like(dt), dt, fixed=paths**2)
+    twice = clstd(phi.repeat(1, 1, 2), torch.zeros_like(dt), dt, fixed=paths**2)
+    torch.testing.assert_close(twice, once.repeat(2) / 2)
+
+
+@pytest.mark.parametrize(("n", "bent"), [(10, -1.57), (50, -1.89), (200, -1.98)])
+def test_squared_td_errors_are_the_wrong_thing_to_minimise(n, bent):
+    """Σδ² prefers the smoothest V to the true one: θ₁ → −2, where ∫t(1−t)(1+θ₁(1−t))dt = 0.
+
+    Its minimiser tends to (1, −2), and gets worse as the grid gets finer; CLSTD's is (1, 0).
+    """
+    paths, t, dt = brownian_paths(n, 200_000 // n)
+    phi, zero = features(paths, t), torch.zeros_like(dt)
+    slopes = (phi[:, 1:] - phi[:, :-1]).reshape(-1, 2)
+    start = td_advantage(paths**2, zero, dt).reshape(-1, 1)
+    squares = torch.linalg.lstsq(slopes, -start).solution[:, 0]
+    assert squares.tolist() == pytest.approx([1, bent], abs=0.06)
+    right = clstd(phi, zero, dt, fixed=paths**2)
+    assert right.tolist() == pytest.approx([1, 0], abs=0.15)
+
+
+def test_ctd_lambda_is_its_eligibility_trace():
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(3, generator=generator, dtype=F64, requires_grad=True)
+    phi = torch.randn(4, 7, 3, generator=generator, dtype=F64)
+    rewards = torch.randn(4, 6, generator=generator, dtype=F64)
+    dt = torch.rand(6, generator=generator, dtype=F64)
+    ctd_lambda(phi @ weights, rewards, dt, 0.4, decay=0.3).backward()
+    increments = td_advantage(phi @ weights.detach(), rewards, dt, 0.4)
+    trace, step = torch.zeros(4, 3, dtype=F64), torch.zeros(3, dtype=F64)
+    for k in range(6):
+        trace = trace * (0.3 ** dt[k - 1] if k else 1) + phi[:, k] * dt[k]
+        step += (trace * increments[:, k, None]).mean(0)
+    torch.testing.assert_close(-weights.grad, step)
+
+
+def test_ctd_lambda_lies_between_ctd0_and_the_martingale_loss(brownian):
+    paths, t, dt = brownian
+    weights = torch.tensor([0.3, 0.4], dtype=F64, requires_grad=True)
+
+    def pull(loss):
+        return torch.autograd.grad(loss(family(paths, t, weights)), weights)[0]
+
+    zero, end = torch.zeros(paths.shape[0], len(dt), dtype=F64), paths[:, -1] ** 2
+    gradient = pull(lambda v: martingale_loss(v[:, :-1], returns_to_go(zero, end, dt), dt))
+    torch.testing.assert_close(pull(lambda v: ctd_lambda(v, zero, dt, decay=1.0)), gradient)
+    nearest = pull(lambda v: ctd0(v, zero, dt)) * dt[0]
+    torch.testing.assert_close(pull(lambda v: ctd_lambda(v, zero, dt, decay=0.0)), nearest)
+    truth = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
+    loss = ctd_lambda(family(paths, t, truth), zero, dt, decay=0.5)
+    assert torch.autograd.grad(loss, truth)[0].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_decay_is_a_share(decay):
+    with pytest.raises(ValueError, match="decay must be between 0 and 1"):
+        ctd_lambda(torch.zeros(2, 3), torch.zeros(2, 2), torch.ones(2), decay=decay)
+
+
 def test_ctd0_is_the_semi_gradient():
     values = torch.randn(3, 6, dtype=F64, requires_grad=True)
     rewards, dt = torch.randn(3, 5, dtype=F64), torch.rand(5, dtype=F64)
@@ -71,6 +168,16 @@ def test_returns_to_go_sum_rates():
     assert returns.tolist() == [[12.0, 11.0]]
     values = torch.cat([returns, torch.tensor([[10.0]])], dim=1)
     assert torch.equal(td_advantage(values, torch.tensor([[2.0, 4.0]]), dt), torch.zeros(1, 2))
+
+
+def test_returns_are_discounted():
+    dt = torch.tensor([0.5, 0.25], dtype=F64)
+    rewards, end = torch.tensor([[2.0, 4.0]], dtype=F64), torch.tensor([10.0], dtype=F64)
+    last = 4 * 0.25 + 10 * 2.718281828459045**-0.2
+    found = returns_to_go(rewards, end, dt, discount=0.8)
+    assert found[0].tolist() == pytest.approx([2 * 0.5 + last * 2.718281828459045**-0.4, last])
+    nearly = returns_to_go(rewards, end, dt, discount=1e-12)
+    torch.testing.assert_close(nearly, returns_to_go(rewards, end, dt))
 
 
 def test_values_need_one_more_time():

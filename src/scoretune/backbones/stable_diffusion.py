@@ -49,6 +49,23 @@ class StableDiffusion:
         told = tokens.to(unet.dtype)
         return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=told).sample)
 
+    @property
+    def feature_size(self) -> int:
+        """The channels of the UNet's bottleneck."""
+        return int(self.pipeline.unet.config.block_out_channels[-1])
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
+        seen: list[Tensor] = []
+        hook = self.pipeline.unet.mid_block.register_forward_hook(
+            lambda module, given, hidden: seen.append(hidden)
+        )
+        try:
+            output = self.predict(x, t, tokens)
+        finally:
+            hook.remove()
+        return output, seen[0].float().mean((2, 3))
+
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
         vae = self.pipeline.vae

@@ -68,13 +68,15 @@ class CriticCredit:
         returns = returns_to_go(cost.T, rewards, torch.ones_like(cost[:, 0])).T
         returns = torch.cat([returns, rewards[None]])
         advantage, slope, action = None, None, None
-        at = k + 1 if self.form == "slope" else k
-        seen = self._view(path, judge, at, b, self.form in ("slope", "rate", "explicit"))
+        at, who = (k + 1, b) if self.form == "slope" else (k, b)
+        if self.form == "ratio":  # increments need both ends: look at each state once
+            at, who = (torch.ones_like(cost) > 0).nonzero(as_tuple=True)
+        seen = self._view(path, judge, at, who, self.form in ("slope", "rate", "explicit"))
         if self.form == "outcome":
             advantage = returns[k, b] - seen.value
         elif self.form == "ratio":
-            arrivals = self._view(path, judge, k + 1, b, False)
-            advantage = arrivals.value - seen.value + cost[k, b]
+            values = torch.cat([seen.value.view_as(cost), rewards[None]])
+            advantage = (values.diff(dim=0) + cost)[k, b]
         elif self.form == "slope":
             slope = arrival_to_data(self.policy, path, k, b, _there(seen.slope))
         elif self.form == "rate":
@@ -83,8 +85,8 @@ class CriticCredit:
             action, advantage = self._try(path, k, b, _there(seen.slope))
         early = at < len(cost)  # at the end the value is the reward: nothing to explain
         metrics = {
-            "explained_variance": explained_variance(seen.value[early], returns[at, b][early]),
-            "critic_loss": self._fit(seen, returns[at, b], self._weight(path, at, b)),
+            "explained_variance": explained_variance(seen.value[early], returns[at, who][early]),
+            "critic_loss": self._fit(seen, returns[at, who], self._weight(path, at, who)),
         }
         return Credited(advantage, slope, action, metrics)
 
@@ -181,9 +183,11 @@ class CriticCredit:
         features: Tensor | None,
     ) -> Views:
         t, tokens = path.times[at, b], path.condition.tokens[b]
-        guess = judge(data, b)
+        ended = at == len(path.data)
+        heard = self.critic.skip is not none or bool(ended.any())
+        guess = judge(data, b) if heard else torch.zeros_like(t)
         value = self.critic(x, data, t, tokens, guess, features)
-        value = torch.where(at == len(path.data), guess, value)
+        value = torch.where(ended, guess, value)
         return Views(x, data, t, tokens, guess, value, features)
 
     def _fit(self, seen: Views, returns: Tensor, weight: Tensor) -> float:

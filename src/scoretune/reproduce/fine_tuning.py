@@ -61,7 +61,9 @@ def final(runs: Runs, metric: str) -> tuple[float, float, float]:
 
 def best(runs: Runs, metric: str) -> float:
     """The best mean over seeds that any evaluation found."""
-    return max(sum(c) / len(c) for c in zip(*(curve(r, metric)[1] for r in runs), strict=True))
+    curves = [curve(run, metric)[1] for run in runs]
+    means = [sum(column) / len(column) for column in zip(*curves, strict=True)]
+    return float(max(means))
 
 
 def reached(runs: Runs, metric: str, wanted: float) -> list[int | None]:

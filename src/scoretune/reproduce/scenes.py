@@ -23,12 +23,20 @@ FOLLOWING: dict[str, tuple[str, list[str]]] = {
     "score as action": ("score_as_action", []),
     "DDPO": ("ddpo", ["updates=34", "evaluation.every=8"]),
     "GRPO": ("grpo", ["updates=20", "evaluation.every=5"]),
-    "DRaFT-1": ("draft", ["updates=93", "evaluation.every=23"]),
+    "DRaFT-3": ("draft", ["evaluation.every=68"]),
 }
-COMPRESSING: dict[str, tuple[str, list[str]]] = {
-    "score as action": ("score_as_action", ["optimiser.learning_rate=1e-3"]),
-    "DDPO": FOLLOWING["DDPO"],
-    "GRPO": FOLLOWING["GRPO"],
+COMPRESSING: dict[str, tuple[str, list[str]]] = {  # about 33,000 each
+    "score as action": (
+        "score_as_action",
+        [
+            "updates=36",
+            "evaluation.every=9",
+            "evaluation.per_task=10",
+            "optimiser.learning_rate=1e-3",
+        ],
+    ),
+    "DDPO": ("ddpo", ["updates=17", "evaluation.every=4", "evaluation.per_task=10"]),
+    "GRPO": ("grpo", ["updates=10", "evaluation.every=3", "evaluation.per_task=10"]),
 }
 QUICK = [
     *("updates=2", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"),

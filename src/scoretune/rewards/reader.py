@@ -175,18 +175,25 @@ class Reading:
         return is_fulfilled(logits, meant).to(logits)
 
 
+@cache
 def load(folder: Path, name: str) -> nn.Module:
-    """The reader or the judge of a folder, frozen, in float32. `name` says which."""
+    """The reader or the judge of a folder, frozen, in float32. `name` says which.
+
+    One network for everyone who asks, on the device where it was last used; and no random number
+    is drawn for weights that are replaced at once: how often a run looks at its progress must not
+    change the run.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
     path = folder / f"{name}.safetensors"
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {str(path)!r} ({error}): reinstall scoretune") from error
-    network.load_state_dict({key: _single(value) for key, value in weights.items()})
+    with torch.device("meta"):
+        network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
+    network.load_state_dict({k: _single(v) for k, v in weights.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 

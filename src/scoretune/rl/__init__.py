@@ -1,10 +1,13 @@
 """Reinforcement learning as pure functions on tensors: surrogates, critics, advantage rates.
 
 Time is continuous: every sum over steps carries its Δt (`dt`), so that a loss means the same on
-any grid. κ is the KL weight, g² the squared noise of the sampler, V a value, q a rate.
+any grid. κ is the KL weight, g² the squared noise of the sampler, V a value, q a rate, ρ the
+discount.
 """
 
-from scoretune.rl.martingale import ctd0, martingale_loss, returns_to_go
+from scoretune.rl.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob
+from scoretune.rl.martingale import clstd, ctd0, ctd_lambda, martingale_loss, returns_to_go
+from scoretune.rl.occupation import exponential_times, occupation_weights
 from scoretune.rl.rates import advantage_rate, td_advantage
 from scoretune.rl.surrogates import (
     adapted_coefficient,
@@ -17,9 +20,16 @@ __all__ = [
     "adapted_coefficient",
     "advantage_rate",
     "clipped_surrogate",
+    "clstd",
     "ctd0",
+    "ctd_lambda",
+    "exponential_times",
+    "gaussian_entropy",
+    "gaussian_kl",
+    "gaussian_log_prob",
     "kl_penalty",
     "martingale_loss",
+    "occupation_weights",
     "returns_to_go",
     "sqrt_kl_penalty",
     "td_advantage",
