@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from scoretune.backbones import toy
 from scoretune.batches import Condition
+from scoretune.critic import PointValue
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
@@ -34,6 +36,7 @@ from scoretune.sources import OnPolicy, Sizes, any_steps, transitions
 from scoretune.train import train
 
 STEPS, BATCH, DIMENSION = 5, 16, 3
+NONE = torch.zeros(0)  # tokens that nobody reads
 
 
 def points() -> Policy:
@@ -169,7 +172,7 @@ def test_arrival_slopes_have_the_gradient_of_dxmis_sampler_loss(costs):
     found = ours(policy, credit, path)
     loss = torch.zeros(())
     for k, x, x_next in resampled(policy, path):
-        loss = loss + credit.energy(x_next, path.times[k + 1]).mean()
+        loss = loss + credit.energy(x_next, path.times[k + 1], NONE).mean()
         if costs.running:
             loss = loss + costs.running * running_cost(x, x_next, credit.velocities[k]).mean()
     torch.testing.assert_close(found, gradients(policy, loss), rtol=1e-4, atol=1e-6)
@@ -182,7 +185,7 @@ def test_departure_slopes_have_the_gradient_of_ctrls_sampler_loss():
     loss = torch.zeros(())
     for k, x, x_next in resampled(policy, path):
         place = x.clone().requires_grad_()
-        slope = torch.autograd.grad(credit.energy(place, path.times[k]).sum(), place)[0]
+        slope = torch.autograd.grad(credit.energy(place, path.times[k], NONE).sum(), place)[0]
         moved = (x_next.clamp(-gate.span, gate.span) - x).clamp(-gate.step, gate.step)
         loss = loss + (slope * moved).sum(1).clamp(-gate.bound, gate.bound).mean()
     assert float(found.norm()) > 0
@@ -236,10 +239,10 @@ def test_the_sweep_goes_backwards_with_fresh_targets():
     twin._fit(path)
     for k in (4, 3, 2, 1, 0):
         with torch.no_grad():
-            goal = twin.energy(path.states[k + 1], path.times[k + 1]) + time_cost(
+            goal = twin.energy(path.states[k + 1], path.times[k + 1], NONE) + time_cost(
                 torch.tensor(k), STEPS
             )
-        loss = ((twin.energy(path.states[k], path.times[k]) - goal) ** 2).mean()
+        loss = ((twin.energy(path.states[k], path.times[k], NONE) - goal) ** 2).mean()
         twin.optimiser.zero_grad()
         loss.backward()
         twin.optimiser.step()
@@ -314,7 +317,33 @@ def test_a_restored_credit_goes_on_bit_for_bit():
 def test_an_energy_without_clock_is_deaf_to_time():
     network, x = EnergyNetwork((DIMENSION,), clock=False), torch.randn(4, DIMENSION)
     torch.nn.init.normal_(network.leave[-1].weight)
-    assert torch.equal(network(x, torch.zeros(4)), network(x, torch.ones(4)))
+    assert torch.equal(network(x, torch.zeros(4), NONE), network(x, torch.ones(4), NONE))
+
+
+def test_an_energy_may_read_prompts():
+    """Data are ±1 as the prompt says and samples anywhere: the energy learns whose are whose."""
+    policy = Policy(toy.Points(VP(), 1, prompt_size=2), GDDIM(1.0))
+    sign = torch.tensor([1.0, -1.0]).repeat(50)
+    condition = policy.backbone.encode([f"{s:g} 0" for s in sign.tolist()])
+    torch.manual_seed(0)
+    energy = PointValue(1, token_size=2)
+    credit = EnergyCredit(
+        energy=energy,
+        optimiser=torch.optim.Adam(energy.parameters(), 1e-2),
+        policy=policy,
+        data=sign[:, None],
+        seed=0,
+        condition=condition,
+    )
+    times, generator = grids.uniform(VP(), 2), torch.Generator().manual_seed(0)
+    path = rollout(policy, condition, times, generator, prior(policy, 100, generator))
+    path = replace(path, states=torch.randn(3, 100, 1))  # a sampler that goes anywhere
+    for _ in range(60):
+        credit._fit(path)
+        credit.rounds += 1
+    with torch.no_grad():
+        own, other = (energy(x[:, None], torch.zeros(100), condition.tokens) for x in (sign, -sign))
+    assert float((own < other).float().mean()) == 1.0
 
 
 # ---------------------------------------------------------------------------- mistakes

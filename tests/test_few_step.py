@@ -1,4 +1,4 @@
-"""Few-step samplers of digits: the distance's golden numbers, the base, and the experiment whole."""
+"""Few-step samplers of digits: the distance's golden numbers, the base, the experiment whole."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ FLOORS = {
     1: "diffusion.* rl.* batches checkpoints scenes scenes.world scenes.draw",
     2: "backbones.* rewards.* critic data train control control.*",
     3: "policy scorers",
-    4: "rollout credit.*",
+    4: "rollout credit.* energy",
     5: "objectives.* sources evaluate config",
     6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",

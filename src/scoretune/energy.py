@@ -5,8 +5,8 @@ samples from data, and a value V(x_k) = E[energy(x_N) | x_k] of the states befor
 low is data. The value can be used in two ways:
 
 * `arrival`, DxMI's: V(x_{k+1}) is descended through the sampled step x_{k+1} = μ_θ(x_k) + c ξ.
-* `departure`, the continuous-time form (arXiv 2502.01819 §5): ⟨∇V(x_k), x_{k+1} − x_k⟩ is
-  descended, the drift's part of dV, which tends to the same as steps get shorter.
+* `departure`, the continuous-time form (arXiv 2502.01819): ⟨∇V(x_k), x_{k+1} − x_k⟩ is descended,
+  the drift's part of dV, which tends to the same as steps get shorter.
 
 Both are slopes at x_{k+1}, hence by the kernel's response slopes of the estimate x̂0, and
 `objectives.score_action` does the rest. The sampler's noise is fixed: its entropy is a constant.
@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from scoretune.batches import Trajectory
+from scoretune.batches import Condition, Trajectory
 from scoretune.credit.base import Credited, Judge, arrival_to_data
 from scoretune.critic import head, phases
 from scoretune.diffusion import estimates
@@ -41,10 +41,8 @@ def energy_loss(data: Tensor, samples: Tensor, strength: float = 1.0) -> Tensor:
 
 
 def time_cost(k: Tensor, steps: int) -> Tensor:
-    """What the step k of N costs: sigmoid(N/2 − k) − sigmoid(N/2 − 1 − k), dearest half-way.
-
-    It lifts noisier states above cleaner ones for a value that is not told the time.
-    """
+    """sigmoid(N/2 − k) − sigmoid(N/2 − 1 − k), what the step k of N costs: it lifts noisier states
+    above cleaner ones for a value that is not told the time."""
     return torch.sigmoid(steps / 2 - k) - torch.sigmoid(steps / 2 - 1 - k)
 
 
@@ -90,8 +88,8 @@ def ctrl_slope(slope: Tensor, x: Tensor, x_next: Tensor, gate: Gate) -> Tensor:
 
 
 class EnergyNetwork(nn.Module):
-    """A perceptron on states [B, *S]; 0 before training. Without the `clock` it is not told how much
-    noise is left, as in DxMI: one function of the state for all times."""
+    """A perceptron on states [B, *S], 0 before training. Without the `clock` it is not told how
+    much noise is left: one function of the state for all times, as in DxMI."""
 
     def __init__(self, shape: tuple[int, ...], width: int = 256, clock: bool = True) -> None:
         super().__init__()
@@ -101,8 +99,8 @@ class EnergyNetwork(nn.Module):
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), *head(width, width)
         )
 
-    def forward(self, x: Tensor, share: Tensor) -> Tensor:
-        """Energies [B] of states x [B, *S] at the share t/horizon [B] of the noise."""
+    def forward(self, x: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
+        """Energies [B] of states x [B, *S] at the share t/horizon [B] of the noise; no prompts."""
         hidden = self.enter(x.flatten(1))
         if self.clock is not None:
             hidden = hidden + self.clock(phases(share.to(x.dtype)))
@@ -114,20 +112,21 @@ class EnergyCredit:
     """Each step is worth the fall of a learned cost; the rewards of the path are not looked at.
 
     Every round fits `energy` to tell the path's samples from as many of `data` (clean states
-    [n, *S], noised to where the path ends), then sweeps backwards through the path, one step of the
-    optimiser for each: V(x_k) to its `td_targets`. `value` is a network of its own for V before
-    the end, or None: the energy's. `optimiser` holds the weights of both. Unlike with a critic,
-    credit comes after the fit, as in DxMI: an energy that has not seen these samples cannot say
-    how they differ from data.
+    [n, *S], noised to where the path ends), then sweeps back through the path, one step of the
+    optimiser each: V(x_k) to its `td_targets`. `value` is a network of its own for V before the
+    end, or None: the energy's. Both are called with (x, share of the noise, tokens), as are
+    `critic.ImageValue` and `PointValue`; where prompts matter, the data have a `condition`. Credit
+    comes after the fit, as in DxMI: what has not seen these samples cannot tell them from data.
     """
 
-    energy: EnergyNetwork
+    energy: nn.Module
     optimiser: torch.optim.Optimizer
     policy: Policy
     data: Tensor
     seed: int
+    condition: Condition | None = None
     form: Form = "arrival"
-    value: EnergyNetwork | None = None
+    value: nn.Module | None = None
     strength: float = 1.0
     costs: Costs = Costs()
     gate: Gate | None = None
@@ -187,28 +186,29 @@ class EnergyCredit:
 
     def _fit(self, path: Trajectory) -> dict[str, float]:
         """One step of the energy on the path's ends and as many data."""
-        data, end = self._some_data(path), self._share(path.times[-1])
-        of_data, of_samples = self.energy(data, end), self.energy(path.final, end)
+        (data, tokens), end = self._some_data(path), self._share(path.times[-1])
+        of_data = self.energy(data, end, tokens)
+        of_samples = self.energy(path.final, end, path.condition.tokens)
         loss = energy_loss(of_data, of_samples, self.strength)
         self._descend(loss)
-        return {
-            "energy_data": float(of_data.detach().mean()),
-            "energy_samples": float(of_samples.detach().mean()),
-            "energy_loss": float(loss.detach()),
-        }
+        found = {"data": of_data.mean(), "samples": of_samples.mean(), "loss": loss}
+        return {f"energy_{name}": float(value.detach()) for name, value in found.items()}
 
-    def _some_data(self, path: Trajectory) -> Tensor:
-        """Data with the little noise that finished samples have too."""
+    def _some_data(self, path: Trajectory) -> tuple[Tensor, Tensor]:
+        """Data with the little noise that finished samples have too, and their tokens."""
         generator = torch.Generator().manual_seed(self.seed * 999_983 + self.rounds)
         index = torch.randint(len(self.data), (len(path.final),), generator=generator)
         x0 = self.data[index.to(self.data.device)].to(path.final)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        return estimates.perturb(self.policy.backbone.process, path.times[-1], x0, noise)
+        tokens = path.condition.tokens
+        if self.condition is not None:
+            tokens = self.condition.take(index.to(self.condition.tokens.device)).tokens.to(tokens)
+        return estimates.perturb(self.policy.backbone.process, path.times[-1], x0, noise), tokens
 
     def _sweep(self, path: Trajectory) -> float:
         """One step of the value for every step of the path, from its end to its start."""
         steps, everyone = len(path.data), torch.arange(len(path.final), device=path.final.device)
-        losses = []
+        network, losses = self.energy if self.value is None else self.value, []
         for k in reversed(range(steps)):
             here = torch.full_like(everyone, k)
             with torch.no_grad():
@@ -218,18 +218,19 @@ class EnergyCredit:
                 if self.velocities is not None:
                     running = running_cost(x, x_next, self.velocities[k])
                 goal = td_targets(arrival, running, time_cost(here, steps), self.costs)
-            network = self.energy if self.value is None else self.value
-            loss = ((network(x, self._share(path.times[k])) - goal) ** 2).mean()
+            value = network(x, self._share(path.times[k]), path.condition.tokens)
+            loss = ((value - goal) ** 2).mean()
             self._descend(loss)
             losses.append(float(loss.detach()))
         return sum(losses) / steps
 
     def _worth(self, path: Trajectory, x: Tensor, at: Tensor, b: Tensor) -> Tensor:
         """The cost [M] of states x [M, *S] that are the `at`-th of their paths."""
-        share = self._share(path.times[at, b])
+        share, tokens = self._share(path.times[at, b]), path.condition.tokens[b]
+        energy = cast(Tensor, self.energy(x, share, tokens))
         if self.value is None:
-            return cast(Tensor, self.energy(x, share))
-        return torch.where(at == len(path.data), self.energy(x, share), self.value(x, share))
+            return energy
+        return torch.where(at == len(path.data), energy, self.value(x, share, tokens))
 
     def _share(self, t: Tensor) -> Tensor:
         return t / self.policy.backbone.process.horizon

@@ -13,6 +13,7 @@ from scoretune.batches import Objective, Source
 from scoretune.config import (
     Adjoint,
     Direct,
+    Energy,
     Matching,
     PolicyGradient,
     Run,
@@ -26,6 +27,7 @@ from scoretune.credit.reward import RewardSlope
 from scoretune.credit.terminal import TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures
+from scoretune.energy import EnergyCredit
 from scoretune.errors import UserError
 from scoretune.objectives import matching, policy_gradient, score_action
 from scoretune.objectives.base import TrustRegion
@@ -93,6 +95,8 @@ def method(
             credit, choose = _direct(run, chosen, policy)
         elif isinstance(chosen, Adjoint):
             credit = AdjointCredit(policy, lean=True, minibatch=run.sizes.minibatch)
+        elif isinstance(chosen, Energy):
+            credit = _energy(run, chosen, policy)
         else:
             assert_never(chosen)
     features = isinstance(credit, CriticCredit) and credit.shares_features
@@ -160,6 +164,34 @@ def _direct(run: Run, chosen: Direct, policy: Policy) -> tuple[Credit, Chooser]:
         return RewardSlope(run.sizes.minibatch), one_of_last(chosen.last)
     credit = AdjointCredit(policy, kl_weight=chosen.kl_weight, minibatch=run.sizes.minibatch)
     return credit, last_steps(chosen.last, chosen.random)
+
+
+def _energy(run: Run, chosen: Energy, policy: Policy) -> EnergyCredit:
+    """Energy and value are networks like a critic's F, of the noisy state alone."""
+    backbone = policy.backbone
+    images, captions = read_pictures(run.data, run.seed)
+    condition = backbone.encode(captions)
+    energy, value = (
+        critic_for(
+            backbone.shape,
+            condition.tokens.shape[-1],
+            backbone.process.horizon,
+            width=chosen.width,
+            inputs="noisy",
+        ).body.to(policy.device)
+        for _ in range(2)
+    )
+    parameters = [*energy.parameters(), *value.parameters()]
+    return EnergyCredit(
+        energy=energy,
+        optimiser=torch.optim.Adam(parameters, lr=chosen.learning_rate),
+        policy=policy,
+        data=backbone.embed(images.to(policy.device)),
+        seed=run.seed,
+        condition=condition,
+        form="arrival" if chosen.update == "dxmi" else "departure",
+        value=value,
+    )
 
 
 def _critic(

@@ -152,6 +152,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
         alignprop,
         refl,
         adjoint_matching,
+        dxmi,
         score_as_action,
     )
 }

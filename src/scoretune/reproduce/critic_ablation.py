@@ -151,7 +151,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     found = {name: interval([run[name] for run in runs]) for name in runs[0]}
     page.text(
         "The share of the variance of the reward to come that each critic explains, on unseen "
-        "rollouts of the base model (10 jittered steps, reader's reward). 95 % intervals over seeds."
+        "rollouts of the base model (10 jittered steps, the reader). 95 % intervals over seeds."
     )
     page.table(
         ["value network", "explained variance"],

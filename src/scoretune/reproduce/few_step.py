@@ -246,13 +246,12 @@ def _source(
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """The base, the grid of learning rates on a seed of its own, then every arm and seed."""
+    pairs = [(arm, steps) for steps in STEPS for arm in ARMS]
     made = [Cell("base", measure_base, {"quick": quick}, keeps_files=True)]
-    for steps in STEPS:
-        for arm in ARMS:
-            if not quick:
-                made += [_cell("grid", arm, steps, rate, TUNING_SEED, quick) for rate in GRID]
-            rate = RATES[arm][steps]
-            made += [_cell("run", arm, steps, rate, seed, quick) for seed in range(seeds)]
+    if not quick:
+        made += [_cell("grid", *pair, rate, TUNING_SEED, quick) for pair in pairs for rate in GRID]
+    for seed in range(seeds):
+        made += [_cell("run", a, n, RATES[a][n], seed, quick) for a, n in pairs]
     return made
 
 
@@ -292,8 +291,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
             work = f"{found['network_evaluations']:,}"
             rows.append([steps, arm, f"{found['rate']:g}", f"{start:.1f}", *shown, work])
     page.text(
-        f"## Fine-tuned\n\nThe mean of a run's last {LAST} evaluations; then mean and 95 % interval "
-        "over seeds. The difference to DxMI is paired by seed: below 0 the arm is better."
+        f"## Fine-tuned\n\nA run's result is the mean of its last {LAST} evaluations; mean and "
+        "95 % interval over seeds. The difference to DxMI is paired by seed: below 0 is better."
     )
     columns = ["steps", "update", "rate", "base", "fine-tuned", "to held-out digits"]
     page.table([*columns, "minus DxMI", "network evaluations"], rows)
@@ -336,10 +335,12 @@ def _grid(results: dict[str, Numbers], page: Page, numbers: Numbers) -> None:
     for steps in STEPS:
         for arm in ARMS:
             names = [_cell("grid", arm, steps, rate, TUNING_SEED, False).name for rate in GRID]
-            numbers[f"{arm}, {steps} steps"] = [_level(results[name], "known") for name in names]
+            half = FULL.evaluations // 2
+            levels = [_level(results[name], "known", half) for name in names]
+            numbers[f"{arm}, {steps} steps"] = levels
     page.text(
-        "## Learning rates\n\nChosen for each update and number of steps on a seed that is not "
-        "used below, by the same measure."
+        "## Learning rates\n\nChosen for each update and number of steps on one seed that is not "
+        "used below, by the mean distance over the second half of the run."
     )
     rows = [[name, *(f"{value:.1f}" for value in values)] for name, values in numbers.items()]
     page.table(["update", *(f"{rate:g}" for rate in GRID)], rows)
@@ -374,8 +375,8 @@ def _runs(results: dict[str, Numbers], arm: str, steps: int) -> list[Numbers]:
     return [numbers for name, numbers in results.items() if name.startswith(start)]
 
 
-def _level(run: Numbers, what: str) -> float:
-    last = [evaluation[what] for evaluation in run["seen"][-LAST:]]
+def _level(run: Numbers, what: str, count: int = LAST) -> float:
+    last = [evaluation[what] for evaluation in run["seen"][-count:]]
     return float(sum(last) / len(last))
 
 

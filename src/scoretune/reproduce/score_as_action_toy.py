@@ -1,0 +1,251 @@
+"""Score as action where the optimum is known: every form of credit, on few and on many steps.
+
+On the line, data N(1, ¼) and reward −(x − 2)² with κ = ½: the best law is N(1.5, ⅛) and the optimum
+−.6733. A control linear in x̂0 keeps every step affine, so a learned policy is judged without
+sampling, on any grid. On the plane, a mixture of four and a linear reward (arXiv 2502.01819).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoretune.backbones import toy
+from scoretune.batches import Condition, Objective, Trajectory
+from scoretune.config import Sizes
+from scoretune.credit.adjoint import AdjointCredit
+from scoretune.credit.base import Credit, Credited, Judge
+from scoretune.credit.critic import CriticCredit
+from scoretune.critic import Critic, critic_for
+from scoretune.data import Prompts
+from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Kernel, Memoryless
+from scoretune.diffusion.processes import VP
+from scoretune.objectives.policy_gradient import PolicyGradient
+from scoretune.objectives.score_action import ScoreAction
+from scoretune.policy import Policy
+from scoretune.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.rl import tilt
+from scoretune.rollout import deterministic, prior, rollout
+from scoretune.sources import OnPolicy, any_steps
+from scoretune.train import train
+
+PROCESS, KAPPA = VP(), 0.5
+LINE = tilt.Mixture.gaussian([1.0], 0.25)
+PLANE = tilt.Mixture.of([1.0] * 4, [[x, y] for x in (-1.5, 1.5) for y in (-1.5, 1.5)], 0.1)
+REWARDS = {1: tilt.Quadratic.around([2.0], 2.0), 2: tilt.Quadratic.linear([0.3, 0.15])}
+FORMS = {
+    "whole": "reward of the whole path",
+    "ratio": "increments of V, likelihood ratios",
+    "explicit": "noise on the action, rate q",
+    "slope": "∇V where the step arrives",
+    "rate": "∇V in continuous time",
+    "adjoint": "lean adjoint, no critic",
+}
+KERNELS: dict[str, Kernel] = {"euler": EulerMaruyama(Memoryless()), "gddim": GDDIM(1.0)}
+JUDGED = (10, 50, 200)
+COUNTS = (10, 30, 100)
+
+
+@dataclass
+class Centred:
+    """Every step of a path deserves its reward less the batch's mean; κ keeps its meaning."""
+
+    def __call__(
+        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+    ) -> Credited:
+        return Credited(advantage=(rewards - rewards.mean())[b])
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class ExactValue(Critic):
+    """The pretrained policy's own value, by its posterior. Its one parameter does nothing."""
+
+    def __init__(self, law: tilt.Mixture, reward: tilt.Quadratic) -> None:
+        super().__init__(nn.Identity(), PROCESS.horizon)
+        self.law, self.reward, self.idle = law, reward, nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self,
+        x: Tensor,
+        data: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        guess: Tensor,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        posterior = self.law.to(x).posterior(x, PROCESS.alpha(t), PROCESS.sigma(t))
+        return self.reward.mean(posterior) + 0 * self.idle
+
+
+def square(count: int) -> Tensor:
+    """Times (uniform)², short near the data, [count + 1]."""
+    return torch.linspace(1, 1e-3**0.5, count + 1) ** 2
+
+
+def method(
+    form: str, policy: Policy, batch: int, critic: Critic | None = None
+) -> tuple[Objective, Credit]:
+    """The objective and the credit rule of a form; `critic` replaces the learned one."""
+    if form == "whole":
+        return PolicyGradient(policy, kl_weight=KAPPA), Centred()
+    objective = ScoreAction(policy, KAPPA, exploration=0.3)
+    if form == "adjoint":
+        return objective, AdjointCredit(policy, lean=True, minibatch=batch)
+    learned = critic or critic_for(policy.backbone.shape, 0, PROCESS.horizon)
+    optimiser = torch.optim.Adam(learned.parameters(), lr=0.0 if critic else 0.01)
+    form_of: Any = form
+    credit = CriticCredit(
+        learned, optimiser, policy, KAPPA, form_of, minibatch=batch, exploration=0.3
+    )
+    return objective, credit
+
+
+def source(
+    policy: Policy, credit: Credit, steps: int, jitter: bool, batch: int, parts: int, seed: int
+) -> OnPolicy:
+    """On-policy paths of `steps` steps, `parts` minibatches a round."""
+    reward = REWARDS[policy.backbone.shape[0]]
+    return OnPolicy(
+        policy=policy,
+        prompts=Prompts(("",), ("",)),
+        reward=lambda x, prompts: reward(x),
+        reward_name="quadratic",
+        credit=credit,
+        times=square(steps),
+        sizes=Sizes(prompts=1, group=batch, minibatch=batch * steps // parts),
+        seed=seed,
+        choose=any_steps(1.0),
+        reference=True,
+        jitter=jitter,
+    )
+
+
+def learn(
+    policy: Policy, form: str, steps: int, jitter: bool, seed: int, updates: int, rate: float
+) -> None:
+    """Fine-tune by Adam with rate/(1 + update/20), after three rounds for the critic alone."""
+    from accelerate import Accelerator
+
+    batch = 512
+    objective, credit = method(form, policy, batch * steps // 5)
+    paths = source(policy, credit, steps, jitter, batch, 4, seed)
+    for lap in range(3 if isinstance(credit, CriticCredit) else 0):
+        paths(updates + lap)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 1 / (1 + k / 20))
+    train(
+        paths,
+        objective,
+        optimiser,
+        Accelerator(cpu=True),
+        updates=range(updates),
+        clip_norm=100.0,
+        hooks=[lambda update, metrics: decay.step()],
+    )
+
+
+# ------------------------------------------------------------------ cells
+
+
+def cells(seeds: int, quick: bool) -> list[Cell]:
+    """Fine-tuning on the line and on the plane, and the noise of one gradient."""
+    size = {"updates": 2} if quick else {}
+    found = []
+    for seed in range(seeds):
+        for form in FORMS:
+            for steps, jitter in ((10, True), (10, False), (25, True), (50, True)):
+                plan = {"form": form, "steps": steps, "jitter": jitter, "kernel": "euler"}
+                name = f"line-{form}-{steps}{'' if jitter else '-fixed'}-{seed}"
+                found.append(Cell(name, on_the_line, plan | {"seed": seed} | size))
+        plan = {"form": "rate", "steps": 10, "jitter": True, "kernel": "gddim"}
+        found.append(Cell(f"line-gddim-10-{seed}", on_the_line, plan | {"seed": seed} | size))
+        for form in ("whole", "ratio", "rate", "adjoint"):
+            plan = {"form": form, "seed": seed}
+            found.append(Cell(f"plane-{form}-{seed}", on_the_plane, plan | size))
+    rounds = {"rounds": 3} if quick else {}
+    for form in FORMS:
+        for count in COUNTS:
+            plan = {"form": form, "count": count}
+            found.append(Cell(f"noise-{form}-{count}", noise_of_gradient, plan | rounds))
+    return found
+
+
+def on_the_line(
+    form: str, steps: int, jitter: bool, kernel: str, seed: int, updates: int = 60
+) -> Numbers:
+    """Learn with `steps` steps; what the policy is worth on other grids and to the ODE."""
+    torch.manual_seed(seed)
+    backbone = toy.Controlled(toy.Gaussian(PROCESS), toy.HatControl(1))
+    policy = Policy(backbone, KERNELS[kernel])
+    learn(policy, form, steps, jitter, seed, updates, 0.05)
+    policy.kernel = KERNELS["euler"]
+    found: Numbers = {str(count): exactly(policy, count) for count in JUDGED}
+    ends = torch.tensor([[0.0], [1.0]])
+    low, high = deterministic(policy, Condition.none(2), square(100), ends, "heun")[:, 0].tolist()
+    return found | {"ode": {"mean": low, "variance": (high - low) ** 2}}
+
+
+@torch.no_grad()
+def exactly(policy: Policy, count: int) -> dict[str, float]:
+    """η, mean, variance and path KL of `count` affine steps: laws are propagated, not sampled."""
+    times, nobody = square(count).double(), Condition.none(count)
+    ends = [torch.full((count, 1), end, dtype=torch.float64) for end in (0.0, 1.0)]
+    low, high = (policy.transition(x, times[:-1], times[1:], nobody) for x in ends)
+    with policy.reference():
+        base = [policy.transition(x, times[:-1], times[1:], nobody).mean for x in ends]
+    offset, slope = low.mean[:, 0], (high.mean - low.mean)[:, 0]
+    push, turn = offset - base[0][:, 0], slope - (base[1] - base[0])[:, 0]
+    mean, variance, kl = 0.0, 1.0, 0.0
+    rows = torch.stack([slope, offset, push, turn, low.std[:, 0]], 1).tolist()
+    for a, b, constant, linear, std in rows:
+        kl += ((constant + linear * mean) ** 2 + linear**2 * variance) / (2 * std**2)
+        mean, variance = a * mean + b, a * a * variance + std**2
+    reward = -((mean - 2) ** 2) - variance
+    return {"eta": reward - KAPPA * kl, "mean": mean, "variance": variance, "path_kl": kl}
+
+
+def on_the_plane(form: str, seed: int, updates: int = 120) -> Numbers:
+    """Learn on ten jittered steps; η of 20 000 paths of a hundred, and where they end."""
+    torch.manual_seed(seed)
+    backbone = toy.Controlled(toy.Mixture(PROCESS, PLANE), toy.PerceptronControl(2))
+    policy = Policy(backbone, KERNELS["gddim"])
+    learn(policy, form, 10, True, seed, updates, 0.01)
+    generator = torch.Generator().manual_seed(seed)
+    noise, nobody = prior(policy, 20_000, generator), Condition.none(20_000)
+    path = rollout(policy, nobody, square(100), generator, noise, reference=True, jitter=True)
+    assert path.kls is not None
+    reward, kl = float(REWARDS[2](path.final).mean()), float(path.kls.sum(0).mean())
+    nearest = (path.final[:, None] - PLANE.means.float()).norm(dim=2).argmin(1)
+    shares = torch.bincount(nearest, minlength=4) / len(nearest)
+    return {
+        "eta": reward - KAPPA * kl,
+        "reward": reward,
+        "path_kl": kl,
+        "shares": shares.tolist(),
+        "samples": [[round(v, 3) for v in row] for row in path.final[:400].tolist()],
+    }
+
+
+def noise_of_gradient(form: str, count: int, rounds: int = 80, batch: int = 32) -> Numbers:
+    """Mean and deviation, for one path, of ∂η/∂θ of a constant control θ, given the exact V."""
+    torch.manual_seed(0)
+    backbone = toy.Controlled(toy.Gaussian(PROCESS), toy.HatControl(1))
+    policy = Policy(backbone, KERNELS["euler"])
+    exact = ExactValue(LINE, REWARDS[1])
+    objective, credit = method(form, policy, batch * count, exact)
+    paths = source(policy, credit, count, False, batch, 1, 0)
+    table, found = policy.parameters()[0], []
+    for k in range(rounds):
+        loss = objective(paths(k).minibatches[0]).value
+        # A unit of θ is two deviations of the data, at every knot.
+        found.append(-2 * float(torch.autograd.grad(loss, table)[0][:, 0].sum()))
+    each = torch.tensor(found)
+    return {"mean": float(each.mean()), "std": float(each.std()) * batch**0.5}
