@@ -191,7 +191,7 @@ def test_show_prints_the_settings(command):
     assert shown["objective"]["kind"] == "policy_gradient"
 
 
-@pytest.mark.parametrize("recipe", ["supervised", "ddpo", "score_as_action"])
+@pytest.mark.parametrize("recipe", sorted(scoretune.recipes.RECIPES))
 def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
     from scoretune.config import validated
 

@@ -156,6 +156,29 @@ def test_full_fine_tuning_resumes_too(tmp_path, tiny):
     assert results[0]["judge"] == results[1]["judge"]  # the base is the untouched model's
 
 
+@pytest.mark.parametrize(("recipe", "critic"), [("score_as_action", True), ("ddpo", False)])
+def test_a_trust_region_resumes_too(tmp_path, tiny, recipe, critic):
+    """Its coefficient has adapted by the time it is saved, and the next update is under it."""
+    trusting = "objective.trust_region=0.5"  # hardly anything moves so far: the penalty halves
+    whole, once = (
+        configured(recipe, tiny, trusting, f"updates={n}", "optimiser.decay=none") for n in (3, 1)
+    )
+    stopped = tmp_path / "stopped"
+    launch(whole, tmp_path / "whole")
+    launch(once, stopped)
+    (stopped / "run.json").unlink()  # the same run, had it been stopped after one
+    saved = checkpoints.load(checkpoints.latest(stopped / "checkpoints"))
+    assert saved["trust"] == {"coefficient": 0.5}
+    assert ("critic" in saved["source"]["credit"]) == critic
+    launch(whole, stopped)
+    ours, theirs = (
+        checkpoints.load(checkpoints.latest(tmp_path / name / "checkpoints"))
+        for name in ("stopped", "whole")
+    )
+    assert ours["trust"] == theirs["trust"] == {"coefficient": 0.125}
+    assert adapter_hash(stopped) == adapter_hash(tmp_path / "whole")
+
+
 def test_a_finished_run_resumed_changes_nothing(tmp_path, tiny):
     run = configured("ddpo", tiny, "evaluation.every=1")
     folder = tmp_path / "run"
