@@ -193,10 +193,11 @@ def _threads(count: int) -> None:
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.display import Live
-    from scoretune.run import launch
+    from scoretune.run import launch, verify
     from scoretune.runs import record
 
     _threads(threads)
+    verify(run)
     where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     record(run, where, threads)
     live = Live(run, where)

@@ -62,6 +62,11 @@ def check(run: Run, differentiable: bool) -> None:
             "ddpo, grpo, dpok or reinforce, or score_as_action with objective.form=ratio (or "
             "objective.form=rate with objective.critic.skip=none)"
         )
+    if getattr(chosen, "trust_region", None) is not None and run.sizes.accumulate == 0:
+        raise UserError(
+            "objective.trust_region holds back the later steps of an update, and sizes.accumulate=0 "
+            "makes only one: set sizes.accumulate=1, or leave the trust region out"
+        )
     if sampling.solver is not None and not (
         isinstance(chosen, ScoreAction)
         and (chosen.form in ("rate", "explicit") or (chosen.form == "auto" and differentiable))

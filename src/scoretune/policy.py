@@ -117,6 +117,11 @@ class Policy:
         """What training may change."""
         return [p for p in self.backbone.network.parameters() if p.requires_grad]
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the pretrained policy is still there: not so under full fine-tuning."""
+        return bool(adapter_layers(self.backbone.network))
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within this context, which may be nested, the policy is the pretrained one."""

@@ -117,9 +117,7 @@ def build(run: Run) -> Parts:
     """The policy, source and objective of a configuration."""
     from accelerate import Accelerator
 
-    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
-    reward = named_reward(run.reward)
-    _check_early(run, reward, prompts)
+    prompts, held_out, reward = verify(run)
     accelerator = Accelerator()
     policy = build_policy(run, accelerator.device)
     differentiable = _differentiable(run, policy, prompts, reward)
@@ -155,14 +153,20 @@ def build_policy(run: Run, device: torch.device) -> Policy:
     return Policy(backbone, kernel(run.sampling), run.model.guidance)
 
 
-def _check_early(run: Run, reward: Reward, prompts: Prompts) -> None:
-    """`check` before anything is loaded, as far as a grey picture tells of the reward."""
+def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
+    """The prompts to train on, those held out, and the reward; refuses what cannot work.
+
+    No model is loaded: a grey picture tells whether the reward has a gradient.
+    """
+    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
+    reward = named_reward(run.reward)
     try:
         grey = torch.full((3, 32, 32), 0.5)
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
-    except UserError:
-        return  # a reward may want larger pictures: the model's own will tell
+    except UserError:  # a reward may want larger pictures: the model's own will tell
+        return prompts, held_out, reward
     check(run, differentiable)
+    return prompts, held_out, reward
 
 
 def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:

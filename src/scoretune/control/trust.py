@@ -45,8 +45,8 @@ class SqrtKL:
     """Penalty C·E√KL with C adapted to keep E√KL near `radius`: CPPO (arXiv 2305.18901).
 
     The natural one when the noise depends on the action: paths of two policies are then mutually
-    singular, and what bounds the gap of the surrogate is √KL. A policy
-    settles only if the radius shrinks.
+    singular, and what bounds the gap of the surrogate is √KL. A policy settles only if the
+    radius shrinks.
     """
 
     radius: Schedule = SLOWING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -151,16 +152,21 @@ class CriticCredit:
     def _look_with_slope(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
         """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
 
-        The network's Jacobian ∂x̂0/∂x is α/σ² times the posterior covariance: it turns the
-        reward's gradient into directions that data vary in.
+        The value is that of the policy's x̂0, the Jacobian ∂x̂0/∂x the pretrained model's: of a
+        true score it is α/σ² times the posterior covariance, which turns the reward's gradient
+        into directions that data vary in and never against it. A trained control is no score, its
+        Jacobian may turn the gradient round, and learning then runs away from its optimum.
         """
         x = path.states[at, b].requires_grad_()
         t, condition, features = path.times[at, b], path.condition.take(b), None
-        if self.shares_features:
-            estimate, features = self.policy.estimate_with_features(x, t, condition)
-        else:
-            estimate = self.policy.estimate(x, t, condition)
-        data = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
+        with self.policy.reference() if self.policy.has_reference else nullcontext():
+            if self.shares_features:
+                estimate, features = self.policy.estimate_with_features(x, t, condition)
+            else:
+                estimate = self.policy.estimate(x, t, condition)
+        known = torch.cat([path.data, path.final[None]])[at, b]
+        moving = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
+        data = known + (moving - moving.detach())
         view = self._valued(path, judge, at, b, x, data, features)
         if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
             require_gradient(view.guess)

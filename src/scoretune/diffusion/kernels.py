@@ -226,7 +226,9 @@ def stochasticity(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> 
     x = torch.zeros_like(t)[:, None]
     std = kernel(process, x, Estimate(x, x), t, t_next).std.flatten()
     lost = torch.log1p(-((std / process.sigma(t_next)) ** 2).clamp(max=1))
-    return torch.sqrt(lost / (2 * torch.log(ratio_quotient(process, t, t_next))))
+    kept = torch.log(ratio_quotient(process, t, t_next))
+    # Where no signal is left every step is fresh noise, and the node weighs nothing.
+    return torch.sqrt(torch.where(torch.isfinite(kept), lost / (2 * kept), torch.ones_like(kept)))
 
 
 def _check_prescribes(kernel: str, scale: Scale, wanted: str) -> None:

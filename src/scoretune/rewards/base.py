@@ -39,7 +39,7 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).nonzero()[0])
         raise UserError(
-            f"reward {name!r} is {float(values[bad])} for the prompt {prompts[bad]!r}: "
+            f"reward {name!r} is {values[bad].item()} for the prompt {prompts[bad]!r}: "
             "return finite numbers"
         )
     return values
