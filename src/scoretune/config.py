@@ -118,7 +118,7 @@ class ScoreAction(Strict):
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
     clip: float = Field(0.2, gt=0)
-    kl_weight: float = Field(0.01, ge=0)
+    kl_weight: float = Field(0.003, ge=0)
     exploration: float = Field(
         0.3, gt=0, description="explicit: deviation of tried noise estimates"
     )

@@ -64,7 +64,7 @@ def check(run: Run, differentiable: bool) -> None:
         )
     if getattr(chosen, "trust_region", None) is not None and run.sizes.accumulate == 0:
         raise UserError(
-            "objective.trust_region holds back the later steps of an update, and sizes.accumulate=0 "
+            "objective.trust_region holds back later steps of an update, and sizes.accumulate=0 "
             "makes only one: set sizes.accumulate=1, or leave the trust region out"
         )
     if sampling.solver is not None and not (

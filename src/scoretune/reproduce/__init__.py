@@ -25,7 +25,8 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),
         "critic": Part("critic_ablation", "Value networks on the miniature Stable Diffusion"),
         "few-step": Part("few_step", "Few-step samplers of digits"),
-        "scenes": Part("scenes", "The miniature Stable Diffusion"),
+        "scenes": Part("scenes", "The miniature Stable Diffusion learns to follow prompts"),
+        "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "hard": Part("scenes_hard", "A base with clean captions", wants_model=True),
     },
 }

@@ -6,8 +6,8 @@ Where captions were noisy, much of what fine-tuning wins is there to be found. H
 from __future__ import annotations
 
 from scoretune.reproduce.base import Cell, Numbers, Page
-from scoretune.reproduce.fine_tuning import draw_curves, fine_tune
-from scoretune.reproduce.scenes import FOLLOWING, QUICK, by_arm, compared
+from scoretune.reproduce.fine_tuning import draw_curves
+from scoretune.reproduce.scenes import FOLLOWING, by_arm, compared, runs
 
 ARMS = {arm: FOLLOWING[arm] for arm in ("score as action", "DDPO")}
 
@@ -15,20 +15,7 @@ ARMS = {arm: FOLLOWING[arm] for arm in ("score as action", "DDPO")}
 def cells(seeds: int, quick: bool, model: str) -> list[Cell]:
     """One run for each arm and seed on the model in that folder."""
     where = [f"model.source={model}", "evaluation.prompts=scenes-held-out"]
-    return [
-        Cell(
-            f"reader-{recipe}-{seed}",
-            fine_tune,
-            {
-                "recipe": recipe,
-                "changes": [*changes, *where, f"seed={seed}", *(QUICK if quick else [])],
-                "name": f"{recipe}-{seed}",
-            },
-            keeps_files=True,
-        )
-        for seed in range(seeds)
-        for recipe, changes in ARMS.values()
-    ]
+    return runs(ARMS, "reader", seeds, quick, where)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
@@ -36,8 +23,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     arms = by_arm(results, "reader", ARMS)
     page.text(
         "A base trained with `scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500`, "
-        "whose judge accuracy is about 0.6 without fine-tuning. Reward, measurement and arms as "
-        "on the shipped model."
+        "whose captions were never wrong. Reward, measurement and arms as on the shipped model."
     )
     numbers = compared(arms, "judge", page)
     page.figure("hard", draw_curves(arms, "judge", "judge accuracy"), "judge accuracy")
