@@ -374,7 +374,7 @@ def test_ctrl_c(train, command, here):
         "calls = []\n"
         "def of(images, prompts):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 6 and 'CALM' not in os.environ:\n"
+        "    if len(calls) == 7 and 'CALM' not in os.environ:\n"
         "        raise KeyboardInterrupt\n"
         "    return images.mean((1, 2, 3))\n"
     )

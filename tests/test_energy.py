@@ -272,21 +272,22 @@ def test_a_sampler_finds_the_data(form):
         reward_name="none",
         credit=credit,
         times=times,
-        sizes=Sizes(prompts=1, group=128, minibatch=256),
+        sizes=Sizes(prompts=1, group=128, minibatch=512),
         seed=0,
         choose=any_steps(1.0),
     )
-    optimiser = torch.optim.SGD(policy.parameters(), 0.05)
+    optimiser = torch.optim.SGD(policy.parameters(), 0.1)
     seen = []
     train(
         source,
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
         Plain(),
-        updates=range(300),
+        updates=range(150),
         hooks=[lambda update, metrics: seen.append(float(backbone.network.shift.detach()))],
     )
-    assert sum(seen[-100:]) / 100 == pytest.approx(0.5, abs=0.1)
+    print(seen[::10])
+    assert sum(seen[-75:]) / 75 == pytest.approx(0.5, abs=0.1)
 
 
 class Plain:

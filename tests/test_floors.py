@@ -35,6 +35,7 @@ SIDEWAYS = {
     ("measure", "run_parts"),
     ("sources", "config"),
     ("methods", "run_parts"),
+    ("energy", "credit.base"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 

@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scoretune import diffusion, evaluate, recipes, rl
+    from scoretune import control, diffusion, evaluate, recipes, rl
     from scoretune.policy import Policy
     from scoretune.samples import load
     from scoretune.train import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Policy", "diffusion", "evaluate", "load", "recipes", "rl", "train"]
+__all__ = ["Policy", "control", "diffusion", "evaluate", "load", "recipes", "rl", "train"]
 
 _HOMES = {"Policy": "policy", "load": "samples", "train": "train"}
 
