@@ -286,7 +286,6 @@ def test_a_sampler_finds_the_data(form):
         updates=range(150),
         hooks=[lambda update, metrics: seen.append(float(backbone.network.shift.detach()))],
     )
-    print(seen[::10])
     assert sum(seen[-75:]) / 75 == pytest.approx(0.5, abs=0.1)
 
 

@@ -28,7 +28,7 @@ from scoretune.rl import (
 F64 = torch.float64
 W, KAPPA, THETA, ACTION_VARIANCE = 1.2, 0.5, 0.1, 1.0
 KERNEL = EulerMaruyama(Memoryless())
-PATHS = {20: 8000, 100: 2500, 1000: 300}  # by number of steps
+PATHS = {20: 8000, 100: 2000, 1000: 250}  # by number of steps
 
 
 class Paths(NamedTuple):

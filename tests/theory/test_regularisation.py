@@ -64,7 +64,7 @@ def test_data_processing_is_strict_for_a_constant_push(make_bed):
 
 def test_the_regulariser_by_monte_carlo(bed):
     """A cost that depends on the state: the optimal control of −(x − 2)², path KL .59657."""
-    count, batch, times = 200, 20_000, uniform(200, 1e-3) ** 2
+    count, batch, times = 100, 20_000, uniform(100, 1e-3) ** 2
     kernel, optimal, base = EulerMaruyama(Memoryless()), bed.exact(1.5, 0.125), bed.exact()
     x, total = torch.randn(batch, 1, dtype=F64), torch.zeros(batch, dtype=F64)
     nodes = times[:, None].expand(-1, batch)
