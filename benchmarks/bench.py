@@ -97,11 +97,13 @@ def update(parts: Parts) -> Callable[[], None]:
 
 BATCH = ["sizes.prompts=32", "sizes.group=1", "sizes.share=0.8", "objective.kl_weight=0.003"]
 FORMS = {
-    "slope": [],
-    "rate": ["objective.form=rate"],
+    "rate": [],  # as the recipe has it: reward(x̂0) inside the value, features of the UNet
+    "slope": ["objective.form=slope"],
     "ratio": ["objective.form=ratio"],
-    "ratio_features_no_skip": [
-        *("objective.form=ratio", "objective.critic.body=backbone", "objective.critic.skip=none")
+    "ratio_critic_alone": ["objective.form=ratio", "objective.critic.skip=none"],
+    "rate_critic_alone": [
+        *("objective.critic.skip=none", "objective.critic.body=small"),
+        "objective.critic.inputs=noisy",
     ],
 }
 

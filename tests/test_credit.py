@@ -166,6 +166,29 @@ def test_credit_comes_before_the_fit():
     assert torch.equal(*found)
 
 
+def test_it_learns_a_value_that_is_known():
+    """Reward x², data N(0, 1): V(t, x) = α²x² + 1 − α²; the guess x̂0² is its first term."""
+    policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))
+    # Where the state says something about the outcome.
+    credit, times = critic_credit(), torch.linspace(0.35, 0.001, 11)
+
+    def path_of(seed: int, batch: int) -> Trajectory:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(batch, 1, generator=generator)
+        return rollout(policy, Condition.none(batch), times, generator, noise)
+
+    for seed in range(24):
+        path = path_of(seed, 256)
+        metrics = credit(path, square(path.final), square, *every_step(path)).metrics
+    assert metrics["explained_variance"] > 0.5  # on paths that the fit had not seen
+    path = path_of(99, 2000)
+    x, share = path.states[:-1, :, 0], VP().alpha(times[:-1])[:, None] ** 2
+    with torch.no_grad():
+        learned = credit._view(path, square, *every_step(path), False).value.view_as(x)
+    exact, guess = share * x**2 + 1 - share, path.data[:, :, 0] ** 2
+    assert (learned - exact).square().mean() < 0.25 * (guess - exact).square().mean()
+
+
 def test_some_steps_are_credited_as_among_all():
     path = path_of()
     whole = advantages(critic_credit(), path, square(path.final))
@@ -238,6 +261,28 @@ def test_rates_are_the_gradient_of_the_value_where_the_path_is(options):
     torch.testing.assert_close(said.data_slope[:, 0], expected, rtol=1e-3, atol=1e-5)
     assert bool((said.data_slope[k == 0] == 0).all())
     assert credit.policy.calls == STEPS * 40
+
+
+@pytest.mark.parametrize("jacobian", ["pretrained", "policy"])
+def test_whose_jacobian_carries_a_slope_back(jacobian):
+    """V is that of the policy's x̂0 either way; ∇V differs, once the policy has moved."""
+    control = toy.HatControl(1)
+    torch.nn.init.normal_(control.table, std=0.5)
+    policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
+    generator, who = torch.Generator().manual_seed(0), Condition.none(8)
+    noise = prior(policy, 8, generator)
+    path = rollout(policy, who, grids.karras(VP(), STEPS), generator, noise)
+    credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
+    for parameter in credit.critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    seen = credit._view(path, lambda x, b: x[:, 0], *every_step(path), True)
+    x = seen.x.detach().requires_grad_()
+    own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
+    turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]
+    torch.testing.assert_close(seen.guess, own[:, 0].detach(), rtol=1e-4, atol=1e-4)
+    expected = {"policy": turned, "pretrained": slope_inside(seen.t)[:, None]}
+    torch.testing.assert_close(seen.slope, expected[jacobian], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(turned, expected["pretrained"], rtol=0.1)
 
 
 def test_rate_and_slope_tend_to_each_other():

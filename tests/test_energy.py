@@ -11,12 +11,7 @@ from torch import Tensor
 
 from scoretune.backbones import toy
 from scoretune.batches import Condition
-from scoretune.critic import PointValue
-from scoretune.data import Prompts
-from scoretune.diffusion import grids
-from scoretune.diffusion.kernels import GDDIM
-from scoretune.diffusion.processes import VP
-from scoretune.energy import (
+from scoretune.credit.energy import (
     Costs,
     EnergyCredit,
     EnergyNetwork,
@@ -28,6 +23,11 @@ from scoretune.energy import (
     td_targets,
     time_cost,
 )
+from scoretune.critic import PointValue
+from scoretune.data import Prompts
+from scoretune.diffusion import grids
+from scoretune.diffusion.kernels import GDDIM
+from scoretune.diffusion.processes import VP
 from scoretune.errors import UserError
 from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy

@@ -18,7 +18,7 @@ FLOORS = {
     1: "diffusion.* rl.* batches checkpoints scenes scenes.world scenes.draw",
     2: "backbones.* rewards.* critic data train control control.*",
     3: "policy scorers",
-    4: "rollout credit.* energy",
+    4: "rollout credit.*",
     5: "objectives.* sources evaluate config",
     6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",
@@ -35,7 +35,6 @@ SIDEWAYS = {
     ("measure", "run_parts"),
     ("sources", "config"),
     ("methods", "run_parts"),
-    ("energy", "credit.base"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 

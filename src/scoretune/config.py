@@ -81,6 +81,9 @@ class Critic(Strict):
     )
     skip: Literal["cos_sin", "linear", "cos", "none"] = "cos_sin"
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
+    jacobian: Literal["pretrained", "policy"] = Field(
+        "pretrained", description="whose ∂x̂0/∂x carries slopes back to the state"
+    )
 
 
 class Matching(Strict):

@@ -23,11 +23,11 @@ from scoretune.config import Critic as CriticSettings
 from scoretune.credit.adjoint import AdjointCredit
 from scoretune.credit.base import Credit
 from scoretune.credit.critic import CriticCredit, Form
+from scoretune.credit.energy import EnergyCredit
 from scoretune.credit.reward import RewardSlope
 from scoretune.credit.terminal import TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures
-from scoretune.energy import EnergyCredit
 from scoretune.errors import UserError
 from scoretune.objectives import matching, policy_gradient, score_action
 from scoretune.objectives.base import TrustRegion
@@ -227,4 +227,5 @@ def _critic(
         passes=settings.passes,
         exploration=exploration,
         shares_features=shares,
+        jacobian=settings.jacobian,
     )

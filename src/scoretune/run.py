@@ -73,8 +73,8 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         before.verdicts.save(folder / "base.json")
         before.save_preview(folder / "previews", "before")
         hooks.append_line(evaluations, before.verdicts.line)
-        watcher.stage("fitting the critic")
-        _warm_up(run, parts)
+        _warm_up(run, parts, watcher)
+        watcher.stage("training")
 
     def state(update: int) -> dict[str, Any]:
         return _state(parts, update, clock)
@@ -185,12 +185,13 @@ def _decay(run: Run, parts: Parts, first: int) -> list[Hook]:
     return [decay]
 
 
-def _warm_up(run: Run, parts: Parts) -> None:
-    """Rounds that fit the critic to the base model before the policy moves."""
+def _warm_up(run: Run, parts: Parts, watcher: Watcher) -> None:
+    """Rounds that fit the critic, if there is one, to the base model before the policy moves."""
     chosen = run.objective
     if isinstance(chosen, ScoreAction) or (
         isinstance(chosen, PolicyGradient) and chosen.baseline == "critic"
     ):
+        watcher.stage("fitting the critic")
         for lap in range(chosen.critic.warmup):
             parts.source(-1 - lap)
 

@@ -108,7 +108,7 @@ def test_a_fine_sampler_has_that_objective(bed):
 
 def test_everything_holds_for_the_ode(bed):
     # V = reward ∘ flow, ∇V = w√(S₀/v), q = ½g²∇V·(a − s): the same formulas with σ = 0.
-    theta, times = 0.3, torch.linspace(1, 0, 401, dtype=F64)
+    theta, times = 0.3, torch.linspace(1, 0, 801, dtype=F64)
     kept = float((bed.variance / bed.spread(ONE)).sqrt() * bed.process.alpha(ONE))
     mean, variance = bed.solve(solvers.heun, bed.family(theta), times)
     assert mean == pytest.approx((bed.mean + theta) * (1 - kept), abs=1e-5)

@@ -3,6 +3,7 @@
 from scoretune.credit.adjoint import AdjointCredit
 from scoretune.credit.base import Credit, Credited, Judge
 from scoretune.credit.critic import CriticCredit
+from scoretune.credit.energy import EnergyCredit
 from scoretune.credit.reward import RewardSlope
 from scoretune.credit.terminal import TerminalCredit, group_advantage, standardise
 
@@ -11,6 +12,7 @@ __all__ = [
     "Credit",
     "Credited",
     "CriticCredit",
+    "EnergyCredit",
     "Judge",
     "RewardSlope",
     "TerminalCredit",

@@ -18,6 +18,7 @@ from scoretune.policy import Policy
 from scoretune.rl import advantage_rate, martingale_loss, returns_to_go
 
 Form = Literal["outcome", "ratio", "slope", "rate", "explicit"]
+Jacobian = Literal["pretrained", "policy"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class CriticCredit:
     minibatch: int = 64
     exploration: float = 0.0
     shares_features: bool = False
+    jacobian: Jacobian = "pretrained"
 
     def __call__(
         self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
@@ -152,14 +154,16 @@ class CriticCredit:
     def _look_with_slope(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
         """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
 
-        The value is that of the policy's x̂0, the Jacobian ∂x̂0/∂x the pretrained model's: of a
-        true score it is α/σ² times the posterior covariance, which turns the reward's gradient
-        into directions that data vary in and never against it. A trained control is no score, its
-        Jacobian may turn the gradient round, and learning then runs away from its optimum.
+        The value is that of the policy's x̂0. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
+        `jacobian` is "policy": of a true score it is α/σ² times the posterior covariance, which
+        turns the reward's gradient into directions that data vary in and never against it. A
+        trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
+        gradient round on the way, and learning then runs away from its optimum.
         """
         x = path.states[at, b].requires_grad_()
         t, condition, features = path.times[at, b], path.condition.take(b), None
-        with self.policy.reference() if self.policy.has_reference else nullcontext():
+        frozen = self.jacobian == "pretrained" and self.policy.has_reference
+        with self.policy.reference() if frozen else nullcontext():
             if self.shares_features:
                 estimate, features = self.policy.estimate_with_features(x, t, condition)
             else:

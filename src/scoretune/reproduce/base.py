@@ -105,6 +105,12 @@ def _kept(cell: Cell, folder: Path) -> Numbers | None:
         return None
 
 
+def spent(cells: Sequence[Cell], folder: Path) -> float:
+    """Seconds that all finished cells took, one after the other, whenever they were done."""
+    files = [folder / "cells" / f"{cell.name}.json" for cell in cells]
+    return float(sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files))
+
+
 def _plain(numbers: Numbers) -> Numbers:
     """As JSON gives it back, so that fresh and kept results are alike."""
     plain: Numbers = json.loads(json.dumps(numbers))
@@ -139,11 +145,11 @@ class Page:
         self.lines += [f"![{caption}]({name}.svg)", ""]
 
     def write(self, numbers: Numbers, seconds: float) -> None:
-        """README.md and result.json, which say the command and the machine."""
+        """README.md and result.json, which say the command, the machine and the work of all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         head = [f"# {self.title}", "", f"`{self.command}` on {machine()}.", ""]
         (self.folder / "README.md").write_text("\n".join(head + self.lines), encoding="utf-8")
-        about = {"command": self.command, "machine": machine(), "seconds": round(seconds, 1)}
+        about = {"command": self.command, "machine": machine(), "seconds": round(seconds)}
         kept = json.dumps(about | numbers, indent=1)
         (self.folder / "result.json").write_text(kept + "\n", encoding="utf-8")
 

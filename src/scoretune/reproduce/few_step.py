@@ -1,7 +1,7 @@
 """Few-step samplers of digits, fine-tuned against a learned energy: DxMI's update and CTRL's.
 
 The CIFAR-10 experiment of arXiv 2502.01819 in miniature. Base, energy, value and sampler are the
-same for every arm; only the slope that moves the sampler differs (`scoretune.energy`). Measured is
+same for every arm; only the slope that moves the sampler differs (`credit.energy`). Measured is
 the Fréchet distance between features of samples and of real digits, by iteration.
 """
 
@@ -26,10 +26,10 @@ from scoretune.backbones.digits import (
 )
 from scoretune.batches import Condition, Hook
 from scoretune.config import Sizes
+from scoretune.credit.energy import EnergyCredit, EnergyNetwork, Gate
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
-from scoretune.energy import EnergyCredit, EnergyNetwork, Gate
 from scoretune.hooks import Decay
 from scoretune.objectives.matching import Matching
 from scoretune.objectives.score_action import ScoreAction

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scoretune.errors import UserError, unknown
 from scoretune.reproduce import EXPERIMENTS, Part
-from scoretune.reproduce.base import Page, Watch, run_cells
+from scoretune.reproduce.base import Page, Watch, run_cells, spent
 
 
 def reproduce(
@@ -34,12 +33,12 @@ def reproduce(
         module = importlib.import_module(f"scoretune.reproduce.{part.module}")
         extra = {"model": str(model)} if part.wants_model else {}
         cells = module.cells(seeds, quick, **extra)
-        home, start = folder / part_name, time.monotonic()
+        home = folder / part_name
         watch = watcher(part_name) if watcher else None
         found = run_cells(cells, home, jobs=jobs, watch=watch)
         page = Page(home, part.title, _command(name, part_name, seeds, quick, part.wants_model))
         results[part_name] = module.present(found, page)
-        page.write(results[part_name], time.monotonic() - start)
+        page.write(results[part_name], spent(cells, home))
     return results
 
 

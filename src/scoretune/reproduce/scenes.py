@@ -7,6 +7,7 @@ pictures are right. Same model, prompts, kernel and evaluation for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from scoretune.reproduce.base import Cell, Numbers, Page
 from scoretune.reproduce.fine_tuning import (
@@ -20,14 +21,26 @@ from scoretune.reproduce.fine_tuning import (
     reached,
 )
 
-Arms = dict[str, tuple[str, list[str]]]
+
+class Arm(NamedTuple):
+    """A recipe with changes, and what its cells are called."""
+
+    name: str
+    recipe: str
+    changes: Sequence[str] = ()
+
+
+Arms = dict[str, Arm]
 
 FOLLOWING: Arms = {
     # About 65,000 network evaluations each: rollouts, references, slopes and learning all count.
-    "score as action": ("score_as_action", []),
-    "DDPO": ("ddpo", ["updates=34", "evaluation.every=8"]),
-    "GRPO": ("grpo", ["updates=20", "evaluation.every=5"]),
-    "DRaFT-3": ("draft", ["evaluation.every=68"]),
+    "score as action": Arm("score_as_action", "score_as_action"),
+    "score as action, ratios": Arm(
+        "ratio", "score_as_action", ["objective.form=ratio", "updates=71", "evaluation.every=18"]
+    ),
+    "DDPO": Arm("ddpo", "ddpo", ["updates=34", "evaluation.every=8"]),
+    "GRPO": Arm("grpo", "grpo", ["updates=20", "evaluation.every=5"]),
+    "DRaFT-3": Arm("draft", "draft", ["evaluation.every=68"]),
 }
 QUICK = [
     *("updates=2", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"),
@@ -48,17 +61,17 @@ def runs(arms: Arms, reward: str, seeds: int, quick: bool, more: Sequence[str] =
     extra = [*more, *(QUICK if quick else [])]
     return [
         Cell(
-            f"{reward}-{recipe}-{seed}",
+            f"{reward}-{arm.name}-{seed}",
             fine_tune,
             {
-                "recipe": recipe,
-                "changes": [*changes, f"reward={reward}", f"seed={seed}", *extra],
-                "name": f"{reward}-{recipe}-{seed}",
+                "recipe": arm.recipe,
+                "changes": [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
+                "name": f"{reward}-{arm.name}-{seed}",
             },
             keeps_files=True,
         )
         for seed in range(seeds)
-        for recipe, changes in arms.values()
+        for arm in arms.values()
     ]
 
 
@@ -67,7 +80,9 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     following = by_arm(results, "reader", FOLLOWING)
     page.text(
         "Reward: the reader. Measured: the judge, which is never optimised, on held-out prompts "
-        "through DDIM with 20 steps. Intervals and bands are 95 % over training seeds."
+        "through DDIM with 20 steps. Score as action and DRaFT follow the reward's gradient; with "
+        "ratios, as DDPO and GRPO, only its values. Intervals and bands are 95 % over training "
+        "seeds."
     )
     numbers = compared(following, "judge", page)
     page.figure("following", draw_curves(following, "judge", "judge accuracy"), "judge accuracy")
@@ -77,8 +92,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 def by_arm(results: dict[str, Numbers], reward: str, arms: Arms) -> dict[str, Runs]:
     """The runs of every arm, in the order of their seeds."""
     return {
-        arm: [found for name, found in results.items() if name.startswith(f"{reward}-{recipe}-")]
-        for arm, (recipe, _) in arms.items()
+        label: [
+            found for name, found in results.items() if name.startswith(f"{reward}-{arm.name}-")
+        ]
+        for label, arm in arms.items()
     }
 
 

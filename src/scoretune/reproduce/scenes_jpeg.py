@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from scoretune.reproduce.base import Cell, Numbers, Page
 from scoretune.reproduce.fine_tuning import draw_curves
-from scoretune.reproduce.scenes import Arms, by_arm, compared, runs
+from scoretune.reproduce.scenes import Arm, Arms, by_arm, compared, runs
 
 COMPRESSING: Arms = {
     # About 33,000 each. The reward is in kilobytes and hardly varies: κ has its unit.
-    "score as action": (
+    "score as action": Arm(
+        "score_as_action",
         "score_as_action",
         [
             *("updates=36", "evaluation.every=18", "evaluation.per_task=10"),
             "objective.kl_weight=0.0003",
         ],
     ),
-    "DDPO": ("ddpo", ["updates=17", "evaluation.every=8", "evaluation.per_task=10"]),
-    "GRPO": ("grpo", ["updates=10", "evaluation.every=5", "evaluation.per_task=10"]),
+    "DDPO": Arm("ddpo", "ddpo", ["updates=17", "evaluation.every=8", "evaluation.per_task=10"]),
+    "GRPO": Arm("grpo", "grpo", ["updates=10", "evaluation.every=5", "evaluation.per_task=10"]),
 }
 
 

@@ -42,6 +42,7 @@ FORMS = {
     "explicit": "noise on the action, rate q",
     "slope": "∇V where the step arrives",
     "rate": "∇V in continuous time",
+    "rate_policy": "the same, the policy's own Jacobian",
     "adjoint": "lean adjoint, no critic",
 }
 KERNELS: dict[str, Kernel] = {"euler": EulerMaruyama(Memoryless()), "gddim": GDDIM(1.0)}
@@ -50,7 +51,12 @@ PLANS = [  # form, steps, jittered or not, kernel of training
     *[(form, 10, False, "euler") for form in ("ratio", "rate")],
     ("rate", 10, True, "gddim"),
 ]
-JUDGED, COUNTS, ON_PLANE = (10, 50, 200), (10, 30, 100), ("whole", "ratio", "rate", "adjoint")
+BY_NOISE = [form for form in FORMS if form != "rate_policy"]  # no control yet: the same as rate
+JUDGED, COUNTS, ON_PLANE = (
+    (10, 50, 200),
+    (10, 30, 100),
+    [f for f in FORMS if f not in ("explicit", "slope")],
+)
 
 
 @dataclass
@@ -104,9 +110,15 @@ def method(
     if form == "adjoint":
         return objective, AdjointCredit(policy, lean=True, minibatch=batch)
     learned = critic or critic_for(policy.backbone.shape, 0, PROCESS.horizon)
-    optimiser = torch.optim.Adam(learned.parameters(), lr=0.0 if critic else 0.01)
     return objective, CriticCredit(
-        learned, optimiser, policy, KAPPA, cast(Form, form), minibatch=batch, exploration=0.3
+        learned,
+        torch.optim.Adam(learned.parameters(), lr=0.0 if critic else 0.003),
+        policy,
+        KAPPA,
+        cast(Form, form.removesuffix("_policy")),
+        minibatch=batch,
+        exploration=0.3,
+        jacobian="policy" if form.endswith("_policy") else "pretrained",
     )
 
 
@@ -177,7 +189,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
         for form in ON_PLANE:
             plan = {"form": form, "seed": seed}
             found.append(Cell(f"plane-{form}-{seed}", on_the_plane, plan | size))
-    for form in FORMS:
+    for form in BY_NOISE:
         for count in COUNTS:
             plan = {"form": form, "count": count}
             found.append(Cell(f"noise-{form}-{count}", noise_of_gradient, plan | rounds))
@@ -321,8 +333,8 @@ def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
     rows = []
     figure = Figure(figsize=(6.8, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for form, label in FORMS.items():
-        runs = [cells[f"{form}-{count}"] for count in COUNTS]
+    for form in BY_NOISE:
+        runs, label = [cells[f"{form}-{count}"] for count in COUNTS], FORMS[form]
         rows.append([label, *(f"{run['mean']:.2f} ± {run['std']:.2f}" for run in runs)])
         axes.loglog(COUNTS, [run["std"] for run in runs], marker="o", label=label)
     axes.set_xlabel("steps of a path")
