@@ -341,7 +341,7 @@ def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
         "with the exact value and for a control that is constant. The exact gradient is 2."
     )
     rows = []
-    figure = Figure(figsize=(6.8, 4.0), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for form in BY_NOISE:
         runs, label = [cells[f"{form}-{count}"] for count in COUNTS], FORMS[form]
@@ -350,7 +350,7 @@ def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
     axes.set_xlabel("steps of a path")
     axes.set_ylabel("deviation of one path's gradient")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     page.table(["credit", *(f"{count} steps" for count in COUNTS)], rows)
     page.figure("noise", figure, "deviation of one path's gradient, by the number of steps")
     return cells
