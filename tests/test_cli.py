@@ -49,6 +49,19 @@ def loaded_after(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+def test_python_m_is_the_command():
+    environment = {**os.environ, "PYTHONPATH": str(Path(scoretune.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "scoretune", "show", "ddpq"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "did you mean 'ddpo'" in done.stderr
+
+
 def calling(*arguments: str) -> str:
     """A statement that runs the command line and survives its exit."""
     return (

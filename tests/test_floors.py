@@ -23,7 +23,7 @@ FLOORS = {
     6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",
     8: "samples reproduce.* benchmarks.*",
-    9: "cli",
+    9: "cli __main__",
 }
 ROOMS = {"diffusion", "rl", "scenes", "control", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
