@@ -23,7 +23,8 @@ FLOORS = {
     6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",
     8: "samples reproduce.* benchmarks.*",
-    9: "cli __main__",
+    9: "cli",
+    10: "__main__",
 }
 ROOMS = {"diffusion", "rl", "scenes", "control", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
