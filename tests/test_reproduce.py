@@ -11,7 +11,8 @@ import pytest
 
 from scoretune.reproduce import EXPERIMENTS
 from scoretune.reproduce.base import Cell, Page, interval, run_cells, spent
-from scoretune.reproduce.fine_tuning import best, gain, points, reached
+from scoretune.reproduce.fine_tuning import best, fine_tune, gain, points, reached
+from scoretune.samples import draw
 
 PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for part in parts]
 
@@ -112,6 +113,23 @@ def test_intervals_golden():
     # Student's t with two degrees of freedom: 4.303 · 0.1 / √3.
     assert interval([0.1, 0.2, 0.3]) == pytest.approx((0.2, -0.0484138, 0.4484138))
     assert interval([0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
+    changes = [*tiny, "reward=compressibility", "sizes.group=2"]
+    first = fine_tune("ddpo", changes, "one", tmp_path)
+    again = fine_tune("ddpo", changes, "one", tmp_path)
+    assert again["evaluations"][0] == first["evaluations"][0]
+    assert again["result"]["network_evaluations"] == first["result"]["network_evaluations"]
+    other = fine_tune("ddpo", [*changes, "sampling.steps=2"], "one", tmp_path)
+    fresh = fine_tune("ddpo", [*changes, "sampling.steps=2"], "two", tmp_path)
+    for run in (other, fresh):
+        assert [line["network_evaluations"] for line in run["evaluations"]] == [
+            0,
+            12,
+        ]  # (2 + 1) · 2 an update
+    assert other["evaluations"][-1]["reward"] == fresh["evaluations"][-1]["reward"]
+    assert draw(tmp_path / "runs" / "one", ["a red seven"], tmp_path / "a.png", 2, 0)
 
 
 def test_gains_and_when_a_level_is_reached():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from scoretune import config, recipes
 from scoretune.reproduce.base import Numbers, interval
 from scoretune.run import launch
+from scoretune.runs import record, recorded
 
 Runs = list[Numbers]
 
@@ -28,7 +30,9 @@ def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> N
     """One run below `folder`, gone on with if it was stopped: its result and its evaluations."""
     run = config.changed(recipes.named(recipe), changes)
     where = folder / "runs" / name
-    where.mkdir(parents=True, exist_ok=True)
+    if (where / "run.json").exists() and recorded(where) != run:
+        shutil.rmtree(where)  # of a rehearsal, or before a setting changed: nothing to go on with
+    record(run, where, threads=1)
     result = launch(run, where, Quiet())
     lines = (where / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
     return {
