@@ -11,8 +11,8 @@ from scoretune.reproduce.fine_tuning import draw_curves
 from scoretune.reproduce.scenes import Arm, Arms, by_arm, compared, runs
 
 COMPRESSING: Arms = {
-    # About 33,000 each. The reward is in kilobytes and hardly varies: κ has its unit, and the critic
-    # must first learn what x̂0 does not say.
+    # About 33,000 each. The reward is in kilobytes and hardly varies: κ has its unit, and the
+    # critic must first learn what x̂0 does not say.
     "score as action": Arm(
         "score_as_action",
         "score_as_action",
