@@ -49,11 +49,8 @@ QUICK = [
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
-    """One fine-tuning run for each arm and seed; DRaFT, the slowest, takes three seeds at most."""
-    few = runs({"DRaFT-3": FOLLOWING["DRaFT-3"]}, "reader", min(seeds, 3), quick)
-    return (
-        runs({a: FOLLOWING[a] for a in FOLLOWING if a != "DRaFT-3"}, "reader", seeds, quick) + few
-    )
+    """One fine-tuning run for each arm and seed."""
+    return runs(FOLLOWING, "reader", seeds, quick)
 
 
 def runs(arms: Arms, reward: str, seeds: int, quick: bool, more: Sequence[str] = ()) -> list[Cell]:
