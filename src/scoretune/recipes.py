@@ -135,7 +135,7 @@ def score_as_action() -> Run:
 
 
 def demo() -> Run:
-    """What `scoretune demo` runs: score as action on the shipped model, sized for four minutes."""
+    """What `scoretune demo` runs: score as action on the shipped model, sized for five minutes."""
     return score_as_action()
 
 
