@@ -108,6 +108,31 @@ FORMS = {
 }
 
 
+def critic_over_network(body: str, pairs: int) -> list[float]:
+    """A critic's values of 64 states over the UNet's outputs at them, forwards alone."""
+    parts = build(
+        config.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
+    )
+    backbone, critic = parts.policy.backbone, parts.source.credit.critic
+    condition = backbone.encode(list(parts.held_out.texts[:1]) * 64)
+    x = prior(parts.policy, 64, torch.Generator().manual_seed(0))
+    t, features = torch.full((64,), 0.5), torch.zeros(64, parts.policy.feature_size)
+
+    def several(work: Callable[[], object]) -> Callable[[], None]:
+        def repeated() -> None:
+            with torch.no_grad():
+                for _ in range(10):
+                    work()
+
+        return repeated
+
+    return paired_ratio(
+        several(lambda: critic(x, x, t, condition.tokens, t, features)),
+        several(lambda: backbone.predict(x, t, condition.tokens)),
+        pairs,
+    )
+
+
 def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     """An update of score as action over one of DDPO with the same batch."""
     ours = build(config.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
@@ -147,6 +172,9 @@ def main() -> None:
     for form, changes in FORMS.items():
         ratios = over_ddpo(changes, chosen.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
+    for body in ("backbone", "small"):
+        ratios = critic_over_network(body, chosen.pairs)
+        results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results["peak_memory_mib"] = round(peak, 0)
     for name, value in results.items():

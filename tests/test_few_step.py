@@ -13,7 +13,7 @@ from scoretune.batches import Condition
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.policy import Policy
-from scoretune.reproduce import few_step
+from scoretune.reproduce import digit_base, few_step
 from scoretune.reproduce.base import Page, run_cells
 from scoretune.rollout import prior, rollout
 
@@ -26,14 +26,14 @@ def test_frechet_distance_golden():
     centre = features.mean(0)
     others = centre + torch.tensor([1.0, -2.0, 0.5]) + 2 * (features - centre)
     expected = 5.25 + float(torch.trace(torch.cov(features.T)))
-    assert few_step.frechet_distance(features, others) == pytest.approx(expected, rel=1e-4)
-    assert few_step.frechet_distance(others, features) == pytest.approx(expected, rel=1e-4)
+    assert digit_base.frechet_distance(features, others) == pytest.approx(expected, rel=1e-4)
+    assert digit_base.frechet_distance(others, features) == pytest.approx(expected, rel=1e-4)
 
 
 def test_frechet_distance_of_few_is_a_number():
     """Fewer samples than features: the covariances have no inverse, yet it is 0 to itself."""
     features = torch.randn(5, 32)
-    assert few_step.frechet_distance(features, features) == pytest.approx(0, abs=1e-3)
+    assert digit_base.frechet_distance(features, features) == pytest.approx(0, abs=1e-3)
 
 
 # ---------------------------------------------------------------------------- the base
@@ -73,7 +73,7 @@ def test_pretraining_learns():
     """After 150 updates digits are far likelier than noise; the loss is told as it goes."""
     seen: list[float] = []
     known = handwriting()[0]
-    model = few_step.pretrain(known, 150, lambda update, metrics: seen.append(metrics["loss"]))
+    model = digit_base.pretrain(known, 150, lambda update, metrics: seen.append(metrics["loss"]))
     assert len(seen) == 150
     assert sum(seen[-20:]) < 0.6 * sum(seen[:5]) / 5 * 20
     policy, generator = Policy(model, GDDIM(1.0)), torch.Generator().manual_seed(0)

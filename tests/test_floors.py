@@ -22,9 +22,10 @@ FLOORS = {
     5: "objectives.* sources evaluate config",
     6: "hooks run_parts measure export report* display runs scenes.* methods",
     7: "run recipes",
-    8: "samples reproduce.* benchmarks.*",
-    9: "cli",
-    10: "__main__",
+    8: "samples",
+    9: "reproduce.* benchmarks.*",
+    10: "cli",
+    11: "__main__",
 }
 ROOMS = {"diffusion", "rl", "scenes", "control", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,55 +34,14 @@ from scoretune.diffusion.processes import (
     diffusion_sq,
     log_snr,
 )
+from scoretune.reproduce import units
+from scoretune.reproduce.units import CHANGES, COUNTS, GRIDS, S0, THETA, continuous, kls
 
 F64 = torch.float64
-THETA, S0 = 0.7, 0.25
-COUNTS = (5, 10, 20, 50, 100, 500)
-Change = Callable[[Tensor, Tensor], Tensor]
-
-
-def sheared(process: Process, n: int, t_end: float | None = None, **options) -> Tensor:
-    return grids.shifted(process, n, 3.0, t_end, **options)
-
-
-GRIDS = {"uniform": grids.uniform, "karras": grids.karras, "shifted": sheared}
-PAIRS = [
-    (VP(), "uniform"),
-    (VP(), "karras"),
-    (VP(), "shifted"),
-    (RectifiedFlow(), "uniform"),  # karras needs a finite σ/α at the horizon
-    (RectifiedFlow(), "shifted"),
-    (Tabulated.scaled_linear(), "uniform"),
-    (Tabulated.scaled_linear(), "karras"),
-    (Tabulated.scaled_linear(), "shifted"),
-]
+PAIRS = [(units.PROCESSES[process], grid) for process, grid in units.PAIRS]
 every_grid = pytest.mark.parametrize(
     ("process", "grid"), PAIRS, ids=[f"{type(p).__name__}-{g}" for p, g in PAIRS]
 )
-
-# Changes of the score, as functions of α and σ.
-CHANGES: dict[str, Change] = {
-    "family": lambda a, s: THETA * a / (a**2 * S0 + s**2),  # θh: N(m, S₀) to N(m + θ, S₀)
-    "signal": lambda a, s: THETA * a,
-    "wave": lambda a, s: THETA * a * (1 + torch.sin(5 * torch.atan2(s, a))) / (a + s) ** 2,
-}
-
-
-def continuous(process: Process, change: Change, t_end: float) -> float:
-    """½∫ g² Δs² dt by quadrature in native time, where no angle enters."""
-    t = torch.linspace(t_end, process.horizon * (1 - 1e-7), 40001, dtype=F64)
-    rate = diffusion_sq(process, t) * change(process.alpha(t), process.sigma(t)) ** 2 / 2
-    return float(torch.trapezoid(rate, t))
-
-
-def kls(process: Process, times: Tensor, nodes: Tensor, change: Change, eta: float = 1.0) -> Tensor:
-    """The path KL [B] of a change of the score, as a rollout at these nodes adds it up."""
-    t = nodes[:-1]
-    weights = kl_weights(process, t, torch.full_like(t, eta), log_snr_steps(process, times, nodes))
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    moved = change(alpha, sigma) * sigma**2 / alpha  # Δx̂ = (σ²/α) Δs
-    moved[0] = 0  # rectified flow divides by α = 0 there; the first node stands for nothing
-    return (weights * moved**2).sum(0)
 
 
 # ---------------------------------------------------------------------------- where nodes lie

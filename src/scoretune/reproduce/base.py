@@ -172,3 +172,17 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     error = float(stats.sem(values)) * float(stats.t.ppf(0.975, len(values) - 1))
     return mean, mean - error, mean + error
+
+
+def shown(spread: Sequence[float], digits: int = 3, *, scale: float = 1, sign: str = "") -> str:
+    """`20.5 [16.7, 24.2]` for a mean and its interval; `sign` "+" shows signs."""
+    mean, low, high = (f"{scale * value:{sign}.{digits}f}" for value in spread)
+    return f"{mean} [{low}, {high}]"
+
+
+def by_arm(results: Mapping[str, Numbers]) -> dict[str, list[Numbers]]:
+    """The runs of every arm, in the order of their seeds, for cells that are named ARM-SEED."""
+    arms: dict[str, list[Numbers]] = {}
+    for name, numbers in results.items():
+        arms.setdefault(name.rpartition("-")[0], []).append(numbers)
+    return arms

@@ -16,7 +16,7 @@ from typing import Any
 from scoretune.control import KL, GaussianLinear, Shrinking, SqrtKL, cpg, cppo
 from scoretune.control.problems import LQ, PairTrading
 from scoretune.control.trust import Trust
-from scoretune.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 
 PROBLEMS: dict[str, LQ | PairTrading] = {"LQ": LQ(), "pair trading": PairTrading()}
 STEPS = (0.1, 0.05, 0.02)
@@ -121,16 +121,15 @@ class Arm:
 
 
 def arms(results: Mapping[str, Numbers]) -> list[Arm]:
-    """Every arm of which all seeds that were run are there."""
-    found = []
-    for problem in PROBLEMS:
-        for method in METHODS[problem]:
-            for dt in STEPS:
-                start = f"{_name(problem, method, dt)}-"
-                runs = tuple(r for name, r in results.items() if name.startswith(start))
-                if runs:
-                    found.append(Arm(problem, method, dt, runs))
-    return found
+    """Every arm that was run."""
+    runs = by_arm(results)
+    return [
+        Arm(problem, method, dt, tuple(runs[name]))
+        for problem in PROBLEMS
+        for method in METHODS[problem]
+        for dt in STEPS
+        if (name := _name(problem, method, dt)) in runs
+    ]
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
@@ -210,8 +209,6 @@ def _band(axes: Any, tracks: Sequence[Sequence[float]], label: str) -> None:
 
 def _row(arm: Arm) -> tuple[object, ...]:
     gaps = arm.gaps()
-    mean, low, high = interval(gaps)
-    spread = f"{mean:.4f} [{low:.4f}, {high:.4f}]"
     numbers = [f"{median(arm.final(name)):.4f}" for name in PARAMETERS]
     return (
         arm.method,
@@ -220,7 +217,7 @@ def _row(arm: Arm) -> tuple[object, ...]:
         f"{median(gaps):.4f}",
         f"{max(gaps):.4f}",
         f"{arm.unrest():.4f}",
-        spread,
+        shown(interval(gaps), 4),
         *numbers,
     )
 

@@ -17,7 +17,7 @@ from scoretune.config import Critic as Settings
 from scoretune.critic import Critic, critic_for, explained_variance
 from scoretune.data import Prompts, read_prompts
 from scoretune.policy import Policy
-from scoretune.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.rewards.base import Reward
 from scoretune.rl import martingale_loss
 from scoretune.rollout import prior, rollout
@@ -155,7 +155,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     page.table(
         ["value network", "explained variance"],
-        [[name, f"{m:.3f} [{low:.3f}, {high:.3f}]"] for name, (m, low, high) in found.items()],
+        [[name, shown(spread)] for name, spread in found.items()],
     )
     figure = Figure(figsize=(6.8, 3.4), layout="constrained")
     axes = figure.add_subplot()

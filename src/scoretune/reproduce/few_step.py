@@ -7,37 +7,34 @@ the Fréchet distance between features of samples and of real digits, by iterati
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoretune.backbones.digits import (
-    DigitReader,
-    Digits,
-    Handwriting,
-    handwriting,
-    train_reader,
-)
-from scoretune.batches import Condition, Hook
+from scoretune.backbones.digits import DigitReader, handwriting
 from scoretune.config import Sizes
 from scoretune.credit.energy import EnergyCredit, EnergyNetwork, Gate
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
-from scoretune.diffusion.kernels import GDDIM
 from scoretune.hooks import Decay
-from scoretune.objectives.matching import Matching
 from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
-from scoretune.reproduce.base import Cell, Numbers, Page, interval
-from scoretune.reproduce.fine_tuning import COLOURS
-from scoretune.rollout import deterministic, prior, rollout
-from scoretune.sources import Dataset, OnPolicy, any_steps
+from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.reproduce.digit_base import (
+    FULL,
+    QUICK,
+    Budget,
+    Measure,
+    accelerator,
+    frechet_distance,
+    policy_of,
+    prepared,
+)
+from scoretune.reproduce.drawing import COLOURS, draw_band
+from scoretune.sources import OnPolicy, any_steps
 from scoretune.train import train
 
 STEPS = (4, 10)
@@ -58,124 +55,11 @@ VALUE_RATE = 1e-3
 LAST = 3  # evaluations whose mean is a run's result: distances of single ones jump
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How much of everything."""
-
-    pretraining: int = 14_000
-    rounds: int = 400
-    evaluations: int = 10
-    batch: int = 64
-    samples: int = 2_000
-
-
-FULL, QUICK = Budget(), Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100)
-
-
-def frechet_distance(features: Tensor, others: Tensor, eps: float = 1e-6) -> float:
-    """‖m − m'‖² + tr(C + C' − 2(CC')^½) of features [n, F] and [n', F] (arXiv 1706.08500)."""
-    from scipy.linalg import sqrtm
-
-    means, covariances = [], []
-    for found in (features.double(), others.double()):
-        means.append(found.mean(0))
-        covariances.append(torch.cov(found.T) + eps * torch.eye(found.shape[1]))
-    first, second = covariances
-    root = torch.as_tensor(sqrtm((first @ second).numpy()).real)  # imaginary parts are rounding
-    return float(((means[0] - means[1]) ** 2).sum() + torch.trace(first + second - 2 * root))
-
-
-# ------------------------------------------------------------------------------------ the base
-
-
-@dataclass
-class Average:
-    """A hook that keeps a moving average of a network's weights in `copy`."""
-
-    network: nn.Module
-    copy: nn.Module
-    decay: float = 0.998
-
-    @torch.no_grad()
-    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        new = 1 - min(self.decay, (1 + update) / (10 + update))
-        pairs = zip(self.copy.parameters(), self.network.parameters(), strict=True)
-        for mean, weight in pairs:
-            mean.lerp_(weight, new)
-
-
-def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> Digits:
-    """A base by denoising score matching: Adam 1e-3 to 0 in batches of 128, weights averaged."""
-    torch.manual_seed(0)
-    model = Digits()
-    x0, mean = model.embed(data.images), copy.deepcopy(model.network)
-    source = Dataset(x0, Condition.none(len(x0)), torch.ones(len(x0)), 128, seed=0)
-    optimiser = torch.optim.Adam(model.network.parameters(), 1e-3)
-    hooks: list[Hook] = [Average(model.network, mean), Decay(optimiser, 1e-3, updates)]
-    train(
-        source,
-        Matching(Policy(model, GDDIM(1.0))),
-        optimiser,
-        _accelerator(),
-        updates=range(updates),
-        hooks=hooks + ([progress] if progress else []),
-    )
-    model.network.load_state_dict(mean.state_dict())
-    return model
-
-
-def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
-    """Base and reader: trained by whoever comes first, and kept in `folder`.
-
-    Two processes that both come first do the same work and write the same file.
-    """
-    from safetensors.torch import load_file, save_file
-
-    file = folder / f"base-{budget.pretraining}.safetensors"
-    model, reader = Digits(), DigitReader()
-    both = nn.ModuleDict({"base": model.network, "reader": reader})
-    if not file.exists():
-        known = handwriting()[0]
-        model.network.load_state_dict(pretrain(known, budget.pretraining).network.state_dict())
-        reader.load_state_dict(train_reader(known).state_dict())
-        aside = file.with_suffix(f".{os.getpid()}")
-        save_file(both.state_dict(), aside)
-        os.replace(aside, file)
-    both.load_state_dict(load_file(file))
-    return model, reader
-
-
-@dataclass
-class Measure:
-    """Fréchet distances of a policy's samples to the digits it learned from, and to others."""
-
-    reader: DigitReader
-    samples: int
-
-    def __post_init__(self) -> None:
-        self.known, self.held_out = (self.reader.look(h.images) for h in handwriting())
-
-    def __call__(self, policy: Policy, steps: int, solver: str | None = None) -> dict[str, float]:
-        """Always from the same noise; through the policy's kernel, or an ODE solver."""
-        generator = torch.Generator().manual_seed(12345)
-        times = grids.uniform(policy.backbone.process, steps)
-        noise, condition = prior(policy, self.samples, generator), Condition.none(self.samples)
-        if solver is None:
-            x0 = rollout(policy, condition, times, generator, noise).final
-        else:
-            x0 = deterministic(policy, condition, times, noise, solver)
-        features = self.reader.look(policy.backbone.decode(x0))
-        return {
-            "known": frechet_distance(features, self.known),
-            "held_out": frechet_distance(features, self.held_out),
-        }
-
-
 def measure_base(quick: bool, folder: Path) -> Numbers:
     """The base through samplers of few and many steps, and what real digits score."""
     budget = QUICK if quick else FULL
     model, reader = prepared(folder, budget)
-    measure, policy, held_out = Measure(reader, budget.samples), _policy(model), handwriting()[1]
+    measure, policy, held_out = Measure(reader, budget.samples), policy_of(model), handwriting()[1]
     counts = (*STEPS, 20) if quick else (*STEPS, 100, 500)
     read = reader(held_out.images).argmax(1) == held_out.digits
     return {
@@ -195,9 +79,9 @@ def fine_tune(arm: str, steps: int, rate: float, seed: int, quick: bool, folder:
     budget = QUICK if quick else FULL
     model, reader = prepared(folder, budget)
     torch.manual_seed(seed)
-    policy, times = _policy(model), grids.uniform(model.process, steps)
+    policy, times = policy_of(model), grids.uniform(model.process, steps)
     optimiser = torch.optim.Adam(policy.parameters(), rate)
-    measure, judged = Measure(reader, budget.samples), _policy(model)
+    measure, judged = Measure(reader, budget.samples), policy_of(model)
     seen = [{"round": 0, **measure(judged, steps)}]
     energies: list[list[float]] = []
 
@@ -210,7 +94,7 @@ def fine_tune(arm: str, steps: int, rate: float, seed: int, quick: bool, folder:
         _source(policy, times, arm, reader, budget, seed),
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
-        _accelerator(),
+        accelerator(),
         updates=range(budget.rounds),
         hooks=[watch, Decay(optimiser, rate, budget.rounds)],
     )
@@ -290,10 +174,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
                 "energy_gap": interval([run["energy_gap"] for run in runs]),
             }
             numbers["arms"][f"{arm}, {steps} steps"] = found
-            shown = [_shown(found[part]) for part in ("known", "held_out", "over_dxmi")]
+            spreads = [shown(found[part], 1) for part in ("known", "held_out", "over_dxmi")]
             start = runs[0]["seen"][0]["known"]
             work = f"{found['network_evaluations']:,}"
-            rows.append([steps, arm, f"{found['rate']:g}", f"{start:.1f}", *shown, work])
+            rows.append([steps, arm, f"{found['rate']:g}", f"{start:.1f}", *spreads, work])
     page.text(
         f"## Fine-tuned\n\nA run's result is the mean of its last {LAST} evaluations; mean and "
         "95 % interval over seeds. The difference to DxMI is paired by seed: below 0 is better."
@@ -358,10 +242,7 @@ def _draw(results: dict[str, Numbers]) -> Any:
         for colour, arm in zip(COLOURS, ARMS, strict=False):
             seen = [run["seen"] for run in _runs(results, arm, steps)]
             rounds = [evaluation["round"] for evaluation in seen[0]]
-            bands = [interval([e["known"] for e in now]) for now in zip(*seen, strict=True)]
-            axes.plot(rounds, [b[0] for b in bands], color=colour, linewidth=2, label=arm)
-            low, high = [b[1] for b in bands], [b[2] for b in bands]
-            axes.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
+            draw_band(axes, rounds, [[e["known"] for e in run] for run in seen], colour, arm)
         many = list(results["base"]["sampler"].values())[len(STEPS)]["known"]
         axes.axhline(many, color="#555555", linestyle="--", label="base, many steps")
         axes.axhline(
@@ -375,24 +256,9 @@ def _draw(results: dict[str, Numbers]) -> Any:
 
 
 def _runs(results: dict[str, Numbers], arm: str, steps: int) -> list[Numbers]:
-    start = f"run-{arm.replace(' ', '-')}-{steps}-"
-    return [numbers for name, numbers in results.items() if name.startswith(start)]
+    return by_arm(results)[f"run-{arm.replace(' ', '-')}-{steps}"]
 
 
 def _level(run: Numbers, what: str, count: int = LAST) -> float:
     last = [evaluation[what] for evaluation in run["seen"][-count:]]
     return float(sum(last) / len(last))
-
-
-def _shown(triple: tuple[float, float, float]) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*triple)
-
-
-def _policy(model: Digits) -> Policy:
-    return Policy(model, GDDIM(1.0))
-
-
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator()

@@ -1,4 +1,4 @@
-"""Whole fine-tuning runs as cells: one recipe, one seed, and how it went."""
+"""Whole fine-tuning runs as cells, a recipe and a seed each; tables and curves to compare them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scoretune import config, recipes
-from scoretune.reproduce.base import Numbers, interval
+from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.reproduce.drawing import COLOURS, draw_band
 from scoretune.run import launch
 from scoretune.runs import record, recorded
 
 Runs = list[Numbers]
+
+
+class Arm(NamedTuple):
+    """A recipe with changes, and what its cells are called."""
+
+    name: str
+    recipe: str
+    changes: Sequence[str] = ()
+
+
+Arms = dict[str, Arm]
+
+QUICK = [
+    *("updates=2", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"),
+    *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=1"),
+]
 
 
 class Quiet:
@@ -87,10 +104,7 @@ def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
     axes = figure.add_subplot()
     for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
         work = [w / 1000 for w in curve(runs[0], metric)[0]]
-        bands = [interval(c) for c in zip(*(curve(r, metric)[1] for r in runs), strict=True)]
-        axes.plot(work, [b[0] for b in bands], color=colour, linewidth=2, label=arm)
-        low, high = [b[1] for b in bands], [b[2] for b in bands]
-        axes.fill_between(work, low, high, color=colour, alpha=0.18, linewidth=0)
+        draw_band(axes, work, [curve(run, metric)[1] for run in runs], colour, arm)
     axes.set_xlabel("network evaluations of training (thousands)")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
@@ -98,10 +112,83 @@ def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
     return figure
 
 
-COLOURS = ("#0b6e99", "#c8553d", "#5b8c3a", "#8a5aa8", "#c99a2e", "#555555")
-
-
 def points(triple: tuple[float, float, float], digits: int = 1, scale: float = 100) -> str:
-    """`+20.5 [16.7, 24.2]`, in points of a hundred."""
-    mean, low, high = (scale * value for value in triple)
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    """`+20.5 [+16.7, +24.2]`, in points of a hundred."""
+    return shown(triple, digits, scale=scale, sign="+")
+
+
+def cells_of(
+    arms: Arms, reward: str, seeds: int, quick: bool, more: Sequence[str] = ()
+) -> list[Cell]:
+    """A cell an arm and seed; `more` changes hold for all of them."""
+    extra = [*more, *(QUICK if quick else [])]
+    return [
+        Cell(
+            f"{reward}-{arm.name}-{seed}",
+            fine_tune,
+            {
+                "recipe": arm.recipe,
+                "changes": [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
+                "name": f"{reward}-{arm.name}-{seed}",
+            },
+            keeps_files=True,
+        )
+        for seed in range(seeds)
+        for arm in arms.values()
+    ]
+
+
+def labelled(results: dict[str, Numbers], reward: str, arms: Arms) -> dict[str, Runs]:
+    """The runs of every arm by its label."""
+    found = by_arm(results)
+    return {label: found[f"{reward}-{arm.name}"] for label, arm in arms.items()}
+
+
+def compared(
+    arms: dict[str, Runs], metric: str, page: Page, *, scale: float = 100, digits: int = 1
+) -> Numbers:
+    """A table of the arms, and how soon each reached the best that DDPO found."""
+    wanted = best(arms["DDPO"], metric)
+    numbers: Numbers = {"DDPO's best": round(wanted, 4)}
+    rows = []
+    for arm, runs in arms.items():
+        when = reached(runs, metric, wanted)
+        work = runs[0]["result"]["network_evaluations"]
+        kls = [run["result"]["path_kl"] for run in runs]
+        seconds = [run["result"]["seconds"] for run in runs]
+        numbers[arm] = {
+            "gain": gain(runs, metric),
+            **({"reader's gain": gain(runs, "reader")} if metric == "judge" else {}),
+            "final": final(runs, metric),
+            "network_evaluations": work,
+            "reached DDPO's best at": when,
+            "path_kl": kls,
+            "seconds": seconds,
+        }
+        arrived = sorted(w for w in when if w is not None)
+        soon = f"{arrived[len(arrived) // 2]:,}" if len(arrived) > len(runs) / 2 else "—"
+        rows.append(
+            [
+                arm,
+                points(gain(runs, metric), digits, scale),
+                f"{final(runs, metric)[0]:.3f}",
+                f"{work:,}",
+                f"{soon} ({len(arrived)} of {len(runs)})",
+                f"{min(kls):.1f}–{max(kls):.1f}",
+                f"{min(seconds):.0f}–{max(seconds):.0f}",
+            ]
+        )
+    page.table(
+        [
+            *("", "gain", "final", "network evaluations"),
+            *(f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"),
+        ],
+        rows,
+    )
+    return numbers
+
+
+def readers_gains(arms: dict[str, Runs]) -> str:
+    """A sentence on the network that gives the reward, beside the judge who does not."""
+    gains = (f"{label} {points(gain(runs, 'reader'))}" for label, runs in arms.items())
+    return f"In the eyes of the reader, which is optimised: {', '.join(gains)}."

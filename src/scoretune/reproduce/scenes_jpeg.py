@@ -7,8 +7,7 @@ best, so this reward, optimised alone, costs prompt following (arXiv 2305.13301 
 from __future__ import annotations
 
 from scoretune.reproduce.base import Cell, Numbers, Page
-from scoretune.reproduce.fine_tuning import draw_curves
-from scoretune.reproduce.scenes import Arm, Arms, by_arm, compared, runs
+from scoretune.reproduce.fine_tuning import Arm, Arms, cells_of, compared, draw_curves, labelled
 
 COMPRESSING: Arms = {
     # About 33,000 each. The reward is in kilobytes and hardly varies: κ has its unit, and the
@@ -29,12 +28,12 @@ COMPRESSING: Arms = {
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """One fine-tuning run for each arm and seed."""
-    return runs(COMPRESSING, "compressibility", seeds, quick)
+    return cells_of(COMPRESSING, "compressibility", seeds, quick)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """A table and the curves."""
-    arms = by_arm(results, "compressibility", COMPRESSING)
+    arms = labelled(results, "compressibility", COMPRESSING)
     page.text(
         "Reward: minus the kilobytes of the picture as JPEG at quality 95, on held-out prompts "
         "through DDIM with 20 steps. Intervals and bands are 95 % over training seeds."

@@ -7,35 +7,28 @@ sampling, on any grid. On the plane, a mixture of four and a linear reward (arXi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
-
 import torch
-from torch import Tensor, nn
 
 from scoretune.backbones import toy
-from scoretune.batches import Condition, Objective, Trajectory
-from scoretune.config import Sizes
-from scoretune.credit.adjoint import AdjointCredit
-from scoretune.credit.base import Credit, Credited, Judge
-from scoretune.credit.critic import CriticCredit, Form
-from scoretune.critic import Critic, critic_for
-from scoretune.data import Prompts
+from scoretune.batches import Condition
 from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Kernel, Memoryless
-from scoretune.diffusion.processes import VP
-from scoretune.objectives.policy_gradient import PolicyGradient
-from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
-from scoretune.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.reproduce.toy_learning import (
+    KAPPA,
+    LINE,
+    PLANE,
+    PROCESS,
+    REWARDS,
+    exact_critic,
+    learn,
+    method,
+    source,
+    square,
+)
 from scoretune.rl import tilt
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.sources import OnPolicy, any_steps
-from scoretune.train import train
 
-PROCESS, KAPPA = VP(), 0.5
-LINE = tilt.Mixture.gaussian([1.0], 0.25)
-PLANE = tilt.Mixture.of([1.0] * 4, [[x, y] for x in (-1.5, 1.5) for y in (-1.5, 1.5)], 0.1)
-REWARDS = {1: tilt.Quadratic.around([2.0], 2.0), 2: tilt.Quadratic.linear([0.3, 0.15])}
 FORMS = {
     "whole": "reward of the whole path, as DDPO",
     "ratio": "increments of V, likelihood ratios",
@@ -58,120 +51,6 @@ JUDGED, COUNTS, ON_PLANE = (
     (10, 30, 100),
     [f for f in FORMS if f not in ("explicit", "slope")],
 )
-
-
-@dataclass
-class Centred:
-    """Every step of a path deserves its reward less the batch's mean; κ keeps its meaning."""
-
-    def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
-    ) -> Credited:
-        return Credited(advantage=(rewards - rewards.mean())[b])
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class ExactValue(Critic):
-    """The pretrained policy's own value, by its posterior. Its one parameter does nothing."""
-
-    def __init__(self, law: tilt.Mixture, reward: tilt.Quadratic) -> None:
-        super().__init__(nn.Identity(), PROCESS.horizon)
-        self.law, self.reward, self.idle = law, reward, nn.Parameter(torch.zeros(()))
-
-    def forward(
-        self,
-        x: Tensor,
-        data: Tensor,
-        t: Tensor,
-        tokens: Tensor,
-        guess: Tensor,
-        features: Tensor | None = None,
-    ) -> Tensor:
-        posterior = self.law.to(x).posterior(x, PROCESS.alpha(t), PROCESS.sigma(t))
-        return self.reward.mean(posterior) + 0 * self.idle
-
-
-def square(count: int) -> Tensor:
-    """Times (uniform)², short near the data, [count + 1]."""
-    return torch.linspace(1, 1e-3**0.5, count + 1) ** 2
-
-
-def method(
-    form: str, policy: Policy, batch: int, critic: Critic | None = None
-) -> tuple[Objective, Credit]:
-    """The objective and the credit rule of a form; `critic` replaces the learned one."""
-    if form == "whole":
-        return PolicyGradient(policy, kl_weight=KAPPA), Centred()
-    objective = ScoreAction(policy, KAPPA, exploration=0.3)
-    if form == "adjoint":
-        return objective, AdjointCredit(policy, lean=True, minibatch=batch)
-    learned = critic or critic_for(policy.backbone.shape, 0, PROCESS.horizon)
-    return objective, CriticCredit(
-        learned,
-        torch.optim.Adam(learned.parameters(), lr=0.0 if critic else 0.003),
-        policy,
-        KAPPA,
-        cast(Form, form.removesuffix("_policy")),
-        minibatch=batch,
-        exploration=0.3,
-        jacobian="policy" if form.endswith("_policy") else "pretrained",
-    )
-
-
-def source(
-    policy: Policy, credit: Credit, steps: int, jitter: bool, batch: int, parts: int, seed: int
-) -> OnPolicy:
-    """On-policy paths of `steps` steps, `parts` minibatches a round."""
-    reward = REWARDS[policy.backbone.shape[0]]
-    return OnPolicy(
-        policy=policy,
-        prompts=Prompts(("",), ("",)),
-        reward=lambda x, prompts: reward(x),
-        reward_name="quadratic",
-        credit=credit,
-        times=square(steps),
-        sizes=Sizes(prompts=1, group=batch, minibatch=batch * steps // parts),
-        seed=seed,
-        choose=any_steps(1.0),
-        reference=True,
-        jitter=jitter,
-    )
-
-
-def learn(
-    policy: Policy,
-    form: str,
-    steps: int,
-    jitter: bool,
-    *,
-    seed: int,
-    updates: int,
-    batch: int,
-    rate: float,
-) -> None:
-    """Fine-tune by Adam with rate/(1 + update/20), after three rounds for the critic alone."""
-    from accelerate import Accelerator
-
-    objective, credit = method(form, policy, batch * steps // 5)
-    paths = source(policy, credit, steps, jitter, batch, 4, seed)
-    for lap in range(3 if isinstance(credit, CriticCredit) else 0):
-        paths(updates + lap)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 1 / (1 + k / 20))
-    train(
-        paths,
-        objective,
-        optimiser,
-        Accelerator(cpu=True),
-        updates=range(updates),
-        clip_norm=100.0,
-        hooks=[lambda update, metrics: decay.step()],
-    )
 
 
 # ------------------------------------------------------------------ cells
@@ -273,7 +152,7 @@ def noise_of_gradient(form: str, count: int, rounds: int = 80, batch: int = 32) 
     torch.manual_seed(0)
     backbone = toy.Controlled(toy.Gaussian(PROCESS), toy.HatControl(1))
     policy = Policy(backbone, KERNELS["euler"])
-    exact = ExactValue(LINE, REWARDS[1])
+    exact = exact_critic(LINE, REWARDS[1])
     objective, credit = method(form, policy, batch * count, exact)
     paths = source(policy, credit, count, False, batch, 1, 0)
     table, found = policy.parameters()[0], []
@@ -295,18 +174,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         for part in ("line", "plane", "noise")
     )
     return {
-        "line": _line(_by_arm(line), page),
+        "line": _line(by_arm(line), page),
         "noise": _noise(noise, page),
-        "plane": _plane(_by_arm(plane), page),
+        "plane": _plane(by_arm(plane), page),
     }
-
-
-def _by_arm(results: dict[str, Numbers]) -> dict[str, list[Numbers]]:
-    """Runs of all seeds by the name without its seed."""
-    arms: dict[str, list[Numbers]] = {}
-    for name, numbers in results.items():
-        arms.setdefault(name.rpartition("-")[0], []).append(numbers)
-    return arms
 
 
 def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
@@ -322,7 +193,7 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         form, steps, times, kernel = name.split("-")
         values = [interval([run[str(c)]["eta"] for run in runs]) for c in JUDGED]
         solved = [interval([run[solver]["reward"] for run in runs]) for solver in SOLVERS]
-        means = [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in values]
+        means = [shown(spread) for spread in values]
         means += [f"{m:.3f}" for m, _, _ in solved]
         rows.append([FORMS[form], f"{steps} {times}, {kernel}", *means])
         columns = [*JUDGED, *SOLVERS]
@@ -371,13 +242,11 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
     panels = {"pretrained": PLANE.draw(400, pen), "exact tilt": law.draw(400, pen)}
     found: Numbers = {}
     for form, runs in arms.items():
-        mean, low, high = interval([run["eta"] for run in runs])
+        eta = interval([run["eta"] for run in runs])
         shares = [sum(part) / len(runs) for part in zip(*(r["shares"] for r in runs), strict=True)]
-        rows.append(
-            [FORMS[form], f"{mean:.3f} [{low:.3f}, {high:.3f}]", *(f"{s:.3f}" for s in shares)]
-        )
+        rows.append([FORMS[form], shown(eta), *(f"{s:.3f}" for s in shares)])
         panels[form] = torch.tensor(runs[0]["samples"])
-        found[form] = {"eta": [mean, low, high], "shares": shares}
+        found[form] = {"eta": list(eta), "shares": shares}
     page.table(["credit", "η", *(f"share of mode {k + 1}" for k in range(4))], rows)
     figure = Figure(figsize=(2.0 * len(panels), 2.2), layout="constrained")
     for k, (title, samples) in enumerate(panels.items()):

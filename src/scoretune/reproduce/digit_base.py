@@ -1,0 +1,149 @@
+"""The base of the few-step experiment: a model of digits, a reader of them, and the distance.
+
+Both are trained once by whoever needs them first, and kept beside the experiment's cells.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoretune.backbones.digits import DigitReader, Digits, Handwriting, handwriting, train_reader
+from scoretune.batches import Condition, Hook
+from scoretune.diffusion import grids
+from scoretune.diffusion.kernels import GDDIM
+from scoretune.hooks import Decay
+from scoretune.objectives.matching import Matching
+from scoretune.policy import Policy
+from scoretune.rollout import deterministic, prior, rollout
+from scoretune.sources import Dataset
+from scoretune.train import train
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything."""
+
+    pretraining: int = 14_000
+    rounds: int = 400
+    evaluations: int = 10
+    batch: int = 64
+    samples: int = 2_000
+
+
+FULL, QUICK = Budget(), Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100)
+
+
+def frechet_distance(features: Tensor, others: Tensor, eps: float = 1e-6) -> float:
+    """‖m − m'‖² + tr(C + C' − 2(CC')^½) of features [n, F] and [n', F] (arXiv 1706.08500)."""
+    from scipy.linalg import sqrtm
+
+    means, covariances = [], []
+    for found in (features.double(), others.double()):
+        means.append(found.mean(0))
+        covariances.append(torch.cov(found.T) + eps * torch.eye(found.shape[1]))
+    first, second = covariances
+    root = torch.as_tensor(sqrtm((first @ second).numpy()).real)  # imaginary parts are rounding
+    return float(((means[0] - means[1]) ** 2).sum() + torch.trace(first + second - 2 * root))
+
+
+@dataclass
+class Average:
+    """A hook that keeps a moving average of a network's weights in `copy`."""
+
+    network: nn.Module
+    copy: nn.Module
+    decay: float = 0.998
+
+    @torch.no_grad()
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        new = 1 - min(self.decay, (1 + update) / (10 + update))
+        pairs = zip(self.copy.parameters(), self.network.parameters(), strict=True)
+        for mean, weight in pairs:
+            mean.lerp_(weight, new)
+
+
+def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> Digits:
+    """A base by denoising score matching: Adam 1e-3 to 0 in batches of 128, weights averaged."""
+    torch.manual_seed(0)
+    model = Digits()
+    x0, mean = model.embed(data.images), copy.deepcopy(model.network)
+    source = Dataset(x0, Condition.none(len(x0)), torch.ones(len(x0)), 128, seed=0)
+    optimiser = torch.optim.Adam(model.network.parameters(), 1e-3)
+    hooks: list[Hook] = [Average(model.network, mean), Decay(optimiser, 1e-3, updates)]
+    train(
+        source,
+        Matching(policy_of(model)),
+        optimiser,
+        accelerator(),
+        updates=range(updates),
+        hooks=hooks + ([progress] if progress else []),
+    )
+    model.network.load_state_dict(mean.state_dict())
+    return model
+
+
+def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
+    """Base and reader: trained by whoever comes first, and kept in `folder`.
+
+    Two processes that both come first do the same work and write the same file.
+    """
+    from safetensors.torch import load_file, save_file
+
+    file = folder / f"base-{budget.pretraining}.safetensors"
+    model, reader = Digits(), DigitReader()
+    both = nn.ModuleDict({"base": model.network, "reader": reader})
+    if not file.exists():
+        known = handwriting()[0]
+        model.network.load_state_dict(pretrain(known, budget.pretraining).network.state_dict())
+        reader.load_state_dict(train_reader(known).state_dict())
+        aside = file.with_suffix(f".{os.getpid()}")
+        save_file(both.state_dict(), aside)
+        os.replace(aside, file)
+    both.load_state_dict(load_file(file))
+    return model, reader
+
+
+@dataclass
+class Measure:
+    """Fréchet distances of a policy's samples to the digits it learned from, and to others."""
+
+    reader: DigitReader
+    samples: int
+
+    def __post_init__(self) -> None:
+        self.known, self.held_out = (self.reader.look(h.images) for h in handwriting())
+
+    def __call__(self, policy: Policy, steps: int, solver: str | None = None) -> dict[str, float]:
+        """Always from the same noise; through the policy's kernel, or an ODE solver."""
+        generator = torch.Generator().manual_seed(12345)
+        times = grids.uniform(policy.backbone.process, steps)
+        noise, condition = prior(policy, self.samples, generator), Condition.none(self.samples)
+        if solver is None:
+            x0 = rollout(policy, condition, times, generator, noise).final
+        else:
+            x0 = deterministic(policy, condition, times, noise, solver)
+        features = self.reader.look(policy.backbone.decode(x0))
+        return {
+            "known": frechet_distance(features, self.known),
+            "held_out": frechet_distance(features, self.held_out),
+        }
+
+
+def policy_of(model: Digits) -> Policy:
+    """The base's ancestral sampler."""
+    return Policy(model, GDDIM(1.0))
+
+
+def accelerator() -> Any:
+    """Whatever device there is."""
+    from accelerate import Accelerator
+
+    return Accelerator()
