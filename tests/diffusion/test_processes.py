@@ -13,7 +13,11 @@ from scoretune.diffusion.processes import (
     OU,
     VE,
     VP,
+    ContractiveOU,
+    ContractiveSubVP,
+    ContractiveVP,
     Cosine,
+    GeometricVE,
     RectifiedFlow,
     SubVP,
     Tabulated,
@@ -23,9 +27,12 @@ from scoretune.diffusion.processes import (
     half_log_snr,
     log_snr,
     noise_ratio,
+    process_named,
     rates,
     score,
+    time_of_ratio,
 )
+from scoretune.errors import UserError
 
 F64 = torch.float64
 
@@ -72,7 +79,8 @@ def test_any_shape_and_dtype(process, dtype):
 
 def test_small_times_keep_their_digits(process):
     t = torch.tensor([1e-6, 1e-5, 1e-4, 1e-2])
-    assert float(process.sigma(torch.zeros(()))) == 0
+    blurred = process.sigma_min if isinstance(process, GeometricVE) else 0
+    assert float(process.sigma(torch.zeros(()))) == pytest.approx(blurred)
     assert float(process.alpha(torch.zeros(()))) == 1
     exact = process.sigma(t.double())
     torch.testing.assert_close(process.sigma(t).double(), exact, rtol=1e-6, atol=0)
@@ -98,6 +106,95 @@ def test_known_constants():
     assert EDM(80.0).prior_std == EDM(80.0).horizon == 80
     assert float(SubVP().sigma(one)) == pytest.approx(float(VP().sigma(one)) ** 2)
     assert float(Cosine().alpha(one)) == pytest.approx(0, abs=1e-7)
+
+
+def test_time_of_ratio_inverts_the_ratio(process):
+    t = _inner_times(process)
+    torch.testing.assert_close(
+        time_of_ratio(process, noise_ratio(process, t)), t, rtol=1e-11, atol=1e-12
+    )
+    lowest, highest = noise_ratio(process, torch.tensor([0.0, process.horizon], dtype=F64))
+    beyond = torch.stack([lowest / 2 - 1, highest * 2 + 1]).clamp(min=0)
+    ends = torch.tensor([0.0, process.horizon], dtype=F64)
+    torch.testing.assert_close(time_of_ratio(process, beyond), ends, rtol=1e-7, atol=1e-12)
+    near = time_of_ratio(process, torch.tensor(0.02))  # a closed form is the bisection's limit
+    assert float(noise_ratio(process, near)) == pytest.approx(0.02, rel=1e-7)
+
+
+# arXiv 2402.07487 and 2401.13115: α, σ and ρ at the horizon.
+@pytest.mark.parametrize(
+    ("process", "alpha", "sigma", "ratio"),
+    [
+        (VP(0.1, 20), 0.00657159, None, 152.167),
+        (SubVP(0.1, 20), 0.00657159, None, 152.16400),
+        (ContractiveSubVP(0.01, 8), 7.40755, 53.8718, 7.27255),
+        (ContractiveSubVP(1, 8), None, None, 9.3828),
+        (ContractiveVP(0.01, 8), None, None, 0.990846),
+        (ContractiveOU(1, math.sqrt(2), 3), None, 20.0606, 0.99876),
+        (GeometricVE(), 1, 50, 50),
+    ],
+)
+def test_what_is_left_at_the_horizon(process, alpha, sigma, ratio):
+    end = torch.tensor(process.horizon, dtype=F64)
+    if alpha is not None:
+        assert float(process.alpha(end)) == pytest.approx(alpha, rel=1e-5)
+    if sigma is not None:
+        assert float(process.sigma(end)) == pytest.approx(sigma, rel=1e-5)
+    assert float(noise_ratio(process, end)) == pytest.approx(
+        ratio, rel=5e-4 if ratio < 10 else 1e-5
+    )
+
+
+def test_prior_is_the_noise_at_the_horizon(process):
+    # What a sampler starts from: exactly, or but for the signal that a stationary law forgets.
+    end = torch.tensor(process.horizon, dtype=F64)
+    sigma, left = float(process.sigma(end)), float(process.alpha(end))
+    forgotten = left**2 if left < 0.1 else 0
+    assert sigma == pytest.approx(process.prior_std, rel=1e-6 + forgotten)
+
+
+def test_contraction_is_a_growing_signal(process):
+    # arXiv 2401.13115: sampling contracts where f > 0; the others have f <= 0.
+    f = drift_rate(process, _inner_times(process))
+    assert bool((f > 0).all()) == type(process).__name__.startswith("Contractive")
+
+
+def test_contractive_vp_and_ou_never_lose_the_signal():
+    t = torch.linspace(0, 1, 50, dtype=F64)
+    assert (noise_ratio(ContractiveVP(0.01, 80), t) < 1 + 1e-12).all()
+    assert (noise_ratio(ContractiveOU(1, math.sqrt(2), 30), 30 * t) < 1 + 1e-12).all()
+    assert float(noise_ratio(ContractiveSubVP(0.01, 80), t[-1])) > 1e8
+
+
+def test_a_process_is_read_from_its_name(process):
+    if isinstance(process, Tabulated):
+        return
+    assert process_named(repr(process)) == process
+    assert process_named(type(process).__name__) == type(process)()
+
+
+def test_names_of_processes():
+    assert process_named("VE(sigma_max=80)") == VE(sigma_max=80.0)
+    assert process_named(" VP(0.1, 10) ") == VP(0.1, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SubVp", "unknown process 'SubVp': did you mean 'SubVP'?"),
+        ("VE(sigma_mx=80)", "unknown constant of VE 'sigma_mx': did you mean 'sigma_max'?"),
+        ("VE(", "cannot read the process 'VE(': write its name and constants"),
+        ("VE(__import__('os'))", "cannot read the process"),
+        ("VE(sigma_max=-1)", "cannot make the process 'VE(sigma_max=-1)': VE needs finite"),
+        ("VP(1, 2, 3)", "cannot make the process"),
+        ("Tabulated", "unknown process 'Tabulated'"),
+    ],
+)
+def test_bad_names_are_one_line(text, message):
+    with pytest.raises(UserError) as error:
+        process_named(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_velocity_is_the_probability_flow_drift(process):
@@ -189,6 +286,10 @@ def test_cached_table_made_in_inference_mode_serves_training():
         (lambda: VE(2.0, 1.0), "VE needs finite constants > 0 in increasing order"),
         (lambda: EDM(math.nan), "EDM needs finite constants > 0"),
         (lambda: Cosine(-1.0), "Cosine needs finite constants > 0"),
+        (lambda: ContractiveOU(horizon=math.inf), "ContractiveOU needs finite constants > 0"),
+        (lambda: ContractiveVP(0.0, 1.0), "need finite 0 < beta_min <= beta_max"),
+        (lambda: ContractiveSubVP(1.0, math.nan), "need finite 0 < beta_min <= beta_max"),
+        (lambda: GeometricVE(1.0, 1.0), "GeometricVE needs finite constants > 0 in increasing"),
         (lambda: Tabulated(torch.ones(3)), "alphas_cumprod must be a tuple of floats"),
         (lambda: Tabulated((0.5,)), "alphas_cumprod needs at least 2 entries, got 1"),
         (lambda: Tabulated((0.5, 0.0)), "alphas_cumprod must lie in"),

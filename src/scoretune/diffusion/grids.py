@@ -11,7 +11,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.processes import Process, RectifiedFlow, Tabulated, noise_ratio
+from scoretune.diffusion.processes import (
+    Process,
+    RectifiedFlow,
+    Tabulated,
+    noise_ratio,
+    time_of_ratio,
+)
+
+__all__ = ["default_end", "diffusers_times", "karras", "shifted", "time_of_ratio", "uniform"]
 
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 
@@ -110,18 +118,6 @@ def diffusers_times(
     if len(nodes) < 2:
         raise ValueError(f"{n} {spacing} step from the first node to itself is no step: use more")
     return torch.tensor(nodes, dtype=torch.float64).to(dtype)
-
-
-def time_of_ratio(process: Process, ratio: Tensor) -> Tensor:
-    """The time at which σ/α = ratio, by bisection on [0, horizon], same shape, float64."""
-    wanted = ratio.to(torch.float64)
-    low = torch.zeros_like(wanted)
-    high = torch.full_like(wanted, process.horizon)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = noise_ratio(process, middle) < wanted
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
 
 
 def _indices(table: int, n: int, spacing: str, steps_offset: int) -> list[int]:

@@ -1,24 +1,41 @@
 """Noising processes x_t = α(t) x0 + σ(t) ε, and everything that follows from α and σ.
 
-The processes themselves are in `schedules` and `tabulated`. Where one has a closed form for its
-derivatives it is used; otherwise they are taken by forward-mode differentiation. Identities:
-arXiv 2011.13456, arXiv 2402.07487.
+The processes themselves are in `schedules`, `contractive` and `tabulated`. Where one has a closed
+form for its derivatives it is used; otherwise they are taken by forward-mode differentiation.
+Identities: arXiv 2011.13456, arXiv 2402.07487.
 """
 
-from typing import Protocol, TypeAlias, runtime_checkable
+import ast
+from dataclasses import fields
+from typing import Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.schedules import EDM, OU, VE, VP, Cosine, RectifiedFlow, SubVP
+from scoretune.diffusion.contractive import ContractiveOU, ContractiveSubVP, ContractiveVP
+from scoretune.diffusion.schedules import (
+    EDM,
+    OU,
+    VE,
+    VP,
+    Cosine,
+    GeometricVE,
+    RectifiedFlow,
+    SubVP,
+)
 from scoretune.diffusion.tabulated import Tabulated
+from scoretune.errors import UserError, unknown
 
 __all__ = [
     "EDM",
     "OU",
     "VE",
     "VP",
+    "ContractiveOU",
+    "ContractiveSubVP",
+    "ContractiveVP",
     "Cosine",
+    "GeometricVE",
     "Process",
     "RectifiedFlow",
     "Schedule",
@@ -30,12 +47,27 @@ __all__ = [
     "half_log_snr",
     "log_snr",
     "noise_ratio",
+    "process_named",
     "rates",
     "score",
+    "time_of_ratio",
 ]
 
 
-Process: TypeAlias = VP | RectifiedFlow | Tabulated | SubVP | OU | VE | EDM | Cosine
+Process: TypeAlias = (
+    VP
+    | RectifiedFlow
+    | Tabulated
+    | SubVP
+    | OU
+    | VE
+    | GeometricVE
+    | EDM
+    | Cosine
+    | ContractiveOU
+    | ContractiveVP
+    | ContractiveSubVP
+)
 """Every process there is; the union is the registry."""
 
 
@@ -56,6 +88,11 @@ class _ClosedSDE(Protocol):
 @runtime_checkable
 class _ClosedRates(Protocol):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class _ClosedTime(Protocol):
+    def time(self, ratio: Tensor) -> Tensor: ...
 
 
 def rates(process: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +131,24 @@ def noise_ratio(process: Schedule, t: Tensor) -> Tensor:
     return process.sigma(t) / process.alpha(t)
 
 
+def time_of_ratio(process: Schedule, ratio: Tensor) -> Tensor:
+    """The time at which σ/α = ratio: the nearest on [0, horizon], same shape, float64.
+
+    By the process's own closed form, or by bisection.
+    """
+    ends = torch.tensor([0.0, process.horizon], dtype=torch.float64, device=ratio.device)
+    lowest, highest = noise_ratio(process, ends)
+    wanted = torch.clamp(ratio.to(torch.float64), lowest, highest)
+    if isinstance(process, _ClosedTime):
+        return process.time(wanted).clamp(0, process.horizon)
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, process.horizon)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = noise_ratio(process, middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
 def half_log_snr(process: Schedule, t: Tensor) -> Tensor:
     """λ(t) = log(α/σ), the time of the DPM solvers (arXiv 2206.00927)."""
     return torch.log(process.alpha(t)) - torch.log(process.sigma(t))
@@ -123,3 +178,32 @@ def score(process: Schedule, estimate: _HasNoise, t: Tensor) -> Tensor:
     """∇ log p_t(x) = −ε̂/σ(t), shape [B, *S], from an `Estimate`."""
     noise = estimate.noise
     return -noise / expand(process.sigma(t), noise)
+
+
+def process_named(text: str) -> Process:
+    """The process that a text names, with its constants: `VE` or `VE(sigma_max=80)`.
+
+    Raises UserError for an unknown name (with the nearest) or constant, and for a bad value.
+    """
+    catalogue = {kind.__name__: kind for kind in get_args(Process) if kind is not Tabulated}
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        name = ast.unparse(call.func)
+        positional = [float(ast.literal_eval(value)) for value in call.args]
+        constants = {str(k.arg): float(ast.literal_eval(k.value)) for k in call.keywords}
+    except (SyntaxError, ValueError, TypeError):
+        raise UserError(
+            f"cannot read the process {text!r}: write its name and constants, as VE(sigma_max=80)"
+        ) from None
+    if name not in catalogue:
+        raise unknown("process", name, catalogue)
+    kind = catalogue[name]
+    known = [field.name for field in fields(kind)]
+    for key in constants:
+        if key not in known:
+            raise unknown(f"constant of {name}", key, known)
+    try:
+        return cast(Process, kind(*positional, **constants))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot make the process {text!r}: {error}") from None

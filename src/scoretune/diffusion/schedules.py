@@ -1,8 +1,9 @@
 """The catalogue of noising processes: one frozen dataclass each.
 
 A process offers `alpha(t)`, `sigma(t)` (any shape, dtype preserved), `horizon` and `prior_std`,
-with data at t = 0 and noise at the horizon. It may add a closed form, `sde(t) -> (f, g²)` or
-`rates(t) -> (α', σ')`, whichever is finite where it is needed.
+with data at t = 0 and noise at the horizon. It may add closed forms: `sde(t) -> (f, g²)` or
+`rates(t) -> (α', σ')`, whichever is finite where it is needed, and `time(ratio)`, the time at which
+σ/α is that. Those whose drift is turned round are in `contractive`, a network's own in `tabulated`.
 """
 
 import math
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoretune.diffusion.constants import LinearBeta, check_increasing, check_positive
+
 
 @dataclass(frozen=True)
-class VP:
+class VP(LinearBeta):
     """Variance preserving, linear β on [0, 1]: dx = −β/2 x dt + √β dw (arXiv 2011.13456).
 
     B(t) = β_min t + (β_max − β_min) t²/2, α = e^{−B/2}, σ = √(1 − e^{−B}).
@@ -22,11 +25,7 @@ class VP:
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    horizon = 1.0
     prior_std = 1.0
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_min, self.beta_max)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-self.log_decay(t) / 2)
@@ -36,12 +35,12 @@ class VP:
 
     def sde(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(f, g²) = (−β/2, β)."""
-        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        beta = self.beta(t)
         return -beta / 2, beta
 
-    def log_decay(self, t: Tensor) -> Tensor:
-        """B(t) = ∫₀ᵗ β."""
-        return t * (self.beta_min + (self.beta_max - self.beta_min) * t / 2)
+    def time(self, ratio: Tensor) -> Tensor:
+        """Where B = ln(1 + ρ²)."""
+        return self.time_of_decay(torch.log1p(ratio**2))
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,19 @@ class RectifiedFlow:
         """(α', σ') = (−1, 1)."""
         return -torch.ones_like(t), torch.ones_like(t)
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = ρ/(1 + ρ), which is 1 at ρ = ∞."""
+        return 1 / (1 + 1 / ratio)
+
 
 @dataclass(frozen=True)
-class SubVP:
+class SubVP(LinearBeta):
     """Sub-VP, linear β on [0, 1] (arXiv 2011.13456): α = e^{−B/2}, σ = 1 − e^{−B}."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    horizon = 1.0
     prior_std = 1.0
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_min, self.beta_max)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-self.log_decay(t) / 2)
@@ -86,12 +85,12 @@ class SubVP:
 
     def sde(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(f, g²) = (−β/2, β(1 − e^{−2B}))."""
-        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        beta = self.beta(t)
         return -beta / 2, -beta * torch.expm1(-2 * self.log_decay(t))
 
-    def log_decay(self, t: Tensor) -> Tensor:
-        """B(t) = ∫₀ᵗ β."""
-        return t * (self.beta_min + (self.beta_max - self.beta_min) * t / 2)
+    def time(self, ratio: Tensor) -> Tensor:
+        """Where B = 2 asinh(ρ/2), since ρ = 2 sinh(B/2)."""
+        return self.time_of_decay(2 * torch.asinh(ratio / 2))
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class OU:
     horizon: float = 5.0
 
     def __post_init__(self) -> None:
-        _check_positive("OU", self.theta, self.sigma_bar, self.horizon)
+        check_positive(self)
 
     @property
     def prior_std(self) -> float:
@@ -122,13 +121,17 @@ class OU:
         """(f, g²) = (−θ, σ̄²)."""
         return torch.full_like(t, -self.theta), torch.full_like(t, self.sigma_bar**2)
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = ln(1 + 2θρ²/σ̄²)/2θ."""
+        return torch.log1p((ratio / self.prior_std) ** 2) / (2 * self.theta)
+
 
 @dataclass(frozen=True)
 class VE:
     """Variance exploding on [0, 1] (arXiv 2402.07487): α = 1, σ = σ_min √(r^{2t} − 1).
 
-    r = σ_max/σ_min. σ(0) = 0 exactly, so the prior std is √(σ_max² − σ_min²); the score_sde code's
-    σ_min r^t instead takes the data as already blurred by σ_min.
+    r = σ_max/σ_min. σ(0) = 0 exactly, so the prior std is √(σ_max² − σ_min²). `GeometricVE` is the
+    form of the score_sde code.
     """
 
     sigma_min: float = 0.01
@@ -137,7 +140,7 @@ class VE:
     horizon = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("VE", self.sigma_min, self.sigma_max, self.sigma_max - self.sigma_min)
+        check_increasing(self, self.sigma_min, self.sigma_max)
 
     @property
     def prior_std(self) -> float:
@@ -157,6 +160,48 @@ class VE:
         """(f, g²) = (0, 2 ln r · σ_min² r^{2t})."""
         return torch.zeros_like(t), self.sigma_min**2 * self._rate * torch.exp(self._rate * t)
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = ln(1 + (ρ/σ_min)²)/(2 ln r)."""
+        return torch.log1p((ratio / self.sigma_min) ** 2) / self._rate
+
+
+@dataclass(frozen=True)
+class GeometricVE:
+    """Variance exploding on [0, 1] as in the score_sde code (arXiv 2011.13456): σ = σ_min r^t.
+
+    The same SDE as `VE`, from data that are taken as blurred by σ_min already: σ(0) = σ_min.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    horizon = 1.0
+
+    def __post_init__(self) -> None:
+        check_increasing(self, self.sigma_min, self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    @property
+    def _log_growth(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(self._log_growth * t)
+
+    def sde(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, g²) = (0, 2 ln r · σ²)."""
+        return torch.zeros_like(t), 2 * self._log_growth * self.sigma(t) ** 2
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = ln(ρ/σ_min)/ln r."""
+        return torch.log(ratio / self.sigma_min) / self._log_growth
+
 
 @dataclass(frozen=True)
 class EDM:
@@ -165,7 +210,7 @@ class EDM:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _check_positive("EDM", self.sigma_max)
+        check_positive(self)
 
     @property
     def horizon(self) -> float:
@@ -185,6 +230,10 @@ class EDM:
         """(α', σ') = (0, 1)."""
         return torch.zeros_like(t), torch.ones_like(t)
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = ρ."""
+        return ratio
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -200,7 +249,7 @@ class Cosine:
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("Cosine", self.offset)
+        check_positive(self)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(self._angle(t)) / math.cos(self._start)
@@ -217,19 +266,14 @@ class Cosine:
         alpha_rate = speed * torch.sin(self._angle(t))
         return alpha_rate, -self.alpha(t) * alpha_rate / self.sigma(t)
 
+    def time(self, ratio: Tensor) -> Tensor:
+        """Where the angle is arccos(α cos(start)), α = 1/√(1 + ρ²)."""
+        angle = torch.acos(math.cos(self._start) / torch.sqrt(1 + ratio**2))
+        return (angle - self._start) * 2 / math.pi * (1 + self.offset)
+
     @property
     def _start(self) -> float:
         return math.pi / 2 * self.offset / (1 + self.offset)
 
     def _angle(self, t: Tensor) -> Tensor:
         return math.pi / 2 * (t + self.offset) / (1 + self.offset)
-
-
-def _check_betas(beta_min: float, beta_max: float) -> None:
-    if not (math.isfinite(beta_min) and math.isfinite(beta_max) and 0 < beta_min <= beta_max):
-        raise ValueError(f"need finite 0 < beta_min <= beta_max, got {beta_min} and {beta_max}")
-
-
-def _check_positive(name: str, *values: float) -> None:
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ValueError(f"{name} needs finite constants > 0 in increasing order, got {values}")
