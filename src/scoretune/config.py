@@ -32,6 +32,9 @@ class Model(Strict):
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen weights")
     guidance: float = Field(1.0, ge=0)
+    process: str | None = Field(
+        None, description="run the network under another process, e.g. VE(sigma_max=14)"
+    )
 
 
 class Sampling(Strict):

@@ -15,9 +15,12 @@ import torch
 
 from scoretune import checkpoints, export, hooks
 from scoretune.backbones import stable_diffusion
+from scoretune.backbones.base import Backbone
+from scoretune.backbones.recycled import recycle
 from scoretune.batches import Hook, Objective, Source
 from scoretune.config import PolicyGradient, Run, ScoreAction
 from scoretune.data import Prompts, read_prompts
+from scoretune.diffusion.processes import process_named
 from scoretune.errors import UserError
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
@@ -150,7 +153,17 @@ def build_policy(run: Run, device: torch.device) -> Policy:
         add_adapter(backbone.network, run.model.rank, run.model.targets)
     else:
         backbone.network.requires_grad_(True)
-    return Policy(backbone, kernel(run.sampling), run.model.guidance)
+    return Policy(_under(run, backbone), kernel(run.sampling), run.model.guidance)
+
+
+def _under(run: Run, backbone: Backbone) -> Backbone:
+    """The backbone under the process that `model.process` names, if it names one."""
+    if run.model.process is None:
+        return backbone
+    try:
+        return recycle(backbone, process_named(run.model.process))
+    except ValueError as error:
+        raise UserError(f"model.process={run.model.process}: {error}") from error
 
 
 def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
@@ -160,6 +173,8 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     """
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
+    if run.model.process is not None:
+        process_named(run.model.process)
     try:
         grey = torch.full((3, 32, 32), 0.5)
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])

@@ -289,6 +289,7 @@ def test_cached_table_made_in_inference_mode_serves_training():
         (lambda: ContractiveOU(horizon=math.inf), "ContractiveOU needs finite constants > 0"),
         (lambda: ContractiveVP(0.0, 1.0), "need finite 0 < beta_min <= beta_max"),
         (lambda: ContractiveSubVP(1.0, math.nan), "need finite 0 < beta_min <= beta_max"),
+        (lambda: RectifiedFlow(1.1), "RectifiedFlow needs a horizon in"),
         (lambda: GeometricVE(1.0, 1.0), "GeometricVE needs finite constants > 0 in increasing"),
         (lambda: Tabulated(torch.ones(3)), "alphas_cumprod must be a tuple of floats"),
         (lambda: Tabulated((0.5,)), "alphas_cumprod needs at least 2 entries, got 1"),

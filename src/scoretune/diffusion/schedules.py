@@ -45,13 +45,21 @@ class VP(LinearBeta):
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight paths x = (1−t) x0 + t ε on [0, 1] (arXiv 2209.03003); SD3 and FLUX.
+    """Straight paths x = (1−t) x0 + t ε on [0, horizon] (arXiv 2209.03003); SD3 and FLUX.
 
-    f = −1/(1−t) and g² = 2t/(1−t) are infinite at t = 1; (α', σ') = (−1, 1) never are.
+    f = −1/(1−t) and g² = 2t/(1−t) are infinite at t = 1; (α', σ') = (−1, 1) never are. A horizon
+    below 1 is for networks that never saw pure noise.
     """
 
-    horizon = 1.0
-    prior_std = 1.0
+    horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.horizon <= 1:
+            raise ValueError(f"RectifiedFlow needs a horizon in (0, 1], got {self.horizon}")
+
+    @property
+    def prior_std(self) -> float:
+        return self.horizon
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
