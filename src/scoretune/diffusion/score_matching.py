@@ -1,0 +1,175 @@
+"""Score matching: four losses with one minimiser, and the likelihood that a score implies.
+
+    explicit   E ‖ŝ − ∇ ln p‖²                                  needs the score it looks for
+    implicit   E ‖ŝ‖² + 2∇·ŝ                = explicit − E ‖∇ ln p‖²   (Hyvärinen, JMLR 2005)
+    sliced     E ‖ŝ‖² + 2 vᵀ(∇ŝ)v           = implicit, v random      (arXiv 1905.07088)
+    denoising  E ‖ŝ(αx0 + σε) + ε/σ‖²       = explicit + const        (Vincent 2011)
+
+(arXiv 2402.07487 sec. 3.) Each returns one number per sample, [B], summed over dimensions. A score
+is a function x [B, *S] -> [B, *S] that treats samples separately. States are taken in float32 or
+wider; derivatives with respect to x are differentiable in turn, wherever gradients are enabled.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scoretune.diffusion.processes import Process, expand, noise_ratio
+from scoretune.diffusion.solvers import Field, velocity_of
+
+Vector: TypeAlias = Callable[[Tensor], Tensor]
+Directions: TypeAlias = Literal["rademacher", "gaussian"]
+
+
+def explicit(predicted: Tensor, exact: Tensor) -> Tensor:
+    """‖ŝ − ∇ ln p‖², [B]."""
+    return _squared(predicted - exact)
+
+
+def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+    """‖ŝ + ε/σ‖², [B], for a score predicted at x = αx0 + σε; sigma [B].
+
+    The explicit loss and a constant, which for Gaussian data is 1/σ² − 1/v in each dimension.
+    """
+    return _squared(predicted + eps / expand(sigma, eps))
+
+
+def implicit(score: Vector, x: Tensor) -> Tensor:
+    """‖ŝ‖² + 2∇·ŝ, [B], with the exact divergence: one derivative for each dimension."""
+    value, spread = divergence(score, x)
+    return _squared(value) + 2 * spread
+
+
+def sliced(
+    score: Vector,
+    x: Tensor,
+    *,
+    directions: Directions = "rademacher",
+    reduced: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """2 vᵀ(∇ŝ)v + ‖ŝ‖², [B], with one random direction v for each sample.
+
+    `reduced` is the variance-reduced form (SSM-VR of arXiv 1905.07088); without it the last term is
+    (vᵀŝ)². Rademacher directions have no variance where the Jacobian is diagonal.
+    """
+    probe = random_directions(x, directions, generator)
+    value, spread = divergence(score, x, probe)
+    last = _squared(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
+    return last + 2 * spread
+
+
+def divergence(vector: Vector, x: Tensor, probe: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A vector field at x, [B, *S], and its divergence ∇·f, [B].
+
+    Exact unless there is a `probe` v [B, *S] with E vvᵀ = 1: then Hutchinson's vᵀ(∇f)v.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = _wide(x)
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        value = _wide(vector(x))
+        if probe is not None:
+            total = (_slope(value, x, probe, keep) * probe).flatten(1).sum(1)
+        else:
+            total = torch.zeros_like(value.flatten(1)[:, 0])
+            for index in range(value[0].numel()):
+                unit = torch.zeros_like(value).flatten(1)
+                unit[:, index] = 1
+                total = total + _slope(value, x, unit.view_as(value), keep).flatten(1)[:, index]
+    return (value, total) if keep else (value.detach(), total.detach())
+
+
+def random_directions(
+    x: Tensor, kind: Directions = "rademacher", generator: torch.Generator | None = None
+) -> Tensor:
+    """One direction for each sample with E vvᵀ = 1, like x; a CPU generator serves any device."""
+    place = x.device if generator is None else generator.device
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if kind == "gaussian":
+        return torch.randn(x.shape, dtype=wide, device=place, generator=generator).to(x.device)
+    if kind == "rademacher":
+        coins = torch.randint(0, 2, x.shape, device=place, generator=generator)
+        return (2 * coins - 1).to(device=x.device, dtype=wide)
+    raise ValueError(f"unknown directions {kind!r}: choose rademacher or gaussian")
+
+
+@torch.no_grad()
+def log_likelihood(
+    process: Process, field: Field, x: Tensor, times: Tensor, *, probe: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """ln p(x) [B] at times[-1] by the probability-flow ODE, and where it led, [B, *S].
+
+        ln p_s(x_s) = ln π(x_T) + ∫_s^T ∇·u dt,   u = fx − ½g²ŝ      (arXiv 2011.13456 eq. 39)
+
+    `times` decrease, as a sampler's do, and are walked backwards by Heun: order 2. The trace is
+    exact unless a `probe` of random directions makes it Hutchinson's, unbiased to that order.
+    """
+    state, gain = _wide(x), torch.zeros(len(x), dtype=_wide(x).dtype, device=x.device)
+
+    def flow(at: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+        t = now.expand(len(at))
+        return divergence(lambda y: velocity_of(process, field(y, t), t), at, probe)
+
+    for now, after in pairwise(times.to(x.device).flip(0)):
+        step = expand(after - now, gain)
+        slope, spread = flow(state, now)
+        ahead, spread_ahead = flow(state + step * slope, after)
+        state = state + step / 2 * (slope + ahead)
+        gain = gain + step / 2 * (spread + spread_ahead)
+    return _log_prior(process, state) + gain, state
+
+
+def path_kl(process: Process, times: Tensor, noise_errors: Tensor, *, eta: float = 1.0) -> Tensor:
+    """KL between the path laws of an exact and an approximate sampler of stochasticity η, scalar.
+
+        ((1+η²)/2η)² ½∫g² E‖ŝ − s‖² dt = ((1+η²)/2η)² ∫ E‖ε̂ − E[ε|x]‖² d ln ρ     (Girsanov)
+
+    `noise_errors` are the mean squared errors of ε̂ at the decreasing `times`, both [N+1]; the
+    trapezoid in ln ρ is exact for a constant error. With KL(p_T‖π) it bounds KL(p_0‖p̂_0)
+    (arXiv 2101.09258 Thm 1, η = 1), and no η gives less than η = 1.
+    """
+    depth = torch.log(noise_ratio(process, times))
+    return ((1 + eta**2) / (2 * eta)) ** 2 * torch.trapezoid(noise_errors, -depth)
+
+
+def total_variation_bound(prior: Tensor, path: Tensor) -> Tensor:
+    """TV(p_0, p̂_0) ≤ TV(p_T, π) + √(path KL/2): Pinsker (arXiv 2402.07487 Thm 5.1)."""
+    return prior + torch.sqrt(path / 2)
+
+
+def prior_variation_bound(process: Process, second_moment: float) -> Tensor:
+    """TV(p_T, π) ≤ α_T √(E|x0|²/2) for variance-preserving noise (arXiv 2402.07487 Cor 5.2)."""
+    end = torch.tensor(process.horizon, dtype=torch.float64)
+    if abs(float(process.alpha(end) ** 2 + process.sigma(end) ** 2) - 1) > 1e-6:
+        raise ValueError(f"{process} does not preserve variance, which this bound is for")
+    return process.alpha(end) * math.sqrt(second_moment / 2)
+
+
+def _log_prior(process: Process, x: Tensor) -> Tensor:
+    """ln N(x; 0, π²) summed over dimensions, [B]."""
+    std = process.prior_std
+    each = -(x**2) / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
+    return each.flatten(1).sum(1)
+
+
+def _slope(value: Tensor, x: Tensor, direction: Tensor, keep: bool) -> Tensor:
+    """vᵀ∂f/∂x, [B, *S], differentiable if `keep`; 0 where the field does not depend on x."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (slope,) = torch.autograd.grad(
+        value, x, direction, create_graph=keep, retain_graph=True, materialize_grads=True
+    )
+    return slope
+
+
+def _squared(x: Tensor) -> Tensor:
+    return (_wide(x) ** 2).flatten(1).sum(1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
