@@ -3,8 +3,9 @@
 One update of each method, rollout and learning, is timed against the bare forwards and backwards
 of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
 critic. Then the forms of score as action, critic included, against DDPO on the same batch and with
-the same path KL. The two are run in turn, so that a machine that drifts does not favour either, and
-the median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
+the same path KL; then every solver beside its network and beside diffusers' (`solvers.py`). The two
+are run in turn, so that a machine that drifts does not favour either, and the median of the
+pairwise ratios is printed. Writes `bench.json` beside the printed lines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import platform
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from scoretune import config, recipes
 from scoretune.rollout import prior
 from scoretune.run import Parts, build
+from solvers import paired_ratio, solver_costs
 
 
 def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
@@ -140,22 +141,6 @@ def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     return paired_ratio(update(ours), update(theirs), pairs)
 
 
-def paired_ratio(first: Callable[[], None], second: Callable[[], None], pairs: int) -> list[float]:
-    """Ratios first/second of processor time, run in turn after one warm-up of each."""
-    first()
-    second()
-    ratios = []
-    for _ in range(pairs):
-        ratios.append(_seconds(first) / _seconds(second))
-    return ratios
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pairs", type=int, default=5)
@@ -175,6 +160,7 @@ def main() -> None:
     for body in ("backbone", "small"):
         ratios = critic_over_network(body, chosen.pairs)
         results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)
+    results |= solver_costs(chosen.pairs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results["peak_memory_mib"] = round(peak, 0)
     for name, value in results.items():

@@ -20,10 +20,11 @@ from scoretune.policy import Policy
 Solver = Callable[[Process, Callable[[Tensor, Tensor], Estimate], Tensor, Tensor], Tensor]
 Look = Callable[[int, Tensor, Tensor], Estimate]
 SOLVERS: dict[str, Solver] = {
-    "ddim": solvers.ddim,
-    "heun": solvers.heun,
-    "dpmpp_2m": solvers.dpmpp_2m,
+    name: solver.function
+    for name, solver in solvers.SOLVERS.items()
+    if solver.deterministic and solver.calls is not None
 }
+"""Deterministic solvers that ask the network at the nodes of the grid, and there alone."""
 
 
 def prior(policy: Policy, batch: int, generator: torch.Generator) -> Tensor:

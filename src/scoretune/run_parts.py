@@ -18,6 +18,8 @@ def kernel(sampling: Sampling) -> kernels.Kernel:
         return kernels.GDDIM(sampling.eta)
     if sampling.kernel == "renoise":
         return kernels.Renoise(kernels.Posterior(sampling.eta))
+    if sampling.kernel == "exponential":
+        return kernels.Exponential(kernels.Constant(sampling.eta))
     return kernels.EulerMaruyama(kernels.Constant(sampling.eta))
 
 

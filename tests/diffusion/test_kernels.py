@@ -13,14 +13,19 @@ from scoretune.diffusion.kernels import (
     Constant,
     DanceSDE,
     EulerMaruyama,
+    Exponential,
     FlowSDE,
     Memoryless,
     Posterior,
     Renoise,
     Still,
     Within,
+    _quadrature,
+    response,
+    score_weight,
+    stochasticity,
 )
-from scoretune.diffusion.processes import VP, RectifiedFlow, expand
+from scoretune.diffusion.processes import EDM, VE, VP, RectifiedFlow, expand, noise_ratio
 
 F64 = torch.float64
 FAMILY = {  # kernel -> the η of the marginal-preserving family it approximates
@@ -35,6 +40,9 @@ FAMILY = {  # kernel -> the η of the marginal-preserving family it approximates
     "gDDIM .5": (GDDIM(0.5), 0.5),
     "gDDIM 1": (GDDIM(Memoryless()), 1.0),
     "gDDIM 2": (GDDIM(2.0), 2.0),
+    "EI 0": (Exponential(Still()), 0.0),
+    "EI .5": (Exponential(Constant(0.5)), 0.5),
+    "EI 1": (Exponential(Memoryless()), 1.0),
 }
 
 
@@ -55,11 +63,14 @@ def _exact_step(process, data, eta, t, s):
 def test_kernels_converge_to_the_exact_transition(process, gaussian, name):
     # The composed map x' = a x + b + c ξ tends to formula (2), with order one.
     (kernel, eta), data = FAMILY[name], gaussian(0.7, 0.25)
-    t, s = float(time_of_ratio(process, _time(3.0))), float(time_of_ratio(process, _time(0.3)))
+    top = min(3.0, 0.8 * float(noise_ratio(process, _time(process.horizon))))
+    t, s = float(time_of_ratio(process, _time(top))), float(time_of_ratio(process, _time(0.3)))
     a_exact, c_exact = _exact_step(process, data, eta, t, s)
     errors = []
     for n in (60, 120):
-        times = torch.linspace(t, s, n + 1, dtype=F64)
+        # Equal steps of ln(σ/α), which are good steps for every process.
+        ratios = torch.linspace(math.log(top), math.log(0.3), n + 1, dtype=F64).exp()
+        times = time_of_ratio(process, ratios)
         low = data.propagate(kernel, process, times, start=(0.0, 1e-300))
         high = data.propagate(kernel, process, times, start=(1.0, 1e-300))
         errors.append(abs(high[0] - low[0] - a_exact) + abs(low[1] - c_exact))
@@ -193,6 +204,71 @@ def test_euler_maruyama_is_the_textbook_formula():
     assert float(step.std) == pytest.approx(eta * math.sqrt(g_sq * 0.05))
 
 
+def test_exponential_integrator_is_the_textbook_formula():
+    # x' = (α'/α)x + (1+η²)/2 I s + η α'√(ρ²−ρ'²) ξ with I = 2(e^{(B−B')/2} − 1) for VP.
+    process, t, s, eta = VP(), _time(0.6), _time(0.3), 1.3
+    x, eps = torch.randn(2, 1, 5, dtype=F64)
+    sigma, alpha = process.sigma(t), process.alpha(t)
+    data = (x - expand(sigma, x) * eps) / expand(alpha, x)
+    step = Exponential(Constant(eta))(process, x, Estimate(data, eps), t, s)
+    gone = process.log_decay(t) - process.log_decay(s)
+    pull = (1 + eta**2) / 2 * 2 * (torch.exp(gone / 2) - 1)
+    mean = torch.exp(gone / 2) * x - pull * eps / sigma
+    torch.testing.assert_close(step.mean, mean, rtol=1e-12, atol=1e-12)
+    lost = noise_ratio(process, t) ** 2 - noise_ratio(process, s) ** 2
+    assert float(step.std) == pytest.approx(float(eta * process.alpha(s) * torch.sqrt(lost)))
+
+
+@pytest.mark.parametrize("pair", [(1.0, 0.0), (1.0, 0.9), (0.7, 0.2), (0.1, 0.09), (1e-3, 0.0)])
+def test_weight_of_a_frozen_score(pair):
+    t, s = _time(pair[0]), _time(pair[1])
+    assert float(score_weight(VP(), t, s)) == pytest.approx(
+        2 * math.expm1(float(VP().log_decay(t) - VP().log_decay(s)) / 2), rel=1e-12
+    )
+    assert float(_quadrature(VP(), t, s)) == pytest.approx(
+        float(score_weight(VP(), t, s)), rel=1e-10
+    )
+    for process in (VE(), EDM()):  # α = 1: what is left of ∫ dρ²
+        lost = noise_ratio(process, t) ** 2 - noise_ratio(process, s) ** 2
+        assert float(score_weight(process, t, s)) == pytest.approx(float(lost), rel=1e-9)
+
+
+@pytest.mark.parametrize("pair", [(0.95, 0.8), (0.6, 0.5), (0.2, 0.0)])
+def test_weight_of_a_frozen_score_of_rectified_flow(pair):
+    # I = α' ∫ α dρ² with α = 1/(1 + ρ): 2α'[ρ − ρ' − ln((1 + ρ)/(1 + ρ'))].
+    t, s = _time(pair[0]), _time(pair[1])
+    high, low = (float(noise_ratio(RectifiedFlow(), time)) for time in (t, s))
+    exact = 2 * (1 - pair[1]) * (high - low - math.log((1 + high) / (1 + low)))
+    assert float(score_weight(RectifiedFlow(), t, s)) == pytest.approx(exact, rel=1e-10)
+
+
+def test_weight_of_a_frozen_score_by_fine_steps(process):
+    # I = α' ∫ α dρ² as a sum of midpoints.
+    t, s = 0.7 * process.horizon, 0.4 * process.horizon
+    nodes = torch.linspace(s, t, 4001, dtype=F64)
+    squares = noise_ratio(process, nodes) ** 2
+    middles = process.alpha((nodes[1:] + nodes[:-1]) / 2)
+    summed = process.alpha(_time(s)) * (middles * squares.diff()).sum()
+    assert float(score_weight(process, _time(t), _time(s))) == pytest.approx(
+        float(summed), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_response_and_stochasticity_of_every_kernel(process, name):
+    kernel, eta = FAMILY[name]
+    t, s = process.horizon * _time(0.6), process.horizon * _time(0.599)
+    x, data = torch.randn(2, 1, 3, dtype=F64)
+
+    def mean(data):
+        noise = (x - expand(process.alpha(t), x) * data) / expand(process.sigma(t), x)
+        return kernel(process, x, Estimate(data, noise), t, s).mean
+
+    followed = mean(data + 1) - mean(data)
+    assert followed == pytest.approx(response(kernel, process, t, s).expand(1, 3), rel=1e-6)
+    assert float(stochasticity(kernel, process, t, s)) == pytest.approx(eta, abs=0.02)
+
+
 ALL_KERNELS = [kernel for kernel, _ in FAMILY.values()] + [
     EulerMaruyama(DanceSDE(0.3)),
     Renoise(CPS(0.7)),
@@ -207,6 +283,8 @@ ALL_KERNELS = [kernel for kernel, _ in FAMILY.values()] + [
 @pytest.mark.parametrize("kernel", ALL_KERNELS, ids=str)
 def test_nothing_is_nan_from_horizon_to_data(process, kernel, dtype):
     times = uniform(process, 7, t_end=0.0, dtype=dtype)
+    if isinstance(kernel, Exponential) and isinstance(process, RectifiedFlow):
+        times[0] = 0.99  # this one cannot begin without any signal
     t, s = times[:-1], times[1:]
     x, x0, eps = torch.randn(3, 7, 2, 2, dtype=dtype)
     step = kernel(process, x, Estimate(x0, eps), t, s)
@@ -272,6 +350,7 @@ def test_large_eta_is_fresh_renoising(sd15):
         (lambda: EulerMaruyama(Posterior(1.0)), "EulerMaruyama needs a scale that prescribes eta"),
         (lambda: GDDIM(CPS(0.5)), "GDDIM needs a scale that prescribes eta.*use it with Renoise"),
         (lambda: Renoise(Constant(1.0)), "Renoise needs a scale that prescribes std"),
+        (lambda: Exponential(Posterior(1.0)), "Exponential needs a scale that prescribes eta"),
         (lambda: Renoise(Within(Memoryless(), 1.0, 0.0)), "use it with EulerMaruyama or GDDIM"),
     ],
 )

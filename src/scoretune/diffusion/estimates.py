@@ -65,10 +65,13 @@ def read(
 ) -> Estimate:
     """Solve [α σ; a b] [x0; ε] = [x; output] for the estimate; t [B], x and output [B, *S]."""
     alpha, sigma = process.alpha(t), process.sigma(t)
+    if prediction is noise:  # ε̂ is the output itself
+        x0 = torch.addcmul(x, expand(-sigma, x), output) / expand(alpha, x)
+        return Estimate(x0, output)
     a, b = prediction.row(process, t)
     determinant = alpha * b - sigma * a
-    x0 = expand(b / determinant, x) * x - expand(sigma / determinant, x) * output
-    eps = expand(alpha / determinant, x) * output - expand(a / determinant, x) * x
+    x0 = torch.addcmul(expand(b / determinant, x) * x, expand(-sigma / determinant, x), output)
+    eps = torch.addcmul(expand(alpha / determinant, x) * output, expand(-a / determinant, x), x)
     return Estimate(x0, eps)
 
 

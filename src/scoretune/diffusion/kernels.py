@@ -1,21 +1,30 @@
 """One step of a sampler as a Gaussian: (process, x, estimate, t, t_next) -> Transition.
 
-Three kernels times a noise scale cover the probability-flow ODE, the reverse SDE, DDIM(η),
-ancestral DDPM, gDDIM(η), Flow-SDE, Dance-SDE, CPS and MixGRPO's window.
-Shapes: x [B, *S], t and t_next [B] with t_next <= t. Primes in formulas are values at t_next,
-x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t.
+Four kernels times a noise scale cover the probability-flow ODE, the reverse SDE, DDIM(η),
+ancestral DDPM, gDDIM(η), the exponential integrator, Flow-SDE, Dance-SDE, CPS and MixGRPO's window.
+Every kernel is linear in (x, x̂, ε̂): `weights(process, t, t_next)` are its numbers, for times of
+any shape, so that a sampler works out a whole grid at once. Primes in formulas are values at
+t_next, x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t <= 0.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import Process, expand, rates
+from scoretune.diffusion.processes import (
+    VP,
+    Cosine,
+    Process,
+    Tabulated,
+    diffusion_sq,
+    noise_ratio,
+    rates,
+)
 from scoretune.diffusion.scales import (
     CPS,
     Constant,
@@ -30,6 +39,7 @@ from scoretune.diffusion.scales import (
     ratio_quotient,
     step_diffusion_sq,
 )
+from scoretune.diffusion.transitions import Transition, Weights
 
 __all__ = [
     "CPS",
@@ -37,6 +47,7 @@ __all__ = [
     "Constant",
     "DanceSDE",
     "EulerMaruyama",
+    "Exponential",
     "FlowSDE",
     "Kernel",
     "Memoryless",
@@ -51,66 +62,21 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Transition:
-    """The law N(mean, std²) of x_next: mean [B, *S], std broadcastable to it, usually [B, 1, …].
+class _Linear:
+    """A kernel by its weights."""
 
-    Log-probabilities, divergences and entropies are **sums** over dimensions, [B], computed in
-    float32 or wider.
-    """
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
+        raise NotImplementedError
 
-    mean: Tensor
-    std: Tensor
-
-    @property
-    def deterministic(self) -> Tensor:
-        """[B] bool: the sample's step has no noise, hence no log-probability."""
-        return (self.std == 0).flatten(1).all(1)
-
-    def draw(self, generator: torch.Generator | None = None) -> Tensor:
-        """x_next = mean + std·ξ; a CPU generator serves any device, for portable seeds."""
-        device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype
-        )
-        return self.draw_with(noise.to(self.mean.device))
-
-    def draw_with(self, noise: Tensor) -> Tensor:
-        """x_next for a given standard normal ξ [B, *S]."""
-        return self.mean + self.std * noise
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
-        mean, std = _wide(self.mean), self._noisy_std("log-probability")
-        z = (_wide(x) - mean) / std
-        return _sum(-(z**2) / 2 - torch.log(std) - math.log(2 * math.pi) / 2)
-
-    def kl(self, other: "Transition") -> Tensor:
-        """KL(self ‖ other) summed over dimensions, [B].
-
-        ½[(m − m₂)²/s₂² + (s/s₂)² − 1] − ln(s/s₂); with equal stds just ‖m − m₂‖²/(2s²).
-        """
-        std, other_std = self._noisy_std("KL"), other._noisy_std("KL")
-        ratio = std / other_std
-        shift = (_wide(self.mean) - _wide(other.mean)) / other_std
-        return _sum((shift**2 + ratio**2 - 1) / 2 - torch.log(ratio))
-
-    def entropy(self) -> Tensor:
-        """½ln(2πe) + ln std, summed over dimensions, [B]."""
-        std = self._noisy_std("entropy").expand(self.mean.shape)
-        return _sum(torch.log(std) + (1 + math.log(2 * math.pi)) / 2)
-
-    def _noisy_std(self, what: str) -> Tensor:
-        if bool((self.std == 0).any()):
-            raise ValueError(
-                f"this step is deterministic (std 0) and has no {what}: "
-                "use a noise scale above 0 at this time, or leave the step out"
-            )
-        return _wide(self.std)
+    def __call__(
+        self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
+    ) -> Transition:
+        weights = self.weights(process, t, t_next).over(x)
+        return Transition(weights.mean(x, estimate), weights.std)
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(_Linear):
     """Euler–Maruyama for the family of scale η: μ = x + d[f x − (1+η²)/2 g² s], c² = η² g² |d|.
 
     Computed as μ = x + d[u + (η²/2)(g²/σ) ε̂] with the velocity u = α'x̂ + σ'ε̂ (α', σ' derivatives
@@ -124,20 +90,19 @@ class EulerMaruyama:
     def __post_init__(self) -> None:
         _check_prescribes("EulerMaruyama", self.scale, "eta")
 
-    def __call__(
-        self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
-    ) -> Transition:
-        eta_sq = self.scale(process, t, t_next) ** 2
-        g_sq, d = step_diffusion_sq(process, t, t_next), t_next - t
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
+        """(1, dα', d(σ' + η²g²/(2σ)), η g √|d|)."""
+        d = t_next - t
         alpha_rate, sigma_rate = rates(process, t)
-        noise_rate = sigma_rate + eta_sq * g_sq / (2 * process.sigma(t))
-        mean = x + expand(d * alpha_rate, x) * estimate.data
-        mean = mean + expand(d * noise_rate, x) * estimate.noise
-        return Transition(mean, expand(torch.sqrt(eta_sq * g_sq * d.abs()), x))
+        if self.scale == Still():
+            return Weights(1.0, d * alpha_rate, d * sigma_rate, torch.zeros_like(t))
+        noise_sq = self.scale(process, t, t_next) ** 2 * step_diffusion_sq(process, t, t_next)
+        noise_rate = sigma_rate + noise_sq / (2 * process.sigma(t))
+        return Weights(1.0, d * alpha_rate, d * noise_rate, torch.sqrt(noise_sq * d.abs()))
 
 
 @dataclass(frozen=True)
-class Renoise:
+class Renoise(_Linear):
     """Go to the data and come back with part fresh noise: μ = α'x̂ + √(σ'² − c²) ε̂, std c.
 
     DDIM(η) (arXiv 2010.02502 eq. 12) with `Posterior(eta)`, Flow-CPS with `CPS(level)`, DDIM with
@@ -149,10 +114,12 @@ class Renoise:
     def __post_init__(self) -> None:
         _check_prescribes("Renoise", self.scale, "std")
 
-    def __call__(
-        self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
-    ) -> Transition:
-        std, sigma = self.scale(process, t, t_next), process.sigma(t_next)
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
+        """(0, α', √(σ'² − c²), c)."""
+        alpha, sigma = process.alpha(t_next), process.sigma(t_next)
+        if self.scale == Still():
+            return Weights(0.0, alpha, sigma, torch.zeros_like(t))
+        std = self.scale(process, t, t_next)
         if bool((std > sigma * (1 + 1e-6)).any()):
             limit = float(Posterior.limit(process, t, t_next).min())
             raise ValueError(
@@ -160,12 +127,11 @@ class Renoise:
                 "lower eta, or use GDDIM(eta), which is defined for every eta"
             )
         kept = torch.sqrt(((sigma - std) * (sigma + std)).clamp(min=0))
-        mean = expand(process.alpha(t_next), x) * estimate.data + expand(kept, x) * estimate.noise
-        return Transition(mean, expand(std, x))
+        return Weights(0.0, alpha, kept, std)
 
 
 @dataclass(frozen=True)
-class GDDIM:
+class GDDIM(_Linear):
     """The exact step of the family for point-mass data (arXiv 2206.05564 (gDDIM) Thm 1).
 
     μ = α'x̂ + σ'(ρ'/ρ)^{η²} ε̂, c² = σ'²(1 − (ρ'/ρ)^{2η²}). `eta` is a number or a scale that
@@ -182,23 +148,73 @@ class GDDIM:
         else:
             _check_prescribes("GDDIM", self.eta, "eta")
 
-    def __call__(
-        self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
-    ) -> Transition:
-        scale = Constant(self.eta) if isinstance(self.eta, int | float) else self.eta
-        eta_sq = scale(process, t, t_next) ** 2
+    @property
+    def scale(self) -> Scale:
+        """η as a scale."""
+        return Constant(self.eta) if isinstance(self.eta, int | float) else self.eta
+
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
+        """(0, α', σ'(ρ'/ρ)^{η²}, σ'√(1 − (ρ'/ρ)^{2η²}))."""
+        eta_sq = self.scale(process, t, t_next) ** 2
         # xlogy: η = 0 at ρ = ∞ is 0·ln 0 = 0, so the noise is kept rather than lost in a NaN.
         log_kept = torch.xlogy(eta_sq, ratio_quotient(process, t, t_next))
         sigma = process.sigma(t_next)
-        mean = expand(process.alpha(t_next), x) * estimate.data
-        mean = mean + expand(sigma * torch.exp(log_kept), x) * estimate.noise
-        return Transition(mean, expand(sigma * torch.sqrt(-torch.expm1(2 * log_kept)), x))
+        std = sigma * torch.sqrt(-torch.expm1(2 * log_kept))
+        return Weights(0.0, process.alpha(t_next), sigma * torch.exp(log_kept), std)
 
 
-Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM
+@dataclass(frozen=True)
+class Exponential(_Linear):
+    """The exponential integrator: the linear part exact, the score s frozen (arXiv 2204.13902).
+
+    μ = (α'/α)x + (1+η²)/2 I s with I = `score_weight`, c² = η² α'²(ρ² − ρ'²). Order 1. Where no
+    signal is left (rectified flow at t = 1) its limit is infinite: that raises ValueError.
+    """
+
+    scale: Scale
+
+    def __post_init__(self) -> None:
+        _check_prescribes("Exponential", self.scale, "eta")
+
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
+        """(α'/α, 0, −(1+η²)/2 I/σ, η α'√(ρ² − ρ'²))."""
+        alpha, alpha_next = process.alpha(t), process.alpha(t_next)
+        if bool((alpha == 0).any()):
+            raise ValueError(
+                f"Exponential cannot start where {process} has no signal (alpha = 0): "
+                "begin the grid just below the horizon, or use GDDIM"
+            )
+        eta = self.scale(process, t, t_next)
+        pull = (1 + eta**2) / 2 * score_weight(process, t, t_next) / process.sigma(t)
+        gone = noise_ratio(process, t) ** 2 - noise_ratio(process, t_next) ** 2
+        std = eta * alpha_next * torch.sqrt(gone.clamp(min=0))
+        return Weights(alpha_next / alpha, 0.0, -pull, std)
+
+
+Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM | Exponential
 """The kernels there are; any callable of the same signature will do."""
 
 Step: TypeAlias = Callable[[Process, Tensor, Estimate, Tensor, Tensor], Transition]
+
+NODES, SHARES = np.polynomial.legendre.leggauss(20)
+
+
+def score_weight(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
+    """I = ∫ (α'/α_r) g_r² dr over r from t_next to t, same shape: the weight of a frozen score.
+
+    Where α² + σ² = 1 it is 2(α'/α − 1); otherwise by Gauss–Legendre quadrature with 20 nodes.
+    """
+    if isinstance(process, VP | Tabulated | Cosine):
+        return 2 * (process.alpha(t_next) - process.alpha(t)) / process.alpha(t)
+    return _quadrature(process, t, t_next)
+
+
+def _quadrature(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
+    nodes, shares = (torch.as_tensor(a).to(t).reshape(-1, *(1,) * t.dim()) for a in (NODES, SHARES))
+    r = t_next + (t - t_next) * (1 + nodes) / 2
+    inside = shares * diffusion_sq(process, r) / process.alpha(r)
+    # cumsum adds in the same order whatever the batch; sum would not, to the last bit.
+    return process.alpha(t_next) * (t - t_next) / 2 * inside.cumsum(0)[-1]
 
 
 def response(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
@@ -217,12 +233,8 @@ def stochasticity(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> 
     What the scale prescribes; for a step of given std c, the η at which GDDIM has that std:
     η² = ln(1 − c²/σ'²) / (2 ln(ρ'/ρ)).
     """
-    if isinstance(kernel, GDDIM) and isinstance(kernel.eta, int | float):
-        return torch.full_like(t, kernel.eta)
-    if isinstance(kernel, EulerMaruyama):
+    if isinstance(kernel, EulerMaruyama | GDDIM | Exponential):
         return kernel.scale(process, t, t_next)
-    if isinstance(kernel, GDDIM):
-        return cast(Scale, kernel.eta)(process, t, t_next)
     x = torch.zeros_like(t)[:, None]
     std = kernel(process, x, Estimate(x, x), t, t_next).std.flatten()
     lost = torch.log1p(-((std / process.sigma(t_next)) ** 2).clamp(max=1))
@@ -238,11 +250,3 @@ def _check_prescribes(kernel: str, scale: Scale, wanted: str) -> None:
             f"{kernel} needs a scale that prescribes {wanted}, but {scale} prescribes "
             f"{scale.prescribes}: use it with {other}"
         )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _sum(per_dimension: Tensor) -> Tensor:
-    return per_dimension.flatten(1).sum(1)

@@ -1,24 +1,52 @@
-"""Deterministic solvers of the probability-flow ODE: steps as pure functions, loops around them.
+"""Every sampler by name, and the deterministic ones of the probability-flow ODE.
 
 `field(x, t) -> Estimate` with x [B, *S] and t [B]; `times` is a decreasing tensor [N+1], and the
-result is the state at times[-1]. States are kept in float32 or wider.
+result is the state at times[-1]. States are kept in float32 or wider. Stochastic samplers live in
+`samplers`, `langevin` and `multistep`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from types import MappingProxyType
 
-import torch
-from torch import Tensor
+from torch import Tensor, lerp
 
+from scoretune.diffusion.adaptive import rk45
 from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.kernels import EulerMaruyama, Renoise, Still
+from scoretune.diffusion.langevin import predictor_corrector
+from scoretune.diffusion.multistep import FEW_STEPS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_step
+from scoretune.diffusion.noise_steps import edm_heun
 from scoretune.diffusion.processes import Process, expand, rates
-from scoretune.diffusion.scales import ratio_quotient
+from scoretune.diffusion.samplers import ddim_eta, euler_maruyama, exponential, gddim, through
+from scoretune.diffusion.transitions import Weights, wide
+from scoretune.diffusion.walks import Field, asked, on_grid
+from scoretune.errors import unknown
 
-Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
-
-FEW_STEPS = 15
-"""Below this many steps DPM-Solver++ makes its last step of first order (arXiv 2211.01095)."""
+__all__ = [
+    "FEW_STEPS",
+    "SOLVERS",
+    "Field",
+    "Solver",
+    "ddim",
+    "ddim_eta",
+    "ddim_step",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_step",
+    "edm_heun",
+    "euler",
+    "euler_maruyama",
+    "euler_step",
+    "exponential",
+    "gddim",
+    "heun",
+    "predictor_corrector",
+    "rk45",
+    "solver_named",
+    "velocity_of",
+]
 
 
 def velocity_of(process: Process, estimate: Estimate, t: Tensor) -> Tensor:
@@ -32,51 +60,22 @@ def euler_step(
     process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
 ) -> Tensor:
     """x' = x + (t' − t) u: order 1 in native time."""
-    return x + expand(t_next - t, x) * velocity_of(process, estimate, t)
+    return EulerMaruyama(Still())(process, x, estimate, t, t_next).mean
 
 
 def ddim_step(process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor) -> Tensor:
     """x' = α'x̂ + σ'ε̂ (arXiv 2010.02502 eq. 12, η = 0): order 1, exact for point-mass data."""
-    alpha, sigma = expand(process.alpha(t_next), x), expand(process.sigma(t_next), x)
-    return alpha * estimate.data + sigma * estimate.noise
-
-
-def dpmpp_2m_step(
-    process: Process,
-    x: Tensor,
-    estimate: Estimate,
-    t: Tensor,
-    t_next: Tensor,
-    previous: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """DPM-Solver++(2M), midpoint (arXiv 2211.01095 Alg. 2): x' = (σ'/σ)x + α'(1 − e^{−h})D.
-
-    `previous` is the data estimate of the last step and its time: D = x̂ + (x̂ − x̂_prev)·h/(2h_prev).
-    None makes the step first order, D = x̂.
-    """
-    kept = ratio_quotient(process, t, t_next)
-    direction = estimate.data
-    if previous is not None:
-        last_data, last_t = previous
-        # h = −ln(ρ'/ρ); a step that came from pure noise has h_prev = ∞ and no slope to offer.
-        slope = torch.log(kept) / torch.log(ratio_quotient(process, last_t, t))
-        direction = direction + expand(slope / 2, x) * (estimate.data - last_data)
-    shrink = process.sigma(t_next) / process.sigma(t)
-    return expand(shrink, x) * x + expand(process.alpha(t_next) * (1 - kept), x) * direction
+    return Renoise(Still())(process, x, estimate, t, t_next).mean
 
 
 def euler(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
-    """Euler on the probability-flow ODE in native time; finite from rectified flow's t = 1."""
-    for t, t_next in _steps(x, times):
-        x = euler_step(process, x, field(x, t), t, t_next)
-    return x
+    """Euler on the probability-flow ODE in native time: order 1, finite from rectified flow's 1."""
+    return through(EulerMaruyama(Still()))(process, field, x, times)
 
 
 def ddim(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
-    """DDIM, η = 0: the same x/α on the same ρ-grid for every process."""
-    for t, t_next in _steps(x, times):
-        x = ddim_step(process, x, field(x, t), t, t_next)
-    return x
+    """DDIM, η = 0: order 1, the same x/α on the same ρ-grid for every process."""
+    return through(Renoise(Still()))(process, field, x, times)
 
 
 def heun(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
@@ -85,40 +84,55 @@ def heun(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
     A step that ends at σ = 0 stays an Euler step, as in EDM (arXiv 2206.00364 Alg. 1): networks
     are not trained there and σ' may be infinite.
     """
-    for t, t_next in _steps(x, times):
-        slope = velocity_of(process, field(x, t), t)
-        ahead = x + expand(t_next - t, x) * slope
-        if bool((process.sigma(t_next) == 0).any()):
-            x = ahead
-            continue
-        slope_next = velocity_of(process, field(ahead, t_next), t_next)
-        x = x + expand((t_next - t) / 2, x) * (slope + slope_next)
+    nodes, x = on_grid(process, x, times), wide(x)
+    steps = EulerMaruyama(Still()).weights(process, nodes[:-1], nodes[1:]).over(x)
+    half = nodes.diff(dim=0) / 2
+    alpha_rate, sigma_rate = (rate[1:] for rate in rates(process, nodes))
+    ends = Weights(1.0, half * alpha_rate, half * sigma_rate, half).over(x)
+    last = (process.sigma(nodes[1:]) == 0).any(1).tolist()
+    walk = zip(steps.each(), ends.each(), last, pairwise(asked(nodes, x)), strict=True)
+    for step, end, final, (t, t_next) in walk:
+        ahead = step.mean(x, field(x, t))
+        # x + d(u + u')/2 is half-way between x and x + d u, and from there on by d u'/2.
+        x = ahead if final else end.mean(lerp(x, ahead, 0.5), field(ahead, t_next))
     return x
 
 
-def dpmpp_2m(
-    process: Process, field: Field, x: Tensor, times: Tensor, *, lower_order_final: bool = True
-) -> Tensor:
-    """DPM-Solver++(2M): order 2, one call a step.
+@dataclass(frozen=True)
+class Solver:
+    """A sampler and what to expect of it.
 
-    First order: the first step, a last step to σ = 0, and (`lower_order_final`) the last of fewer
-    than 15 steps. These are diffusers' rules.
+    `order` is that of its error in law on smooth data, 0 where an error stays however small the
+    steps. `calls` are the network's calls a step, None where it chooses its own steps.
     """
-    previous: tuple[Tensor, Tensor] | None = None
-    steps = _steps(x, times)
-    for k, (t, t_next) in enumerate(steps):
-        estimate = field(x, t)
-        short = lower_order_final and len(steps) < FEW_STEPS
-        if k == len(steps) - 1 and (short or bool((process.sigma(t_next) == 0).any())):
-            previous = None
-        x = dpmpp_2m_step(process, x, estimate, t, t_next, previous)
-        previous = (estimate.data, t)
-    return x
+
+    function: Callable[..., Tensor]
+    order: int
+    calls: int | None
+    deterministic: bool
 
 
-def _steps(x: Tensor, times: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The pairs (t, t_next), each [B] on x's device; `times` [N+1], or [N+1, B] of one's own."""
-    if not (times.dim() in (1, 2) and len(times) >= 2 and bool((times.diff(dim=0) < 0).all())):
-        raise ValueError("times must decrease strictly, in at least two entries: [N+1] or [N+1, B]")
-    rows = times.to(x.device)
-    return list(pairwise(rows if rows.dim() == 2 else rows[:, None].expand(-1, x.shape[0])))
+SOLVERS: Mapping[str, Solver] = MappingProxyType(
+    {
+        "euler": Solver(euler, 1, 1, deterministic=True),
+        "heun": Solver(heun, 2, 2, deterministic=True),
+        "ddim": Solver(ddim, 1, 1, deterministic=True),
+        "dpmpp_2m": Solver(dpmpp_2m, 2, 1, deterministic=True),
+        "edm_heun": Solver(edm_heun, 2, 2, deterministic=True),
+        "rk45": Solver(rk45, 5, None, deterministic=True),
+        "euler_maruyama": Solver(euler_maruyama, 1, 1, deterministic=False),
+        "ddim_eta": Solver(ddim_eta, 1, 1, deterministic=False),
+        "gddim": Solver(gddim, 1, 1, deterministic=False),
+        "exponential": Solver(exponential, 1, 1, deterministic=False),
+        "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 2, 1, deterministic=False),
+        "predictor_corrector": Solver(predictor_corrector, 0, 2, deterministic=False),
+    }
+)
+"""Every sampler with its default options; `deterministic` ones need no generator."""
+
+
+def solver_named(name: str) -> Solver:
+    """The sampler of that name. Raises ValueError with the nearest one."""
+    if name not in SOLVERS:
+        raise ValueError(str(unknown("solver", name, SOLVERS)))
+    return SOLVERS[name]

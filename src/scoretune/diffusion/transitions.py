@@ -1,0 +1,141 @@
+"""What a step of a sampler is: a Gaussian, and the four numbers that make one.
+
+Shapes: states [B, *S], numbers of a step [B] or, for all steps of a grid, [N, B] and [N, 1].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from scoretune.diffusion.estimates import Estimate
+
+Weight: TypeAlias = Tensor | float
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The law N(mean, std²) of x_next: mean [B, *S], std broadcastable to it, usually [B, 1, …].
+
+    Log-probabilities, divergences and entropies are **sums** over dimensions, [B], computed in
+    float32 or wider.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def deterministic(self) -> Tensor:
+        """[B] bool: the sample's step has no noise, hence no log-probability."""
+        return (self.std == 0).flatten(1).all(1)
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """x_next = mean + std·ξ; a CPU generator serves any device, for portable seeds."""
+        return self.draw_with(fresh(self.mean, generator))
+
+    def draw_with(self, noise: Tensor) -> Tensor:
+        """x_next for a given standard normal ξ [B, *S]."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
+        mean, std = wide(self.mean), self._noisy_std("log-probability")
+        z = (wide(x) - mean) / std
+        return _sum(-(z**2) / 2 - torch.log(std) - math.log(2 * math.pi) / 2)
+
+    def kl(self, other: "Transition") -> Tensor:
+        """KL(self ‖ other) summed over dimensions, [B].
+
+        ½[(m − m₂)²/s₂² + (s/s₂)² − 1] − ln(s/s₂); with equal stds just ‖m − m₂‖²/(2s²).
+        """
+        std, other_std = self._noisy_std("KL"), other._noisy_std("KL")
+        ratio = std / other_std
+        shift = (wide(self.mean) - wide(other.mean)) / other_std
+        return _sum((shift**2 + ratio**2 - 1) / 2 - torch.log(ratio))
+
+    def entropy(self) -> Tensor:
+        """½ln(2πe) + ln std, summed over dimensions, [B]."""
+        std = self._noisy_std("entropy").expand(self.mean.shape)
+        return _sum(torch.log(std) + (1 + math.log(2 * math.pi)) / 2)
+
+    def _noisy_std(self, what: str) -> Tensor:
+        if bool((self.std == 0).any()):
+            raise ValueError(
+                f"this step is deterministic (std 0) and has no {what}: "
+                "use a noise scale above 0 at this time, or leave the step out"
+            )
+        return wide(self.std)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A step that is linear in what it knows: x_next = state·x + data·x̂ + noise·ε̂ + std·ξ.
+
+    Numbers of the shape of the times, one step's [B] or a whole grid's [N, B]. The floats 0 and 1
+    cost nothing; no other float is allowed.
+    """
+
+    state: Weight
+    data: Weight
+    noise: Weight
+    std: Tensor
+
+    def over(self, x: Tensor) -> "Weights":
+        """The same with dimensions of size 1 for those of x [B, *S], so that they multiply it."""
+        state, data, noise = (
+            weight if isinstance(weight, float) else spread(weight, x)
+            for weight in (self.state, self.data, self.noise)
+        )
+        return Weights(state, data, noise, spread(self.std, x))
+
+    def each(self) -> list["Weights"]:
+        """The numbers of a grid, step by step."""
+        rows = [
+            [weight] * len(self.std) if isinstance(weight, float) else list(weight.unbind())
+            for weight in (self.state, self.data, self.noise)
+        ]
+        return [Weights(*numbers) for numbers in zip(*rows, self.std.unbind(), strict=True)]
+
+    def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
+        """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
+        terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
+        total, own = None, False  # what is nobody else's may be added to in place
+        for weight, value in terms:
+            if isinstance(weight, float):
+                total = value if weight else total  # only the first term may weigh 1
+            elif total is None:
+                total, own = weight * value, True
+            elif own:
+                total = total.addcmul_(weight, value)
+            else:
+                total, own = torch.addcmul(total, weight, value), True
+        if total is None:
+            raise ValueError("a step with no weight on x, x̂ and ε̂ goes nowhere")
+        return total
+
+    def noisy(self) -> list[bool]:
+        """Whether each step of a grid has any noise."""
+        return [bool(row) for row in (self.std != 0).flatten(1).any(1).tolist()]
+
+
+def spread(numbers: Tensor, x: Tensor) -> Tensor:
+    """Numbers [..., B] as [..., B, 1, …] so that they multiply x [B, *S], in x's wide dtype."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return numbers.to(device=x.device, dtype=dtype).reshape(*numbers.shape, *(1,) * (x.dim() - 1))
+
+
+def fresh(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise like x, from the generator's device to x's."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _sum(per_dimension: Tensor) -> Tensor:
+    return per_dimension.flatten(1).sum(1)
