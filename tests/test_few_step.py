@@ -20,22 +20,6 @@ from scoretune.rollout import prior, rollout
 # ---------------------------------------------------------------------------- the distance
 
 
-def test_frechet_distance_golden():
-    """Of N(0, C) to N(m, 4C): ‖m‖² + tr(C + 4C − 2·2C) = ‖m‖² + tr C, without commuting axes."""
-    features = torch.randn(500, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)
-    centre = features.mean(0)
-    others = centre + torch.tensor([1.0, -2.0, 0.5]) + 2 * (features - centre)
-    expected = 5.25 + float(torch.trace(torch.cov(features.T)))
-    assert digit_base.frechet_distance(features, others) == pytest.approx(expected, rel=1e-4)
-    assert digit_base.frechet_distance(others, features) == pytest.approx(expected, rel=1e-4)
-
-
-def test_frechet_distance_of_few_is_a_number():
-    """Fewer samples than features: the covariances have no inverse, yet it is 0 to itself."""
-    features = torch.randn(5, 32)
-    assert digit_base.frechet_distance(features, features) == pytest.approx(0, abs=1e-3)
-
-
 # ---------------------------------------------------------------------------- the base
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scoretune.backbones.digits import DigitReader, Digits, Handwriting, handwriting, train_reader
 from scoretune.batches import Condition, Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.hooks import Decay
+from scoretune.metrics import frechet_distance
 from scoretune.objectives.matching import Matching
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
@@ -39,19 +40,6 @@ class Budget:
 
 
 FULL, QUICK = Budget(), Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100)
-
-
-def frechet_distance(features: Tensor, others: Tensor, eps: float = 1e-6) -> float:
-    """‖m − m'‖² + tr(C + C' − 2(CC')^½) of features [n, F] and [n', F] (arXiv 1706.08500)."""
-    from scipy.linalg import sqrtm
-
-    means, covariances = [], []
-    for found in (features.double(), others.double()):
-        means.append(found.mean(0))
-        covariances.append(torch.cov(found.T) + eps * torch.eye(found.shape[1]))
-    first, second = covariances
-    root = torch.as_tensor(sqrtm((first @ second).numpy()).real)  # imaginary parts are rounding
-    return float(((means[0] - means[1]) ** 2).sum() + torch.trace(first + second - 2 * root))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from scoretune.credit.energy import EnergyCredit, EnergyNetwork, Gate
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.hooks import Decay
+from scoretune.metrics import frechet_distance
 from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
 from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
@@ -29,7 +30,6 @@ from scoretune.reproduce.digit_base import (
     Budget,
     Measure,
     accelerator,
-    frechet_distance,
     policy_of,
     prepared,
 )

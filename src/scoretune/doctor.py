@@ -1,0 +1,139 @@
+"""Is this installation sound? Laws with known answers, measured on the user's own machine.
+
+The laws are in `laws`, a tuple for each topic. Nothing is trained and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scoretune.errors import UserError, unknown
+from scoretune.laws.base import Law, Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+OnLaw = Callable[[Law, int, int], None]
+"""Told which law is measured next, how many were before it, and of how many."""
+
+
+def installation_laws() -> tuple[Law, ...]:
+    """Everything that is asked of an installation."""
+    from scoretune.laws import installed, learning, processes, reverse, samplers, steps
+
+    topics = (processes, reverse, samplers, steps, learning, installed)
+    return tuple(law for topic in topics for law in topic.LAWS)
+
+
+def model_laws(path: str) -> tuple[Law, ...]:
+    """What is asked of a run folder, a model folder or `scenes`."""
+    import torch
+
+    from scoretune import samples
+    from scoretune.laws.models import laws_of
+    from scoretune.run import build_policy
+    from scoretune.runs import recorded
+
+    policy, base = samples.load(path), None
+    if policy.has_reference and (Path(path) / "run.json").exists():
+        run = recorded(Path(path))
+        bare = run.model_copy(update={"model": run.model.model_copy(update={"rank": 0})})
+        base = build_policy(bare, torch.device("cpu"))
+    return laws_of(policy, base)
+
+
+def examine(
+    device: str = "auto", model: str | None = None, on_law: OnLaw | None = None
+) -> list[Verdict]:
+    """Measure every law on `auto`, `cpu` or `cuda`, and those of a model too if one is given."""
+    import torch
+
+    place = device_named(device)
+    laws = installation_laws() + (model_laws(model) if model else ())
+    verdicts = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for done, law in enumerate(laws):
+            if on_law:
+                on_law(law, done, len(laws))
+            verdicts.append(measure(law, place))
+    return verdicts
+
+
+def measure(law: Law, device: torch.device) -> Verdict:
+    """One law; whatever goes wrong on the way is a verdict, not a crash."""
+    try:
+        return Verdict(law, float(law.measured(device)))
+    except Exception as error:  # an unsound installation may raise anything
+        text = " ".join(str(error).split())[:200]
+        return Verdict(law, float("nan"), f"{type(error).__name__}: {text}")
+
+
+def device_named(name: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA where there is one."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here, or this build of torch cannot use it: --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def watched(device: str, model: str | None) -> list[Verdict]:
+    """`examine` behind a progress bar."""
+    from scoretune.display import CellBars
+
+    bars = CellBars()
+    task = bars.progress.add_task("laws", total=None, numbers="loading")
+
+    def note(law: Law, done: int, total: int) -> None:
+        bars.progress.update(task, completed=done, total=total, numbers=law.name)
+
+    with bars.progress:
+        verdicts = examine(device, model, note)
+        bars.progress.update(task, completed=len(verdicts), total=len(verdicts), numbers="")
+    return verdicts
+
+
+def show(verdicts: list[Verdict], where: str) -> None:
+    """A table of all laws, then one line that says what to make of it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table("law", box=None, header_style="bold", pad_edge=False)
+    for column in ("expected", "measured", "tolerance"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for verdict in verdicts:
+        law, outcome = verdict.law, "holds" if verdict.passed else "[bold red]FAILS[/]"
+        numbers = f"{law.expected:.6g}", f"{verdict.measured:.6g}", f"{law.tolerance:.1g}"
+        table.add_row(escape(law.name), *numbers, outcome)
+    console.print(table)
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    for verdict in failed:
+        because = verdict.error or f"expected by: {verdict.law.source}"
+        console.print(f"FAILS: {verdict.law.name} ({because})", markup=False, soft_wrap=True)
+    text = f"all {len(verdicts)} laws hold {where}"
+    if failed:
+        text = (
+            f"{len(failed)} of {len(verdicts)} laws fail {where}: do not trust its numbers before "
+            "they hold (reinstall with the versions in constraints.txt)"
+        )
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def run(device: str = "auto", model: str | None = None, json_: bool = False) -> int:
+    """What the command does: measure, print a table or JSON, and return the exit code."""
+    start, place = time.monotonic(), device_named(device)
+    verdicts = watched(device, model)
+    if json_:
+        print(json.dumps([verdict.as_dict() for verdict in verdicts]))
+    else:
+        show(verdicts, f"on {place.type}, in {time.monotonic() - start:.0f} s")
+    return int(not all(verdict.passed for verdict in verdicts))

@@ -1,0 +1,45 @@
+"""What a law is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Law:
+    """On a sound installation |measured(device) − expected| <= tolerance; `source` says why."""
+
+    name: str
+    expected: float
+    measured: Callable[[torch.device], float]
+    tolerance: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured. `error` says how the measurement failed, where it did; then it is NaN."""
+
+    law: Law
+    measured: float
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return abs(self.measured - self.law.expected) <= self.law.tolerance
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data; null stands for a number that is none."""
+        return {
+            "law": self.law.name,
+            "expected": float(self.law.expected),
+            "measured": self.measured if math.isfinite(self.measured) else None,
+            "tolerance": float(self.law.tolerance),
+            "passed": self.passed,
+        }
