@@ -25,6 +25,7 @@ HEAVY = {
     "accelerate",
     "diffusers",
     "matplotlib",
+    "pyarrow",
     "peft",
     "PIL",
     "safetensors",
@@ -300,3 +301,17 @@ def test_load_gives_the_trained_policy(run):
     assert saved
     assert all(bool((own[name] == tensor).all()) for name, tensor in saved.items())
     assert len(scoretune.load("scenes").parameters()) > len(saved)
+
+
+def test_doctor(command, monkeypatch):
+    from scoretune import doctor
+    from scoretune.laws.base import Law
+
+    bad = Law("a wrong sum", 4.0, lambda device: 3.0, 0.1, "arithmetic")
+    monkeypatch.setattr(doctor, "installation_laws", lambda: (bad,))
+    found = command("doctor", "--json")
+    assert found.code == 1
+    assert json.loads(found.out)[0]["passed"] is False
+    found = command("doctor", "--device", "gpu")
+    assert found.code == 2
+    assert found.err.count("\n") == 1

@@ -15,19 +15,22 @@ import pytest
 
 FLOORS = {
     0: "errors",
-    1: "diffusion.* rl.* batches checkpoints scenes scenes.world scenes.draw",
+    1: "diffusion.* rl.* batches checkpoints metrics tables gallery "
+    "scenes scenes.world scenes.draw",
     2: "backbones.* rewards.* critic data train control control.*",
-    3: "policy scorers",
+    3: "policy scorers features datasets",
     4: "rollout credit.*",
-    5: "objectives.* sources evaluate config",
+    5: "objectives.* sources evaluate config draws",
     6: "hooks run_parts measure export report* display runs scenes.* methods",
-    7: "run recipes",
-    8: "samples",
-    9: "reproduce.* benchmarks.*",
-    10: "cli",
-    11: "__main__",
+    7: "fit_parts data_page",
+    8: "fit",
+    9: "run recipes",
+    10: "samples laws.*",
+    11: "reproduce.* doctor benchmarks.*",
+    12: "cli",
+    13: "__main__",
 }
-ROOMS = {"diffusion", "rl", "scenes", "control", "reproduce"}
+ROOMS = {"diffusion", "rl", "scenes", "control", "laws", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
 SIDEWAYS = {
     ("report", "report_figures"),
@@ -40,7 +43,10 @@ SIDEWAYS = {
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 
-HEAVY = {"diffusers", "transformers", "peft", "trl", "fastapi", "sklearn", "scipy", "matplotlib"}
+HEAVY = {
+    *("diffusers", "transformers", "peft", "trl", "fastapi"),
+    *("sklearn", "scipy", "matplotlib", "pyarrow"),
+}
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"
 
 

@@ -48,7 +48,7 @@ def train(
     threads: Threads = 1,
     json_: Json = False,
 ) -> None:
-    """Fine-tune by a recipe, or go on with a run that was stopped."""
+    """Train or fine-tune by a recipe, or go on with a run that was stopped."""
     from scoretune import config, recipes
 
     if resume is not None:
@@ -73,17 +73,23 @@ def show(recipe: str, changes: Changes = None) -> None:
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a model folder.")],
-    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Where to write the pictures.")] = Path("samples.png"),
-    steps: Annotated[int, typer.Option(min=1)] = 20,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to draw, if the model knows prompts.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where to write: .png; without prompts also .npz.")
+    ] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many, without prompts.")] = 64,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler.")] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
-    """Draw prompts with a fine-tuned model, one picture each, side by side."""
+    """Draw prompts with a fine-tuned model, side by side; or samples of a network of your own."""
     from scoretune import samples
 
     _threads(threads)
-    typer.echo(samples.draw(run, prompts, out, steps, seed))
+    told = samples.draw(run, prompts or [], out, steps=steps, seed=seed, count=count)
+    typer.echo(told)
 
 
 @app.command()
@@ -92,7 +98,7 @@ def evaluate(
     json_: Json = False,
     threads: Threads = 1,
 ) -> None:
-    """Measure a run's newest checkpoint on its held-out prompts."""
+    """Measure a run's newest checkpoint on its held-out prompts or data."""
     from scoretune import samples
 
     _threads(threads)
@@ -101,13 +107,32 @@ def evaluate(
 
 
 @app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Examine this too: a run or model folder, or scenes.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Threads = 1,
+    json_: Json = False,
+) -> None:
+    """Measure laws with known answers on this machine; exits with 1 if one fails."""
+    from scoretune.doctor import run as examine
+
+    _threads(threads)
+    raise typer.Exit(examine(device, model, json_))
+
+
+@app.command()
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help="continuous-rl or score-as-action.")],
+    experiment: Annotated[str, typer.Argument(help="continuous-rl, contractive, …")],
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder (default: below reproduced/).")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of each arm.")] = 5,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     model: Annotated[Path | None, typer.Option(help="For the part `hard`: a model folder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="For `images`: a folder with mnist/ and cifar10_jpeg/.")
+    ] = None,
     quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
     json_: Json = False,
 ) -> None:
@@ -127,6 +152,7 @@ def reproduce(
             jobs=jobs,
             quick=quick,
             model=model,
+            data=data,
             watcher=bars.watcher,
         )
     if json_:
@@ -193,11 +219,11 @@ def _threads(count: int) -> None:
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.display import Live
-    from scoretune.run import launch, verify
+    from scoretune.run import launch, ready
     from scoretune.runs import record
 
     _threads(threads)
-    verify(run)
+    ready(run)
     where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     record(run, where, threads)
     live = Live(run, where)
@@ -209,8 +235,21 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         raise
     if json_:
         typer.echo(json.dumps(result))
+    elif "data" in result:
+        _conclude(result)
     else:
         live.conclude(result)
+
+
+def _conclude(result: dict[str, Any]) -> None:
+    """The result of a run on data in a few lines, and where to look."""
+    from scoretune.data_page import told_of
+
+    for line in told_of(result):
+        typer.echo(line, err=True)
+    where = result["run"]
+    typer.echo(f"{result['seconds']:.0f} s; look at {where}/report.html", err=True)
+    typer.echo(f"draw more: scoretune sample {where} --count 64 --out samples.png", err=True)
 
 
 def _recorded(folder: Path) -> Any:

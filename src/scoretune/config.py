@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from scoretune.errors import UserError, unknown
 
@@ -21,10 +22,24 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Model(Strict):
-    """What is fine-tuned, and how much of it."""
+def _listed(value: Any) -> Any:
+    """`a,b` as well as ["a", "b"]; a column may be called by a number."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (str(value),)
+    return value
 
-    source: str = Field("scenes", description="'scenes', a folder, or a hub id")
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Model(Strict):
+    """What is fine-tuned, and how much of it; or the network that is trained from nothing."""
+
+    source: str = Field(
+        "scenes", description="'scenes', a folder, a hub id; or a new 'unet', 'dit' or 'mlp'"
+    )
     revision: str | None = None
     rank: int = Field(
         16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
@@ -33,19 +48,39 @@ class Model(Strict):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen weights")
     guidance: float = Field(1.0, ge=0)
     process: str | None = Field(
-        None, description="run the network under another process, e.g. VE(sigma_max=14)"
+        None,
+        description="run the network under another process, e.g. VE(sigma_max=14); a new network: "
+        "the process it is trained under",
     )
+    prediction: Literal["epsilon", "sample", "v_prediction", "velocity"] | None = Field(
+        None, description="of a new network: what it is trained to output"
+    )
+    width: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
+    depth: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
+
+
+class Dataset(Strict):
+    """How `data` are read for a network of one's own."""
+
+    kind: Literal["auto", "images", "points", "series"] = "auto"
+    key: str | None = Field(None, description="which array of a .npz file")
+    columns: Names = Field((), description="of a table; empty takes all that hold numbers")
+    window: int = Field(0, ge=0, description="rows that make a series; 0: a row is a point")
+    stride: int = Field(1, ge=1, description="rows from one window to the next")
+    size: int = Field(0, ge=0, description="side to scale and crop pictures to; 0: as they are")
+    channels: Literal["auto", "first", "last"] = Field("auto", description="of images in arrays")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share that is never learned from")
 
 
 class Sampling(Strict):
     """How the policy acts while it trains."""
 
-    kernel: Literal["gddim", "renoise", "euler_maruyama"] = "gddim"
+    kernel: Literal["gddim", "renoise", "euler_maruyama", "exponential"] = "gddim"
     eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
     steps: int = Field(10, ge=2)
     grid: Literal["karras", "uniform"] = "karras"
     jitter: bool = Field(False, description="draw the inner times anew for every path")
-    solver: Literal["ddim", "heun", "dpmpp_2m"] | None = Field(
+    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] | None = Field(
         None,
         description="null: the kernel's noise; else an ODE solver, for forms rate and explicit",
     )
@@ -56,6 +91,7 @@ class Sizes(Strict):
 
     prompts: int = Field(16, ge=1)
     group: int = Field(8, ge=1, description="samples of each prompt")
+    batch: int = Field(0, ge=0, description="matching: examples an update; 0: prompts × group")
     minibatch: int = Field(64, ge=1)
     share: float = Field(1.0, gt=0, le=1, description="of each path's steps that are learned from")
     accumulate: int = Field(
@@ -70,6 +106,9 @@ class Optimiser(Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="networks from data: decay of the averaged weights; 0: none"
+    )
 
 
 class Critic(Strict):
@@ -90,10 +129,34 @@ class Critic(Strict):
 
 
 class Matching(Strict):
-    """Denoising score matching on data."""
+    """Score matching on data."""
 
     kind: Literal["matching"] = "matching"
     t_min: float = Field(1e-3, gt=0)
+    weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
+        Field("own", description="on the error; own: 1 on what the network predicts")
+    )
+    times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
+        "uniform", description="how times are drawn"
+    )
+    loss: Literal["denoising", "sliced", "implicit"] = "denoising"
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of prompts that are left empty")
+
+
+class Consistency(Strict):
+    """One call of the network says where a path began (arXiv 2303.01469, 2310.14189)."""
+
+    kind: Literal["consistency"] = "consistency"
+    rule: Literal["auto", "distillation", "ict", "ct"] = Field(
+        "auto", description="auto: distillation of a trained network, ict for a new one"
+    )
+    points: int = Field(0, ge=0, description="of the finest grid; 0: as the rule's paper has it")
+    solver: Literal["heun", "euler"] = Field("heun", description="the teacher's")
+    decay: float = Field(0.95, ge=0, lt=1, description="distillation: memory of the target network")
+    t_min: float = Field(1e-3, gt=0)
+    sigma_data: float = Field(
+        1.0, gt=0, description="deviation of the states: data are standardised"
+    )
 
 
 class PolicyGradient(Strict):
@@ -170,10 +233,11 @@ class Evaluation(Strict):
         None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
     )
     per_task: int = Field(30, ge=0, description="scenes: prompts of each task; files: 0 takes all")
-    solver: Literal["ddim", "heun", "dpmpp_2m"] = "ddim"
+    solver: Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"] = "ddim"
     steps: int = Field(20, ge=1)
     every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")
     seed: int = 20240
+    samples: int = Field(500, ge=2, description="networks from data: drawn at each evaluation")
 
 
 class Checkpoints(Strict):
@@ -194,10 +258,15 @@ class Run(Strict):
     prompts_per_task: int = Field(
         200, ge=0, description="scenes: as many of each task; 0 takes all"
     )
-    data: str = Field("scenes", description="matching: 'scenes' or a folder of images and captions")
+    data: str = Field(
+        "scenes",
+        description="matching: 'scenes' or a folder of images and captions; for a network of one's "
+        "own also an array, a table, 'digits', 'swiss-roll' or 'moons'",
+    )
+    dataset: Dataset = Dataset()
     reward: str = "reader"
-    objective: Matching | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = Field(
-        discriminator="kind"
+    objective: Matching | Consistency | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = (
+        Field(discriminator="kind")
     )
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
@@ -206,15 +275,72 @@ class Run(Strict):
     checkpoints: Checkpoints = Checkpoints()
 
 
+NEW_NETWORKS = ("unet", "dit", "mlp")
+FROM_DATA: dict[str, Any] = {
+    "model.rank": 0,
+    "optimiser.ema": 0.999,
+    "evaluation.solver": "dpmpp_2m",  # 20 steps of DDIM lose a tenth of the data's spread
+    "evaluation.every": 500,
+    "checkpoints.every": 100,
+}
+"""What the recipes that learn from data do unless told otherwise with a network of one's own."""
+ANY_PROCESS = {"objective.weight": "edm", "objective.times": "lognormal"}
+"""Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process."""
+FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "updates": 5000}
+
+
+def of_data(run: Run) -> bool:
+    """Whether a run trains a network of one's own on data: a new one, or one trained that way."""
+    return isinstance(run.objective, Matching | Consistency) and _own(run.model.source) is not None
+
+
+def _own(source: str) -> str | None:
+    """What a network of one's own predicts unless told otherwise; None for any other source."""
+    if source in NEW_NETWORKS:
+        return "v_prediction"
+    if not any((Path(source) / place / "config.json").exists() for place in (".", "model")):
+        return None
+    from scoretune.backbones import scores  # torch, which settings do without
+
+    home = scores.home(Path(source))
+    return None if home is None else str(scores.described(home).get("prediction"))
+
+
 def changed(run: Run, assignments: Iterable[str]) -> Run:
-    """The run with `a.b=c` applied. Raises UserError for unknown keys and unfit values."""
+    """The run with `a.b=c` applied. Raises UserError for unknown keys and unfit values.
+
+    A model.source that is a network of one's own brings the defaults of training on data; the
+    changes go over them in any order.
+    """
     tree = run.model_dump()
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(f"cannot read {assignment!r}: changes look like sampling.steps=20")
-        _assign(tree, path, _literal(text))
+    wanted = [_parsed(assignment) for assignment in assignments]
+    for path, value in [*_defaults(run, dict(wanted)), *wanted]:
+        _assign(tree, path, value)
     return validated(tree)
+
+
+def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What follows from the change of the model's source."""
+    source = str(wanted.get("model.source", run.model.source))
+    chosen = run.objective
+    predicts = _own(source)
+    if not isinstance(chosen, Matching | Consistency) or of_data(run) or predicts is None:
+        return []
+    found = dict(FROM_DATA)
+    if source in NEW_NETWORKS:
+        found |= FROM_NOTHING
+    if isinstance(chosen, Consistency):
+        found["evaluation.steps"] = 1
+    elif wanted.get("model.prediction", predicts) in ("v_prediction", "velocity"):
+        found |= ANY_PROCESS  # the other two have variance 1 at all times
+    return list(found.items())
+
+
+def _parsed(assignment: str) -> tuple[str, Any]:
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise UserError(f"cannot read {assignment!r}: changes look like sampling.steps=20")
+    return path, _literal(text)
 
 
 def validated(tree: dict[str, Any]) -> Run:
@@ -229,7 +355,15 @@ def validated(tree: dict[str, Any]) -> Run:
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
 
 
-_KINDS = ("matching", "policy_gradient", "score_action", "direct", "adjoint", "energy")
+_KINDS = (
+    "matching",
+    "consistency",
+    "policy_gradient",
+    "score_action",
+    "direct",
+    "adjoint",
+    "energy",
+)
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any) -> None:

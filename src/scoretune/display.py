@@ -16,6 +16,8 @@ SHOWN = {
     "reward": "reward {:.3f}",
     "path_kl": "path KL {:.2f}",
     "explained_variance": "critic EV {:.2f}",
+    "matching": "loss {:.4f}",
+    "consistency": "loss {:.4f}",
 }
 
 

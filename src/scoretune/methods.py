@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import assert_never
 
 import torch
+from torch import Tensor
 
 from scoretune.batches import Objective, Source
 from scoretune.config import (
+    NEW_NETWORKS,
     Adjoint,
+    Consistency,
     Direct,
     Energy,
     Matching,
@@ -20,6 +23,7 @@ from scoretune.config import (
     ScoreAction,
 )
 from scoretune.config import Critic as CriticSettings
+from scoretune.config import Dataset as DatasetSettings
 from scoretune.credit.adjoint import AdjointCredit
 from scoretune.credit.base import Credit
 from scoretune.credit.critic import CriticCredit, Form
@@ -29,7 +33,7 @@ from scoretune.credit.terminal import TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures
 from scoretune.errors import UserError
-from scoretune.objectives import matching, policy_gradient, score_action
+from scoretune.objectives import consistency, matching, policy_gradient, score_action
 from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
@@ -40,6 +44,13 @@ from scoretune.sources import Chooser, Dataset, OnPolicy, any_steps, last_steps,
 def check(run: Run, differentiable: bool) -> None:
     """Refuse settings that do not fit each other, in one line, before anything is loaded."""
     chosen, sampling = run.objective, run.sampling
+    if isinstance(chosen, Consistency):
+        raise UserError(
+            "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
+            "a run on data, or to a new unet, dit or mlp"
+        )
+    if run.optimiser.ema or run.dataset != DatasetSettings() or run.sizes.batch:
+        _only_from_data(run)
     if isinstance(chosen, Matching):
         return
     if isinstance(chosen, Adjoint) and not (sampling.eta == 1 and sampling.solver is None):
@@ -78,13 +89,29 @@ def check(run: Run, differentiable: bool) -> None:
         )
 
 
+def _only_from_data(run: Run) -> None:
+    """Refuse what only the recipes on data understand, with a network of one's own or with any."""
+    if run.sizes.batch and not isinstance(run.objective, Matching):
+        raise UserError("sizes.batch is of recipes on data: set sizes.prompts and sizes.group")
+    for name, is_set in (
+        ("optimiser.ema", bool(run.optimiser.ema)),
+        ("dataset", run.dataset != DatasetSettings()),
+    ):
+        if is_set:
+            raise UserError(
+                f"{name} is for networks of one's own that learn from data: leave it out, or set "
+                "recipe supervised with model.source=unet, dit, mlp or the folder of such a run"
+            )
+
+
 def method(
     run: Run, policy: Policy, prompts: Prompts, reward: Reward, differentiable: bool
 ) -> tuple[Objective, Source, TrustRegion | None]:
     """The objective and the source of a configuration, and what adapts between updates."""
     chosen = run.objective
     if isinstance(chosen, Matching):
-        return _matching(run, policy, chosen.t_min)
+        return _matching(run, policy, chosen)
+    assert not isinstance(chosen, Consistency), "refused by `check`"
     objective: Objective
     credit: Credit
     trust, choose = None, any_steps(run.sizes.share)
@@ -123,14 +150,56 @@ def method(
     return objective, source, trust
 
 
-def _matching(run: Run, policy: Policy, t_min: float) -> tuple[Objective, Source, None]:
+def from_data(
+    run: Run, policy: Policy, x0: Tensor
+) -> tuple[Objective, Dataset, consistency.Consistency | None]:
+    """The objective and the source of a network of one's own, and what adapts between updates.
+
+    x0 [n, *S] are clean states, without conditions.
+    """
+    chosen = run.objective
+    weight = torch.ones(len(x0), device=x0.device)
+    condition = policy.backbone.encode([""] * len(x0))
+    source = Dataset(x0, condition, weight, _batch(run), run.seed)
+    if isinstance(chosen, Matching):
+        return _matching_objective(policy, chosen), source, None
+    assert isinstance(chosen, Consistency)
+    objective = consistency.Consistency(
+        policy, _plan(run, chosen), t_min=chosen.t_min, sigma_data=chosen.sigma_data
+    )
+    return objective, source, objective
+
+
+def _plan(run: Run, chosen: Consistency) -> consistency.Plan:
+    new = run.model.source in NEW_NETWORKS
+    rule = ("ict" if new else "distillation") if chosen.rule == "auto" else chosen.rule
+    if rule == "distillation":
+        return consistency.Distillation(chosen.points or 40, chosen.solver, chosen.decay)
+    return consistency.Training(run.updates, rule, chosen.points or None)
+
+
+def _matching(run: Run, policy: Policy, chosen: Matching) -> tuple[Objective, Source, None]:
     images, captions = read_pictures(run.data, run.seed)
     backbone = policy.backbone
     x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
     weight = torch.ones(len(x0), device=policy.device)
-    batch = run.sizes.prompts * run.sizes.group
-    source = Dataset(x0, condition, weight, batch, run.seed)
-    return matching.Matching(policy, t_min), source, None
+    source = Dataset(x0, condition, weight, _batch(run), run.seed)
+    return _matching_objective(policy, chosen), source, None
+
+
+def _matching_objective(policy: Policy, chosen: Matching) -> matching.Matching:
+    return matching.Matching(
+        policy,
+        chosen.t_min,
+        weight=chosen.weight,
+        times=chosen.times,
+        loss=chosen.loss,
+        dropout=chosen.dropout,
+    )
+
+
+def _batch(run: Run) -> int:
+    return run.sizes.batch or run.sizes.prompts * run.sizes.group
 
 
 def _policy_gradient(

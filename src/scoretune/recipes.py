@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from scoretune.config import (
     Adjoint,
+    Consistency,
     Direct,
     Energy,
     Matching,
@@ -26,8 +27,25 @@ FAST = Optimiser(learning_rate=3e-3)
 
 
 def supervised() -> Run:
-    """Fine-tuning on data by denoising score matching."""
+    """Score matching on data: fine-tunes a pretrained model, or trains a network of one's own.
+
+    model.source=unet, dit or mlp begins from nothing, under the process and with the prediction
+    that `model` names.
+    """
     return Run(recipe="supervised", objective=Matching(), updates=1000)
+
+
+def consistency() -> Run:
+    """Consistency models (arXiv 2303.01469, 2310.14189): samples from one call of the network.
+
+    Distils the network of a run on data, named by model.source; or trains a new one.
+    """
+    return Run(
+        recipe="consistency",
+        objective=Consistency(),
+        updates=2000,
+        optimiser=Optimiser(learning_rate=3e-4),
+    )
 
 
 def reinforce() -> Run:
@@ -143,6 +161,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
         supervised,
+        consistency,
         reinforce,
         ddpo,
         ddpo_sf,

@@ -6,38 +6,34 @@ one; measure the base model; train; measure again; export. Nothing here knows a 
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
-from scoretune import checkpoints, export, hooks
-from scoretune.backbones import stable_diffusion
+from scoretune import checkpoints, export, fit, fit_parts, gallery, hooks
+from scoretune.backbones import scores, stable_diffusion
 from scoretune.backbones.base import Backbone
 from scoretune.backbones.recycled import recycle
-from scoretune.batches import Hook, Objective, Source
-from scoretune.config import PolicyGradient, Run, ScoreAction
+from scoretune.batches import Objective, Source
+from scoretune.config import NEW_NETWORKS, Model, PolicyGradient, Run, ScoreAction, of_data
 from scoretune.data import Prompts, read_prompts
 from scoretune.diffusion.processes import process_named
-from scoretune.errors import UserError
+from scoretune.errors import UserError, unknown
+from scoretune.hooks import Watcher
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
 from scoretune.objectives.base import TrustRegion
-from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
+from scoretune.policy import ATTENTION, Policy, adapter_state, add_adapter, restore_adapter
 from scoretune.rewards.base import Reward, has_gradient
 from scoretune.run_parts import kernel
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
 from scoretune.train import train
-
-
-class Watcher(Protocol):
-    """Whoever looks on: told what is being done, and each update's numbers."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -56,6 +52,8 @@ class Parts:
 
 def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """Train as configured in `folder`, from its newest checkpoint if it has one; the result."""
+    if of_data(run):
+        return fit.launch(run, folder, watcher)
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build(run)
@@ -74,7 +72,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     if first == 0:
         before = evaluate(0)
         before.verdicts.save(folder / "base.json")
-        before.save_preview(folder / "previews", "before")
+        _show(before, folder / "previews", "before")
         hooks.append_line(evaluations, before.verdicts.line)
         _warm_up(run, parts, watcher)
         watcher.stage("training")
@@ -95,7 +93,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         clip_norm=run.optimiser.clip_norm,
         hooks=[
             hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
-            *_decay(run, parts, first),
+            *hooks.decay(run, parts.optimiser, first),
             *([parts.trust.adapt] if parts.trust else []),
             hooks.Every(run.evaluation.every, run.updates, note),
             hooks.Save(
@@ -109,7 +107,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     )
     final = evaluate(run.updates)
     hooks.append_line(evaluations, final.verdicts.line)
-    final.save_preview(folder / "previews", "after")
+    _show(final, folder / "previews", "after")
     if run.model.rank:
         export.lora(parts.policy, folder / "lora")
     base = Verdicts.load(folder / "base.json")
@@ -145,15 +143,32 @@ def build(run: Run) -> Parts:
 
 def build_policy(run: Run, device: torch.device) -> Policy:
     """The model of a configuration behind its training kernel, with a fresh adapter."""
-    where = str(world.shipped()) if run.model.source == "scenes" else run.model.source
-    dtype = torch.bfloat16 if run.model.precision == "bf16" else torch.float32
-    backbone = stable_diffusion.load(where, revision=run.model.revision, dtype=dtype)
-    backbone.pipeline.to(device)
+    backbone = _backbone(run.model, device)
     if run.model.rank:
-        add_adapter(backbone.network, run.model.rank, run.model.targets)
+        add_adapter(backbone.network, run.model.rank, _targets(run.model, backbone.network))
     else:
         backbone.network.requires_grad_(True)
     return Policy(_under(run, backbone), kernel(run.sampling), run.model.guidance)
+
+
+def _backbone(model: Model, device: torch.device) -> Backbone:
+    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    home = scores.home(Path(model.source))
+    if home is not None:
+        own = scores.load(home)
+        own.network.to(device, dtype)
+        return own
+    where = str(world.shipped()) if model.source == "scenes" else model.source
+    found = stable_diffusion.load(where, revision=model.revision, dtype=dtype)
+    found.pipeline.to(device)
+    return found
+
+
+def _targets(model: Model, network: nn.Module) -> tuple[str, ...]:
+    """What a LoRA adapts: attention unless told otherwise, which a perceptron has none of."""
+    if isinstance(network, scores.Perceptron) and model.targets == ATTENTION:
+        return ("mix",)
+    return model.targets
 
 
 def _under(run: Run, backbone: Backbone) -> Backbone:
@@ -166,11 +181,20 @@ def _under(run: Run, backbone: Backbone) -> Backbone:
         raise UserError(f"model.process={run.model.process}: {error}") from error
 
 
+def ready(run: Run) -> None:
+    """Refuse what cannot work, before there is a run folder."""
+    if of_data(run):
+        fit_parts.build(run)  # data and network are small: all is tried
+    else:
+        verify(run)
+
+
 def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     """The prompts to train on, those held out, and the reward; refuses what cannot work.
 
     No model is loaded: a grey picture tells whether the reward has a gradient.
     """
+    _check_source(run.model)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
     if run.model.process is not None:
@@ -184,6 +208,23 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     return prompts, held_out, reward
 
 
+def _check_source(model: Model) -> None:
+    if model.source in NEW_NETWORKS:
+        raise UserError(
+            f"a new {model.source} has learned nothing that could be fine-tuned: train it with "
+            "recipe supervised, then set model.source to the folder of that run"
+        )
+    known = ["scenes", *NEW_NETWORKS]
+    meant = difflib.get_close_matches(model.source, known, cutoff=0.7)
+    if meant and model.source not in known and not Path(model.source).exists():
+        raise unknown("model source", model.source, known)
+    if model.prediction or model.width or model.depth:
+        raise UserError(
+            "model.prediction, model.width and model.depth are of new networks: leave them out, or "
+            "set model.source=unet, dit or mlp"
+        )
+
+
 def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:
     """Whether the reward of the model's own pictures has a gradient."""
     backbone = policy.backbone
@@ -192,12 +233,14 @@ def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) 
     return has_gradient(reward, run.reward, image, prompts.texts[0])
 
 
-def _decay(run: Run, parts: Parts, first: int) -> list[Hook]:
-    if run.optimiser.decay == "none":
-        return []
-    decay = hooks.Decay(parts.optimiser, run.optimiser.learning_rate, run.updates)
-    decay(first, {})
-    return [decay]
+def _show(measured: Measurement, folder: Path, name: str) -> None:
+    """Pictures in a grid that the report cuts up; points and series drawn for themselves."""
+    images = measured.images
+    if images.dim() == 4 and images.shape[2] == images.shape[3]:
+        measured.save_preview(folder, name)
+    else:
+        kind = {2: "points", 3: "series", 4: "images"}[images.dim()]
+        gallery.show(images, kind, folder / f"{name}.png")
 
 
 def _warm_up(run: Run, parts: Parts, watcher: Watcher) -> None:

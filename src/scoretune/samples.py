@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scoretune import checkpoints
-from scoretune.config import Model, PolicyGradient, Run
+from scoretune import checkpoints, draws, fit, gallery
+from scoretune.backbones import scores
+from scoretune.backbones.base import Backbone
+from scoretune.backbones.recycled import Recycled
+from scoretune.config import Model, PolicyGradient, Run, of_data
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.errors import UserError
@@ -27,6 +31,8 @@ def load(path: str | Path) -> Policy:
         model = Model(source=str(path), rank=0)
         bare = Run(recipe="none", objective=PolicyGradient(), model=model)
         return build_policy(bare, torch.device("cpu"))
+    if scores.home(folder) is not None:  # runs on data keep their model
+        return fit.trained(folder)
     policy = build_policy(recorded(folder), torch.device("cpu"))
     newest = checkpoints.latest(folder / "checkpoints")
     if newest is None:
@@ -35,11 +41,44 @@ def load(path: str | Path) -> Policy:
     return policy
 
 
-def draw(path: Path, prompts: list[str], out: Path, steps: int, seed: int) -> str:
-    """Write one picture a prompt, side by side; says what was written."""
+def draw(
+    path: Path, prompts: list[str], out: Path, *, steps: int | None, seed: int, count: int
+) -> str:
+    """Write one picture a prompt, side by side; or `count` samples of a network of one's own.
+
+    Says what was written.
+    """
+    policy = load(path)
+    own = _own(policy.backbone)
+    if own is None:
+        if not prompts:
+            raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
+        return _pictures(policy, prompts, out, steps or 20, seed)
+    if prompts:
+        raise UserError("this network knows no prompts: leave them out and give --count")
+    chosen, names = draws.noted(_home(path))
+    if steps is not None:
+        chosen = replace(chosen, steps=steps)
+    found = draws.draw(policy, count, chosen, seed)
+    gallery.write(found, own.design.content, out, names)
+    return f"{count} samples ({chosen}) in {out}"
+
+
+def _own(backbone: Backbone) -> scores.ScoreNetwork | None:
+    inner = backbone.base if isinstance(backbone, Recycled) else backbone
+    return inner if isinstance(inner, scores.ScoreNetwork) else None
+
+
+def _home(path: Path) -> Path:
+    """The model folder of a run on data, of a fine-tuning of its model, or itself."""
+    found = scores.home(path) or scores.home(Path(recorded(path).model.source))
+    assert found is not None, "a network of one's own was loaded from there"
+    return found
+
+
+def _pictures(policy: Policy, prompts: list[str], out: Path, steps: int, seed: int) -> str:
     from PIL import Image
 
-    policy = load(path)
     asked = Prompts(tuple(prompts), ("all",) * len(prompts))
     images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed)
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
@@ -54,7 +93,9 @@ def draw(path: Path, prompts: list[str], out: Path, steps: int, seed: int) -> st
 
 
 def measure_run(run: Run, folder: Path) -> dict[str, Any]:
-    """Scores of a run's newest checkpoint on its held-out prompts."""
+    """Scores of a run's newest checkpoint on its held-out prompts, or its held-out data."""
+    if of_data(run):
+        return fit.measure(run, folder)
     policy = load(folder)
     prompts = held_out_prompts(run)
     return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line

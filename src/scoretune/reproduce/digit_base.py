@@ -5,9 +5,7 @@ Both are trained once by whoever needs them first, and kept beside the experimen
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from scoretune.backbones.digits import DigitReader, Digits, Handwriting, handwri
 from scoretune.batches import Condition, Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
-from scoretune.hooks import Decay
+from scoretune.hooks import Average, Decay
 from scoretune.metrics import frechet_distance
 from scoretune.objectives.matching import Matching
 from scoretune.policy import Policy
@@ -42,30 +40,15 @@ class Budget:
 FULL, QUICK = Budget(), Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100)
 
 
-@dataclass
-class Average:
-    """A hook that keeps a moving average of a network's weights in `copy`."""
-
-    network: nn.Module
-    copy: nn.Module
-    decay: float = 0.998
-
-    @torch.no_grad()
-    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        new = 1 - min(self.decay, (1 + update) / (10 + update))
-        pairs = zip(self.copy.parameters(), self.network.parameters(), strict=True)
-        for mean, weight in pairs:
-            mean.lerp_(weight, new)
-
-
 def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> Digits:
     """A base by denoising score matching: Adam 1e-3 to 0 in batches of 128, weights averaged."""
     torch.manual_seed(0)
     model = Digits()
-    x0, mean = model.embed(data.images), copy.deepcopy(model.network)
+    x0 = model.embed(data.images)
     source = Dataset(x0, Condition.none(len(x0)), torch.ones(len(x0)), 128, seed=0)
     optimiser = torch.optim.Adam(model.network.parameters(), 1e-3)
-    hooks: list[Hook] = [Average(model.network, mean), Decay(optimiser, 1e-3, updates)]
+    average = Average(model.network, 0.998)
+    hooks: list[Hook] = [average, Decay(optimiser, 1e-3, updates)]
     train(
         source,
         Matching(policy_of(model)),
@@ -74,7 +57,7 @@ def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> D
         updates=range(updates),
         hooks=hooks + ([progress] if progress else []),
     )
-    model.network.load_state_dict(mean.state_dict())
+    model.network.load_state_dict(average.mean)
     return model
 
 

@@ -1,0 +1,225 @@
+"""Training a network of one's own on data: what a run does whose model is learned from nothing.
+
+The order: read the data and hold a share out; build or load the network; restore the newest
+checkpoint; measure; train; measure again; save. The averaged weights are what is measured, drawn
+from and saved.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune import checkpoints, data_page, draws, gallery, hooks
+from scoretune.backbones import scores
+from scoretune.batches import Examples, spans
+from scoretune.config import Run
+from scoretune.errors import UserError
+from scoretune.fit_parts import Parts, build, sampler_of
+from scoretune.hooks import Watcher
+from scoretune.policy import Policy, adapter_state, restore_adapter
+from scoretune.train import train
+
+JUDGED = 512
+"""Held-out examples, each with noise of its own, of one evaluation of the loss."""
+
+
+def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
+    """Train as configured in `folder`, from its newest checkpoint if it has one; the result."""
+    torch.manual_seed(run.seed)
+    watcher.stage("reading the data")
+    parts = build(run)
+    clock = hooks.Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    first = _restore(parts, folder, clock)
+    evaluations = folder / "evaluations.jsonl"
+    hooks.forget_after(folder / "metrics.jsonl", first)
+    hooks.forget_after(evaluations, min(first, run.updates - 1) if first else -1)
+
+    def measured(update: int, picture: str | None = None) -> dict[str, Any]:
+        watcher.stage("drawing samples")
+        line = _evaluate(parts, run, folder, picture)
+        line = {
+            "update": update,
+            "network_evaluations": parts.policy.calls,
+            "seconds": round(clock.seconds(), 2),
+            **line,
+        }
+        hooks.append_line(evaluations, line)
+        watcher.stage("training")
+        return line
+
+    def note(update: int) -> None:
+        measured(update)
+
+    if first == 0:
+        _show_data(parts, folder)
+        _write_plain(folder / "base.json", measured(0, "before"))
+    train(
+        parts.source,
+        parts.objective,
+        parts.optimiser,
+        parts.accelerator,
+        updates=range(first, run.updates),
+        clip_norm=run.optimiser.clip_norm,
+        hooks=[
+            hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
+            *hooks.decay(run, parts.optimiser, first),
+            *([parts.adaptive.adapt] if parts.adaptive else []),
+            parts.average,
+            hooks.Every(run.evaluation.every, run.updates, note),
+            hooks.Save(
+                folder / "checkpoints",
+                run.checkpoints.every,
+                run.checkpoints.keep,
+                run.updates,
+                lambda update: _state(parts, update, clock),
+            ),
+        ],
+    )
+    base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    result = _compared(base, measured(run.updates, "after"), _floor(parts, run))
+    result |= {
+        "network_evaluations": parts.policy.calls,
+        "seconds": round(clock.seconds(), 1),
+        "model": str(folder / "model"),
+        "run": str(folder),
+    }
+    _write_plain(folder / "result.json", result)
+    data_page.write(folder)
+    return result
+
+
+# ------------------------------------------------------------------------------- measuring
+
+
+def _evaluate(parts: Parts, run: Run, folder: Path, picture: str | None) -> dict[str, Any]:
+    """Measure the averaged weights, and save them; does not count as training."""
+    calls, sampler = parts.policy.calls, sampler_of(run)
+    with parts.average.in_place():
+        found = draws.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
+        line: dict[str, Any] = {
+            "sampler": str(sampler),
+            "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
+            **draws.distances(found, parts.held_out.states, parts.model),
+        }
+        draws.save(parts.model, folder / "model", sampler, parts.known.names)
+    parts.policy.calls = calls
+    _show(parts, found, folder / "previews" / f"{picture or 'newest'}.png")
+    return line
+
+
+def _held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:
+    """The objective on examples that are never learned from, always with the same noise."""
+    states = parts.model.embed(parts.held_out.states.to(parts.policy.device))
+    index = torch.arange(max(JUDGED, min(len(states), 2 * JUDGED))) % len(states)
+    torch.manual_seed(seed)  # training draws its own anew for every update
+    total = 0.0
+    for span in spans(len(index), batch):
+        x0 = states[index[span]]
+        ones = torch.ones(len(x0), device=x0.device)
+        examples = Examples(x0, parts.model.encode([""] * len(x0)), ones)
+        total += float(parts.objective(examples).value.detach()) * len(x0)
+    return round(total / len(index), 6)
+
+
+def _floor(parts: Parts, run: Run) -> dict[str, float]:
+    """The distances of known data, as many as were drawn, to those held out: a perfect model's."""
+    generator = torch.Generator().manual_seed(run.evaluation.seed)
+    order = torch.randperm(len(parts.known), generator=generator)[: run.evaluation.samples]
+    return draws.distances(parts.known.states[order], parts.held_out.states, parts.model)
+
+
+def _compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name in ("held_out_loss", "sliced_wasserstein", "frechet") if name in final]
+    return {
+        "sampler": final["sampler"],
+        "data": {
+            name: {"base": base[name], "final": final[name], "real": floor.get(name)}
+            for name in names
+        },
+    }
+
+
+def measure(run: Run, folder: Path) -> dict[str, Any]:
+    """The numbers of a run's newest checkpoint on its held-out data."""
+    torch.manual_seed(run.seed)
+    parts = build(run)
+    clock = hooks.Clock()
+    update = _restore(parts, folder, clock)
+    if not update:
+        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    with parts.average.in_place():
+        sampler = sampler_of(run)
+        found = draws.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
+        return {
+            "update": update,
+            "sampler": str(sampler),
+            "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
+            **draws.distances(found, parts.held_out.states, parts.model),
+            "real": _floor(parts, run),
+        }
+
+
+def _show_data(parts: Parts, folder: Path) -> None:
+    known, path = parts.known, folder / "previews" / "data.png"
+    gallery.show(known.states, known.kind, path, names=known.names, label="data")
+
+
+def _show(parts: Parts, found: Tensor, path: Path) -> None:
+    known = parts.known
+    real = None if known.kind == "images" else known.states
+    gallery.show(found, known.kind, path, names=known.names, real=real)
+
+
+# --------------------------------------------------------------------------- saving, resuming
+
+
+def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
+    return {
+        "update": update,
+        "seconds": clock.seconds(),
+        "network_evaluations": parts.policy.calls,
+        "network": adapter_state(parts.model.network),
+        "average": parts.average.state(),
+        "optimiser": parts.optimiser.state_dict(),
+        "source": parts.source.state(),
+        "adaptive": parts.adaptive.state() if parts.adaptive else None,
+        "random": checkpoints.random_state(),
+    }
+
+
+def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
+    """Continue from the newest checkpoint: the number of updates already done."""
+    newest = checkpoints.latest(folder / "checkpoints")
+    if newest is None:
+        return 0
+    state = checkpoints.load(newest)
+    restore_adapter(parts.model.network, state["network"])
+    parts.average.restore(state["average"])
+    parts.optimiser.load_state_dict(state["optimiser"])
+    parts.source.restore(state["source"])
+    if parts.adaptive:
+        parts.adaptive.restore(state["adaptive"])
+    checkpoints.restore_random_state(state["random"])
+    clock.before = state["seconds"]
+    parts.policy.calls = state["network_evaluations"]
+    return int(state["update"])
+
+
+def trained(folder: Path) -> Policy:
+    """The policy of a run on data: the averaged weights of its newest checkpoint."""
+    newest, home = checkpoints.latest(folder / "checkpoints"), scores.home(folder)
+    if newest is None or home is None:
+        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    policy = draws.policy_of(home)
+    restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
+    return policy
+
+
+def _write_plain(path: Path, numbers: dict[str, Any]) -> None:
+    path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
