@@ -8,20 +8,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import Process, Tabulated, expand
+from scoretune.diffusion.processes import Process, Tabulated, every_process, expand
 
 # Every member of the union, by itself: a new process is tested by being one.
-PROCESSES = {
-    kind.__name__: Tabulated.scaled_linear() if kind is Tabulated else kind()
-    for kind in get_args(Process)
-}
+PROCESSES = {type(process).__name__: process for process in every_process()}
 
 
 @pytest.fixture(params=PROCESSES)

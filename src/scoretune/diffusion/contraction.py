@@ -4,7 +4,7 @@ The reverse dynamics of arXiv 2401.13115 and arXiv 2402.07487, with g²dt = α²
 
     dx = [f x − (1+η²)/2 g² s] dt + η g dw̄.
 
-Closed forms are for data N(m, s²); integrals run over z = asinh(ρ/s), in which they are smooth.
+Closed forms are for data N(m, s²).
 """
 
 import math
@@ -19,7 +19,6 @@ from scoretune.diffusion.processes import (
     diffusion_sq,
     drift_rate,
     noise_ratio,
-    time_of_ratio,
 )
 
 ErrorOf: TypeAlias = Literal["score", "noise"]
@@ -53,22 +52,23 @@ def amplification(
 ) -> float:
     """The shift of a sample's mean by a constant error 1 of the score, or of ε̂, at every time.
 
-    ∫ (1+η²)/2 g² Φ_t e(t) dt with e = 1 or e = 1/σ:
+    ∫ (1+η²)/2 g² Φ_t e(t) dt with e = 1 or e = 1/σ. The second is, with z = asinh(ρ/s),
 
-        score   (1+η²) s² ∫ α sinh z cosh^{−η²}z dz,     noise   (1+η²) s ∫ cosh^{−η²}z dz
+        (1+η²) s ∫ cosh^{−η²}z dz   for z from 0 to asinh(ρ_T/s):
 
-    for z from 0 to asinh(ρ_T/s). The second knows of the process only ρ_T.
+    of the process it knows ρ_T alone.
     """
-    std = math.sqrt(variance)
     last = noise_ratio(process, torch.tensor(process.horizon, dtype=torch.float64))
     if not math.isfinite(float(last)):
         raise ValueError(f"amplification needs a finite σ/α at the horizon and {process} has none")
-    z = torch.linspace(0, 1, points, dtype=torch.float64) * torch.asinh(last / std)
-    weight = torch.cosh(z) ** -(eta**2)
     if of == "noise":
-        return (1 + eta**2) * std * _simpson(weight, z)
-    alpha = process.alpha(time_of_ratio(process, std * torch.sinh(z)))
-    return (1 + eta**2) * variance * _simpson(alpha * torch.sinh(z) * weight, z)
+        std = math.sqrt(variance)
+        z = torch.linspace(0, 1, points, dtype=torch.float64) * torch.asinh(last / std)
+        return (1 + eta**2) * std * _simpson(torch.cosh(z) ** -(eta**2), z)
+    root = torch.linspace(1e-6, 1, points, dtype=torch.float64)  # of t/T: dense near the data
+    t = process.horizon * root**2
+    carried = diffusion_sq(process, t) * memory(process, t, variance=variance, eta=eta)
+    return (1 + eta**2) * process.horizon * _simpson(carried * root, root)
 
 
 def noise_amplification(ratio: float, *, variance: float, eta: float) -> float:

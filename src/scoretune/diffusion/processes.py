@@ -43,6 +43,7 @@ __all__ = [
     "Tabulated",
     "diffusion_sq",
     "drift_rate",
+    "every_process",
     "expand",
     "half_log_snr",
     "log_snr",
@@ -178,6 +179,12 @@ def score(process: Schedule, estimate: _HasNoise, t: Tensor) -> Tensor:
     """∇ log p_t(x) = −ε̂/σ(t), shape [B, *S], from an `Estimate`."""
     noise = estimate.noise
     return -noise / expand(process.sigma(t), noise)
+
+
+def every_process() -> tuple[Process, ...]:
+    """One of each kind with its default constants, in the order of the union."""
+    kinds = get_args(Process)
+    return tuple(Tabulated.scaled_linear() if k is Tabulated else k() for k in kinds)
 
 
 def process_named(text: str) -> Process:

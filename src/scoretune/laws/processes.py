@@ -11,21 +11,15 @@ from torch import Tensor
 
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import (
-    EDM,
-    OU,
-    VE,
     VP,
     ContractiveOU,
     ContractiveSubVP,
     ContractiveVP,
-    Cosine,
-    GeometricVE,
     Process,
-    RectifiedFlow,
-    SubVP,
     Tabulated,
     diffusion_sq,
     drift_rate,
+    every_process,
     noise_ratio,
     time_of_ratio,
 )
@@ -35,19 +29,9 @@ F64 = torch.float64
 Measured = Callable[[torch.device], float]
 
 CONTRACTIVE = ContractiveSubVP(0.01, 8.0)
-EVERY: tuple[tuple[Process, float], ...] = (
-    (VP(), 1.0),
-    (SubVP(), 1.0),
-    (OU(), 1.0),
-    (VE(), 1.0),
-    (GeometricVE(), 1.0),
-    (EDM(), 1.0),
-    (RectifiedFlow(), 0.9),
-    (Cosine(), 0.95),
-    (Tabulated.scaled_linear(), 1.0),
-    (ContractiveOU(), 1.0),
-    (ContractiveVP(), 1.0),
-    (CONTRACTIVE, 1.0),
+_REGULAR = {"RectifiedFlow": 0.9, "Cosine": 0.95}
+EVERY: tuple[tuple[Process, float], ...] = tuple(
+    (process, _REGULAR.get(type(process).__name__, 1.0)) for process in every_process()
 )
 """Each process, and the share of its horizon on which its SDE is not singular."""
 
