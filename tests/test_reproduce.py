@@ -129,7 +129,8 @@ def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
             12,
         ]  # (2 + 1) · 2 an update
     assert other["evaluations"][-1]["reward"] == fresh["evaluations"][-1]["reward"]
-    assert draw(tmp_path / "runs" / "one", ["a red seven"], tmp_path / "a.png", 2, 0)
+    run, picture = tmp_path / "runs" / "one", tmp_path / "a.png"
+    assert draw(run, ["a red seven"], picture, steps=2, seed=0, count=1)
 
 
 def test_gains_and_when_a_level_is_reached():

@@ -1,4 +1,4 @@
-"""Pictures of a user's own folder, for the experiment that compares processes on them."""
+"""The experiments on processes: pictures of a user's own folder, and numbers that are known."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from PIL import Image
 
 from scoretune.diffusion.processes import EDM, VE, VP, ContractiveSubVP
 from scoretune.errors import UserError
-from scoretune.reproduce.contractive_images import COMMON, PROCESSES, cells
+from scoretune.reproduce import (
+    contractive_mixture,
+    contractive_recycling,
+    tutorial_consistency,
+    tutorial_matching,
+    tutorial_samplers,
+)
+from scoretune.reproduce.contractive_images import BASELINE, COMMON, PROCESSES, cells, samples
 from scoretune.reproduce.contractive_swiss import CENTRE, roll
 from scoretune.reproduce.denoiser import Denoiser, Perceptron, fitted
+from scoretune.reproduce.image_base import QUICK, network_for
 from scoretune.reproduce.image_data import kinds_in, pictures_of
 
 
@@ -154,3 +162,76 @@ def test_training_finds_a_gaussian_denoiser():
 def test_the_roll_is_centred():
     assert float((roll(50_000, 3) + torch.tensor(CENTRE)).mean(0).abs().max()) < 0.5
     assert float(roll(50_000, 3).mean(0).abs().max()) < 0.03
+
+
+# ---------------------------------------------------------------------------- golden numbers
+
+
+def test_samplers_golden():
+    """W2 on N(1, ¼) under VP at 10 and 80 steps: to the four digits that are known."""
+    for grid in ("uniform", "karras"):
+        found = tutorial_samplers.distances(grid, [10, 80])
+        for name, (ten, eighty, _) in tutorial_samplers.EXPECTED[grid].items():
+            assert found[name] == pytest.approx([ten, eighty], rel=4e-4), (grid, name)
+
+
+def test_least_losses_and_spreads_golden():
+    found = tutorial_matching.floors()
+    # By scipy's quad on ∫ α²s²/v dt: the least denoising loss with weight σ².
+    assert list(found["least"].values()) == pytest.approx([0.173307, 0.172488, 0.164999], abs=1e-6)
+    for name, expected in tutorial_matching.SPREADS.items():
+        assert found["spread"][name] == pytest.approx(expected, rel=0.035), name
+
+
+def test_losses_agree_in_the_mean():
+    found = tutorial_matching.identities(40_000)
+    means = {name: mean for name, (mean, _) in found.items()}
+    for name, mean in means.items():  # Σsᵢ²/1.69 − 20/1.3, with a mean of 12.5 for the sum
+        noise = (found[name][1] / 40_000) ** 0.5 + (12.5 / 40_000) ** 0.5
+        assert mean == pytest.approx(12.5 / 1.69 - 20 / 1.3, abs=4 * noise), name
+    assert found["sliced"][1] > 2 * found["sliced, reduced, Gaussian"][1]
+    assert found["sliced, reduced, Rademacher"][1] == pytest.approx(found["implicit"][1])
+
+
+def test_consistency_golden():
+    found = tutorial_consistency.exact()
+    for points, value in tutorial_consistency.RESIDUALS.items():
+        assert found["residuals"][str(points)] == pytest.approx(value, rel=2e-3)
+    assert found["one step"] == pytest.approx([0.695625, 0.499994], abs=1e-6)
+    assert list(found["pairs"].values()) == pytest.approx(
+        list(tutorial_consistency.PAIRS.values()), abs=2e-4
+    )
+
+
+def test_recycling_is_exact_only_with_the_factor():
+    found = contractive_recycling.theorem()
+    for t, tau in contractive_recycling.EXPECTED.items():
+        assert found["tau"][f"{t:g}"] == pytest.approx(tau, abs=1e-6)
+    assert found["density"] < 1e-10
+    assert found["score"] < 1e-10
+    assert found["without"] > 0.1
+
+
+def test_two_modes_and_a_wrong_score():
+    """The order of the processes and what noise does to each, with few samples."""
+    found = {
+        name: contractive_mixture.sweep(name, "score", 0, n=2000, steps=60)["distances"]
+        for name in ("VP", "VE", "CVP", "CsubVP")
+    }
+    assert found["CVP"][1] < found["VP"][1] < min(found["VE"][1], found["CsubVP"][1])
+    for name, distances in found.items():
+        rising = distances[0] < distances[1] < distances[-1]
+        assert rising if name == "CVP" else distances[0] > distances[1] > distances[-1], name
+
+
+@pytest.mark.parametrize("process", list(PROCESSES))
+def test_the_common_range_is_one_sampler_for_all(process, tmp_path):
+    """From σ/α = 7.27 an ODE sampler in σ/α does not know the process: nor may the code."""
+    budget, pictures = QUICK, pictures_of("digits", None, tmp_path)
+    torch.manual_seed(0)
+    model = Denoiser(network_for("digits", (1, 8, 8)), 0.5)
+    chosen = [PROCESSES[name] for name in (process, BASELINE)]
+    common = [samples(model, p, "ODE, common range", pictures, budget, 0) for p in chosen]
+    assert torch.equal(*common)
+    own = samples(model, PROCESSES[BASELINE], "ODE", pictures, budget, 0)
+    assert torch.allclose(own, common[1], atol=1e-3)

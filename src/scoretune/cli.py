@@ -131,7 +131,7 @@ def reproduce(
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     model: Annotated[Path | None, typer.Option(help="For the part `hard`: a model folder.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="For `images`: a folder with mnist/ and cifar10_jpeg/.")
+        Path | None, typer.Option(help="For `images`: a folder with mnist/ and cifar10/.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
     json_: Json = False,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoretune.diffusion import estimates, grids
+from scoretune.diffusion import contraction, estimates, grids
 from scoretune.diffusion import score_matching as sm
 from scoretune.diffusion import weightings as w
 from scoretune.diffusion.estimates import perturb, prediction_named, target
@@ -267,17 +267,16 @@ def test_the_likelihood_bound_holds_for_a_wrong_score(gaussian):
     assert float(bound) == pytest.approx(0.5 * e**2 * 10.05, rel=1e-3)  # ½e²∫β
     assert kl < float(bound)
     assert float(sm.path_kl(process, times, (e * sigma) ** 2, eta=1.3)) > float(bound)
-    prior = sm.prior_variation_bound(process, M**2 + S_SQ)
+    prior = contraction.forgetting_bound(process, second_moment=M**2 + S_SQ)
     apart = math.erf(shift / math.sqrt(S_SQ) / (2 * math.sqrt(2)))  # of two normals
-    assert apart < float(sm.total_variation_bound(prior, bound))
+    assert apart < prior + contraction.pinsker(float(bound))
 
 
 def test_total_variation_bounds_of_the_tutorial():
     # g² = 2 and a score error of ε at any time: ε√(T/2).
     times = grids.uniform(OU(), 4000, 1e-3, dtype=torch.float64)
     path = sm.path_kl(OU(), times, (0.1 * OU().sigma(times)) ** 2)
-    bound = sm.total_variation_bound(torch.zeros(()), path)
-    assert float(bound) == pytest.approx(0.1 * math.sqrt(5.0 / 2), rel=1e-3)
+    assert contraction.pinsker(float(path)) == pytest.approx(0.1 * math.sqrt(5.0 / 2), rel=1e-3)
     # VP's prior: the total variation of N(αm, v) and N(0, 1) by quadrature is below its bound.
     process = VP(0.1, 3.0)
     alpha = float(process.alpha(torch.tensor(1.0)))
@@ -288,9 +287,9 @@ def test_total_variation_bounds_of_the_tutorial():
         for mean, var in ((alpha * M, v), (0.0, 1.0))
     )
     apart = float(torch.trapezoid((p - q).abs(), x)) / 2
-    assert 0.1 < apart < float(sm.prior_variation_bound(process, M**2 + S_SQ))
+    assert 0.1 < apart < contraction.forgetting_bound(process, second_moment=M**2 + S_SQ)
     with pytest.raises(ValueError, match="preserve variance"):
-        sm.prior_variation_bound(EDM(), 1.0)
+        contraction.forgetting_bound(EDM(), second_moment=1.0)
 
 
 # ------------------------------------------------------------------------------ weights

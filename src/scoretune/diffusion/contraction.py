@@ -137,19 +137,29 @@ def log_concave_bound(
     return math.sqrt(kept + score_error**2 / (2 * h * (1 - 2 * h)))
 
 
+def pinsker(path_kl: float) -> float:
+    """The total variation of two path measures is at most √(KL/2)."""
+    return math.sqrt(path_kl / 2)
+
+
 def total_variation_bound(process: Process, *, initial: float, score_error: float) -> float:
     """Theorem 5.1 of arXiv 2402.07487: TV(data, samples) <= TV(p_T, prior) + ε √(∫g²dt)/2.
 
     By Pinsker from the path KL ½∫g²ε²; where g² = 2 the last term is the paper's ε√(T/2).
     """
     t = torch.linspace(0, process.horizon, POINTS, dtype=torch.float64)
-    whole = _trapezoid(diffusion_sq(process, t), t)
-    return initial + score_error * math.sqrt(whole) / 2
+    return initial + pinsker(score_error**2 * _trapezoid(diffusion_sq(process, t), t) / 2)
 
 
 def forgetting_bound(process: Process, *, second_moment: float) -> float:
-    """Cor. 5.2 of arXiv 2402.07487, first term: TV(p_T, N(0, 1)) <= α_T √(E|x|²/2), for VP."""
-    alpha = float(process.alpha(torch.tensor(process.horizon, dtype=torch.float64)))
+    """Cor. 5.2 of arXiv 2402.07487, first term: TV(p_T, N(0, 1)) <= α_T √(E|x|²/2).
+
+    Raises ValueError for a process that does not preserve variance.
+    """
+    end = torch.tensor(process.horizon, dtype=torch.float64)
+    alpha, sigma = float(process.alpha(end)), float(process.sigma(end))
+    if abs(alpha**2 + sigma**2 - 1) > 1e-6:
+        raise ValueError(f"{process} does not preserve variance, which this bound is for")
     return alpha * math.sqrt(second_moment / 2)
 
 

@@ -137,19 +137,6 @@ def path_kl(process: Process, times: Tensor, noise_errors: Tensor, *, eta: float
     return ((1 + eta**2) / (2 * eta)) ** 2 * torch.trapezoid(noise_errors, -depth)
 
 
-def total_variation_bound(prior: Tensor, path: Tensor) -> Tensor:
-    """TV(p_0, p̂_0) ≤ TV(p_T, π) + √(path KL/2): Pinsker (arXiv 2402.07487 Thm 5.1)."""
-    return prior + torch.sqrt(path / 2)
-
-
-def prior_variation_bound(process: Process, second_moment: float) -> Tensor:
-    """TV(p_T, π) ≤ α_T √(E|x0|²/2) for variance-preserving noise (arXiv 2402.07487 Cor 5.2)."""
-    end = torch.tensor(process.horizon, dtype=torch.float64)
-    if abs(float(process.alpha(end) ** 2 + process.sigma(end) ** 2) - 1) > 1e-6:
-        raise ValueError(f"{process} does not preserve variance, which this bound is for")
-    return process.alpha(end) * math.sqrt(second_moment / 2)
-
-
 def _log_prior(process: Process, x: Tensor) -> Tensor:
     """ln N(x; 0, π²) summed over dimensions, [B]."""
     std = process.prior_std

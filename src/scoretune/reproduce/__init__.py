@@ -10,14 +10,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """A module of this folder; `wants_model` ones are given a model folder by the user."""
+    """A module of this folder; `wants_model` ones are given a model folder by the user.
+
+    `wants_data` ones also learn from the pictures in a folder of the user's, if there is one.
+    """
 
     module: str
     title: str
     wants_model: bool = False
+    wants_data: bool = False
 
 
 EXPERIMENTS: dict[str, dict[str, Part]] = {
+    "contractive": {
+        "theory": Part("contractive_theory", "What contraction buys and costs, exactly"),
+        "point": Part("contractive_point", "A wrong score, OU and contractive OU"),
+        "mixture": Part("contractive_mixture", "Two modes and an error of the score"),
+        "swiss-roll": Part("contractive_swiss", "A Swiss roll under six processes"),
+        "recycling": Part("contractive_recycling", "One network under many processes"),
+        "images": Part("contractive_images", "Pictures under three processes", wants_data=True),
+    },
     "continuous-rl": {
         "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
     },
@@ -30,5 +42,14 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
         "hard": Part("scenes_hard", "A base with clean captions", wants_model=True),
+    },
+    "tutorial": {
+        "processes": Part(
+            "tutorial_processes", "Forward processes, and the family of their reverses"
+        ),
+        "samplers": Part("tutorial_samplers", "Samplers, exactly"),
+        "matching": Part("tutorial_matching", "Score matching"),
+        "consistency": Part("tutorial_consistency", "Consistency models"),
+        "convergence": Part("tutorial_convergence", "Bounds, and the errors they bound"),
     },
 }

@@ -21,6 +21,7 @@ def reproduce(
     jobs: int = 1,
     quick: bool = False,
     model: Path | None = None,
+    data: Path | None = None,
     watcher: Callable[[str], Watch] | None = None,
 ) -> dict[str, Any]:
     """Run the named experiment's parts in `folder`; every part's numbers by its name.
@@ -28,15 +29,20 @@ def reproduce(
     A stopped experiment goes on where it was: cells that are finished are not repeated.
     """
     chosen = parts_named(name, parts, model)
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data} is not a folder")
     results: dict[str, Any] = {}
     for part_name, part in chosen.items():
         module = importlib.import_module(f"scoretune.reproduce.{part.module}")
         extra = {"model": str(model)} if part.wants_model else {}
+        if part.wants_data and data is not None:
+            extra["data"] = str(data)
         cells = module.cells(seeds, quick, **extra)
         home = folder / part_name
         watch = watcher(part_name) if watcher else None
         found = run_cells(cells, home, jobs=jobs, watch=watch)
-        page = Page(home, part.title, _command(name, part_name, seeds, quick, part.wants_model))
+        command = _command(name, part_name, seeds, quick) + _folders(part, data)
+        page = Page(home, part.title, command)
         results[part_name] = module.present(found, page)
         page.write(results[part_name], spent(cells, home))
     return results
@@ -60,6 +66,12 @@ def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str
     return chosen
 
 
-def _command(name: str, part: str, seeds: int, quick: bool, wants_model: bool) -> str:
+def _command(name: str, part: str, seeds: int, quick: bool) -> str:
     said = f"scoretune reproduce {name} --part {part} --seeds {seeds}"
-    return said + (" --quick" if quick else "") + (" --model FOLDER/model" if wants_model else "")
+    return said + (" --quick" if quick else "")
+
+
+def _folders(part: Part, data: Path | None) -> str:
+    """The options that name folders, without saying which."""
+    model = " --model FOLDER/model" if part.wants_model else ""
+    return model + (" --data FOLDER" if part.wants_data and data is not None else "")
