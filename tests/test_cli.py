@@ -315,3 +315,21 @@ def test_doctor(command, monkeypatch):
     found = command("doctor", "--device", "gpu")
     assert found.code == 2
     assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("solver", ["rk45", "gddim", "dpmpp_2m_sde", "predictor_corrector"])
+def test_pictures_through_any_solver(command, tmp_path, solver):
+    out = tmp_path / "a.png"
+    found = command(
+        "sample", "scenes", "a red seven", "--solver", solver, "--steps", 2, "--out", out
+    )
+    assert found.code == 0, found.err
+    assert out.exists()
+
+
+def test_an_unknown_solver_is_one_line(command, tmp_path):
+    found = command(
+        "sample", "scenes", "a red seven", "--solver", "ddmi", "--out", tmp_path / "a.png"
+    )
+    assert found.code == 2
+    assert "unknown solver 'ddmi': did you mean 'ddim'?" in found.err

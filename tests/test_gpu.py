@@ -39,3 +39,10 @@ def test_an_unchanged_policy_has_ratio_one(dtype):
             law = policy.transition(path.states[k], *path.times[k : k + 2], condition)
             difference = law.log_prob(path.states[k + 1]) - path.log_probs[k]
             assert float(difference.detach().abs().max()) < 1e-3
+
+
+def test_every_law_holds_on_the_device():
+    from scoretune.doctor import examine
+
+    wrong = [verdict for verdict in examine("cuda") if not verdict.passed]
+    assert not wrong

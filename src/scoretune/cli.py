@@ -80,7 +80,8 @@ def sample(
         Path, typer.Option(help="Where to write: .png; without prompts also .npz.")
     ] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, help="How many, without prompts.")] = 64,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the solver.")] = None,
+    solver: Annotated[str | None, typer.Option(help="ddim, dpmpp_2m, heun, gddim, …")] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -88,7 +89,7 @@ def sample(
     from scoretune import samples
 
     _threads(threads)
-    told = samples.draw(run, prompts or [], out, steps=steps, seed=seed, count=count)
+    told = samples.draw(run, prompts or [], out, steps=steps, solver=solver, seed=seed, count=count)
     typer.echo(told)
 
 

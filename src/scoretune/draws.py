@@ -19,7 +19,7 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.errors import UserError
 from scoretune.policy import Policy
-from scoretune.rollout import deterministic
+from scoretune.rollout import sampled
 
 CLEAN = 0.005
 """Standard deviations of noise under which a sample is finished by one jump to the data."""
@@ -29,7 +29,7 @@ POOLED = 8
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a model draws: an ODE solver, or (`jumps`) the consistency function; `steps` calls."""
+    """How a model draws: a solver, or (`jumps`) the consistency function; `steps` calls."""
 
     solver: str = "dpmpp_2m"
     steps: int = 20
@@ -85,7 +85,8 @@ def _solved(
 ) -> Tensor:
     process = policy.backbone.process
     path = times(process, sampler.steps, sampler.t_min)
-    return deterministic(policy, condition, path, eps * process.prior_std, sampler.solver)
+    x = eps * process.prior_std
+    return sampled(policy, condition, path, x, sampler.solver, generator)
 
 
 def _jumped(

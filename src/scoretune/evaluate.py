@@ -12,7 +12,7 @@ from scoretune.batches import Condition, spans
 from scoretune.data import Prompts
 from scoretune.policy import Policy, adapter_layers
 from scoretune.rewards.base import Reward, checked
-from scoretune.rollout import deterministic, prior, rollout
+from scoretune.rollout import prior, rollout, sampled
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def sample(
     solver: str = "ddim",
     batch: int = 64,
 ) -> Tensor:
-    """Images [B, 3, H, W] for the prompts from fixed noise, through an ODE solver."""
+    """Images [B, 3, H, W] for the prompts from fixed noise, through a solver."""
     generator = torch.Generator().manual_seed(seed)
     noise = prior(policy, len(prompts), generator)
     images = []
     for span in spans(len(prompts), batch):
         condition = policy.backbone.encode(prompts.texts[span])
-        x0 = deterministic(policy, condition, times, noise[span], solver)
+        x0 = sampled(policy, condition, times, noise[span], solver, generator)
         images.append(policy.backbone.decode(x0))
     return torch.cat(images)
 

@@ -14,7 +14,7 @@ from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import stochasticity
 from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
 from scoretune.diffusion.processes import Process
-from scoretune.errors import unknown
+from scoretune.errors import UserError, unknown
 from scoretune.policy import Policy
 
 Solver = Callable[[Process, Callable[[Tensor, Tensor], Estimate], Tensor, Tensor], Tensor]
@@ -175,3 +175,26 @@ def deterministic(
     """Samples [B, *S] through an ODE solver from noise x: how models are deployed."""
     x = x.to(condition.tokens.device)
     return solver_named(solver)(policy.backbone.process, policy.field(condition), x, times)
+
+
+@torch.no_grad()
+def sampled(
+    policy: Policy,
+    condition: Condition,
+    times: Tensor,
+    x: Tensor,
+    solver: str,
+    generator: torch.Generator,
+) -> Tensor:
+    """Samples [B, *S] through any solver of `diffusion.solvers`, with noise if it wants some.
+
+    Raises UserError for an unknown one, and where it does not suit the process.
+    """
+    if solver not in solvers.SOLVERS:
+        raise unknown("solver", solver, solvers.SOLVERS)
+    found, x = solvers.SOLVERS[solver], x.to(condition.tokens.device)
+    extra = {} if found.deterministic else {"generator": generator}
+    try:
+        return found.function(policy.backbone.process, policy.field(condition), x, times, **extra)
+    except ValueError as error:
+        raise UserError(f"solver {solver} does not suit this model: {error}") from error

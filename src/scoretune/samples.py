@@ -42,7 +42,14 @@ def load(path: str | Path) -> Policy:
 
 
 def draw(
-    path: Path, prompts: list[str], out: Path, *, steps: int | None, seed: int, count: int
+    path: Path,
+    prompts: list[str],
+    out: Path,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    count: int = 64,
 ) -> str:
     """Write one picture a prompt, side by side; or `count` samples of a network of one's own.
 
@@ -53,12 +60,14 @@ def draw(
     if own is None:
         if not prompts:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
-        return _pictures(policy, prompts, out, steps or 20, seed)
+        return _pictures(policy, prompts, out, (solver or "ddim", steps or 20), seed)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
     chosen, names = draws.noted(_home(path))
     if steps is not None:
         chosen = replace(chosen, steps=steps)
+    if solver is not None:
+        chosen = replace(chosen, solver=solver, jumps=False)
     found = draws.draw(policy, count, chosen, seed)
     gallery.write(found, own.design.content, out, names)
     return f"{count} samples ({chosen}) in {out}"
@@ -76,11 +85,14 @@ def _home(path: Path) -> Path:
     return found
 
 
-def _pictures(policy: Policy, prompts: list[str], out: Path, steps: int, seed: int) -> str:
+def _pictures(
+    policy: Policy, prompts: list[str], out: Path, sampler: tuple[str, int], seed: int
+) -> str:
     from PIL import Image
 
     asked = Prompts(tuple(prompts), ("all",) * len(prompts))
-    images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed)
+    solver, steps = sampler
+    images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed, solver)
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
     picture = Image.fromarray(strip.numpy())
     grow = max(1, 128 // images.shape[-1])
