@@ -105,7 +105,8 @@ def read_data(source: str, reading: Reading = Reading()) -> Data:
     elif not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise UserError(f"data {source!r} does not exist: check the path")
-        raise unknown("data", source, BUNDLED)
+        near = unknown("data", source, BUNDLED)
+        raise UserError(f"{near} (or give a folder of pictures, or a file)")
     elif source.endswith(ARRAYS):
         data = _array(path, reading)
     elif source.endswith(TABLES):

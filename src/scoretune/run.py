@@ -23,6 +23,7 @@ from scoretune.batches import Objective, Source
 from scoretune.config import NEW_NETWORKS, Model, PolicyGradient, Run, ScoreAction, of_data
 from scoretune.data import Prompts, read_prompts
 from scoretune.diffusion.processes import process_named
+from scoretune.diffusion.recycling import check_recyclable
 from scoretune.errors import UserError, unknown
 from scoretune.hooks import Watcher
 from scoretune.measure import Measurement, Verdicts, compare, measure
@@ -197,8 +198,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     _check_source(run.model)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
-    if run.model.process is not None:
-        process_named(run.model.process)
+    _check_process(run.model)
     try:
         grey = torch.full((3, 32, 32), 0.5)
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
@@ -206,6 +206,18 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
         return prompts, held_out, reward
     check(run, differentiable)
     return prompts, held_out, reward
+
+
+def _check_process(model: Model) -> None:
+    """Refuse a process that is none, or that a network of one's own cannot be run under."""
+    if model.process is None:
+        return
+    process, home = process_named(model.process), scores.home(Path(model.source))
+    if home is not None:
+        try:
+            check_recyclable(scores.load(home).process, process)
+        except ValueError as error:
+            raise UserError(f"model.process={model.process}: {error}") from error
 
 
 def _check_source(model: Model) -> None:
