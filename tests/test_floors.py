@@ -15,7 +15,7 @@ import pytest
 
 FLOORS = {
     0: "errors",
-    1: "diffusion.* rl.* batches checkpoints metrics tables gallery "
+    1: "diffusion.* rl.* batches checkpoints metrics tables gallery networks "
     "scenes scenes.world scenes.draw",
     2: "backbones.* rewards.* critic data train control control.*",
     3: "policy scorers features datasets",

@@ -10,7 +10,7 @@ import torch
 
 from scoretune import hooks, methods
 from scoretune.backbones import scores
-from scoretune.backbones.scores import Design, ScoreNetwork
+from scoretune.backbones.scores import ScoreNetwork
 from scoretune.batches import Objective, Source
 from scoretune.config import NEW_NETWORKS, Consistency, Matching, Run
 from scoretune.datasets import Data, Reading, read_data
@@ -19,6 +19,7 @@ from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.processes import Process, process_named
 from scoretune.draws import Sampler
 from scoretune.errors import UserError
+from scoretune.networks import Design
 from scoretune.objectives import consistency
 from scoretune.policy import Policy
 from scoretune.run_parts import kernel

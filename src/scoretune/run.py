@@ -28,6 +28,7 @@ from scoretune.errors import UserError, unknown
 from scoretune.hooks import Watcher
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
+from scoretune.networks import Perceptron
 from scoretune.objectives.base import TrustRegion
 from scoretune.policy import ATTENTION, Policy, adapter_state, add_adapter, restore_adapter
 from scoretune.rewards.base import Reward, has_gradient
@@ -167,7 +168,7 @@ def _backbone(model: Model, device: torch.device) -> Backbone:
 
 def _targets(model: Model, network: nn.Module) -> tuple[str, ...]:
     """What a LoRA adapts: attention unless told otherwise, which a perceptron has none of."""
-    if isinstance(network, scores.Perceptron) and model.targets == ATTENTION:
+    if isinstance(network, Perceptron) and model.targets == ATTENTION:
         return ("mix",)
     return model.targets
 
