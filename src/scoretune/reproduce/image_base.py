@@ -31,7 +31,7 @@ class Budget:
 
 FULL = {
     "digits": Budget(4000, 128, 1e-3, 1000, 1500),
-    "mnist": Budget(600, 64, 2e-3, 1000, 470),
+    "mnist": Budget(2000, 64, 2e-3, 1000, 470),
     "cifar10": Budget(600, 64, 2e-3, 1000, 780),
 }
 QUICK = Budget(4, 8, 1e-3, 40, 20)
