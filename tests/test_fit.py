@@ -271,7 +271,11 @@ def test_a_reward_fine_tunes_it(tmp_path, monkeypatch, kind, data, rank):
     changes += ["sizes.prompts=1", "sizes.group=4", "sampling.steps=3", f"model.rank={rank}"]
     changes += ["evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=0"]
     run = config.changed(recipes.named("ddpo"), changes)
+    assert run.prompts == "none"  # the network knows none
     launch(run, tmp_path / "run")
+    if kind == "unet":  # pictures, each of no prompt
+        shown = json.loads((tmp_path / "run" / "previews" / "prompts.json").read_text())
+        assert set(shown["prompts"]) == {""}
     assert (tmp_path / "run" / "previews" / "after.png").exists()
     tuned, plain = scoretune.load(tmp_path / "run"), scoretune.load(tmp_path / "base")
     x, t = torch.randn(2, *plain.backbone.shape), torch.tensor([0.3, 0.9])

@@ -254,7 +254,7 @@ class Run(Strict):
     seed: int = Field(0, ge=0, le=2**32 - 1)
     updates: int = Field(50, ge=1)
     model: Model = Model()
-    prompts: str = Field("scenes", description="'scenes' or a text file with one prompt a line")
+    prompts: str = Field("scenes", description="'scenes', a text file with one prompt a line, or 'none'")
     prompts_per_task: int = Field(
         200, ge=0, description="scenes: as many of each task; 0 takes all"
     )
@@ -324,8 +324,10 @@ def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
     source = str(wanted.get("model.source", run.model.source))
     chosen = run.objective
     predicts = _own(source)
-    if not isinstance(chosen, Matching | Consistency) or of_data(run) or predicts is None:
+    if predicts is None or of_data(run):
         return []
+    if not isinstance(chosen, Matching | Consistency):
+        return [("prompts", "none")]
     found = dict(FROM_DATA)
     if source in NEW_NETWORKS:
         found |= FROM_NOTHING

@@ -24,9 +24,10 @@ class Prompts:
 
 
 def read_prompts(source: str, per_task: int = 0) -> Prompts:
-    """Prompts from a text file (one a line), or `scenes` / `scenes-held-out`.
+    """Prompts from a text file (one a line), `scenes`, `scenes-held-out`, or `none`.
 
-    `per_task` above 0 balances the scenes: that many of each task, repeating short lists.
+    `per_task` above 0 balances the scenes: that many of each task, repeating short lists; of
+    `none`, for models without prompts, it is how many there are.
     Raises UserError for a missing, unreadable or empty file.
     """
     if source in ("scenes", "scenes-held-out"):
@@ -34,6 +35,9 @@ def read_prompts(source: str, per_task: int = 0) -> Prompts:
         if per_task:
             asks = world.balanced(asks, per_task, seed=0)
         return Prompts(tuple(a.text for a in asks), tuple(a.task for a in asks))
+    if source == "none":
+        count = per_task or 64
+        return Prompts(("",) * count, ("all",) * count)
     try:
         lines = Path(source).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
