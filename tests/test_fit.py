@@ -475,3 +475,20 @@ def test_distances_are_in_the_datas_own_units():
     assert draws.distances(a, a, images)["frechet"] == pytest.approx(0, abs=1e-6)
     assert draws.distances(a * 0.5, a, images)["frechet"] > 0.1
     assert fit.JUDGED >= 512
+
+
+def test_pictures_are_compared_in_any_features(command, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def look(images): return images.mean((2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = configured(*TINY["unet"], "data=digits", "updates=1", "evaluation.samples=40")
+    launch(run, tmp_path / "run")
+    found = json.loads(
+        command("evaluate", "run", "--features", "mine:look", "--json").out.splitlines()[-1]
+    )
+    for name in ("frechet", "kernel"):
+        spread = found["mine:look"][name]
+        assert spread["low"] < spread["value"] < spread["high"]
+    told = command("evaluate", "run", "--features", "reder")
+    assert told.code == 2
+    assert "unknown features 'reder': did you mean 'reader'?" in told.err

@@ -96,6 +96,10 @@ def sample(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    features: Annotated[
+        str | None,
+        typer.Option(help="Pictures: compare in these too: reader, inception, my_module:name."),
+    ] = None,
     json_: Json = False,
     threads: Threads = 1,
 ) -> None:
@@ -103,7 +107,7 @@ def evaluate(
     from scoretune import samples
 
     _threads(threads)
-    result = samples.measure_run(_recorded(run), run)
+    result = samples.measure_run(_recorded(run), run, features)
     typer.echo(json.dumps(result) if json_ else json.dumps(result, indent=2))
 
 

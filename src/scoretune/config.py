@@ -254,7 +254,9 @@ class Run(Strict):
     seed: int = Field(0, ge=0, le=2**32 - 1)
     updates: int = Field(50, ge=1)
     model: Model = Model()
-    prompts: str = Field("scenes", description="'scenes', a text file with one prompt a line, or 'none'")
+    prompts: str = Field(
+        "scenes", description="'scenes', a text file with one prompt a line, or 'none'"
+    )
     prompts_per_task: int = Field(
         200, ge=0, description="scenes: as many of each task; 0 takes all"
     )

@@ -18,11 +18,13 @@ from scoretune.diffusion import consistency, grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.errors import UserError
+from scoretune.features import named_features
 from scoretune.policy import Policy
 from scoretune.rollout import sampled
 
 CLEAN = 0.005
 """Standard deviations of noise under which a sample is finished by one jump to the data."""
+RESAMPLES = 30
 POOLED = 8
 """Pictures are compared at this many pixels a side at most: means of blocks."""
 
@@ -129,6 +131,29 @@ def distances(found: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, flo
     if first.shape[1] > 1:
         known["frechet"] = metrics.frechet_distance(first, second)
     return {name: round(float(value), 6) for name, value in known.items()}
+
+
+def featured(
+    found: Tensor, real: Tensor, model: ScoreNetwork, name: str
+) -> dict[str, dict[str, float]]:
+    """Fréchet and kernel distance of pictures in the named features, with 95 % intervals.
+
+    They want more pictures than the network has features; see `metrics.with_interval`.
+    """
+    if model.design.content != "images":
+        raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
+    look = named_features(name)
+    three = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (found, real)]
+    first, second = (look(images) for images in three)
+    distances = {"frechet": metrics.frechet_distance, "kernel": metrics.kernel_distance}
+    measured = {}
+    for label, distance in distances.items():
+        spread = metrics.with_interval(distance, first, second, resamples=RESAMPLES)
+        measured[label] = {
+            part: round(value, 6)
+            for part, value in zip(("value", "low", "high"), spread, strict=True)
+        }
+    return measured
 
 
 def _features(data: Tensor, model: ScoreNetwork) -> Tensor:

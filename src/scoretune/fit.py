@@ -145,8 +145,8 @@ def _compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]
     }
 
 
-def measure(run: Run, folder: Path) -> dict[str, Any]:
-    """The numbers of a run's newest checkpoint on its held-out data."""
+def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
+    """The numbers of a run's newest checkpoint on its held-out data, also in named features."""
     torch.manual_seed(run.seed)
     parts = build(run)
     clock = hooks.Clock()
@@ -156,13 +156,16 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     with parts.average.in_place():
         sampler = sampler_of(run)
         found = draws.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
-        return {
+        line = {
             "update": update,
             "sampler": str(sampler),
             "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
             **draws.distances(found, parts.held_out.states, parts.model),
             "real": _floor(parts, run),
         }
+    if features is not None:
+        line[features] = draws.featured(found, parts.held_out.states, parts.model, features)
+    return line
 
 
 def _show_data(parts: Parts, folder: Path) -> None:

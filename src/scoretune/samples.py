@@ -104,10 +104,12 @@ def _pictures(
     return f"{len(prompts)} pictures in {out}"
 
 
-def measure_run(run: Run, folder: Path) -> dict[str, Any]:
+def measure_run(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
     """Scores of a run's newest checkpoint on its held-out prompts, or its held-out data."""
     if of_data(run):
-        return fit.measure(run, folder)
+        return fit.measure(run, folder, features)
+    if features is not None:
+        raise UserError("--features is for networks that learned from data: leave it out")
     policy = load(folder)
     prompts = held_out_prompts(run)
     return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line
