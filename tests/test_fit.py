@@ -262,12 +262,12 @@ def test_it_is_distilled(tmp_path, finished):
     ("kind", "data", "rank"), [("mlp", "moons", 4), ("unet", "digits", 4), ("mlp", "digits", 0)]
 )
 def test_a_reward_fine_tunes_it(tmp_path, monkeypatch, kind, data, rank):
-    (tmp_path / "mine.py").write_text("def right(x, prompts): return x.flatten(1)[:, 0]\n")
+    (tmp_path / "my_reward.py").write_text("def right(x, prompts): return x.flatten(1)[:, 0]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     base = configured(*TINY[kind], f"data={data}", "updates=1", "evaluation.samples=4")
     launch(base, tmp_path / "base")
-    changes = [f"model.source={tmp_path}/base", "reward=mine:right", "updates=2"]
+    changes = [f"model.source={tmp_path}/base", "reward=my_reward:right", "updates=2"]
     changes += ["sizes.prompts=1", "sizes.group=4", "sampling.steps=3", f"model.rank={rank}"]
     changes += ["evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=0"]
     run = config.changed(recipes.named("ddpo"), changes)
@@ -478,16 +478,16 @@ def test_distances_are_in_the_datas_own_units():
 
 
 def test_pictures_are_compared_in_any_features(command, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def look(images): return images.mean((2, 3))\n")
+    (tmp_path / "my_look.py").write_text("def look(images): return images.mean((2, 3))\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     run = configured(*TINY["unet"], "data=digits", "updates=1", "evaluation.samples=40")
     launch(run, tmp_path / "run")
     found = json.loads(
-        command("evaluate", "run", "--features", "mine:look", "--json").out.splitlines()[-1]
+        command("evaluate", "run", "--features", "my_look:look", "--json").out.splitlines()[-1]
     )
     for name in ("frechet", "kernel"):
-        spread = found["mine:look"][name]
+        spread = found["my_look:look"][name]
         assert spread["low"] < spread["value"] < spread["high"]
     told = command("evaluate", "run", "--features", "reder")
     assert told.code == 2

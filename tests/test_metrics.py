@@ -302,7 +302,7 @@ def test_points_have_features_too():
 
 
 def test_a_users_own_features(tmp_path, monkeypatch, pictures):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "my_features.py").write_text(
         "import torch\n"
         "def brightness(images):\n    return images.mean((1, 2, 3))\n"
         "network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Flatten())\n"
@@ -312,20 +312,26 @@ def test_a_users_own_features(tmp_path, monkeypatch, pictures):
         "number = 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    for name in ("mine:brightness", "python:mine:brightness", f"{tmp_path}/mine.py:brightness"):
+    for name in (
+        "my_features:brightness",
+        "python:my_features:brightness",
+        f"{tmp_path}/my_features.py:brightness",
+    ):
         rows = named_features(name)(pictures)
         torch.testing.assert_close(rows, pictures.mean((1, 2, 3))[:, None])
-    assert torch.equal(named_features("mine:network")(pictures), pictures.flatten(1))  # eval mode
+    assert torch.equal(
+        named_features("my_features:network")(pictures), pictures.flatten(1)
+    )  # eval mode
     for name, message in {
-        "mine:wrong": "return one row an image",
-        "mine:bad": "not finite",
+        "my_features:wrong": "return one row an image",
+        "my_features:bad": "not finite",
     }.items():
         with pytest.raises(UserError, match=message):
             named_features(name)(pictures)
     for name, message in {
-        "mine:number": "a int: name a function",
-        "mine:Net": "a class: name a function",
-        "mine:none": "cannot import the features",
+        "my_features:number": "a int: name a function",
+        "my_features:Net": "a class: name a function",
+        "my_features:none": "cannot import the features",
         "nowhere.py:look": "module:name or path/to/file.py:name",
     }.items():
         with pytest.raises(UserError, match=message):
