@@ -164,7 +164,7 @@ def test_it_learns_and_its_average_is_what_is_saved(tmp_path):
     saved = checkpoints.load(checkpoints.latest(tmp_path / "run" / "checkpoints"))
     kept = scores.load(tmp_path / "run" / "model").network.state_dict()
     assert all(torch.equal(kept[name], mean) for name, mean in saved["average"].items())
-    assert any(not torch.equal(kept[name], w) for name, w in saved["network"].items())
+    assert any(not torch.equal(kept[name], w) for name, w in saved["policy"].items())
     loaded = scoretune.load(tmp_path / "run").backbone.network.state_dict()
     assert all(torch.equal(kept[name], loaded[name]) for name in kept)
 

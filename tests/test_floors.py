@@ -22,7 +22,7 @@ FLOORS = {
     4: "rollout credit.*",
     5: "objectives.* sources evaluate config draws",
     6: "hooks run_parts measure export report* display runs scenes.* methods",
-    7: "fit_parts data_page",
+    7: "fit_parts data_page progress",
     8: "fit",
     9: "run recipes",
     10: "samples laws.*",

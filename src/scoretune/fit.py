@@ -21,7 +21,8 @@ from scoretune.config import Run
 from scoretune.errors import UserError
 from scoretune.fit_parts import Parts, build, sampler_of
 from scoretune.hooks import Watcher
-from scoretune.policy import Policy, adapter_state, restore_adapter
+from scoretune.policy import Policy, restore_adapter
+from scoretune.progress import Progress
 from scoretune.train import train
 
 JUDGED = 512
@@ -33,12 +34,10 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     watcher.stage("reading the data")
     parts = build(run)
-    clock = hooks.Clock()
     folder.mkdir(parents=True, exist_ok=True)
-    first = _restore(parts, folder, clock)
-    evaluations = folder / "evaluations.jsonl"
-    hooks.forget_after(folder / "metrics.jsonl", first)
-    hooks.forget_after(evaluations, min(first, run.updates - 1) if first else -1)
+    progress = _progress(parts, run, folder)
+    first = progress.restore()
+    progress.forget_after(first)
 
     def measured(update: int, picture: str | None = None) -> dict[str, Any]:
         watcher.stage("drawing samples")
@@ -46,10 +45,10 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         line = {
             "update": update,
             "network_evaluations": parts.policy.calls,
-            "seconds": round(clock.seconds(), 2),
+            "seconds": round(progress.clock.seconds(), 2),
             **line,
         }
-        hooks.append_line(evaluations, line)
+        hooks.append_line(progress.evaluations, line)
         watcher.stage("training")
         return line
 
@@ -66,32 +65,29 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         parts.accelerator,
         updates=range(first, run.updates),
         clip_norm=run.optimiser.clip_norm,
-        hooks=[
-            hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
-            *hooks.decay(run, parts.optimiser, first),
-            *([parts.adaptive.adapt] if parts.adaptive else []),
-            parts.average,
-            hooks.Every(run.evaluation.every, run.updates, note),
-            hooks.Save(
-                folder / "checkpoints",
-                run.checkpoints.every,
-                run.checkpoints.keep,
-                run.updates,
-                lambda update: _state(parts, update, clock),
-            ),
-        ],
+        hooks=progress.hooks(
+            first,
+            watcher.line,
+            note,
+            [*([parts.adaptive.adapt] if parts.adaptive else []), parts.average],
+        ),
     )
     base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     result = _compared(base, measured(run.updates, "after"), _floor(parts, run))
     result |= {
         "network_evaluations": parts.policy.calls,
-        "seconds": round(clock.seconds(), 1),
+        "seconds": round(progress.clock.seconds(), 1),
         "model": str(folder / "model"),
         "run": str(folder),
     }
     _write_plain(folder / "result.json", result)
     data_page.write(folder)
     return result
+
+
+def _progress(parts: Parts, run: Run, folder: Path) -> Progress:
+    kept = {"average": parts.average, "adaptive": parts.adaptive}
+    return Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
 
 
 # ------------------------------------------------------------------------------- measuring
@@ -149,8 +145,7 @@ def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, An
     """The numbers of a run's newest checkpoint on its held-out data, also in named features."""
     torch.manual_seed(run.seed)
     parts = build(run)
-    clock = hooks.Clock()
-    update = _restore(parts, folder, clock)
+    update = _progress(parts, run, folder).restore()
     if not update:
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
     with parts.average.in_place():
@@ -177,41 +172,6 @@ def _show(parts: Parts, found: Tensor, path: Path) -> None:
     known = parts.known
     real = None if known.kind == "images" else known.states
     gallery.show(found, known.kind, path, names=known.names, real=real)
-
-
-# --------------------------------------------------------------------------- saving, resuming
-
-
-def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
-    return {
-        "update": update,
-        "seconds": clock.seconds(),
-        "network_evaluations": parts.policy.calls,
-        "network": adapter_state(parts.model.network),
-        "average": parts.average.state(),
-        "optimiser": parts.optimiser.state_dict(),
-        "source": parts.source.state(),
-        "adaptive": parts.adaptive.state() if parts.adaptive else None,
-        "random": checkpoints.random_state(),
-    }
-
-
-def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
-    """Continue from the newest checkpoint: the number of updates already done."""
-    newest = checkpoints.latest(folder / "checkpoints")
-    if newest is None:
-        return 0
-    state = checkpoints.load(newest)
-    restore_adapter(parts.model.network, state["network"])
-    parts.average.restore(state["average"])
-    parts.optimiser.load_state_dict(state["optimiser"])
-    parts.source.restore(state["source"])
-    if parts.adaptive:
-        parts.adaptive.restore(state["adaptive"])
-    checkpoints.restore_random_state(state["random"])
-    clock.before = state["seconds"]
-    parts.policy.calls = state["network_evaluations"]
-    return int(state["update"])
 
 
 def trained(folder: Path) -> Policy:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoretune import checkpoints, export, fit, fit_parts, gallery, hooks
+from scoretune import export, fit, fit_parts, gallery, hooks
 from scoretune.backbones import scores, stable_diffusion
 from scoretune.backbones.base import Backbone
 from scoretune.backbones.recycled import recycle
@@ -30,7 +30,8 @@ from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
 from scoretune.networks import Perceptron
 from scoretune.objectives.base import TrustRegion
-from scoretune.policy import ATTENTION, Policy, adapter_state, add_adapter, restore_adapter
+from scoretune.policy import ATTENTION, Policy, add_adapter
+from scoretune.progress import Progress
 from scoretune.rewards.base import Reward, has_gradient
 from scoretune.run_parts import kernel
 from scoretune.scenes import world
@@ -59,31 +60,28 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build(run)
-    clock = hooks.Clock()
     folder.mkdir(parents=True, exist_ok=True)
-    first = _restore(parts, folder, clock)
-    evaluations = folder / "evaluations.jsonl"
-    hooks.forget_after(folder / "metrics.jsonl", first)
-    # What a stopped run wrote before its first checkpoint, or at its end, is measured again.
-    hooks.forget_after(evaluations, min(first, run.updates - 1) if first else -1)
+    kept = {"trust": parts.trust}
+    progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
+    first = progress.restore()
+    progress.forget_after(first)
 
     def evaluate(update: int) -> Measurement:
         watcher.stage("evaluating on held-out prompts")
-        return measure(parts.policy, run, parts.held_out, parts.reward, update, clock.seconds())
+        seconds = progress.clock.seconds()
+        found = measure(parts.policy, run, parts.held_out, parts.reward, update, seconds)
+        hooks.append_line(progress.evaluations, found.verdicts.line)
+        return found
 
     if first == 0:
         before = evaluate(0)
         before.verdicts.save(folder / "base.json")
         _show(before, folder / "previews", "before")
-        hooks.append_line(evaluations, before.verdicts.line)
         _warm_up(run, parts, watcher)
         watcher.stage("training")
 
-    def state(update: int) -> dict[str, Any]:
-        return _state(parts, update, clock)
-
     def note(update: int) -> None:
-        hooks.append_line(evaluations, evaluate(update).verdicts.line)
+        evaluate(update)
         watcher.stage("training")
 
     train(
@@ -93,27 +91,14 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         parts.accelerator,
         updates=range(first, run.updates),
         clip_norm=run.optimiser.clip_norm,
-        hooks=[
-            hooks.Log(folder / "metrics.jsonl", clock, lambda: parts.policy.calls, watcher.line),
-            *hooks.decay(run, parts.optimiser, first),
-            *([parts.trust.adapt] if parts.trust else []),
-            hooks.Every(run.evaluation.every, run.updates, note),
-            hooks.Save(
-                folder / "checkpoints",
-                run.checkpoints.every,
-                run.checkpoints.keep,
-                run.updates,
-                state,
-            ),
-        ],
+        hooks=progress.hooks(first, watcher.line, note, [parts.trust.adapt] if parts.trust else []),
     )
     final = evaluate(run.updates)
-    hooks.append_line(evaluations, final.verdicts.line)
     _show(final, folder / "previews", "after")
     if run.model.rank:
         export.lora(parts.policy, folder / "lora")
     base = Verdicts.load(folder / "base.json")
-    return _finish(compare(base, final.verdicts), parts, folder, clock)
+    return _finish(compare(base, final.verdicts), parts, folder, progress.clock)
 
 
 def build(run: Run) -> Parts:
@@ -271,36 +256,6 @@ def held_out_prompts(run: Run) -> Prompts:
     """What is evaluated: the named prompts, else held-out scenes, else a user's own prompts."""
     fallback = "scenes-held-out" if run.model.source == "scenes" else run.prompts
     return read_prompts(run.evaluation.prompts or fallback, run.evaluation.per_task)
-
-
-def _state(parts: Parts, update: int, clock: hooks.Clock) -> dict[str, Any]:
-    return {
-        "update": update,
-        "seconds": clock.seconds(),
-        "network_evaluations": parts.policy.calls,
-        "policy": adapter_state(parts.policy.backbone.network),
-        "optimiser": parts.optimiser.state_dict(),
-        "source": parts.source.state(),
-        "trust": parts.trust.state() if parts.trust else None,
-        "random": checkpoints.random_state(),
-    }
-
-
-def _restore(parts: Parts, folder: Path, clock: hooks.Clock) -> int:
-    """Continue from the newest checkpoint: the number of updates already done."""
-    newest = checkpoints.latest(folder / "checkpoints")
-    if newest is None:
-        return 0
-    state = checkpoints.load(newest)
-    restore_adapter(parts.policy.backbone.network, state["policy"])
-    parts.optimiser.load_state_dict(state["optimiser"])
-    parts.source.restore(state["source"])
-    if parts.trust:
-        parts.trust.restore(state["trust"])
-    checkpoints.restore_random_state(state["random"])
-    clock.before = state["seconds"]
-    parts.policy.calls = state["network_evaluations"]
-    return int(state["update"])
 
 
 def _finish(

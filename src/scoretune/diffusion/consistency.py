@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.gaussian import state_variance
 from scoretune.diffusion.processes import Process, expand, noise_ratio
 from scoretune.diffusion.solvers import Field, ddim_step
 
@@ -72,8 +73,7 @@ def exact_gaussian(
     f* = m + √(u_min/u_t) (x̄ − m) with u = s² + ρ²; α(t_min)·f* is the state there.
     """
     alpha, least = process.alpha(t), _least(process, t, t_min)
-    spread = alpha**2 * variance + process.sigma(t) ** 2
-    slope = torch.sqrt((variance + least**2) / spread)
+    slope = torch.sqrt((variance + least**2) / state_variance(process, t, variance))
     return mean + expand(slope, x) * (x - expand(alpha * mean, x))
 
 

@@ -7,6 +7,7 @@ any shape, so that a sampler works out a whole grid at once. Primes in formulas 
 t_next, x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t <= 0.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -62,11 +63,11 @@ __all__ = [
 ]
 
 
-class _Linear:
+class _Linear(ABC):
     """A kernel by its weights."""
 
-    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
-        raise NotImplementedError
+    @abstractmethod
+    def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights: ...
 
     def __call__(
         self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scoretune.diffusion.processes import Process, expand, noise_ratio
 from scoretune.diffusion.solvers import Field, velocity_of
+from scoretune.diffusion.transitions import wide
 
 Vector: TypeAlias = Callable[[Tensor], Tensor]
 Directions: TypeAlias = Literal["rademacher", "gaussian"]
@@ -70,9 +71,9 @@ def divergence(vector: Vector, x: Tensor, probe: Tensor | None = None) -> tuple[
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        x = _wide(x)
+        x = wide(x)
         x = x if x.requires_grad else x.detach().requires_grad_()
-        value = _wide(vector(x))
+        value = wide(vector(x))
         if probe is not None:
             total = (_slope(value, x, probe, keep) * probe).flatten(1).sum(1)
         else:
@@ -109,7 +110,7 @@ def log_likelihood(
     `times` decrease, as a sampler's do, and are walked backwards by Heun: order 2. The trace is
     exact unless a `probe` of random directions makes it Hutchinson's, unbiased to that order.
     """
-    state, gain = _wide(x), torch.zeros(len(x), dtype=_wide(x).dtype, device=x.device)
+    state, gain = wide(x), torch.zeros(len(x), dtype=wide(x).dtype, device=x.device)
 
     def flow(at: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
         t = now.expand(len(at))
@@ -155,8 +156,4 @@ def _slope(value: Tensor, x: Tensor, direction: Tensor, keep: bool) -> Tensor:
 
 
 def _squared(x: Tensor) -> Tensor:
-    return (_wide(x) ** 2).flatten(1).sum(1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide(x) ** 2).flatten(1).sum(1)

@@ -95,7 +95,12 @@ def fitted(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        with torch.no_grad():
-            for kept, weight in zip(mean.parameters(), network.parameters(), strict=True):
-                kept.lerp_(weight, max(0.01, 1 / (update + 1)))
+        follow(mean, network, max(0.01, 1 / (update + 1)))
     return Denoiser(mean.eval(), data_std)
+
+
+@torch.no_grad()
+def follow(mean: nn.Module, network: nn.Module, share: float) -> None:
+    """Move an average of a network's weights a share of the way to them."""
+    for kept, weight in zip(mean.parameters(), network.parameters(), strict=True):
+        kept.lerp_(weight, share)

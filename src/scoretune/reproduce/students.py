@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoretune.diffusion import consistency
 from scoretune.diffusion.processes import EDM
 from scoretune.diffusion.walks import Field
-from scoretune.reproduce.denoiser import Denoiser
+from scoretune.reproduce.denoiser import Denoiser, follow
 
 PROCESS, T_MIN = EDM(80.0), 0.002
 
@@ -65,9 +65,8 @@ def taught(
         nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        with torch.no_grad():
-            _follow(target, model, 0.05)
-            _follow(mean, model, max(0.005, 1 / (update + 1)))
+        follow(target.network, model.network, 0.05)
+        follow(mean.network, model.network, max(0.005, 1 / (update + 1)))
     return mean
 
 
@@ -75,11 +74,6 @@ def _pairs(times: Tensor, count: int, uniform: bool) -> Tensor:
     if uniform:
         return torch.randint(len(times) - 1, (count,))
     return torch.multinomial(consistency.lognormal_pairs(times), count, replacement=True)
-
-
-def _follow(mean: Denoiser, model: Denoiser, share: float) -> None:
-    for kept, weight in zip(mean.network.parameters(), model.network.parameters(), strict=True):
-        kept.lerp_(weight, share)
 
 
 def jump_of(model: Denoiser) -> consistency.Function:

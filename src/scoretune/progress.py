@@ -1,0 +1,97 @@
+"""How far a run has come: the one checkpoint of all that changes, its logs, and its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from scoretune import checkpoints, hooks
+from scoretune.batches import Hook, Source
+from scoretune.config import Run
+from scoretune.policy import Policy, adapter_state, restore_adapter
+
+
+class Keeps(Protocol):
+    """Whatever else changes while a run trains."""
+
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+
+
+@dataclass
+class Progress:
+    """A run in its folder; `others` are kept by name, None where a run has no such thing."""
+
+    run: Run
+    folder: Path
+    policy: Policy
+    optimiser: torch.optim.Optimizer
+    source: Source
+    others: Mapping[str, Keeps | None]
+    clock: hooks.Clock = field(default_factory=hooks.Clock)
+
+    @property
+    def evaluations(self) -> Path:
+        """Where evaluations are written, a line each."""
+        return self.folder / "evaluations.jsonl"
+
+    def state(self, update: int) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had not been stopped."""
+        return {
+            "update": update,
+            "seconds": self.clock.seconds(),
+            "network_evaluations": self.policy.calls,
+            "policy": adapter_state(self.policy.backbone.network),
+            "optimiser": self.optimiser.state_dict(),
+            "source": self.source.state(),
+            **{name: other.state() if other else None for name, other in self.others.items()},
+            "random": checkpoints.random_state(),
+        }
+
+    def restore(self) -> int:
+        """Continue from the newest checkpoint: the number of updates already done."""
+        newest = checkpoints.latest(self.folder / "checkpoints")
+        if newest is None:
+            return 0
+        state = checkpoints.load(newest)
+        restore_adapter(self.policy.backbone.network, state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.source.restore(state["source"])
+        for name, other in self.others.items():
+            if other:
+                other.restore(state[name])
+        checkpoints.restore_random_state(state["random"])
+        self.clock.before = state["seconds"]
+        self.policy.calls = state["network_evaluations"]
+        return int(state["update"])
+
+    def forget_after(self, first: int) -> None:
+        """Drop the lines of updates that will be done again.
+
+        What a stopped run wrote before its first checkpoint, or at its end, is measured again.
+        """
+        hooks.forget_after(self.folder / "metrics.jsonl", first)
+        last = min(first, self.run.updates - 1) if first else -1
+        hooks.forget_after(self.evaluations, last)
+
+    def hooks(
+        self,
+        first: int,
+        on_line: Callable[[dict[str, Any]], None],
+        note: Callable[[int], None],
+        between: Sequence[Hook] = (),
+    ) -> list[Hook]:
+        """What follows each update from `first` on: log, decay, `between`, evaluate, save."""
+        run, calls = self.run, lambda: self.policy.calls
+        kept, last = run.checkpoints, run.updates
+        return [
+            hooks.Log(self.folder / "metrics.jsonl", self.clock, calls, on_line),
+            *hooks.decay(run, self.optimiser, first),
+            *between,
+            hooks.Every(run.evaluation.every, last, note),
+            hooks.Save(self.folder / "checkpoints", kept.every, kept.keep, last, self.state),
+        ]
