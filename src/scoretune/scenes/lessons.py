@@ -34,6 +34,10 @@ class Recipe:
     learning_rate: float = 1e-3
     save_every: int = 250
 
+    def rng(self, *place: int) -> np.random.Generator:
+        """The generator of one step of one stage, the same whenever it is asked for."""
+        return np.random.default_rng((self.seed, *place))
+
 
 def any_layout(rng: np.random.Generator) -> world.Layout:
     """A layout without any held-out rule: readers must read everything."""
@@ -46,7 +50,7 @@ def autoencoder_stage(model: Any, recipe: Recipe) -> Stage:
     by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((recipe.seed, 1, step))
+        rng = recipe.rng(1, step)
         layouts = [world.lay_out(_any_ask(by_task, rng), rng) for _ in range(recipe.batch)]
         pictures = torch.from_numpy(draw(layouts, "pictures", rng)) * 2 - 1
         posterior = model.encode(pictures).latent_dist
@@ -61,7 +65,7 @@ def reading_stage(name: str, model: nn.Module, vae: Any, recipe: Recipe) -> Stag
     """The reader or the judge, on its own third of the handwriting, half of it through the VAE."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((recipe.seed, 2, len(name), step))
+        rng = recipe.rng(2, len(name), step)
         layouts = [any_layout(rng) for _ in range(recipe.batch)]
         pictures = torch.from_numpy(draw(layouts, name, rng))
         with torch.no_grad():
@@ -95,7 +99,7 @@ def grounding_stage(encoder: Any, words: Any, recipe: Recipe) -> Stage:
     heads = nn.Linear(64, sum(sizes))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((recipe.seed, 3, step))
+        rng = recipe.rng(3, step)
         batch = [_any_ask(by_task, rng) for _ in range(recipe.batch)]
         pooled = encoder(tokens(words, [a.text for a in batch])).pooler_output
         error = torch.zeros(())
@@ -123,7 +127,7 @@ def denoiser_stage(networks: dict[str, Any], bank: Bank, recipe: Recipe) -> Stag
     trained = nn.ModuleDict({"unet": unet, "text": encoder})
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((recipe.seed, 4, step))
+        rng = recipe.rng(4, step)
         noisy = recipe.caption_noise * ramp(step / recipe.denoiser_steps, recipe.clean_share)
         latents, captions = bank.batch(recipe.batch, noisy, recipe.drop_caption, rng)
         labels = choose_labels(log_ratio, recipe.batch)
@@ -180,7 +184,7 @@ class Bank:
 
 def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float]:
     """Draw and encode the training pictures; also the factor that gives latents unit variance."""
-    rng = np.random.default_rng((recipe.seed, 5))
+    rng = recipe.rng(5)
     asks = world.training_asks()
     by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
     chosen: list[world.Ask] = []

@@ -26,6 +26,9 @@ TASKS = ("single", "colour", "two", "counting", "position", "attribution")
 CELLS = 4  # top left, top right, bottom left, bottom right
 EMPTY = len(DIGITS)  # the digit index of a cell with nothing in it
 
+SHIPPED = {"scenes": "scenes", "scenes-flow": "scenes_flow"}
+"""The models that draw this world, by name: their folders among the assets."""
+
 HELD_OUT_SINGLES = frozenset({3, 6})
 HELD_OUT_COLOURS = frozenset({(0, 1), (0, 6), (1, 3), (1, 8), (2, 0), (2, 5), (3, 2), (3, 7)})
 HELD_OUT_COUNTS = frozenset({(2, 3), (2, 8), (3, 1), (3, 6)})
@@ -126,9 +129,9 @@ def asks_by_text() -> dict[str, Ask]:
     return {ask.text: ask for ask in every_ask()}
 
 
-def shipped() -> Path:
-    """The folder of the shipped model, its reader and its judge."""
-    return Path(__file__).parent.parent / "assets" / "scenes"
+def shipped(name: str = "scenes") -> Path:
+    """The folder of a shipped model; that of `scenes` also holds their reader and their judge."""
+    return Path(__file__).parent.parent / "assets" / SHIPPED[name]
 
 
 def is_held_out(ask: Ask) -> bool:
