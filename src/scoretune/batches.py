@@ -42,7 +42,9 @@ class Trajectory:
     Each asked state stands for a part of the path, `log_snr_steps` [N, B], travelled under the
     noise scale `etas` [N, B] (`diffusion.paths`). A stochastic path has `log_probs` [N, B]. With a
     reference also: the pretrained policy's `reference_data` [N, B, *S], and each state's share of
-    the path KL to it, `kls` [N, B]. `features` [N, B, F] are what a critic may share.
+    the path KL to it, `kls` [N, B]. `features` [N, B, F] are what a critic may share. `noisy` [N]
+    says which steps had noise, None that all or none had; only those have a log-probability and,
+    where a window chose them, a path KL.
     """
 
     states: Tensor
@@ -56,6 +58,14 @@ class Trajectory:
     reference_data: Tensor | None = None
     kls: Tensor | None = None
     features: Tensor | None = None
+    noisy: Tensor | None = None
+
+    @property
+    def noisy_steps(self) -> Tensor:
+        """The numbers of the steps that have a log-probability, increasing."""
+        if self.noisy is None:
+            return torch.arange(len(self.data))
+        return self.noisy.nonzero().flatten()
 
     @property
     def final(self) -> Tensor:
@@ -99,6 +109,22 @@ class Steps:
             if isinstance(value, Tensor):
                 changes[part.name] = value[index]
         return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a round's samples are worth: `total` [B], for `prompts` (of B texts).
+
+    With several rewards, `parts` are the values [B] of each by its name, weighted and not yet
+    added up: their sum is the total.
+    """
+
+    total: Tensor
+    prompts: tuple[str, ...] = ()
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.total)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Model(Strict):
     """What is fine-tuned, and how much of it; or the network that is trained from nothing."""
 
     source: str = Field(
-        "scenes", description="'scenes', a folder, a hub id; or a new 'unet', 'dit' or 'mlp'"
+        "scenes",
+        description="'scenes', 'scenes-flow', a folder, a hub id; or a new 'unet', 'dit' or 'mlp'",
     )
     revision: str | None = None
     rank: int = Field(
@@ -72,13 +73,43 @@ class Dataset(Strict):
     held_out: float = Field(0.1, gt=0, lt=1, description="share that is never learned from")
 
 
+class Window(Strict):
+    """Which steps of a path are stochastic and learned from; an ODE solver takes the others."""
+
+    size: int = Field(0, ge=0, description="steps; 0: every step is stochastic, there is no window")
+    order: Literal["progressive", "random", "frozen"] = Field(
+        "progressive", description="moves from noise to data and begins again; jumps; stays"
+    )
+    every: int = Field(1, ge=1, description="updates between two moves")
+    stride: int = Field(1, ge=1, description="steps a move")
+    decay: float = Field(
+        0.0, ge=0, description="progressive: how fast stays grow shorter towards the data; 0: not"
+    )
+    decay_from: int = Field(13, ge=0, description="the place from which on they do")
+    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] = Field(
+        "ddim", description="of the other steps"
+    )
+    compress: float = Field(
+        1.0, gt=0, le=1, description="share of the steps after the window that is taken"
+    )
+
+
 class Sampling(Strict):
     """How the policy acts while it trains."""
 
     kernel: Literal["gddim", "renoise", "euler_maruyama", "exponential"] = "gddim"
+    noise: Literal["constant", "ramp", "flow", "dance", "cps"] = Field(
+        "constant", description="how noisy at which time; `eta` is its level"
+    )
     eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
+    eta_end: float | None = Field(None, ge=0, description="ramp: stochasticity at the data")
     steps: int = Field(10, ge=2)
-    grid: Literal["karras", "uniform"] = "karras"
+    grid: Literal["auto", "karras", "uniform", "shifted"] = Field(
+        "auto", description="auto: karras; uniform where the noise has no finite ratio to data"
+    )
+    shift: float = Field(3.0, gt=0, description="of grid shifted")
+    window: Window = Window()
+    shared_noise: bool = Field(False, description="the samples of a prompt begin with one noise")
     jitter: bool = Field(False, description="draw the inner times anew for every path")
     solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] | None = Field(
         None,
@@ -169,8 +200,17 @@ class PolicyGradient(Strict):
     temperature: float = Field(
         1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
     )
-    baseline: Literal["group", "critic"] = Field(
-        "group", description="what a reward is compared with: its prompt's others, or a value"
+    baseline: Literal["group", "running", "critic"] = Field(
+        "group",
+        description="what a reward is compared with: its prompt's others of the update, its "
+        "prompt's last `buffer` ones, or a value",
+    )
+    combine: Literal["rewards", "advantages"] = Field(
+        "rewards", description="several rewards: weighted before they are compared, or after"
+    )
+    buffer: int = Field(32, ge=2, description="running: rewards remembered of each prompt")
+    min_count: int = Field(
+        16, ge=2, description="running: with fewer than that, compared with the whole batch"
     )
     shared_scale: bool = Field(True, description="group: one deviation for all prompts")
     trust_region: float | None = Field(
@@ -226,8 +266,45 @@ class Energy(Strict):
     kl_weight: float = Field(0.0, ge=0)
 
 
+class Gap(Strict):
+    """The reward-gap matrix that evaluations add: every η at every number of steps."""
+
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="numbers of steps; empty: no matrix"
+    )
+    etas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (0.0, 0.5, 1.0, 1.5), min_length=1, description="0 is the ODE"
+    )
+    every: int = Field(1, ge=1, description="evaluations between two matrices")
+
+
+class Guard(Strict):
+    """What watches over a run for a reward that is gamed, at every evaluation."""
+
+    action: Literal["off", "warn", "stop", "rollback"] = Field(
+        "warn", description="on alarm; rollback: end with the weights of the best evaluation"
+    )
+    judge: str | None = Field(
+        None, description="a reward that is never optimised; null: the model's own judge, if any"
+    )
+    margin: float = Field(
+        0.0, ge=0, description="how far below its best the judge may fall, besides by chance"
+    )
+    path_kl: float | None = Field(None, gt=0, description="budget, in nats; null: none")
+    diversity: float = Field(0.7, ge=0, le=1, description="share of the base model's to keep")
+    features: str | None = Field(
+        None, description="in which diversity is measured; null: the judge's, or pixels"
+    )
+    pattern: float = Field(
+        3.0, ge=1, description="periodic artefacts: how many times the base model's, at most"
+    )
+    patience: int = Field(1, ge=1, description="evaluations in a row before an alarm")
+
+
 class Evaluation(Strict):
     """How progress is measured: held-out prompts, fixed noise, the deterministic sampler."""
+
+    gap: Gap = Gap()
 
     prompts: str | None = Field(
         None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
@@ -266,7 +343,10 @@ class Run(Strict):
         "own also an array, a table, 'digits', 'swiss-roll' or 'moons'",
     )
     dataset: Dataset = Dataset()
-    reward: str = "reader"
+    reward: str = Field(
+        "reader",
+        description="its name, module:function, or a weighted sum: reader + 0.5*brightness",
+    )
     objective: Matching | Consistency | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = (
         Field(discriminator="kind")
     )
@@ -274,6 +354,7 @@ class Run(Strict):
     sizes: Sizes = Sizes()
     optimiser: Optimiser = Optimiser()
     evaluation: Evaluation = Evaluation()
+    guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
 
 

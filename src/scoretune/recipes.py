@@ -14,12 +14,14 @@ from scoretune.config import (
     Direct,
     Energy,
     Matching,
+    Model,
     Optimiser,
     PolicyGradient,
     Run,
     Sampling,
     ScoreAction,
     Sizes,
+    Window,
 )
 from scoretune.errors import unknown
 
@@ -95,6 +97,90 @@ def grpo() -> Run:
     )
 
 
+def flow_grpo() -> Run:
+    """Flow-GRPO (arXiv 2505.05470): GRPO on a rectified flow through Euler–Maruyama steps.
+
+    Its noise a√(t/(1−t)) is η = a/√2 at every time; all prompts share one deviation.
+    """
+    return Run(
+        recipe="flow_grpo",
+        model=Model(source="scenes-flow"),
+        objective=PolicyGradient(kl_weight=0.003),
+        sampling=Sampling(kernel="euler_maruyama", noise="flow", eta=0.7),
+        sizes=Sizes(prompts=8, group=16),
+        optimiser=FAST,
+    )
+
+
+def flow_grpo_fast() -> Run:
+    """Flow-GRPO-Fast (arXiv 2505.05470): noise on one step, at a random place.
+
+    The samples of a prompt share the road there, and part at that step.
+    """
+    return _changed(flow_grpo(), "flow_grpo_fast", window=Window(size=1, order="random"))
+
+
+def flow_cps() -> Run:
+    """Flow-GRPO by coefficient-preserving sampling (arXiv 2509.05952).
+
+    Its noise is a share of what is left, however short the step: the sampler does not converge to
+    the model's own law as steps are added, so compare it at its own number of steps.
+    """
+    return flow_grpo().model_copy(
+        update={
+            "recipe": "flow_cps",
+            "sampling": Sampling(kernel="renoise", noise="cps", eta=0.7),
+        }
+    )
+
+
+def dance_grpo() -> Run:
+    """DanceGRPO (arXiv 2505.07818): constant noise, one noise to begin with, a share of the steps.
+
+    With a noise-predicting model set sampling.noise=constant: there η itself is constant.
+    """
+    return flow_grpo().model_copy(
+        update={
+            "recipe": "dance_grpo",
+            "objective": PolicyGradient(shared_scale=False),
+            "sampling": Sampling(
+                kernel="euler_maruyama", noise="dance", eta=0.3, steps=16, shared_noise=True
+            ),
+            "sizes": Sizes(prompts=8, group=12, share=0.6),
+        }
+    )
+
+
+def mix_grpo() -> Run:
+    """MixGRPO (arXiv 2507.21802): noise and learning in a window that slides towards the data."""
+    return Run(
+        recipe="mix_grpo",
+        model=Model(source="scenes-flow"),
+        objective=PolicyGradient(shared_scale=False, combine="advantages"),
+        sampling=Sampling(
+            kernel="euler_maruyama",
+            noise="flow",
+            eta=0.7,
+            steps=16,
+            window=Window(size=2, every=4),
+            shared_noise=True,
+        ),
+        sizes=Sizes(prompts=8, group=12),
+        optimiser=FAST,
+    )
+
+
+def mix_grpo_flash() -> Run:
+    """MixGRPO-Flash (arXiv 2507.21802): DPM-Solver++ in fewer steps after the window."""
+    faster = Window(size=2, every=4, solver="dpmpp_2m", compress=0.4)
+    return _changed(mix_grpo(), "mix_grpo_flash", window=faster)
+
+
+def _changed(run: Run, recipe: str, window: Window) -> Run:
+    sampling = run.sampling.model_copy(update={"window": window, "shared_noise": True})
+    return run.model_copy(update={"recipe": recipe, "sampling": sampling})
+
+
 def draft() -> Run:
     """DRaFT-K (arXiv 2309.17400): the reward's gradient through the last K = `last` steps."""
     return Run(
@@ -167,6 +253,12 @@ RECIPES: dict[str, Callable[[], Run]] = {
         ddpo_sf,
         dpok,
         grpo,
+        flow_grpo,
+        flow_grpo_fast,
+        flow_cps,
+        dance_grpo,
+        mix_grpo,
+        mix_grpo_flash,
         draft,
         alignprop,
         refl,

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoretune.batches import Condition, Trajectory
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.kernels import stochasticity
+from scoretune.diffusion.kernels import Kernel, stochasticity
 from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
 from scoretune.diffusion.processes import Process
 from scoretune.errors import UserError, unknown
@@ -54,7 +54,7 @@ def rollout(
     `solver` by name; then there is no noise and there are no log-probabilities. With `reference`,
     also ask the pretrained policy at every state, which doubles the network's work. With
     `features`, keep those that the network offers a critic. Raises ValueError where a kernel has
-    no noise, for such a step has no log-probability.
+    no noise on any step.
     """
     x = x.to(condition.tokens.device)
     process = policy.backbone.process
@@ -68,16 +68,17 @@ def rollout(
         estimate, heard[k] = policy.estimate_with_features(x, t, condition)
         return estimate
 
+    noisy = None
     if solver is None:
-        states, data, log_probs = _act(policy, look, nodes, generator, x)
+        states, data, log_probs, noisy = act_along(policy, look, nodes, generator, x)
         etas = stochasticity(policy.kernel, process, nodes[:-1].flatten(), nodes[1:].flatten())
         etas = etas.view_as(nodes[:-1])
     else:
-        states, data = _follow(solver_named(solver), process, look, nodes, x)
+        states, data = follow(solver_named(solver), process, look, nodes, x)
         log_probs, etas = None, torch.zeros_like(nodes[:-1])
     steps = log_snr_steps(process, times.to(x.device), nodes)
     weights = kl_weights(process, nodes[:-1], etas, steps)
-    pretrained = _pretrained(policy, condition, states, nodes) if reference else None
+    pretrained = pretrained_data(policy, condition, states, nodes) if reference else None
     kls = None
     if pretrained is not None:
         kls = weights * ((data - pretrained) ** 2).flatten(2).sum(2)
@@ -93,17 +94,23 @@ def rollout(
         reference_data=pretrained,
         kls=kls,
         features=torch.stack([heard[k] for k in range(len(data))]) if features else None,
+        noisy=noisy,
     )
 
 
-def _act(
+def act_along(
     policy: Policy,
     look: Look,
     nodes: Tensor,
     generator: torch.Generator,
     x: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the policy's own kernel: states [N+1, …], estimates and log-probabilities [N, …]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Through the policy's own kernel along nodes [N+1, B]: states [N+1, …], estimates and
+    log-probabilities [N, …], and which steps have noise [N].
+
+    A step without noise, as the last one to data without any, has the log-probability 0.
+    """
+    noisy = noisy_steps(policy.kernel, policy.backbone.process, nodes)
     states, data, log_probs = [x], [], []
     for k, (t, t_next) in enumerate(pairwise(nodes)):
         estimate = look(k, x, t)
@@ -111,11 +118,27 @@ def _act(
         x = transition.draw(generator)
         states.append(x)
         data.append(estimate.data)
-        log_probs.append(transition.log_prob(x))
-    return torch.stack(states), torch.stack(data), torch.stack(log_probs)
+        log_probs.append(transition.log_prob(x) if noisy[k] else x.new_zeros(len(x)))
+    return torch.stack(states), torch.stack(data), torch.stack(log_probs), noisy
 
 
-def _follow(
+def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
+    """Which steps of a grid [N+1] or [N+1, B] have noise, [N] on the CPU.
+
+    Raises ValueError when none has: then there is nothing that a likelihood could tell.
+    """
+    t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
+    x = torch.zeros_like(t)[:, None]
+    std = kernel(process, x, Estimate(x, x), t, t_next).std
+    found = (std.view(len(nodes) - 1, -1) != 0).all(1).cpu()
+    if not bool(found.any()):
+        raise ValueError(
+            f"{kernel} is deterministic on every step and has no log-probability: raise its noise"
+        )
+    return found
+
+
+def follow(
     solver: Solver,
     process: Process,
     look: Look,
@@ -143,7 +166,8 @@ def _follow(
     return torch.stack([x for x, _ in kept] + [final]), torch.stack([data for _, data in kept])
 
 
-def _pretrained(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
+def pretrained_data(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
+    """What the pretrained policy says at states [N+1, …] at times [N+1, B], all but the last."""
     with policy.reference():
         said = [
             policy.estimate(x, t, condition).data

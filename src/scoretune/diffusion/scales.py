@@ -54,6 +54,22 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """η linear in t, from `first` at the horizon to `last` at the data."""
+
+    first: float
+    last: float
+    prescribes: ClassVar[Prescribes] = "eta"
+
+    def __post_init__(self) -> None:
+        check_level("Ramp first", self.first)
+        check_level("Ramp last", self.last)
+
+    def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
+        return self.last + (self.first - self.last) * t / process.horizon
+
+
+@dataclass(frozen=True)
 class FlowSDE:
     """Flow-GRPO's noise a√(t/(1−t)) (arXiv 2505.05470), which is η = a/√2 at every time."""
 
@@ -124,7 +140,7 @@ class CPS:
         return process.sigma(t_next) * math.sin(self.level * math.pi / 2)
 
 
-Inner: TypeAlias = Still | Memoryless | Constant | FlowSDE | DanceSDE | Posterior | CPS
+Inner: TypeAlias = Still | Memoryless | Constant | Ramp | FlowSDE | DanceSDE | Posterior | CPS
 
 
 @dataclass(frozen=True)
