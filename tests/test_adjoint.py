@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretune.backbones import toy
-from scoretune.batches import Condition, Steps, Trajectory
+from scoretune.batches import Condition, Scores, Steps, Trajectory
 from scoretune.credit import AdjointCredit, RewardSlope
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
@@ -98,8 +98,8 @@ def learned(
 ) -> tuple[Steps, Tensor]:
     """The chosen steps with their credit, and each sample's first of them."""
     k, b, count = choose(path, torch.Generator().manual_seed(3))
-    rewards = judged(path.final, torch.arange(path.data.shape[1]))
-    steps = transitions(path, credit(path, rewards, judged, k, b), k, b, count)
+    scores = Scores(judged(path.final, torch.arange(path.data.shape[1])))
+    steps = transitions(path, credit(path, scores, judged, k, b), k, b, count)
     first = torch.full((path.data.shape[1],), len(path.data)).scatter_reduce(0, b, k, "amin")
     return steps, first
 
@@ -140,8 +140,8 @@ def test_neither_minibatches_nor_unused_steps_matter():
     policy = nonlinear(GDDIM(1.0))
     path = act(policy, grids.karras(PROCESS, STEPS))
     k, b = torch.tensor([6, 2, 4, 4]), torch.tensor([0, 5, 5, 1])
-    rewards = judged(path.final, torch.arange(BATCH))
-    some = [AdjointCredit(policy, minibatch=m)(path, rewards, judged, k, b) for m in (1, 64)]
+    scores = Scores(judged(path.final, torch.arange(BATCH)))
+    some = [AdjointCredit(policy, minibatch=m)(path, scores, judged, k, b) for m in (1, 64)]
     torch.testing.assert_close(some[0].data_slope, some[1].data_slope)
     whole, _ = learned(policy, path, last_steps(STEPS), AdjointCredit(policy))
     slopes = whole.data_slope.view(STEPS, BATCH, 2)
@@ -163,7 +163,9 @@ def test_an_adjoint_needs_a_gradient_of_the_reward():
     path = act(policy, grids.karras(PROCESS, STEPS))
     k, b = torch.tensor([6]), torch.tensor([0])
     with pytest.raises(UserError, match="the reward has none"):
-        AdjointCredit(policy)(path, path.final[:, 0], lambda x, who: torch.ones(len(x)), k, b)
+        AdjointCredit(policy)(
+            path, Scores(path.final[:, 0]), lambda x, who: torch.ones(len(x)), k, b
+        )
 
 
 # ---------------------------------------------------------------------------- lean, by hand
@@ -206,7 +208,7 @@ def test_the_lean_adjoint_by_hand():
     path = act(policy, times, reference=True)
     k, b = torch.arange(STEPS).repeat_interleave(BATCH), torch.arange(BATCH).repeat(STEPS)
     credit = AdjointCredit(policy, lean=True, minibatch=4)
-    said = credit(path, path.final[:, 0], lambda x, who: SLOPE * x[:, 0], k, b)
+    said = credit(path, Scores(path.final[:, 0]), lambda x, who: SLOPE * x[:, 0], k, b)
     adjoints, follows = lean_slopes(GDDIM(1.0), times)
     expected = torch.tensor([a * f for a, f in zip(adjoints, follows, strict=True)])
     torch.testing.assert_close(
@@ -298,8 +300,8 @@ def test_refl_is_the_gradient_of_the_reward_at_the_estimate():
     policy = nonlinear(GDDIM(1.0))
     path = act(policy, grids.karras(PROCESS, STEPS))
     k, b, count = one_of_last(4)(path, torch.Generator().manual_seed(2))
-    rewards = judged(path.final, b)
-    steps = transitions(path, RewardSlope()(path, rewards, judged, k, b), k, b, count)
+    scores = Scores(judged(path.final, b))
+    steps = transitions(path, RewardSlope()(path, scores, judged, k, b), k, b, count)
     found = gradient_of(-ScoreAction(policy, 0.0)(steps).value, policy)
     data = policy.estimate(path.states[k, b], path.times[k, b], path.condition).data
     exact = gradient_of(judged(data, b).mean(), policy)

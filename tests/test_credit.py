@@ -8,15 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune import checkpoints
 from scoretune.backbones import toy
-from scoretune.batches import Condition, Trajectory
+from scoretune.batches import Condition, Scores, Trajectory
 from scoretune.credit import (
     CriticCredit,
     RewardSlope,
+    RunningCredit,
     TerminalCredit,
     group_advantage,
+    running_advantage,
     standardise,
 )
+from scoretune.credit.running import remembered
 from scoretune.critic import critic_for
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, response
@@ -57,7 +61,7 @@ def every_step(path: Trajectory) -> tuple[Tensor, Tensor]:
 
 def advantages(credit, path: Trajectory, rewards: Tensor) -> Tensor:
     """The advantages [N, B] of a path."""
-    credited = credit(path, rewards, square, *every_step(path))
+    credited = credit(path, Scores(rewards), square, *every_step(path))
     return credited.advantage.view(path.log_probs.shape)
 
 
@@ -114,7 +118,222 @@ def test_terminal_credit_is_the_same_at_every_step_and_bounded():
     advantage = advantages(TerminalCredit(group=BATCH, bound=5.0), path, rewards)
     assert torch.equal(advantage, advantage[:1].expand(STEPS, -1))
     assert float(advantage.max()) == float(advantage[0, 0]) == 5.0
-    assert TerminalCredit(group=BATCH)(path, rewards, square, *every_step(path)).data_slope is None
+    credited = TerminalCredit(group=BATCH)(path, Scores(rewards), square, *every_step(path))
+    assert credited.data_slope is None
+
+
+GROUPS = tuple(prompt for prompt in "abcde" for _ in range(7))
+
+
+def drawn(seed: int, groups: int = 5, group: int = 7) -> Tensor:
+    return torch.randn(groups * group, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shared", [True, False])
+def test_group_advantages_ignore_where_a_prompts_rewards_lie(seed, shared):
+    """And, by each group's own deviation, their scale as well; by a shared one only everyone's."""
+    rewards, shift = drawn(seed), drawn(seed + 10, 5, 1)
+    scale = drawn(seed + 20, 5, 1).exp()
+    plain = group_advantage(rewards, 7, shared)
+    moved = group_advantage((rewards.view(5, 7) * 3.0 + shift[:, None]).flatten(), 7, shared)
+    torch.testing.assert_close(moved, plain, rtol=1e-4, atol=1e-5)
+    stretched = group_advantage((rewards.view(5, 7) * scale[:, None]).flatten(), 7, shared)
+    assert torch.allclose(stretched, plain, rtol=1e-4, atol=1e-4) != shared
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shared", [True, False])
+def test_group_advantages_follow_the_order_of_samples(seed, shared):
+    rewards, plain = drawn(seed), group_advantage(drawn(seed), 7, shared)
+    within, among = torch.randperm(7), torch.randperm(5)
+
+    def mixed(values: Tensor) -> Tensor:
+        return values.view(5, 7)[among][:, within].flatten()
+
+    found = group_advantage(mixed(rewards), 7, shared)
+    torch.testing.assert_close(found, mixed(plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [3, 7, 24])
+def test_equal_rewards_get_exactly_nothing(group):
+    """Their mean differs from them by rounding, and 1e-6 is no large number to divide that by."""
+    value = torch.tensor([0.1, 1 / 3, 0.7, 97.3, 1e6 + 0.1])
+    rewards = value.repeat_interleave(group)
+    assert bool((rewards.view(-1, group) - rewards.view(-1, group).mean(1, keepdim=True)).any())
+    for shared in (True, False):
+        assert not bool(group_advantage(rewards, group, shared).any())
+    for level in value:
+        assert not bool(standardise(level.expand(group)).any())
+
+
+# ---------------------------------------------------------------------------- of several rewards
+
+
+def two_rewards(scale: tuple[float, float] = (1.0, 1.0), seed: int = 0, **weights: float) -> Scores:
+    """Scores of two rewards for five prompts, 7 samples each; `scale` is of the rewards."""
+    weights = weights or {"good": 1.0, "nice": 1.0}
+    parts = {
+        name: weight * s * drawn(seed + i) ** (1 + i)
+        for i, (s, (name, weight)) in enumerate(zip(scale, weights.items(), strict=True))
+    }
+    return Scores(sum(parts.values()), prompts=GROUPS, parts=parts)
+
+
+def compared_apart(scores: Scores, kind: str, **weights: float) -> Tensor:
+    """The advantages [35] of a fresh credit rule, by its own call."""
+    path = path_of(35)
+    credit = TerminalCredit(7, weights=weights)
+    if kind != "group":
+        credit = RunningCredit(buffer=7, min_count=7, weights=weights)
+    return credit(path, scores, square, *every_step(path)).advantage[:35]
+
+
+kinds = pytest.mark.parametrize("kind", ["group", "running"])
+
+
+@kinds
+def test_rewards_compared_one_by_one_forget_their_units(kind):
+    plain, stretched = two_rewards(), two_rewards((0.01, 100.0))
+    even = {"good": 1.0, "nice": 1.0}
+    torch.testing.assert_close(
+        compared_apart(stretched, kind, **even),
+        compared_apart(plain, kind, **even),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    together = compared_apart(plain, kind), compared_apart(stretched, kind)
+    assert float((together[0] - together[1]).abs().max()) > 0.5
+
+
+@kinds
+def test_a_weight_is_of_the_advantage(kind):
+    """A sum of each reward's own advantages, linear in the weights, whatever their sign."""
+    alone = [compared_apart(Scores(drawn(i) ** (1 + i), GROUPS), kind) for i in range(2)]
+    weights = {"good": 2.0, "nice": -0.3}
+    found = compared_apart(two_rewards(**weights), kind, **weights)
+    torch.testing.assert_close(found, 2 * alone[0] - 0.3 * alone[1], rtol=1e-4, atol=1e-4)
+    doubled = {name: 20 * weight for name, weight in weights.items()}
+    torch.testing.assert_close(
+        compared_apart(two_rewards(**doubled), kind, **doubled), 20 * found, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_advantages_of_two_rewards_golden():
+    scores = Scores(
+        torch.tensor([0.0, 0.0]),
+        (),
+        {"up": torch.tensor([2.0, 4.0]), "down": torch.tensor([-2.0, -4.0])},
+    )
+    path = path_of(2)
+    # Two samples of a group lie 1/√2 deviations from their mean; 3 − 0.5 deviations are left.
+    for weights, expected in (({}, 0.0), ({"up": 3.0, "down": 0.5}, 2.5 / 2**0.5)):
+        credited = TerminalCredit(2, weights=weights)(path, scores, square, *every_step(path))
+        half = torch.tensor([-expected, expected])
+        torch.testing.assert_close(credited.advantage[:2], half, rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_a_reward_alone_is_its_own_sum(kind):
+    scores = Scores(3 * drawn(0), GROUPS, {"good": 3 * drawn(0)})
+    torch.testing.assert_close(
+        compared_apart(scores, kind, good=3.0),
+        3 * compared_apart(scores, kind),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+# ---------------------------------------------------------------------------- of a prompt's past
+
+
+def test_running_advantages_golden():
+    memory = {"a": [0.0, 0.0, 3.0, 3.0], "b": [5.0, 1.0]}
+    rewards, prompts = torch.tensor([3.0, 1.0, 3.0]), ("a", "b", "a")
+    # a: mean 1.5, population deviation 1.5. b has too few: 7/3 and √(8/9) of the whole batch.
+    found = running_advantage(rewards, prompts, memory, min_count=4)
+    expected = torch.tensor([1.0, -(2**0.5), 1.0])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    own = running_advantage(rewards, prompts, memory, min_count=2)
+    torch.testing.assert_close(own, torch.tensor([1.0, -1.0, 1.0]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_memory_forgets_the_oldest():
+    memory = {"a": [1.0, 2.0], "z": [9.0]}
+    found = remembered(memory, ("b", "a", "a"), (3.0, 4.0, 5.0), buffer=3)
+    assert found == {"a": [2.0, 4.0, 5.0], "z": [9.0], "b": [3.0]}
+    assert memory == {"a": [1.0, 2.0], "z": [9.0]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_memory_of_this_group_alone_is_the_groups_deviation(seed):
+    rewards, prompts = drawn(seed), GROUPS
+    memory = remembered({}, prompts, rewards.tolist(), buffer=7)
+    found = running_advantage(rewards, prompts, memory, min_count=7)
+    own = group_advantage(rewards, 7, shared_scale=False) * (7 / 6) ** 0.5  # ours is unbiased
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_running_advantages_ignore_a_prompts_scale_and_the_order(seed):
+    rewards, prompts = drawn(seed, 3, 8), tuple("abc" * 8)
+    past = {p: drawn(seed + i, 1, 20).tolist() for i, p in enumerate("abc")}
+
+    def of(chosen: Tensor, known, texts=prompts) -> Tensor:
+        memory = remembered(known, texts, chosen.tolist(), buffer=32)
+        return running_advantage(chosen, texts, memory, min_count=16)
+
+    plain = of(rewards, past)
+    line = {"a": (2.0, 5.0), "b": (0.1, -3.0), "c": (30.0, 0.0)}
+    factor, shift = torch.tensor([line[p] for p in prompts]).T
+    moved = {p: [line[p][0] * r + line[p][1] for r in known] for p, known in past.items()}
+    torch.testing.assert_close(of(rewards * factor + shift, moved), plain, rtol=1e-3, atol=1e-3)
+    order = torch.randperm(24)
+    mixed = of(rewards[order], past, tuple(prompts[int(i)] for i in order))
+    torch.testing.assert_close(mixed, plain[order], rtol=1e-5, atol=1e-6)
+
+
+def test_a_memory_of_equal_rewards_says_nothing():
+    rewards = torch.full((20,), 0.1)
+    memory = remembered({}, ("a",) * 20, rewards.tolist(), buffer=16)
+    assert not bool(running_advantage(rewards, ("a",) * 20, memory, 16).any())
+
+
+def rounds_of(credit: RunningCredit, seeds: range) -> list[Tensor]:
+    path, found = path_of(35), []
+    for seed in seeds:
+        found.append(credit(path, two_rewards(seed=seed), square, *every_step(path)).advantage)
+    return found
+
+
+@pytest.mark.parametrize("weights", [{}, {"good": 1.0, "nice": 1.0}])
+def test_a_memory_survives_a_checkpoint_to_the_bit(tmp_path, weights):
+    credit, again, blank = (RunningCredit(32, 16, weights=weights) for _ in range(3))
+    rounds_of(credit, range(3))
+    saved = checkpoints.save(tmp_path, 1, credit.state())
+    at_that_time = {name: dict(known) for name, known in credit.memories.items()}
+    expected = rounds_of(credit, range(3, 5))
+    again.restore(checkpoints.load(saved))
+    assert again.memories == at_that_time != credit.memories
+    assert set(again.memories) == set(weights or {""})
+    for ours, theirs in zip(rounds_of(again, range(3, 5)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(rounds_of(blank, range(3, 4))[0], expected[0])
+
+
+def test_how_many_have_a_history_is_logged():
+    credit, path = RunningCredit(8, 4), path_of(3)
+    shares = []
+    for prompts in [("a", "a", "b")] * 3:
+        scores = Scores(torch.tensor([1.0, 2.0, 3.0]), prompts)
+        shares.append(credit(path, scores, square, *every_step(path)).metrics["own_history"])
+    assert shares == [0.0, pytest.approx(2 / 3), pytest.approx(2 / 3)]  # b has three by then
+
+
+def test_a_memory_that_is_never_used_is_refused():
+    with pytest.raises(UserError, match=r"set objective\.min_count to at most objective\.buffer"):
+        RunningCredit(buffer=16, min_count=17)
+    assert RunningCredit(buffer=16, min_count=16).memories == {}
 
 
 # ---------------------------------------------------------------------------- of single steps
@@ -147,14 +366,14 @@ def test_the_critic_learns_of_the_cost_still_to_come():
     """A constant reward and a KL of 1 a step: V = 2 − 0.1·(steps left)."""
     path = Trajectory(**{**vars(path_of()), "kls": torch.ones(STEPS, BATCH)})
     credit = critic_credit(0.1)
-    rewards, steps = torch.full((BATCH,), 2.0), every_step(path)
+    scores, steps = Scores(torch.full((BATCH,), 2.0)), every_step(path)
 
     def two(x: Tensor, who: Tensor) -> Tensor:
         return torch.full((len(x),), 2.0)
 
-    first = credit(path, rewards, two, *steps).metrics["critic_loss"]
+    first = credit(path, scores, two, *steps).metrics["critic_loss"]
     for _ in range(40):
-        last = credit(path, rewards, two, *steps).metrics["critic_loss"]
+        last = credit(path, scores, two, *steps).metrics["critic_loss"]
     assert last < 0.05 * first
 
 
@@ -179,7 +398,7 @@ def test_it_learns_a_value_that_is_known():
 
     for seed in range(24):
         path = path_of(seed, 256)
-        metrics = credit(path, square(path.final), square, *every_step(path)).metrics
+        metrics = credit(path, Scores(square(path.final)), square, *every_step(path)).metrics
     assert metrics["explained_variance"] > 0.5  # on paths that the fit had not seen
     path = path_of(99, 2000)
     x, share = path.states[:-1, :, 0], VP().alpha(times[:-1])[:, None] ** 2
@@ -193,7 +412,7 @@ def test_some_steps_are_credited_as_among_all():
     path = path_of()
     whole = advantages(critic_credit(), path, square(path.final))
     k, b = torch.tensor([5, 0, 3]), torch.tensor([7, 63, 0])
-    some = critic_credit()(path, square(path.final), square, k, b).advantage
+    some = critic_credit()(path, Scores(square(path.final)), square, k, b).advantage
     torch.testing.assert_close(some, whole[k, b])
 
 
@@ -228,7 +447,8 @@ def credited(path: Trajectory, form: str, k: Tensor, b: Tensor, **options):
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
     factors = torch.arange(float(path.data.shape[1]))  # the judge must know who is who
-    said = credit(path, factors * path.final[:, 0], lambda x, who: factors[who] * x[:, 0], k, b)
+    scores = Scores(factors * path.final[:, 0])
+    said = credit(path, scores, lambda x, who: factors[who] * x[:, 0], k, b)
     return credit, factors[b], said
 
 
@@ -306,7 +526,7 @@ def test_slopes_need_a_reward_with_a_gradient(form):
     path = path_of()
     with pytest.raises(UserError, match=r"form=ratio"):
         critic_credit(form=form, exploration=0.3)(
-            path, square(path.final), lambda x, who: torch.zeros(len(x)), *every_step(path)
+            path, Scores(square(path.final)), lambda x, who: torch.zeros(len(x)), *every_step(path)
         )
 
 
@@ -314,9 +534,9 @@ def test_slopes_need_a_reward_with_a_gradient(form):
 def test_a_critic_alone_needs_no_gradient_of_the_reward(form):
     path = path_of()
     credit = critic_credit(form=form, skip="none", exploration=0.3)
-    rewards, steps = square(path.final), every_step(path)
+    scores, steps = Scores(square(path.final)), every_step(path)
     for _ in range(3):
-        said = credit(path, rewards, lambda x, who: square(x).detach(), *steps)
+        said = credit(path, scores, lambda x, who: square(x).detach(), *steps)
     part = said.data_slope if form == "rate" else said.advantage
     assert torch.isfinite(part).all()
     assert float(part.abs().max()) > 0
@@ -336,7 +556,7 @@ def test_tried_actions_have_the_gradient_of_rates(kl_weight):
         """The gradient of the loss by the mean of the data, of each state of its own: [M]."""
         options = {"kl_weight": kl_weight, "exploration": 0.2}
         credit = critic_credit(form=form, **options)
-        said = credit(path, path.final[:, 0], lambda x, who: x[:, 0], k, b)
+        said = credit(path, Scores(path.final[:, 0]), lambda x, who: x[:, 0], k, b)
         steps = transitions(path, said, k, b, 1.0)
         policy, read = credit.policy, credit.policy.estimate
         moved = torch.zeros(4000, 1, requires_grad=True)
@@ -377,7 +597,7 @@ def test_a_rewards_slope_at_the_estimate():
     path, (k, b) = path_of(7), (torch.tensor([5, 0, 3, 3]), torch.tensor([6, 0, 2, 1]))
     factors = torch.arange(7.0)
     said = RewardSlope(minibatch=3)(
-        path, torch.zeros(7), lambda x, who: factors[who] * square(x), k, b
+        path, Scores(torch.zeros(7)), lambda x, who: factors[who] * square(x), k, b
     )
     expected = 2 * factors[b][:, None] * path.data[k, b]
     torch.testing.assert_close(said.data_slope, expected)
@@ -387,7 +607,9 @@ def test_a_rewards_slope_at_the_estimate():
 def test_a_rewards_slope_needs_a_gradient():
     path = path_of(3)
     with pytest.raises(UserError, match="the reward has none"):
-        RewardSlope()(path, torch.zeros(3), lambda x, who: torch.zeros(len(x)), *every_step(path))
+        RewardSlope()(
+            path, Scores(torch.zeros(3)), lambda x, who: torch.zeros(len(x)), *every_step(path)
+        )
 
 
 # ---------------------------------------------------------------------------- to minibatches
@@ -395,9 +617,9 @@ def test_a_rewards_slope_needs_a_gradient():
 
 def learned(path: Trajectory, share: float, seed: int = 0):
     """What a source makes of a path: (k, b, Steps)."""
-    rewards, group = square(path.final), path.data.shape[1]
+    scores, group = Scores(square(path.final)), path.data.shape[1]
     k, b, whole = any_steps(share)(path, torch.Generator().manual_seed(seed))
-    credited = TerminalCredit(group)(path, rewards, square, k, b)
+    credited = TerminalCredit(group)(path, scores, square, k, b)
     return k, b, transitions(path, credited, k, b, whole)
 
 
@@ -410,7 +632,7 @@ def test_every_transition_is_learned_once():
     found = torch.cat([batch.x for batch in batches]).flatten()
     assert not torch.equal(found, steps.x.flatten())
     torch.testing.assert_close(found.sort().values, path.states[:-1].flatten().sort().values)
-    advantage = TerminalCredit(5)(path, square(path.final), square, k, b).advantage
+    advantage = TerminalCredit(5)(path, Scores(square(path.final)), square, k, b).advantage
     for row in range(len(steps)):  # what belongs together stays together
         assert torch.equal(steps.x[row], path.states[k[row], b[row]])
         assert torch.equal(steps.x_next[row], path.states[k[row] + 1, b[row]])
@@ -461,17 +683,22 @@ def test_one_of_the_last_steps():
 def test_a_solvers_path_has_no_log_probabilities():
     path = path_of(5, solver="ddim")
     k, b, whole = any_steps(1.0)(path, torch.Generator())
-    steps = transitions(path, RewardSlope()(path, torch.zeros(5), square, k, b), k, b, whole)
+    credited = RewardSlope()(path, Scores(torch.zeros(5)), square, k, b)
+    steps = transitions(path, credited, k, b, whole)
     assert steps.log_prob is None
     assert steps.take(torch.tensor([1, 2])).log_prob is None
 
 
 def test_reward_metrics_golden():
-    found = reward_metrics(torch.tensor([1.0, 2.0, 3.0]))
+    found = reward_metrics(Scores(torch.tensor([1.0, 2.0, 3.0])))
     half = 1.96 * 1.0 / 3**0.5
     assert found == pytest.approx({"reward": 2, "reward_low": 2 - half, "reward_high": 2 + half})
-    assert reward_metrics(torch.tensor([2.0])) == {
+    assert reward_metrics(Scores(torch.tensor([2.0]))) == {
         "reward": 2.0,
         "reward_low": 2.0,
         "reward_high": 2.0,
     }
+    parts = {"reader": torch.tensor([0.5, 1.5]), "a:b": torch.tensor([-1.0, -3.0])}
+    found = reward_metrics(Scores(torch.tensor([-0.5, -1.5]), parts=parts))
+    assert found["reward"] == found["reward/reader"] + found["reward/a:b"] == -1.0
+    assert found["reward/a:b"] == -2.0

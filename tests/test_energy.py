@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretune.backbones import toy
-from scoretune.batches import Condition
+from scoretune.batches import Condition, Scores
 from scoretune.credit.energy import (
     Costs,
     EnergyCredit,
@@ -65,8 +65,8 @@ def every_step(path) -> tuple[Tensor, Tensor]:
 
 
 def credited(credit: EnergyCredit, path):
-    rewards = torch.zeros(path.states.shape[1])
-    return credit(path, rewards, lambda x, who: x[:, 0], *every_step(path))
+    scores = Scores(torch.zeros(path.states.shape[1]))
+    return credit(path, scores, lambda x, who: x[:, 0], *every_step(path))
 
 
 # ---------------------------------------------------------------------------- formulas

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scoretune.errors import UserError
-from scoretune.rewards import python, reader
+from scoretune.rewards import python, reader, weighted
 from scoretune.rewards.base import checked, has_gradient
 from scoretune.rewards.pixels import Compressibility, brightness
 from scoretune.scenes import world
@@ -134,6 +134,125 @@ def test_a_gradient_is_of_the_soft_reading_only():
         "jpeg": has_gradient(Compressibility(), "compressibility", IMAGES[0], PROMPTS[0]),
     }
     assert gradients == {"reader": True, "verdict": False, "brightness": True, "jpeg": False}
+
+
+# ---------------------------------------------------------------------------- sums
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("reader", [(1, "reader")]),
+        ("", [(1, "")]),
+        ("reader + brightness", [(1, "reader"), (1, "brightness")]),
+        ("reader+brightness", [(1, "reader"), (1, "brightness")]),
+        ("reader-brightness", [(1, "reader"), (-1, "brightness")]),
+        ("  reader  -0.5 *brightness ", [(1, "reader"), (-0.5, "brightness")]),
+        ("-reader", [(-1, "reader")]),
+        ("+ .5*reader", [(0.5, "reader")]),
+        ("2.*reader + -3*brightness", [(2, "reader"), (-3, "brightness")]),
+        (
+            "1e-3*reader+1E+2*brightness-2e1*jpeg",
+            [(1e-3, "reader"), (100, "brightness"), (-20, "jpeg")],
+        ),
+        ("reader - 0.1*my_module:function", [(1, "reader"), (-0.1, "my_module:function")]),
+        ("reader-0.1*my.module:function", [(1, "reader"), (-0.1, "my.module:function")]),
+        ("reader-my_module:function", [(1, "reader"), (-1, "my_module:function")]),
+        ("a/b.py:f-0.5*../c_2/d.py:g", [(1, "a/b.py:f"), (-0.5, "../c_2/d.py:g")]),
+        ("/home/me/x.py:f+~/y.py:g", [(1, "/home/me/x.py:f"), (1, "~/y.py:g")]),
+        ("my-folder/my-file.py:f - reader", [(1, "my-folder/my-file.py:f"), (-1, "reader")]),
+        ("my-module:function", [(1, "my-module:function")]),
+        ("0.5*my-2nd.py:f-brightness", [(0.5, "my-2nd.py:f"), (-1, "brightness")]),
+    ],
+)
+def test_a_sum_is_read(text, terms):
+    assert weighted.terms(text, REWARDS) == terms
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("reader +", "cannot read the reward 'reader +' from '+' on"),
+        ("reader + 0.5", "from '+ 0.5' on"),
+        ("reader brightness", "cannot read the reward 'reader brightness' from 'reader bri"),
+        ("0.5 reader", "from '0.5 reader' on"),
+        ("reader*2", "from 'reader*2' on"),
+        ("reader + two*brightness", "from '+ two*brightness' on"),
+        ("reader ** 2", "from 'reader ** 2' on"),
+        ("reader + (brightness)", "from '+ (brightness)' on"),
+        ("* reader", "from '* reader' on"),
+        ("--reader", "from '--reader' on"),
+        ("reader + my_module:", "from '+ my_module:' on"),
+        ("reader + inf*brightness", "from '+ inf*brightness' on"),
+        ("reader + 0*brightness", "'brightness' has the weight 0: leave it out"),
+        ("reader + 1e999*brightness", "'brightness' has the weight inf: leave it out"),
+        ("reader + brightness - 2*reader", "'reader' is there twice: give it one weight"),
+        ("reader + brightnes", "unknown reward 'brightnes': did you mean 'brightness'?"),
+        ("reader + nowhere_at_all:red", "cannot import the reward 'nowhere_at_all:red'"),
+    ],
+)
+def test_a_sum_that_cannot_be_read(text, told):
+    with pytest.raises(UserError) as caught:
+        named_reward(text)
+    said = str(caught.value)
+    assert told in said
+    assert "\n" not in said
+    if "cannot read" in said:
+        assert "'reader + 0.5*compressibility - 0.1*my_module:function'" in said
+
+
+def test_a_sum_adds_up():
+    reward = named_reward("reader - 0.5*brightness + 1e-1*compressibility")
+    reader_, light, size = (
+        named_reward(name)(IMAGES, PROMPTS) for name in ("reader", "brightness", "compressibility")
+    )
+    expected = reader_ - 0.5 * light + 0.1 * size
+    torch.testing.assert_close(reward(IMAGES, PROMPTS), expected)
+    parts = reward.each(IMAGES, PROMPTS)
+    assert list(parts) == ["reader", "brightness", "compressibility"]
+    torch.testing.assert_close(parts["brightness"], -0.5 * light)
+    assert reward.weights == {"reader": 1.0, "brightness": -0.5, "compressibility": 0.1}
+    found = weighted.scored(reward, "sum", IMAGES, PROMPTS)
+    torch.testing.assert_close(found.total, expected)
+    torch.testing.assert_close(torch.stack(list(found.parts.values())).sum(0), found.total)
+    assert found.prompts == tuple(PROMPTS)
+
+
+def test_one_reward_has_no_parts():
+    assert named_reward("brightness") is brightness
+    found = weighted.scored(brightness, "brightness", IMAGES, PROMPTS)
+    assert found.parts == {}
+    assert torch.equal(found.total, brightness(IMAGES, PROMPTS))
+
+
+def test_a_weighted_reward_alone():
+    assert torch.equal(named_reward("-2*brightness")(IMAGES, PROMPTS), -2 * brightness(IMAGES, []))
+
+
+def test_the_gradient_of_a_sum_is_the_sum_of_gradients():
+    whole, red, light = (IMAGES.clone().requires_grad_() for _ in range(3))
+    named_reward("reader - 3*brightness")(whole, PROMPTS).sum().backward()
+    named_reward("reader")(red, PROMPTS).sum().backward()
+    brightness(light, PROMPTS).sum().backward()
+    torch.testing.assert_close(whole.grad, red.grad - 3 * light.grad)
+
+
+def test_a_sum_without_one_gradient_has_none():
+    """The gradient of the rest would be taken for that of the sum."""
+    halves = {"brightness + reader": True, "brightness + compressibility": False}
+    for name, known in halves.items():
+        assert has_gradient(named_reward(name), name, IMAGES[0], PROMPTS[0]) == known
+    images = IMAGES.clone().requires_grad_()
+    assert not named_reward("compressibility + brightness")(images, PROMPTS).requires_grad
+
+
+def test_a_part_that_misbehaves_is_named():
+    parts = (
+        weighted.Part("brightness", 1.0, brightness),
+        weighted.Part("mine", 0.5, lambda images, prompts: torch.zeros(2)),
+    )
+    text = said_of(weighted.Weighted(parts))
+    assert "returned shape (2,) for 3 images" in text
 
 
 # ---------------------------------------------------------------------------- checked

@@ -5,7 +5,7 @@ Everything is checked before anything is loaded (`check`), so that a mistake cos
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from scoretune.credit.base import Credit
 from scoretune.credit.critic import CriticCredit, Form
 from scoretune.credit.energy import EnergyCredit
 from scoretune.credit.reward import RewardSlope
+from scoretune.credit.running import RunningCredit
 from scoretune.credit.terminal import TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures
@@ -37,7 +38,8 @@ from scoretune.objectives import consistency, matching, policy_gradient, score_a
 from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.run_parts import grid
+from scoretune.rewards.weighted import Weighted
+from scoretune.run_parts import grid, window
 from scoretune.sources import Chooser, Dataset, OnPolicy, any_steps, last_steps, one_of_last
 
 
@@ -53,11 +55,12 @@ def check(run: Run, differentiable: bool) -> None:
         _only_from_data(run)
     if isinstance(chosen, Matching):
         return
-    if isinstance(chosen, Adjoint) and not (sampling.eta == 1 and sampling.solver is None):
+    memoryless = sampling.eta == 1 and sampling.noise == "constant" and sampling.solver is None
+    if isinstance(chosen, Adjoint) and not memoryless:
         raise UserError(
             "adjoint matching needs a memoryless kernel, under which the sample does not depend on "
             f"the noise it began with: set sampling.eta=1 (it is {sampling.eta:g}) and leave "
-            "sampling.solver=null"
+            "sampling.noise=constant and sampling.solver=null"
         )
     needs_gradient = isinstance(chosen, Direct | Adjoint) or (
         isinstance(chosen, ScoreAction) and chosen.form in ("slope", "rate", "explicit")
@@ -87,6 +90,35 @@ def check(run: Run, differentiable: bool) -> None:
             "response of a step: use score_as_action with objective.form=rate or explicit, or set "
             "sampling.solver=null"
         )
+    if sampling.window.size:
+        _check_window(run)
+    if isinstance(chosen, PolicyGradient):
+        _check_combination(chosen)
+
+
+def _check_combination(chosen: PolicyGradient) -> None:
+    """Refuse single comparisons of several rewards to a critic, which has one value."""
+    if chosen.baseline == "critic" and chosen.combine == "advantages":
+        raise UserError(
+            "objective.combine=advantages compares every reward by itself, and a critic values "
+            "their sum: set objective.combine=rewards, or objective.baseline=group or running"
+        )
+
+
+def _check_window(run: Run) -> None:
+    """Refuse a window to methods that learn from the whole path."""
+    chosen, sampling = run.objective, run.sampling
+    if not isinstance(chosen, PolicyGradient) or chosen.baseline == "critic":
+        raise UserError(
+            "sampling.window is for likelihood ratios credited by outcome, and recipe "
+            f"{run.recipe!r} learns from the whole path: use mix_grpo, flow_grpo or ddpo, or set "
+            "sampling.window.size=0"
+        )
+    if sampling.solver is not None or sampling.jitter:
+        raise UserError(
+            "sampling.window has a solver of its own, on a fixed grid: set sampling.window.solver, "
+            "and leave sampling.solver=null and sampling.jitter=false"
+        )
 
 
 def _only_from_data(run: Run) -> None:
@@ -114,11 +146,11 @@ def method(
     assert not isinstance(chosen, Consistency), "refused by `check`"
     objective: Objective
     credit: Credit
-    trust, choose = None, any_steps(run.sizes.share)
+    trust, choose = None, any_steps(run.sizes.share, noisy=_needs_ratios(chosen, differentiable))
     if isinstance(chosen, PolicyGradient | ScoreAction) and chosen.trust_region is not None:
         trust = TrustRegion(chosen.trust_region)
     if isinstance(chosen, PolicyGradient):
-        objective, credit = _policy_gradient(run, chosen, policy, trust)
+        objective, credit = _policy_gradient(run, chosen, policy, trust, reward)
     elif isinstance(chosen, ScoreAction):
         objective, credit = _score_action(run, chosen, policy, trust, differentiable)
     else:
@@ -132,13 +164,14 @@ def method(
         else:
             assert_never(chosen)
     features = isinstance(credit, CriticCredit) and credit.shares_features
+    times = grid(policy.backbone.process, run.sampling)
     source = OnPolicy(
         policy=policy,
         prompts=prompts,
         reward=reward,
         reward_name=run.reward,
         credit=credit,
-        times=grid(policy.backbone.process, run.sampling),
+        times=times,
         sizes=run.sizes,
         seed=run.seed,
         choose=choose,
@@ -146,8 +179,23 @@ def method(
         jitter=run.sampling.jitter,
         solver=run.sampling.solver,
         features=features,
+        window=window(run, times, policy.backbone.process),
+        shared_noise=run.sampling.shared_noise,
     )
     return objective, source, trust
+
+
+def _needs_ratios(chosen: Any, differentiable: bool) -> bool:
+    """Whether the steps that are learned from must have a likelihood."""
+    return isinstance(chosen, PolicyGradient) or (
+        isinstance(chosen, ScoreAction) and _form(chosen, differentiable) == "ratio"
+    )
+
+
+def _form(chosen: ScoreAction, differentiable: bool) -> Form:
+    if chosen.form == "auto":
+        return "rate" if differentiable else "ratio"
+    return chosen.form
 
 
 def from_data(
@@ -203,7 +251,7 @@ def _batch(run: Run) -> int:
 
 
 def _policy_gradient(
-    run: Run, chosen: PolicyGradient, policy: Policy, trust: TrustRegion | None
+    run: Run, chosen: PolicyGradient, policy: Policy, trust: TrustRegion | None, reward: Reward
 ) -> tuple[Objective, Credit]:
     clip = chosen.clip if chosen.surrogate == "clipped" else None
     objective = policy_gradient.PolicyGradient(
@@ -211,7 +259,12 @@ def _policy_gradient(
     )
     if chosen.baseline == "critic":
         return objective, _critic(chosen.critic, policy, "outcome", chosen.kl_weight)
-    return objective, TerminalCredit(run.sizes.group, chosen.shared_scale)
+    weights = {}
+    if isinstance(reward, Weighted) and chosen.combine == "advantages":
+        weights = reward.weights
+    if chosen.baseline == "running":
+        return objective, RunningCredit(chosen.buffer, chosen.min_count, weights=weights)
+    return objective, TerminalCredit(run.sizes.group, chosen.shared_scale, weights=weights)
 
 
 def _score_action(
@@ -221,11 +274,7 @@ def _score_action(
     trust: TrustRegion | None,
     differentiable: bool,
 ) -> tuple[Objective, Credit]:
-    form: Form
-    if chosen.form == "auto":
-        form = "rate" if differentiable else "ratio"
-    else:
-        form = chosen.form
+    form = _form(chosen, differentiable)
     objective = score_action.ScoreAction(
         policy, chosen.kl_weight, chosen.clip, chosen.exploration, trust
     )

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.batches import Condition, Examples, Round, Steps, Trajectory
+from scoretune.batches import Condition, Examples, Round, Scores, Steps, Trajectory
 from scoretune.config import Sizes
 from scoretune.credit.base import Credit, Credited
 from scoretune.data import Prompts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.weighted import scored
 from scoretune.rollout import prior, rollout
+from scoretune.windowed import windowed
+from scoretune.windows import Window
 
 Chosen = tuple[Tensor, Tensor, float]
 Chooser = Callable[[Trajectory, torch.Generator], Chosen]
@@ -44,14 +47,48 @@ class OnPolicy:
     jitter: bool = False
     solver: str | None = None
     features: bool = False
+    window: Callable[[int], Window] | None = None
+    shared_noise: bool = False
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
         texts = self._next_prompts()
         condition = self.policy.backbone.encode(texts)
-        noise = prior(self.policy, len(texts), generator)
-        path = rollout(
+        path = self._roll(condition, update, generator)
+
+        def judge(x0: Tensor, who: Tensor) -> Tensor:
+            images = self.policy.backbone.decode(x0)
+            asked = [texts[i] for i in who.tolist()]
+            return checked(self.reward, self.reward_name, images, asked)
+
+        with torch.no_grad():
+            images = self.policy.backbone.decode(path.final)
+            scores = scored(self.reward, self.reward_name, images, texts)
+        k, b, path_steps = self.choose(path, generator)
+        credited = self.credit(path, scores, judge, k, b)
+        steps = transitions(path, credited, k, b, path_steps)
+        metrics = {**reward_metrics(scores), **credited.metrics}
+        if path.kls is not None:
+            metrics["path_kl"] = float(path.kls.sum(0).mean())
+        batches = shuffled(steps, self.sizes.minibatch, generator)
+        return Round(batches, metrics, self.sizes.accumulate)
+
+    def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
+        group = self.sizes.group if self.shared_noise else 1
+        noise = prior(self.policy, len(condition) // group, generator).repeat_interleave(group, 0)
+        if self.window is not None:
+            return windowed(
+                self.policy,
+                condition,
+                self.times,
+                generator,
+                noise,
+                window=self.window(update),
+                group=group,
+                reference=self.reference,
+            )
+        return rollout(
             self.policy,
             condition,
             self.times,
@@ -62,22 +99,6 @@ class OnPolicy:
             solver=self.solver,
             features=self.features,
         )
-
-        def judge(x0: Tensor, who: Tensor) -> Tensor:
-            images = self.policy.backbone.decode(x0)
-            asked = [texts[i] for i in who.tolist()]
-            return checked(self.reward, self.reward_name, images, asked)
-
-        with torch.no_grad():
-            rewards = judge(path.final, torch.arange(len(texts)))
-        k, b, path_steps = self.choose(path, generator)
-        credited = self.credit(path, rewards, judge, k, b)
-        steps = transitions(path, credited, k, b, path_steps)
-        metrics = {**reward_metrics(rewards), **credited.metrics}
-        if path.kls is not None:
-            metrics["path_kl"] = float(path.kls.sum(0).mean())
-        batches = shuffled(steps, self.sizes.minibatch, generator)
-        return Round(batches, metrics, self.sizes.accumulate)
 
     def state(self) -> dict[str, Any]:
         return {"cursor": self.cursor, "credit": self.credit.state()}
@@ -122,16 +143,17 @@ class Dataset:
         pass
 
 
-def any_steps(share: float) -> Chooser:
-    """Chooses a random `share` of each path's steps."""
+def any_steps(share: float, noisy: bool = False) -> Chooser:
+    """Chooses a random `share` of each path's steps; of those with noise, if `noisy`."""
 
     def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
-        steps, batch = path.data.shape[:2]
-        kept = max(1, round(share * steps))
-        order = torch.rand(steps, batch, generator=generator).argsort(0)[:kept]
+        batch = path.data.shape[1]
+        known = path.noisy_steps if noisy else torch.arange(len(path.data))
+        kept = max(1, round(share * len(known)))
+        order = known[torch.rand(len(known), batch, generator=generator).argsort(0)[:kept]]
         device = path.states.device
         everyone = torch.arange(batch, device=device).repeat(kept)
-        return order.flatten().to(device), everyone, float(steps)
+        return order.flatten().to(device), everyone, float(len(known))
 
     return choose
 
@@ -192,8 +214,10 @@ def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[S
     return [steps.take(chosen) for chosen in order.split(minibatch)]
 
 
-def reward_metrics(rewards: Tensor) -> dict[str, float]:
-    """The mean reward with its 95 % interval over the samples."""
+def reward_metrics(scores: Scores) -> dict[str, float]:
+    """The mean reward with its 95 % interval over the samples, and what each part adds to it."""
+    rewards = scores.total
     spread = float(rewards.std()) if len(rewards) > 1 else 0.0
     mean, error = float(rewards.mean()), 1.96 * spread / len(rewards) ** 0.5
-    return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error}
+    parts = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+    return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error, **parts}

@@ -5,6 +5,7 @@ from scoretune.credit.base import Credit, Credited, Judge
 from scoretune.credit.critic import CriticCredit
 from scoretune.credit.energy import EnergyCredit
 from scoretune.credit.reward import RewardSlope
+from scoretune.credit.running import RunningCredit, running_advantage
 from scoretune.credit.terminal import TerminalCredit, group_advantage, standardise
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "EnergyCredit",
     "Judge",
     "RewardSlope",
+    "RunningCredit",
     "TerminalCredit",
     "group_advantage",
+    "running_advantage",
     "standardise",
 ]

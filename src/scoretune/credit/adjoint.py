@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.batches import Trajectory, spans
+from scoretune.batches import Scores, Trajectory, spans
 from scoretune.credit.base import Credited, Judge, arrival_to_data, slope_of
 from scoretune.policy import Policy
 
@@ -33,12 +33,12 @@ class AdjointCredit:
     minibatch: int = 64
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited:
         first = int(k.min())
         arrivals = torch.zeros_like(path.states)
-        everyone = torch.arange(len(rewards), device=path.states.device)
-        for who in (everyone[part] for part in spans(len(rewards), self.minibatch)):
+        everyone = torch.arange(len(scores), device=path.states.device)
+        for who in (everyone[part] for part in spans(len(scores), self.minibatch)):
             adjoint = slope_of(judge, path.final[who], who)[1]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, first, -1):

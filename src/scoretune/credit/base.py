@@ -1,4 +1,4 @@
-"""What every credit rule is: a path and its rewards go in, what each step is worth comes out."""
+"""What every credit rule is: a path and its scores go in, what each step is worth comes out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoretune.batches import Trajectory
+from scoretune.batches import Scores, Trajectory
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
 from scoretune.errors import UserError
@@ -30,13 +30,32 @@ class Credited:
 
 
 class Credit(Protocol):
-    """Who deserves what: the steps k [M] of the samples b [M] of a path with rewards [B]."""
+    """Who deserves what: the steps k [M] of the samples b [M] of a path and its scores [B]."""
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def combined(
+    scores: Scores, compare: Callable[[str, Tensor], Tensor], weights: Mapping[str, float]
+) -> Tensor:
+    """The advantages [B] of samples, by a rule `compare(name, rewards [B])` that compares them.
+
+    Without weights the total is compared, A(Σ wᵢ rᵢ). With the weight of every part each reward is
+    compared by itself, Σ wᵢ A(rᵢ), as in MixGRPO (arXiv 2507.21802): a weight then says how much a
+    standard deviation of that reward counts, in whatever units the reward comes.
+    """
+    if not weights:
+        return compare("", scores.total)
+    parts = [
+        # The parts come weighted: what is compared is the reward itself, with its sign and scale.
+        weights[name] * compare(name, part / weights[name])
+        for name, part in scores.parts.items()
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def arrival_to_data(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoretune.batches import Trajectory, spans
+from scoretune.batches import Scores, Trajectory, spans
 from scoretune.credit.base import Credited, Judge, arrival_to_data, require_gradient
 from scoretune.critic import Critic, explained_variance, none
 from scoretune.diffusion.paths import kl_factor
@@ -63,13 +63,13 @@ class CriticCredit:
     jacobian: Jacobian = "pretrained"
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited:
         cost = torch.zeros_like(path.times[:-1])
         if path.kls is not None:
             cost = -self.kl_weight * path.kls
-        returns = returns_to_go(cost.T, rewards, torch.ones_like(cost[:, 0])).T
-        returns = torch.cat([returns, rewards[None]])
+        returns = returns_to_go(cost.T, scores.total, torch.ones_like(cost[:, 0])).T
+        returns = torch.cat([returns, scores.total[None]])
         advantage, slope, action = None, None, None
         at, who = (k + 1, b) if self.form == "slope" else (k, b)
         if self.form == "ratio":  # increments need both ends: look at each state once
@@ -78,7 +78,7 @@ class CriticCredit:
         if self.form == "outcome":
             advantage = returns[k, b] - seen.value
         elif self.form == "ratio":
-            values = torch.cat([seen.value.view_as(cost), rewards[None]])
+            values = torch.cat([seen.value.view_as(cost), scores.total[None]])
             advantage = (values.diff(dim=0) + cost)[k, b]
         elif self.form == "slope":
             slope = arrival_to_data(self.policy, path, k, b, _there(seen.slope))

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from scoretune.batches import Condition, Trajectory
+from scoretune.batches import Condition, Scores, Trajectory
 from scoretune.credit.base import Credited, Judge, arrival_to_data
 from scoretune.critic import head, phases
 from scoretune.diffusion import estimates
@@ -143,7 +143,7 @@ class EnergyCredit:
             raise UserError("an energy is learned from data, and there are none: give clean states")
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited:
         if path.log_probs is None:
             raise UserError("an energy's slopes go through the kernel: leave the solver unset")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretune.batches import Trajectory, spans
+from scoretune.batches import Scores, Trajectory, spans
 from scoretune.credit.base import Credited, Judge, slope_of
 
 
@@ -22,7 +22,7 @@ class RewardSlope:
     minibatch: int = 64
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited:
         slope = path.data.new_empty(len(k), *path.data.shape[2:])
         for part in spans(len(k), self.minibatch):
