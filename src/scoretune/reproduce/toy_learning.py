@@ -37,9 +37,9 @@ class Centred:
     """Every step of a path deserves its reward less the batch's mean; κ keeps its meaning."""
 
     def __call__(
-        self, path: Trajectory, rewards: Tensor, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
     ) -> Credited:
-        return Credited(advantage=(rewards - rewards.mean())[b])
+        return Credited(advantage=(scores.total - scores.total.mean())[b])
 
     def state(self) -> dict[str, Any]:
         return {}
