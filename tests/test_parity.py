@@ -140,11 +140,15 @@ def test_log_probabilities_are_finite_on_their_grids(
 
 
 @pytest.mark.parametrize("kernel", STOCHASTIC[:3], ids=str)
-def test_a_last_step_to_alpha_one_says_that_it_has_no_noise(policy, start, kernel):
+def test_a_last_step_to_alpha_one_is_the_estimate_without_noise(policy, start, kernel):
     times = grids.diffusers_times(policy.backbone.process, 4, set_alpha_to_one=True)
+    acting = Policy(policy.backbone, kernel)
     condition = policy.backbone.encode(PROMPTS)
-    with pytest.raises(ValueError, match="deterministic"):
-        rollout(Policy(policy.backbone, kernel), condition, times, torch.Generator(), start)
+    path = rollout(acting, condition, times, torch.Generator().manual_seed(0), start)
+    assert path.noisy.tolist() == [True, True, True, False]
+    assert torch.isfinite(path.log_probs).all()
+    assert not path.log_probs[-1].any()
+    torch.testing.assert_close(path.final, path.data[-1])
 
 
 @pytest.mark.parametrize("make", [grids.uniform, grids.karras])

@@ -6,9 +6,14 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 
+from scoretune.backbones import stable_diffusion_3
+from scoretune.scenes import world
+from scoretune.scenes.flow import caption_states
 from scoretune.scenes.lessons import Recipe, ramp
-from scoretune.scenes.pretrain import pretrain
+from scoretune.scenes.networks import tokens
+from scoretune.scenes.pretrain import pretrain, pretrain_flow
 
 TINY = Recipe(
     batch=4,
@@ -48,6 +53,56 @@ def test_a_stopped_pretraining_goes_on_bit_for_bit(tmp_path):
             pretrain(tmp_path / "stopped", TINY, stop)
     assert weights(pretrain(tmp_path / "stopped", TINY, stop)) == undisturbed
     assert len(undisturbed) == 5  # autoencoder, UNet, text encoder, reader, judge
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> Path:
+    """An undisturbed training of the rectified-flow miniature; its model."""
+    return pretrain_flow(tmp_path_factory.mktemp("flow"), TINY, silent)
+
+
+def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
+    def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        if (stage, done) in stops:
+            stops.remove((stage, done))
+            raise Stopped
+
+    stops = [("reader", 1), ("flow", 3)]
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            pretrain_flow(tmp_path, TINY, stop)
+    assert weights(pretrain_flow(tmp_path, TINY, stop)) == weights(flow)
+    assert len(weights(flow)) == 6  # autoencoder, transformer, one encoder twice, reader, judge
+
+
+def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_path):
+    noise = pretrain(tmp_path, TINY, silent)
+    before, trained = weights(noise), []
+    second = pretrain_flow(tmp_path, TINY, lambda stage, *rest: trained.append(stage))
+    assert set(trained) == {"pictures", "flow"}
+    assert weights(noise) == before
+    for name in ("judge", "reader", "vae/diffusion_pytorch_model"):
+        assert weights(second)[f"{name}.safetensors"] == before[f"{name}.safetensors"]
+
+
+def test_a_trained_flow_is_a_backbone(flow):
+    found = stable_diffusion_3.load(str(flow))
+    assert found.shape == (4, 8, 8)
+    told = found.encode([*world.asks_by_text()][:3]).tokens
+    assert told.shape == (3, 10 + 1, 128)  # nothing stands in T5's place
+    one, other = found.pipeline.text_encoder, found.pipeline.text_encoder_2
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_what_the_flow_learned_from_is_what_the_pipeline_says(flow):
+    found = stable_diffusion_3.load(str(flow))
+    texts = ["a red seven", ""]
+    encoder = found.pipeline.text_encoder
+    with torch.no_grad():
+        states, pooled = caption_states(encoder, tokens(found.pipeline.tokenizer, texts))
+        told = found.encode(texts).tokens
+    torch.testing.assert_close(told[:, :-1], states)
+    torch.testing.assert_close(told[:, -1], pooled)
 
 
 def test_captions_are_clean_first_and_noisy_at_the_end():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from scoretune import config, recipes
+from scoretune.errors import UserError
 from scoretune.rewards.reader import (
     CanvasJudge,
     CellReader,
@@ -19,8 +21,10 @@ from scoretune.rewards.reader import (
     load,
     log_beliefs,
 )
+from scoretune.run import held_out_prompts, ready
 from scoretune.scenes import draw, world
 from scoretune.scenes.world import CELLS, EMPTY, TASKS, Ask, Item, Layout
+from scoretune.scorers import verdict_metrics
 
 MEGABYTES = 8
 LAID_OUT = 12  # layouts drawn for each training prompt
@@ -210,12 +214,30 @@ def test_the_tokenizer_knows_every_word():
     assert len({tuple(row) for row in rows}) == len(texts)
 
 
-def test_the_assets_are_small():
-    files = [path for path in world.shipped().rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", world.SHIPPED)
+def test_the_assets_are_small(name):
+    files = [path for path in world.shipped(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MEGABYTES * 2**20
     suffixes = {path.suffix for path in files}
     assert suffixes <= {".safetensors", ".json", ".md", ".txt"}, "no pickles among the assets"
-    assert json.loads((world.shipped() / "training.json").read_text())["denoiser_steps"] > 0
+    assert json.loads((world.shipped(name) / "training.json").read_text())["denoiser_steps"] > 0
+
+
+@pytest.mark.parametrize("name", world.SHIPPED)
+def test_every_shipped_model_is_measured_alike(name):
+    """On held-out scenes, by the one reader and the one judge."""
+    run = config.changed(recipes.named("ddpo"), [f"model.source={name}", "evaluation.per_task=2"])
+    asks = world.balanced(world.held_out_asks(), 2, seed=0)
+    assert held_out_prompts(run).texts == tuple(ask.text for ask in asks)
+    metrics = verdict_metrics(name)
+    assert list(metrics) == ["reader", "judge"]
+    assert metrics["judge"].network is load(world.shipped(), "judge")
+
+
+def test_a_shipped_model_that_is_misspelt():
+    run = config.changed(recipes.named("ddpo"), ["model.source=scenes-flo"])
+    with pytest.raises(UserError, match="did you mean 'scenes-flow'"):
+        ready(run)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("reader", CellReader), ("judge", CanvasJudge)])

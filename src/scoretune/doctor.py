@@ -30,12 +30,12 @@ def installation_laws() -> tuple[Law, ...]:
 
 
 def model_laws(path: str) -> tuple[Law, ...]:
-    """What is asked of a run folder, a model folder or `scenes`."""
+    """What is asked of a run folder, a model folder or a shipped model."""
     import torch
 
     from scoretune import samples
     from scoretune.laws.models import laws_of
-    from scoretune.run import build_policy
+    from scoretune.models import build_policy
     from scoretune.runs import recorded
 
     policy, base = samples.load(path), None

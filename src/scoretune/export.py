@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scoretune.backbones.base import Backbone, Pipelined
+from scoretune.backbones.recycled import inner
 from scoretune.errors import UserError
 from scoretune.policy import Policy, adapter_state
 
@@ -19,15 +21,22 @@ def lora(policy: Policy, folder: Path) -> Path:
     if not adapter_state(network):
         raise UserError("nothing to export: this model has no adapter")
     weights = get_peft_model_state_dict(network, adapter_name="default")
-    tensors = {f"unet.{name}": w.detach().cpu().contiguous() for name, w in weights.items()}
+    part = _part(policy.backbone)
+    tensors = {f"{part}.{name}": w.detach().cpu().contiguous() for name, w in weights.items()}
     config = network.peft_config["default"].to_dict()
     plain = {key: _plain(value) for key, value in config.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pytorch_lora_weights.safetensors"
     # One entry: safetensors orders several at random, and equal runs must end in equal files.
-    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in plain.items()})}
+    metadata = {"lora_adapter_metadata": json.dumps({f"{part}.{k}": v for k, v in plain.items()})}
     save_file(tensors, path, metadata)
     return path
+
+
+def _part(backbone: Backbone) -> str:
+    """What the adapted network is called in its pipeline; a network of one's own, in none."""
+    own = inner(backbone)
+    return own.part if isinstance(own, Pipelined) else "unet"
 
 
 def _plain(value: object) -> object:

@@ -11,21 +11,22 @@ import torch
 from scoretune import checkpoints, draws, fit, gallery
 from scoretune.backbones import scores
 from scoretune.backbones.base import Backbone
-from scoretune.backbones.recycled import Recycled
+from scoretune.backbones.recycled import inner
 from scoretune.config import Model, PolicyGradient, Run, of_data
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.errors import UserError
 from scoretune.evaluate import sample
 from scoretune.measure import measure
+from scoretune.models import build_policy
 from scoretune.policy import Policy, restore_adapter
-from scoretune.run import build_policy, held_out_prompts
+from scoretune.run import held_out_prompts
 from scoretune.runs import recorded
 from scoretune.scorers import named_reward
 
 
 def load(path: str | Path) -> Policy:
-    """The policy of a run folder (its newest checkpoint), of a model folder, or of `scenes`."""
+    """The policy of a run folder (its newest checkpoint), a model folder or a shipped model."""
     folder = Path(path)
     if not (folder / "run.json").exists():
         model = Model(source=str(path), rank=0)
@@ -74,8 +75,8 @@ def draw(
 
 
 def _own(backbone: Backbone) -> scores.ScoreNetwork | None:
-    inner = backbone.base if isinstance(backbone, Recycled) else backbone
-    return inner if isinstance(inner, scores.ScoreNetwork) else None
+    own = inner(backbone)
+    return own if isinstance(own, scores.ScoreNetwork) else None
 
 
 def _home(path: Path) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from scoretune.batches import Condition
@@ -67,6 +70,54 @@ class WithFeatures(Backbone, Protocol):
         Both are differentiable with respect to x and to the network's weights.
         """
         ...
+
+
+@dataclass
+class Pipelined(ABC):
+    """A diffusers pipeline as a continuous-time model: pictures go through its autoencoder, and
+    everything but one `part` of it is frozen.
+    """
+
+    pipeline: Any
+    process: Process
+    prediction: Prediction
+    shape: tuple[int, ...]
+    part: ClassVar[str]
+    """What diffusers calls the part that is fine-tuned."""
+
+    @property
+    def network(self) -> nn.Module:
+        return cast(nn.Module, getattr(self.pipeline, self.part))
+
+    @abstractmethod
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
+
+    def predict_and_watch(
+        self, module: nn.Module, x: Tensor, t: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Any]:
+        """`predict`, and what a module inside the network put out on the way."""
+        seen: list[Any] = []
+        hook = module.register_forward_hook(lambda module, given, found: seen.append(found))
+        try:
+            output = self.predict(x, t, tokens)
+        finally:
+            hook.remove()
+        return output, seen[0]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
+        vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
+        latents = x0.to(vae.dtype) / vae.config.scaling_factor + shift
+        return cast(Tensor, (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
+        vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
+        parts = [
+            vae.encode(part.to(vae.dtype) * 2 - 1).latent_dist.mode() for part in images.split(64)
+        ]
+        return (torch.cat(parts).float() - shift) * float(vae.config.scaling_factor)
 
 
 class Adapter(nn.Module):

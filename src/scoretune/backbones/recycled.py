@@ -81,3 +81,8 @@ def recycle(base: Backbone, process: Process) -> Recycled:
     if isinstance(base, WithFeatures):
         return RecycledWithFeatures(base, process)
     return Recycled(base, process)
+
+
+def inner(backbone: Backbone) -> Backbone:
+    """The backbone that is run under another process, or itself."""
+    return backbone.base if isinstance(backbone, Recycled) else backbone

@@ -18,10 +18,10 @@ from scoretune.config import Model, PolicyGradient, Run
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.processes import Tabulated
 from scoretune.laws.base import Law
-from scoretune.laws.models import Draws, move
+from scoretune.laws.models import Draws
+from scoretune.models import build_policy, move
 from scoretune.policy import Policy, adapter_state
 from scoretune.rewards import reader
-from scoretune.run import build_policy
 from scoretune.scenes import draw, world
 
 PROMPTS = ["a red seven", "two fives"]
@@ -43,7 +43,7 @@ def shipped(rank: int = 0) -> Policy:
 
 def asked(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Condition]:
     """Two noisy states, their times and their prompts."""
-    move(policy, device)
+    move(policy.backbone, device)
     x = torch.randn(2, *policy.backbone.shape, generator=torch.Generator().manual_seed(4))
     t = torch.tensor([0.4, 0.8], device=device)
     return x.to(device), t, policy.backbone.encode(PROMPTS)

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scoretune.backbones.stable_diffusion import StableDiffusion
 from scoretune.batches import Condition, Trajectory
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.laws.base import Law
+from scoretune.models import move
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
 from scoretune.scenes import world
@@ -117,7 +117,7 @@ class Draws:
 
         def measured(device: torch.device) -> float:
             policy, condition, x = self._start(device, 4, 0)
-            move(base, device)
+            move(base.backbone, device)
             t = torch.full((len(x),), policy.backbone.process.horizon / 2, device=device)
             with policy.reference():
                 off = policy.estimate(x, t, condition).data
@@ -152,7 +152,7 @@ class Draws:
     def _start(
         self, device: torch.device, batch: int, seed: int
     ) -> tuple[Policy, Condition, Tensor]:
-        move(self.policy, device)
+        move(self.policy.backbone, device)
         texts = itertools.islice(itertools.cycle(world.asks_by_text()), 0, 37 * batch, 37)
         noise = prior(self.policy, batch, torch.Generator().manual_seed(seed)).to(device)
         return self.policy, self.policy.backbone.encode(list(texts)), noise
@@ -165,12 +165,3 @@ def ending(process: Process, steps: int) -> Tensor:
     if bool(torch.isfinite(start)):
         return grids.karras(process, steps, t_end=end)
     return grids.shifted(process, steps, 3.0, t_end=end)
-
-
-def move(policy: Policy, device: torch.device) -> None:
-    """Put all of a model on a device."""
-    backbone = policy.backbone
-    if isinstance(backbone, StableDiffusion):
-        backbone.pipeline.to(device)
-    else:
-        backbone.network.to(device)

@@ -16,12 +16,12 @@ from scoretune import config, recipes
 from scoretune.config import Critic as Settings
 from scoretune.critic import Critic, critic_for, explained_variance
 from scoretune.data import Prompts, read_prompts
+from scoretune.models import build_policy
 from scoretune.policy import Policy
 from scoretune.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.rewards.base import Reward
 from scoretune.rl import martingale_loss
 from scoretune.rollout import prior, rollout
-from scoretune.run import build_policy
 from scoretune.run_parts import grid
 from scoretune.scorers import named_reward
 

@@ -1,0 +1,84 @@
+"""The model that a configuration names, whatever its family, behind its training kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from scoretune import pipelines
+from scoretune.backbones import scores, stable_diffusion, stable_diffusion_3
+from scoretune.backbones.base import Backbone, Pipelined
+from scoretune.backbones.recycled import inner, recycle
+from scoretune.backbones.stable_diffusion_3 import StableDiffusion3
+from scoretune.config import Model, Run
+from scoretune.diffusion.processes import process_named
+from scoretune.errors import UserError
+from scoretune.networks import Perceptron
+from scoretune.policy import ATTENTION, Policy, add_adapter
+from scoretune.run_parts import kernel
+from scoretune.scenes import world
+
+FAMILIES: dict[str, Callable[..., Backbone]] = {
+    stable_diffusion.KIND: stable_diffusion.load,
+    stable_diffusion_3.KIND: stable_diffusion_3.load,
+}
+"""What loads each class of pipeline."""
+
+
+def build_policy(run: Run, device: torch.device) -> Policy:
+    """The model of a configuration behind its training kernel, with a fresh adapter."""
+    backbone = _backbone(run.model)
+    move(backbone, device)
+    if run.model.rank:
+        add_adapter(backbone.network, run.model.rank, _targets(run.model, backbone))
+    else:
+        backbone.network.requires_grad_(True)
+    return Policy(_under(run, backbone), kernel(run.sampling), run.model.guidance)
+
+
+def move(backbone: Backbone, device: torch.device) -> None:
+    """Put all of a model on a device."""
+    own = inner(backbone)
+    if isinstance(own, Pipelined):
+        own.pipeline.to(device)
+    else:
+        own.network.to(device)
+
+
+def _backbone(model: Model) -> Backbone:
+    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    home = scores.home(Path(model.source))
+    if home is not None:
+        own = scores.load(home)
+        own.network.to(dtype)
+        return own
+    shipped = model.source in world.SHIPPED
+    where = str(world.shipped(model.source)) if shipped else model.source
+    kind = pipelines.described(where, model.revision).get("_class_name")
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{where!r} holds a {kind}, not a {' or a '.join(FAMILIES)}: this version fine-tunes "
+            "Stable Diffusion 1.x and 2.x, and 3 and 3.5"
+        )
+    return FAMILIES[kind](where, revision=model.revision, dtype=dtype)
+
+
+def _targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
+    """What a LoRA adapts: attention unless told otherwise, which a perceptron has none of."""
+    if model.targets != ATTENTION:
+        return model.targets
+    if isinstance(backbone.network, Perceptron):
+        return ("mix",)
+    return stable_diffusion_3.ATTENTION if isinstance(backbone, StableDiffusion3) else ATTENTION
+
+
+def _under(run: Run, backbone: Backbone) -> Backbone:
+    """The backbone under the process that `model.process` names, if it names one."""
+    if run.model.process is None:
+        return backbone
+    try:
+        return recycle(backbone, process_named(run.model.process))
+    except ValueError as error:
+        raise UserError(f"model.process={run.model.process}: {error}") from error
