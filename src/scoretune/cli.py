@@ -112,9 +112,71 @@ def evaluate(
 
 
 @app.command()
+def gap(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, or scenes.")],
+    reward: Annotated[
+        str | None, typer.Option(help="reader, module:function, … (default: the run's own).")
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="Put this LoRA, a folder or .safetensors, on the model.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "5,10,20,50",
+    eta: Annotated[str, typer.Option(help="Stochasticities; 0 is the ODE.")] = "0,0.5,1,1.2,1.5",
+    solver: Annotated[
+        str, typer.Option(help="gddim, ddim_eta, euler_maruyama, exponential, heun, …")
+    ] = "gddim",
+    prompts: Annotated[
+        str | None, typer.Option(help="File with one a line (default: the held-out ones).")
+    ] = None,
+    per_task: Annotated[int | None, typer.Option(min=1, help="Scenes: prompts a task.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Of all noise (default: the run's).")
+    ] = None,
+    fine: Annotated[
+        int, typer.Option(min=0, help="Steps that the bias refers to; 0: no bias.")
+    ] = 100,
+    before: Annotated[bool, typer.Option(help="The pretrained model too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder (default: the run's gap/, or below gaps/).")
+    ] = None,
+    json_: Json = False,
+    threads: Threads = 1,
+) -> None:
+    """What noise in the sampler is worth: reward by steps, stochasticity and solver."""
+    from scoretune import gap_figure, gap_page
+    from scoretune.display import CellBars
+
+    _threads(threads)
+    asked = gap_page.Asked(
+        steps=gap_page.listed("steps", steps, int),
+        etas=gap_page.listed("eta", eta, float),
+        solvers=tuple(name.strip() for name in solver.split(",") if name.strip()),
+        prompts=prompts,
+        per_task=per_task,
+        seed=seed,
+        fine=fine,
+        before=before,
+    )
+    bars = CellBars()
+    try:
+        with bars.progress:
+            watch = bars.watcher("gap")
+            result = gap_page.measure(model, asked, reward, lora=lora, out=out, watch=watch)
+    except KeyboardInterrupt:
+        bars.console.print("scoretune: stopped; the same command goes on from there")
+        raise
+    if json_:
+        typer.echo(json.dumps(result))
+    else:
+        gap_figure.show_table(result)
+        typer.echo(f"look at {Path(result['out']) / 'gap.png'}")
+
+
+@app.command()
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Examine this too: a run or model folder, or scenes.")
+        str | None,
+        typer.Option(help="Examine this too: a run or model folder, scenes or scenes-flow."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Threads = 1,
@@ -176,6 +238,9 @@ def scenes(
         float, typer.Option(min=0, max=1, help="Share of captions that are wrong, at the end.")
     ] = 0.1,
     steps: Annotated[int, typer.Option(min=1, help="Of the denoiser.")] = 14000,
+    flow: Annotated[
+        bool, typer.Option("--flow", help="The rectified-flow miniature (Stable Diffusion 3).")
+    ] = False,
 ) -> None:
     """Train the miniature Stable Diffusion, its reader and its judge; resumes where it stopped."""
     from scoretune.display import Bars
@@ -185,7 +250,8 @@ def scenes(
     bars = Bars()
     with bars.progress:
         recipe = lessons.Recipe(seed=seed, caption_noise=caption_noise, denoiser_steps=steps)
-        model = pretrain.pretrain(folder, recipe, bars.show)
+        train = pretrain.pretrain_flow if flow else pretrain.pretrain
+        model = train(folder, recipe, bars.show)
     typer.echo(f"the model is in {model}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class Score:
         rounded: dict[str, object] = {name: round(value, 4) for name, value in numbers.items()}
         return {**rounded, "tasks": {name: round(v, 4) for name, v in self.tasks.items()}}
 
+    def as_gain(self) -> dict[str, float]:
+        """Mean and interval of a paired difference, rounded for people."""
+        numbers = {"mean": self.overall, "low": self.low, "high": self.high}
+        return {name: round(value, 4) for name, value in numbers.items()}
+
 
 def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
     """Summarise one value a prompt [B]: mean ± 1.96 standard errors, and the mean by task."""
@@ -42,7 +47,22 @@ def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
     return Score(mean, mean - error, mean + error, by_task)
 
 
+Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
+"""From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
+
+
 @torch.no_grad()
+def pictures(policy: Policy, prompts: Prompts, seed: int, walk: Walk, *, batch: int = 64) -> Tensor:
+    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = prior(policy, len(prompts), generator)
+    images = []
+    for span in spans(len(prompts), batch):
+        condition = policy.backbone.encode(prompts.texts[span])
+        images.append(policy.backbone.decode(walk(condition, noise[span], generator)))
+    return torch.cat(images)
+
+
 def sample(
     policy: Policy,
     prompts: Prompts,
@@ -52,36 +72,33 @@ def sample(
     batch: int = 64,
 ) -> Tensor:
     """Images [B, 3, H, W] for the prompts from fixed noise, through a solver."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = prior(policy, len(prompts), generator)
-    images = []
-    for span in spans(len(prompts), batch):
-        condition = policy.backbone.encode(prompts.texts[span])
-        x0 = sampled(policy, condition, times, noise[span], solver, generator)
-        images.append(policy.backbone.decode(x0))
-    return torch.cat(images)
+
+    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
+        return sampled(policy, condition, times, x, solver, generator)
+
+    return pictures(policy, prompts, seed, walk, batch=batch)
 
 
-@torch.no_grad()
 def act(
     policy: Policy, prompts: Prompts, times: Tensor, seed: int, batch: int = 64
 ) -> tuple[Tensor, float | None]:
     """Images [B, 3, H, W] through the policy's own kernel from the same noise, and its path KL.
 
-    The path KL is measured on paths with jittered times, so it is the same on any grid. It is None
-    where there is no adapter, hence no pretrained policy to compare with.
+    The kernel acts on every step, also where a run has a window of stochastic steps. The path KL is
+    measured on paths with jittered times, so it is the same on any grid. It is None where there is
+    no adapter, hence no pretrained policy to compare with.
     """
-    generator = torch.Generator().manual_seed(seed)
-    noise = prior(policy, len(prompts), generator)
     adapted = bool(adapter_layers(policy.backbone.network))
-    images, kls = [], []
-    for span in spans(len(prompts), batch):
-        condition = policy.backbone.encode(prompts.texts[span])
-        path = rollout(policy, condition, times, generator, noise[span])
-        images.append(policy.backbone.decode(path.final))
+    kls: list[Tensor] = []
+
+    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
+        final = rollout(policy, condition, times, generator, x).final
         if adapted:
-            kls.append(path_kl(policy, condition, times, generator, noise[span]))
-    return torch.cat(images), float(torch.cat(kls).mean()) if kls else None
+            kls.append(path_kl(policy, condition, times, generator, x))
+        return final
+
+    images = pictures(policy, prompts, seed, walk, batch=batch)
+    return images, float(torch.cat(kls).mean()) if kls else None
 
 
 def path_kl(

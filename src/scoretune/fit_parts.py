@@ -51,6 +51,7 @@ def check(run: Run) -> None:
         ("model.precision", model.precision, "fp32", "it is trained whole"),
         ("model.guidance", model.guidance, 1.0, "there are no prompts"),
         ("objective.dropout", getattr(chosen, "dropout", 0.0), 0.0, "there are no prompts"),
+        ("evaluation.gap.steps", run.evaluation.gap.steps, (), "there is no reward to compare"),
     ):
         if value != plain:
             raise UserError(
