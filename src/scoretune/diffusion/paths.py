@@ -18,6 +18,9 @@ from scoretune.diffusion.processes import Process
 
 MARGIN = 1e-3
 """Share of a stratum left empty at its ends, so that no step has length 0."""
+LAST = 1e-3
+"""Share of the horizon that is left out before data without noise, where (α/σ)² dℓ = ∞: of a
+velocity that changed by any constant the path KL grows like ln(1/t)."""
 
 
 def angle(process: Process, t: Tensor) -> Tensor:
@@ -78,4 +81,6 @@ def _edges(process: Process, times: Tensor) -> Tensor:
     """The N edges of the N−1 strata in φ, decreasing: [N]."""
     phi = angle(process, times)
     inner = (phi[1:-2] + phi[2:-1]) / 2
-    return torch.cat([phi[:1], inner, phi[-1:]])
+    near = angle(process, torch.full_like(times[-1:], LAST * process.horizon, dtype=torch.float64))
+    end = torch.where(phi[-1:] > 0, phi[-1:], torch.minimum(near, phi[-2:-1] / 2))
+    return torch.cat([phi[:1], inner, end])
