@@ -260,6 +260,42 @@ def test_a_reward_that_cannot_be_imported(train):
     assert "module:function" in text
 
 
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("reader + 0.5 compressibility", "cannot read the reward 'reader + 0.5 compressibility'"),
+        ("reader + 0.5*raeder", "unknown reward 'raeder': did you mean 'reader'?"),
+        ("reader - 0*brightness", "reward 'brightness' has the weight 0: leave it out, or change"),
+        ("reader + 2*reader", "reward 'reader' is there twice: give it one weight"),
+    ],
+)
+def test_a_sum_of_rewards_that_cannot_be_read(train, reward, said):
+    assert said in train(f"reward={reward}")
+
+
+def test_the_part_of_a_sum_that_misbehaves_is_named(train, here):
+    (here / "half_broken.py").write_text("def of(images, prompts):\n    return images.mean()\n")
+    text = train("reward=reader + 0.5*half_broken:of")
+    assert "reward 'half_broken:of' returned shape () for" in text
+
+
+def test_slopes_of_a_sum_with_a_part_without_gradient(told, tiny):
+    text = told("train", "draft", *tiny, "reward=reader + 0.1*compressibility", "--run", "tried")
+    assert "reward 'reader + 0.1*compressibility' has no gradient, and recipe 'draft'" in text
+
+
+def test_a_critic_of_rewards_compared_one_by_one(told, tiny):
+    changes = ["reward=reader + brightness", "objective.combine=advantages"]
+    text = told("train", "dpok", *tiny, *changes, "--run", "tried")
+    assert "objective.combine=advantages compares every reward by itself" in text
+    assert "objective.baseline=group or running" in text
+
+
+def test_a_memory_that_is_never_used(train):
+    text = train("objective.baseline=running", "objective.buffer=8", "objective.min_count=9")
+    assert "set objective.min_count to at most objective.buffer" in text
+
+
 def test_slopes_of_a_reward_without_gradient(told, tiny):
     text = told(
         *("train", "score_as_action", *tiny, "--run", "runs/tried"),
@@ -370,11 +406,11 @@ def test_a_run_without_a_checkpoint(told, finished):
 
 def test_ctrl_c(train, command, here):
     (here / "interrupting.py").write_text(
-        "import os\n"
-        "calls = []\n"
+        "from pathlib import Path\n"
+        "raised = []\n"
         "def of(images, prompts):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 7 and 'CALM' not in os.environ:\n"
+        "    if not raised and any(Path('runs/tried/checkpoints').glob('step-*')):\n"
+        "        raised.append(True)\n"
         "        raise KeyboardInterrupt\n"
         "    return images.mean((1, 2, 3))\n"
     )

@@ -74,8 +74,7 @@ def _cell(row: Row | None) -> str:
         return ""
     if row["reward"] is None:
         return NOTHING
-    scale = abs(row["reward"]) + half(row, "ci_low", "ci_high")
-    digits = 3 if scale < 10 else 1
+    digits = _digits(row)
     lines = [f"{row['reward']:.{digits}f} ±{half(row, 'ci_low', 'ci_high'):.{digits}f}"]
     for key in (*([] if sampler_of(row) == ODE else ["gap"]), "bias"):
         if row[key] is not None:
@@ -84,6 +83,11 @@ def _cell(row: Row | None) -> str:
             lines.append(f"[bold]{text}[/]" if row[low] > 0 or row[high] < 0 else text)
     lines.append(NOTHING if row["gaussian_w2"] is None else f"{row['gaussian_w2']:.4f}")
     return "\n".join(lines)
+
+
+def _digits(row: Row) -> int:
+    """Decimals for a cell's numbers: a reward may be a share or kilobytes."""
+    return 3 if abs(row["reward"]) + half(row, "ci_low", "ci_high") < 10 else 1
 
 
 # ------------------------------------------------------------------------------ the figure
@@ -191,7 +195,8 @@ def _matrix(axes: Any, rows: Sequence[Row], *, limit: float) -> None:
             row = at.get((sampler, steps))
             text = NOTHING
             if row is not None:
-                text = f"{row['gap']:+.3g}\n±{half(row, 'gap_low', 'gap_high'):.2g}"
+                chance, digits = half(row, "gap_low", "gap_high"), _digits(row)
+                text = f"{row['gap']:+.{digits}f}\n±{chance:.{digits}f}"
             dark = row is not None and limit > 0 and abs(row["gap"]) > 0.6 * limit
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
     axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])
