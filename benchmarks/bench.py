@@ -3,7 +3,8 @@
 One update of each method, rollout and learning, is timed against the bare forwards and backwards
 of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
 critic. Then the forms of score as action, critic included, against DDPO on the same batch and with
-the same path KL; then every solver beside its network and beside diffusers' (`solvers.py`). The two
+the same path KL; then MixGRPO's window against the whole path; then every solver beside its
+network and beside diffusers' (`solvers.py`). The two
 are run in turn, so that a machine that drifts does not favour either, and the median of the
 pairwise ratios is printed. Writes `bench.json` beside the printed lines.
 """
@@ -141,6 +142,24 @@ def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     return paired_ratio(update(ours), update(theirs), pairs)
 
 
+WINDOWS = {
+    "window_2_of_16": ["sampling.window.size=2"],
+    "window_2_of_16_own_noise": ["sampling.window.size=2", "sampling.shared_noise=false"],
+    "window_2_of_16_flash": [
+        *("sampling.window.size=2", "sampling.window.compress=0.4"),
+        "sampling.window.solver=dpmpp_2m",
+    ],
+}
+
+
+def over_whole_path(source: str, changes: list[str], pairs: int) -> list[float]:
+    """An update of MixGRPO over one that is noisy, and learned from, on every step."""
+    same = [f"model.source={source}", "sampling.steps=16", "sampling.window.order=random"]
+    ours = build(config.changed(recipes.named("mix_grpo"), [*same, *changes]))
+    whole = build(config.changed(recipes.named("mix_grpo"), [*same, "sampling.window.size=0"]))
+    return paired_ratio(update(ours), update(whole), pairs)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pairs", type=int, default=5)
@@ -157,6 +176,10 @@ def main() -> None:
     for form, changes in FORMS.items():
         ratios = over_ddpo(changes, chosen.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
+    for source in ("scenes", "scenes-flow"):
+        for window, changes in WINDOWS.items():
+            ratios = over_whole_path(source, changes, chosen.pairs)
+            results[f"{source}_{window}_over_whole_path"] = round(statistics.median(ratios), 3)
     for body in ("backbone", "small"):
         ratios = critic_over_network(body, chosen.pairs)
         results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)

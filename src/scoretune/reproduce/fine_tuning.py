@@ -51,11 +51,17 @@ def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> N
         shutil.rmtree(where)  # of a rehearsal, or before a setting changed: nothing to go on with
     record(run, where, threads=1)
     result = launch(run, where, Quiet())
-    lines = (where / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-    return {
+    found: Numbers = {
         "result": {k: v for k, v in result.items() if k != "run"},
-        "evaluations": [json.loads(line) for line in lines],
+        "evaluations": _lines(where / "evaluations.jsonl"),
     }
+    if run.evaluation.gap.steps:
+        found["gaps"] = _lines(where / "gap.jsonl")
+    return found
+
+
+def _lines(path: Path) -> list[Numbers]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def curve(run: Numbers, metric: str) -> tuple[list[int], list[float]]:

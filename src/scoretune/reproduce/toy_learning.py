@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoretune.batches import Objective, Trajectory
+from scoretune.batches import Objective, Scores, Trajectory
 from scoretune.config import Sizes
 from scoretune.credit.adjoint import AdjointCredit
 from scoretune.credit.base import Credit, Credited, Judge
