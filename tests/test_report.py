@@ -183,6 +183,23 @@ def test_without_judge_speaks_of_reward(tmp_path: Path) -> None:
     assert "In the eyes of" not in text
 
 
+def test_several_rewards_are_drawn_one_by_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Reward by reward" not in report(run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"reward/reader": 0.01 * row["update"], "reward/a<b:c": -2.0 - 0.1 * row["update"]}
+    write_lines(run / "metrics.jsonl", rows)
+    page = report(run)
+    assert "Reward by reward" in words(page)
+    assert "<h3>reader</h3>" in page
+    assert "<h3>a&lt;b:c</h3>" in page
+    assert "a<b" not in page
+    assert "mean, times its weight against network evaluations: reader" in page
+    (run / "metrics.jsonl").write_text(json.dumps(rows[0] | {"reward/reader": "much"}) + "\n")
+    assert "<h3>reader</h3>" in report(run)  # a name without a number is no reason to fail
+
+
 def test_empty_folder_names_what_is_missing(tmp_path: Path) -> None:
     text = words(report(tmp_path))
     assert "has not recorded a change yet" in text
@@ -235,6 +252,89 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;") >= 8
     assert "${title} $tone" in page  # a template sign in a file is text, not a slot
+
+
+# ------------------------------------------------------------------------------ the sampler gap
+
+
+def cell(steps: int, eta: float, gap: float | None, solver: str = "gddim") -> dict[str, Any]:
+    """A row of a matrix."""
+    row: dict[str, Any] = {"solver": solver, "eta": eta, "steps": steps, "model": "fine-tuned"}
+    if gap is None:
+        return row | {"reward": None, "gap": None, "reason": "no such step"}
+    ends = {"gap_low": gap - 0.05, "gap_high": gap + 0.05, "ci_low": 0.3, "ci_high": 0.5}
+    return row | {"reward": 0.4 + gap, "gap": gap, "reason": None} | ends
+
+
+def with_gaps(run: Path, solver: str = "gddim") -> Path:
+    """A finished run whose evaluations know the gap, with a matrix at both ends."""
+    make_run(run)
+    rows = [evaluation(0, 0.46, 0.45, 0.43), evaluation(20, 0.71, 0.75, 0.63)]
+    for row, gap in zip(rows, (0.081, 0.012), strict=True):
+        row["gap"] = {"mean": gap, "low": gap - 0.03, "high": gap + 0.03, "steps": 10, "eta": 1.0}
+        row["bias"] = {"mean": -0.024, "low": -0.04, "high": -0.01}
+    write_lines(run / "evaluations.jsonl", rows)
+    matrices = [
+        [cell(5, 0, 0, "ddim"), cell(10, 0, 0, "ddim"), cell(5, 1, high, solver)]
+        + [cell(10, 1, high / 2, solver), cell(5, 2, None, solver), cell(10, 2, -high, solver)]
+        for high in (0.2, 0.14)
+    ]
+    lines = [{"update": u, "rows": m} for u, m in zip((0, 20), matrices, strict=True)]
+    write_lines(run / "gap.jsonl", lines)
+    return run
+
+
+def test_gap_and_bias_are_told_apart(tmp_path: Path) -> None:
+    page = report(with_gaps(tmp_path))
+    text = words(page)
+    assert "The gap is +0.012 (95 % interval \u22120.018 to +0.042) in 10 steps at η = 1" in text
+    assert "before training it was +0.081" in text
+    assert "earns \u22120.024 (95 % interval \u22120.040 to \u22120.010)" in text
+    assert "reward against update: bias of the step count, gap: stochastic less ODE" in page
+    assert page.count('<svg class="chart') == 7  # that of each η is one more than without a matrix
+    assert "went from" not in text  # the mixture of both, which older runs show
+
+
+def test_the_matrix_is_a_table_with_heads(tmp_path: Path) -> None:
+    page = report(with_gaps(tmp_path))
+    table = page[page.index('<table class="heat">') : page.index("</table>")]
+    assert table.count('scope="col"') == 3
+    assert table.count('scope="row"') == 3
+    assert "After update 20." in words(page)
+    said = words(table)
+    assert "ddim (ODE) 0.40 ±0.100 0.40 ±0.100" in said
+    assert "gddim η = 1 +0.140 ±0.050 +0.070 ±0.050" in said
+    assert "gddim η = 2 \u2013 no such step \u22120.140 ±0.050" in said
+    assert re.findall(r'class="(up|down)" style="--share:(\d+)%"', table) == [
+        ("up", "50"),
+        ("up", "25"),
+        ("down", "50"),
+    ]
+    assert "The gap in 10 steps while training" in words(page)
+
+
+def test_a_run_from_before_shows_both_rewards(tmp_path: Path) -> None:
+    text = words(report(make_run(tmp_path)))
+    assert "The sampler gap" in text
+    assert "The gap, stochastic minus deterministic, went from +0.05 to +0.05." in text
+    assert "How noisy" not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"update": 1, "rows": 3}', '{"update": 1, "rows": [3, {}, {"steps": 5, "eta": "x"}]}', "7"],
+)
+def test_a_broken_matrix_is_left_out(tmp_path: Path, line: str) -> None:
+    (make_run(tmp_path) / "gap.jsonl").write_text(line + "\n")
+    assert "How noisy" not in words(report(tmp_path))
+
+
+def test_names_in_a_matrix_are_escaped(tmp_path: Path) -> None:
+    page = report(with_gaps(tmp_path, HOSTILE))
+    assert "<script>alert" not in page
+    nesting = Nesting()
+    nesting.feed(page)
+    assert nesting.open == []
 
 
 def test_long_runs_are_thinned_by_averaging() -> None:

@@ -179,6 +179,30 @@ def test_a_trust_region_resumes_too(tmp_path, tiny, recipe, critic):
     assert adapter_hash(stopped) == adapter_hash(tmp_path / "whole")
 
 
+def test_what_prompts_got_before_resumes_too(tmp_path, tiny):
+    """Two rewards, each with a memory of its own, of prompts that come again."""
+    (tmp_path / "prompts.txt").write_text("a seven\na red seven\n")
+    running = ["objective.baseline=running", "objective.buffer=4", "objective.min_count=3"]
+    changes = [f"prompts={tmp_path / 'prompts.txt'}", "reward=reader + 0.5*brightness", *running]
+    changes += ["objective.combine=advantages", "sizes.prompts=2", "optimiser.decay=none"]
+    whole, once = (configured("ddpo", tiny, *changes, f"updates={n}") for n in (3, 1))
+    stopped = tmp_path / "stopped"
+    launch(whole, tmp_path / "whole")
+    launch(once, stopped)
+    (stopped / "run.json").unlink()  # the same run, had it been stopped after one
+    saved = checkpoints.load(checkpoints.latest(stopped / "checkpoints"))["source"]["credit"]
+    assert set(saved["memories"]) == {"reader", "brightness"}
+    assert [len(got) for got in saved["memories"]["reader"].values()] == [2, 2]
+    launch(whole, stopped)
+    assert adapter_hash(stopped) == adapter_hash(tmp_path / "whole")
+    lines, theirs = (lines_of(tmp_path / n / "metrics.jsonl") for n in ("stopped", "whole"))
+    assert [line | {"seconds": 0} for line in lines] == [line | {"seconds": 0} for line in theirs]
+    assert [line["own_history"] for line in lines] == [0.0, 1.0, 1.0]
+    for line in lines:
+        parts = line["reward/reader"] + line["reward/brightness"]
+        assert parts == pytest.approx(line["reward"], abs=1e-6)
+
+
 def test_a_finished_run_resumed_changes_nothing(tmp_path, tiny):
     run = configured("ddpo", tiny, "evaluation.every=1")
     folder = tmp_path / "run"

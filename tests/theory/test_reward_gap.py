@@ -13,6 +13,7 @@ from scipy import optimize, special
 from scoretune.diffusion import contraction, gaussian, grids, reward_gap, solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import (
+    CPS,
     GDDIM,
     Constant,
     DanceSDE,
@@ -550,3 +551,18 @@ def test_samplers_agree_with_what_is_said_of_them():
         mean, variance = gaussian.after_steps(process, GDDIM(eta), times, **LAW)
         assert float(x.mean()) == pytest.approx(mean, abs=3 * math.sqrt(variance / count))
         assert float(x.var()) == pytest.approx(variance, rel=3 * math.sqrt(2 / count))
+
+
+@pytest.mark.parametrize(("count", "cps"), [(400, 0.0804), (1600, 0.0763)])
+def test_coefficient_preserving_sampling_keeps_its_bias(count, cps):
+    """Its noise is a share of σ' however short the step (arXiv 2509.05952): W2 to N(1, ¼) of CPS
+    at level .7 tends to no limit near 0, where gDDIM's falls like 1/N."""
+    process = RectifiedFlow()
+    times = grids.shifted(process, count, 3.0, dtype=F64)
+
+    def apart(kernel):
+        found = gaussian.after_steps(process, kernel, times, mean=1.0, variance=0.25)
+        return gaussian.wasserstein(found, (1.0, 0.25))
+
+    assert apart(Renoise(CPS(0.7))) == pytest.approx(cps, abs=5e-5)
+    assert apart(GDDIM(1.0)) < 4 / count

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from scoretune.diffusion import consistency, contraction, gaussian, grids
+from scoretune.diffusion import consistency, contraction, gaussian, grids, reward_gap
 from scoretune.diffusion.processes import (
     EDM,
     VE,
@@ -114,7 +114,18 @@ def amplified(device: torch.device) -> float:
     return contraction.amplification(VP(), variance=1.0, eta=1.0, of="noise")
 
 
+def gap_of(process: Process, eta: float) -> Measured:
+    """What the SDE earns beyond the ODE, by these integrals, for the reward −(x − 2)²."""
+
+    def measured(device: torch.device) -> float:
+        noisy, still = (integrated(process, level, device) for level in (eta, 0.0))
+        return reward_gap.expected(noisy, 2.0) - reward_gap.expected(still, 2.0)
+
+    return measured
+
+
 _FAMILY = "arXiv 2206.05564 eq. 6"
+_GAP = "arXiv 2510.10767 Thm 3.2"
 _RECYCLING = "arXiv 2401.13115 Thm 4"
 
 LAWS = (
@@ -128,6 +139,8 @@ LAWS = (
     Law("all processes: samples, closed form", 0, arrivals, 2e-5, _FAMILY),
     Law("exact steps of Gaussian data: W2", 0, exact_steps, 1e-12, _FAMILY),
     Law("VP, η = 1: amplified error", 2 * math.atan(152.167), amplified, 1e-4, "2 atan ρ"),
+    Law("VE to σ = 10: reward gap, η = 1", 0.096753, gap_of(VE(sigma_max=10), 1), 2e-6, _GAP),
+    Law("VP: reward gap, η = 2", 0.006591, gap_of(VP(), 2), 2e-6, _GAP),
     Law("consistency: one call from σ = 80", 0.695625, one_call, 1e-6, "arXiv 2303.01469"),
     Law("VE → ContractiveSubVP: time of ½", 0.546024, recycled_time, 1e-6, _RECYCLING),
     Law("VE → ContractiveSubVP: estimate", 0, recycled_estimate, 1e-9, _RECYCLING),
