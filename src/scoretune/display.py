@@ -34,17 +34,16 @@ class Live:
 
     def stopped(self) -> None:
         """Say how a run that was stopped goes on."""
-        self.console.print(
-            f"scoretune: stopped; go on with: scoretune train --resume {self.folder}",
-            markup=False,
-            soft_wrap=True,
-        )
+        self._print(f"scoretune: stopped; go on with: scoretune train --resume {self.folder}")
 
     def stage(self, text: str) -> None:
         self.progress.update(self.task, numbers=text)
         self._speak(text)
 
     def line(self, numbers: dict[str, Any]) -> None:
+        if "alarm" in numbers:  # stays in sight, above the bar
+            self._print(f"guard: at update {numbers['update']} {numbers['alarm']}")
+            return
         told = [form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers]
         text = ", ".join(told)
         self.progress.update(self.task, completed=numbers["update"], numbers=text)
@@ -62,6 +61,8 @@ class Live:
                     f"{final['overall']:.1%} (gain {gain['mean']:+.1%}, 95 % interval "
                     f"{gain['low']:+.1%} to {gain['high']:+.1%})"
                 )
+        for line in guarded(result.get("guard", {})):
+            self._print(line)
         reward = result["reward"]
         self.console.print(
             f"reward: {reward['deterministic']:.3f} deterministic, {reward['stochastic']:.3f} "
@@ -69,10 +70,24 @@ class Live:
         )
         self.console.print(f"look at {self.folder / 'report.html'}")
 
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
     def _speak(self, text: str) -> None:
         if not self.console.is_terminal:
             self.console.print(text)
             self.spoke = time.monotonic()
+
+
+def guarded(guard: dict[str, Any]) -> list[str]:
+    """What a guard found, a line an alarm, and what it did; nothing where nothing rang."""
+    lines = [f"guard: at update {a['update']} {a['text']}" for a in guard.get("alarms", [])]
+    if guard.get("ended") is None:
+        return lines
+    done = f"guard: the run was ended at update {guard['ended']}"
+    if guard["action"] == "rollback":
+        done += f" and went back to the weights of update {guard['kept']}"
+    return [*lines, done]
 
 
 class Bars:

@@ -39,6 +39,21 @@ class Progress:
         """Where evaluations are written, a line each."""
         return self.folder / "evaluations.jsonl"
 
+    @property
+    def gaps(self) -> Path:
+        """Where the matrices of `evaluation.gap` are written, a line each."""
+        return self.folder / "gap.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        """Where a guard writes its alarms, a line each."""
+        return self.folder / "alarms.jsonl"
+
+    def save(self, update: int) -> None:
+        """A checkpoint at once, whatever the interval."""
+        keep = self.run.checkpoints.keep
+        checkpoints.save(self.folder / "checkpoints", update, self.state(update), keep)
+
     def state(self, update: int) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if it had not been stopped."""
         return {
@@ -62,21 +77,24 @@ class Progress:
         self.optimiser.load_state_dict(state["optimiser"])
         self.source.restore(state["source"])
         for name, other in self.others.items():
-            if other:
+            if other and state.get(name) is not None:  # older checkpoints know no guard
                 other.restore(state[name])
         checkpoints.restore_random_state(state["random"])
         self.clock.before = state["seconds"]
         self.policy.calls = state["network_evaluations"]
         return int(state["update"])
 
-    def forget_after(self, first: int) -> None:
+    def forget_after(self, first: int, *, ended: bool = False) -> None:
         """Drop the lines of updates that will be done again.
 
-        What a stopped run wrote before its first checkpoint, or at its end, is measured again.
+        What a stopped run wrote before its first checkpoint, or at its end, is measured again; but
+        not the evaluation at which a guard `ended` it, after which its weights may have changed.
         """
         hooks.forget_after(self.folder / "metrics.jsonl", first)
-        last = min(first, self.run.updates - 1) if first else -1
+        last = first if ended else min(first, self.run.updates - 1) if first else -1
+        hooks.forget_after(self.alarms, last)
         hooks.forget_after(self.evaluations, last)
+        hooks.forget_after(self.gaps, last)
 
     def hooks(
         self,

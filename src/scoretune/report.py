@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 from scoretune import report_figures as draw
+from scoretune import report_gap, report_guard
 from scoretune.report_cards import cards as prompt_cards
 from scoretune.report_figures import THIN, Axes, Point, Series, grouped, percent, signed
 from scoretune.report_record import (
@@ -44,6 +45,8 @@ def write_report(run: Path) -> Path:
     rows = [*record.evaluations, record.result]
     has_judge = any(isinstance(row.get("judge"), dict) for row in rows)
     tone, verdict = judge_verdict(judge, reader) if has_judge else reward_verdict(reward)
+    if record.alarms:
+        verdict += f" {report_guard.told(record)}"
     cards, lead = prompt_cards(run / "previews", record.missing)
     slots = {
         "recipe": escape(str(record.about.get("recipe") or "unnamed recipe")),
@@ -236,9 +239,10 @@ def _figures(record: Record, has_judge: bool) -> dict[str, str]:
     return {
         "judged_progress": progress if has_judge else "",
         "reward_progress": "" if has_judge else progress,
+        "parts": _parts(record),
         "tasks": _tasks(record, "judge") + _tasks(record, "reader"),
-        "gap": _gap_chart(record),
-        "gap_now": _gap_now(record),
+        **report_gap.slots(record),
+        **report_guard.slots(record),
         "path_kl": draw.chart([path_kl], Axes(UPDATE, "path KL, nats", from_zero=True)),
         "critic": draw.chart(
             [critic], Axes(UPDATE, "explained variance, fraction", floor=-1.0, from_zero=True)
@@ -282,25 +286,13 @@ def _tasks(record: Record, who: str) -> str:
     return f'<figure class="panel"><h3>In the eyes of the {who}</h3>{drawn}</figure>'
 
 
-def _gap_chart(record: Record) -> str:
-    noisy, plain = (_evaluated(record, "reward", name) for name in ("stochastic", "deterministic"))
-    lines = [
-        Series("stochastic sampler", "noisy", noisy, dashed=True),
-        Series("deterministic sampler", "plain", plain),
-    ]
-    return draw.chart(lines, Axes(EVALUATIONS, "mean reward", least_span=0.05))
-
-
-def _gap_now(record: Record) -> str:
-    """Both rewards in words, and a warning when only the training sampler profits."""
-    noisy, plain = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
-    if noisy is None or plain is None:
-        return ""
-    text = f"The reward moved from {_plain(noisy.before)} to <b>{_plain(noisy.after)}</b> under "
-    text += f"the stochastic sampler and from {_plain(plain.before)} to "
-    text += f"<b>{_plain(plain.after)}</b> under the deterministic one. The gap, stochastic minus "
-    text += f"deterministic, went from {signed(noisy.before - plain.before, 2)} to "
-    text += f"{signed(noisy.after - plain.after, 2)}."
-    if noisy.gain > 0 and plain.gain < 0.5 * noisy.gain:
-        text += " <b>Less than half of the gain survives without the noise.</b>"
-    return text
+def _parts(record: Record) -> str:
+    """A panel for each reward of a sum, of what it adds to the training reward."""
+    keys = dict.fromkeys(k for row in record.metrics for k in row if k.startswith("reward/"))
+    panels = []
+    for key in keys if len(keys) > 1 else ():
+        name = key.removeprefix("reward/")
+        line = _series(name, "plain", record.metrics, "network_evaluations", key)
+        drawn = draw.chart([line], Axes(EVALUATIONS, "mean, times its weight", least_span=0.05))
+        panels.append(f'<figure class="panel"><h3>{escape(name)}</h3>{drawn}</figure>')
+    return "".join(panels)

@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes mean. Values under `floor` are drawn on it."""
+    """What the axes mean. Values under `floor` are drawn on it; `marks` are places to point at."""
 
     x: str
     y: str
@@ -48,6 +48,7 @@ class Axes:
     least_span: float = 0.0  # never zoom in further than this: noise must not look like news
     floor: float = -math.inf
     from_zero: bool = False
+    marks: tuple[float, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -136,7 +137,7 @@ def _frame(series: Sequence[Series], axes: Axes) -> Frame:
     points = [point for line in series for point in line.points]
     values = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
     low, high = max(min(values), axes.floor), max(max(values), axes.floor)
-    low = min(low, 0.0) if axes.from_zero else low
+    low, high = (min(low, 0.0), max(high, 0.0)) if axes.from_zero else (low, high)
     spare = max(axes.least_span - (high - low), 0.0) / 2
     low, high = low - spare, high + spare
     if axes.percent:  # slide back inside what an accuracy can be
@@ -184,6 +185,13 @@ def _grid(frame: Frame, axes: Axes) -> str:
         x, text = frame.across(value), _tick_text(value, frame.x1 - frame.x0)
         parts.append(f'<text x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{text}</text>')
     parts.append(f'<line class="base" x1="{LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
+    for mark in axes.marks:
+        x = frame.across(mark)
+        place = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 12}" y2="{floor}"'
+        parts.append(f'<line class="alarm" {place}><title>alarm at {grouped(mark)}</title></line>')
+        side, shift = ("end", -6) if x > (LEFT + end) / 2 else ("start", 6)
+        place = f'x="{x + shift:.1f}" y="{TOP - 4}" text-anchor="{side}"'
+        parts.append(f'<text class="alarm" {place}>alarm</text>')
     x_name = f'<text class="axis" x="{end}" y="{HEIGHT - 8}" text-anchor="end">'
     return "".join(parts) + x_name + escape(axes.x) + "</text>"
 

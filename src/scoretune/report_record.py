@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ class Record:
     evaluations: list[Row]
     result: Row
     missing: list[str]
+    gaps: list[Row] = field(default_factory=list)
+    """Matrices of the reward gap, which few runs have."""
+    alarms: list[Row] = field(default_factory=list)
+    """Of the guard, the first ones first."""
 
     def last(self, key: str) -> float | None:
         """The newest value of `key`: of the result, else of the last line that has it."""
@@ -55,7 +59,11 @@ def read_record(run: Path) -> Record:
     result = _object(run / "result.json", missing)
     if not result:
         missing.append("Without a result the run is unfinished: the page shows its latest numbers.")
-    return Record(about, metrics, evaluations, result, missing)
+    matrices = run / "gap.jsonl"
+    gaps = _lines(matrices, missing) if matrices.exists() else []
+    rung = run / "alarms.jsonl"
+    alarms = _lines(rung, missing) if rung.exists() else []
+    return Record(about, metrics, evaluations, result, missing, gaps, alarms)
 
 
 def number(row: Any, *keys: str) -> float | None:
@@ -85,23 +93,24 @@ def _object(path: Path, missing: list[str]) -> Row:
 
 
 def _lines(path: Path, missing: list[str]) -> list[Row]:
-    """The rows of a JSONL file, one an update: a resumed run may have written an update twice."""
+    """The rows of a JSONL file, one an update (of alarms one a watch): a resumed run may have
+    written an update twice."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         missing.append(f"{path.name} is missing.")
         return []
-    rows: dict[float, Row] = {}
+    rows: dict[tuple[float, str], Row] = {}
     broken = 0
     for line in filter(str.strip, lines):
         try:
             row = json.loads(line)
-            rows[float(row["update"])] = row
+            rows[float(row["update"]), str(row.get("watch", ""))] = row
         except (ValueError, TypeError, KeyError):
             broken += 1  # the line that was being written when the run was killed
     if broken:
         missing.append(f"{path.name}: unreadable lines left out: {broken}.")
-    return [rows[update] for update in sorted(rows)]
+    return [rows[place] for place in sorted(rows)]
 
 
 def change_of(record: Record, who: str, *what: str) -> Change | None:

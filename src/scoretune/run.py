@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from scoretune import export, fit, fit_parts, gallery, hooks
-from scoretune.backbones import scores, stable_diffusion
-from scoretune.backbones.base import Backbone
-from scoretune.backbones.recycled import recycle
+from scoretune import export, fit, fit_parts, gallery, gap, guard, hooks
+from scoretune.backbones import scores
 from scoretune.batches import Objective, Source
 from scoretune.config import NEW_NETWORKS, Model, PolicyGradient, Run, ScoreAction, of_data
 from scoretune.data import Prompts, read_prompts
@@ -28,12 +25,11 @@ from scoretune.errors import UserError, unknown
 from scoretune.hooks import Watcher
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
-from scoretune.networks import Perceptron
+from scoretune.models import build_policy
 from scoretune.objectives.base import TrustRegion
-from scoretune.policy import ATTENTION, Policy, add_adapter
+from scoretune.policy import Policy
 from scoretune.progress import Progress
 from scoretune.rewards.base import Reward, has_gradient
-from scoretune.run_parts import kernel
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
 from scoretune.train import train
@@ -61,16 +57,25 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     watcher.stage("loading the model")
     parts = build(run)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"trust": parts.trust}
+    watch = guard.sentry(run, folder, parts.held_out, watcher.line)
+    kept = {"trust": parts.trust, "guard": watch}
     progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
     first = progress.restore()
-    progress.forget_after(first)
+    progress.forget_after(first, ended=watch.ended is not None)
 
-    def evaluate(update: int) -> Measurement:
+    def measured(update: int) -> Measurement:
         watcher.stage("evaluating on held-out prompts")
         seconds = progress.clock.seconds()
-        found = measure(parts.policy, run, parts.held_out, parts.reward, update, seconds)
-        hooks.append_line(progress.evaluations, found.verdicts.line)
+        return measure(parts.policy, run, parts.held_out, parts.reward, update, seconds)
+
+    def evaluate(update: int) -> Measurement:
+        found = measured(update)
+        seen = watch.look(found, parts.policy)
+        hooks.append_line(progress.evaluations, found.verdicts.line | seen)
+        if gap.due(run, update):
+            watcher.stage("measuring the sampler gap")
+            matrix = gap.line(parts.policy, run, parts.held_out, parts.reward, update)
+            hooks.append_line(progress.gaps, matrix)
         return found
 
     if first == 0:
@@ -89,16 +94,22 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         parts.objective,
         parts.optimiser,
         parts.accelerator,
-        updates=range(first, run.updates),
+        updates=watch.while_calm(range(first, run.updates)),
         clip_norm=run.optimiser.clip_norm,
         hooks=progress.hooks(first, watcher.line, note, [parts.trust.adapt] if parts.trust else []),
     )
-    final = evaluate(run.updates)
+    final = evaluate(run.updates) if watch.ended is None else None
+    if watch.ended is not None:  # perhaps by that very evaluation
+        weights_of = watch.settle(parts.policy)
+        progress.save(watch.ended)
+        final = measured(weights_of)
+    assert final is not None
     _show(final, folder / "previews", "after")
     if run.model.rank:
         export.lora(parts.policy, folder / "lora")
     base = Verdicts.load(folder / "base.json")
-    return _finish(compare(base, final.verdicts), parts, folder, progress.clock)
+    result = compare(base, final.verdicts) | watch.summary()
+    return _finish(result, parts, folder, progress.clock)
 
 
 def build(run: Run) -> Parts:
@@ -128,46 +139,6 @@ def build(run: Run) -> Parts:
     )
 
 
-def build_policy(run: Run, device: torch.device) -> Policy:
-    """The model of a configuration behind its training kernel, with a fresh adapter."""
-    backbone = _backbone(run.model, device)
-    if run.model.rank:
-        add_adapter(backbone.network, run.model.rank, _targets(run.model, backbone.network))
-    else:
-        backbone.network.requires_grad_(True)
-    return Policy(_under(run, backbone), kernel(run.sampling), run.model.guidance)
-
-
-def _backbone(model: Model, device: torch.device) -> Backbone:
-    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
-    home = scores.home(Path(model.source))
-    if home is not None:
-        own = scores.load(home)
-        own.network.to(device, dtype)
-        return own
-    where = str(world.shipped()) if model.source == "scenes" else model.source
-    found = stable_diffusion.load(where, revision=model.revision, dtype=dtype)
-    found.pipeline.to(device)
-    return found
-
-
-def _targets(model: Model, network: nn.Module) -> tuple[str, ...]:
-    """What a LoRA adapts: attention unless told otherwise, which a perceptron has none of."""
-    if isinstance(network, Perceptron) and model.targets == ATTENTION:
-        return ("mix",)
-    return model.targets
-
-
-def _under(run: Run, backbone: Backbone) -> Backbone:
-    """The backbone under the process that `model.process` names, if it names one."""
-    if run.model.process is None:
-        return backbone
-    try:
-        return recycle(backbone, process_named(run.model.process))
-    except ValueError as error:
-        raise UserError(f"model.process={run.model.process}: {error}") from error
-
-
 def ready(run: Run) -> None:
     """Refuse what cannot work, before there is a run folder."""
     if of_data(run):
@@ -184,6 +155,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     _check_source(run.model)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
+    guard.check(run)
     _check_process(run.model)
     try:
         grey = torch.full((3, 32, 32), 0.5)
@@ -212,7 +184,7 @@ def _check_source(model: Model) -> None:
             f"a new {model.source} has learned nothing that could be fine-tuned: train it with "
             "recipe supervised, then set model.source to the folder of that run"
         )
-    known = ["scenes", *NEW_NETWORKS]
+    known = [*world.SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, known, cutoff=0.7)
     if meant and model.source not in known and not Path(model.source).exists():
         raise unknown("model source", model.source, known)
@@ -254,7 +226,7 @@ def _warm_up(run: Run, parts: Parts, watcher: Watcher) -> None:
 
 def held_out_prompts(run: Run) -> Prompts:
     """What is evaluated: the named prompts, else held-out scenes, else a user's own prompts."""
-    fallback = "scenes-held-out" if run.model.source == "scenes" else run.prompts
+    fallback = "scenes-held-out" if run.model.source in world.SHIPPED else run.prompts
     return read_prompts(run.evaluation.prompts or fallback, run.evaluation.per_task)
 
 

@@ -33,6 +33,17 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "continuous-rl": {
         "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
     },
+    "guard": {
+        "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
+        "honest": Part("guard_honest", "The guard on an honest reward"),
+    },
+    "reward-gap": {
+        "closed-forms": Part("gap_theory", "The reward gap, exactly"),
+        "toy": Part("gap_toy", "The reward gap while a Gaussian is fine-tuned"),
+        "scenes": Part("gap_scenes", "The miniature Stable Diffusion under DDPO, and its gap"),
+        "flow": Part("gap_flow", "The rectified-flow miniature under MixGRPO, and its gap"),
+        "window": Part("gap_window", "A window of two steps against the whole path"),
+    },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),

@@ -1,0 +1,161 @@
+"""What a guard over a run looks at: each watch as a pure function, and what chance explains of it.
+
+A watch returns an alarm where its quantity is beyond its limit, and None where all is well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEVEL = 0.025
+"""How likely chance alone rings over a whole run, at most: for the judge, and for patterns."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What was seen at which update, against its limit."""
+
+    update: int
+    watch: str
+    value: float
+    limit: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation to compare with: the judge's values [B] there, if there is a judge."""
+
+    update: int
+    values: Tensor | None
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.values is None else mean(self.values)
+
+
+# ------------------------------------------------------------------------------- the judge
+
+
+def fallen(
+    best: Best, now: Tensor, update: int, *, looks: int, margin: float
+) -> tuple[float, float, Alarm | None]:
+    """How far a judge is below its best, what chance explains of that, and the alarm.
+
+    An alarm where the fall is more than both chance and `margin`. Over `looks` evaluations of which
+    any may have been the best, `fall` is asked about no more than looks·(looks − 1)/2 pairs.
+    """
+    assert best.values is not None and best.mean is not None
+    fell, chance = fall(best.values, now, threshold(looks * (looks - 1) // 2))
+    if fell <= max(chance, margin):
+        return fell, chance, None
+    text = f"the judge fell from {best.mean:.3f} at update {best.update} to {mean(now):.3f}: by "
+    text += f"{fell:.3f}, of which chance explains {chance:.3f} at most"
+    limit = best.mean - max(chance, margin)
+    return fell, chance, Alarm(update, "judge", mean(now), limit, text)
+
+
+def fall(best: Tensor, now: Tensor, z: float) -> tuple[float, float]:
+    """The mean of d = best − now [B], and what chance explains of it; see `by_chance`.
+
+    For verdicts of 0 and 1, S > z is McNemar's test (Psychometrika 12, 1947).
+    """
+    d = best.double() - now.double()
+    return float(d.mean()), float(by_chance(d, z))
+
+
+def by_chance(d: Tensor, z: float) -> Tensor:
+    """What chance explains of the mean of d [B, ...], z·√(Σd²)/B: beyond it Σd/√(Σd²) > z.
+
+    Where nothing changed, d is symmetric about 0, and whatever its law S = Σd/√(Σd²) has
+    P(S > z) <= e^{−z²/2} (Efron, JASA 64, 1969), for a handful of samples too: S <= √B.
+    """
+    return z * d.square().sum(0).sqrt() / len(d)
+
+
+def threshold(comparisons: int) -> float:
+    """z with comparisons · (1 − Φ(z)) = LEVEL: all of them together ring by chance so rarely.
+
+    The union bound (Bonferroni), which holds whatever the comparisons have to do with each other.
+    """
+    tail = torch.tensor(LEVEL / max(comparisons, 1), dtype=torch.float64)
+    return -float(torch.special.ndtri(tail))
+
+
+# ------------------------------------------------------------------------------- the others
+
+
+def strayed(path_kl: float, update: int, budget: float) -> Alarm | None:
+    """The path KL, in nats, beyond its budget."""
+    if path_kl <= budget:
+        return None
+    text = f"the path KL is {path_kl:.3g} nats, and its budget {budget:g}"
+    return Alarm(update, "path_kl", path_kl, budget, text)
+
+
+def spread(features: Tensor) -> float:
+    """How much samples of one prompt differ: the mean distance in features [P, S, F], P prompts.
+
+    2/(P·S·(S−1)) · Σ_p Σ_{i<j} ‖f_pi − f_pj‖.
+    """
+    return float(torch.stack([torch.pdist(own.double()).mean() for own in features]).mean())
+
+
+def collapsed(share: float, update: int, limit: float) -> Alarm | None:
+    """Samples of one prompt that differ less than `limit` times as much as the base model's."""
+    if share >= limit:
+        return None
+    text = f"samples of one prompt differ {share:.2f} times as much as the base model's, and "
+    text += f"{limit:g} is the least"
+    return Alarm(update, "diversity", share, limit, text)
+
+
+def patterned(
+    heights: Tensor, frequencies: Tensor, base: Tensor, update: int, *, looks: int, times: float
+) -> tuple[float, Alarm | None]:
+    """The highest peak of a spectrum relative to the base model's, and the alarm.
+
+    heights [B, F] of `artefacts.grid_peaks`, base [F] their means of the base model, of which a
+    height below 1 is no pattern and counts as 1. An alarm where a mean height is beyond chance more
+    than `times` the base model's, at one of F frequencies and of looks − 1 evaluations.
+    """
+    own = base.clamp(min=1.0).double()
+    z = threshold(heights.shape[1] * (looks - 1))
+    excess = heights.double() - times * own
+    beyond = (excess.mean(0) - by_chance(excess, z)) / own
+    where = int(beyond.argmax())
+    height = float((heights.mean(0) / own).max())
+    if float(beyond[where]) <= 0:
+        return height, None
+    value, limit = float(heights[:, where].mean()), times * float(own[where])
+    down, across = frequencies[where].tolist()
+    text = f"a periodic pattern of {period(down, across)}: its power is {value:.1f} times that of "
+    text += f"neighbouring frequencies, and the base model's {float(base[where]):.1f} times"
+    return height, Alarm(update, "pattern", value, limit, text)
+
+
+def period(down: float, across: float) -> str:
+    """Frequencies in cycles a pixel as a period in pixels, in words."""
+    both = [(down, "down"), (across, "across")]
+    return " and ".join(f"{1 / f:.3g} pixels {way}" for f, way in both if f)
+
+
+# ------------------------------------------------------------------------------ what is equal
+
+
+def moments(values: Tensor) -> list[float]:
+    """Mean and deviation of values [B]; the deviation is 1 where there is none to speak of."""
+    deviation = float(values.double().std()) if len(values) > 1 else 0.0
+    return [mean(values), deviation if deviation > 0 else 1.0]
+
+
+def gain(values: Tensor, base: list[float]) -> float:
+    """(mean − the base's mean) / the base's deviation: makes a reward and a judge comparable."""
+    return (mean(values) - base[0]) / base[1]
+
+
+def mean(values: Tensor) -> float:
+    return float(values.double().mean())
