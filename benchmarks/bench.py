@@ -160,12 +160,26 @@ def over_whole_path(source: str, changes: list[str], pairs: int) -> list[float]:
     return paired_ratio(update(ours), update(whole), pairs)
 
 
+def window_costs(pairs: int) -> dict[str, float]:
+    """What an update costs with noise in a window, of an update with noise on every step."""
+    results = {}
+    for source in ("scenes-flow", "scenes"):
+        for window, changes in WINDOWS.items():
+            ratios = over_whole_path(source, changes, pairs)
+            results[f"{source}_{window}_over_whole_path"] = round(statistics.median(ratios), 3)
+    return results
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pairs", type=int, default=5)
     options.add_argument("--out", type=Path, default=Path("bench.json"))
+    options.add_argument("--windows", action="store_true", help="MixGRPO's windows alone, printed")
     chosen = options.parse_args()
     torch.set_num_threads(1)
+    if chosen.windows:
+        print(json.dumps(window_costs(chosen.pairs), indent=1))
+        return
     results: dict[str, Any] = {}
     for recipe in ("ddpo", "score_as_action"):
         run = recipes.named(recipe)
@@ -176,10 +190,7 @@ def main() -> None:
     for form, changes in FORMS.items():
         ratios = over_ddpo(changes, chosen.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
-    for source in ("scenes", "scenes-flow"):
-        for window, changes in WINDOWS.items():
-            ratios = over_whole_path(source, changes, chosen.pairs)
-            results[f"{source}_{window}_over_whole_path"] = round(statistics.median(ratios), 3)
+    results |= window_costs(chosen.pairs)
     for body in ("backbone", "small"):
         ratios = critic_over_network(body, chosen.pairs)
         results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)

@@ -1,6 +1,6 @@
 """MixGRPO's window against the whole path: equal batches, updates and steps of the optimiser.
 
-Also its variants: the window that jumps, and fewer steps behind it.
+The window slides from the noise to the data once.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ ARMS: Arms = {
         "mix_grpo",
         [*COMMON, "sampling.steps=16", "sampling.window.size=0", "sizes.accumulate=8"],
     ),
-    "window 2, progressive": Arm("progressive", "mix_grpo", PART),
-    "window 2, random": Arm("random", "mix_grpo", [*PART, "sampling.window.order=random"]),
-    "window 2, flash": Arm("flash", "mix_grpo_flash", PART),
+    "window of 2": Arm("progressive", "mix_grpo", PART),
 }
 
 

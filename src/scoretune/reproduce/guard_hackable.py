@@ -1,7 +1,7 @@
 """A reward that is easy to game, and a guard that ends the run where the judge turns.
 
 The reward adds to the reader, who says whether the picture is as asked, what costs nothing to
-raise: brightness. At first both gain by drawing what is asked; then brightness is bought with it.
+raise: brightness, which is then bought with the pictures, soon or after a while of honest gains.
 Each seed trains three times: to the end with warnings alone, stopped at the alarm, rolled back.
 """
 
@@ -60,6 +60,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         [*columns, "judge after rollback", "judge at the end, unguarded"],
         [[seed, *(_told(value) for value in row.values())] for seed, row in enumerate(rows)],
     )
+    page.text(_summary(rows))
     page.text(
         "With `guard.action=stop` the run ends at the alarm, after its last evaluation; with "
         "`rollback` it goes back to the weights of the judge's best evaluation, and ends with its "
@@ -88,6 +89,15 @@ def _row(warned: Numbers, stopped: Numbers, rolled: Numbers) -> Numbers:
         "rolled_back": rolled["result"]["judge"]["final"]["overall"],
         "unguarded": level(lines[-1], "judge"),
     }
+
+
+def _summary(rows: list[Numbers]) -> str:
+    """In how many seeds the judge rose before it fell, and how soon after that the alarm came."""
+    lags = [(row["alarm"] - row["turn"]) // EVERY for row in rows if row["alarm"] is not None]
+    rose = sum(row["turn"] > 0 for row in rows)
+    text = f"The judge rose before it fell in {rose} of {len(rows)} seeds, and fell from the start "
+    text += f"in the others. An alarm came in {len(lags)} of {len(rows)}"
+    return text + (f", at most {max(lags)} evaluations after its best." if lags else ".")
 
 
 def _told(value: Any) -> str:
