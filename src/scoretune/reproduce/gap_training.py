@@ -88,7 +88,7 @@ def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
 def _chance(runs: dict[str, Runs]) -> float:
     """Half the 95 % interval over prompts of one run's gap, on average."""
     rows = [_noisy(line) for own in runs.values() for run in own for line in run["gaps"]]
-    return sum(row["gap_high"] - row["gap_low"] for row in rows) / len(rows) / 2
+    return float(sum(row["gap_high"] - row["gap_low"] for row in rows)) / len(rows) / 2
 
 
 def _numbers(runs: Runs) -> Numbers:
