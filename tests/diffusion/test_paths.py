@@ -344,12 +344,12 @@ def test_a_start_from_pure_noise_weighs_nothing_and_is_finite(kernel):
     assert torch.isfinite(response(kernel, process, times[:-1], times[1:])).all()
 
 
-@pytest.mark.parametrize("count", [4, 16, 64])
-def test_a_path_to_data_without_noise_has_a_finite_kl(count):
+@pytest.mark.parametrize(("count", "apart"), [(4, 0.1), (16, 0.05), (64, 0.03)])
+def test_a_path_to_data_without_noise_has_a_finite_kl(count, apart):
     """Rectified flow to t = 0: a velocity off by 1 costs ln(1/t), cut at t = 1e-3.
 
     With Δx̂ = −tΔu, ½(α/σ)²‖Δx̂‖² dℓ = (1−t) dt/t, whose integral from 1e-3 to 1 is ln 1000 − .999.
-    Few steps leave a little more empty at the end (`paths.MARGIN`).
+    Few steps leave more empty at the end (`paths.MARGIN` of a wide stratum), and find less.
     """
     process, batch = RectifiedFlow(), 20_000
     times = torch.linspace(1, 0, count + 1)
@@ -360,4 +360,4 @@ def test_a_path_to_data_without_noise_has_a_finite_kl(count):
         assert float(nodes[-2].min()) > 0.99e-3
         weights = kl_weights(process, nodes[:-1], torch.ones_like(nodes[:-1]), steps)
         found.append(float((weights * nodes[:-1] ** 2).sum(0).mean()))
-    assert found == pytest.approx([math.log(1000) - 0.999] * 3, rel=0.05)
+    assert found == pytest.approx([math.log(1000) - 0.999] * 3, rel=apart)
