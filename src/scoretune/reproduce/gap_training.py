@@ -28,7 +28,7 @@ FINE = 50  # steps of the evaluations of the gap
 REFERENCE = 1.0  # the reverse SDE, with which the others are compared
 
 
-def arms_of(recipe: str, changes: Sequence[str], etas: Sequence[float] = ETAS) -> Arms:
+def arms_of(recipe: str, changes: Sequence[str]) -> Arms:
     """An arm for each η: the same recipe, acting and evaluated with its own noise."""
     return {
         f"η = {eta:g}": Arm(
@@ -41,7 +41,7 @@ def arms_of(recipe: str, changes: Sequence[str], etas: Sequence[float] = ETAS) -
                 f"evaluation.gap.etas=[0,{eta:g}]",
             ],
         )
-        for eta in etas
+        for eta in ETAS
     }
 
 

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scoretune.diffusion import contraction, gaussian
 from scoretune.diffusion.processes import OU, ContractiveOU, ContractiveVP, Process
@@ -41,7 +40,7 @@ def variation(horizons: list[float]) -> Numbers:
         for horizon in horizons:
             process = OU(1.0, math.sqrt(2), horizon)
             last = torch.tensor(horizon, dtype=torch.float64)
-            there = _law(process, last)
+            there = gaussian.law(process, last, mean=MEAN, variance=VARIANCE)
             start = total_variation(there, (0.0, 1.0))
             shift = error * contraction.amplification(process, variance=VARIANCE, eta=1.0)
             mean, variance = gaussian.arrival(process, mean=MEAN, variance=VARIANCE, eta=1.0)
@@ -72,7 +71,10 @@ def transport(horizons: list[float]) -> Numbers:
         }
         for name, process in kinds.items():
             last = torch.tensor(process.horizon, dtype=torch.float64)
-            start = gaussian.wasserstein(_law(process, last), (0.0, process.prior_std**2))
+            start = gaussian.wasserstein(
+                gaussian.law(process, last, mean=MEAN, variance=VARIANCE),
+                (0.0, process.prior_std**2),
+            )
             bound = contraction.wasserstein_bound(
                 process, initial_error=start, score_error=error, variance=VARIANCE
             )
@@ -120,11 +122,6 @@ def _discretised(process: Process, step: float) -> float:
     for rate, push, noise in zip(*(z.tolist() for z in (kept, added, step * g_sq)), strict=True):
         mean, variance = rate * mean + push, rate**2 * variance + noise
     return gaussian.wasserstein((mean, variance), (0.5, 4.0))
-
-
-def _law(process: Process, t: Tensor) -> tuple[float, float]:
-    alpha, v = process.alpha(t), gaussian.state_variance(process, t, VARIANCE)
-    return float(alpha) * MEAN, float(v)
 
 
 def total_variation(first: tuple[float, float], second: tuple[float, float]) -> float:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import gaussian, grids, multistep, solvers
+from scoretune.diffusion.gaussian import Moments
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Exponential, Kernel
 from scoretune.diffusion.processes import VP, half_log_snr
 from scoretune.reproduce.base import Cell, Numbers, Page
 from scoretune.reproduce.drawing import COLOURS
 
 PROCESS, MEAN, VARIANCE, END = VP(), 1.0, 0.25, 1e-3
+DATA = {"mean": MEAN, "variance": VARIANCE}
 FIELD = gaussian.exact(PROCESS, mean=MEAN, variance=VARIANCE)
 COUNTS = (10, 20, 40, 80, 160, 320, 640)
 ODES: dict[str, Any] = {
@@ -42,7 +44,6 @@ TWO_STEP = "SDE-DPM-Solver++ 2M, η = 1"
 CORRECTED = "predictor–corrector, snr 0.16"
 NAMES = (*ODES, *KERNELS, TWO_STEP)
 FLOOR = math.sqrt(VARIANCE) * (1 / math.sqrt(1 - 0.16**2) - 1)
-Moments = tuple[float, float]
 EXPECTED = {  # W2 with 10, 80, 640 steps, from an independent implementation
     "uniform": {
         "PF Euler": (3.109e-2, 4.746e-3, 6.090e-4),
@@ -97,7 +98,7 @@ def grid_of(name: str, count: int) -> Tensor:
 
 def law(t: Tensor) -> Moments:
     """Mean and variance of x_t."""
-    return float(PROCESS.alpha(t)) * MEAN, float(gaussian.state_variance(PROCESS, t, VARIANCE))
+    return gaussian.law(PROCESS, t, **DATA)
 
 
 def distances(grid: str, counts: list[int]) -> Numbers:
@@ -113,22 +114,12 @@ def distances(grid: str, counts: list[int]) -> Numbers:
 
 def carried(name: str, times: Tensor) -> Moments:
     """Mean and variance at times[-1], from the exact law at times[0]."""
-    mean, variance = law(times[0])
-    if name in ODES:
-        ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        low, high = ODES[name](PROCESS, FIELD, ends, times)[:, 0].tolist()
-        return (high - low) * mean + low, (high - low) ** 2 * variance
+    start = law(times[0])
     if name == TWO_STEP:
-        return two_step(times, mean, variance)
-    t, t_next = times[:-1], times[1:]
-    steps = []
-    for start in (0.0, 1.0):
-        x = torch.full((len(t), 1), start, dtype=torch.float64)
-        steps.append(KERNELS[name](PROCESS, x, FIELD(x, t), t, t_next))
-    lows, highs, stds = steps[0].mean[:, 0], steps[1].mean[:, 0], steps[0].std[:, 0]
-    for low, high, std in zip(lows.tolist(), highs.tolist(), stds.tolist(), strict=True):
-        mean, variance = (high - low) * mean + low, (high - low) ** 2 * variance + std**2
-    return mean, variance
+        return two_step(times, *start)
+    if name in ODES:
+        return gaussian.after_solver(PROCESS, ODES[name], times, **DATA, start=start)
+    return gaussian.after_steps(PROCESS, KERNELS[name], times, **DATA, start=start)
 
 
 def two_step(times: Tensor, mean: float, variance: float) -> Moments:
