@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from scoretune import config, recipes
+from scoretune import config, recipes, settings
 from scoretune.rollout import prior
 from scoretune.run import Parts, build
 from solvers import paired_ratio, solver_costs
@@ -113,7 +113,7 @@ FORMS = {
 def critic_over_network(body: str, pairs: int) -> list[float]:
     """A critic's values of 64 states over the UNet's outputs at them, forwards alone."""
     parts = build(
-        config.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
+        settings.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
     )
     backbone, critic = parts.policy.backbone, parts.source.credit.critic
     condition = backbone.encode(list(parts.held_out.texts[:1]) * 64)
@@ -137,8 +137,8 @@ def critic_over_network(body: str, pairs: int) -> list[float]:
 
 def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     """An update of score as action over one of DDPO with the same batch."""
-    ours = build(config.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
-    theirs = build(config.changed(recipes.named("ddpo"), BATCH))
+    ours = build(settings.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
+    theirs = build(settings.changed(recipes.named("ddpo"), BATCH))
     return paired_ratio(update(ours), update(theirs), pairs)
 
 
@@ -155,8 +155,8 @@ WINDOWS = {
 def over_whole_path(source: str, changes: list[str], pairs: int) -> list[float]:
     """An update of MixGRPO over one that is noisy, and learned from, on every step."""
     same = [f"model.source={source}", "sampling.steps=16", "sampling.window.order=random"]
-    ours = build(config.changed(recipes.named("mix_grpo"), [*same, *changes]))
-    whole = build(config.changed(recipes.named("mix_grpo"), [*same, "sampling.window.size=0"]))
+    ours = build(settings.changed(recipes.named("mix_grpo"), [*same, *changes]))
+    whole = build(settings.changed(recipes.named("mix_grpo"), [*same, "sampling.window.size=0"]))
     return paired_ratio(update(ours), update(whole), pairs)
 
 

@@ -207,7 +207,7 @@ def test_show_prints_the_settings(command):
 
 @pytest.mark.parametrize("recipe", sorted(scoretune.recipes.RECIPES))
 def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
-    from scoretune.config import validated
+    from scoretune.settings import validated
 
     shown = json.loads(command("show", recipe).out)
     assert validated(shown).recipe == recipe
@@ -216,10 +216,10 @@ def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
 @pytest.fixture
 def small_demo(monkeypatch, tiny):
     """Makes `demo` run in a second, and otherwise as it does."""
-    from scoretune import config, recipes
+    from scoretune import recipes, settings
 
     whole = recipes.demo()
-    monkeypatch.setattr(recipes, "demo", lambda: config.changed(whole, tiny))
+    monkeypatch.setattr(recipes, "demo", lambda: settings.changed(whole, tiny))
 
 
 def test_demo_prints_one_json_object_last(command, tmp_path, small_demo):
@@ -261,11 +261,11 @@ def test_demo_tells_people(command, tmp_path, small_demo):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny) -> Path:
-    from scoretune import config, recipes, runs
+    from scoretune import recipes, runs, settings
     from scoretune.display import Live
     from scoretune.run import launch
 
-    chosen = config.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
+    chosen = settings.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
     folder = tmp_path_factory.mktemp("runs") / "done"
     runs.record(chosen, folder, threads=1)
     launch(chosen, folder, Live(chosen, folder))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import scoretune
-from scoretune import checkpoints, config, draws, fit, recipes, runs
+from scoretune import checkpoints, config, draws, fit, recipes, runs, settings
 from scoretune.backbones import scores
 from scoretune.backbones.scores import ScoreNetwork, score_network
 from scoretune.diffusion.kernels import GDDIM
@@ -66,7 +66,7 @@ class Silent:
 
 
 def configured(*changes: str, recipe: str = "supervised") -> config.Run:
-    return config.changed(recipes.named(recipe), [*SMALL, "data=moons", *changes])
+    return settings.changed(recipes.named(recipe), [*SMALL, "data=moons", *changes])
 
 
 def launch(run: config.Run, folder: Path) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def test_every_network_and_process_runs(tmp_path, kind, changes):
 def test_it_learns_and_its_average_is_what_is_saved(tmp_path):
     """500 updates bring the moons nearer than noise of their mean and deviation is."""
     run = configured("updates=500", "model.width=64", "evaluation.every=0", "sizes.batch=128")
-    run = config.changed(run, ["checkpoints.every=500", "optimiser.ema=0.98", "model.depth=3"])
-    run = config.changed(run, ["evaluation.samples=1000", "evaluation.steps=12"])
+    run = settings.changed(run, ["checkpoints.every=500", "optimiser.ema=0.98", "model.depth=3"])
+    run = settings.changed(run, ["evaluation.samples=1000", "evaluation.steps=12"])
     numbers = launch(run, tmp_path / "run")["data"]
     assert numbers["sliced_wasserstein"]["final"] < 0.6 * numbers["sliced_wasserstein"]["base"]
     assert numbers["held_out_loss"]["final"] < 0.95 * numbers["held_out_loss"]["base"]
@@ -235,12 +235,12 @@ def test_it_is_trained_further_on_other_data(tmp_path, finished):
     points = np.random.default_rng(0).normal(size=(60, 2))
     np.save(tmp_path / "other.npy", points)
     for place in (finished, finished / "model"):
-        run = config.changed(
+        run = settings.changed(
             recipes.named("supervised"),
             [f"model.source={place}", f"data={tmp_path}/other.npy", "updates=2"],
         )
         assert config.of_data(run) and run.model.rank == 0 and run.model.process is None
-        run = config.changed(run, ["evaluation.samples=40", "sizes.batch=8"])
+        run = settings.changed(run, ["evaluation.samples=40", "sizes.batch=8"])
         numbers = launch(run, tmp_path / place.name)["data"]
         assert numbers["held_out_loss"]["base"] != numbers["held_out_loss"]["final"]
     ours, theirs = (scores.load(f / "model") for f in (tmp_path / "run", finished))
@@ -248,10 +248,10 @@ def test_it_is_trained_further_on_other_data(tmp_path, finished):
 
 
 def test_it_is_distilled(tmp_path, finished):
-    run = config.changed(
+    run = settings.changed(
         recipes.named("consistency"), [f"model.source={finished}", "data=moons", "updates=2"]
     )
-    run = config.changed(run, ["evaluation.samples=40", "evaluation.steps=1", "sizes.batch=8"])
+    run = settings.changed(run, ["evaluation.samples=40", "evaluation.steps=1", "sizes.batch=8"])
     result = launch(run, tmp_path / "run")
     assert result["sampler"] == "consistency, 1 step"
     sampler, names = draws.noted(tmp_path / "run" / "model")
@@ -270,7 +270,7 @@ def test_a_reward_fine_tunes_it(tmp_path, monkeypatch, kind, data, rank):
     changes = [f"model.source={tmp_path}/base", "reward=my_reward:right", "updates=2"]
     changes += ["sizes.prompts=1", "sizes.group=4", "sampling.steps=3", f"model.rank={rank}"]
     changes += ["evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=0"]
-    run = config.changed(recipes.named("ddpo"), changes)
+    run = settings.changed(recipes.named("ddpo"), changes)
     assert run.prompts == "none"  # the network knows none
     launch(run, tmp_path / "run")
     if kind == "unet":  # pictures, each of no prompt
@@ -401,7 +401,7 @@ def test_what_is_of_other_runs_is_refused(command, tmp_path, finished):
 
 
 def test_other_recipes_are_what_they_were():
-    plain = config.changed(recipes.named("supervised"), [])
+    plain = settings.changed(recipes.named("supervised"), [])
     assert (plain.model.rank, plain.updates, plain.optimiser.ema) == (16, 1000, 0)
     assert plain.objective == config.Matching() and not config.of_data(plain)
     old = plain.model_dump()  # as a run.json from before these settings
@@ -410,12 +410,12 @@ def test_other_recipes_are_what_they_were():
     for key in ("weight", "times", "loss", "dropout"):
         del old["objective"][key]
     del old["dataset"], old["sizes"]["batch"], old["optimiser"]["ema"]
-    assert config.validated(old) == plain
+    assert settings.validated(old) == plain
 
 
 def test_the_source_brings_defaults_that_changes_override():
     def of(*changes: str) -> config.Run:
-        return config.changed(recipes.named("supervised"), list(changes))
+        return settings.changed(recipes.named("supervised"), list(changes))
 
     run = of("updates=7", "optimiser.ema=0.5", "model.source=unet")
     assert (run.updates, run.optimiser.ema, run.model.rank) == (7, 0.5, 0)
@@ -423,7 +423,7 @@ def test_the_source_brings_defaults_that_changes_override():
     assert (run.objective.weight, run.objective.times) == ("edm", "lognormal")
     plain = of("model.source=mlp", "model.prediction=epsilon")
     assert (plain.objective.weight, plain.objective.times) == ("own", "uniform")
-    assert config.changed(run, ["seed=3"]).updates == 7  # not twice
+    assert settings.changed(run, ["seed=3"]).updates == 7  # not twice
     assert of("model.source=mlp", "dataset.columns=a, b").dataset.columns == ("a", "b")
     assert of("model.source=mlp", "dataset.columns=0").dataset.columns == ("0",)
 

@@ -17,20 +17,21 @@ FLOORS = {
     0: "errors",
     1: "diffusion.* rl.* batches checkpoints metrics tables gallery networks "
     "artefacts watches windows pipelines scenes scenes.world scenes.draw",
-    2: "backbones.* rewards.* critic data train control control.*",
+    2: "backbones.* rewards.* miniatures.* critic data train control control.*",
     3: "policy scorers features datasets",
     4: "rollout windowed loras credit.*",
-    5: "objectives.* sources evaluate config draws gap_plan",
+    5: "objectives.* sources evaluate config settings draws gap_plan",
     6: "hooks run_parts measure export report* display runs scenes.* methods gap_figure",
     7: "fit_parts data_page progress models gap guard",
     8: "fit",
     9: "run recipes",
     10: "samples laws.*",
     11: "reproduce.* doctor gap_page benchmarks.*",
-    12: "cli",
-    13: "__main__",
+    12: "verbs.*",
+    13: "cli",
+    14: "__main__",
 }
-ROOMS = {"diffusion", "rl", "scenes", "control", "laws", "reproduce"}
+ROOMS = {"miniatures", "diffusion", "rl", "scenes", "control", "laws", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
 SIDEWAYS = {
     ("report", "report_figures"),
@@ -46,6 +47,7 @@ SIDEWAYS = {
     ("measure", "run_parts"),
     ("windowed", "rollout"),
     ("sources", "config"),
+    ("settings", "config"),
     ("methods", "run_parts"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward

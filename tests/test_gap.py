@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scoretune import config, evaluate, export, gap, gap_page, loras, recipes, runs
+from scoretune import config, evaluate, export, gap, gap_page, loras, recipes, runs, settings
 from scoretune.backbones import stable_diffusion, toy
 from scoretune.config import Sampling
 from scoretune.data import Prompts
@@ -248,7 +248,7 @@ def test_samples_that_run_away_are_no_reward():
 
 
 def tiny_run(tiny: list[str], *changes: str) -> config.Run:
-    return config.changed(recipes.named("ddpo"), [*tiny, *changes])
+    return settings.changed(recipes.named("ddpo"), [*tiny, *changes])
 
 
 class Silent:
@@ -594,7 +594,7 @@ def test_the_command_takes_a_lora(command, exported, tmp_path):
     assert [row["model"] for row in rows] == [BASE] * 4 + [TUNED] * 4
     assert rows[0]["reward"] != rows[4]["reward"]
     run = tmp_path / "run"
-    runs.record(config.changed(recipes.named("ddpo"), []), run, threads=1)
+    runs.record(settings.changed(recipes.named("ddpo"), []), run, threads=1)
     refused = command("gap", run, "--lora", exported[1])
     assert refused.code == 2
     assert "give scenes as the model" in refused.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoretune import config, recipes
+from scoretune import recipes, settings
 from scoretune.rollout import prior, rollout
 from scoretune.run import build
 from scoretune.train import train
@@ -16,7 +16,7 @@ SMALL = ["sizes.prompts=4", "sizes.group=2", "sampling.steps=4", "evaluation.per
 
 @pytest.mark.parametrize("recipe", sorted(set(recipes.RECIPES) - {"supervised", "consistency"}))
 def test_an_update_moves_the_adapter_and_stays_finite(recipe):
-    parts = build(config.changed(recipes.named(recipe), SMALL))
+    parts = build(settings.changed(recipes.named(recipe), SMALL))
     assert parts.policy.device.type == "cuda"
     before = [p.detach().clone() for p in parts.policy.parameters()]
     train(parts.source, parts.objective, parts.optimiser, parts.accelerator, updates=range(2))
@@ -27,7 +27,7 @@ def test_an_update_moves_the_adapter_and_stays_finite(recipe):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_unchanged_policy_has_ratio_one(dtype):
-    parts = build(config.changed(recipes.named("ddpo"), SMALL))
+    parts = build(settings.changed(recipes.named("ddpo"), SMALL))
     policy = parts.policy
     generator = torch.Generator().manual_seed(0)
     condition = policy.backbone.encode(["a red seven"] * 8)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune import checkpoints, config, guard, recipes, runs, watches
+from scoretune import checkpoints, config, guard, recipes, runs, settings, watches
 from scoretune.data import Prompts
 from scoretune.display import Live, guarded
 from scoretune.errors import UserError
@@ -187,7 +187,7 @@ class Stage:
     """A policy of which nothing is asked but samples, and evaluations as they are wanted."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
-        self.run = config.changed(recipes.named("ddpo"), ["evaluation.every=10", *changes])
+        self.run = settings.changed(recipes.named("ddpo"), ["evaluation.every=10", *changes])
         self.told: list[dict[str, Any]] = []
         folder.mkdir(exist_ok=True)
         self.sentry = guard.sentry(self.run, folder, Prompts(("",), ("all",)), self.told.append)
@@ -359,7 +359,7 @@ def guarded_runs(tmp_path_factory, tiny) -> dict[str, dict[str, Any]]:
     found = {}
     for action in ("off", "warn", "stop", "rollback"):
         folder = tmp_path_factory.mktemp(action)
-        run = config.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
+        run = settings.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
         launched(run, folder)
         found[action] = told(folder) | {"folder": folder}
     return found
@@ -377,7 +377,7 @@ def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, t
     for name in ("sample", "verdicts", "grid_peaks", "named_features"):
         monkeypatch.delattr(guard, name)
     quiet = [*tiny, "updates=1", "guard.action=off"]
-    launched(config.changed(recipes.named("ddpo"), quiet), tmp_path)
+    launched(settings.changed(recipes.named("ddpo"), quiet), tmp_path)
 
 
 def test_a_warning_lets_the_run_go_on(guarded_runs):
@@ -425,7 +425,7 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
 )
 def test_a_kill_changes_nothing(guarded_runs, tmp_path, tiny, action, kind, nth):
     """At an update, at the alarm, and when an ended run is measured for the last time."""
-    run = config.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
+    run = settings.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
     with pytest.raises(KeyboardInterrupt):
         launched(run, tmp_path, Watched(kind, nth))
     launched(run, tmp_path)
@@ -438,7 +438,7 @@ def test_a_kill_changes_nothing(guarded_runs, tmp_path, tiny, action, kind, nth)
 
 def test_a_judge_of_ones_own(tmp_path, tiny):
     changes = [*tiny, "guard.judge=brightness", "guard.features=pixels"]
-    launched(config.changed(recipes.named("ddpo"), changes), tmp_path)
+    launched(settings.changed(recipes.named("ddpo"), changes), tmp_path)
     first, *_ = told(tmp_path)["evaluations.jsonl"]
     assert first["guard"]["judge"] != first["judge"]["overall"]
     assert 0 < first["guard"]["judge"] < 1
@@ -455,8 +455,8 @@ def test_a_judge_of_ones_own(tmp_path, tiny):
 )
 def test_what_cannot_guard_is_refused_before_anything_is_loaded(changes, words):
     with pytest.raises(UserError, match=words):
-        verify(config.changed(recipes.named("ddpo"), changes))
-    verify(config.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
+        verify(settings.changed(recipes.named("ddpo"), changes))
+    verify(settings.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
 
 
 # -------------------------------------------------------------------------- display and report

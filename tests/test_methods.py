@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune import config, methods, recipes
+from scoretune import methods, recipes, settings
 from scoretune.backbones import toy
 from scoretune.batches import Condition
 from scoretune.credit import AdjointCredit, CriticCredit, RewardSlope, TerminalCredit
@@ -82,7 +82,7 @@ def learn(
     recipe: str, *changes: str, updates: int, reward: Any = distance, seed: int = 0
 ) -> tuple[float, float, list[dict[str, float]], Policy]:
     """How far the mean reward rises, in units and in standard errors; and each update's numbers."""
-    run = config.changed(recipes.named(recipe), [f"seed={seed}", *changes])
+    run = settings.changed(recipes.named(recipe), [f"seed={seed}", *changes])
     differentiable = reward is distance
     methods.check(run, differentiable)
     torch.manual_seed(seed)
@@ -248,7 +248,7 @@ def test_what_was_learned_is_kept(recipe, changes):
 
 def made_of(recipe: str, *changes: str) -> Any:
     """(objective, source, trust) on a Gaussian."""
-    run = config.changed(recipes.named(recipe), changes)
+    run = settings.changed(recipes.named(recipe), changes)
     base = toy.Gaussian(VP(), dimension=2)
     policy = Policy(Featured(base, toy.HatControl(2)), kernel(run.sampling))
     return methods.method(run, policy, Prompts(("go",), ("all",)), distance, True)
@@ -369,7 +369,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
 
     monkeypatch.setattr("scoretune.run.build_policy", loaded)
     with pytest.raises(UserError, match=said) as refused:
-        build(config.changed(recipes.named(recipe), changes))
+        build(settings.changed(recipes.named(recipe), changes))
     assert "\n" not in str(refused.value)
 
 
@@ -388,11 +388,11 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
     ],
 )
 def test_settings_that_fit(recipe, changes, differentiable):
-    methods.check(config.changed(recipes.named(recipe), changes), differentiable)
+    methods.check(settings.changed(recipes.named(recipe), changes), differentiable)
 
 
 def test_features_that_a_network_has_not_are_missed_early():
-    run = config.changed(recipes.named("score_as_action"), ["objective.critic.body=backbone"])
+    run = settings.changed(recipes.named("score_as_action"), ["objective.critic.body=backbone"])
     policy = Policy(toy.Controlled(toy.Gaussian(VP()), toy.HatControl(1)), kernel(run.sampling))
     with pytest.raises(UserError, match=r"set objective\.critic\.body=small"):
         methods.method(run, policy, Prompts(("go",), ("all",)), distance, True)
@@ -411,7 +411,7 @@ def test_features_that_a_network_has_not_are_missed_early():
     ],
 )
 def test_two_updates_of_the_shipped_model(recipe, changes, tiny):
-    parts = build(config.changed(recipes.named(recipe), [*tiny, "sizes.group=2", *changes]))
+    parts = build(settings.changed(recipes.named(recipe), [*tiny, "sizes.group=2", *changes]))
     network = parts.policy.backbone.network
     before = {name: tensor.clone() for name, tensor in adapter_state(network).items()}
     seen = []

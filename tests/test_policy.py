@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune import config, recipes
+from scoretune import recipes, settings
 from scoretune.backbones import stable_diffusion, toy
 from scoretune.batches import Condition, Steps
 from scoretune.diffusion import grids
@@ -312,7 +312,7 @@ def test_an_unknown_solver_is_named(policy_of):
 
 def test_half_precision_acts_and_judges_alike():
     """bf16 weights: log-probabilities are float32, and the ratio to itself is still exactly 1."""
-    run = config.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])
+    run = settings.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])
     policy = build_policy(run, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     condition = policy.backbone.encode(["a red seven"] * 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoretune import config, recipes
+from scoretune import recipes, settings
 from scoretune.backbones.base import WithFeatures
 from scoretune.backbones.recycled import Recycled, recycle
 from scoretune.backbones.toy import Gaussian, Vectors
@@ -64,7 +64,7 @@ def test_the_estimate_is_exact_whatever_the_network_predicts(base, prediction):
 
 @pytest.fixture(scope="module")
 def shipped() -> Policy:
-    run = config.changed(recipes.named("ddpo"), ["model.rank=4"])
+    run = settings.changed(recipes.named("ddpo"), ["model.rank=4"])
     return build_policy(run, torch.device("cpu"))
 
 
@@ -108,7 +108,7 @@ def test_ratios_of_an_unchanged_policy_are_one_under_another_process(shipped):
 
 
 def test_a_configuration_names_the_process():
-    run = config.changed(recipes.named("ddpo"), ["model.process=VE(sigma_max=14)"])
+    run = settings.changed(recipes.named("ddpo"), ["model.process=VE(sigma_max=14)"])
     policy = build_policy(run, torch.device("cpu"))
     assert isinstance(policy.backbone, Recycled)
     assert policy.backbone.process == VE(sigma_max=14.0)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from scoretune import checkpoints, config, recipes, runs
+from scoretune import checkpoints, config, recipes, runs, settings
 from scoretune.data import read_pictures
 
 RECIPES = ["score_as_action", "ddpo", "supervised"]
@@ -36,7 +36,7 @@ class Silent:
 
 
 def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:
-    return config.changed(recipes.named(recipe), [*tiny, *changes])
+    return settings.changed(recipes.named(recipe), [*tiny, *changes])
 
 
 def launch(run: config.Run, folder: Path) -> dict[str, Any]:

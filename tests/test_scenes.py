@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoretune import config, recipes
+from scoretune import recipes, settings
 from scoretune.errors import UserError
 from scoretune.rewards.reader import (
     CanvasJudge,
@@ -226,7 +226,7 @@ def test_the_assets_are_small(name):
 @pytest.mark.parametrize("name", world.SHIPPED)
 def test_every_shipped_model_is_measured_alike(name):
     """On held-out scenes, by the one reader and the one judge."""
-    run = config.changed(recipes.named("ddpo"), [f"model.source={name}", "evaluation.per_task=2"])
+    run = settings.changed(recipes.named("ddpo"), [f"model.source={name}", "evaluation.per_task=2"])
     asks = world.balanced(world.held_out_asks(), 2, seed=0)
     assert held_out_prompts(run).texts == tuple(ask.text for ask in asks)
     metrics = verdict_metrics(name)
@@ -235,7 +235,7 @@ def test_every_shipped_model_is_measured_alike(name):
 
 
 def test_a_shipped_model_that_is_misspelt():
-    run = config.changed(recipes.named("ddpo"), ["model.source=scenes-flo"])
+    run = settings.changed(recipes.named("ddpo"), ["model.source=scenes-flo"])
     with pytest.raises(UserError, match="did you mean 'scenes-flow'"):
         ready(run)
 

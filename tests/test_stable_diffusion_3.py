@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from scoretune import config, export, models, recipes, runs, samples
+from scoretune import config, export, models, recipes, runs, samples, settings
 from scoretune.backbones import stable_diffusion, stable_diffusion_3
 from scoretune.backbones.base import WithFeatures
 from scoretune.backbones.recycled import recycle
@@ -446,7 +446,7 @@ def tuned(folder, tiny, tmp_path):
 
     def make(*changes: str) -> config.Run:
         given = [f"model.source={folder}", f"prompts={asked}", "reward=brightness", "model.rank=2"]
-        return config.changed(recipes.named("grpo"), [*tiny, *given, *changes])
+        return settings.changed(recipes.named("grpo"), [*tiny, *given, *changes])
 
     return make
 
@@ -489,7 +489,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tuned, tmp_path):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_same_pictures_in_plain_diffusers(folder, tmp_path, guidance):
     found = stable_diffusion_3.load(str(folder))
-    add_adapter(found.network, 2, stable_diffusion_3.ATTENTION)
+    add_adapter(found.network, 2, StableDiffusion3.targets)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in adapter_state(found.network).items():
         if "lora_B" in name:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune import config, methods, recipes
+from scoretune import methods, recipes, settings
 from scoretune.backbones import toy
 from scoretune.batches import Condition
 from scoretune.data import Prompts
@@ -104,7 +104,7 @@ def test_the_steps_after_it_may_be_fewer(compress, nodes):
     ],
 )
 def test_a_run_visits_every_place(changes, places):
-    run = config.changed(recipes.named("mix_grpo"), ["sampling.noise=constant", *changes])
+    run = settings.changed(recipes.named("mix_grpo"), ["sampling.noise=constant", *changes])
     process = RectifiedFlow()
     at = window(run, grid(process, run.sampling), process)
     found = {at(u).start for u in range(400)}
@@ -202,7 +202,7 @@ def test_a_window_over_the_whole_path_is_no_window():
 
 
 def source_of(*changes: str, policy: Policy):
-    run = config.changed(
+    run = settings.changed(
         recipes.named("mix_grpo"),
         ["sizes.prompts=2", "sizes.group=3", "sizes.minibatch=4", *changes],
     )
@@ -250,7 +250,7 @@ def test_the_loss_is_a_sum_over_the_window():
     ],
 )
 def test_a_noise_by_name(changes, expected):
-    assert kernel(config.changed(recipes.named("grpo"), changes).sampling) == expected
+    assert kernel(settings.changed(recipes.named("grpo"), changes).sampling) == expected
 
 
 @pytest.mark.parametrize(
@@ -267,12 +267,12 @@ def test_a_noise_by_name(changes, expected):
 )
 def test_a_noise_that_does_not_suit(changes, said):
     with pytest.raises(UserError, match=said):
-        kernel(config.changed(recipes.named("grpo"), changes).sampling)
+        kernel(settings.changed(recipes.named("grpo"), changes).sampling)
 
 
 @pytest.mark.parametrize("order", ["progressive", "random", "frozen"])
 def test_a_window_longer_than_the_path(order):
-    run = config.changed(
+    run = settings.changed(
         recipes.named("mix_grpo"), [f"sampling.window.order={order}", "sampling.window.size=17"]
     )
     with pytest.raises(UserError, match="leaves no place among the 16 steps"):
@@ -289,7 +289,7 @@ def test_a_window_longer_than_the_path(order):
     ],
 )
 def test_a_window_for_a_method_that_has_no_use_for_it(recipe, changes):
-    run = config.changed(recipes.named(recipe), ["sampling.window.size=2", *changes])
+    run = settings.changed(recipes.named(recipe), ["sampling.window.size=2", *changes])
     with pytest.raises(UserError, match=r"sampling\.window"):
         methods.check(run, differentiable=True)
 

@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 app.add_typer(pretrain_app, name="pretrain")
+# Verbs with a file of their own in verbs/: app.command()(module.verb), one line each.
 
 Changes = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
@@ -49,7 +50,7 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train or fine-tune by a recipe, or go on with a run that was stopped."""
-    from scoretune import config, recipes
+    from scoretune import recipes, settings
 
     if resume is not None:
         if recipe is not None or changes:
@@ -58,15 +59,15 @@ def train(
         return
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.RECIPES)}), or --resume a run folder")
-    _train(config.changed(recipes.named(recipe), changes or []), run, threads, json_)
+    _train(settings.changed(recipes.named(recipe), changes or []), run, threads, json_)
 
 
 @app.command()
 def show(recipe: str, changes: Changes = None) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
-    from scoretune import config, recipes
+    from scoretune import recipes, settings
 
-    chosen = config.changed(recipes.named(recipe), changes or [])
+    chosen = settings.changed(recipes.named(recipe), changes or [])
     typer.echo(json.dumps(chosen.model_dump(), indent=2))
 
 

@@ -1,19 +1,14 @@
-"""The configuration tree: strict, typed, and changed by `a.b=c`.
+"""The configuration tree: strict and typed. A recipe returns a `Run`; nothing else configures one.
 
-A recipe returns a `Run`; nothing else configures a run. An unknown key is an error that names the
-nearest key, and a value of the wrong kind is an error that names its place.
+`settings` has what `a.b=c` does to it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from scoretune.errors import UserError, unknown
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Strict(BaseModel):
@@ -39,15 +34,25 @@ class Model(Strict):
 
     source: str = Field(
         "scenes",
-        description="'scenes', 'scenes-flow', a folder, a hub id; or a new 'unet', 'dit' or 'mlp'",
+        description="'scenes', 'scenes-flow', a folder, a hub id, a network of your own as "
+        "module:function; or a new 'unet', 'dit' or 'mlp'",
     )
     revision: str | None = None
+    size: int = Field(0, ge=0, description="side of the pictures in pixels; 0: the model's own")
+    shape: tuple[int, ...] = Field(
+        (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
+    )
+    without: Names = Field((), description="parts to leave out, e.g. text_encoder_3 (a T5)")
     rank: int = Field(
         16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen weights")
-    guidance: float = Field(1.0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the frozen weights; likelihoods and the adapter stay in fp32"
+    )
+    guidance: float = Field(
+        1.0, ge=0, description="classifier-free; what a guidance-distilled network is told"
+    )
     process: str | None = Field(
         None,
         description="run the network under another process, e.g. VE(sigma_max=14); a new network: "
@@ -130,9 +135,38 @@ class Sizes(Strict):
     )
 
 
+class Hardware(Strict):
+    """How the machine does it; changes no result beyond rounding."""
+
+    device_batch: int = Field(
+        0, ge=0, description="states a network sees at once on a device; 0: as sizes says"
+    )
+    checkpointing: bool = Field(
+        False, description="activations are computed again instead of kept: less memory, slower"
+    )
+    cache_prompts: bool = Field(
+        False, description="encode every prompt once, then let go of the text encoders"
+    )
+    decode_batch: int = Field(0, ge=0, description="pictures decoded at once; 0: all")
+    offload_paths: bool = Field(False, description="paths wait in the computer's memory")
+    compile: bool = Field(False, description="torch.compile the network")
+    channels_last: bool = Field(False, description="memory layout of convolutions")
+    shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
+
+
+class Tracking(Strict):
+    """Where numbers go besides the run folder's metrics.jsonl."""
+
+    trackers: Names = Field((), description="tensorboard, wandb, trackio: any of them")
+    project: str = "scoretune"
+
+
 class Optimiser(Strict):
     """AdamW on the adapter."""
 
+    kind: Literal["adamw", "fused", "8bit"] = Field(
+        "adamw", description="fused: one kernel a step; 8bit: bitsandbytes' (an extra)"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -332,7 +366,8 @@ class Run(Strict):
     updates: int = Field(50, ge=1)
     model: Model = Model()
     prompts: str = Field(
-        "scenes", description="'scenes', a text file with one prompt a line, or 'none'"
+        "scenes",
+        description="'scenes', a file (txt, csv, tsv, jsonl, parquet), datasets:ID, or 'none'",
     )
     prompts_per_task: int = Field(
         200, ge=0, description="scenes: as many of each task; 0 takes all"
@@ -345,7 +380,8 @@ class Run(Strict):
     dataset: Dataset = Dataset()
     reward: str = Field(
         "reader",
-        description="its name, module:function, or a weighted sum: reader + 0.5*brightness",
+        description="its name, name(setting=value), http://…, module:function, or a weighted sum: "
+        "reader + 0.5*brightness",
     )
     objective: Matching | Consistency | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = (
         Field(discriminator="kind")
@@ -353,6 +389,8 @@ class Run(Strict):
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
     optimiser: Optimiser = Optimiser()
+    hardware: Hardware = Hardware()
+    tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()
     guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
@@ -374,10 +412,13 @@ FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "up
 
 def of_data(run: Run) -> bool:
     """Whether a run trains a network of one's own on data: a new one, or one trained that way."""
-    return isinstance(run.objective, Matching | Consistency) and _own(run.model.source) is not None
+    return (
+        isinstance(run.objective, Matching | Consistency)
+        and own_prediction(run.model.source) is not None
+    )
 
 
-def _own(source: str) -> str | None:
+def own_prediction(source: str) -> str | None:
     """What a network of one's own predicts unless told otherwise; None for any other source."""
     if source in NEW_NETWORKS:
         return "v_prediction"
@@ -387,91 +428,3 @@ def _own(source: str) -> str | None:
 
     home = scores.home(Path(source))
     return None if home is None else str(scores.described(home).get("prediction"))
-
-
-def changed(run: Run, assignments: Iterable[str]) -> Run:
-    """The run with `a.b=c` applied. Raises UserError for unknown keys and unfit values.
-
-    A model.source that is a network of one's own brings the defaults of training on data; the
-    changes go over them in any order.
-    """
-    tree = run.model_dump()
-    wanted = [_parsed(assignment) for assignment in assignments]
-    for path, value in [*_defaults(run, dict(wanted)), *wanted]:
-        _assign(tree, path, value)
-    return validated(tree)
-
-
-def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What follows from the change of the model's source."""
-    source = str(wanted.get("model.source", run.model.source))
-    chosen = run.objective
-    predicts = _own(source)
-    if predicts is None or of_data(run):
-        return []
-    if not isinstance(chosen, Matching | Consistency):
-        return [("prompts", "none")]
-    found = dict(FROM_DATA)
-    if source in NEW_NETWORKS:
-        found |= FROM_NOTHING
-    if isinstance(chosen, Consistency):
-        found["evaluation.steps"] = 1
-    elif wanted.get("model.prediction", predicts) in ("v_prediction", "velocity"):
-        found |= ANY_PROCESS  # the other two have variance 1 at all times
-    return list(found.items())
-
-
-def _parsed(assignment: str) -> tuple[str, Any]:
-    path, equals, text = assignment.partition("=")
-    if not equals:
-        raise UserError(f"cannot read {assignment!r}: changes look like sampling.steps=20")
-    return path, _literal(text)
-
-
-def validated(tree: dict[str, Any]) -> Run:
-    """A Run from plain data, with one line on the first thing that does not fit."""
-    try:
-        return Run.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"unknown key {where!r}: not a setting of this recipe") from None
-        raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
-
-
-_KINDS = (
-    "matching",
-    "consistency",
-    "policy_gradient",
-    "score_action",
-    "direct",
-    "adjoint",
-    "energy",
-)
-
-
-def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
-    node, parts = tree, path.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(node, dict) or part not in node:
-            raise unknown("key", path, _keys(tree))
-        if depth == len(parts) - 1:
-            node[part] = value
-        else:
-            node = node[part]
-
-
-def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in tree.items():
-        inner = _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-        found += inner or [prefix + key]
-    return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

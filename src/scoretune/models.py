@@ -9,9 +9,8 @@ import torch
 
 from scoretune import pipelines
 from scoretune.backbones import scores, stable_diffusion, stable_diffusion_3
-from scoretune.backbones.base import Backbone, Pipelined
+from scoretune.backbones.base import Backbone, Distilled, Pipelined
 from scoretune.backbones.recycled import inner, recycle
-from scoretune.backbones.stable_diffusion_3 import StableDiffusion3
 from scoretune.config import Model, Run
 from scoretune.diffusion.processes import process_named
 from scoretune.errors import UserError
@@ -25,6 +24,7 @@ FAMILIES: dict[str, Callable[..., Backbone]] = {
     stable_diffusion_3.KIND: stable_diffusion_3.load,
 }
 """What loads each class of pipeline."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_policy(run: Run, device: torch.device) -> Policy:
@@ -35,7 +35,10 @@ def build_policy(run: Run, device: torch.device) -> Policy:
         add_adapter(backbone.network, run.model.rank, _targets(run.model, backbone))
     else:
         backbone.network.requires_grad_(True)
-    return Policy(_under(run, backbone), kernel(run.sampling), run.model.guidance)
+    guidance = run.model.guidance
+    if isinstance(backbone, Distilled):  # it is told the scale: asking twice would guide twice
+        backbone.scale, guidance = guidance, 1.0
+    return Policy(_under(run, backbone), kernel(run.sampling), guidance)
 
 
 def move(backbone: Backbone, device: torch.device) -> None:
@@ -48,7 +51,7 @@ def move(backbone: Backbone, device: torch.device) -> None:
 
 
 def _backbone(model: Model) -> Backbone:
-    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    dtype = PRECISIONS[model.precision]
     home = scores.home(Path(model.source))
     if home is not None:
         own = scores.load(home)
@@ -62,7 +65,9 @@ def _backbone(model: Model) -> Backbone:
             f"{where!r} holds a {kind}, not a {' or a '.join(FAMILIES)}: this version fine-tunes "
             "Stable Diffusion 1.x and 2.x, and 3 and 3.5"
         )
-    return FAMILIES[kind](where, revision=model.revision, dtype=dtype)
+    return FAMILIES[kind](
+        where, revision=model.revision, dtype=dtype, size=model.size, without=model.without
+    )
 
 
 def _targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
@@ -71,7 +76,7 @@ def _targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
         return model.targets
     if isinstance(backbone.network, Perceptron):
         return ("mix",)
-    return stable_diffusion_3.ATTENTION if isinstance(backbone, StableDiffusion3) else ATTENTION
+    return backbone.targets if isinstance(backbone, Pipelined) else ATTENTION
 
 
 def _under(run: Run, backbone: Backbone) -> Backbone:

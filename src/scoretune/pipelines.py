@@ -68,7 +68,8 @@ def load(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
+    if "vae" in pipeline.components:
+        pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return pipeline
 
 

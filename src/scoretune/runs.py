@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from scoretune.config import Run, validated
+from scoretune.config import Run
 from scoretune.errors import UserError
+from scoretune.settings import validated
 
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 

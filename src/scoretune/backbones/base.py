@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scoretune.batches import Condition
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process
+from scoretune.errors import UserError
 
 
 class Backbone(Protocol):
@@ -72,6 +74,13 @@ class WithFeatures(Backbone, Protocol):
         ...
 
 
+@runtime_checkable
+class Distilled(Backbone, Protocol):
+    """A backbone that guidance was distilled into: it is told the scale, and asked once."""
+
+    scale: float
+
+
 @dataclass
 class Pipelined(ABC):
     """A diffusers pipeline as a continuous-time model: pictures go through its autoencoder, and
@@ -84,10 +93,59 @@ class Pipelined(ABC):
     shape: tuple[int, ...]
     part: ClassVar[str]
     """What diffusers calls the part that is fine-tuned."""
+    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """The layers that a LoRA adapts unless told otherwise: attention."""
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """What diffusers calls the parts that read prompts."""
+    decode_batch: int = field(default=0, kw_only=True)
+    """Pictures decoded at once; 0: all."""
+    known: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
+    """What the network is told for prompts that were encoded before, each [L, D]."""
 
     @property
     def network(self) -> nn.Module:
         return cast(nn.Module, getattr(self.pipeline, self.part))
+
+    @abstractmethod
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """What the network is told for prompts, [B, L, D]: their states, all that it needs."""
+
+    def null(self, empty: Tensor) -> Tensor:
+        """What guidance is away from, [L, D], given what the empty prompt is, [L, D]."""
+        return empty
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts as the network is told them; the empty prompt's states serve guidance."""
+        if self.known is None:
+            tokens = self.told([*prompts, ""])
+        else:
+            tokens = self._recalled([*prompts, ""], self.known)
+        return Condition(tokens[:-1], self.null(tokens[-1]))
+
+    @torch.no_grad()
+    def remember(self, prompts: Sequence[str], batch: int = 32) -> None:
+        """Encode these prompts once and for all, and let go of the encoders.
+
+        Only these can be encoded afterwards, and the empty one.
+        """
+        wanted = list(dict.fromkeys([*prompts, ""]))
+        self.known = {}
+        for start in range(0, len(wanted), batch):
+            texts = wanted[start : start + batch]
+            self.known |= zip(texts, self.told(texts).cpu(), strict=True)
+        for name in self.encoders:
+            setattr(self.pipeline, name, None)
+
+    def _recalled(self, prompts: Sequence[str], known: dict[str, Tensor]) -> Tensor:
+        new = [prompt for prompt in prompts if prompt not in known]
+        if new:
+            raise UserError(
+                f"the prompt {new[0]!r} was not encoded before the text encoders were let go: set "
+                "hardware.cache_prompts=false"
+            )
+        device = next(self.network.parameters()).device
+        return torch.stack([known[prompt] for prompt in prompts]).to(device)
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
@@ -106,6 +164,9 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
+        return torch.cat([self._pixels(part) for part in x0.split(self.decode_batch or len(x0))])
+
+    def _pixels(self, x0: Tensor) -> Tensor:
         vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
         latents = x0.to(vae.dtype) / vae.config.scaling_factor + shift
         return cast(Tensor, (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1))
@@ -118,6 +179,40 @@ class Pipelined(ABC):
             vae.encode(part.to(vae.dtype) * 2 - 1).latent_dist.mode() for part in images.split(64)
         ]
         return (torch.cat(parts).float() - shift) * float(vae.config.scaling_factor)
+
+
+def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
+    """[C, h, w] of the latents of square pictures, of `size` pixels or (0) as the network's config
+    has them. Raises UserError for a size that the autoencoder does not divide.
+    """
+    if not size:
+        return (config.in_channels, *(config.sample_size,) * 2)
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    patch = factor * int(config.get("patch_size", 1) or 1)
+    if size % patch:
+        raise UserError(f"model.size={size} is no multiple of {patch}: set one, in pixels")
+    return (config.in_channels, *(size // factor,) * 2)
+
+
+def packed(states: Tensor, pooled: Tensor) -> Tensor:
+    """Text states [B, L, D] and a pooled state [B, P] as one condition, [B, L + ⌈P/D⌉, D].
+
+    A condition has tokens only, so the pooled state comes last, as one more row of them or as many
+    as it fills, zeros behind it.
+    """
+    rows, width = _rows(pooled.shape[-1], states.shape[-1]), states.shape[-1]
+    padded = F.pad(pooled.to(states), (0, rows * width - pooled.shape[-1]))
+    return torch.cat([states, padded.unflatten(1, (rows, width))], 1)
+
+
+def unpacked(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `packed`: states [B, L, D] and the pooled state [B, P = size]."""
+    rows = _rows(size, tokens.shape[-1])
+    return tokens[:, :-rows], tokens[:, -rows:].flatten(1)[:, :size]
+
+
+def _rows(size: int, width: int) -> int:
+    return -(-size // width)
 
 
 class Adapter(nn.Module):

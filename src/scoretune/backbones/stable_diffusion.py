@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined
-from scoretune.batches import Condition
+from scoretune.backbones.base import Pipelined, latent_shape
 from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.processes import Tabulated
 
@@ -24,19 +23,17 @@ class StableDiffusion(Pipelined):
 
     part: ClassVar[str] = "unet"
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Text states [B, L, D]; the empty prompt's states serve guidance."""
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """Text states [B, L, D]."""
         words = self.pipeline.tokenizer(
-            [*prompts, ""],
+            list(prompts),
             padding="max_length",
             max_length=self.pipeline.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
         encoder = self.pipeline.text_encoder
-        tokens = encoder(words.input_ids.to(encoder.device))[0]
-        return Condition(tokens[:-1], tokens[-1])
+        return cast(Tensor, encoder(words.input_ids.to(encoder.device))[0])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
@@ -55,19 +52,24 @@ class StableDiffusion(Pipelined):
 
 
 def load(
-    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    size: int = 0,
+    without: Sequence[str] = (),
 ) -> StableDiffusion:
     """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
 
     Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
     """
     pipeline = pipelines.load(
-        KIND, source, revision=revision, dtype=dtype, without=("safety_checker",)
+        KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
     )
     scheduler, unet = pipeline.scheduler, pipeline.unet
     return StableDiffusion(
         pipeline=pipeline,
         process=Tabulated(tuple(scheduler.alphas_cumprod.double().tolist())),
         prediction=prediction_named(scheduler.config.get("prediction_type", "epsilon")),
-        shape=(unet.config.in_channels, *(unet.config.sample_size,) * 2),
+        shape=latent_shape(pipeline, unet.config, size),
     )

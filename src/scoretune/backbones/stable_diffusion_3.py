@@ -13,21 +13,14 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined
-from scoretune.batches import Condition
+from scoretune.backbones.base import Pipelined, latent_shape, packed, unpacked
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import RectifiedFlow
 
 KIND = "StableDiffusion3Pipeline"
 T5_TOKENS = 256  # what a StableDiffusion3Pipeline takes unless told otherwise
-ATTENTION = (
-    *("to_q", "to_k", "to_v", "to_out.0"),
-    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-)
-"""Picture and caption attend jointly, each with projections of its own: a LoRA adapts both."""
 
 
 @dataclass
@@ -35,17 +28,20 @@ class StableDiffusion3(Pipelined):
     """A StableDiffusion3Pipeline as a continuous-time model; all but the transformer is frozen."""
 
     part: ClassVar[str] = "transformer"
+    # Picture and caption attend jointly, each with projections of its own: a LoRA adapts both.
+    targets: ClassVar[tuple[str, ...]] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """What the pipeline itself makes of prompts: states [B, L, D], then the pooled state.
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """What the pipeline itself makes of prompts: states [B, L, D] and the pooled state, packed.
 
-        The states are the two CLIP encoders' side by side, zeros up to D, and behind them T5's
-        tokens. A condition has tokens only, so the pooled state comes last, zeros behind it, as one
-        more row of them, or as many as it fills. The empty prompt serves guidance.
+        The states are the two CLIP encoders' side by side, zeros up to D, and behind them T5's.
         """
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            [*prompts, ""],
+            list(prompts),
             prompt_2=None,
             prompt_3=None,
             device=next(self.network.parameters()).device,
@@ -54,23 +50,16 @@ class StableDiffusion3(Pipelined):
                 "_max_sequence_length", T5_TOKENS
             ),
         )
-        rows, width = self._pooled_rows, states.shape[-1]
-        padded = F.pad(pooled.to(states), (0, rows * width - pooled.shape[-1]))
-        tokens = torch.cat([states, padded.unflatten(1, (rows, width))], 1)
-        return Condition(tokens[:-1], tokens[-1])
-
-    @property
-    def _pooled_rows(self) -> int:
-        config = self.pipeline.transformer.config
-        return -(-int(config.pooled_projection_dim) // int(config.joint_attention_dim))
+        return packed(states, pooled)
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        transformer, rows = self.pipeline.transformer, self._pooled_rows
-        told = tokens.to(transformer.dtype)
-        pooled = told[:, -rows:].flatten(1)[:, : transformer.config.pooled_projection_dim]
+        transformer = self.pipeline.transformer
+        states, pooled = unpacked(
+            tokens.to(transformer.dtype), transformer.config.pooled_projection_dim
+        )
         output = transformer(
             hidden_states=x.to(transformer.dtype),
-            encoder_hidden_states=told[:, :-rows],
+            encoder_hidden_states=states,
             pooled_projections=pooled,
             timestep=self.pipeline.scheduler.config.num_train_timesteps * t,
         )
@@ -89,17 +78,21 @@ class StableDiffusion3(Pipelined):
 
 
 def load(
-    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    size: int = 0,
+    without: Sequence[str] = (),
 ) -> StableDiffusion3:
     """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
 
     Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
     """
-    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype)
-    config = pipeline.transformer.config
+    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
     return StableDiffusion3(
         pipeline=pipeline,
         process=RectifiedFlow(),
         prediction=estimates.velocity,
-        shape=(config.in_channels, *(config.sample_size,) * 2),
+        shape=latent_shape(pipeline, pipeline.transformer.config, size),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune import config, recipes
+from scoretune import config, recipes, settings
 from scoretune.config import Critic as Settings
 from scoretune.critic import Critic, critic_for, explained_variance
 from scoretune.data import Prompts, read_prompts
@@ -71,7 +71,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 def ablate(seed: int, rounds: int = 24, paths: int = 32, passes: int = 6) -> Numbers:
     """Explained variance on unseen rollouts of every variant; the last quarter is unseen."""
     torch.manual_seed(seed)
-    run = config.changed(recipes.score_as_action(), ["sampling.jitter=true", f"seed={seed}"])
+    run = settings.changed(recipes.score_as_action(), ["sampling.jitter=true", f"seed={seed}"])
     policy = build_policy(run, torch.device("cpu"))
     prompts, reward = read_prompts("scenes", 200), named_reward("reader")
     rolled = [look(policy, prompts, reward, run, seed * 1000 + k, paths) for k in range(rounds)]
@@ -80,18 +80,18 @@ def ablate(seed: int, rounds: int = 24, paths: int = 32, passes: int = 6) -> Num
     found: Numbers = {}
     alone = torch.cos(unseen.t / horizon * torch.pi / 2) * unseen.guess
     found[SKIP_ALONE] = explained_variance(alone, unseen.returns)
-    for name, settings in VARIANTS.items():
+    for name, chosen in VARIANTS.items():
         torch.manual_seed(seed)
         critic = critic_for(
             policy.backbone.shape,
             unseen.tokens.shape[-1],
             horizon,
-            width=settings.width,
-            skip=settings.skip,
-            inputs=settings.inputs,
-            features=policy.feature_size if settings.body == "backbone" else 0,
+            width=chosen.width,
+            skip=chosen.skip,
+            inputs=chosen.inputs,
+            features=policy.feature_size if chosen.body == "backbone" else 0,
         )
-        fit(critic, known, passes, settings.learning_rate)
+        fit(critic, known, passes, chosen.learning_rate)
         with torch.no_grad():
             value = critic(*unseen.part(torch.arange(len(unseen.t))))
         found[name] = explained_variance(value, unseen.returns)

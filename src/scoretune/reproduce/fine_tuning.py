@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scoretune import config, recipes
+from scoretune import recipes, settings
 from scoretune.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.reproduce.drawing import COLOURS, draw_band
 from scoretune.run import launch
@@ -45,7 +45,7 @@ class Quiet:
 
 def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> Numbers:
     """One run below `folder`, gone on with if it was stopped: its result and its evaluations."""
-    run = config.changed(recipes.named(recipe), changes)
+    run = settings.changed(recipes.named(recipe), changes)
     where = folder / "runs" / name
     if (where / "run.json").exists() and recorded(where) != run:
         shutil.rmtree(where)  # of a rehearsal, or before a setting changed: nothing to go on with

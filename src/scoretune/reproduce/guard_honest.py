@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scoretune import config, guard, recipes
+from scoretune import config, guard, recipes, settings
 from scoretune.measure import measure
 from scoretune.models import build_policy
 from scoretune.reproduce.base import Cell, Numbers, Page
@@ -30,7 +30,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 def cost(changes: list[str]) -> Numbers:
     """Network evaluations and seconds of an evaluation of the demo, without and with the guard."""
     torch.manual_seed(0)
-    run = config.changed(recipes.demo(), changes)
+    run = settings.changed(recipes.demo(), changes)
     policy, held_out = build_policy(run, torch.device("cpu")), held_out_prompts(run)
     reward = named_reward(run.reward)
     counted = _Counted(policy)
