@@ -90,7 +90,7 @@ def update(parts: Parts) -> Callable[[], None]:
             parts.source,
             parts.objective,
             parts.optimiser,
-            parts.accelerator,
+            parts.engine,
             updates=[number],
         )
 

@@ -28,6 +28,7 @@ from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VP
+from scoretune.engine import Machine
 from scoretune.errors import UserError
 from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
@@ -282,21 +283,11 @@ def test_a_sampler_finds_the_data(form):
         source,
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
-        Plain(),
+        Machine(),
         updates=range(150),
         hooks=[lambda update, metrics: seen.append(float(backbone.network.shift.detach()))],
     )
     assert sum(seen[-75:]) / 75 == pytest.approx(0.5, abs=0.1)
-
-
-class Plain:
-    """What the training loop asks of an accelerator, on one CPU."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def clip_grad_norm_(self, parameters, norm: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, norm)
 
 
 def test_a_restored_credit_goes_on_bit_for_bit():

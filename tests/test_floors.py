@@ -14,26 +14,31 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    0: "errors",
-    1: "diffusion.* rl.* batches checkpoints metrics tables gallery networks "
-    "artefacts watches windows pipelines scenes scenes.world scenes.draw",
-    2: "backbones.* rewards.* miniatures.* critic data train control control.*",
+    0: "errors ranks",
+    1: "diffusion.* rl.* batches checkpoints metrics tables prompt_* gallery networks noise_tables "
+    "pretrained clip_pixels heads "
+    "artefacts watches windows pipelines calls imports labels scenes scenes.world scenes.draw "
+    "asking foreign remembering seeing wire",
+    2: "backbones.* rewards.* miniatures.* critic data train conversions control control.*",
     3: "policy scorers features datasets",
-    4: "rollout windowed loras credit.*",
+    4: "engine reward_service rollout windowed loras credit.*",
     5: "objectives.* sources evaluate config settings draws gap_plan",
-    6: "hooks run_parts measure export report* display runs scenes.* methods gap_figure",
-    7: "fit_parts data_page progress models gap guard",
-    8: "fit",
+    6: "hardware hooks run_parts measure export report* display runs scenes.* methods gap_figure "
+    "trackers",
+    7: "fit_parts data_page progress models gap guard merging run_index card_results",
+    8: "fit card run_curves planning planning.*",
     9: "run recipes",
-    10: "samples laws.*",
-    11: "reproduce.* doctor gap_page benchmarks.*",
+    10: "plan samples family_parity laws.*",
+    11: "reproduce.* doctor families gap_page benchmarks.*",
     12: "verbs.*",
     13: "cli",
     14: "__main__",
 }
-ROOMS = {"miniatures", "diffusion", "rl", "scenes", "control", "laws", "reproduce"}
+ROOMS = {"miniatures", "planning", "diffusion", "rl", "scenes", "control", "laws", "reproduce"}
 CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
 SIDEWAYS = {
+    ("ranks", "errors"),
+    ("seeing", "pretrained"),
     ("report", "report_figures"),
     ("report", "report_record"),
     ("report", "report_cards"),
@@ -48,7 +53,9 @@ SIDEWAYS = {
     ("windowed", "rollout"),
     ("sources", "config"),
     ("settings", "config"),
+    ("prompt_files", "prompt_tables"),
     ("methods", "run_parts"),
+    ("card_results", "run_index"),
 }
 ONLY = {"train": {"batches", "errors"}}  # the loop has never heard of a reward
 

@@ -19,7 +19,7 @@ def test_an_update_moves_the_adapter_and_stays_finite(recipe):
     parts = build(settings.changed(recipes.named(recipe), SMALL))
     assert parts.policy.device.type == "cuda"
     before = [p.detach().clone() for p in parts.policy.parameters()]
-    train(parts.source, parts.objective, parts.optimiser, parts.accelerator, updates=range(2))
+    train(parts.source, parts.objective, parts.optimiser, parts.engine, updates=range(2))
     after = parts.policy.parameters()
     assert all(bool(torch.isfinite(p).all()) for p in after)
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))

@@ -22,6 +22,7 @@ from scoretune.credit import AdjointCredit, CriticCredit, RewardSlope, TerminalC
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
+from scoretune.engine import Machine
 from scoretune.errors import UserError
 from scoretune.policy import Policy, adapter_state
 from scoretune.rl import tilt
@@ -59,16 +60,6 @@ def deaf(x: Tensor, prompts: Sequence[str]) -> Tensor:
     return distance(x.detach(), prompts)
 
 
-class PlainAccelerator:
-    """What `train` asks of accelerate, without it."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def clip_grad_norm_(self, parameters: list[Tensor], norm: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, norm)
-
-
 def score(policy: Policy, batch: int = 1000) -> tuple[float, float]:
     """The mean reward through the deterministic solver, and its standard error."""
     noise = prior(policy, batch, torch.Generator().manual_seed(9))
@@ -99,7 +90,7 @@ def learn(
         source,
         objective,
         torch.optim.Adam(policy.parameters(), lr=run.optimiser.learning_rate),
-        PlainAccelerator(),
+        Machine(),
         updates=range(updates),
         hooks=[
             lambda update, metrics: seen.append(dict(metrics)),
@@ -419,7 +410,7 @@ def test_two_updates_of_the_shipped_model(recipe, changes, tiny):
         parts.source,
         parts.objective,
         parts.optimiser,
-        parts.accelerator,
+        parts.engine,
         updates=range(2),
         hooks=[lambda update, metrics: seen.append(metrics)],
     )

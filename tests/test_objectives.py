@@ -25,6 +25,7 @@ from scoretune.diffusion import grids, paths
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Kernel, Memoryless, response
 from scoretune.diffusion.processes import VP
+from scoretune.engine import Machine
 from scoretune.errors import UserError
 from scoretune.objectives.base import TrustRegion, moved_kl, path_kl
 from scoretune.objectives.matching import Matching
@@ -444,16 +445,6 @@ def test_matching_weighs_examples():
 # ---------------------------------------------------------------------------- the loop
 
 
-class PlainAccelerator:
-    """What `train` asks of accelerate, without it."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def clip_grad_norm_(self, parameters: list[Tensor], norm: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, norm)
-
-
 def test_the_loop_climbs_the_reward():
     policy = policy_at(0.0, GDDIM(1.0))
     source = OnPolicy(
@@ -472,7 +463,7 @@ def test_the_loop_climbs_the_reward():
         source,
         PolicyGradient(policy),
         torch.optim.Adam(policy.parameters(), lr=0.05),
-        PlainAccelerator(),
+        Machine(),
         updates=range(40),
         hooks=[lambda update, metrics: seen.append({"update": update, **metrics})],
     )
@@ -512,7 +503,7 @@ def one_round(batches: list[Steps], accumulate: int) -> tuple[float, dict[str, f
         Source(),
         PolicyGradient(policy),
         torch.optim.SGD(policy.parameters(), lr=0.1),
-        PlainAccelerator(),
+        Machine(),
         updates=range(1),
         clip_norm=math.inf,
         hooks=[lambda update, metrics: seen.append(metrics)],

@@ -6,9 +6,9 @@ N steps, M = states in a minibatch, *S the shape of one state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ class Condition:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def to(self, device: torch.device | None) -> Condition:
+        """The same on another device; None for where it is."""
+        null = None if self.null is None else self.null.to(device)
+        return Condition(self.tokens.to(device), null)
 
     def take(self, index: Tensor | slice) -> Condition:
         """The condition of some of the samples."""
@@ -59,6 +64,10 @@ class Trajectory:
     kls: Tensor | None = None
     features: Tensor | None = None
     noisy: Tensor | None = None
+
+    def to(self, device: torch.device | None) -> Trajectory:
+        """The same on another device; None for where it is."""
+        return cast(Trajectory, _moved(self, device))
 
     @property
     def noisy_steps(self) -> Tensor:
@@ -101,6 +110,10 @@ class Steps:
     def __len__(self) -> int:
         return len(self.x)
 
+    def to(self, device: torch.device | None) -> Steps:
+        """The same on another device; None for where it is."""
+        return cast(Steps, _moved(self, device))
+
     def take(self, index: Tensor | slice) -> Steps:
         """Some of the transitions."""
         changes: dict[str, Any] = {"condition": self.condition.take(index)}
@@ -122,9 +135,21 @@ class Scores:
     total: Tensor
     prompts: tuple[str, ...] = ()
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    mine: slice = field(default_factory=lambda: slice(None))
+    """Which of them this process sampled, where several make the round together."""
+
+    def to(self, device: torch.device | None) -> Scores:
+        """The same on another device; None for where it is."""
+        parts = {name: part.to(device) for name, part in self.parts.items()}
+        return replace(self, total=self.total.to(device), parts=parts)
 
     def __len__(self) -> int:
         return len(self.total)
+
+    @property
+    def own(self) -> Tensor:
+        """What this process's samples are worth."""
+        return self.total[self.mine]
 
 
 @dataclass(frozen=True)
@@ -137,6 +162,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.x0)
+
+    def to(self, device: torch.device | None) -> Examples:
+        """The same on another device; None for where it is."""
+        return cast(Examples, _moved(self, device))
+
+    def take(self, index: Tensor | slice) -> Examples:
+        """Some of the examples."""
+        return Examples(self.x0[index], self.condition.take(index), self.weight[index])
 
 
 @dataclass(frozen=True)
@@ -151,12 +184,15 @@ class Loss:
 class Round:
     """One update's worth of learning: minibatches, and numbers about how they came about.
 
-    `accumulate` minibatches make one step of the optimiser; 0 means all of them.
+    `accumulate` minibatches make one step of the optimiser; 0 means all of them. Where several
+    processes make the round together, `counts` are the sizes of the whole minibatches, of which
+    this process has some.
     """
 
     minibatches: list[Any]
     metrics: Mapping[str, float]
     accumulate: int = 1
+    counts: tuple[int, ...] = ()
 
 
 class Source(Protocol):
@@ -167,8 +203,26 @@ class Source(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class Engine(Protocol):
+    """Gradients and steps, on whatever machine (`engine.Machine`)."""
+
+    def parts(self, batch: Any) -> Iterator[Any]: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(
+        self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
+    ) -> float: ...
+    def total(self, numbers: Mapping[str, float]) -> dict[str, float]: ...
+
+
 Objective = Callable[[Any], Loss]
 Hook = Callable[[int, Mapping[str, float]], None]
+
+
+def _moved(record: Any, device: torch.device | None) -> Any:
+    """A record with its tensors and its condition on another device."""
+    parts = {part.name: getattr(record, part.name) for part in fields(record)}
+    movable = {n: v.to(device) for n, v in parts.items() if isinstance(v, Tensor | Condition)}
+    return replace(record, **movable)
 
 
 def spans(total: int, size: int) -> Iterator[slice]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoretune import ranks
 from scoretune.errors import UserError
 
 Tree = Any  # nested dicts and lists of tensors, numbers, strings and None
@@ -33,13 +34,21 @@ class CheckpointError(UserError):
 
 
 def save(folder: Path, step: int, state: Tree, keep: int = 2) -> Path:
-    """Write `state` as the checkpoint of `step`, atomically; keep the newest `keep` of them.
+    """Write `state` as the checkpoint of `step`, atomically; keep the newest `keep` of them. Of
+    several processes the main one writes, and the others wait for it.
 
     Raises CheckpointError when the disk refuses; earlier checkpoints stay untouched then.
     """
+    final = folder / f"step-{step:08d}"
+    if ranks.team().main:
+        _write(folder, final, step, state, keep)
+    ranks.wait()
+    return final
+
+
+def _write(folder: Path, final: Path, step: int, state: Tree, keep: int) -> None:
     from safetensors.torch import save as to_bytes
 
-    final = folder / f"step-{step:08d}"
     aside, replaced = folder / f".writing-{step:08d}", folder / f".replaced-{step:08d}"
     try:
         for leftover in (aside, replaced):
@@ -65,7 +74,6 @@ def save(folder: Path, step: int, state: Tree, keep: int = 2) -> Path:
         ) from error
     for old in [replaced, *(path for _, path in _all(folder)[:-keep])]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def load(path: Path) -> Tree:

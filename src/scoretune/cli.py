@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from scoretune.errors import UserError
+from scoretune.verbs import export, families, plan, rewards, runs
 
 app = typer.Typer(
     add_completion=False,
@@ -22,6 +23,11 @@ app = typer.Typer(
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 app.add_typer(pretrain_app, name="pretrain")
 # Verbs with a file of their own in verbs/: app.command()(module.verb), one line each.
+app.command()(export.export)
+app.command()(families.families)
+app.command()(plan.plan)
+app.command()(rewards.serve_reward)
+app.command()(runs.runs)
 
 Changes = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
@@ -46,11 +52,19 @@ def train(
     changes: Changes = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
     run: Folder = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many: starts them, or checks what a launcher started."),
+    ] = None,
     threads: Threads = 1,
     json_: Json = False,
 ) -> None:
     """Train or fine-tune by a recipe, or go on with a run that was stopped."""
-    from scoretune import recipes, settings
+    from scoretune import ranks, recipes, settings
+
+    if ranks.needed(processes):
+        raise typer.Exit(ranks.run_in(processes or 1, sys.argv[1:]))
+    ranks.start(processes)
 
     if resume is not None:
         if recipe is not None or changes:
@@ -290,21 +304,27 @@ def _threads(count: int) -> None:
 
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
+    from scoretune import ranks
     from scoretune.display import Live
     from scoretune.run import launch, ready
     from scoretune.runs import record
 
     _threads(threads)
     ready(run)
-    where = folder or Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    where = Path(ranks.agreed(str(folder or default)))
     record(run, where, threads)
-    live = Live(run, where)
+    main = ranks.team().main
+    live = Live(run, where, quiet=not main)
     try:
         with live.progress:
             result = launch(run, where, live)
     except KeyboardInterrupt:
         live.stopped()
         raise
+    ranks.stop()
+    if not main:
+        return
     if json_:
         typer.echo(json.dumps(result))
     elif "data" in result:

@@ -47,8 +47,8 @@ class Model(Strict):
         16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the frozen weights; likelihoods and the adapter stay in fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
     )
     guidance: float = Field(
         1.0, ge=0, description="classifier-free; what a guidance-distilled network is told"

@@ -88,8 +88,9 @@ class Critic(nn.Module):
         """
         share = (t / self.horizon).to(x.dtype)
         skip, out = self.skip(share)
-        seen = self._seen(x, data, features)
-        return skip * guess + out * cast(Tensor, self.body(seen, share, tokens))
+        own = next(self.body.parameters()).dtype
+        seen = self._seen(x, data, features).to(own)
+        return skip * guess + out * cast(Tensor, self.body(seen, share.to(own), tokens))
 
     def _seen(self, x: Tensor, data: Tensor, features: Tensor | None) -> Tensor:
         if self.inputs is None:

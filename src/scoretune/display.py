@@ -25,9 +25,9 @@ class Live:
     """A progress bar of updates with the numbers that matter; a plain line at intervals when the
     output is no terminal."""
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, run: Run, folder: Path, *, quiet: bool = False) -> None:
         self.run, self.folder = run, folder
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self.progress = _bar(self.console)
         self.task = self.progress.add_task(run.recipe, total=run.updates, numbers="starting")
         self.spoke = time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoretune import ranks
 from scoretune.batches import Condition, spans
 from scoretune.data import Prompts
 from scoretune.policy import Policy, adapter_layers
@@ -53,14 +54,28 @@ Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
 
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, seed: int, walk: Walk, *, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise."""
-    generator = torch.Generator().manual_seed(seed)
+    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise.
+
+    Several processes draw a part each, with further noise of its own, and all get all of them.
+    """
+    generator, team = torch.Generator().manual_seed(seed), ranks.team()
     noise = prior(policy, len(prompts), generator)
+    if team.size > 1:
+        generator.manual_seed(seed + 1_000_003 * (team.rank + 1))
     images = []
-    for span in spans(len(prompts), batch):
-        condition = policy.backbone.encode(prompts.texts[span])
-        images.append(policy.backbone.decode(walk(condition, noise[span], generator)))
-    return torch.cat(images)
+    own = _share(len(prompts))
+    for span in spans(own.stop - own.start, batch):
+        place = slice(own.start + span.start, own.start + span.stop)
+        condition = policy.backbone.encode(prompts.texts[place])
+        images.append(policy.backbone.decode(walk(condition, noise[place], generator)))
+    shape = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
+    return ranks.gather(torch.cat([shape, *images]))
+
+
+def _share(whole: int) -> slice:
+    """What this process draws or judges of `whole`: nearly equal parts, in order."""
+    team = ranks.team()
+    return slice(whole * team.rank // team.size, whole * (team.rank + 1) // team.size)
 
 
 def sample(
@@ -98,7 +113,9 @@ def act(
         return final
 
     images = pictures(policy, prompts, seed, walk, batch=batch)
-    return images, float(torch.cat(kls).mean()) if kls else None
+    if not adapted:
+        return images, None
+    return images, float(ranks.gather(torch.cat([images.new_zeros(0), *kls])).mean())
 
 
 def path_kl(
@@ -114,10 +131,11 @@ def path_kl(
 def verdicts(
     images: Tensor, prompts: Prompts, metrics: Mapping[str, Reward], batch: int = 64
 ) -> dict[str, Tensor]:
-    """Every metric on every image: {name: [B]}."""
-    return {
-        name: torch.cat(
-            [checked(metric, name, images[s], prompts.texts[s]) for s in spans(len(prompts), batch)]
-        ).cpu()
-        for name, metric in metrics.items()
-    }
+    """Every metric on every image: {name: [B]}; several processes judge a part each."""
+    own = _share(len(prompts))
+    mine, texts = images[own], prompts.texts[own]
+    found = {}
+    for name, metric in metrics.items():
+        values = [checked(metric, name, mine[s], texts[s]) for s in spans(len(texts), batch)]
+        found[name] = ranks.gather(torch.cat([mine.new_zeros(0), *values])).cpu()
+    return found

@@ -62,7 +62,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         parts.source,
         parts.objective,
         parts.optimiser,
-        parts.accelerator,
+        parts.engine,
         updates=range(first, run.updates),
         clip_norm=run.optimiser.clip_norm,
         hooks=progress.hooks(

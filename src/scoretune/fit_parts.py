@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scoretune import hooks, methods
+from scoretune import hardware, hooks, methods, ranks
 from scoretune.backbones import scores
 from scoretune.backbones.scores import ScoreNetwork
 from scoretune.batches import Objective, Source
-from scoretune.config import NEW_NETWORKS, Consistency, Matching, Run
+from scoretune.config import NEW_NETWORKS, Consistency, Hardware, Matching, Run
 from scoretune.datasets import Data, Reading, read_data
 from scoretune.diffusion import weightings
 from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.processes import Process, process_named
 from scoretune.draws import Sampler
+from scoretune.engine import Machine
 from scoretune.errors import UserError
 from scoretune.networks import Design
 from scoretune.objectives import consistency
@@ -37,13 +37,15 @@ class Parts:
     objective: Objective
     optimiser: torch.optim.Optimizer
     average: hooks.Average
-    accelerator: Any
+    engine: Machine
     adaptive: consistency.Consistency | None
 
 
 def check(run: Run) -> None:
     """Refuse settings that do not fit, before anything is read or loaded."""
     model, chosen = run.model, run.objective
+    if ranks.team().size > 1:
+        raise UserError("a network of one's own learns in one process: start it without torchrun")
     new = model.source in NEW_NETWORKS
     for name, value, plain, why in (
         ("model.rank", model.rank, 0, "all weights are trained"),
@@ -51,6 +53,7 @@ def check(run: Run) -> None:
         ("model.precision", model.precision, "fp32", "it is trained whole"),
         ("model.guidance", model.guidance, 1.0, "there are no prompts"),
         ("objective.dropout", getattr(chosen, "dropout", 0.0), 0.0, "there are no prompts"),
+        ("hardware", run.hardware, Hardware(), "it is small"),
         ("evaluation.gap.steps", run.evaluation.gap.steps, (), "there is no reward to compare"),
     ):
         if value != plain:
@@ -90,23 +93,16 @@ def _check_times(process: Process, chosen: Matching | Consistency) -> None:
 
 def build(run: Run) -> Parts:
     """The data, network, source and objective of a configuration."""
-    from accelerate import Accelerator
-
     check(run)
     settings = run.dataset.model_dump(exclude={"held_out"})
     data = read_data(run.data, Reading(**settings))
     known, held_out = data.split(run.dataset.held_out, run.seed)
-    accelerator = Accelerator()
+    device = ranks.device()
     model = _model(run, known)
-    model.network.to(accelerator.device).requires_grad_(True)
+    model.network.to(device).requires_grad_(True)
     policy = Policy(model, kernel(run.sampling))
-    x0 = model.embed(known.states.to(accelerator.device))
+    x0 = model.embed(known.states.to(device))
     objective, source, adaptive = methods.from_data(run, policy, x0)
-    optimiser = torch.optim.AdamW(
-        policy.parameters(),
-        lr=run.optimiser.learning_rate,
-        weight_decay=run.optimiser.weight_decay,
-    )
     return Parts(
         model=model,
         policy=policy,
@@ -114,9 +110,9 @@ def build(run: Run) -> Parts:
         held_out=held_out,
         source=source,
         objective=objective,
-        optimiser=accelerator.prepare(optimiser),
+        optimiser=hardware.optimiser(run, policy.parameters()),
         average=hooks.Average(model.network, run.optimiser.ema),
-        accelerator=accelerator,
+        engine=Machine(device),
         adaptive=adaptive,
     )
 

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune import evaluate
+from scoretune import evaluate, ranks
 from scoretune.batches import Condition
 from scoretune.config import Run, Sampling
 from scoretune.data import Prompts
@@ -189,7 +189,7 @@ def line(policy: Policy, run: Run, prompts: Prompts, reward: Reward, update: int
     found = dict(_each(policy, plan, ground))
     return {
         "update": update,
-        "network_evaluations": policy.calls,
+        "network_evaluations": ranks.count(policy.calls),
         "rows": rows(plan, found, ground, policy.backbone.process),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretune import checkpoints, hooks, watches
+from scoretune import checkpoints, hooks, ranks, watches
 from scoretune.artefacts import Peaks, grid_peaks
 from scoretune.config import Run
 from scoretune.data import Prompts
@@ -99,6 +99,7 @@ class Sentry:
         assert self.ended is not None
         if self.run.guard.action != "rollback":
             return self.ended
+        ranks.wait()  # for the process that writes
         newest = checkpoints.latest(self._kept)
         assert newest is not None and self.best is not None, "the base model was kept at update 0"
         restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
@@ -225,7 +226,7 @@ def check(run: Run) -> tuple[Reward | None, Features | None]:
     named = run.guard.judge
     if run.guard.action == "off":
         return None, None
-    if named is not None and named in {name for _, name in terms(run.reward, REWARDS)}:
+    if named is not None and named in {name.partition("(")[0] for _, name in terms(run.reward, REWARDS)}:
         raise UserError(
             f"guard.judge={named} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"

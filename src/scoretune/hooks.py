@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scoretune import checkpoints
+from scoretune import checkpoints, ranks
 from scoretune.batches import Hook
 from scoretune.config import Run
 
@@ -153,14 +153,16 @@ class Every:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one JSON line to a file."""
+    """Add one JSON line to a file, in the process that writes."""
+    if not ranks.team().main:
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def forget_after(path: Path, update: int) -> None:
     """Drop the lines of updates that a resumed run will do again, and any line cut short."""
-    if not path.exists():
+    if not path.exists() or not ranks.team().main:
         return
     kept = []
     for text in path.read_text(encoding="utf-8").splitlines():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretune import ranks
 from scoretune.config import Run
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
@@ -111,7 +112,7 @@ def measure(
     policy.calls = calls
     line: dict[str, Any] = {
         "update": update,
-        "network_evaluations": calls,
+        "network_evaluations": ranks.count(calls),
         "seconds": round(seconds, 2),
         "sampler": f"{chosen.solver}, {chosen.steps} steps",
         "reward": {

@@ -181,6 +181,7 @@ def method(
         features=features,
         window=window(run, times, policy.backbone.process),
         shared_noise=run.sampling.shared_noise,
+        home=torch.device("cpu") if run.hardware.offload_paths else None,
     )
     return objective, source, trust
 
@@ -327,6 +328,7 @@ def _critic(
     backbone = policy.backbone
     auto = policy.has_features and settings.inputs == "both"
     shares = settings.body == "backbone" or (settings.body == "auto" and auto)
+    exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
     critic = critic_for(
         backbone.shape,
         backbone.encode([""]).tokens.shape[-1],
@@ -335,7 +337,7 @@ def _critic(
         skip=settings.skip,
         inputs=settings.inputs,
         features=policy.feature_size if shares else 0,
-    ).to(policy.device)
+    ).to(policy.device, exact)
     return CriticCredit(
         critic=critic,
         optimiser=torch.optim.Adam(critic.parameters(), lr=settings.learning_rate),

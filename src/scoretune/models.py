@@ -8,12 +8,25 @@ from pathlib import Path
 import torch
 
 from scoretune import pipelines
-from scoretune.backbones import scores, stable_diffusion, stable_diffusion_3
+from scoretune.backbones import (
+    diffusion_transformer,
+    flux,
+    latent_consistency,
+    scores,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+)
 from scoretune.backbones.base import Backbone, Distilled, Pipelined
+from scoretune.backbones.own import adaptable
+from scoretune.backbones.own import load as load_own
 from scoretune.backbones.recycled import inner, recycle
 from scoretune.config import Model, Run
 from scoretune.diffusion.processes import process_named
 from scoretune.errors import UserError
+from scoretune.hardware import furnish
+from scoretune.imports import is_function
 from scoretune.networks import Perceptron
 from scoretune.policy import ATTENTION, Policy, add_adapter
 from scoretune.run_parts import kernel
@@ -22,9 +35,14 @@ from scoretune.scenes import world
 FAMILIES: dict[str, Callable[..., Backbone]] = {
     stable_diffusion.KIND: stable_diffusion.load,
     stable_diffusion_3.KIND: stable_diffusion_3.load,
+    stable_diffusion_xl.KIND: stable_diffusion_xl.load,
+    latent_consistency.KIND: latent_consistency.load,
+    flux.KIND: flux.load,
+    diffusion_transformer.KIND: diffusion_transformer.load,
+    **dict.fromkeys(unconditional.KINDS, unconditional.load),
 }
 """What loads each class of pipeline."""
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 def build_policy(run: Run, device: torch.device) -> Policy:
@@ -38,7 +56,9 @@ def build_policy(run: Run, device: torch.device) -> Policy:
     guidance = run.model.guidance
     if isinstance(backbone, Distilled):  # it is told the scale: asking twice would guide twice
         backbone.scale, guidance = guidance, 1.0
-    return Policy(_under(run, backbone), kernel(run.sampling), guidance)
+    policy = Policy(_under(run, backbone), kernel(run.sampling), guidance)
+    furnish(policy, run)
+    return policy
 
 
 def move(backbone: Backbone, device: torch.device) -> None:
@@ -57,16 +77,29 @@ def _backbone(model: Model) -> Backbone:
         own = scores.load(home)
         own.network.to(dtype)
         return own
+    if is_function(model.source):
+        return users_own(model)
     shipped = model.source in world.SHIPPED
     where = str(world.shipped(model.source)) if shipped else model.source
     kind = pipelines.described(where, model.revision).get("_class_name")
     if kind not in FAMILIES:
         raise UserError(
-            f"{where!r} holds a {kind}, not a {' or a '.join(FAMILIES)}: this version fine-tunes "
-            "Stable Diffusion 1.x and 2.x, and 3 and 3.5"
+            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes "
+            f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
         )
     return FAMILIES[kind](
         where, revision=model.revision, dtype=dtype, size=model.size, without=model.without
+    )
+
+
+def users_own(model: Model) -> Backbone:
+    """What a user's function returns; of a bare module the settings say what it is."""
+    return load_own(
+        model.source,
+        process=model.process,
+        prediction=model.prediction,
+        shape=model.shape,
+        dtype=PRECISIONS[model.precision],
     )
 
 
@@ -76,12 +109,12 @@ def _targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
         return model.targets
     if isinstance(backbone.network, Perceptron):
         return ("mix",)
-    return backbone.targets if isinstance(backbone, Pipelined) else ATTENTION
+    return backbone.targets if isinstance(backbone, Pipelined) else adaptable(backbone.network)
 
 
 def _under(run: Run, backbone: Backbone) -> Backbone:
     """The backbone under the process that `model.process` names, if it names one."""
-    if run.model.process is None:
+    if run.model.process is None or process_named(run.model.process) == backbone.process:
         return backbone
     try:
         return recycle(backbone, process_named(run.model.process))

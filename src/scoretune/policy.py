@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.backbones.base import Adapter, Backbone, WithFeatures
-from scoretune.batches import Condition
+from scoretune.batches import Condition, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import Kernel, Transition
+from scoretune.diffusion.transitions import wide
 from scoretune.errors import UserError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -29,13 +30,16 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 class Policy:
     """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.
 
-    `calls` counts network evaluations, one per state (guidance makes it two).
+    `calls` counts network evaluations, one per state (guidance makes it two). The network sees at
+    most `at_once` states at a time (0: all), and computes in `autocast` where that is given.
     """
 
     backbone: Backbone
     kernel: Kernel
     guidance: float = 1.0
     calls: int = 0
+    at_once: int = 0
+    autocast: torch.dtype | None = None
 
     def estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
         """What the network says about x [B, *S] at t [B]; guidance rides in the same batch."""
@@ -50,11 +54,11 @@ class Policy:
 
         def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             output, features = look(x, t, tokens)
-            seen.append(features)
+            seen.append(features[-(len(x) // self._times) :])
             return output
 
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
-        return estimate, seen[0][-len(x) :]
+        return estimate, torch.cat(seen)
 
     @property
     def has_features(self) -> bool:
@@ -81,20 +85,39 @@ class Policy:
         t: Tensor,
         condition: Condition,
     ) -> Tensor:
-        tokens = condition.tokens
-        if self.guidance == 1.0:
-            self.calls += len(x)
-            return predict(x, t, tokens)
-        if condition.null is None:
+        self.calls += self._times * len(x)
+        if self._times > 1 and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
-        self.calls += 2 * len(x)
-        both = torch.cat([condition.null.expand_as(tokens), tokens])
-        free, bound = predict(x.repeat(2, *_ones(x)), t.repeat(2), both).chunk(2)
+        parts = [
+            self._guided(predict, x[s], t[s], condition.take(s))
+            for s in spans(len(x), self.at_once or len(x))
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def _times(self) -> int:
+        """How often the network is asked about a state."""
+        return 1 if self.guidance == 1.0 else 2
+
+    def _guided(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x: Tensor,
+        t: Tensor,
+        condition: Condition,
+    ) -> Tensor:
+        tokens = condition.tokens
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            if condition.null is None or self._times == 1:
+                return predict(x, t, tokens)
+            both = torch.cat([condition.null.expand_as(tokens), tokens])
+            said = predict(x.repeat(2, *_ones(x)), t.repeat(2), both)
+        free, bound = wide(said).chunk(2)
         return free + self.guidance * (bound - free)
 
     def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
         backbone = self.backbone
-        return estimates.read(backbone.process, backbone.prediction, t, x, output.to(torch.float32))
+        return estimates.read(backbone.process, backbone.prediction, t, x, wide(output))
 
     def transition(self, x: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Transition:
         """The law of the next state: the one door for acting, judging and learning."""
@@ -158,7 +181,7 @@ def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENT
         ) from error
     for parameter in network.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # half-precision updates would be lost
+            parameter.data = wide(parameter.data)  # half-precision updates would be lost
 
 
 def adapter_state(network: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from scoretune import checkpoints, hooks
+from scoretune import checkpoints, hooks, ranks
 from scoretune.batches import Hook, Source
 from scoretune.config import Run
 from scoretune.policy import Policy, adapter_state, restore_adapter
@@ -49,6 +49,10 @@ class Progress:
         """Where a guard writes its alarms, a line each."""
         return self.folder / "alarms.jsonl"
 
+    def calls(self) -> int:
+        """Network evaluations of all processes."""
+        return ranks.count(self.policy.calls)
+
     def save(self, update: int) -> None:
         """A checkpoint at once, whatever the interval."""
         keep = self.run.checkpoints.keep
@@ -59,7 +63,7 @@ class Progress:
         return {
             "update": update,
             "seconds": self.clock.seconds(),
-            "network_evaluations": self.policy.calls,
+            "network_evaluations": self.calls(),
             "policy": adapter_state(self.policy.backbone.network),
             "optimiser": self.optimiser.state_dict(),
             "source": self.source.state(),
@@ -81,7 +85,8 @@ class Progress:
                 other.restore(state[name])
         checkpoints.restore_random_state(state["random"])
         self.clock.before = state["seconds"]
-        self.policy.calls = state["network_evaluations"]
+        # The sum over the processes goes on from what all of them had done.
+        self.policy.calls = state["network_evaluations"] if ranks.team().main else 0
         return int(state["update"])
 
     def forget_after(self, first: int, *, ended: bool = False) -> None:
@@ -104,7 +109,7 @@ class Progress:
         between: Sequence[Hook] = (),
     ) -> list[Hook]:
         """What follows each update from `first` on: log, decay, `between`, evaluate, save."""
-        run, calls = self.run, lambda: self.policy.calls
+        run, calls = self.run, self.calls
         kept, last = run.checkpoints, run.updates
         return [
             hooks.Log(self.folder / "metrics.jsonl", self.clock, calls, on_line),

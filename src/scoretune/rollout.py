@@ -12,6 +12,7 @@ from scoretune.batches import Condition, Trajectory
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import Kernel, stochasticity
+from scoretune.diffusion.noise import randn
 from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
 from scoretune.diffusion.processes import Process
 from scoretune.errors import UserError, unknown
@@ -30,7 +31,7 @@ SOLVERS: dict[str, Solver] = {
 def prior(policy: Policy, batch: int, generator: torch.Generator) -> Tensor:
     """Pure noise to start from, [B, *S], drawn on the generator's device."""
     shape = (batch, *policy.backbone.shape)
-    noise = torch.randn(shape, generator=generator, device=generator.device)
+    noise = randn(shape, generator, device=generator.device)
     return noise * policy.backbone.process.prior_std
 
 
@@ -46,6 +47,7 @@ def rollout(
     jitter: bool = False,
     solver: str | None = None,
     features: bool = False,
+    home: torch.device | None = None,
 ) -> Trajectory:
     """Act from noise x [B, *S] along the grid `times` [N+1], remembering what learning needs.
 
@@ -53,8 +55,8 @@ def rollout(
     any grid and every time is visited. The policy acts through its kernel, or follows an ODE
     `solver` by name; then there is no noise and there are no log-probabilities. With `reference`,
     also ask the pretrained policy at every state, which doubles the network's work. With
-    `features`, keep those that the network offers a critic. Raises ValueError where a kernel has
-    no noise on any step.
+    `features`, keep those that the network offers a critic. The path waits at `home`, None for
+    where the policy is. Raises ValueError where a kernel has no noise on any step.
     """
     x = x.to(condition.tokens.device)
     process = policy.backbone.process
@@ -70,19 +72,19 @@ def rollout(
 
     noisy = None
     if solver is None:
-        states, data, log_probs, noisy = act_along(policy, look, nodes, generator, x)
+        states, data, log_probs, noisy = act_along(policy, look, nodes, generator, x, home)
         etas = stochasticity(policy.kernel, process, nodes[:-1].flatten(), nodes[1:].flatten())
         etas = etas.view_as(nodes[:-1])
     else:
-        states, data = follow(solver_named(solver), process, look, nodes, x)
+        states, data = follow(solver_named(solver), process, look, nodes, x, home)
         log_probs, etas = None, torch.zeros_like(nodes[:-1])
     steps = log_snr_steps(process, times.to(x.device), nodes)
-    weights = kl_weights(process, nodes[:-1], etas, steps)
+    weights = kl_weights(process, nodes[:-1], etas, steps, nodes[1:])
     pretrained = pretrained_data(policy, condition, states, nodes) if reference else None
     kls = None
     if pretrained is not None:
-        kls = weights * ((data - pretrained) ** 2).flatten(2).sum(2)
-    return Trajectory(
+        kls = weights.to(data) * ((data - pretrained) ** 2).flatten(2).sum(2)
+    path = Trajectory(
         states=states,
         data=data,
         times=nodes,
@@ -96,6 +98,7 @@ def rollout(
         features=torch.stack([heard[k] for k in range(len(data))]) if features else None,
         noisy=noisy,
     )
+    return path if home is None else path.to(home)
 
 
 def act_along(
@@ -104,6 +107,7 @@ def act_along(
     nodes: Tensor,
     generator: torch.Generator,
     x: Tensor,
+    home: torch.device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Through the policy's own kernel along nodes [N+1, B]: states [N+1, …], estimates and
     log-probabilities [N, …], and which steps have noise [N].
@@ -111,13 +115,13 @@ def act_along(
     A step without noise, as the last one to data without any, has the log-probability 0.
     """
     noisy = noisy_steps(policy.kernel, policy.backbone.process, nodes)
-    states, data, log_probs = [x], [], []
+    states, data, log_probs = [x.to(home)], [], []
     for k, (t, t_next) in enumerate(pairwise(nodes)):
         estimate = look(k, x, t)
         transition = policy.move(x, estimate, t, t_next)
         x = transition.draw(generator)
-        states.append(x)
-        data.append(estimate.data)
+        states.append(x.to(home))
+        data.append(estimate.data.to(home))
         log_probs.append(transition.log_prob(x) if noisy[k] else x.new_zeros(len(x)))
     return torch.stack(states), torch.stack(data), torch.stack(log_probs), noisy
 
@@ -144,6 +148,7 @@ def follow(
     look: Look,
     nodes: Tensor,
     x: Tensor,
+    home: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Through a deterministic solver, listening to what it asks: states [N+1, …], estimates [N, …].
 
@@ -158,19 +163,20 @@ def follow(
         if place < 0 or not torch.equal(t, nodes[place]):
             place += 1
         estimate = look(place, x, t)
-        asked[place] = (x, estimate.data)
+        asked[place] = (x.to(home), estimate.data.to(home))
         return estimate
 
     final = solver(process, listen, x, nodes)
     kept = [asked[k] for k in range(len(nodes) - 1)]
-    return torch.stack([x for x, _ in kept] + [final]), torch.stack([data for _, data in kept])
+    states = torch.stack([x for x, _ in kept] + [final.to(home)])
+    return states, torch.stack([data for _, data in kept])
 
 
 def pretrained_data(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
     """What the pretrained policy says at states [N+1, …] at times [N+1, B], all but the last."""
     with policy.reference():
         said = [
-            policy.estimate(x, t, condition).data
+            policy.estimate(x.to(nodes.device), t, condition).data.to(states.device)
             for x, t in zip(states[:-1], nodes[:-1], strict=True)
         ]
     return torch.stack(said)

@@ -14,22 +14,24 @@ from typing import Any
 
 import torch
 
-from scoretune import export, fit, fit_parts, gallery, gap, guard, hooks
-from scoretune.backbones import scores
+from scoretune import export, fit, fit_parts, gallery, gap, guard, hardware, hooks, ranks
+from scoretune.backbones import own, scores
 from scoretune.batches import Objective, Source
 from scoretune.config import NEW_NETWORKS, Model, PolicyGradient, Run, ScoreAction, of_data
 from scoretune.data import Prompts, read_prompts
 from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
+from scoretune.engine import Machine
 from scoretune.errors import UserError, unknown
 from scoretune.hooks import Watcher
+from scoretune.imports import is_function
 from scoretune.measure import Measurement, Verdicts, compare, measure
 from scoretune.methods import check, method
-from scoretune.models import build_policy
+from scoretune.models import build_policy, users_own
 from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy
 from scoretune.progress import Progress
-from scoretune.rewards.base import Reward, has_gradient
+from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.scenes import world
 from scoretune.scorers import named_reward
 from scoretune.train import train
@@ -45,7 +47,7 @@ class Parts:
     optimiser: torch.optim.Optimizer
     reward: Reward
     held_out: Prompts
-    accelerator: Any
+    engine: Machine
     trust: TrustRegion | None = None
 
 
@@ -58,7 +60,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     parts = build(run)
     folder.mkdir(parents=True, exist_ok=True)
     watch = guard.sentry(run, folder, parts.held_out, watcher.line)
-    kept = {"trust": parts.trust, "guard": watch}
+    kept = {"trust": parts.trust, "guard": watch, "engine": parts.engine}
     progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
     first = progress.restore()
     progress.forget_after(first, ended=watch.ended is not None)
@@ -78,10 +80,12 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
             hooks.append_line(progress.gaps, matrix)
         return found
 
+    main = ranks.team().main
     if first == 0:
         before = evaluate(0)
-        before.verdicts.save(folder / "base.json")
-        _show(before, folder / "previews", "before")
+        if main:
+            before.verdicts.save(folder / "base.json")
+            _show(before, folder / "previews", "before")
         _warm_up(run, parts, watcher)
         watcher.stage("training")
 
@@ -93,7 +97,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         parts.source,
         parts.objective,
         parts.optimiser,
-        parts.accelerator,
+        parts.engine,
         updates=watch.while_calm(range(first, run.updates)),
         clip_norm=run.optimiser.clip_norm,
         hooks=progress.hooks(first, watcher.line, note, [parts.trust.adapt] if parts.trust else []),
@@ -104,37 +108,36 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
         progress.save(watch.ended)
         final = measured(weights_of)
     assert final is not None
+    calls = progress.calls()
+    if not main:
+        return {}
     _show(final, folder / "previews", "after")
     if run.model.rank:
         export.lora(parts.policy, folder / "lora")
+    elif is_function(run.model.source):
+        own.save(parts.policy.backbone, folder)
     base = Verdicts.load(folder / "base.json")
     result = compare(base, final.verdicts) | watch.summary()
-    return _finish(result, parts, folder, progress.clock)
+    return _finish(result, calls, folder, progress.clock)
 
 
 def build(run: Run) -> Parts:
     """The policy, source and objective of a configuration."""
-    from accelerate import Accelerator
-
     prompts, held_out, reward = verify(run)
-    accelerator = Accelerator()
-    policy = build_policy(run, accelerator.device)
+    device = ranks.device()
+    policy = build_policy(run, device)
+    hardware.remember(policy, run, [*prompts.texts, *held_out.texts])
     differentiable = _differentiable(run, policy, prompts, reward)
     check(run, differentiable)
-    optimiser = torch.optim.AdamW(
-        policy.parameters(),
-        lr=run.optimiser.learning_rate,
-        weight_decay=run.optimiser.weight_decay,
-    )
     objective, source, trust = method(run, policy, prompts, reward, differentiable)
     return Parts(
         policy=policy,
         source=source,
         objective=objective,
-        optimiser=accelerator.prepare(optimiser),
+        optimiser=hardware.optimiser(run, policy.parameters()),
         reward=reward,
         held_out=held_out,
-        accelerator=accelerator,
+        engine=hardware.machine(run, device),
         trust=trust,
     )
 
@@ -152,6 +155,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
 
     No model is loaded: a grey picture tells whether the reward has a gradient.
     """
+    hardware.check(run)
     _check_source(run.model)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
@@ -160,7 +164,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     try:
         grey = torch.full((3, 32, 32), 0.5)
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
-    except UserError:  # a reward may want larger pictures: the model's own will tell
+    except RewardFailed:  # it may want larger pictures: the model's own will tell
         return prompts, held_out, reward
     check(run, differentiable)
     return prompts, held_out, reward
@@ -184,6 +188,9 @@ def _check_source(model: Model) -> None:
             f"a new {model.source} has learned nothing that could be fine-tuned: train it with "
             "recipe supervised, then set model.source to the folder of that run"
         )
+    if is_function(model.source) and not (model.width or model.depth):
+        users_own(model)  # before there is a run folder: it may want settings that are not there
+        return
     known = [*world.SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, known, cutoff=0.7)
     if meant and model.source not in known and not Path(model.source).exists():
@@ -193,6 +200,8 @@ def _check_source(model: Model) -> None:
             "model.prediction, model.width and model.depth are of new networks: leave them out, or "
             "set model.source=unet, dit or mlp"
         )
+    if model.shape:
+        raise UserError("model.shape is of a network of your own, module:function: leave it out")
 
 
 def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:
@@ -230,13 +239,11 @@ def held_out_prompts(run: Run) -> Prompts:
     return read_prompts(run.evaluation.prompts or fallback, run.evaluation.per_task)
 
 
-def _finish(
-    result: dict[str, Any], parts: Parts, folder: Path, clock: hooks.Clock
-) -> dict[str, Any]:
+def _finish(result: dict[str, Any], calls: int, folder: Path, clock: hooks.Clock) -> dict[str, Any]:
     from scoretune.report import write_report
 
     result |= {
-        "network_evaluations": parts.policy.calls,
+        "network_evaluations": calls,
         "seconds": round(clock.seconds(), 1),
         "run": str(folder),
     }

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from scoretune import ranks
 from scoretune.config import Run
 from scoretune.errors import UserError
 from scoretune.settings import validated
@@ -21,6 +22,8 @@ LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "acceler
 def record(run: Run, folder: Path, threads: int) -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on."""
     path = folder / "run.json"
+    if not ranks.team().main:
+        return
     if path.exists():
         if recorded(folder) != run:
             raise UserError(

@@ -59,9 +59,10 @@ def draw(
     policy = load(path)
     own = _own(policy.backbone)
     if own is None:
-        if not prompts:
+        mute = policy.backbone.encode([""]).tokens.numel() == 0  # it knows no prompts
+        if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
-        return _pictures(policy, prompts, out, (solver or "ddim", steps or 20), seed)
+        return _pictures(policy, prompts or [""] * count, out, (solver or "ddim", steps or 20), seed)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
     chosen, names = draws.noted(_home(path))
@@ -94,6 +95,9 @@ def _pictures(
     asked = Prompts(tuple(prompts), ("all",) * len(prompts))
     solver, steps = sampler
     images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed, solver)
+    if images.dim() != 4 or images.shape[1] != 3:
+        gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
+        return f"{len(prompts)} samples in {out}"
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
     picture = Image.fromarray(strip.numpy())
     grow = max(1, 128 // images.shape[-1])

@@ -24,6 +24,7 @@ from scoretune.config import (
     own_prediction,
 )
 from scoretune.errors import UserError, unknown
+from scoretune.imports import is_function
 
 
 def changed(run: Run, assignments: Iterable[str]) -> Run:
@@ -43,6 +44,8 @@ def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
     """What follows from the change of the model's source."""
     source = str(wanted.get("model.source", run.model.source))
     chosen = run.objective
+    if is_function(source):
+        return [("prompts", "none")]
     predicts = own_prediction(source)
     if predicts is None or of_data(run):
         return []

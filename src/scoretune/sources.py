@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoretune import ranks
 from scoretune.batches import Condition, Examples, Round, Scores, Steps, Trajectory
 from scoretune.config import Sizes
 from scoretune.credit.base import Credit, Credited
 from scoretune.data import Prompts
+from scoretune.diffusion.noise import Rows, rand, randint
 from scoretune.policy import Policy
+from scoretune.ranks import Deal
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import scored
 from scoretune.rollout import prior, rollout
 from scoretune.windowed import windowed
 from scoretune.windows import Window
 
-Chosen = tuple[Tensor, Tensor, float]
+
+class Chosen(NamedTuple):
+    """Which steps of the paths are learned from: the steps k [M] of the samples b [M], in rows
+    [M] from left to right; a mean over them stands for `path_steps` of a path's steps."""
+
+    k: Tensor
+    b: Tensor
+    path_steps: float
+    rows: Tensor
+
+
 Chooser = Callable[[Trajectory, torch.Generator], Chosen]
-"""Which steps of a path are learned from: their numbers k [M], their samples b [M], and how many of
-a path's steps a mean over them stands for."""
 
 
 @dataclass
@@ -49,30 +60,39 @@ class OnPolicy:
     features: bool = False
     window: Callable[[int], Window] | None = None
     shared_noise: bool = False
+    home: torch.device | None = None
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
-        texts = self._next_prompts()
+        generator = self._generator(update)
+        texts = self._own_prompts()
         condition = self.policy.backbone.encode(texts)
         path = self._roll(condition, update, generator)
 
         def judge(x0: Tensor, who: Tensor) -> Tensor:
-            images = self.policy.backbone.decode(x0)
+            images = self.policy.backbone.decode(x0.to(self.policy.device))
             asked = [texts[i] for i in who.tolist()]
             return checked(self.reward, self.reward_name, images, asked)
 
         with torch.no_grad():
-            images = self.policy.backbone.decode(path.final)
-            scores = scored(self.reward, self.reward_name, images, texts)
-        k, b, path_steps = self.choose(path, generator)
-        credited = self.credit(path, scores, judge, k, b)
-        steps = transitions(path, credited, k, b, path_steps)
-        metrics = {**reward_metrics(scores), **credited.metrics}
+            images = self.policy.backbone.decode(path.final.to(self.policy.device))
+            scores = gathered(scored(self.reward, self.reward_name, images, texts))
+            scores = scores.to(path.states.device)
+        chosen = self.choose(path, generator)
+        credited = self.credit(path, scores, judge, chosen.k, chosen.b)
+        steps = transitions(path, credited, chosen.k, chosen.b, chosen.path_steps)
+        metrics = {**reward_metrics(scores), **_mean(credited.metrics)}
         if path.kls is not None:
-            metrics["path_kl"] = float(path.kls.sum(0).mean())
-        batches = shuffled(steps, self.sizes.minibatch, generator)
-        return Round(batches, metrics, self.sizes.accumulate)
+            metrics["path_kl"] = float(ranks.gather(path.kls.sum(0)).mean())
+        deal = ranks.deal(chosen.rows, chosen.b, len(texts))
+        batches, counts = shuffled(steps, self.sizes.minibatch, generator, deal)
+        return Round(batches, metrics, self.sizes.accumulate, counts)
+
+    def _generator(self, update: int) -> torch.Generator:
+        """Of the update's random numbers: this process's rows of what is drawn for all."""
+        found, team = Rows(), ranks.team()
+        found.part, found.parts = team.rank, team.size
+        return found.manual_seed(self.seed * 1_000_003 + update)
 
     def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
         group = self.sizes.group if self.shared_noise else 1
@@ -87,7 +107,7 @@ class OnPolicy:
                 window=self.window(update),
                 group=group,
                 reference=self.reference,
-            )
+            ).to(self.home or self.policy.device)
         return rollout(
             self.policy,
             condition,
@@ -98,6 +118,7 @@ class OnPolicy:
             jitter=self.jitter,
             solver=self.solver,
             features=self.features,
+            home=self.home,
         )
 
     def state(self) -> dict[str, Any]:
@@ -107,8 +128,13 @@ class OnPolicy:
         self.cursor = state["cursor"]
         self.credit.restore(state["credit"])
 
+    def _own_prompts(self) -> list[str]:
+        """This process's part of the next prompts, with all samples of each."""
+        texts = self._next_prompts()
+        return texts[ranks.team().own(len(texts))]
+
     def _next_prompts(self) -> list[str]:
-        """The next prompts, each repeated `group` times; every pass has an order of its own."""
+        """The next prompts of all processes, each `group` times; every pass in its own order."""
         chosen = []
         for place in range(self.cursor, self.cursor + self.sizes.prompts):
             lap, index = divmod(place, len(self.prompts))
@@ -132,9 +158,12 @@ class Dataset:
     def __call__(self, update: int) -> Round:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
         index = torch.randint(len(self.x0), (self.batch,), generator=generator)
-        torch.manual_seed(self.seed * 1_000_003 + update)  # the objective draws times and noise
+        team = ranks.team()
+        # The objective draws times and noise; those of several processes must not be alike.
+        torch.manual_seed(self.seed * 1_000_003 + update + 7_368_787 * team.rank)
+        index = index[team.own(self.batch)]
         batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
-        return Round([batch], {})
+        return Round([batch], {}, counts=(self.batch,))
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -150,10 +179,9 @@ def any_steps(share: float, noisy: bool = False) -> Chooser:
         batch = path.data.shape[1]
         known = path.noisy_steps if noisy else torch.arange(len(path.data))
         kept = max(1, round(share * len(known)))
-        order = known[torch.rand(len(known), batch, generator=generator).argsort(0)[:kept]]
-        device = path.states.device
-        everyone = torch.arange(batch, device=device).repeat(kept)
-        return order.flatten().to(device), everyone, float(len(known))
+        order = known[rand((len(known), batch), generator, dim=1).argsort(0)[:kept]]
+        everyone, rows = torch.arange(batch).repeat(kept), torch.arange(kept)
+        return _chosen(path, order.flatten(), everyone, len(known), rows.repeat_interleave(batch))
 
     return choose
 
@@ -165,11 +193,11 @@ def last_steps(count: int, random: bool = False) -> Chooser:
         steps, batch = path.data.shape[:2]
         many = torch.full((batch,), min(count, steps))
         if random:
-            many = torch.randint(1, min(count, steps) + 1, (batch,), generator=generator)
+            many = randint(1, min(count, steps) + 1, batch, generator)
         wanted = torch.arange(steps)[:, None] >= steps - many
         k, b = wanted.nonzero(as_tuple=True)
-        device = path.states.device
-        return k.to(device), b.to(device), len(k) / batch
+        whole, samples = (float(ranks.gather(torch.tensor([n])).sum()) for n in (len(k), batch))
+        return _chosen(path, k, b, whole / samples, k)
 
     return choose
 
@@ -179,11 +207,15 @@ def one_of_last(count: int) -> Chooser:
 
     def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
         steps, batch = path.data.shape[:2]
-        back = torch.randint(1, min(count, steps) + 1, (batch,), generator=generator)
-        device = path.states.device
-        return (steps - back).to(device), torch.arange(batch, device=device), 1.0
+        back = randint(1, min(count, steps) + 1, batch, generator)
+        return _chosen(path, steps - back, torch.arange(batch), 1.0, torch.zeros_like(back))
 
     return choose
+
+
+def _chosen(path: Trajectory, k: Tensor, b: Tensor, path_steps: float, rows: Tensor) -> Chosen:
+    device = path.states.device
+    return Chosen(k.to(device), b.to(device), float(path_steps), rows)
 
 
 def transitions(
@@ -208,10 +240,35 @@ def transitions(
     )
 
 
-def shuffled(steps: Steps, minibatch: int, generator: torch.Generator) -> list[Steps]:
-    """The transitions in random order, cut into minibatches."""
-    order = torch.randperm(len(steps), generator=generator).to(steps.x.device)
-    return [steps.take(chosen) for chosen in order.split(minibatch)]
+def shuffled(
+    steps: Steps, minibatch: int, generator: torch.Generator, deal: Deal
+) -> tuple[list[Steps], tuple[int, ...]]:
+    """The transitions in random order, cut into minibatches, and the sizes of these.
+
+    Where several processes deal them out: this one's part of every minibatch, and the sizes of the
+    whole.
+    """
+    chunks = deal.chunks(torch.randperm(deal.whole, generator=generator), minibatch)
+    batches = [steps.take(own.to(steps.x.device)) for own, _ in chunks]
+    return batches, tuple(count for _, count in chunks)
+
+
+def _mean(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The means of what equal shares of a round found."""
+    return {name: value / ranks.team().size for name, value in ranks.total(metrics).items()}
+
+
+def gathered(scores: Scores) -> Scores:
+    """The scores of all processes, of which this one's are `mine`."""
+    team = ranks.team()
+    if team.size == 1:
+        return scores
+    return Scores(
+        ranks.gather(scores.total),
+        tuple(ranks.gather_texts(scores.prompts)),
+        {name: ranks.gather(part) for name, part in scores.parts.items()},
+        team.own(len(scores) * team.size),
+    )
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:

@@ -8,18 +8,17 @@ other people's business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
-from scoretune.batches import Hook, Objective, Source
+from scoretune.batches import Engine, Hook, Objective, Source
 
 
 def train(
     source: Source,
     objective: Objective,
     optimiser: torch.optim.Optimizer,
-    accelerator: Any,
+    engine: Engine,
     *,
     updates: Iterable[int],
     clip_norm: float = 1.0,
@@ -29,24 +28,22 @@ def train(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for update in updates:
         batches = source(update)
+        counts = batches.counts or [len(batch) for batch in batches.minibatches]
+        together = batches.accumulate or len(counts)
         sums: dict[str, float] = {}
-        steps = 0
-        whole = len(batches.minibatches)
-        for first in range(0, whole, batches.accumulate or whole):
-            together = batches.minibatches[first : first + (batches.accumulate or whole)]
-            total = sum(len(batch) for batch in together)
-            for batch in together:
-                share = len(batch) / total
-                loss = objective(batch)
-                accelerator.backward(loss.value * share)
-                measured = {"loss": float(loss.value.detach()), **loss.metrics}
-                for name, value in measured.items():
-                    sums[name] = sums.get(name, 0.0) + value * share
-            norm = accelerator.clip_grad_norm_(parameters, clip_norm)
-            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            steps += 1
-        means = {name: value / steps for name, value in sums.items()}
+        norms = []
+        for first in range(0, len(counts), together):
+            whole = sum(counts[first : first + together])
+            for batch in batches.minibatches[first : first + together]:
+                for part in engine.parts(batch):
+                    share = len(part) / whole
+                    loss = objective(part)
+                    engine.backward(loss.value * share)
+                    measured = {"loss": float(loss.value.detach()), **loss.metrics}
+                    for name, value in measured.items():
+                        sums[name] = sums.get(name, 0.0) + value * share
+            norms.append(engine.step(optimiser, parameters, clip_norm))
+        means = {name: value / len(norms) for name, value in engine.total(sums).items()}
+        means["grad_norm"] = sum(norms) / len(norms)
         for hook in hooks:
             hook(update + 1, {**batches.metrics, **means})

@@ -37,8 +37,8 @@ class AdjointCredit:
     ) -> Credited:
         first = int(k.min())
         arrivals = torch.zeros_like(path.states)
-        everyone = torch.arange(len(scores), device=path.states.device)
-        for who in (everyone[part] for part in spans(len(scores), self.minibatch)):
+        everyone = torch.arange(path.states.shape[1], device=path.states.device)
+        for who in (everyone[part] for part in spans(len(everyone), self.minibatch)):
             adjoint = slope_of(judge, path.final[who], who)[1]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, first, -1):

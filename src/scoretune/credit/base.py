@@ -42,20 +42,21 @@ class Credit(Protocol):
 def combined(
     scores: Scores, compare: Callable[[str, Tensor], Tensor], weights: Mapping[str, float]
 ) -> Tensor:
-    """The advantages [B] of samples, by a rule `compare(name, rewards [B])` that compares them.
+    """The advantages of samples, by a rule `compare(name, rewards [B])` that compares them; of
+    this process's samples, where several made them.
 
     Without weights the total is compared, A(Σ wᵢ rᵢ). With the weight of every part each reward is
     compared by itself, Σ wᵢ A(rᵢ), as in MixGRPO (arXiv 2507.21802): a weight then says how much a
     standard deviation of that reward counts, in whatever units the reward comes.
     """
     if not weights:
-        return compare("", scores.total)
+        return compare("", scores.total)[scores.mine]
     parts = [
         # The parts come weighted: what is compared is the reward itself, with its sign and scale.
         weights[name] * compare(name, part / weights[name])
         for name, part in scores.parts.items()
     ]
-    return torch.stack(parts).sum(0)
+    return torch.stack(parts).sum(0)[scores.mine]
 
 
 def arrival_to_data(

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoretune import ranks
 from scoretune.batches import Scores, Trajectory, spans
 from scoretune.credit.base import Credited, Judge, arrival_to_data, require_gradient
 from scoretune.critic import Critic, explained_variance, none
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
+from scoretune.ranks import Deal
 from scoretune.rl import advantage_rate, martingale_loss, returns_to_go
 
 Form = Literal["outcome", "ratio", "slope", "rate", "explicit"]
@@ -68,8 +70,9 @@ class CriticCredit:
         cost = torch.zeros_like(path.times[:-1])
         if path.kls is not None:
             cost = -self.kl_weight * path.kls
-        returns = returns_to_go(cost.T, scores.total, torch.ones_like(cost[:, 0])).T
-        returns = torch.cat([returns, scores.total[None]])
+        final = scores.own
+        returns = returns_to_go(cost.T, final, torch.ones_like(cost[:, 0])).T
+        returns = torch.cat([returns, final[None]])
         advantage, slope, action = None, None, None
         at, who = (k + 1, b) if self.form == "slope" else (k, b)
         if self.form == "ratio":  # increments need both ends: look at each state once
@@ -78,7 +81,7 @@ class CriticCredit:
         if self.form == "outcome":
             advantage = returns[k, b] - seen.value
         elif self.form == "ratio":
-            values = torch.cat([seen.value.view_as(cost), scores.total[None]])
+            values = torch.cat([seen.value.view_as(cost), final[None]])
             advantage = (values.diff(dim=0) + cost)[k, b]
         elif self.form == "slope":
             slope = arrival_to_data(self.policy, path, k, b, _there(seen.slope))
@@ -87,9 +90,12 @@ class CriticCredit:
         else:
             action, advantage = self._try(path, k, b, _there(seen.slope))
         early = at < len(cost)  # at the end the value is the reward: nothing to explain
+        known, earned = ranks.gather(seen.value[early]), ranks.gather(returns[at, who][early])
         metrics = {
-            "explained_variance": explained_variance(seen.value[early], returns[at, who][early]),
-            "critic_loss": self._fit(seen, returns[at, who], self._weight(path, at, who)),
+            "explained_variance": explained_variance(known, earned),
+            "critic_loss": self._fit(
+                seen, returns[at, who], self._weight(path, at, who), _dealt(path, who)
+            ),
         }
         return Credited(advantage, slope, action, metrics)
 
@@ -115,7 +121,7 @@ class CriticCredit:
         alpha, sigma = expand(process.alpha(t), slope), expand(process.sigma(t), slope)
         x, data = path.states[k, b], path.data[k, b]
         noise = (x - alpha * data) / sigma
-        action = noise + self.exploration * torch.randn_like(noise)
+        action = noise + self.exploration * _dealt(path, b).normal(noise)
         known = data if path.reference_data is None else path.reference_data[k, b]
         rate = advantage_rate(
             expand((1 + eta**2) / 2, slope) * slope,
@@ -200,27 +206,41 @@ class CriticCredit:
         value = torch.where(ended, guess, value)
         return Views(x, data, t, tokens, guess, value, features)
 
-    def _fit(self, seen: Views, returns: Tensor, weight: Tensor) -> float:
+    def _fit(self, seen: Views, returns: Tensor, weight: Tensor, deal: Deal) -> float:
         """Fit by the martingale loss ½(G − V)²Δt; the mean loss of the last pass."""
         losses: list[float] = []
         for _ in range(self.passes):
             losses = []
-            for part in torch.randperm(len(returns), device=returns.device).split(self.minibatch):
-                features = None if seen.features is None else seen.features[part]
-                value = self.critic(
-                    seen.x[part],
-                    seen.data[part],
-                    seen.t[part],
-                    seen.tokens[part],
-                    seen.guess[part],
-                    features,
-                )
-                loss = martingale_loss(value[:, None], returns[part, None], weight[part, None])
+            order = torch.randperm(deal.whole, device=returns.device)
+            for part, count in deal.chunks(order, self.minibatch):
                 self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                if len(part):  # else the other processes have all of this minibatch
+                    loss = self._loss(seen, returns, weight, part.to(returns.device))
+                    loss = loss * (len(part) / count)
+                    loss.backward()
+                    losses.append(float(loss.detach()))
+                ranks.add_up(self.critic.parameters())
                 self.optimiser.step()
-                losses.append(float(loss.detach()))
-        return sum(losses) / len(losses)
+        minibatches = -(-deal.whole // self.minibatch)
+        return ranks.total({"loss": sum(losses)})["loss"] / minibatches
+
+    def _loss(self, seen: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
+        features = None if seen.features is None else seen.features[part]
+        value = self.critic(
+            seen.x[part],
+            seen.data[part],
+            seen.t[part],
+            seen.tokens[part],
+            seen.guess[part],
+            features,
+        )
+        return martingale_loss(value[:, None], returns[part, None], weight[part, None])
+
+
+def _dealt(path: Trajectory, who: Tensor) -> Deal:
+    """How states are dealt among the processes of which every row has all samples."""
+    samples = path.states.shape[1]
+    return ranks.deal(torch.arange(len(who)) // samples, who, samples)
 
 
 def _there(slope: Tensor | None) -> Tensor:

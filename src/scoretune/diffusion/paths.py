@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion.grids import time_of_ratio
+from scoretune.diffusion.noise import rand
 from scoretune.diffusion.processes import Process
 
 MARGIN = 1e-3
@@ -36,9 +37,8 @@ def jittered(
     uniform in φ within its stratum, for each sample anew."""
     edges = _edges(process, times)
     device = times.device if generator is None else generator.device
-    share = torch.rand(
-        max(len(times) - 2, 0), batch, generator=generator, device=device, dtype=torch.float64
-    ).to(times.device)
+    shape = (max(len(times) - 2, 0), batch)
+    share = rand(shape, generator, dim=1, device=device, dtype=torch.float64).to(times.device)
     share = MARGIN + (1 - 2 * MARGIN) * share
     inner = edges[:-1, None] + share * edges.diff()[:, None]
     nodes = time_of_ratio(process, torch.tan(inner)).to(times.dtype)
@@ -68,13 +68,25 @@ def kl_factor(eta: Tensor) -> Tensor:
     return torch.where(eta == 0, torch.ones_like(eta), factor)
 
 
-def kl_weights(process: Process, t: Tensor, eta: Tensor, log_snr_step: Tensor) -> Tensor:
+def kl_weights(
+    process: Process,
+    t: Tensor,
+    eta: Tensor,
+    log_snr_step: Tensor,
+    t_next: Tensor | None = None,
+) -> Tensor:
     """w such that w‖Δx̂‖² is a node's share of the path KL: ½ factor (α/σ)² Δℓ; all shapes alike.
 
-    A change Δx̂ of the data estimate changes the score by (α/σ²) Δx̂.
+    A change Δx̂ of the data estimate changes the score by (α/σ²) Δx̂. A step that forgets the state
+    (η = ∞), x' = α' x̂ + σ' ξ at `t_next`, has no limit in continuous time: its own KL counts,
+    ½ (α'/σ')² ‖Δx̂‖².
     """
     cotangent = process.alpha(t) / process.sigma(t)
-    return kl_factor(eta) * cotangent**2 * log_snr_step / 2
+    weights = kl_factor(eta) * cotangent**2 * log_snr_step / 2
+    if t_next is None:
+        return weights
+    own = (process.alpha(t_next) / process.sigma(t_next)) ** 2 / 2
+    return torch.where(torch.isinf(eta), own, weights)
 
 
 def _edges(process: Process, times: Tensor) -> Tensor:

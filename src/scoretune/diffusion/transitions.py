@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.noise import randn
 
 Weight: TypeAlias = Tensor | float
 
@@ -129,7 +130,7 @@ def spread(numbers: Tensor, x: Tensor) -> Tensor:
 def fresh(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise like x, from the generator's device to x's."""
     device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    return randn(x.shape, generator, device=device, dtype=x.dtype).to(x.device)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from scoretune.backbones.digits import DigitReader, Digits, Handwriting, handwri
 from scoretune.batches import Condition, Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
+from scoretune.engine import Machine
 from scoretune.hooks import Average, Decay
 from scoretune.metrics import frechet_distance
 from scoretune.objectives.matching import Matching
@@ -53,7 +53,7 @@ def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> D
         source,
         Matching(policy_of(model)),
         optimiser,
-        accelerator(),
+        Machine(),
         updates=range(updates),
         hooks=hooks + ([progress] if progress else []),
     )
@@ -111,10 +111,3 @@ class Measure:
 def policy_of(model: Digits) -> Policy:
     """The base's ancestral sampler."""
     return Policy(model, GDDIM(1.0))
-
-
-def accelerator() -> Any:
-    """Whatever device there is."""
-    from accelerate import Accelerator
-
-    return Accelerator()

@@ -19,6 +19,7 @@ from scoretune.config import Sizes
 from scoretune.credit.energy import EnergyCredit, EnergyNetwork, Gate
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
+from scoretune.engine import Machine
 from scoretune.hooks import Decay
 from scoretune.metrics import frechet_distance
 from scoretune.objectives.score_action import ScoreAction
@@ -29,7 +30,6 @@ from scoretune.reproduce.digit_base import (
     QUICK,
     Budget,
     Measure,
-    accelerator,
     policy_of,
     prepared,
 )
@@ -94,7 +94,7 @@ def fine_tune(arm: str, steps: int, rate: float, seed: int, quick: bool, folder:
         _source(policy, times, arm, reader, budget, seed),
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
-        accelerator(),
+        Machine(),
         updates=range(budget.rounds),
         hooks=[watch, Decay(optimiser, rate, budget.rounds)],
     )

@@ -19,6 +19,7 @@ from scoretune.credit.critic import CriticCredit, Form
 from scoretune.critic import Critic, critic_for
 from scoretune.data import Prompts
 from scoretune.diffusion.processes import VP
+from scoretune.engine import Machine
 from scoretune.objectives.policy_gradient import PolicyGradient
 from scoretune.objectives.score_action import ScoreAction
 from scoretune.policy import Policy
@@ -126,8 +127,6 @@ def learn(
     rate: float,
 ) -> None:
     """Fine-tune by Adam with rate/(1 + update/20), after three rounds for the critic alone."""
-    from accelerate import Accelerator
-
     objective, credit = method(form, policy, batch * steps // 5)
     paths = source(policy, credit, steps, jitter, batch, 4, seed)
     for lap in range(3 if isinstance(credit, CriticCredit) else 0):
@@ -138,7 +137,7 @@ def learn(
         paths,
         objective,
         optimiser,
-        Accelerator(cpu=True),
+        Machine(),
         updates=range(updates),
         clip_norm=100.0,
         hooks=[lambda update, metrics: decay.step()],
