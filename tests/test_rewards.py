@@ -61,8 +61,8 @@ def test_brightness():
 # ---------------------------------------------------------------------------- by name
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_every_named_reward_gives_a_number_an_image(name):
+@pytest.mark.parametrize("name", ["reader", "compressibility", "incompressibility", "brightness"])
+def test_every_reward_without_a_model_gives_a_number_an_image(name):
     values = checked(named_reward(name), name, IMAGES, PROMPTS)
     assert values.shape == (3,)
     assert values.dtype == torch.float32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,37 @@ from scoretune.errors import UserError
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What a reward's network computes in."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A reward that can say what exactly scores: model ids, commits, hashes of weights."""
+
+    def fingerprint(self) -> Mapping[str, str]: ...
+
+
+def check_batch(batch: int) -> None:
+    """Raises UserError for a number of pictures at once that is none."""
+    if batch < 1:
+        raise UserError(f"batch={batch}: a reward scores at least one picture at a time")
+
+
+def in_batches(score: Reward, images: Tensor, prompts: Sequence[str], batch: int) -> Tensor:
+    """The rewards [B], `batch` pictures at a time."""
+    if len(prompts) != len(images):
+        raise UserError(f"{len(images)} images have {len(prompts)} prompts: give one each")
+    parts = [
+        score(images[start : start + batch], prompts[start : start + batch])
+        for start in range(0, len(images), batch)
+    ]
+    return torch.cat(parts) if parts else images.new_zeros(0)
+
+
+class RewardFailed(UserError):
+    """A reward that raised an error of its own on these images."""
 
 
 def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
@@ -26,7 +58,7 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
+        raise RewardFailed(
             f"reward {name!r} failed with {type(error).__name__}: {error}; it is called with "
             f"images {tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
         ) from error

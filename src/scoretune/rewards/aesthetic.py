@@ -1,0 +1,83 @@
+"""How beautiful a picture is held to be: LAION's aesthetic predictors on a CLIP embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoretune import clip_pixels, heads, pretrained
+from scoretune.errors import UserError
+from scoretune.rewards.base import Precision, check_batch, in_batches
+
+
+@dataclass(frozen=True)
+class Aesthetic:
+    """head(e / |e|) with e the CLIP image embedding: about 1 to 10, whatever the prompt.
+
+    head: a .safetensors file, converted from a published .pth: the five-layer
+    `sac+logos+ava1-l14-linearMSE` (the reward of DDPO, arXiv 2305.13301) or a linear one as
+    `sa_0_4_vit_l_14_linear`. model: the CLIP that it was trained on, folder or hub id, of which
+    only the picture's half is loaded. Has a gradient by the images.
+    """
+
+    head: str = ""
+    model: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    batch: int = 16
+    dtype: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
+        if not self.head:
+            raise UserError(
+                "aesthetic needs head=FILE.safetensors; LAION's sac+logos+ava1-l14-linearMSE.pth "
+                'converts with: python -c "import torch, safetensors.torch as s; s.save_file('
+                "torch.load('FILE.pth', weights_only=True), 'FILE.safetensors')\""
+            )
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> [B]; prompts are not looked at."""
+        return in_batches(self._score, images, prompts, self.batch)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The model with its hashes or commit, and the sha256 of the head."""
+        path = Path(self.head).expanduser()
+        if not path.is_file():
+            raise UserError(f"cannot read the head {self.head!r}: give a .safetensors file")
+        found = pretrained.identity(self.model, revision=self.revision)
+        return found | {"head": self.head, "sha256 of the head": pretrained.sha256(path)}
+
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        network, head = self._network.to(images.device), self._head.to(images.device)
+        pixels = self._pixels(images).to(network.dtype)
+        embedding = network(pixel_values=pixels).image_embeds.float()
+        return cast(Tensor, head(F.normalize(embedding, dim=-1)).squeeze(-1))
+
+    @cached_property
+    def _network(self) -> Any:
+        head = self._head  # first: it is refused sooner than the model loads
+        found: Any = pretrained.network(
+            "CLIPVisionModelWithProjection",
+            self.model,
+            revision=self.revision,
+            dtype=getattr(torch, self.dtype),
+        )
+        heads.check_width(head, self.head, found.config.projection_dim)
+        return found
+
+    @cached_property
+    def _head(self) -> nn.Sequential:
+        return heads.load(Path(self.head).expanduser())
+
+    @cached_property
+    def _pixels(self) -> clip_pixels.Pixels:
+        side = int(self._network.config.image_size)
+        told = pretrained.preprocessing(self.model, revision=self.revision)
+        return clip_pixels.read(told, self.model, side=side)

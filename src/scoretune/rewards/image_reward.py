@@ -1,0 +1,158 @@
+"""ImageReward: a BLIP that reads the prompt while looking at the picture (arXiv 2304.05977).
+
+BLIP's ViT turns the picture into tokens; its text encoder attends to them while it reads; five
+linear layers make one number of its first token, standardised with the published constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from scoretune import clip_pixels, heads, pretrained
+from scoretune.errors import UserError
+from scoretune.rewards.base import Precision, check_batch, in_batches
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the raw scores on the authors' data; from the release."""
+TOKENS = 35
+
+
+class Reader(nn.Module):
+    """BLIP up to its states: `vision_model.*` and `text_encoder.*`.
+
+    Both are the parts of transformers' BlipForImageTextRetrieval, under its names.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformers.models.blip.modeling_blip import BlipTextModel, BlipVisionModel
+
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+
+    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pixels [B, 3, side, side], token ids and their mask [B, L] -> first states [B, D]."""
+        seen = self.vision_model(pixel_values=pixels.to(self.vision_model.dtype)).last_hidden_state
+        states = self.text_encoder(
+            input_ids=tokens,
+            attention_mask=mask,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones_like(seen[..., 0], dtype=torch.long),
+        ).last_hidden_state
+        return cast(Tensor, states[:, 0])
+
+
+@dataclass(frozen=True)
+class ImageReward:
+    """(head(first token) − 0.167) / 1.033: about −2 to 2. Has a gradient by the images.
+
+    model: a folder or hub id with config.json (a BlipConfig), model.safetensors and a tokenizer.
+    The release is a pickle under other names, which `scoretune.conversions.image_reward` turns into
+    such a folder. tokenizer: folder or hub id, where the model's own has none.
+    """
+
+    model: str = ""
+    tokenizer: str = ""
+    revision: str | None = None
+    batch: int = 16
+    dtype: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
+        if not self.model:
+            raise UserError(
+                "image_reward needs model=FOLDER; make one of the released pickle, if you trust "
+                f"it: {_command('ImageReward.pt')}"
+            )
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
+        return in_batches(self._score, images, prompts, self.batch)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The model's and the tokenizer's folder or hub id, with hashes or commit."""
+        found = pretrained.identity(self.model, revision=self.revision)
+        if self.tokenizer:
+            other = pretrained.identity(self.tokenizer, revision=None)
+            found |= {f"tokenizer {key}": value for key, value in other.items()}
+        return found
+
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        reader, head = (part.to(images.device) for part in self._network)
+        words = self._words(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
+            return_tensors="pt",
+        ).to(images.device)
+        state = reader(self._pixels(images), words.input_ids, words.attention_mask)
+        return cast(Tensor, (head(state.float()).squeeze(-1) - MEAN) / STD)
+
+    @cached_property
+    def _config(self) -> Any:
+        from transformers import BlipConfig
+
+        pretrained.refuse_pickles(self.model, _command(self.model))
+        told = pretrained.file(self.model, "config.json", revision=self.revision)
+        return BlipConfig.from_pretrained(told.parent)
+
+    @cached_property
+    def _network(self) -> tuple[Reader, nn.Sequential]:
+        from accelerate import init_empty_weights
+
+        weights = self._weights()
+        first = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
+        rest = {k: v for k, v in weights.items() if not k.startswith("head.")}
+        try:
+            head = heads.stacked(first)
+            # BLIP draws its first token even so: a run's random numbers stay as they were
+            with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+                reader = Reader(self._config)
+            reader.load_state_dict(rest, strict=True, assign=True)
+        except (ValueError, RuntimeError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.model!r} holds no whole ImageReward ({told}): convert it again: "
+                f"{_command('ImageReward.pt')}"
+            ) from error
+        heads.check_width(head, self.model, self._config.text_config.hidden_size)
+        reader.to(getattr(torch, self.dtype))
+        return reader.requires_grad_(False).eval(), head
+
+    def _weights(self) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        _ = self._config  # refuses what is no such folder
+        path = pretrained.file(self.model, "model.safetensors", revision=self.revision)
+        try:
+            return cast("dict[str, Tensor]", load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {str(path)!r} ({error}): fetch it again") from error
+
+    @cached_property
+    def _words(self) -> Any:
+        source = self.tokenizer or self.model
+        return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
+
+    @cached_property
+    def _pixels(self) -> clip_pixels.Pixels:
+        side = int(self._config.vision_config.image_size)
+        return clip_pixels.Pixels(side=side, resize=side)
+
+
+def _command(pickle: str) -> str:
+    """The line that converts the release."""
+    name = pickle if Path(pickle).suffix in pretrained.PICKLES else "ImageReward.pt"
+    return (
+        'python -c "import torch; from scoretune import conversions as c; c.image_reward('
+        f"torch.load({name!r}, weights_only=True), 'FOLDER')\""
+    )
