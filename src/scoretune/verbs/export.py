@@ -1,0 +1,68 @@
+"""`scoretune export`: a run's model in the forms that others read, and to the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scoretune.errors import UserError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write (default: the run's export/).")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of the LoRA: diffusers, peft or kohya.")
+    ] = "diffusers",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The whole pipeline, with what was learned in it.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Upload the folder to the hub as ORG/NAME, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="push: for all to see.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+) -> None:
+    """Write a run's LoRA, or the merged model, with a model card; and upload it if told to."""
+    if public and push is None:
+        raise UserError("--public is about --push ORG/NAME: give it too, or leave it out")
+    from scoretune import export as forms
+
+    form = "merged" if merge else format_
+    folder = to or run / "export" / form
+    api = forms.hub() if push else None  # before anything is written
+    _write(run, folder, form)
+    url = forms.push(folder, push, public=public, api=api) if push else None
+    if json_:
+        typer.echo(json.dumps({"folder": str(folder), "form": form, "url": url}))
+        return
+    typer.echo(f"{form} in {folder}")
+    if url is not None:
+        typer.echo(f"on the hub, {'for all to see' if public else 'private'}: {url}")
+
+
+def _write(run: Path, folder: Path, form: str) -> None:
+    from scoretune import card, merging, samples
+    from scoretune import export as forms
+    from scoretune.backbones import scores
+    from scoretune.runs import recorded
+
+    settings = recorded(run)
+    if form != "merged":
+        forms.check(form)
+    if scores.home(run) is not None:
+        raise UserError(
+            f"{str(run / 'model')!r} is the whole model already, which scoretune sample and "
+            "model.source take: nothing is left to export"
+        )
+    policy = samples.load(run)
+    if form == "merged":
+        merging.merge(policy, settings.model, folder)
+    else:
+        forms.write(policy, folder, form)
+    card.write(run, folder, form)

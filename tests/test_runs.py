@@ -1,0 +1,225 @@
+"""`scoretune runs`: what became of runs, however broken, and some of them side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoretune import recipes, run_index, runs, settings
+from scoretune.errors import UserError
+from scoretune.run import launch
+from scoretune.run_curves import write_page
+
+
+class Silent:
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def real(tiny, tmp_path_factory) -> Path:
+    """A finished run of the shipped model, made once."""
+    torch.manual_seed(0)
+    run = settings.changed(recipes.named("ddpo"), [*tiny, "evaluation.gap.steps=[2]"])
+    folder = tmp_path_factory.mktemp("runs") / "real"
+    runs.record(run, folder, 1)
+    launch(run, folder, Silent())
+    return folder
+
+
+def changed(folder: Path, **values: object) -> None:
+    """Other values at the top of a run's description."""
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def assigned(folder: Path, *assignments: str) -> None:
+    """Other settings of a run that is there."""
+    config = settings.changed(runs.recorded(folder), assignments).model_dump()
+    changed(folder, config=config)
+
+
+@pytest.fixture
+def several(real, tmp_path) -> Path:
+    """A finished run, one that was killed, one that never began, and one that is broken."""
+    for name, started in [("done", "2026-01-02"), ("killed", "2026-01-04"), ("new", "2026-01-03")]:
+        shutil.copytree(real, tmp_path / "runs" / name)
+        changed(tmp_path / "runs" / name, started=started)
+    killed, new, broken = (tmp_path / "runs" / name for name in ("killed", "new", "deep/broken"))
+    (killed / "result.json").unlink()
+    lines = (killed / "metrics.jsonl").read_text().splitlines()
+    (killed / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:9])
+    for path in new.iterdir():
+        if path.name != "run.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_bytes(b"\xff{")
+    (tmp_path / "runs" / "notes.txt").write_text("none of them")
+    return tmp_path / "runs"
+
+
+def test_every_run_is_listed_newest_first_with_what_became_of_it(several, real):
+    found = run_index.listed(several)
+    assert [Path(one.run).name for one in found] == ["killed", "new", "done", "broken"]
+    assert [one.state for one in found] == ["stopped at 1", "stopped at 0", "finished", "damaged"]
+    assert [(one.done, one.updates) for one in found] == [(1, 2), (0, 2), (2, 2), (0, None)]
+    done, result = found[2], json.loads((real / "result.json").read_text())
+    assert done.recipe == "ddpo"
+    assert done.model == "scenes"
+    base, final = result["reward_base"]["deterministic"], result["reward"]["deterministic"]
+    assert done.reward == (base, final)
+    judge = result["judge"]
+    assert done.judge == (judge["base"]["overall"], judge["final"]["overall"])
+    assert done.seconds == result["seconds"]
+    assert found[1].reward == (None, None)
+    assert found[1].judge is None
+
+
+def test_a_run_that_its_guard_ended_says_so(several):
+    path = several / "done" / "result.json"
+    result = json.loads(path.read_text())
+    result["guard"]["ended"] = 1
+    path.write_text(json.dumps(result))
+    assert run_index.summary(several / "done").state == "ended by its guard at 1"
+
+
+BROKEN = [
+    b"",
+    b"[]",
+    b"null",
+    b"7",
+    b'{"config": 3}',
+    b"{" * 9,
+    b"\x00\xff",
+    b'{"update": {}}\n[]\n',
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize(
+    "name", ["run.json", "result.json", "metrics.jsonl", "evaluations.jsonl", "alarms.jsonl"]
+)
+def test_nothing_in_a_folder_breaks_the_list(real, tmp_path, name, content):
+    home = tmp_path / "one"
+    home.mkdir()
+    for file in real.iterdir():
+        if file.is_file():
+            shutil.copy(file, home)
+    (home / name).write_bytes(content)
+    (one,) = run_index.listed(tmp_path)
+    assert one.state in {"finished", "damaged", "stopped at 2"}
+    if name == "run.json":
+        assert one.state == "damaged"
+    run_index.compare([home, real])
+
+
+def test_a_cut_checkpoint_is_damage(several):
+    newest = max((several / "killed" / "checkpoints").glob("step-*"))
+    (newest / "manifest.json").unlink()
+    assert run_index.summary(several / "killed").state == "damaged"
+
+
+def test_only_what_differs_is_compared(several, real):
+    other = several / "killed"
+    assigned(other, "optimiser.learning_rate=0.25", "model.rank=3")
+    compared = run_index.compare([several / "done", other])
+    rate = runs.recorded(real).optimiser.learning_rate
+    assert compared.settings == {
+        "model.rank": ("16", "3"),
+        "optimiser.learning_rate": (str(rate), "0.25"),
+    }
+    assert compared.names == ("done", "killed")
+    result = json.loads((real / "result.json").read_text())
+    gain = result["gain"]["judge"]
+    assert compared.results["gain of judge"] == (run_index.Interval(**gain), None)
+    assert compared.results["state"] == ("finished", "stopped at 1")
+    gap = result["gap"]["final"]
+    expected = run_index.Interval(gap["mean"], gap["low"], gap["high"])
+    assert compared.results["sampler gap"][0] == expected
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(real, tmp_path):
+    for place in ("a", "b"):
+        shutil.copytree(real, tmp_path / place / "run")
+    compared = run_index.compare([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    assert compared.names == ("a/run", "b/run")
+    assert compared.settings == {}
+
+
+def test_a_number_with_its_interval_reads_as_people_write_it():
+    assert str(run_index.Interval(0.12345, -0.5, 0.75)) == "0.123 (-0.5 to 0.75)"
+    assert str(run_index.Interval(123456.0)) == "123456"
+
+
+def test_the_command_lists_them(command, several):
+    listed = command("runs", several)
+    assert listed.code == 0, listed.err
+    rows = [line for line in listed.out.splitlines() if "│" in line]
+    assert [re.split(r"\s*│\s*", row)[1] for row in rows] == [
+        "killed",
+        "new",
+        "done",
+        "deep/broken",
+    ]
+    assert "finished" in rows[2]
+    found = json.loads(command("runs", several, "--json").out)
+    assert [one["state"] for one in found] == [one.state for one in run_index.listed(several)]
+    (several / "empty").mkdir()
+    assert command("runs", several / "empty").out == f"no runs below {several / 'empty'}\n"
+
+
+def test_the_command_compares_them_on_a_page(command, several, tmp_path):
+    page = tmp_path / "pages" / "both.html"
+    done = command("runs", "compare", several / "done", several / "killed", "--out", page)
+    assert done.code == 0, done.err
+    assert "all settings are the same" in done.out
+    assert f"look at {page}" in done.out
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=[\"'](?!#)|url\((?!#)|<script|@import", text)
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) == 6  # reward twice, judge, reader, path KL, loss
+    for chart in charts:
+        ElementTree.fromstring(chart)
+        assert "done" in chart
+    assert "Judge accuracy" in text
+    again = tmp_path / "again.html"
+    command("runs", "compare", several / "done", several / "killed", "--out", again)
+    assert again.read_bytes() == page.read_bytes()
+    plain = command("runs", "compare", several / "done", several / "killed", "--json")
+    assert json.loads(plain.out)["runs"] == ["done", "killed"]
+
+
+def test_the_command_opens_a_report(command, several, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    done = command("runs", "open", several / "done")
+    assert done.out == f"{several / 'done' / 'report.html'}\n"
+    assert opened == [(several / "done" / "report.html").as_uri()]
+    refused = command("runs", "open", several / "new")
+    assert refused.code == 2
+    assert "a report is written when a run ends" in refused.err
+    assert len(opened) == 1
+
+
+def test_what_cannot_be_compared_or_listed_is_a_line(command, several):
+    for words, said in [
+        (("compare", several / "done"), "name two runs or more"),
+        (("compare", several / "done", several), "is no run folder"),
+        (("open",), "name one run"),
+        ((several / "nothing",), "there is no folder"),
+        ((several, several), "one folder at a time"),
+        ((several, "--out", "x.html"), "--out is for scoretune runs compare"),
+    ]:
+        refused = command("runs", *words)
+        assert refused.code == 2
+        assert said in refused.err
+        assert refused.err.count("\n") == 1
+    compared = run_index.compare([several / "done", several / "killed"])
+    with pytest.raises(UserError, match="cannot write"):
+        write_page(compared, several / "notes.txt" / "page.html")
