@@ -27,7 +27,7 @@ FLOORS = {
     "trackers",
     7: "fit_parts data_page progress models gap guard merging run_index card_results",
     8: "fit card run_curves planning planning.*",
-    9: "run recipes",
+    9: "course run recipes",
     10: "plan samples family_parity laws.*",
     11: "reproduce.* doctor families gap_page benchmarks.*",
     12: "verbs.*",
@@ -39,6 +39,7 @@ CATALOGUES = {"backbones", "rewards", "credit", "objectives"}
 SIDEWAYS = {
     ("ranks", "errors"),
     ("seeing", "pretrained"),
+    ("run", "course"),
     ("report", "report_figures"),
     ("report", "report_record"),
     ("report", "report_cards"),

@@ -556,7 +556,7 @@ def test_too_many_at_once_are_asked_to_come_back():
         ("/", changed(images=[IMAGE, "AAAA"]), 400, "image 1 is not a PNG"),
         ("/", b"{", 400, "instead of JSON"),
         ("/", b" " * 300_000, 413, "300000 bytes, and 200000 at most"),
-        ("/", b" " * 3_000_000, 413, "3000000 bytes"),
+        ("/", b" " * 30_000_000, 413, "30000000 bytes"),
         ("/else", question(), 404, "nothing is at '/else'"),
     ],
 )

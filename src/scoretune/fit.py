@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune import checkpoints, data_page, draws, gallery, hooks
+from scoretune import checkpoints, data_page, draws, gallery, hooks, trackers
 from scoretune.backbones import scores
 from scoretune.batches import Examples, spans
 from scoretune.config import Run
@@ -38,6 +38,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     progress = _progress(parts, run, folder)
     first = progress.restore()
     progress.forget_after(first)
+    told = trackers.start(run, folder, first)
 
     def measured(update: int, picture: str | None = None) -> dict[str, Any]:
         watcher.stage("drawing samples")
@@ -49,6 +50,7 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
             **line,
         }
         hooks.append_line(progress.evaluations, line)
+        told.evaluated(line)
         watcher.stage("training")
         return line
 
@@ -69,11 +71,12 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
             first,
             watcher.line,
             note,
-            [*([parts.adaptive.adapt] if parts.adaptive else []), parts.average],
+            [told, *([parts.adaptive.adapt] if parts.adaptive else []), parts.average],
         ),
     )
     base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     result = _compared(base, measured(run.updates, "after"), _floor(parts, run))
+    told.finish()
     result |= {
         "network_evaluations": parts.policy.calls,
         "seconds": round(progress.clock.seconds(), 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from scoretune import hardware, hooks, methods, ranks
+from scoretune import hardware, hooks, methods, ranks, trackers
 from scoretune.backbones import scores
 from scoretune.backbones.scores import ScoreNetwork
 from scoretune.batches import Objective, Source
@@ -44,6 +44,7 @@ class Parts:
 def check(run: Run) -> None:
     """Refuse settings that do not fit, before anything is read or loaded."""
     model, chosen = run.model, run.objective
+    trackers.check(run)
     if ranks.team().size > 1:
         raise UserError("a network of one's own learns in one process: start it without torchrun")
     new = model.source in NEW_NETWORKS

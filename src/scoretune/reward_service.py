@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(length[:20])
         problem = self._problem(size)
         if problem is not None:
-            self._discard(min(size, 4 * service.limit))  # who still speaks cannot hear
+            self._discard(min(size, MOST_BYTES))  # who still speaks cannot hear
             raise problem
         if not service.places.acquire(blocking=False):
             self._discard(size)

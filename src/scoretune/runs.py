@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from scoretune import ranks
-from scoretune.config import Run
+from scoretune.config import Run, of_data
 from scoretune.errors import UserError
+from scoretune.scorers import fingerprint
 from scoretune.settings import validated
 
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
@@ -39,6 +40,7 @@ def record(run: Run, folder: Path, threads: int) -> None:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **_versions()},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reward": None if of_data(run) else fingerprint(run.reward),
         "config": run.model_dump(),
     }
     try:
