@@ -94,8 +94,8 @@ def test_a_pipeline_of_another_class(train, model):
     index = model / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
     text = train(f"model.source={model}")
-    assert "holds a FluxPipeline, not a StableDiffusionPipeline" in text
-    assert "Stable Diffusion 1.x and 2.x" in text
+    assert "says that it holds a FluxPipeline, but its network, a UNet2DConditionModel, is" in text
+    assert "is that of a StableDiffusionPipeline or a StableDiffusionXLPipeline or" in text
 
 
 def test_pickled_weights(train, model):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from scoretune import pipelines
+from scoretune import pipelines, sharding
 from scoretune.backbones import (
     diffusion_transformer,
     flux,
@@ -25,7 +27,7 @@ from scoretune.backbones.recycled import inner, recycle
 from scoretune.config import Model, Run
 from scoretune.diffusion.processes import process_named
 from scoretune.errors import UserError
-from scoretune.hardware import furnish
+from scoretune.hardware import furnish, spreads
 from scoretune.imports import is_function
 from scoretune.networks import Perceptron
 from scoretune.policy import ATTENTION, Policy, add_adapter
@@ -42,13 +44,28 @@ FAMILIES: dict[str, Callable[..., Backbone]] = {
     **dict.fromkeys(unconditional.KINDS, unconditional.load),
 }
 """What loads each class of pipeline."""
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DENOISERS = {
+    stable_diffusion.KIND: ("UNet2DConditionModel",),
+    stable_diffusion_3.KIND: ("SD3Transformer2DModel",),
+    stable_diffusion_xl.KIND: ("UNet2DConditionModel",),
+    latent_consistency.KIND: ("UNet2DConditionModel",),
+    flux.KIND: ("FluxTransformer2DModel",),
+    diffusion_transformer.KIND: ("DiTTransformer2DModel", "Transformer2DModel"),
+    **dict.fromkeys(unconditional.KINDS, ("UNet2DModel",)),
+}
+"""What the network of each is called."""
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 
 
 def build_policy(run: Run, device: torch.device) -> Policy:
     """The model of a configuration behind its training kernel, with a fresh adapter."""
     backbone = _backbone(run.model)
-    move(backbone, device)
+    move(backbone, device, network=not spreads(run))
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, _targets(run.model, backbone))
     else:
@@ -58,15 +75,21 @@ def build_policy(run: Run, device: torch.device) -> Policy:
         backbone.scale, guidance = guidance, 1.0
     policy = Policy(_under(run, backbone), kernel(run.sampling), guidance)
     furnish(policy, run)
+    if spreads(run):
+        sharding.spread(backbone.network, device)
     return policy
 
 
-def move(backbone: Backbone, device: torch.device) -> None:
-    """Put all of a model on a device."""
+def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:
+    """Put all of a model on a device, or all but its network, which may be too large for one."""
     own = inner(backbone)
-    if isinstance(own, Pipelined):
+    if isinstance(own, Pipelined) and network:
         own.pipeline.to(device)
-    else:
+    elif isinstance(own, Pipelined):
+        for name, part in own.pipeline.components.items():
+            if isinstance(part, nn.Module) and name != own.part:
+                part.to(device)
+    elif network:
         own.network.to(device)
 
 
@@ -81,14 +104,32 @@ def _backbone(model: Model) -> Backbone:
         return users_own(model)
     shipped = model.source in world.SHIPPED
     where = str(world.shipped(model.source)) if shipped else model.source
-    kind = pipelines.described(where, model.revision).get("_class_name")
+    index = pipelines.described(where, model.revision)
+    kind = index.get("_class_name")
     if kind not in FAMILIES:
         raise UserError(
             f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes "
             f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
         )
+    _check_denoiser(where, kind, index)
     return FAMILIES[kind](
         where, revision=model.revision, dtype=dtype, size=model.size, without=model.without
+    )
+
+
+def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
+    """Refuse a pipeline whose network is of another family, and say which that is."""
+    named = index.get("unet") or index.get("transformer") or (None, None)
+    network = named[1]
+    if network in DENOISERS[kind] or network is None:
+        return
+    fitting = [family for family, known in DENOISERS.items() if network in known]
+    fits = (
+        f"is that of a {' or a '.join(fitting)}" if fitting else "is of no family of this version"
+    )
+    raise UserError(
+        f"{where!r} says that it holds a {kind}, but its network, a {network}, {fits}: give "
+        "model_index.json the right _class_name, or another folder"
     )
 
 

@@ -153,6 +153,20 @@ def test_a_kl_weight_is_the_kl_of_a_short_step():
             torch.testing.assert_close(found, weight * (change**2).sum(1), rtol=1e-3, atol=0)
 
 
+def test_a_step_that_forgets_the_state_weighs_what_its_own_kl_does():
+    process, x = VP(), torch.randn(4, 3, dtype=F64)
+    t, t_next = (torch.tensor(v, dtype=F64) for v in ([0.4, 0.5, 0.7, 0.9], [0.1, 0.3, 0.6, 0.7]))
+    kernel, change = Renoise(CPS(1.0)), torch.randn(4, 3, dtype=F64)
+    laws = [
+        kernel(process, x, estimate_of(process, x, t, data), t, t_next)
+        for data in (torch.zeros_like(x), change)
+    ]
+    eta = stochasticity(kernel, process, t, t_next)
+    assert bool(torch.isinf(eta).all())  # no member of the marginal-preserving family
+    weight = kl_weights(process, t, eta, torch.full_like(t, 0.2), t_next)
+    torch.testing.assert_close(laws[1].kl(laws[0]), weight * (change**2).sum(1))
+
+
 def estimate_of(process: Process, x: Tensor, t: Tensor, data: Tensor) -> Estimate:
     """The estimate at x whose data are `data`."""
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
