@@ -420,3 +420,72 @@ def test_ctrl_c(train, command, here):
     assert checkpoints.load(newest)["update"] == 1
     assert command("train", "--resume", "runs/tried").code == 0
     assert checkpoints.latest(Path("runs/tried/checkpoints")).name == "step-00000002"
+
+
+# ------------------------------------------------------------------- memory, and other machines
+
+
+def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, tiny, here):
+    """An update of a run runs out of memory; with smaller parts it goes on to the end."""
+    from scoretune.engine import Machine
+
+    step, updates = Machine.step, []
+
+    def short(machine: Machine, *rest: object, **named: object) -> float:
+        updates.append(machine.at_once)
+        if len(updates) == 2 and not machine.at_once:
+            raise MemoryError("DefaultCPUAllocator: not enough memory")
+        return step(machine, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "step", short)
+        changes = [*tiny, "sizes.accumulate=0", "updates=3"]
+        text = told("train", "ddpo", *changes, "--run", "runs/tried")
+        assert text.startswith("there is not enough memory (DefaultCPUAllocator: not enough memory")
+        assert ": set " in text and "nothing is lost" in text
+        assert "scoretune train --resume runs/tried and that setting" in text
+        done = command("train", "--resume", "runs/tried", "hardware.device_batch=2")
+        assert done.code == 0, done.err
+    recorded = json.loads((here / "runs" / "tried" / "run.json").read_text())
+    assert recorded["config"]["hardware"]["device_batch"] == 2
+    lines = (here / "runs" / "tried" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [1, 2, 3]
+    assert updates == [0, 0, 2, 2]
+
+
+def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, command, tiny, here):
+    assert command("train", "ddpo", *tiny, "--run", "runs/tried").code == 0
+    text = told("train", "--resume", "runs/tried", "sampling.steps=9")
+    assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
+    assert text.endswith("leave out 'sampling.steps=9'")
+    assert "leave out 'grpo'" in told("train", "--resume", "runs/tried", "grpo")
+    near = told("train", "--resume", "runs/tried", "hardware.device_batches=2")
+    assert "did you mean 'hardware.device_batch'?" in near
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["optimiser.kind=8bit"], "optimiser.kind=8bit is bitsandbytes': pip install"),
+        (
+            ["hardware.offload_paths=true", "objective.baseline=critic"],
+            "hardware.offload_paths is for likelihood ratios credited by outcome",
+        ),
+        (["tracking.trackers=tensorbord"], "did you mean 'tensorboard'?"),
+        (["model.precision=fp8"], "model.precision: Input should be 'fp32', 'bf16', 'fp16'"),
+        (["model.shape=[3,8,8]"], "model.shape is of a network of your own, module:function"),
+        (["model.size=30"], "model.size=30 is no multiple of"),
+    ],
+)
+def test_settings_of_the_machine(train, changes, said):
+    assert said in train(*changes)
+
+
+def test_more_processes_than_prompts_can_be_shared_by(told, tiny, here, monkeypatch):
+    from scoretune import ranks
+
+    monkeypatch.setattr(ranks, "team", lambda: ranks.Team(0, 2))
+    monkeypatch.setattr(ranks, "start", lambda asked: ranks.team())
+    text = told("train", "ddpo", *tiny, "sizes.prompts=3", "--run", "runs/tried")
+    assert text.startswith("sizes.prompts=3 cannot be shared equally by 2 processes")
+    assert text.endswith("set a multiple of 2")

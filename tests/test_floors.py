@@ -18,7 +18,7 @@ FLOORS = {
     1: "diffusion.* rl.* batches checkpoints metrics tables prompt_* gallery networks noise_tables "
     "pretrained clip_pixels heads "
     "artefacts watches windows pipelines calls imports labels scenes scenes.world scenes.draw "
-    "asking foreign remembering seeing wire",
+    "asking foreign remembering seeing sharding wire",
     2: "backbones.* rewards.* miniatures.* critic data train conversions control control.*",
     3: "policy scorers features datasets",
     4: "engine reward_service rollout windowed loras credit.*",

@@ -50,7 +50,9 @@ def train(
         str | None, typer.Argument(help="A method, e.g. score_as_action; `train` alone lists all.")
     ] = None,
     changes: Changes = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run folder; hardware.… may change.")
+    ] = None,
     run: Folder = None,
     processes: Annotated[
         int | None,
@@ -67,9 +69,10 @@ def train(
     ranks.start(processes)
 
     if resume is not None:
-        if recipe is not None or changes:
-            raise UserError("--resume repeats the run's own settings: leave out the recipe")
-        _train(_recorded(resume), resume, threads, json_)
+        from scoretune.runs import resumed
+
+        words = [word for word in (recipe, *(changes or [])) if word is not None]
+        _train(resumed(resume, words), resume, threads, json_)
         return
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.RECIPES)}), or --resume a run folder")
@@ -306,6 +309,8 @@ def _threads(count: int) -> None:
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune import ranks
     from scoretune.display import Live
+    from scoretune.hardware import short_of_memory
+    from scoretune.planning.knobs import worst_knob
     from scoretune.run import launch, ready
     from scoretune.runs import record
 
@@ -322,6 +327,13 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     except KeyboardInterrupt:
         live.stopped()
         raise
+    except Exception as error:
+        if not short_of_memory(error):
+            raise
+        raise UserError(
+            f"there is not enough memory ({error}): {worst_knob(run)}; nothing is lost, go on by "
+            f"scoretune train --resume {where} and that setting"
+        ) from error
     ranks.stop()
     if not main:
         return

@@ -7,16 +7,20 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from scoretune import ranks
 from scoretune.config import Run, of_data
 from scoretune.errors import UserError
 from scoretune.scorers import fingerprint
-from scoretune.settings import validated
+from scoretune.settings import changed, validated
 
+MACHINE = ("hardware", "tracking", "checkpoints")
+"""The settings that change no result."""
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -26,7 +30,10 @@ def record(run: Run, folder: Path, threads: int) -> None:
     if not ranks.team().main:
         return
     if path.exists():
-        if recorded(folder) != run:
+        known = recorded(folder)
+        if known != run and _apart_from_machine(known) == _apart_from_machine(run):
+            _note_change(path, run)
+        elif known != run:
             raise UserError(
                 f"{str(folder)!r} holds a run with other settings: choose another --run folder, or "
                 f"go on with it by: scoretune train --resume {folder}"
@@ -50,6 +57,28 @@ def record(run: Run, folder: Path, threads: int) -> None:
         raise UserError(
             f"cannot write to {str(folder)!r} ({error.strerror}): choose --run"
         ) from error
+
+
+def resumed(folder: Path, words: Sequence[str]) -> Run:
+    """The settings of a run folder, of which those that change no result may be changed."""
+    for word in words:
+        if not word.startswith(tuple(f"{part}." for part in MACHINE)):
+            raise UserError(
+                f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}: leave out "
+                f"{word!r}"
+            )
+    return changed(recorded(folder), words)
+
+
+def _apart_from_machine(run: Run) -> dict[str, Any]:
+    return run.model_dump(exclude=set(MACHINE))
+
+
+def _note_change(path: Path, run: Run) -> None:
+    described = json.loads(path.read_text()) | {"config": run.model_dump()}
+    aside = path.with_name(".writing")
+    aside.write_text(json.dumps(described, indent=2) + "\n")
+    os.replace(aside, path)
 
 
 def recorded(folder: Path) -> Run:

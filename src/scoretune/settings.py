@@ -42,6 +42,8 @@ def changed(run: Run, assignments: Iterable[str]) -> Run:
 
 def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
     """What follows from the change of the model's source."""
+    if "model.source" not in wanted:
+        return []
     source = str(wanted.get("model.source", run.model.source))
     chosen = run.objective
     if is_function(source):

@@ -1,0 +1,154 @@
+"""What a computation costs, found on tensors without numbers: memory alive at any moment, FLOPs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes at the worst moment, beyond what was there before, and floating-point operations."""
+
+    peak: float
+    flops: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.peak + other.peak, self.flops + other.flops)
+
+    def __mul__(self, number: float) -> Cost:
+        return Cost(self.peak * number, self.flops * number)
+
+
+FEW, MANY = 2, 8
+"""Batches that are measured: one of 1 is laid out in memory in its own way."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Costs of any batch from those of FEW and of MANY: nearly all of it grows with the batch."""
+
+    few: Cost
+    many: Cost
+
+    def at(self, batch: float) -> Cost:
+        """Of so many rows; none cost nothing."""
+        if batch <= 0:
+            return Cost(0, 0)
+        each = (self.many + self.few * -1) * (1 / (MANY - FEW))
+        return self.few + each * (batch - FEW)
+
+
+_ATEN = torch.ops.aten
+_FORMULAS = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention
+    ],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+NOTHING = Curve(Cost(0, 0), Cost(0, 0))
+
+
+def curve(work: Callable[[int], Any], known: Iterable[Tensor] = ()) -> Curve:
+    """Costs of `work(batch)` with tensors `known` that were there before."""
+    kept = list(known)
+    return Curve(cost(lambda: work(FEW), kept), cost(lambda: work(MANY), kept))
+
+
+def cost(work: Callable[[], Any], known: Iterable[Tensor] = ()) -> Cost:
+    """Costs of some work on the meta device: every tensor from its making to its end."""
+    ledger = _Ledger(known)
+    with _attention_in_pieces(), ledger:
+        result = work()
+    del result
+    return Cost(float(ledger.peak), float(ledger.flops))
+
+
+class _Ledger(TorchDispatchMode):
+    """Adds up the bytes of storages as operations make them, and takes them off as they end.
+
+    It counts FLOPs by torch's own formulas, but not through torch's own counter: that one keeps
+    recomputed activations alive.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive, self.peak, self.flops = 0, 0, 0
+        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=found)
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                self._enter(leaf.untyped_storage())
+        return found
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._leave, key, size)
+
+    def _leave(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.alive -= size
+
+
+@contextmanager
+def _attention_in_pieces() -> Iterator[None]:
+    """Within this context attention makes no matrix of all pairs: devices do not, and the meta
+    device would (FlashAttention, arXiv 2205.14135).
+
+    The function is exchanged, not overridden by a mode: backward passes would leave the mode, and
+    recomputed activations then differ from the first ones.
+    """
+    usual = vars(F)["scaled_dot_product_attention"]
+    vars(F)["scaled_dot_product_attention"] = partial(_attend, usual)
+    try:
+        yield
+    finally:
+        vars(F)["scaled_dot_product_attention"] = usual
+
+
+def _attend(
+    usual: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    fits = query.dim() == 4 and query.shape[-1] == value.shape[-1] and not enable_gqa
+    if not fits:
+        return usual(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = attn_mask.to(query.dtype)
+    flash = _ATEN._scaled_dot_product_flash_attention_for_cpu
+    return flash(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
