@@ -13,7 +13,7 @@ from scoretune import ranks
 from scoretune.batches import Condition, Examples, Round, Scores, Steps, Trajectory
 from scoretune.config import Sizes
 from scoretune.credit.base import Credit, Credited
-from scoretune.data import Prompts
+from scoretune.data import Prompts, order
 from scoretune.diffusion.noise import Rows, rand, randint
 from scoretune.policy import Policy
 from scoretune.ranks import Deal
@@ -135,12 +135,13 @@ class OnPolicy:
 
     def _next_prompts(self) -> list[str]:
         """The next prompts of all processes, each `group` times; every pass in its own order."""
+        laps: dict[int, list[int]] = {}
         chosen = []
         for place in range(self.cursor, self.cursor + self.sizes.prompts):
             lap, index = divmod(place, len(self.prompts))
-            shuffle = torch.Generator().manual_seed(self.seed * 7919 + lap)
-            order = torch.randperm(len(self.prompts), generator=shuffle)
-            chosen.append(self.prompts.texts[int(order[index])])
+            if lap not in laps:
+                laps[lap] = order(self.prompts, lap, self.seed)
+            chosen.append(self.prompts.texts[laps[lap][index]])
         self.cursor += self.sizes.prompts
         return [text for text in chosen for _ in range(self.sizes.group)]
 
