@@ -276,6 +276,8 @@ def scenes(
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2; Ctrl-C is 130."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: idle threads spin for the core
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # else they warn of torchvision
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         code = app(standalone_mode=False)  # a number where the command was stopped or wants help
     except UserError as error:

@@ -147,7 +147,9 @@ class Hardware(Strict):
     cache_prompts: bool = Field(
         False, description="encode every prompt once, then let go of the text encoders"
     )
-    decode_batch: int = Field(0, ge=0, description="pictures decoded at once; 0: all")
+    decode_batch: int = Field(
+        0, ge=0, description="pictures decoded at once; 0: about four megapixels"
+    )
     offload_paths: bool = Field(False, description="paths wait in the computer's memory")
     compile: bool = Field(False, description="torch.compile the network")
     channels_last: bool = Field(False, description="memory layout of convolutions")
@@ -343,7 +345,9 @@ class Evaluation(Strict):
     prompts: str | None = Field(
         None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
     )
-    per_task: int = Field(30, ge=0, description="scenes: prompts of each task; files: 0 takes all")
+    per_task: int = Field(
+        30, ge=0, description="scenes, or prompts trained on too: how many of each task; 0: all"
+    )
     solver: Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"] = "ddim"
     steps: int = Field(20, ge=1)
     every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoretune import ranks
+from scoretune import ranks, sharding
 from scoretune.batches import spans
 
 
@@ -22,19 +22,29 @@ class Machine:
 
     With a `scaler` losses are scaled before the backward pass, so that gradients in fp16 do not
     vanish, and steps whose gradients overflowed are left out (arXiv 1710.03740).
+
+    Where the weights are `spread` over the processes, these must ask the network equally often: one
+    that has fewer parts of a minibatch than another passes some row once more, which counts for 0.
     """
 
     device: torch.device | None = None
     at_once: int = 0
     scaler: torch.amp.GradScaler | None = None
+    spread: bool = False
 
-    def parts(self, batch: Any) -> Iterator[Any]:
-        """A minibatch in parts that fit the memory; none of one that other processes have."""
-        if self.at_once and len(batch) > self.at_once:
-            for span in spans(len(batch), self.at_once):
-                yield batch.take(span).to(self.device)
-        elif len(batch):
-            yield batch.to(self.device)
+    def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]:
+        """A minibatch in parts that fit the memory, and how many of its rows each stands for.
+
+        There are none of a minibatch that other processes have, unless the weights are spread: then
+        the first row of `some`, a batch that is not empty, stands for 0 rows.
+        """
+        cuts = list(spans(len(batch), self.at_once or max(len(batch), 1)))
+        most = ranks.most(len(cuts)) if self.spread else len(cuts)  # all ask before they compute
+        for cut in cuts:
+            part = batch if len(cuts) == 1 else batch.take(cut)
+            yield part.to(self.device), len(part)
+        for _ in range(most - len(cuts)):
+            yield some.take(slice(0, 1)).to(self.device), 0
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to those that are there."""
@@ -44,10 +54,10 @@ class Machine:
         self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> float:
         """One step with the gradients of all processes, at most `clip_norm` long; their length."""
-        ranks.add_up(parameters)
+        ranks.add_up(p for p in parameters if not sharding.is_slice(p))  # slices are added up
         if self.scaler is not None:
             self.scaler.unscale_(optimiser)
-        norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+        norm = sharding.clip(parameters, clip_norm)
         if self.scaler is None:
             optimiser.step()
         else:

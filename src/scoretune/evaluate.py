@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune import ranks
+from scoretune import ranks, sharding
 from scoretune.batches import Condition, spans
 from scoretune.data import Prompts
 from scoretune.policy import Policy, adapter_layers
@@ -64,12 +64,15 @@ def pictures(policy: Policy, prompts: Prompts, seed: int, walk: Walk, *, batch: 
         generator.manual_seed(seed + 1_000_003 * (team.rank + 1))
     images = []
     own = _share(len(prompts))
-    for span in spans(own.stop - own.start, batch):
-        place = slice(own.start + span.start, own.start + span.stop)
-        condition = policy.backbone.encode(prompts.texts[place])
+    mine = list(range(own.start, own.stop))
+    if sharding.is_spread(policy.backbone.network):  # all must ask the network equally often
+        mine += [len(prompts) - 1] * (ranks.most(len(mine)) - len(mine))
+    for span in spans(len(mine), batch):
+        place = mine[span]
+        condition = policy.backbone.encode([prompts.texts[i] for i in place])
         images.append(policy.backbone.decode(walk(condition, noise[place], generator)))
     shape = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
-    return ranks.gather(torch.cat([shape, *images]))
+    return ranks.gather(torch.cat([shape, *images])[: own.stop - own.start])
 
 
 def _share(whole: int) -> slice:
@@ -115,7 +118,9 @@ def act(
     images = pictures(policy, prompts, seed, walk, batch=batch)
     if not adapted:
         return images, None
-    return images, float(ranks.gather(torch.cat([images.new_zeros(0), *kls])).mean())
+    own = _share(len(prompts))
+    mine = torch.cat([images.new_zeros(0), *kls])[: own.stop - own.start]
+    return images, float(ranks.gather(mine).mean())
 
 
 def path_kl(

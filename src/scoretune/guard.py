@@ -226,7 +226,8 @@ def check(run: Run) -> tuple[Reward | None, Features | None]:
     named = run.guard.judge
     if run.guard.action == "off":
         return None, None
-    if named is not None and named in {name.partition("(")[0] for _, name in terms(run.reward, REWARDS)}:
+    optimised = {name.partition("(")[0] for _, name in terms(run.reward, REWARDS)}
+    if named is not None and named.partition("(")[0] in optimised:
         raise UserError(
             f"guard.judge={named} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"

@@ -19,6 +19,7 @@ from scoretune.backbones.recycled import inner
 from scoretune.config import Run
 from scoretune.engine import Machine
 from scoretune.errors import UserError
+from scoretune.imports import is_function
 from scoretune.policy import Policy
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,12 +55,17 @@ def remember(policy: Policy, run: Run, prompts: Iterable[str]) -> None:
         own.remember(list(prompts))
 
 
+def spreads(run: Run) -> bool:
+    """Whether a run's weights are spread over its processes: in a single one nothing changes."""
+    return run.hardware.shard and ranks.team().size > 1
+
+
 def machine(run: Run, device: torch.device) -> Machine:
     """Gradients and steps as a run asks for them."""
     scaler = None
     if run.model.precision == "fp16":
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)  # it grows if it can
-    return Machine(device, run.hardware.device_batch, scaler)
+    return Machine(device, run.hardware.device_batch, scaler, spreads(run))
 
 
 def optimiser(run: Run, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -99,6 +105,8 @@ def check(run: Run) -> None:
             f"{run.recipe!r} asks the network about its paths: leave it out, or lower "
             "sizes.prompts or sizes.group"
         )
+    if chosen.shard:
+        _check_shard(run)
 
 
 def short_of_memory(error: BaseException) -> bool:
@@ -106,6 +114,46 @@ def short_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def _check_shard(run: Run) -> None:
+    """Refuse what does not go with weights that are spread over the processes."""
+    for setting, is_set in _unspreadable(run).items():
+        if is_set:
+            raise UserError(f"hardware.shard does not go with {setting}: leave one of them out")
+    if run.model.rank:
+        return
+    for setting, is_set in _untrainable(run).items():
+        if is_set:
+            raise UserError(
+                f"hardware.shard with model.rank=0 does not go with {setting}: leave it out, or "
+                "set model.rank above 0"
+            )
+
+
+def _unspreadable(run: Run) -> dict[str, bool]:
+    """What asks the network more often in one process than in another, or takes it apart."""
+    chosen, objective = run.hardware, run.objective
+    return {
+        "hardware.compile": chosen.compile,
+        "hardware.channels_last": chosen.channels_last,
+        "objective.random": (
+            objective.kind == "direct" and objective.through == "steps" and objective.random
+        ),
+        "sizes.share below 1": objective.kind == "adjoint" and run.sizes.share < 1,
+        "objective.loss other than denoising": (
+            objective.kind == "matching" and objective.loss != "denoising"
+        ),
+    }
+
+
+def _untrainable(run: Run) -> dict[str, bool]:
+    """What does not know slices of trained weights."""
+    return {
+        "model.precision=fp16": run.model.precision == "fp16",
+        "optimiser.kind=8bit": run.optimiser.kind == "8bit",
+        "a network of your own": is_function(run.model.source),  # one process writes it
+    }
 
 
 def _checkpoint(network: nn.Module) -> None:

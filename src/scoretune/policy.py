@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoretune import sharding
 from scoretune.backbones.base import Adapter, Backbone, WithFeatures
 from scoretune.batches import Condition, spans
 from scoretune.diffusion import estimates
@@ -185,17 +186,24 @@ def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENT
 
 
 def adapter_state(network: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name: the adapter, or everything under full fine-tuning."""
-    return {name: p.data for name, p in network.named_parameters() if p.requires_grad}
+    """The trained tensors by name: the adapter, or everything under full fine-tuning.
+
+    Of weights that are spread over several processes the main one gets them whole, the others none.
+    """
+    return {name: sharding.whole(p.data) for name, p in _trained(network).items()}
 
 
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of `adapter_state`; both must name exactly the same tensors."""
-    own = adapter_state(network)
+    own = _trained(network)
     if own.keys() != state.keys():
         raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
-    for name, tensor in own.items():
-        tensor.copy_(state[name])
+    for name, parameter in own.items():
+        sharding.put(parameter, state[name])
+
+
+def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from scoretune import checkpoints, hooks, ranks
+from scoretune import checkpoints, hooks, ranks, sharding
 from scoretune.batches import Hook, Source
 from scoretune.config import Run
 from scoretune.policy import Policy, adapter_state, restore_adapter
@@ -65,7 +65,7 @@ class Progress:
             "seconds": self.clock.seconds(),
             "network_evaluations": self.calls(),
             "policy": adapter_state(self.policy.backbone.network),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": sharding.whole(self.optimiser.state_dict()),
             "source": self.source.state(),
             **{name: other.state() if other else None for name, other in self.others.items()},
             "random": checkpoints.random_state(),
@@ -78,7 +78,7 @@ class Progress:
             return 0
         state = checkpoints.load(newest)
         restore_adapter(self.policy.backbone.network, state["policy"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        sharding.restore(self.optimiser, state["optimiser"])
         self.source.restore(state["source"])
         for name, other in self.others.items():
             if other and state.get(name) is not None:  # older checkpoints know no guard

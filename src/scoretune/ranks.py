@@ -194,6 +194,15 @@ def count(number: int) -> int:
     return round(total({"": float(number)})[""])
 
 
+def most(number: int) -> int:
+    """The largest number that any process has."""
+    if team().size == 1:
+        return number
+    found = torch.tensor(number, device=device())
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def add_up(parameters: Iterable[Tensor]) -> None:
     """Add up the gradients of all processes; a process without one counts as zero."""
     if team().size == 1:

@@ -131,6 +131,8 @@ def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) 
 
 
 def held_out_prompts(run: Run) -> Prompts:
-    """What is evaluated: the named prompts, else held-out scenes, else a user's own prompts."""
-    fallback = "scenes-held-out" if run.model.source in world.SHIPPED else run.prompts
-    return read_prompts(run.evaluation.prompts or fallback, run.evaluation.per_task)
+    """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
+    chosen = run.evaluation
+    if chosen.prompts is None and run.model.source not in world.SHIPPED:
+        return read_prompts(run.prompts, chosen.per_task).few(chosen.per_task)
+    return read_prompts(chosen.prompts or "scenes-held-out", chosen.per_task)

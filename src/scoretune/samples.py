@@ -62,7 +62,8 @@ def draw(
         mute = policy.backbone.encode([""]).tokens.numel() == 0  # it knows no prompts
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
-        return _pictures(policy, prompts or [""] * count, out, (solver or "ddim", steps or 20), seed)
+        asked = prompts or [""] * count
+        return _pictures(policy, asked, out, (solver or "ddim", steps or 20), seed)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
     chosen, names = draws.noted(_home(path))

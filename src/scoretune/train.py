@@ -30,13 +30,14 @@ def train(
         batches = source(update)
         counts = batches.counts or [len(batch) for batch in batches.minibatches]
         together = batches.accumulate or len(counts)
+        some = next((batch for batch in batches.minibatches if len(batch)), None)
         sums: dict[str, float] = {}
         norms = []
         for first in range(0, len(counts), together):
             whole = sum(counts[first : first + together])
             for batch in batches.minibatches[first : first + together]:
-                for part in engine.parts(batch):
-                    share = len(part) / whole
+                for part, rows in engine.parts(batch, some):
+                    share = rows / whole
                     loss = objective(part)
                     engine.backward(loss.value * share)
                     measured = {"loss": float(loss.value.detach()), **loss.metrics}

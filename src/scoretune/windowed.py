@@ -96,9 +96,7 @@ def _remembered(
     log_probs, noisy = torch.zeros_like(nodes[:-1]), torch.zeros(len(data), dtype=torch.bool)
     log_probs[inside], noisy[inside] = acted[0].to(log_probs), acted[1]
     weights = torch.zeros_like(steps)
-    weights[inside] = kl_weights(
-        process, within[:-1], etas[inside], steps[inside], within[1:]
-    )
+    weights[inside] = kl_weights(process, within[:-1], etas[inside], steps[inside], within[1:])
     known, kls = None, None
     if reference:
         known = data.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,10 @@ class Backbone(Protocol):
         ...
 
 
+DECODED = 2**22
+"""Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
+
+
 @runtime_checkable
 class WithFeatures(Backbone, Protocol):
     """A backbone whose own forward pass can feed a critic, which then costs no second network."""
@@ -98,7 +103,7 @@ class Pipelined(ABC):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """What diffusers calls the parts that read prompts."""
     decode_batch: int = field(default=0, kw_only=True)
-    """Pictures decoded at once; 0: all."""
+    """Pictures decoded at once; 0: about four megapixels of them."""
     known: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
     """What the network is told for prompts that were encoded before, each [L, D]."""
 
@@ -164,7 +169,12 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
-        return torch.cat([self._pixels(part) for part in x0.split(self.decode_batch or len(x0))])
+        return torch.cat([self._pixels(part) for part in x0.split(self._decoded_at_once(x0))])
+
+    def _decoded_at_once(self, x0: Tensor) -> int:
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        pixels = math.prod(x0.shape[2:]) * factor**2
+        return self.decode_batch or max(1, DECODED // pixels)
 
     def _pixels(self, x0: Tensor) -> Tensor:
         vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0

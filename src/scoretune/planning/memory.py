@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from scoretune.backbones.base import DECODED
 from scoretune.config import (
     Adjoint,
     Consistency,
@@ -34,7 +35,7 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
         paths, steps = _paths(run, model, update.samples, update.states)
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
-        drawn = min(machine.decode_batch or update.samples, update.samples)
+        drawn = min(_decoded_at_once(run, model), update.samples)
         read = 0 if machine.cache_prompts else model.reading.at(update.samples + 1).peak
         found |= {
             "encoding": {"activations": read},
@@ -88,12 +89,17 @@ def _evaluating(run: Run, model: Model, facts: Facts, held_out: int) -> dict[str
     machine = run.hardware
     looked = min(EVALUATED, held_out)
     looked = min(machine.device_batch or looked, looked) * facts.guided
-    seen = min(machine.decode_batch or EVALUATED, EVALUATED, held_out)
+    seen = min(_decoded_at_once(run, model), EVALUATED, held_out)
     drawing, looking = model.drawing.at(seen), model.looking.at(looked)
     return {
         "pictures": 3 * held_out * model.picture,
         "activations": max(looking.peak, drawing.peak),
     }
+
+
+def _decoded_at_once(run: Run, model: Model) -> int:
+    pixels = max(1, model.picture // 12)  # three channels of four bytes
+    return run.hardware.decode_batch or max(1, DECODED // pixels)
 
 
 def _with_gradient(run: Run, model: Model) -> Curve:

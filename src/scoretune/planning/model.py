@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoretune import fit_parts, models
 from scoretune.backbones.recycled import inner
-from scoretune.config import Run, of_data
+from scoretune.config import Adjoint, Direct, Run, ScoreAction, of_data
 from scoretune.errors import UserError
 from scoretune.planning.hollow import META, hollow_policy, weights_of
 from scoretune.planning.ledger import NOTHING, Curve, curve
@@ -26,7 +26,8 @@ class Model:
     `trained` counts numbers, `sizes` those of each tensor; `state`, `picture` and `token` are bytes
     of one state, of one picture and of what the network is told of one prompt. `looking` is the
     network without gradient, `learning` with it, and `again` with activations that are computed
-    again; `drawing` and `sloping` decode without and with gradient; `reading` encodes texts.
+    again; `drawing` and `sloping` decode without and with gradient (measured where a method follows
+    a reward's gradient); `reading` encodes texts.
     """
 
     parts: dict[str, int]
@@ -54,7 +55,8 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
     else:
         policy = hollow_policy(run)
     try:
-        return policy, _measured(policy, next(iter(texts), ""))
+        sloped = isinstance(run.objective, ScoreAction | Direct | Adjoint)
+        return policy, _measured(policy, next(iter(texts), ""), sloped)
     except (NotImplementedError, RuntimeError) as error:  # it asks for the numbers in a tensor
         first = str(error).strip().splitlines()[0]
         raise UserError(
@@ -62,7 +64,7 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
         ) from error
 
 
-def _measured(policy: Policy, text: str) -> Model:
+def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     backbone, network = policy.backbone, policy.backbone.network
     own: Any = inner(backbone)
     told = _told(policy, text)
@@ -82,14 +84,7 @@ def _measured(policy: Policy, text: str) -> Model:
         look(1)  # tables that are made once
         looking = curve(look, known)
     learning, again = _with_gradients(network, trained, lambda: curve(learn, known))
-    shape = (3, *backbone.shape[1:])
-    if len(backbone.shape) == 3:
-        with torch.no_grad():
-            shape = tuple(backbone.decode(_states(policy, 1)).shape[1:])
-            drawing = curve(lambda rows: backbone.decode(_states(policy, rows)))
-        sloping = curve(lambda rows: _sloped(policy, rows))
-    else:
-        drawing = sloping = NOTHING
+    picture, drawing, sloping = _pictures(policy, sloped)
     encoders = tuple(getattr(own, "encoders", ()))
     return Model(
         parts=weights_of(policy),
@@ -97,7 +92,7 @@ def _measured(policy: Policy, text: str) -> Model:
         trained_bytes=4 * sum(p.numel() for p in trained),
         total=sum(p.numel() for p in network.parameters()),
         state=4 * math.prod(backbone.shape),
-        picture=4 * math.prod(shape),
+        picture=picture,
         token=told.element_size() * told[0].numel(),
         looking=looking,
         learning=learning,
@@ -108,6 +103,18 @@ def _measured(policy: Policy, text: str) -> Model:
         encoders=encoders,
         sizes=tuple(p.numel() for p in trained),
     )
+
+
+def _pictures(policy: Policy, sloped: bool) -> tuple[int, Curve, Curve]:
+    """Bytes of a picture, and the costs of decoding without and with gradient."""
+    decode, shape = policy.backbone.decode, policy.backbone.shape
+    if len(shape) != 3:  # a point or a series is what it is
+        return 4 * math.prod(shape), NOTHING, NOTHING
+    with torch.no_grad():
+        picture = decode(_states(policy, 1))
+        drawing = curve(lambda rows: decode(_states(policy, rows)))
+    sloping = curve(lambda rows: _sloped(policy, rows)) if sloped else NOTHING
+    return 4 * picture.numel(), drawing, sloping
 
 
 def _states(policy: Policy, rows: int) -> Tensor:
