@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+import peers
 from scoretune import config, recipes, settings
 from scoretune.rollout import prior
 from scoretune.run import Parts, build
@@ -175,8 +176,13 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=5)
     options.add_argument("--out", type=Path, default=Path("bench.json"))
     options.add_argument("--windows", action="store_true", help="MixGRPO's windows alone, printed")
+    options.add_argument("--peers", help="TRL beside ours: an interpreter with trl 0.23.1")
+    options.add_argument("--ddpo", type=Path, help="ddpo-pytorch's step beside ours: its file")
     chosen = options.parse_args()
     torch.set_num_threads(1)
+    if chosen.peers or chosen.ddpo:
+        peers.write(peers.compare(chosen.peers, chosen.ddpo, chosen.pairs))
+        return
     if chosen.windows:
         print(json.dumps(window_costs(chosen.pairs), indent=1))
         return

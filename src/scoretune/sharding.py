@@ -1,14 +1,15 @@
 """Weights spread over the processes: each keeps a slice of every weight (FSDP2, arXiv 2304.11277).
 
 A block's slices are gathered just before it computes, and let go of right after; in the backward
-pass they are gathered again. So no device needs room for a whole network, and all processes must
-ask it equally often. A LoRA stays whole in every process, since it is small: then only frozen
-weights are spread. Where all weights are trained, they, their gradients and the optimiser's state
-are slices (`DTensor`).
+pass they are gathered again. So a device needs room for its slices, a block or two, and what lies
+outside of blocks; and all processes must ask the network equally often. A LoRA stays whole in every
+process, since it is small: then only frozen weights are spread. Where all weights are trained,
+they, their gradients and the optimiser's state are slices (`DTensor`).
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,8 @@ REACHED_INTO = {("DiTTransformer2DModel", "transformer_blocks.0")}
 def spread(network: nn.Module, device: torch.device) -> None:
     """Keep this process's slices of a network's weights, on `device`, and let go of the rest.
 
-    Block by block, so that the device never holds more than its slices and one block. Whatever is
-    trained beside frozen weights stays whole. Raises UserError for what cannot be spread.
+    Block by block, so that the device never has to hold the whole. Whatever is trained beside
+    frozen weights stays whole. Raises UserError for what cannot be spread.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -122,7 +123,7 @@ def clip(parameters: Sequence[Tensor], limit: float) -> float:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
     rest = [p.grad for p in parameters if p.grad is not None and not is_slice(p)]
     own = [_own(gradient) for gradient in slices]
-    norm = (ranks.total({"": _square(own)})[""] + _square(rest)) ** 0.5
+    norm = math.sqrt(ranks.total({"": _square(own)})[""] + _square(rest))
     factor = limit / (norm + 1e-6)
     if not factor >= 1:  # it may be no number
         for gradient in (*own, *rest):
