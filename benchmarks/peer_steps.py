@@ -81,10 +81,11 @@ def _ours(
         t, t_next = nodes[k], nodes[k + 1]
         return kernel(process, x, estimates.read(process, estimates.noise, t, x, output), t, t_next)
 
-    def act() -> None:
+    def act() -> None:  # as `rollout.act_along` does it
         with torch.no_grad():
-            for k in range(STEPS):
-                move = step(k, output)
+            for k, weights in enumerate(kernel.weights(process, nodes[:-1], nodes[1:]).each()):
+                estimate = estimates.read(process, estimates.noise, nodes[k], x, output)
+                move = weights.over(x).transition(x, estimate)
                 move.log_prob(move.draw(generator))
 
     def judge() -> None:

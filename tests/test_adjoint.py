@@ -97,7 +97,7 @@ def learned(
     policy: Policy, path: Trajectory, choose: Chooser, credit: AdjointCredit
 ) -> tuple[Steps, Tensor]:
     """The chosen steps with their credit, and each sample's first of them."""
-    k, b, count = choose(path, torch.Generator().manual_seed(3))
+    k, b, count, _ = choose(path, torch.Generator().manual_seed(3))
     scores = Scores(judged(path.final, torch.arange(path.data.shape[1])))
     steps = transitions(path, credit(path, scores, judged, k, b), k, b, count)
     first = torch.full((path.data.shape[1],), len(path.data)).scatter_reduce(0, b, k, "amin")
@@ -299,10 +299,86 @@ def test_with_the_portable_path_kl_it_is_the_same_in_the_limit():
 def test_refl_is_the_gradient_of_the_reward_at_the_estimate():
     policy = nonlinear(GDDIM(1.0))
     path = act(policy, grids.karras(PROCESS, STEPS))
-    k, b, count = one_of_last(4)(path, torch.Generator().manual_seed(2))
+    k, b, count, _ = one_of_last(4)(path, torch.Generator().manual_seed(2))
     scores = Scores(judged(path.final, b))
     steps = transitions(path, RewardSlope()(path, scores, judged, k, b), k, b, count)
     found = gradient_of(-ScoreAction(policy, 0.0)(steps).value, policy)
     data = policy.estimate(path.states[k, b], path.times[k, b], path.condition).data
     exact = gradient_of(judged(data, b).mean(), policy)
     assert float((found - exact).norm()) < 1e-4 * float(exact.norm())
+
+
+# ------------------------------------------------------------------- the graph kept, or not
+
+
+def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Tensor, int]:
+    """Metrics, the whole gradient and the network evaluations of the first update of a run."""
+    from scoretune import recipes, settings
+    from scoretune.run import build
+    from scoretune.train import train
+
+    given = ["model.precision=fp64", "model.rank=2", "sizes.prompts=3", "sampling.steps=4"]
+    given.append("reward=brightness")
+    torch.manual_seed(0)
+    parts = build(settings.changed(recipes.named(recipe), [*given, *changes]))
+    for weight in parts.policy.parameters():  # else half of a fresh adapter has no gradient
+        weight.data += 0.05 * torch.randn_like(weight)
+    seen: dict[str, float] = {}
+    found: list[torch.Tensor] = []
+
+    class Looks(torch.optim.SGD):
+        def step(self, closure=None):  # type: ignore[override]
+            group = self.param_groups[0]["params"]
+            found.append(torch.cat([p.grad.flatten().clone() for p in group]))
+
+    train(
+        parts.source,
+        parts.objective,
+        Looks(parts.policy.parameters(), lr=1.0),
+        parts.engine,
+        updates=[0],
+        clip_norm=1e9,
+        hooks=[lambda update, metrics: seen.update(metrics)],
+    )
+    assert len(found) == 1
+    return seen, found[0], parts.policy.calls
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("draft", ["objective.last=1"]),
+        ("draft", ["objective.last=3", "model.guidance=3"]),
+        ("draft", ["objective.last=4", "sampling.jitter=true", "hardware.device_batch=2"]),
+        ("alignprop", ["objective.last=4"]),
+        ("alignprop", ["objective.last=3", "sizes.group=2", "sampling.shared_noise=true"]),
+        ("draft", ["model.source=scenes-flow", "reward=reader + 0.5*brightness"]),
+    ],
+)
+def test_a_kept_graph_has_the_gradient_of_the_adjoint(recipe, changes):
+    kept, gradient, calls = gradients_of(recipe, *changes, "objective.graph=kept")
+    apart, same, more = gradients_of(recipe, *changes, "objective.graph=steps")
+    assert float(same.norm()) > 0
+    # The reward is worked out in float32, which is what they differ by.
+    assert float((gradient - same).norm() / same.norm()) < 1e-5
+    assert kept["reward"] == pytest.approx(apart["reward"], abs=1e-6)
+    samples = 3 * (2 if "sizes.group=2" in changes else 1)
+    assert calls == samples * 4 * (2 if "model.guidance=3" in changes else 1) < more
+    assert {name for name in kept if name.startswith("reward")} == {
+        name for name in apart if name.startswith("reward")
+    }
+
+
+def test_a_graph_that_cannot_be_kept():
+    from scoretune import methods, recipes, settings
+
+    for changes in (["objective.kl_weight=0.1"], ["sizes.accumulate=2"]):
+        run = settings.changed(recipes.draft(), [*changes, "objective.graph=kept"])
+        with pytest.raises(UserError, match=r"objective\.graph=kept knows no path KL"):
+            methods.check(run, True)
+        plain = settings.changed(recipes.draft(), changes)
+        methods.check(plain, True)
+        assert not methods.keeps_graph(plain, plain.objective)
+    sparing = settings.changed(recipes.draft(), ["hardware.checkpointing=true"])
+    assert not methods.keeps_graph(sparing, sparing.objective)
+    assert methods.keeps_graph(recipes.alignprop(), recipes.alignprop().objective)

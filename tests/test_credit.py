@@ -31,10 +31,10 @@ from scoretune.policy import Policy
 from scoretune.rollout import prior, rollout
 from scoretune.sources import (
     any_steps,
+    deal_out,
     last_steps,
     one_of_last,
     reward_metrics,
-    shuffled,
     transitions,
 )
 
@@ -627,7 +627,7 @@ def test_every_transition_is_learned_once():
     path = path_of(5, jitter=True)
     k, b, steps = learned(path, 1.0)
     deal = ranks.deal(k, b, 5)
-    batches, counts = shuffled(steps, 7, torch.Generator().manual_seed(0), deal)
+    batches, counts = deal_out(steps, 7, torch.Generator().manual_seed(0), deal)
     assert counts == (7, 7, 7, 7, 2)
     assert [len(batch) for batch in batches] == [7, 7, 7, 7, 2]
     assert all(batch.path_steps == STEPS for batch in batches)

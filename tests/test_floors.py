@@ -23,8 +23,8 @@ FLOORS = {
     3: "policy scorers features datasets",
     4: "engine reward_service rollout windowed loras credit.*",
     5: "objectives.* sources evaluate config settings draws gap_plan",
-    6: "hardware hooks run_parts measure export report* display runs scenes.* methods gap_figure "
-    "trackers",
+    6: "differentiable hardware hooks run_parts measure export report* display runs scenes.* "
+    "methods gap_figure trackers",
     7: "fit_parts data_page progress models gap guard merging run_index card_results",
     8: "fit card run_curves planning planning.*",
     9: "course run recipes",
@@ -40,6 +40,7 @@ SIDEWAYS = {
     ("ranks", "errors"),
     ("seeing", "pretrained"),
     ("run", "course"),
+    ("methods", "differentiable"),
     ("report", "report_figures"),
     ("report", "report_record"),
     ("report", "report_cards"),

@@ -20,6 +20,7 @@ from scoretune.backbones import toy
 from scoretune.batches import Condition
 from scoretune.credit import AdjointCredit, CriticCredit, RewardSlope, TerminalCredit
 from scoretune.data import Prompts
+from scoretune.differentiable import Differentiable
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
 from scoretune.engine import Machine
@@ -258,8 +259,13 @@ def test_the_parts_of_each_method():
     assert made_of("score_as_action")[1].credit.form == "rate"
     assert made_of("score_as_action", "sampling.solver=ddim")[1].credit.form == "rate"
     assert isinstance(made_of("refl")[1].credit, RewardSlope)
+    for recipe in ("draft", "alignprop"):
+        source = made_of(recipe)[1]
+        assert isinstance(source, Differentiable)
+        assert (source.last, source.random) == ((3, False) if recipe == "draft" else (10, True))
     for recipe in ("draft", "alignprop", "adjoint_matching"):
-        credit = made_of(recipe)[1].credit
+        changes = [] if recipe == "adjoint_matching" else ["objective.graph=steps"]
+        credit = made_of(recipe, *changes)[1].credit
         assert isinstance(credit, AdjointCredit)
         assert credit.lean == (recipe == "adjoint_matching")
 
@@ -286,14 +292,20 @@ def test_sampling_settings_reach_the_source():
 def test_how_many_states_are_learned_from(recipe, steps, accumulate):
     """So many of each path's ten, and whether they make one step of the optimiser or several."""
     sizes = recipes.named(recipe).sizes
-    batches = made_of(recipe)[1](0)
+    changes = ["objective.graph=steps"] if recipe == "draft" else []
+    batches = made_of(recipe, *changes)[1](0)
     states = sizes.prompts * sizes.group * steps
     assert sum(len(batch) for batch in batches.minibatches) == states
     assert batches.accumulate == accumulate
 
 
 def test_alignprop_learns_from_a_random_number_of_steps():
-    source, paths = made_of("alignprop")[1], recipes.named("alignprop").sizes.prompts
+    one_graph = made_of("alignprop")[1](0).minibatches
+    first = torch.cat([batch.first for batch in one_graph])
+    assert sum(len(batch) for batch in one_graph) == recipes.named("alignprop").sizes.prompts
+    assert len(set(first.tolist())) > 2 and int(first.min()) >= 0 and int(first.max()) <= 9
+    source = made_of("alignprop", "objective.graph=steps")[1]
+    paths = recipes.named("alignprop").sizes.prompts
     rounds = [source(update) for update in range(3)]
     counts = [sum(len(batch) for batch in r.minibatches) for r in rounds]
     assert len(set(counts)) > 1

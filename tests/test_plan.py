@@ -130,6 +130,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
         ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
         ("draft", ["objective.last=2"], "sd"),
+        ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
         ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
         ("adjoint_matching", [], "sd"),
     ],
@@ -176,7 +177,10 @@ def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, m
 
 
 def test_alignprop_is_foretold_on_average(make):
-    run = make("alignprop", "objective.last=3", "sizes.prompts=4", "sizes.group=1")
+    sizes = ["objective.last=3", "sizes.prompts=4", "sizes.group=1"]
+    kept = counts.one_update(make("alignprop", *sizes), counts.Facts(VP())).calls
+    assert kept.rollouts + kept.learning == 4 * 4 and kept.credit == 0
+    run = make("alignprop", *sizes, "objective.graph=steps")
     found = counts.one_update(run, counts.Facts(VP()))
     drawn = list(product((1, 2, 3), repeat=4))  # how many steps each of four samples learns from
     assert found.calls.learning == sum(map(sum, drawn)) / len(drawn)

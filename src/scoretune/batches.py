@@ -173,6 +173,38 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Starts:
+    """Where paths begin that are followed with a gradient: states x [B, *S] at the step numbered
+    `first` [B] along `nodes` [B, N+1], the `noise` [B, N, *S] of every step, and the prompts."""
+
+    x: Tensor
+    first: Tensor
+    noise: Tensor
+    nodes: Tensor
+    condition: Condition
+    prompts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | None) -> Starts:
+        """The same on another device; None for where it is."""
+        return cast(Starts, _moved(self, device))
+
+    def take(self, index: Tensor | slice) -> Starts:
+        """Some of the paths."""
+        which = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
+        return Starts(
+            self.x[index],
+            self.first[index],
+            self.noise[index],
+            self.nodes[index],
+            self.condition.take(index),
+            tuple(self.prompts[i] for i in which.tolist()),
+        )
+
+
+@dataclass(frozen=True)
 class Loss:
     """A scalar to minimise, and numbers worth logging."""
 

@@ -280,6 +280,11 @@ class Direct(Strict):
     through: Literal["steps", "estimate"] = "steps"
     last: int = Field(1, ge=1, description="steps, from the end, that are learned from")
     random: bool = Field(False, description="a random number of them, up to `last`")
+    graph: Literal["auto", "kept", "steps"] = Field(
+        "auto",
+        description="kept: of all those steps at once; steps: of one at a time, less memory and "
+        "slower; auto: kept without a KL weight, hardware.checkpointing or sizes.accumulate",
+    )
     kl_weight: float = Field(0.0, ge=0)
 
 

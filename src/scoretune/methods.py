@@ -33,8 +33,9 @@ from scoretune.credit.running import RunningCredit
 from scoretune.credit.terminal import TerminalCredit
 from scoretune.critic import critic_for
 from scoretune.data import Prompts, read_pictures
+from scoretune.differentiable import Differentiable
 from scoretune.errors import UserError
-from scoretune.objectives import consistency, matching, policy_gradient, score_action
+from scoretune.objectives import consistency, direct, matching, policy_gradient, score_action
 from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
@@ -94,6 +95,11 @@ def check(run: Run, differentiable: bool) -> None:
         _check_window(run)
     if isinstance(chosen, PolicyGradient):
         _check_combination(chosen)
+    if isinstance(chosen, Direct) and chosen.graph == "kept" and not _may_keep(run, chosen):
+        raise UserError(
+            "objective.graph=kept knows no path KL, and makes one step of the optimiser an update: "
+            "set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
+        )
 
 
 def _check_combination(chosen: PolicyGradient) -> None:
@@ -165,7 +171,7 @@ def method(
             assert_never(chosen)
     features = isinstance(credit, CriticCredit) and credit.shares_features
     times = grid(policy.backbone.process, run.sampling)
-    source = OnPolicy(
+    paths = OnPolicy(
         policy=policy,
         prompts=prompts,
         reward=reward,
@@ -183,7 +189,22 @@ def method(
         shared_noise=run.sampling.shared_noise,
         home=torch.device("cpu") if run.hardware.offload_paths else None,
     )
-    return objective, source, trust
+    if isinstance(chosen, Direct) and keeps_graph(run, chosen):
+        objective = direct.Direct(policy, reward, run.reward)
+        return objective, Differentiable(paths, chosen.last, chosen.random), None
+    return objective, paths, trust
+
+
+def keeps_graph(run: Run, chosen: Direct) -> bool:
+    """Whether the last steps are followed with one graph, and not with one step's at a time."""
+    wanted = chosen.graph == "kept" or (
+        chosen.graph == "auto" and not run.hardware.checkpointing and _may_keep(run, chosen)
+    )
+    return wanted and chosen.through == "steps"
+
+
+def _may_keep(run: Run, chosen: Direct) -> bool:
+    return not chosen.kl_weight and run.sizes.accumulate == 0
 
 
 def _needs_ratios(chosen: Any, differentiable: bool) -> bool:

@@ -115,10 +115,12 @@ def act_along(
     A step without noise, as the last one to data without any, has the log-probability 0.
     """
     noisy = noisy_steps(policy.kernel, policy.backbone.process, nodes)
+    # The numbers of all steps at once: a step then costs little more than its noise.
+    steps = policy.kernel.weights(policy.backbone.process, nodes[:-1], nodes[1:]).each()
     states, data, log_probs = [x.to(home)], [], []
-    for k, (t, t_next) in enumerate(pairwise(nodes)):
-        estimate = look(k, x, t)
-        transition = policy.move(x, estimate, t, t_next)
+    for k, weights in enumerate(steps):
+        estimate = look(k, x, nodes[k])
+        transition = weights.over(x).transition(x, estimate)
         x = transition.draw(generator)
         states.append(x.to(home))
         data.append(estimate.data.to(home))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from scoretune import ranks
-from scoretune.batches import Condition, Examples, Round, Scores, Steps, Trajectory
+from scoretune.batches import Condition, Examples, Round, Scores, Starts, Steps, Trajectory
 from scoretune.config import Sizes
 from scoretune.credit.base import Credit, Credited
 from scoretune.data import Prompts, order
@@ -18,7 +18,7 @@ from scoretune.diffusion.noise import Rows, rand, randint
 from scoretune.policy import Policy
 from scoretune.ranks import Deal
 from scoretune.rewards.base import Reward, checked
-from scoretune.rewards.weighted import scored
+from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.rollout import prior, rollout
 from scoretune.windowed import windowed
 from scoretune.windows import Window
@@ -34,6 +34,7 @@ class Chosen(NamedTuple):
     rows: Tensor
 
 
+Dealt = TypeVar("Dealt", Steps, Starts)
 Chooser = Callable[[Trajectory, torch.Generator], Chosen]
 
 
@@ -64,8 +65,8 @@ class OnPolicy:
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
-        generator = self._generator(update)
-        texts = self._own_prompts()
+        generator = self.generator(update)
+        texts = self.own_prompts()
         condition = self.policy.backbone.encode(texts)
         path = self._roll(condition, update, generator)
 
@@ -85,10 +86,10 @@ class OnPolicy:
         if path.kls is not None:
             metrics["path_kl"] = float(ranks.gather(path.kls.sum(0)).mean())
         deal = ranks.deal(chosen.rows, chosen.b, len(texts))
-        batches, counts = shuffled(steps, self.sizes.minibatch, generator, deal)
+        batches, counts = deal_out(steps, self.sizes.minibatch, generator, deal)
         return Round(batches, metrics, self.sizes.accumulate, counts)
 
-    def _generator(self, update: int) -> torch.Generator:
+    def generator(self, update: int) -> torch.Generator:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
         found, team = Rows(), ranks.team()
         found.part, found.parts = team.rank, team.size
@@ -96,7 +97,7 @@ class OnPolicy:
 
     def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
         group = self.sizes.group if self.shared_noise else 1
-        noise = prior(self.policy, len(condition) // group, generator).repeat_interleave(group, 0)
+        noise = self.noise(len(condition), generator)
         if self.window is not None:
             return windowed(
                 self.policy,
@@ -128,7 +129,12 @@ class OnPolicy:
         self.cursor = state["cursor"]
         self.credit.restore(state["credit"])
 
-    def _own_prompts(self) -> list[str]:
+    def noise(self, samples: int, generator: torch.Generator) -> Tensor:
+        """What the paths begin with, [B, *S]; of one prompt perhaps the same."""
+        group = self.sizes.group if self.shared_noise else 1
+        return prior(self.policy, samples // group, generator).repeat_interleave(group, 0)
+
+    def own_prompts(self) -> list[str]:
         """This process's part of the next prompts, with all samples of each."""
         texts = self._next_prompts()
         return texts[ranks.team().own(len(texts))]
@@ -241,16 +247,16 @@ def transitions(
     )
 
 
-def shuffled(
-    steps: Steps, minibatch: int, generator: torch.Generator, deal: Deal
-) -> tuple[list[Steps], tuple[int, ...]]:
-    """The transitions in random order, cut into minibatches, and the sizes of these.
+def deal_out(
+    batch: Dealt, minibatch: int, generator: torch.Generator, deal: Deal
+) -> tuple[list[Dealt], tuple[int, ...]]:
+    """Transitions or starts in random order, cut into minibatches, and the sizes of these.
 
     Where several processes deal them out: this one's part of every minibatch, and the sizes of the
     whole.
     """
     chunks = deal.chunks(torch.randperm(deal.whole, generator=generator), minibatch)
-    batches = [steps.take(own.to(steps.x.device)) for own, _ in chunks]
+    batches = [batch.take(own.to(batch.x.device)) for own, _ in chunks]
     return batches, tuple(count for _, count in chunks)
 
 
@@ -270,12 +276,3 @@ def gathered(scores: Scores) -> Scores:
         {name: ranks.gather(part) for name, part in scores.parts.items()},
         team.own(len(scores) * team.size),
     )
-
-
-def reward_metrics(scores: Scores) -> dict[str, float]:
-    """The mean reward with its 95 % interval over the samples, and what each part adds to it."""
-    rewards = scores.total
-    spread = float(rewards.std()) if len(rewards) > 1 else 0.0
-    mean, error = float(rewards.mean()), 1.96 * spread / len(rewards) ** 0.5
-    parts = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
-    return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error, **parts}

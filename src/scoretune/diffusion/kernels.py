@@ -74,8 +74,7 @@ class _Linear(ABC):
     def __call__(
         self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
     ) -> Transition:
-        weights = self.weights(process, t, t_next).over(x)
-        return Transition(weights.mean(x, estimate), weights.std)
+        return self.weights(process, t, t_next).over(x).transition(x, estimate)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,17 @@ class Transition:
 
     def draw_with(self, noise: Tensor) -> Tensor:
         """x_next for a given standard normal ξ [B, *S]."""
-        return self.mean + self.std * noise
+        return torch.addcmul(self.mean, self.std, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
         mean, std = wide(self.mean), self._noisy_std("log-probability")
-        z = (wide(x) - mean) / std
+        away = wide(x) - mean
+        if std.numel() == len(std):  # one number a sample: divide what is summed already
+            std, flat = std.flatten(), away.flatten(1)
+            constant = (torch.log(std) + math.log(2 * math.pi) / 2) * flat.shape[1]
+            return (flat * flat).sum(1) / (-2 * std**2) - constant
+        z = away / std
         return _sum(-(z**2) / 2 - torch.log(std) - math.log(2 * math.pi) / 2)
 
     def kl(self, other: "Transition") -> Tensor:
@@ -115,6 +120,10 @@ class Weights:
         if total is None:
             raise ValueError("a step with no weight on x, x̂ and ε̂ goes nowhere")
         return total
+
+    def transition(self, x: Tensor, estimate: Estimate) -> Transition:
+        """The law of the next state; the weights must be `over` x already."""
+        return Transition(self.mean(x, estimate), self.std)
 
     def noisy(self) -> list[bool]:
         """Whether each step of a grid has any noise."""

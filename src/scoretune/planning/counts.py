@@ -27,6 +27,7 @@ from scoretune.config import (
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import Process
+from scoretune.methods import keeps_graph
 from scoretune.rollout import noisy_steps
 from scoretune.run_parts import grid, kernel, window
 from scoretune.windows import Window
@@ -92,13 +93,18 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
     at = window(run, times, facts.process)
     place = None if at is None else at(number)
     trained = _trained(run, facts, noisy, place)
-    minibatches = math.ceil(samples * trained / run.sizes.minibatch)
+    rolled, learned = _rollouts(run, facts, place), samples * trained
+    kept = isinstance(chosen, Direct) and keeps_graph(run, chosen)
+    if kept:  # the last steps are taken with their gradient, and only then
+        rolled -= samples * trained
+        learned = samples
+    minibatches = math.ceil(learned / run.sizes.minibatch)
     calls = Calls(
-        rollouts=_rollouts(run, facts, place),
+        rollouts=rolled,
         references=samples * (steps if place is None else run.sampling.window.size)
         if chosen.kl_weight > 0
         else 0,
-        credit=_credit(run, facts, trained),
+        credit=0 if kept else _credit(run, facts, trained),
         learning=samples * trained,
     )
     return Update(

@@ -18,6 +18,7 @@ from scoretune.config import (
     ScoreAction,
 )
 from scoretune.hardware import HALVES
+from scoretune.methods import keeps_graph
 from scoretune.planning.counts import Facts, form, one_update
 from scoretune.planning.ledger import Curve
 from scoretune.planning.model import Model
@@ -60,10 +61,17 @@ def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
         learned = update.samples
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
     halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
+    activations = _with_gradient(run, model).at(learned).peak
+    chosen = run.objective
+    if isinstance(chosen, Direct) and keeps_graph(run, chosen):  # of all steps, and of decoding
+        paths = min(run.sizes.minibatch, update.samples)
+        paths = min(run.hardware.device_batch or paths, paths)
+        step = _with_gradient(run, model).at(paths * facts.guided).peak
+        activations = min(chosen.last, update.steps) * step + model.sloping.at(paths).peak
     return {
         "states": _states(run, model, facts),
         "gradients": model.trained_bytes,
-        "activations": _with_gradient(run, model).at(learned).peak + halves,
+        "activations": activations + halves,
     }
 
 
@@ -148,6 +156,8 @@ def _paths(run: Run, model: Model, samples: int, states: float) -> tuple[float, 
 def _credit(run: Run, model: Model, facts: Facts) -> float:
     """Slopes go through network and decoder; all of a batch waits for its gradient."""
     chosen, batch, learning = run.objective, run.sizes.minibatch, _with_gradient(run, model)
+    if isinstance(chosen, Direct) and keeps_graph(run, chosen):
+        return 0
     batch = min(batch, run.sizes.prompts * run.sizes.group)
     pixels = model.sloping.at(batch).peak
     if isinstance(chosen, Adjoint) or (isinstance(chosen, Direct) and chosen.through == "steps"):

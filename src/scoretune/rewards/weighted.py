@@ -70,6 +70,15 @@ def scored(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) ->
     return Scores(torch.stack(list(parts.values())).sum(0), tuple(prompts), parts)
 
 
+def reward_metrics(scores: Scores) -> dict[str, float]:
+    """The mean reward with its 95 % interval over the samples, and what each part adds to it."""
+    rewards = scores.total.detach()
+    spread = float(rewards.std()) if len(rewards) > 1 else 0.0
+    mean, error = float(rewards.mean()), 1.96 * spread / len(rewards) ** 0.5
+    parts = {f"reward/{name}": float(part.detach().mean()) for name, part in scores.parts.items()}
+    return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error, **parts}
+
+
 def terms(text: str, known: Collection[str]) -> list[tuple[float, str]]:
     """The weights and terms of a sum; of a single term, whatever it is, 1 and that term.
 
