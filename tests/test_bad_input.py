@@ -388,10 +388,6 @@ def test_a_folder_that_is_no_run(told, here, verb):
     told(*verb, ".")
 
 
-def test_resuming_takes_no_settings(told, finished):
-    assert "leave out the recipe" in told("train", "ddpo", "--resume", finished)
-
-
 def test_a_folder_of_another_run(told, finished, tiny):
     text = told("train", "ddpo", *tiny, "seed=3", "--run", finished)
     assert "holds a run with other settings: choose another --run folder" in text

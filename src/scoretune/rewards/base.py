@@ -42,7 +42,7 @@ def in_batches(score: Reward, images: Tensor, prompts: Sequence[str], batch: int
 
 
 class RewardFailed(UserError):
-    """A reward that raised an error of its own on these images."""
+    """A reward that cannot judge these images: it fails, or returns another shape."""
 
 
 def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
@@ -63,7 +63,7 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
             f"images {tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
         ) from error
     if values.shape != (len(images),):
-        raise UserError(
+        raise RewardFailed(
             f"reward {name!r} returned shape {tuple(values.shape)} for {len(images)} images: "
             f"return one number an image, shape ({len(images)},)"
         )
