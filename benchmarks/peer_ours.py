@@ -51,12 +51,14 @@ def _epoch(recipe: str, changes: list[str], folder: Path, watch: Watch) -> Epoch
     parts = build(settings.changed(recipes.named(recipe), [*same, *changes]))
     pipeline, source, number = parts.policy.backbone.pipeline, parts.source, count()
     watch.follow(pipeline.unet, pipeline.vae.decoder)
-    source.credit = watch.around("credit", source.credit)
+    credited = getattr(source, "credit", None)  # a kept graph needs none
+    if credited is not None:
+        source.credit = watch.around("credit", credited)
     roll = watch.around("rollout", source)
 
     def epoch() -> None:
         train(roll, parts.objective, parts.optimiser, parts.engine, updates=[next(number)])
-        watch.seconds["rollout"] -= watch.seconds["credit"]
+        watch.seconds["rollout"] -= watch.seconds.get("credit", 0.0)
 
     return epoch
 

@@ -205,7 +205,7 @@ def test_the_verdict_in_json(monkeypatch, capsys):
     assert "NaN" not in told
     found = json.loads(told)
     assert [set(row) for row in found] == [
-        {"law", "expected", "measured", "tolerance", "passed"}
+        {"law", "expected", "measured", "tolerance", "passed", "of_scores"}
     ] * 3
     assert [row["passed"] for row in found] == [True, False, False]
     assert [row["measured"] for row in found] == [1.0, 3.9, None]
@@ -313,3 +313,17 @@ def test_a_grid_always_has_noise_left():
         estimate = estimates.Estimate(x, x)
         steps = Renoise(Posterior(1.0))(process, x, estimate, times[:-1], times[1:])
         assert bool((steps.std > 0).all())
+
+
+def test_a_network_that_is_no_score_fails_nothing(capsys):
+    """Equal marginals are a law of scores: a network that is none says so, and no more."""
+    own = Law("model: η = 1 and the ODE, z-score", 0, lambda device: 36.6, 4, "t", of_scores=True)
+    sound = Law("two", 2, lambda device: 2.0, 0.1, "arithmetic")
+    verdicts = [Verdict(own, 36.6), Verdict(sound, 2.0)]
+    assert doctor.failures(verdicts) == []
+    doctor.show(verdicts, "here")
+    told = capsys.readouterr().out
+    assert "FAILS" not in told and "no score" in told
+    assert "all 1 laws hold here; with noise the model draws another law than without" in told
+    broken = Verdict(own, float("nan"), error="it broke")
+    assert doctor.failures([broken, *verdicts]) == [broken]

@@ -24,7 +24,7 @@ FLOORS = {
     4: "engine reward_service rollout windowed loras credit.*",
     5: "objectives.* sources evaluate config settings draws gap_plan",
     6: "differentiable hardware hooks run_parts measure export report* display runs scenes.* "
-    "methods gap_figure trackers",
+    "methods gap_figure trackers stopping",
     7: "fit_parts data_page progress models gap guard merging run_index card_results",
     8: "fit card run_curves planning planning.*",
     9: "course run recipes",

@@ -256,3 +256,46 @@ def test_ten_kills_of_the_real_command(tmp_path, tiny):
     subprocess.run([*TRAIN, "--resume", str(folder)], check=True, capture_output=True)
     print(f"adapter {adapter_hash(folder)[:16]}, undisturbed {adapter_hash(undisturbed)[:16]}")
     assert_same_run(folder, undisturbed, updates)
+
+
+# ------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny):
+    """Nothing that was learned is lost, however rarely the run saves."""
+    run = configured("ddpo", tiny, "updates=4", "checkpoints.every=100")
+    whole = launch(run, tmp_path / "whole")
+
+    class Impatient(Silent):
+        def line(self, numbers: dict[str, Any]) -> None:
+            if numbers.get("update") == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    from scoretune.run import launch as begin
+
+    folder = tmp_path / "run"
+    runs.record(run, folder, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        begin(run, folder, Impatient())
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert begin(run, folder, Silent())["network_evaluations"] == whole["network_evaluations"]
+    assert_same_run(folder, tmp_path / "whole", 4)
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    from scoretune.stopping import Stopping
+
+    said: list[str] = []
+    stopping = Stopping(lambda update: None, said.append)
+
+    def interrupted_twice() -> None:
+        with stopping.listening():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            assert said == ["stopping after this update; Ctrl-C again stops at once"]
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()

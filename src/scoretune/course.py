@@ -15,7 +15,7 @@ import torch
 
 from scoretune import card, export, gallery, gap, guard, hooks, ranks, trackers
 from scoretune.backbones import own
-from scoretune.batches import Objective, Source
+from scoretune.batches import Hook, Objective, Source
 from scoretune.config import PolicyGradient, Run, ScoreAction
 from scoretune.data import Prompts
 from scoretune.engine import Machine
@@ -27,6 +27,7 @@ from scoretune.objectives.base import TrustRegion
 from scoretune.policy import Policy
 from scoretune.progress import Progress
 from scoretune.rewards.base import Reward
+from scoretune.stopping import Stopping
 from scoretune.trackers import Trackers
 from scoretune.train import train
 
@@ -79,17 +80,19 @@ class Course:
     def _learn(self) -> None:
         parts, run = self.parts, self.run
         trust = [parts.trust.adapt] if parts.trust else []
-        train(
-            parts.source,
-            parts.objective,
-            parts.optimiser,
-            parts.engine,
-            updates=self.watch.while_calm(range(self.first, run.updates)),
-            clip_norm=run.optimiser.clip_norm,
-            hooks=self.progress.hooks(
-                self.first, self.watcher.line, self._note, [self.told, *trust]
-            ),
-        )
+        stopping = Stopping(self.progress.save, self.watcher.stage)
+        between: list[Hook] = [self.told, *trust]
+        hooks = self.progress.hooks(self.first, self.watcher.line, self._note, between)
+        with stopping.listening():
+            train(
+                parts.source,
+                parts.objective,
+                parts.optimiser,
+                parts.engine,
+                updates=self.watch.while_calm(range(self.first, run.updates)),
+                clip_norm=run.optimiser.clip_norm,
+                hooks=[*hooks, stopping],
+            )
 
     def _end(self) -> dict[str, Any]:
         run, watch = self.run, self.watch

@@ -13,7 +13,7 @@ import torch
 
 from scoretune import fit, fit_parts, guard, hardware, ranks, trackers
 from scoretune.backbones import scores
-from scoretune.config import NEW_NETWORKS, Model, Run, of_data
+from scoretune.config import NEW_NETWORKS, Matching, Model, Run, of_data
 from scoretune.course import Parts, course
 from scoretune.data import Prompts, read_prompts
 from scoretune.diffusion.processes import process_named
@@ -24,9 +24,10 @@ from scoretune.imports import is_function
 from scoretune.methods import check, method
 from scoretune.models import build_policy, users_own
 from scoretune.policy import Policy
+from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.scenes import world
-from scoretune.scorers import named_reward
+from scoretune.scorers import REWARDS, named_reward
 
 
 def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     """
     hardware.check(run)
     _check_source(run.model)
+    _check_world(run)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
     guard.check(run)
@@ -86,6 +88,25 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
         return prompts, held_out, reward
     check(run, differentiable)
     return prompts, held_out, reward
+
+
+def _check_world(run: Run) -> None:
+    """Refuse the shipped world's prompts and reader to a model that does not draw it."""
+    source = run.model.source
+    missing = source.startswith((".", "/", "~")) and not Path(source).exists()
+    draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
+    if draws_scenes or missing or isinstance(run.objective, Matching):
+        return
+    if run.prompts == "scenes":
+        raise UserError(
+            f"prompts=scenes, the default, are of the shipped digits, which {source!r} has not "
+            "learned: set prompts=FILE (one a line), or prompts=none, and a reward"
+        )
+    if "reader" in {name.partition("(")[0] for _, name in weighted.terms(run.reward, REWARDS)}:
+        raise UserError(
+            f"reward=reader, the default, judges the shipped digits, which {source!r} has not "
+            "learned: set reward=NAME, or a function of yours as reward=module:function"
+        )
 
 
 def _check_process(model: Model) -> None:

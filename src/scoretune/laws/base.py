@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Law:
-    """On a sound installation |measured(device) − expected| <= tolerance; `source` says why."""
+    """On a sound installation |measured(device) − expected| <= tolerance; `source` says why.
+
+    A law `of_scores` holds of networks that are exact scores: one that breaks it is no worse, but
+    its samplers draw different laws.
+    """
 
     name: str
     expected: float
     measured: Callable[[torch.device], float]
     tolerance: float
     source: str
+    of_scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,4 +47,5 @@ class Verdict:
             "measured": self.measured if math.isfinite(self.measured) else None,
             "tolerance": float(self.law.tolerance),
             "passed": self.passed,
+            "of_scores": self.law.of_scores,
         }

@@ -42,6 +42,7 @@ def laws_of(policy: Policy, base: Policy | None = None) -> tuple[Law, ...]:
                 draws.against_the_ode(eta),
                 4,
                 "the family has the same marginals (arXiv 2206.05564 eq. 6)",
+                of_scores=True,
             )
             for eta in ETAS
         ),
