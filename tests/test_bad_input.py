@@ -453,7 +453,7 @@ def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, command, 
     assert command("train", "ddpo", *tiny, "--run", "runs/tried").code == 0
     text = told("train", "--resume", "runs/tried", "sampling.steps=9")
     assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
-    assert text.endswith("leave out 'sampling.steps=9'")
+    assert "leave out 'sampling.steps=9' (to train further, scoretune export" in text
     assert "leave out 'grpo'" in told("train", "--resume", "runs/tried", "grpo")
     near = told("train", "--resume", "runs/tried", "hardware.device_batches=2")
     assert "did you mean 'hardware.device_batch'?" in near
@@ -485,3 +485,15 @@ def test_more_processes_than_prompts_can_be_shared_by(told, tiny, here, monkeypa
     text = told("train", "ddpo", *tiny, "sizes.prompts=3", "--run", "runs/tried")
     assert text.startswith("sizes.prompts=3 cannot be shared equally by 2 processes")
     assert text.endswith("set a multiple of 2")
+
+
+def test_a_model_of_ones_own_needs_prompts_and_a_reward(told, here, model, tiny):
+    (model / "judge.safetensors").unlink()  # what tells the shipped world's models
+    given = [*tiny, f"model.source={model}", "--run", "runs/tried"]
+    text = told("train", "ddpo", *given)
+    assert text.startswith("prompts=scenes, the default, are of the shipped digits, which")
+    assert "set prompts=FILE (one a line), or prompts=none, and a reward" in text
+    (here / "prompts.txt").write_text("a red cat\n")
+    text = told("train", "ddpo", *given, "prompts=prompts.txt")
+    assert text.startswith("reward=reader, the default, judges the shipped digits, which")
+    assert not (here / "runs").exists()

@@ -22,7 +22,7 @@ TOKEN = "SCORETUNE_REWARD_TOKEN"
 """The environment variable that holds the token, which a run's record must not."""
 MOST_BYTES = 16 * 2**20
 MOST_WAIT = 120.0
-RESUME = "then go on with: scoretune train --resume RUN"
+RESUME = "then repeat the command, or go on with scoretune train --resume and the run's folder"
 
 
 class _Passing(Exception):
@@ -113,8 +113,9 @@ class Line:
     def _give_up(self, attempts: int, error: _Passing) -> NoReturn:
         self.breaker.failed()
         tries = f"{attempts} attempt{'s' if attempts > 1 else ''}"
-        told = f"{error} ({tries}, circuit breaker {self.breaker.state})"
-        self.fail(told, error.fix, error)
+        state = self.breaker.state
+        resting = "" if state == "closed" else f", circuit breaker {state}"
+        self.fail(f"{error} ({tries}{resting})", error.fix, error)
 
     def health(self) -> dict[str, Any]:
         """What `/health` says, asked once; empty where nobody answers or in another tongue."""

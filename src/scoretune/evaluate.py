@@ -28,13 +28,18 @@ class Score:
     def as_dict(self) -> dict[str, object]:
         """The score as plain data, rounded for people."""
         numbers = {"overall": self.overall, "low": self.low, "high": self.high}
-        rounded: dict[str, object] = {name: round(value, 4) for name, value in numbers.items()}
-        return {**rounded, "tasks": {name: round(v, 4) for name, v in self.tasks.items()}}
+        told: dict[str, object] = {name: rounded(value) for name, value in numbers.items()}
+        return {**told, "tasks": {name: rounded(value) for name, value in self.tasks.items()}}
 
     def as_gain(self) -> dict[str, float]:
         """Mean and interval of a paired difference, rounded for people."""
         numbers = {"mean": self.overall, "low": self.low, "high": self.high}
-        return {name: round(value, 4) for name, value in numbers.items()}
+        return {name: rounded(value) for name, value in numbers.items()}
+
+
+def rounded(value: float) -> float:
+    """Six significant digits, so that small rewards keep theirs; -0.0 becomes 0.0."""
+    return float(f"{value:.6g}") + 0.0
 
 
 def score(values: Tensor, tasks: tuple[str, ...]) -> Score:

@@ -15,7 +15,7 @@ from scoretune import ranks
 from scoretune.config import Run
 from scoretune.data import Prompts
 from scoretune.diffusion import grids
-from scoretune.evaluate import Score, act, sample, score, verdicts
+from scoretune.evaluate import Score, act, rounded, sample, score, verdicts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.run_parts import grid
@@ -116,8 +116,8 @@ def measure(
         "seconds": round(seconds, 2),
         "sampler": f"{chosen.solver}, {chosen.steps} steps",
         "reward": {
-            "stochastic": round(float(stochastic.mean()), 4),
-            "deterministic": round(float(rewards.mean()), 4),
+            "stochastic": rounded(float(stochastic.mean())),
+            "deterministic": rounded(float(rewards.mean())),
         },
         "gap": {
             **score(stochastic - ode, prompts.tasks).as_gain(),

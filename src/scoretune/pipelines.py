@@ -91,8 +91,9 @@ def _refuse_pickles(folder: Path) -> None:
     for file in pickled:
         if file.parent not in safe:
             raise UserError(
-                f"{str(file)!r} is a pickle, which can run code when read: convert it with "
-                "pipe.save_pretrained(folder, safe_serialization=True)"
+                f"{str(file)!r} is a pickle, which can run code when read; if you trust it, convert "
+                f"it once: pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, "
+                f"use_safetensors=False); pipe.save_pretrained({str(folder)!r})"
             )
 
 

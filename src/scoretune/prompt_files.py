@@ -45,8 +45,8 @@ class Row:
 def read_rows(source: str) -> list[Row]:
     """The prompts of a file, of `pairs:FILE:FILE`, or of `datasets:ID[:SPLIT[:COLUMN]]`.
 
-    A file is .csv, .tsv, .json, .jsonl or .parquet; any other is text with one prompt a line; each
-    may be gzipped (.gz). Raises UserError, in one line, for what cannot be read or has no prompts.
+    A file is .csv, .tsv, .json, .jsonl or .parquet, and may name its column as `FILE:COLUMN`; any
+    other is text with one prompt a line; each may be gzipped (.gz). Raises UserError, in one line, for what cannot be read or has no prompts.
     """
     kind, _, rest = source.partition(":")
     if kind == "datasets" and rest:
@@ -55,7 +55,8 @@ def read_rows(source: str) -> list[Row]:
     elif kind == "pairs" and rest:
         rows = _pairs(rest)
     else:
-        rows = list(_of_items(source, prompt_tables.of_file(source)))
+        file, column = prompt_tables.column_of(source)
+        rows = list(_of_items(file, prompt_tables.of_file(file), column))
     if not rows:
         raise UserError(f"prompt file {source!r} is empty: write one prompt a line")
     return rows
@@ -92,6 +93,8 @@ def _of_items(source: str, found: Iterable[Found], column: str | None = None) ->
                 f"{source!r}, {place}: {_brief(item)} is no prompt: write a text, or an object "
                 'such as {"prompt": "a cat"}'
             )
+        if column and not keys and column not in item:
+            raise unknown(f"column of {source!r}", column, map(str, item))
         if not keys:
             keys = [column or _prompt_key(source, item)]
         yield _row(f"{source!r}, {place}", item, keys[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ from scoretune.errors import UserError, unknown
 
 INSTALL = "pip install 'scoretune[data]'"
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 Found = tuple[str, Any]
 """Where an item stands, for a complaint, and the item."""
 
@@ -23,8 +25,7 @@ Found = tuple[str, Any]
 def of_file(source: str) -> Iterator[Found]:
     """The items of a file by its ending. Raises UserError for what cannot be read."""
     path = Path(source)
-    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    kind, payload = suffix.lower(), _bytes(path)
+    kind, payload = _kind(path), _bytes(path)
     if kind == ".parquet":
         return _parquet(source, io.BytesIO(payload))
     try:
@@ -41,13 +42,39 @@ def of_file(source: str) -> Iterator[Found]:
     return ((f"line {number}", line.strip()) for number, line in lines if line.strip())
 
 
+def column_of(source: str) -> tuple[str, str | None]:
+    """The file and the column of `FILE:COLUMN`, where FILE is a table and the whole is no file."""
+    file, _, column = source.rpartition(":")
+    if column and _kind(Path(file)) in TABLES and not Path(source).exists():
+        return file, column
+    return source, None
+
+
+def _kind(path: Path) -> str:
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    return suffix.lower()
+
+
 def _bytes(path: Path) -> bytes:
     try:
         packed = path.read_bytes()
         return gzip.decompress(packed) if path.suffix.lower() == ".gz" else packed
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "not a whole gzip file"
         raise unreadable(str(path), reason) from error
+
+
+def _missing(path: Path) -> UserError:
+    """An error for a file that is not there, with the one of its folder that is named most like it."""
+    there = [one.name for one in path.parent.glob("*") if one.is_file()]
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
+    if not near:
+        return unreadable(str(path), "No such file or directory")
+    return UserError(
+        f"there is no prompt file {str(path)!r}: did you mean {str(path.with_name(near[0]))!r}?"
+    )
 
 
 def unreadable(source: str, reason: str) -> UserError:

@@ -226,5 +226,7 @@ def agreed(text: str) -> str:
 
 def _equal_rows(x: Tensor, size: int) -> Tensor:
     rows = x.new_empty(size * len(x), *x.shape[1:])
-    distributed.all_gather_into_tensor(rows, x.contiguous())
+    # Newer versions of torch have it under another name, and warn of the old one.
+    names = vars(distributed)
+    (names.get("all_gather_single") or names["all_gather_into_tensor"])(rows, x.contiguous())
     return rows

@@ -69,11 +69,11 @@ class Frame(NamedTuple):
 
 def grouped(value: float) -> str:
     """`91 000`: a whole number with thin spaces between its thousands."""
-    return f"{value:,.0f}".replace(",", THIN).replace("-", "\u2212")
+    return f"{round(value, 0) + 0.0:,.0f}".replace(",", THIN).replace("-", "\u2212")
 
 
 def percent(value: float, digits: int = 0) -> str:
-    return f"{100 * value:.{digits}f}{THIN}%".replace("-", "\u2212")
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}{THIN}%".replace("-", "\u2212")
 
 
 def chart(series: Sequence[Series], axes: Axes) -> str:
@@ -113,8 +113,8 @@ def bars(rows: Sequence[tuple[str, float, float]], style: str, label: str) -> st
 
 
 def signed(value: float, digits: int = 0) -> str:
-    """The number with its sign, a true minus included."""
-    return f"{value:+.{digits}f}".replace("-", "\u2212")
+    """The number with its sign, a true minus included; never a minus before 0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\u2212")
 
 
 def thinned(points: Sequence[Point], most: int = 200) -> tuple[Point, ...]:
@@ -222,7 +222,7 @@ def _dot(x: float, y: float, square: bool, inside: str = "") -> str:
 
 def _tip(line: Series, point: Point, axes: Axes) -> str:
     def say(value: float) -> str:
-        return percent(value) if axes.percent else f"{value:.3g}"
+        return percent(value) if axes.percent else f"{value + 0.0:.3g}"
 
     text = f"{line.name}: {say(point.y)}"
     if point.low is not None and point.high is not None:

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from html import escape
 
 from scoretune import report_figures as draw
-from scoretune.report_figures import THIN, Axes, Point, Series, signed
+from scoretune.report_figures import THIN, Axes, Point, Series
 from scoretune.report_record import (
     EVALUATIONS,
     UPDATE,
     Record,
     Row,
     at,
+    level,
     number,
+    plain,
     reward_change,
+    shift,
 )
 
 HUES = 6
 """As many lines of stochasticity have a hue of their own, `hue1` to `hue6`."""
-MINUS = "\u2212"
 
 
 def slots(record: Record) -> dict[str, str]:
@@ -82,15 +84,18 @@ def _now(record: Record) -> str:
 
 def _told(row: Row, key: str) -> str:
     mean, low, high = (number(row, key, name) for name in ("mean", "low", "high"))
-    text = signed(mean or 0.0, 3)
+    text = shift(mean or 0.0)
     if low is None or high is None:
         return text
-    return f"{text} (95{THIN}% interval {signed(low, 3)} to {signed(high, 3)})"
+    return f"{text} (95{THIN}% interval {shift(low)} to {shift(high)})"
 
 
 def _warning(record: Record) -> str:
-    noisy, plain = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
-    if noisy and plain and noisy.gain > 0 and plain.gain < 0.5 * noisy.gain:
+    """That only the noisy sampler gained, where the other's gain is more than chance."""
+    noisy, still = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
+    if not noisy or not still or still.may_be_chance:
+        return ""
+    if noisy.gain > 0 and still.gain < 0.5 * noisy.gain:
         return " <b>Less than half of the gain survives without the noise.</b>"
     return ""
 
@@ -116,20 +121,15 @@ def _rewards_chart(record: Record) -> str:
 
 def _rewards_now(record: Record) -> str:
     """Both rewards in words."""
-    noisy, plain = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
-    if noisy is None or plain is None:
+    noisy, still = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
+    if noisy is None or still is None:
         return ""
-    text = f"The reward moved from {_plain(noisy.before)} to <b>{_plain(noisy.after)}</b> under "
-    text += f"the stochastic sampler and from {_plain(plain.before)} to "
-    text += f"<b>{_plain(plain.after)}</b> under the deterministic one. The gap, stochastic minus "
-    text += f"deterministic, went from {signed(noisy.before - plain.before, 2)} to "
-    text += f"{signed(noisy.after - plain.after, 2)}."
+    text = f"The reward moved from {level(noisy.before)} to <b>{level(noisy.after)}</b> under "
+    text += f"the stochastic sampler and from {level(still.before)} to "
+    text += f"<b>{level(still.after)}</b> under the deterministic one. The gap, stochastic minus "
+    text += f"deterministic, went from {shift(noisy.before - still.before)} to "
+    text += f"{shift(noisy.after - still.after)}."
     return text + _warning(record)
-
-
-def _plain(value: float) -> str:
-    text = f"{value:.2f}" if 0.095 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
-    return text.replace("-", MINUS)
 
 
 # ------------------------------------------------------------------------------ the matrix
@@ -184,18 +184,18 @@ def _entry(row: Row | None, largest: float) -> str:
     gap = number(row, "gap")
     if gap is None or not number(row, "eta"):
         low, high = number(row, "ci_low"), number(row, "ci_high")
-        return f"<td>{_plain(reward)}<small>{_half(low, high)}</small></td>"
+        return f"<td>{level(reward)}<small>{_half(low, high)}</small></td>"
     share = 50 * abs(gap) / largest if largest > 0 else 0
     side = "up" if gap > 0 else "down"
     interval = _half(number(row, "gap_low"), number(row, "gap_high"))
     return (
-        f'<td class="{side}" style="--share:{share:.0f}%">{signed(gap, 3)}'
+        f'<td class="{side}" style="--share:{share:.0f}%">{shift(gap)}'
         f"<small>{interval}</small></td>"
     )
 
 
 def _half(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"\u00b1{(high - low) / 2:.3f}"
+    return "" if low is None or high is None else f"\u00b1{plain((high - low) / 2)}"
 
 
 def _chosen_steps(record: Record) -> int | None:

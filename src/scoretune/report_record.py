@@ -47,6 +47,11 @@ class Change:
     def gain(self) -> float:
         return self.after - self.before
 
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the gain's interval is known and contains 0."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+
 
 def read_record(run: Path) -> Record:
     missing: list[str] = []
@@ -126,9 +131,31 @@ def change_of(record: Record, who: str, *what: str) -> Change | None:
 
 
 def reward_change(record: Record, sampler: str) -> Change | None:
+    """The reward under a sampler; its gain has bounds where the result has them."""
     rows = [*record.evaluations, record.result]
     known = [value for row in rows if (value := number(row, "reward", sampler)) is not None]
-    return Change(known[0], known[-1]) if len(known) > 1 else None
+    if len(known) < 2:
+        return None
+    if sampler != "deterministic" or number(record.result, "reward", sampler) is None:
+        return Change(known[0], known[-1])
+    bounds = (number(record.result, "gain", "reward", end) for end in ("low", "high"))
+    return Change(known[0], known[-1], *bounds)
 
 
 # -------------------------------------------------------------------------------- saying it plainly
+
+
+def plain(value: float) -> str:
+    """Three digits that mean something, whole numbers in full; never -0."""
+    value += 0.0  # what makes 0.0 of -0.0
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def level(value: float) -> str:
+    """The same with a true minus, for a page."""
+    return plain(value).replace("-", "\u2212")
+
+
+def shift(value: float) -> str:
+    """A difference for a page, with its sign."""
+    return f"+{plain(value)}" if value > 0 else level(value)

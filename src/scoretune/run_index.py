@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scoretune import report_record
 from scoretune.errors import UserError
 from scoretune.report_record import Record, at, number, read_record
 
@@ -48,6 +49,7 @@ class Summary:
     state: str
     done: int
     updates: int | None
+    reward_name: str | None
     measure: str
     reward: tuple[float | None, float | None]
     judge: tuple[float | None, float | None] | None
@@ -84,6 +86,7 @@ def summary(home: Path) -> Summary:
         state=_state(home, record, done),
         done=done,
         updates=None if updates is None else int(updates),
+        reward_name=None if at(config, "objective", "kind") == "matching" else DATAFIX,
         measure=measure,
         reward=reward,
         judge=None if judge == (None, None) else judge,
@@ -229,10 +232,13 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
 
 
 def plain(value: float | None) -> str:
-    """A number for people: three digits that mean something, whole ones in full."""
-    if value is None:
-        return NOTHING
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """A number for people: three digits that mean something, whole ones in full; never -0."""
+    return NOTHING if value is None else report_record.plain(value)
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name of at most `most` characters; an ellipsis stands for what was cut off its end."""
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
 
 
 def _text(value: Any) -> str | None:

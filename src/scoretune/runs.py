@@ -65,7 +65,8 @@ def resumed(folder: Path, words: Sequence[str]) -> Run:
         if not word.startswith(tuple(f"{part}." for part in MACHINE)):
             raise UserError(
                 f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}: leave out "
-                f"{word!r}"
+                f"{word!r} (to train further, scoretune export {folder} --to FOLDER --merge and "
+                "start from model.source=FOLDER)"
             )
     return changed(recorded(folder), words)
 

@@ -73,7 +73,7 @@ def draw(
         chosen = replace(chosen, solver=solver, jumps=False)
     found = draws.draw(policy, count, chosen, seed)
     gallery.write(found, own.design.content, out, names)
-    return f"{count} samples ({chosen}) in {out}"
+    return f"{_counted(count, 'sample')} ({chosen}) in {out}"
 
 
 def _own(backbone: Backbone) -> scores.ScoreNetwork | None:
@@ -98,7 +98,7 @@ def _pictures(
     images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed, solver)
     if images.dim() != 4 or images.shape[1] != 3:
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
-        return f"{len(prompts)} samples in {out}"
+        return _listed(prompts, "sample", out)
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
     picture = Image.fromarray(strip.numpy())
     grow = max(1, 128 // images.shape[-1])
@@ -107,7 +107,17 @@ def _pictures(
         picture.resize(size, Image.Resampling.NEAREST).save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {str(out)!r} ({error}): choose --out name.png") from error
-    return f"{len(prompts)} pictures in {out}"
+    return _listed(prompts, "picture", out)
+
+
+def _listed(prompts: list[str], what: str, out: Path) -> str:
+    """The prompts by their places from the left, and how many of what was written where."""
+    places = [f"{i}. {prompt}" for i, prompt in enumerate(prompts, 1)] if any(prompts) else []
+    return "\n".join([*places, f"{_counted(len(prompts), what)} in {out}"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def measure_run(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:

@@ -62,8 +62,14 @@ def folder_of(source: str, revision: str | None = None) -> str:
     except Exception as error:  # not an id, or none that is cached: each has its own kind
         raise UserError(
             f"{source!r} is no folder and is not in the cache: its configs are read, nothing is "
-            f"downloaded; get them by: hf download {source} --include '*.json' '*.txt' '*.model'"
+            f"downloaded; get them by: {fetching(source, revision)}"
         ) from error
+
+
+def fetching(source: str, revision: str | None = None) -> str:
+    """The command that downloads the configs of a hub id."""
+    at = f" --revision {revision}" if revision else ""
+    return f"hf download {source}{at}" + "".join(f" --include '{one}'" for one in DESCRIPTIONS)
 
 
 @contextmanager

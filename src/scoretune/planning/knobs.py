@@ -62,7 +62,9 @@ def _choices(run: Run, model: Model) -> Iterator[Choice]:
         name, lower, _ = of(f"model.rank={run.model.rank // 4}")
         yield name, lower, _lower_rank(model, run.model.rank, run.model.rank // 4)
     if run.model.precision == "fp32" and run.model.rank:
-        name, half, _ = of("model.precision=bf16")
+        # A likelihood ratio is near 1, where bfloat16 has steps of 1/128 and float16 of 1/1024.
+        ratios = isinstance(run.objective, PolicyGradient)
+        name, half, _ = of(f"model.precision={'fp16' if ratios else 'bf16'}")
         yield name, half, _half(model)
 
 
@@ -75,7 +77,7 @@ def _lower_rank(model: Model, before: int, after: int) -> Model:
 
 
 def _half(model: Model) -> Model:
-    """Roughly what bfloat16 makes of a model: weights and activations take half."""
+    """Roughly what half precision makes of a model: weights and activations take half."""
     curves = {
         name: Curve(*(Cost(one.peak / 2, one.flops) for one in (found.few, found.many)))
         for name in ("looking", "learning", "again", "drawing", "sloping", "reading")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -59,8 +62,9 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
         raise
     except Exception as error:
         raise RewardFailed(
-            f"reward {name!r} failed with {type(error).__name__}: {error}; it is called with "
-            f"images {tuple(images.shape)} in [0, 1] and a list of {len(prompts)} prompts"
+            f"reward {name!r} failed with {type(error).__name__}: {error}{_place(error, reward)}; "
+            f"it is called with images {tuple(images.shape)} in [0, 1] and a list of "
+            f"{len(prompts)} prompts"
         ) from error
     if values.shape != (len(images),):
         raise RewardFailed(
@@ -75,3 +79,23 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
             "return finite numbers"
         )
     return values
+
+
+def _place(error: Exception, reward: Reward) -> str:
+    """` at FILE:LINE`, the innermost line of the user's own code; empty where there is none."""
+    own = str(getattr(reward, "__module__", "")).partition(".")[0]
+    places = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        named = package == own != __name__.partition(".")[0]
+        if path.is_file() and (named or not _belongs_to_libraries(path)):
+            places = f" at {path.name}:{line}"
+    return places
+
+
+def _belongs_to_libraries(path: Path) -> bool:
+    """Whether a file is of Python, of what is installed, or of this package."""
+    known = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    homes = [Path(__file__).parents[1], *map(Path, known)]
+    return any(path.resolve().is_relative_to(home.resolve()) for home in homes)

@@ -7,6 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+PHASES = {
+    "encoding": "the prompts are encoded",
+    "rolling": "samples are drawn",
+    "drawing": "samples are decoded to pictures",
+    "crediting": "the gradient of the reward is taken",
+    "dealing": "the steps to learn from are gathered",
+    "learning": "the gradient of a minibatch is taken",
+    "stepping": "the optimiser changes the weights",
+    "evaluating": "an evaluation draws its pictures",
+}
+"""What a run does in each phase, in plain words."""
+
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A method, e.g. grpo, or a run folder.")],
@@ -89,11 +101,8 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     worst = memory["phases"][memory["phase"]]
     parts = sorted(worst.items(), key=lambda part: -part[1])
     named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts if size)
-    sums = {name: sum(parts.values()) for name, parts in memory["phases"].items()}
-    lines = [
-        ("memory", f"{_bytes(memory['peak'])} at least, while {memory['phase']}: {named}"),
-        ("by phase", ", ".join(f"{name} {_bytes(size)}" for name, size in sums.items())),
-    ]
+    phase = PHASES[memory["phase"]]
+    lines = [("memory", f"{_bytes(memory['peak'])} at least, while {phase}: {named}")]
     if memory["elsewhere"]:
         lines.append(("", f"and {_bytes(memory['elsewhere'])} of paths in the computer's memory"))
     lower = ", ".join(f"{name} → {_bytes(size)}" for name, size in memory["knobs"].items())
