@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -46,3 +49,49 @@ def test_every_law_holds_on_the_device():
 
     wrong = [verdict for verdict in examine("cuda") if not verdict.passed]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.precision=bf16"],
+        ["model.precision=fp16"],
+        ["model.rank=0", "model.precision=bf16", "optimiser.learning_rate=1e-5"],
+        ["hardware.checkpointing=true", "hardware.device_batch=4"],
+        ["hardware.offload_paths=true", "hardware.decode_batch=2"],
+        ["hardware.cache_prompts=true", "hardware.channels_last=true"],
+        ["hardware.compile=true"],
+        ["optimiser.kind=fused"],
+    ],
+    ids=" ".join,
+)
+def test_settings_of_the_machine(changes):
+    parts = build(settings.changed(recipes.named("ddpo"), [*SMALL, *changes]))
+    seen: list[dict[str, float]] = []
+    train(
+        parts.source,
+        parts.objective,
+        parts.optimiser,
+        parts.engine,
+        updates=range(2),
+        hooks=[lambda update, metrics: seen.append(dict(metrics))],
+    )
+    assert all(math.isfinite(value) for line in seen for value in line.values())
+    assert seen[-1]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    "family", ["stable_diffusion_xl", "stable_diffusion_3", "flux", "diffusion_transformer"]
+)
+def test_families_train_on_the_device(family, tmp_path):
+    build_folder = import_module(f"scoretune.miniatures.{family}").build
+    folder, asked = build_folder(tmp_path / "model"), tmp_path / "prompts.txt"
+    asked.write_text("0\n1\n" if family == "diffusion_transformer" else "red\nblue\n")
+    recipe = "ddpo" if family in ("stable_diffusion_xl", "diffusion_transformer") else "flow_grpo"
+    given = [f"model.source={folder}", f"prompts={asked}", "reward=brightness"]
+    parts = build(settings.changed(recipes.named(recipe), [*SMALL, *given]))
+    before = [p.detach().clone() for p in parts.policy.parameters()]
+    train(parts.source, parts.objective, parts.optimiser, parts.engine, updates=range(2))
+    after = parts.policy.parameters()
+    assert all(bool(torch.isfinite(p).all()) for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
