@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from scoretune import checkpoints
+from scoretune.errors import UserError
 from scoretune.scenes import world
 
 
@@ -103,7 +105,33 @@ def test_pickled_weights(train, model):
     (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
     text = train(f"model.source={model}")
     assert "diffusion_pytorch_model.bin' is a pickle, which can run code when read" in text
-    assert "safe_serialization=True" in text
+    folder = str(model)
+    lines = (
+        f"pipe = DiffusionPipeline.from_pretrained({folder!r})",
+        f"pipe.save_pretrained({folder!r})",
+    )
+    assert text.endswith("if you trust it, convert it once: " + "; ".join(lines))
+
+
+def test_the_lines_that_convert_pickled_weights_do_so(model):
+    from diffusers import DiffusionPipeline
+
+    from scoretune import pipelines
+
+    def load():
+        kind = pipelines.described(str(model))["_class_name"]
+        return pipelines.load(kind, str(model), revision=None, dtype=torch.float32)
+
+    before = load().unet.state_dict()
+    safe = load()
+    for name in ("unet", "vae"):  # the text encoder stays as it is
+        (model / name / "diffusion_pytorch_model.safetensors").unlink()
+        getattr(safe, name).save_pretrained(model / name, safe_serialization=False)
+    with pytest.raises(UserError) as caught:
+        load()
+    exec(str(caught.value).partition("once: ")[2], {"DiffusionPipeline": DiffusionPipeline})
+    after = load().unet.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_weights_cut_short(train, model):
@@ -241,7 +269,10 @@ def test_an_unknown_reward(train):
     [
         ("return images.mean((1, 2, 3)) / 0 * 0", "is nan for the prompt 'a"),
         ("return images.mean()", "returned shape () for 1 images: return one number an image"),
-        ("raise IndexError('first\\nsecond')", "failed with IndexError: first second;"),
+        (
+            "raise IndexError('first\\nsecond')",
+            "failed with IndexError: first second at reward_that_raises.py:2;",
+        ),
         ("return None", "failed with"),
     ],
     ids=["nan", "shape", "raises", "none"],

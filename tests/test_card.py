@@ -127,6 +127,15 @@ def test_alarms_and_the_gap_are_told(run):
     assert "No guard watched over the run." in measured(run)
 
 
+def test_small_changes_are_told_and_nothing_is_minus_zero(run):
+    result = json.loads((run / "result.json").read_text())
+    small = {"mean": 0.0006123, "low": -0.0, "high": 0.0016}
+    changed = {"reward_base": {"deterministic": 0.1225}, "reward": {"deterministic": 0.1231}}
+    edited(run, "result.json", gain=result["gain"] | {"reward": small}, **changed)
+    told = "| reward, deterministic sampler | 0.122 | 0.123 | +0.000612 (0 to +0.0016) |"
+    assert told in measured(run)
+
+
 def test_a_run_that_has_not_ended_claims_nothing(run):
     (run / "result.json").unlink()
     text = measured(run)
@@ -196,7 +205,7 @@ def test_the_command_exports_a_form_with_its_card(command, run, tmp_path):
     ]:
         done = command("export", run, "--to", tmp_path / form, "--format", form)
         assert done.code == 0, done.err
-        assert done.out == f"{form} in {tmp_path / form}\n"
+        assert done.out.splitlines()[0] == f"{form} in {tmp_path / form}"
         assert len(load_file(tmp_path / form / f"{file}.safetensors")) > 0
         assert (tmp_path / form / "README.md").is_file()
     own = load_file(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    0: "errors ranks",
+    0: "errors ranks hub",
     1: "diffusion.* rl.* batches checkpoints metrics tables prompt_* gallery networks noise_tables "
     "pretrained clip_pixels heads "
     "artefacts watches windows pipelines calls imports labels scenes scenes.world scenes.draw "

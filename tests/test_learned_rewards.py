@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import logging
 import shutil
+import socket
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from scoretune import conversions, heads, pretrained
+from scoretune import conversions, heads, hub, pipelines, pretrained
 from scoretune.clip_pixels import STD, Pixels, read
 from scoretune.errors import UserError
 from scoretune.rewards.base import Fingerprinted, has_gradient
@@ -571,13 +576,68 @@ def test_the_hub_is_asked_only_for_what_is_not_here(tmp_path, monkeypatch):
         assert asked == [True]
         return str(caught.value)
 
-    line = "cannot load 'a/b' (not in the cache): give a folder, or the hub id, of a model"
-    assert told("a/b") == line
+    def unreached() -> str:
+        line = told("a/b")
+        assert line.startswith("cannot load 'a/b' (not in the cache): the hub was not asked, ")
+        assert line.endswith("by: hf download a/b; or set model=FOLDER of a model")
+        return line
+
+    unreached()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    unreached()
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     assert str(tmp_path) in told(str(tmp_path))  # a folder is nothing to ask the hub for
     asked.clear()
     assert pretrained.offline_first("a/b", "a model", load) == "found"
     assert asked == [True, False]
+
+
+def test_a_hub_that_is_down_is_found_out_soon_and_in_silence(monkeypatch, capfd):
+    """The client alone would try six times, and tell of each."""
+    from huggingface_hub import constants
+
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+        start = time.perf_counter()
+        for source in ("nobody/nothing", "nobody/else"):
+            with pytest.raises(UserError, match=f"hf download {source}"):
+                pipelines.described(source)
+        assert time.perf_counter() - start < 30
+    captured = capfd.readouterr()
+    assert "Retry" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+def test_a_hub_that_answers_is_reachable_whatever_it_says(monkeypatch, status):
+    from huggingface_hub import constants
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert not hub.reachable()  # told to be offline
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        assert hub.reachable()
+        server.shutdown()
+
+
+def test_the_client_is_silent_only_while_it_is_asked():
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    with hub.quiet():
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+    assert logger.level == before
 
 
 # ---------------------------------------------------------------------------- what scored

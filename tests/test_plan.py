@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ from scoretune.planning import counts, evaluations, hollow, knobs, ledger, memor
 from scoretune.policy import Policy
 from scoretune.runs import record
 from scoretune.scenes import world
-from scoretune.verbs.plan import told
+from scoretune.verbs.plan import PHASES, told
 
 SPEED = planning.speed
 TINY = [
@@ -485,3 +486,41 @@ def test_the_shipped_model_is_planned(known):
 
 def test_the_speed_is_that_of_matrix_products():
     assert SPEED("cpu", torch.float32, 0.05) > 1e8
+
+
+def test_a_busy_moment_does_not_lower_the_speed(monkeypatch):
+    """By a clock of which a product takes 0.01 s, or 0.5 s in all trials but one."""
+    now, calls = [0.0], [0]
+
+    def clock() -> float:
+        calls[0] += 1
+        now[0] += 0.01 if 10 <= calls[0] < 24 else 0.5
+        return now[0]
+
+    monkeypatch.setattr(planning.time, "perf_counter", clock)
+    assert SPEED("cpu", torch.float32, 0.8) == pytest.approx(2 * 512**3 / 0.01)
+
+
+def test_what_a_hub_id_lacks_is_told_as_a_command(make):
+    with pytest.raises(UserError) as caught:
+        hollow.folder_of("nobody/nothing", "v2")
+    given = shlex.split(str(caught.value).partition("get them by: ")[2])
+    assert given[:5] == ["hf", "download", "nobody/nothing", "--revision", "v2"]
+    assert given[5:] == ["--include", "*.json", "--include", "*.txt", "--include", "*.model"]
+
+
+def test_ratios_are_not_taken_in_bfloat16(make, known):
+    for recipe, half in [("ddpo", "fp16"), ("draft", "bf16")]:
+        run = make(recipe)
+        found = known(run, ["a cat"])[1]
+        named = [name for name, *_ in knobs._choices(run, found)]
+        assert [n for n in named if "precision" in n] == [f"model.precision={half}"]
+
+
+def test_every_phase_is_told_in_plain_words(make, known):
+    found = planning.planned(make("ddpo"), seconds=0)
+    assert set(found["memory"]["phases"]) == set(PHASES)
+    for phase, words in PHASES.items():
+        found["memory"]["phase"] = phase
+        lines = dict(told(found))
+        assert f"at least, while {words}: " in lines["memory"] and "by phase" not in lines

@@ -267,6 +267,44 @@ def test_missing_and_broken_files_are_said_in_one_line(tmp_path):
             read_prompts(str(tmp_path / "broken.txt.gz"))
 
 
+def test_the_nearest_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "captions.csv").write_text("prompt\na cat\n")
+    (tmp_path / "promts").mkdir()  # a folder is no file of prompts
+    monkeypatch.chdir(tmp_path)
+    for source, near in [
+        ("promts.txt", "prompts.txt"),
+        (str(tmp_path / "prompt.txt"), str(tmp_path / "prompts.txt")),
+        ("caption.csv:prompt", "captions.csv"),
+    ]:
+        with pytest.raises(UserError) as error:
+            read_prompts(source)
+        assert str(error.value).endswith(f": did you mean {near!r}?")
+
+
+@pytest.mark.parametrize(
+    ("name", "payload"),
+    [
+        ("p.csv", "prompt,style:long\na dog,a cat\n"),
+        ("p.csv.gz", "prompt,style:long\na dog,a cat\n"),
+        ("p.jsonl", '{"prompt": "a dog", "style:long": "a cat"}\n'),
+    ],
+)
+def test_a_table_may_name_its_column(write, name, payload):
+    file = write(name, payload)
+    assert read_prompts(file).texts == ("a dog",)
+    assert read_prompts(f"{file}:prompt").texts == ("a dog",)
+    with pytest.raises(UserError, match=r"unknown column of '.*' 'promt': did you mean 'prompt'"):
+        read_prompts(f"{file}:promt")
+
+
+def test_a_column_of_any_name_is_taken_with_its_row(write):
+    found = read_prompts(write("p.csv", "id,question\n7,a cat\n") + ":question")
+    assert found.texts == ("a cat",) and found.texts[0].metadata["id"] == "7"
+    # A file that is called so is read as it is.
+    assert read_prompts(write("p.csv:question", "a cow\n")).texts == ("a cow",)
+
+
 @pytest.mark.parametrize(
     ("library", "source"), [("pyarrow", "p.parquet"), ("datasets", "datasets:someone/prompts")]
 )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from scoretune.report import write_report
-from scoretune.report_figures import Axes, Point, Series, chart, thinned
+from scoretune.report_figures import Axes, Point, Series, chart, grouped, percent, signed, thinned
+from scoretune.report_record import level, plain, shift
 
 pytest.importorskip("PIL")
 
@@ -177,7 +178,7 @@ def test_judge_far_behind_the_reader_is_called_hacking(tmp_path: Path) -> None:
 def test_without_judge_speaks_of_reward(tmp_path: Path) -> None:
     page = report(make_run(tmp_path, judge=None))
     text = words(page[: page.index("The words used here")])
-    assert "Reward under the deterministic sampler rose from 0.43 to 0.63 (+0.20)" in text
+    assert "Reward under the deterministic sampler rose from 0.43 to 0.63 (+0.2)" in text
     assert "No independent judge" in text
     assert "Judge accuracy" not in text
     assert "In the eyes of" not in text
@@ -198,6 +199,74 @@ def test_several_rewards_are_drawn_one_by_one(tmp_path: Path) -> None:
     assert "mean, times its weight against network evaluations: reader" in page
     (run / "metrics.jsonl").write_text(json.dumps(rows[0] | {"reward/reader": "much"}) + "\n")
     assert "<h3>reader</h3>" in report(run)  # a name without a number is no reason to fail
+
+
+def rewarded(run: Path, gain: tuple[float, float, float], stochastic: float = 0.9) -> Path:
+    """A run without a judge whose result knows the gain in reward and its interval."""
+    run.mkdir()
+    make_run(run, judge=None)
+    mean, low, high = gain
+    rows = [evaluation(0, None, 0, 0.1225), evaluation(20, None, 0, 0.1225 + mean)]
+    for row in rows:
+        del row["reader"]
+    rows[1]["reward"]["stochastic"] = stochastic
+    write_lines(run / "evaluations.jsonl", rows)
+    bounds = {"mean": mean, "low": low, "high": high}
+    result = {"gain": {"reward": bounds}, "reward": rows[1]["reward"], "path_kl": 2.0}
+    (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return run
+
+
+def test_a_gain_that_may_be_chance_is_not_made_much_of(tmp_path: Path) -> None:
+    text = words(report(rewarded(tmp_path / "a", (0.0006, -0.0004, 0.0016))))
+    assert "rose from 0.122 to 0.123 (+0.0006, 95 % interval \u22120.0004 to +0.0016)" in text
+    assert "Not a clear change." in text
+    assert "Less than half of the gain survives" not in text
+    text = words(report(rewarded(tmp_path / "b", (0.0006, 0.0004, 0.0008))))
+    assert "Less than half of the gain survives without the noise." in text
+    assert "Not a clear change." not in text
+
+
+def test_a_path_kl_of_evaluations_alone_is_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_lines(
+        run / "metrics.jsonl", [{k: v for k, v in r.items() if k != "path_kl"} for r in rows]
+    )
+    assert "Distance from the base model" not in report(run)  # rather than that there is none
+    measured = [evaluation(u, 0.5, 0.5, 0.5) | {"path_kl": kl} for u, kl in ((0, 0.0), (20, 2.0))]
+    write_lines(run / "evaluations.jsonl", measured)
+    page = report(run)
+    assert "No path KL was recorded" not in page
+    assert "<title>path KL: 2 at 20 update</title>" in page
+    assert "<dt>Path KL</dt><dd>2<small>" in page
+
+
+def test_without_a_critic_there_is_no_card_of_it(tmp_path: Path) -> None:
+    run, title = make_run(tmp_path), "Does the critic know what is coming?"
+    assert title in report(run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["explained_variance"]
+    write_lines(run / "metrics.jsonl", rows)
+    page = report(run)
+    assert title not in page
+    assert "Distance from the base model" in page
+    (run / "metrics.jsonl").unlink()
+    page = report(run)
+    assert "Inside the training" not in page
+    nesting = Nesting()
+    nesting.feed(page)
+    assert nesting.open == []
+
+
+def test_numbers_for_people_have_three_digits_and_no_minus_before_zero() -> None:
+    told = [plain(v) for v in (0.12251, 22.349, 999.7, 123456.4, -0.0, 0.00061234, 1e-5)]
+    assert told == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
+    assert [shift(v) for v in (0.0006, -0.0004, 0.0, -0.0)] == ["+0.0006", "\u22120.0004", "0", "0"]
+    assert level(-0.25) == "\u22120.25"
+    assert (signed(-0.0004, 3), signed(-0.4)) == ("+0.000", "+0")
+    assert (percent(-0.001), grouped(-0.3)) == ("0\u202f%", "0")
 
 
 def test_empty_folder_names_what_is_missing(tmp_path: Path) -> None:
@@ -289,7 +358,7 @@ def test_gap_and_bias_are_told_apart(tmp_path: Path) -> None:
     text = words(page)
     assert "The gap is +0.012 (95 % interval \u22120.018 to +0.042) in 10 steps at η = 1" in text
     assert "before training it was +0.081" in text
-    assert "earns \u22120.024 (95 % interval \u22120.040 to \u22120.010)" in text
+    assert "earns \u22120.024 (95 % interval \u22120.04 to \u22120.01)" in text
     assert "reward against update: bias of the step count, gap: stochastic less ODE" in page
     assert page.count('<svg class="chart') == 7  # that of each η is one more than without a matrix
     assert "went from" not in text  # the mixture of both, which older runs show
@@ -302,9 +371,9 @@ def test_the_matrix_is_a_table_with_heads(tmp_path: Path) -> None:
     assert table.count('scope="row"') == 3
     assert "After update 20." in words(page)
     said = words(table)
-    assert "ddim (ODE) 0.40 ±0.100 0.40 ±0.100" in said
-    assert "gddim η = 1 +0.140 ±0.050 +0.070 ±0.050" in said
-    assert "gddim η = 2 \u2013 no such step \u22120.140 ±0.050" in said
+    assert "ddim (ODE) 0.4 ±0.1 0.4 ±0.1" in said
+    assert "gddim η = 1 +0.14 ±0.05 +0.07 ±0.05" in said
+    assert "gddim η = 2 \u2013 no such step \u22120.14 ±0.05" in said
     assert re.findall(r'class="(up|down)" style="--share:(\d+)%"', table) == [
         ("up", "50"),
         ("up", "25"),

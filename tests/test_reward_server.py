@@ -242,8 +242,8 @@ def test_what_does_not_recover_is_told_with_the_servers_own_words():
             line.post(b"x")
     assert len(asked) == 3 and len(slept) == 2
     assert str(caught.value) == (
-        f"reward server {url} answered 500 (out of memory) (3 attempts, circuit breaker closed): "
-        "see its log, then go on with: scoretune train --resume RUN"
+        f"reward server {url} answered 500 (out of memory) (3 attempts): see its log, then repeat "
+        "the command, or go on with scoretune train --resume and the run's folder"
     )
 
 
@@ -292,8 +292,10 @@ def test_a_server_that_is_down():
     with pytest.raises(UserError) as caught:
         line.post(b"x")
     assert f"reward server {url} cannot be reached:" in str(caught.value)
-    assert "refused (3 attempts, circuit breaker closed)" in str(caught.value)
-    assert "scoretune train --resume RUN" in str(caught.value)
+    assert str(caught.value).endswith(
+        "refused (3 attempts): start it, or mend the url, then repeat the command, or go on with "
+        "scoretune train --resume and the run's folder"
+    )
     assert len(slept) == 2
 
 
@@ -333,7 +335,7 @@ def test_an_answer_that_is_none(body, words):
     with told((200, {}, body)) as (url, asked), pytest.raises(UserError) as caught:
         Server(url)(IMAGES[:1], ["a"])
     line = str(caught.value)
-    assert words in line and url in line and "--resume RUN" in line and "\n" not in line
+    assert words in line and url in line and "train --resume and" in line and "\n" not in line
     assert len(asked) == 1
 
 
@@ -348,8 +350,8 @@ def test_the_circuit_breaker_opens_rests_and_tries_once():
     bad = (503, {}, "")
     with told(*[bad] * 5, (200, {}, GOOD)) as (url, asked):
         line, _ = patient(url, retries=0, clock=lambda: now[0])
-        for state in ("closed", "closed", "open for 30 s more"):
-            with pytest.raises(UserError, match=rf"1 attempt, circuit breaker {state}\)"):
+        for state in ("", "", ", circuit breaker open for 30 s more"):
+            with pytest.raises(UserError, match=rf"\(1 attempt{state}\)"):
                 line.post(b"x")
         now[0] = 12.0
         with pytest.raises(UserError, match=r"3 times in a row .*open for 18 s more"):
@@ -662,7 +664,7 @@ def test_a_run_whose_server_dies_goes_on_where_it_stopped(command, tiny, tmp_pat
         stopped = command("train", "ddpo", *tiny, reward, "evaluation.steps=1", "--run", run)
         told = [line for line in stopped.err.splitlines() if line.startswith("scoretune: ")]
         assert (stopped.code, len(told), states[-1]) == (2, 1, "saved")
-        assert "the machine is gone" in told[0] and "scoretune train --resume RUN" in told[0]
+        assert "the machine is gone" in told[0] and "scoretune train --resume" in told[0]
         resumed = command("train", "--resume", run)
     assert resumed.code == 0, resumed.err
     updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from scoretune.data import Prompt
 from scoretune.errors import UserError
 from scoretune.rewards import python, reader, weighted
 from scoretune.rewards.base import checked, has_gradient
@@ -307,6 +308,41 @@ def test_a_reward_that_raises():
     assert "images (3, 3, 32, 32) in [0, 1] and a list of 3 prompts" in text
 
 
+def test_the_line_of_the_users_own_code_is_named(here):
+    """Neither the library's that raises in the end, nor the product's that calls."""
+    (here / "failing_taste.py").write_text(
+        "import json\n\n\ndef count(prompts):\n"
+        "    return [prompt.metadata['objects'] for prompt in prompts]\n\n\n"
+        "def of(images, prompts):\n    return count(prompts)\n\n\n"
+        "def read(images, prompts):\n    return json.loads('{')\n"
+    )
+    said, given = [], [Prompt(text) for text in PROMPTS]
+    for function in ("of", "read"):
+        with pytest.raises(UserError) as caught:
+            checked(named_reward(f"failing_taste:{function}"), function, IMAGES, given)
+        said.append(str(caught.value))
+    assert "failed with KeyError: 'objects' at failing_taste.py:5; it is called" in said[0]
+    assert " at failing_taste.py:13; it is called" in said[1]
+
+
+def test_a_reward_of_a_library_is_known_by_its_module(tmp_path, monkeypatch):
+    home = tmp_path / "site-packages"
+    home.mkdir()
+    (home / "installed_taste.py").write_text("def of(images, prompts):\n    return 1 / 0\n")
+    (home / "installed_part.py").write_text(
+        "import installed_taste\n\n\n"
+        "def of(images, prompts):\n    return installed_taste.of(images, prompts)\n"
+    )
+    monkeypatch.syspath_prepend(str(home))
+    for module, place in [
+        ("installed_taste", "installed_taste.py:2"),
+        ("installed_part", "t.py:5"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            checked(named_reward(f"{module}:of"), module, IMAGES, PROMPTS)
+        assert f"{place}; it is called" in str(caught.value)
+
+
 def test_a_users_error_passes_untouched():
     def reward(images, prompts):
         raise UserError("give me another prompt")
@@ -337,7 +373,14 @@ def test_a_function_in_this_folder(here):
     ("name", "source", "told"),
     [
         ("nowhere_at_all:red", None, "No module named 'nowhere_at_all'"),
-        ("empty_taste:red", "", "has no attribute 'red'"),
+        ("empty_taste:red", "", "empty_taste has no 'red', nor another function: define it there"),
+        (
+            "misspelt_taste:sharpnes",
+            "from math import sqrt as sharpnest\ndef sharpness(images, prompts): ...\n",
+            "misspelt_taste has no 'sharpnes': did you mean 'sharpness'?",
+        ),
+        ("other_taste:blue", "def red(i, p): ...\n", "no 'blue': choose one of: red"),
+        ("imported_taste:sqr", "from math import sqrt\n", "no 'sqr': did you mean 'sqrt'?"),
         ("broken_taste:red", "def red(:\n", "SyntaxError"),
         ("raising_taste:red", "raise RuntimeError('no GPU')\n", "RuntimeError: no GPU"),
         ("number_taste:red", "red = 3\n", "is a int, not a function"),

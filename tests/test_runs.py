@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
+import urllib.error
+import urllib.request
+import webbrowser
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import torch
 
-from scoretune import recipes, run_index, runs, settings
+from scoretune import display, recipes, run_index, runs, settings
 from scoretune.errors import UserError
+from scoretune.evaluate import Score, rounded
+from scoretune.reward_service import RewardServer, Service
 from scoretune.run import launch
 from scoretune.run_curves import write_page
 
@@ -155,6 +161,105 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(real, tmp_path):
 def test_a_number_with_its_interval_reads_as_people_write_it():
     assert str(run_index.Interval(0.12345, -0.5, 0.75)) == "0.123 (-0.5 to 0.75)"
     assert str(run_index.Interval(123456.0)) == "123456"
+    assert str(run_index.Interval(-0.0, -0.0004, 0.0)) == "0 (-0.0004 to 0)"
+
+
+def test_the_reward_of_a_run_has_a_name(several):
+    by_name = {Path(one.run).name: one for one in run_index.listed(several)}
+    assert by_name["done"].reward_name == "reader"
+    assert by_name["broken"].reward_name is None
+    # A run on data has a reward in its settings, and no use for it.
+    config = json.loads((several / "new" / "run.json").read_text())["config"]
+    config["objective"]["kind"] = "matching"
+    changed(several / "new", config=config)
+    assert run_index.summary(several / "new").reward_name is None
+    assert run_index.shortened("x" * 24) == "x" * 24
+    assert run_index.shortened("0.5*clip + 0.5*aesthetic:v2") == "0.5*clip + 0.5*aestheti…"
+    assert len(run_index.shortened("x" * 25)) == 24
+
+
+# ------------------------------------------------------------------------------ what is said
+
+
+def test_small_rewards_keep_six_digits():
+    assert [rounded(v) for v in (0.000123456789, 1234567.0, -0.0)] == [0.000123457, 1234570.0, 0.0]
+    assert str(rounded(-0.0)) == "0.0"
+    score = Score(0.00061234567, -0.0, 1e-7, {"a": 2 / 3})
+    assert score.as_gain() == {"mean": 0.000612346, "low": 0.0, "high": 1e-7}
+    ends = {"overall": 0.000612346, "low": 0.0, "high": 1e-7}
+    assert score.as_dict() == ends | {"tasks": {"a": 0.666667}}
+    assert str(score.as_gain()["low"]) == "0.0"
+
+
+def test_the_result_file_has_more_than_four_decimals(real):
+    result = json.loads((real / "result.json").read_text())
+    numbers = [*result["reward"].values(), *result["reward_base"].values()]
+    assert all(value == float(f"{value:.6g}") for value in numbers)
+    assert any(value != round(value, 4) for value in numbers)
+
+
+RESULT = {
+    "reader": {"base": {"overall": 0.5}, "final": {"overall": 0.5}},
+    "gain": {
+        "reward": {"mean": 0.0006, "low": -0.0004, "high": 0.0016},
+        "reader": {"mean": -0.0, "low": -0.0001, "high": 0.25},
+    },
+    "reward_base": {"deterministic": 0.1225, "stochastic": 0.2},
+    "reward": {"deterministic": 0.1231, "stochastic": 0.25},
+    "seconds": 3.2,
+}
+
+
+def test_a_run_ends_with_its_reward_before_and_after(tmp_path, capsys):
+    live = display.Live(recipes.named("ddpo"), tmp_path / "a[b]")
+    live.conclude(RESULT)
+    assert capsys.readouterr().err.splitlines() == [
+        "reader accuracy on held-out prompts: 50.0% -> 50.0% (gain +0.0%, 95 % interval +0.0% to "
+        "+25.0%)",
+        "held-out reward: 0.1225 -> 0.1231 (gain +0.0006, 95 % interval -0.0004 to +0.0016)",
+        "under the training sampler: 0.25",
+        f"3 s; look at {tmp_path / 'a[b]' / 'report.html'}",
+    ]
+    live.conclude(RESULT | {"gain": RESULT["gain"] | {"reward": None}})
+    assert "held-out reward: 0.1225 -> 0.1231\n" in capsys.readouterr().err
+
+
+def test_without_a_terminal_the_first_and_the_last_update_are_told(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("scoretune.display.time.monotonic", lambda: now[0])
+    run = settings.changed(recipes.named("ddpo"), ["updates=50"])
+    live = display.Live(run, tmp_path)
+    for update in range(7, 51):  # a resumed run
+        live.line({"update": update, "reward": 0.6123, "path_kl": 0.21, "explained_variance": None})
+        now[0] += 4.0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "update 7/50: reward 0.612, path KL 0.21"
+    places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in said]
+    assert places == [*range(7, 48, 4), 50]
+
+
+def test_what_was_drawn_is_said_by_its_place(command, real, tmp_path):
+    out = tmp_path / "one.png"
+    drawn = command("sample", real, "a red seven", "--out", out, "--steps", 1)
+    assert drawn.out == f"1. a red seven\n1 picture in {out}\n"
+    drawn = command("sample", real, "a red seven", "two fives", "--out", out, "--steps", 1)
+    assert drawn.out == f"1. a red seven\n2. two fives\n2 pictures in {out}\n"
+
+
+def test_a_served_reward_tells_milliseconds(capsys):
+    service = Service("grey", lambda images, prompts: images.mean((1, 2, 3)))
+    server = RewardServer(service, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(urllib.request.Request(server.url, data=b"none"), timeout=10)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
+    taken = re.search(r" 400 .*, (\d+\.\d\d) ms$", capsys.readouterr().err.strip())
+    assert taken and float(taken[1]) > 0
 
 
 def test_the_command_lists_them(command, several):
@@ -168,6 +273,7 @@ def test_the_command_lists_them(command, several):
         "deep/broken",
     ]
     assert "finished" in rows[2]
+    assert [re.split(r"\s*│\s*", row)[4] for row in rows] == ["reader"] * 3 + ["–"]
     found = json.loads(command("runs", several, "--json").out)
     assert [one["state"] for one in found] == [one.state for one in run_index.listed(several)]
     (several / "empty").mkdir()
@@ -197,7 +303,7 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
 
 def test_the_command_opens_a_report(command, several, monkeypatch):
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) or True)
     done = command("runs", "open", several / "done")
     assert done.out == f"{several / 'done' / 'report.html'}\n"
     assert opened == [(several / "done" / "report.html").as_uri()]
@@ -205,6 +311,15 @@ def test_the_command_opens_a_report(command, several, monkeypatch):
     assert refused.code == 2
     assert "a report is written when a run ends" in refused.err
     assert len(opened) == 1
+
+    def none(page: str) -> bool:
+        raise webbrowser.Error("no browser")
+
+    for without in (none, lambda page: False):
+        monkeypatch.setattr("webbrowser.open", without)
+        done = command("runs", "open", several / "done")
+        page = several / "done" / "report.html"
+        assert (done.code, done.out) == (0, f"no browser opened: look at {page}\n")
 
 
 def test_what_cannot_be_compared_or_listed_is_a_line(command, several):

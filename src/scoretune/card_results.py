@@ -67,7 +67,7 @@ def _row(name: str, ends: Ends) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A difference for people."""
+    """A difference for people; 0 has no sign."""
     return plain(value) if value is None or value <= 0 else f"+{plain(value)}"
 
 

@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scoretune.config import Run
 
+EVERY = 15.0
+"""Seconds between plain lines, where the output is no terminal."""
 SHOWN = {
-    "reward": "reward {:.3f}",
+    "reward": "reward {:.3g}",
     "path_kl": "path KL {:.2f}",
     "explained_variance": "critic EV {:.2f}",
     "matching": "loss {:.4f}",
@@ -31,6 +33,7 @@ class Live:
         self.progress = _bar(self.console)
         self.task = self.progress.add_task(run.recipe, total=run.updates, numbers="starting")
         self.spoke = time.monotonic()
+        self.began = False
 
     def stopped(self) -> None:
         """Say how a run that was stopped goes on."""
@@ -44,39 +47,60 @@ class Live:
         if "alarm" in numbers:  # stays in sight, above the bar
             self._print(f"guard: at update {numbers['update']} {numbers['alarm']}")
             return
-        told = [form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers]
-        text = ", ".join(told)
-        self.progress.update(self.task, completed=numbers["update"], numbers=text)
-        if time.monotonic() - self.spoke > 15:
-            self._speak(f"update {numbers['update']}/{self.run.updates}: {text}")
+        update, total = numbers["update"], self.run.updates
+        known = [(form, numbers.get(name)) for name, form in SHOWN.items()]
+        # What is added makes 0.0 of -0.0.
+        text = ", ".join(form.format(value + 0.0) for form, value in known if value is not None)
+        self.progress.update(self.task, completed=update, numbers=text)
+        due = time.monotonic() - self.spoke >= EVERY
+        if due or not self.began or update == total:
+            self._speak(f"update {update}/{total}: {text}")
+        self.began = True
 
     def conclude(self, result: dict[str, Any]) -> None:
         """The result in a few lines, and where to look."""
         for name in ("reader", "judge"):
             if name in result:
                 base, final = result[name]["base"], result[name]["final"]
-                gain = result["gain"][name]
-                self.console.print(
+                gain = [round(result["gain"][name][k], 3) + 0.0 for k in ("mean", "low", "high")]
+                self._print(
                     f"{name} accuracy on held-out prompts: {base['overall']:.1%} -> "
-                    f"{final['overall']:.1%} (gain {gain['mean']:+.1%}, 95 % interval "
-                    f"{gain['low']:+.1%} to {gain['high']:+.1%})"
+                    f"{final['overall']:.1%} (gain {gain[0]:+.1%}, 95 % interval "
+                    f"{gain[1]:+.1%} to {gain[2]:+.1%})"
                 )
         for line in guarded(result.get("guard", {})):
             self._print(line)
-        reward = result["reward"]
-        self.console.print(
-            f"reward: {reward['deterministic']:.3f} deterministic, {reward['stochastic']:.3f} "
-            f"under the training sampler; {result['seconds']:.0f} s"
-        )
-        self.console.print(f"look at {self.folder / 'report.html'}")
+        for line in rewarded(result):
+            self._print(line)
+        self._print(f"{result['seconds']:.0f} s; look at {self.folder / 'report.html'}")
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _speak(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(text)
+            self._print(text)
             self.spoke = time.monotonic()
+
+
+def rewarded(result: dict[str, Any]) -> list[str]:
+    """The held-out reward before and after, with the gain's interval where it is known; then the
+    reward with the noise of training."""
+    base, final = (result[name]["deterministic"] for name in ("reward_base", "reward"))
+    told = f"held-out reward: {_level(base)} -> {_level(final)}"
+    gain = result["gain"].get("reward")
+    if gain is not None:
+        mean, low, high = (_shift(gain[name]) for name in ("mean", "low", "high"))
+        told += f" (gain {mean}, 95 % interval {low} to {high})"
+    return [told, f"under the training sampler: {_level(result['reward']['stochastic'])}"]
+
+
+def _level(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 9999.5 else f"{value + 0.0:.4g}"
+
+
+def _shift(value: float) -> str:
+    return f"{value:+.0f}" if abs(value) >= 999.5 else f"{value + 0.0:+.3g}"
 
 
 def guarded(guard: dict[str, Any]) -> list[str]:

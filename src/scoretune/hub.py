@@ -1,11 +1,14 @@
-"""The hub of models: whether it answers, and a quiet client while it is asked."""
+"""The hub of models: asked last, quietly, and only when it answers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SECONDS = 5.0  # for a name server, a proxy and the hub together
 
@@ -44,9 +47,28 @@ def quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def out_of_reach(source: str, setting: str) -> str:
-    """What to say of a hub id that is not on this machine, while the hub cannot be asked."""
+class NotAsked(Exception):
+    """What is wanted is not on this machine, and the hub does not answer."""
+
+
+def offline_first(load: Callable[[bool], T], *, local: bool) -> T:
+    """`load(True)` from files of this machine; without them `load(False)` from the hub, unless the
+    source is `local`. Raises what `load` raises, and NotAsked with its words where the hub is out
+    of reach."""
+    with quiet():
+        try:
+            return load(True)
+        except Exception as error:  # not in the cache, or broken: each has its own kind
+            if local:
+                raise
+            if not reachable():
+                raise NotAsked(str(error)) from error
+        return load(False)
+
+
+def fetched(source: str, setting: str) -> str:
+    """How to do without the hub: what to say of an id that was NotAsked for."""
     return (
-        "it is not in the cache of this machine, and the hub does not answer or HF_HUB_OFFLINE is "
-        f"set: get it where there is a network by: hf download {source}; or give {setting}=FOLDER"
+        f"the hub was not asked, being out of reach or HF_HUB_OFFLINE set; get it where there is a "
+        f"network by: hf download {source}; or set {setting}=FOLDER"
     )

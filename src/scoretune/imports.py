@@ -48,7 +48,9 @@ def _nearest(module: ModuleType, function: str) -> str:
     found = {name: it for name, it in vars(module).items() if callable(it) and name[0] != "_"}
     # What a module imports for itself is hardly meant, but where it has nothing else it may be.
     names = [n for n, it in found.items() if getattr(it, "__module__", "") == module.__name__]
-    if not function or not (names or found):
+    if not function:
         return f"write it as module:function, with a function of {module.__name__}"
+    if not found:
+        return f"{module.__name__} has no {function!r}, nor another function: define it there"
     hint = str(unknown("function", function, names or found)).partition(f"{function!r}: ")[2]
     return f"{module.__name__} has no {function!r}: {hint}"

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from scoretune import hub
 from scoretune.errors import UserError
 
 
@@ -18,14 +19,18 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
 
     Raises UserError where there is none.
     """
-    folder = Path(source)
-    if folder.exists() or source.startswith((".", "/", "~")):
-        return _index_of(folder)
+    if _is_local(source):
+        return _index_of(Path(source))
     _quieten()
     from diffusers import DiffusionPipeline
 
     try:
-        found = DiffusionPipeline.load_config(source, revision=revision)
+        found = hub.offline_first(
+            lambda here: DiffusionPipeline.load_config(
+                source, revision=revision, local_files_only=here
+            ),
+            local=False,
+        )
     except Exception as error:  # a missing hub, id, revision or index: each has its own kind
         raise _cannot_load(source, "diffusers pipeline", error) from error
     return cast("dict[str, Any]", found)
@@ -55,12 +60,16 @@ def load(
 
     absent = {part for part, place in index.items() if place == [None, None]}
     try:
-        pipeline = getattr(diffusers, kind).from_pretrained(
-            source,
-            revision=revision,
-            use_safetensors=True,
-            dtype=dtype,
-            **dict.fromkeys(absent | set(without)),
+        pipeline = hub.offline_first(
+            lambda here: getattr(diffusers, kind).from_pretrained(
+                source,
+                revision=revision,
+                use_safetensors=True,
+                local_files_only=here,
+                dtype=dtype,
+                **dict.fromkeys(absent | set(without)),
+            ),
+            local=_is_local(source),
         )
     except Exception as error:  # diffusers raises many kinds for a broken folder or a missing hub
         raise _cannot_load(source, kind, error) from error
@@ -71,6 +80,10 @@ def load(
     if "vae" in pipeline.components:
         pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return pipeline
+
+
+def _is_local(source: str) -> bool:
+    return Path(source).exists() or source.startswith((".", "/", "~"))
 
 
 def _index_of(folder: Path) -> dict[str, Any]:
@@ -91,18 +104,18 @@ def _refuse_pickles(folder: Path) -> None:
     for file in pickled:
         if file.parent not in safe:
             raise UserError(
-                f"{str(file)!r} is a pickle, which can run code when read; if you trust it, convert "
-                f"it once: pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, "
-                f"use_safetensors=False); pipe.save_pretrained({str(folder)!r})"
+                f"{str(file)!r} is a pickle, which can run code when read; if you trust it, "
+                f"convert it once: pipe = DiffusionPipeline.from_pretrained({str(folder)!r}); "
+                f"pipe.save_pretrained({str(folder)!r})"
             )
 
 
 def _cannot_load(source: str, kind: str, error: Exception) -> UserError:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(
-        f"cannot load the model {source!r} ({first_line}): give a folder or hub id of a {kind} "
-        "with safetensors weights"
-    )
+    fix = f"give a folder or hub id of a {kind} with safetensors weights"
+    if isinstance(error, hub.NotAsked):
+        fix = hub.fetched(source, "model.source")
+    return UserError(f"cannot load the model {source!r} ({first_line}): {fix}")
 
 
 def _quieten() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from scoretune import hub
 from scoretune.errors import UserError
 
 T = TypeVar("T")
@@ -155,21 +156,18 @@ def refuse_pickles(source: str, fix: str) -> None:
 
 
 def offline_first(source: str, what: str, load: Callable[[bool], T]) -> T:
-    """`load(True)` from files here; if they are not here, `load(False)` from the hub."""
-    from huggingface_hub import constants
+    """`load(True)` from files here; if they are not here, `load(False)` from the hub.
 
+    Raises UserError where neither has it; the hub is first asked, once, whether it is there.
+    """
     try:
-        try:
-            return load(True)
-        except Exception:
-            if is_local(source) or constants.HF_HUB_OFFLINE:
-                raise
-        return load(False)
+        return hub.offline_first(load, local=is_local(source))
     except Exception as error:  # a missing hub, id, file or shape: each has its own kind
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load {source!r} ({first_line}): give a folder, or the hub id, of {what}"
-        ) from error
+        fix = f"give a folder, or the hub id, of {what}"
+        if isinstance(error, hub.NotAsked):
+            fix = f"{hub.fetched(source, 'model')} of {what}"
+        raise UserError(f"cannot load {source!r} ({first_line}): {fix}") from error
 
 
 def _quieten() -> None:

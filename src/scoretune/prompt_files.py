@@ -46,7 +46,8 @@ def read_rows(source: str) -> list[Row]:
     """The prompts of a file, of `pairs:FILE:FILE`, or of `datasets:ID[:SPLIT[:COLUMN]]`.
 
     A file is .csv, .tsv, .json, .jsonl or .parquet, and may name its column as `FILE:COLUMN`; any
-    other is text with one prompt a line; each may be gzipped (.gz). Raises UserError, in one line, for what cannot be read or has no prompts.
+    other is text with one prompt a line; each may be gzipped (.gz). Raises UserError, in one line,
+    for what cannot be read or has no prompts.
     """
     kind, _, rest = source.partition(":")
     if kind == "datasets" and rest:

@@ -67,7 +67,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _missing(path: Path) -> UserError:
-    """An error for a file that is not there, with the one of its folder that is named most like it."""
+    """An error for a file that is not there, with the nearest name of its folder."""
     there = [one.name for one in path.parent.glob("*") if one.is_file()]
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
     if not near:

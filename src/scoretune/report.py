@@ -29,12 +29,21 @@ from scoretune.report_record import (
     Row,
     at,
     change_of,
+    level,
     number,
     read_record,
     reward_change,
+    shift,
 )
 
 _OPTIONAL = re.compile(r"<!-- if ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+_BLANK = re.compile(
+    r'<figure class="panel"><h3>[^<]*</h3>\s*<p class="note">No [^<]* was recorded\.</p>'
+    r"</figure>\s*"
+)
+"""A panel that would only say that it has nothing to show."""
+_BARE = re.compile(r'<h2>[^<]*</h2>\s*<div class="two">\s*</div>\s*')
+"""A section without any panel."""
 
 
 def write_report(run: Path) -> Path:
@@ -66,6 +75,7 @@ def write_report(run: Path) -> Path:
     shown = {name if value else f"no-{name}" for name, value in slots.items()}
     template = files("scoretune").joinpath("report_template.html").read_text(encoding="utf-8")
     kept = _OPTIONAL.sub(lambda part: part[2] if part[1] in shown else "", template)
+    kept = _BARE.sub("", _BLANK.sub("", kept))
     page = run / "report.html"
     page.write_text(Template(kept).substitute(slots), encoding="utf-8", errors="replace")
     return page
@@ -84,17 +94,17 @@ def headline(change: Change | None, judged: bool, record: Record) -> str:
         return "This run has not recorded a change yet" + (f", after {price}" if price else "")
     verb = "rose" if change.gain > 0 else "fell" if change.gain < 0 else "did not move:"
     digits = 0 if abs(change.gain) >= 0.01 else 1
+    bounds = [] if change.low is None or change.high is None else [change.low, change.high]
     if judged:
         subject = "Judge accuracy on held-out prompts"
         start, end = percent(change.before, digits), percent(change.after, digits)
         by = f"{_points(change)} points"
+        ends = [_points(Change(0.0, bound), digits).removeprefix("+") for bound in bounds]
     else:
         subject = "Reward under the deterministic sampler"
-        start, end = _plain(change.before), _plain(change.after)
-        by = ("+" if change.gain > 0 else "") + _plain(change.gain)
-    if change.low is not None and change.high is not None:
-        low, high = (_points(Change(0.0, bound), digits) for bound in (change.low, change.high))
-        by += f", 95{THIN}% interval {low.removeprefix('+')} to {high.removeprefix('+')}"
+        start, end, by = level(change.before), level(change.after), shift(change.gain)
+        ends = [shift(bound) for bound in bounds]
+    by += f", 95{THIN}% interval {' to '.join(ends)}" if ends else ""
     price = (f" in {price}" if price else "") + ("" if record.result else ", so far")
     return f"{subject} <em>{verb} from {start} to {end}</em> <small>({by}){price}</small>"
 
@@ -104,7 +114,7 @@ def judge_verdict(judge: Change | None, reader: Change | None) -> tuple[str, str
     if judge is None:
         return "none", "<b>No comparison yet.</b> The judge needs an evaluation after training."
     theirs = f"The reader, which gives the reward, {_moved(reader)}" if reader else ""
-    unclear = judge.low is not None and judge.high is not None and judge.low <= 0 <= judge.high
+    unclear = judge.may_be_chance
     chance = f" The 95{THIN}% interval of the judge's change includes zero: it may be chance."
     chance = chance if unclear else ""
     if judge.gain < 0:
@@ -132,6 +142,9 @@ def reward_verdict(reward: Change | None) -> tuple[str, str]:
     if reward is None:
         return "none", "<b>No comparison yet.</b> It needs an evaluation after training."
     caution = "No independent judge looked at these pictures, so a gain may be reward hacking."
+    if reward.may_be_chance:
+        change = f"The 95{THIN}% interval of the reward's change includes zero: it may be chance."
+        return "unsure", f"<b>Not a clear change.</b> {change} {caution}"
     if reward.gain < 0:
         return "bad", "<b>The reward fell.</b> " + caution
     return "unsure", "<b>Reward only.</b> " + caution
@@ -146,11 +159,11 @@ def _tiles(record: Record, judge: Change | None, reader: Change | None) -> str:
     for sampler in ("deterministic", "stochastic"):
         change = reward_change(record, sampler)
         if change and len(tiles) < 3:
-            tiles.append(("Reward", f"{_arrow(_plain, change)}<small>{sampler} sampler</small>"))
+            tiles.append(("Reward", f"{_arrow(level, change)}<small>{sampler} sampler</small>"))
     path_kl = record.last("path_kl")
     if path_kl is not None:
         about = "nats away from the base model"
-        tiles.append(("Path KL", f"{_plain(path_kl)}<small>{about}</small>"))
+        tiles.append(("Path KL", f"{level(path_kl)}<small>{about}</small>"))
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
 
 
@@ -198,11 +211,6 @@ def _moved(change: Change) -> str:
     return f"{'fell by' if change.gain < 0 else 'gained'} {_points(change)[1:]} points"
 
 
-def _plain(value: float) -> str:
-    text = f"{value:.2f}" if 0.095 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
-    return text.replace("-", "\u2212")
-
-
 def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f}{THIN}s"
@@ -235,6 +243,9 @@ def _figures(record: Record, has_judge: bool) -> dict[str, str]:
         axes = Axes(EVALUATIONS, "mean training reward", least_span=0.05)
         progress = draw.chart([replace(rewards, style="plain")], axes)
     path_kl = _series("path KL", "plain", record.metrics, "update", "path_kl")
+    if not path_kl.points:  # an objective that does not measure it while training
+        path_kl = _series("path KL", "plain", record.evaluations, "update", "path_kl")
+        path_kl = replace(path_kl, dots=True)
     critic = _series("explained variance", "plain", record.metrics, "update", "explained_variance")
     return {
         "judged_progress": progress if has_judge else "",
@@ -251,7 +262,7 @@ def _figures(record: Record, has_judge: bool) -> dict[str, str]:
 
 
 def _series(name: str, style: str, rows: list[Row], x: str, y: str) -> Series:
-    """A line of `metrics.jsonl`, with the band that `<y>_low` and `<y>_high` give it."""
+    """A line of a log, with the band that `<y>_low` and `<y>_high` give it."""
     points = [
         Point(at, value, number(row, f"{y}_low"), number(row, f"{y}_high"))
         for row in rows

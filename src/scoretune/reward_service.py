@@ -151,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
             # What the reward refuses will be refused again; what broke may work the next time.
             status, message = 422 if error.__cause__ is None else 500, {"error": str(error)}
         told = told or " ".join(str(message["error"]).split())
-        _log(f"{self.client_address[0]} {status} {told}, {1000 * (time.monotonic() - began):.2f} ms")
+        taken = 1000 * (time.monotonic() - began)
+        _log(f"{self.client_address[0]} {status} {told}, {taken:.2f} ms")
         self._answer(status, message)
 
     def _scores(self) -> tuple[list[float], str]:

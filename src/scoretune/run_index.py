@@ -1,7 +1,6 @@
 """What became of runs: all below a folder in a list, and some of them side by side.
 
-Reads what a run folder holds and takes nothing for granted: a run that was killed, or whose files
-are broken, has its place in the list.
+Takes nothing of a run folder for granted: killed and broken runs have their place in the list.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def summary(home: Path) -> Summary:
         state=_state(home, record, done),
         done=done,
         updates=None if updates is None else int(updates),
-        reward_name=None if at(config, "objective", "kind") == "matching" else DATAFIX,
+        reward_name=_scored_by(config, measure, reward != (None, None)),
         measure=measure,
         reward=reward,
         judge=None if judge == (None, None) else judge,
@@ -128,6 +127,12 @@ def _reward(record: Record) -> tuple[str, tuple[float | None, float | None]]:
         name = next(iter(distances))
         return name, (number(distances, name, "base"), number(distances, name, "final"))
     return "reward", (base, final)
+
+
+def _scored_by(config: Any, measure: str, known: bool) -> str | None:
+    """The reward's name; a run on data has one in its settings, and no use for it."""
+    of_data = at(config, "objective", "kind") in ("matching", "consistency") and not known
+    return None if of_data or measure != "reward" else _text(at(config, "reward"))
 
 
 def _ends(record: Record, *keys: str) -> tuple[float | None, float | None]:

@@ -96,6 +96,6 @@ def _place(error: Exception, reward: Reward) -> str:
 
 def _belongs_to_libraries(path: Path) -> bool:
     """Whether a file is of Python, of what is installed, or of this package."""
-    known = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    homes = [Path(__file__).parents[1], *map(Path, known)]
-    return any(path.resolve().is_relative_to(home.resolve()) for home in homes)
+    homes = [Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))]
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(installed) or any(path.resolve().is_relative_to(home.resolve()) for home in homes)

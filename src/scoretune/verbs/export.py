@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from scoretune.errors import UserError
+
+FILES = {
+    "diffusers": "pytorch_lora_weights.safetensors",
+    "peft": "adapter_model.safetensors",
+    "kohya": "lora_kohya.safetensors",
+    "merged": "model_index.json",
+}
+"""By which file the form of an exported folder is known."""
 
 
 def export(
@@ -36,17 +45,36 @@ def export(
     form = "merged" if merge else format_
     folder = to or run / "export" / form
     api = forms.hub() if push else None  # before anything is written
-    _write(run, folder, form)
+    card = _write(run, folder, form)
     url = forms.push(folder, push, public=public, api=api) if push else None
     if json_:
         typer.echo(json.dumps({"folder": str(folder), "form": form, "url": url}))
         return
     typer.echo(f"{form} in {folder}")
+    if line := _loading(card, folder):
+        typer.echo(f"load it by: {line}")
     if url is not None:
         typer.echo(f"on the hub, {'for all to see' if public else 'private'}: {url}")
 
 
-def _write(run: Path, folder: Path, form: str) -> None:
+def _loading(card: Path, folder: Path) -> str:
+    """The line of a card's example that loads its folder; empty where it has none."""
+    lines = card.read_text(encoding="utf-8").splitlines()
+    found = [x for x in lines if x.startswith(("pipe", "loras.")) and re.search(r"\bhere\b", x)]
+    return re.sub(r"\bhere\b", lambda _: repr(str(folder)), found[-1]) if found else ""
+
+
+def _refuse_another(folder: Path, form: str) -> None:
+    """Refuse a folder with an export of another form: its card and its files would be mixed."""
+    for other, file in FILES.items():
+        if other != form and (folder / file).exists():
+            raise UserError(
+                f"{str(folder)!r} holds the form {other} already ({file}): choose another --to "
+                f"for {form}"
+            )
+
+
+def _write(run: Path, folder: Path, form: str) -> Path:
     from scoretune import card, merging, samples
     from scoretune import export as forms
     from scoretune.backbones import scores
@@ -60,9 +88,10 @@ def _write(run: Path, folder: Path, form: str) -> None:
             f"{str(run / 'model')!r} is the whole model already, which scoretune sample and "
             "model.source take: nothing is left to export"
         )
+    _refuse_another(folder, form)
     policy = samples.load(run)
     if form == "merged":
         merging.merge(policy, settings.model, folder)
     else:
         forms.write(policy, folder, form)
-    card.write(run, folder, form)
+    return card.write(run, folder, form)

@@ -55,7 +55,17 @@ def _list(folder: Path, json_: bool) -> None:
     if not found:
         typer.echo(f"no runs below {folder}")
         return
-    heads = ("run", "recipe", "model", "updates", "reward", "judge", "time", "state")
+    heads = (
+        "run",
+        "recipe",
+        "model",
+        "reward",
+        "updates",
+        "before → after",
+        "judge",
+        "time",
+        "state",
+    )
     rows = []
     for one in found:
         reward = _change(one.reward)
@@ -67,6 +77,7 @@ def _list(folder: Path, json_: bool) -> None:
                 _below(one.run, folder),
                 one.recipe or run_index.NOTHING,
                 one.model or run_index.NOTHING,
+                run_index.shortened(one.reward_name or run_index.NOTHING),
                 f"{one.done}/{of}",
                 told or run_index.NOTHING,
                 _change(one.judge) or run_index.NOTHING,
@@ -107,8 +118,11 @@ def _open(names: Sequence[str]) -> None:
             f"{str(page)!r} is not there: a report is written when a run ends; scoretune train "
             f"--resume {names[0]} goes on with it"
         )
-    typer.echo(str(page))
-    webbrowser.open(page.resolve().as_uri())
+    try:
+        opened = webbrowser.open(page.resolve().as_uri())
+    except webbrowser.Error:
+        opened = False
+    typer.echo(str(page) if opened else f"no browser opened: look at {page}")
 
 
 def _rows(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> None:
