@@ -398,6 +398,26 @@ def finished(command, here, tiny) -> Path:
     return folder
 
 
+def test_an_export_says_how_it_is_loaded_and_keeps_to_one_form_a_folder(
+    told, command, finished, here
+):
+    loads = {
+        "diffusers": "pipe.load_lora_weights('out/diffusers')",
+        "peft": "pipe.unet = PeftModel.from_pretrained(pipe.unet, 'out/peft')",
+        "kohya": "pipe.load_lora_weights('out/kohya', weight_name=\"lora_kohya.safetensors\")",
+    }
+    for form, line in loads.items():
+        words = ("export", finished, "--format", form, "--to")
+        outcome = command(*words, f"out/{form}")
+        assert outcome.out.splitlines()[1] == f"load it by: {line}"
+        assert command(*words, f"out/{form}").code == 0  # once more into its own
+    text = told(*words, "out/peft")
+    assert text.startswith("'out/peft' holds the form peft already (adapter_model.safetensors): ")
+    assert not (here / "out" / "peft" / "lora_kohya.safetensors").exists()
+    merged = command("export", finished, "--merge", "--to", "whole").out.splitlines()[1]
+    assert merged.startswith("load it by: pipe = ") and ".from_pretrained('whole'" in merged
+
+
 def test_a_checkpoint_cut_short(told, command, finished):
     newest = checkpoints.latest(finished / "checkpoints")
     weights = newest / "state.safetensors"

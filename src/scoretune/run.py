@@ -93,7 +93,8 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
 def _check_world(run: Run) -> None:
     """Refuse the shipped world's prompts and reader to a model that does not draw it."""
     source = run.model.source
-    missing = source.startswith((".", "/", "~")) and not Path(source).exists()
+    local = source.startswith((".", "/", "~")) or Path(source).exists()
+    missing = local and not (Path(source) / "model_index.json").exists()  # its loader tells
     draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
     if draws_scenes or missing or isinstance(run.objective, Matching):
         return
