@@ -212,7 +212,7 @@ def test_half_precision_is_that_of_the_module(named):
         ("def denoiser(): raise RuntimeError('no file')", "RuntimeError: no file"),
         ("denoiser = Net()", "is a module: name a function that returns a new one"),
         ("denoiser = 3", "is a int, not a function"),
-        ("def other(): return Net()", "has no attribute 'denoiser'"),
+        ("def other(): return Net()", "has no 'denoiser'"),
         ("def denoiser(:", "SyntaxError"),
         ("def denoiser(): return nn.Tanh()", "takes (input: torch.Tensor)"),
         ("def denoiser(): return Told()", "must come as a whole Backbone"),

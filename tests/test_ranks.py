@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,15 +171,21 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     """Score as action, critic and reward gradient included, in one process and in two."""
     folder = tmp_path_factory.mktemp("runs")
     one, two = folder / "one", folder / "two"
-    words = ["train", "score_as_action", *SIZES, *EXACT, "--json"]
-    subprocess.run(
-        [sys.executable, "-m", "scoretune", *words, "--run", str(one)],
-        check=True,
-        capture_output=True,
-        env=_environment(),
-    )
-    run_two(*words, "--run", str(two))
+    from scoretune.run import launch
+    from scoretune.runs import record
+
+    run = settings.changed(recipes.score_as_action(), [*SIZES, *EXACT])
+    record(run, one, 1)
+    launch(run, one, Silent())
+    run_two("train", "score_as_action", *SIZES, *EXACT, "--run", str(two))
     return one, two
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 @pytest.mark.slow
@@ -213,7 +220,8 @@ def test_a_run_of_two_goes_on_in_one(runs, tmp_path, command):
 
 
 @pytest.mark.slow
-def test_a_run_of_one_goes_on_in_two(runs, tmp_path):
+@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
+def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/test_sharding.py has it
     one, _ = runs
     stopped = interrupted(one, tmp_path / "run", after=2)
     run_two("train", "--resume", str(stopped))

@@ -273,12 +273,12 @@ def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny):
 
     from scoretune.run import launch as begin
 
-    folder = tmp_path / "run"
+    folder, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     runs.record(run, folder, threads=1)
     with pytest.raises(KeyboardInterrupt):
         begin(run, folder, Impatient())
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert begin(run, folder, Silent())["network_evaluations"] == whole["network_evaluations"]
     assert_same_run(folder, tmp_path / "whole", 4)
 
