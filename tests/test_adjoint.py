@@ -347,7 +347,6 @@ def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Te
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        ("draft", ["objective.last=1"]),
         ("draft", ["objective.last=3", "model.guidance=3"]),
         ("draft", ["objective.last=4", "sampling.jitter=true", "hardware.device_batch=2"]),
         ("alignprop", ["objective.last=4"]),

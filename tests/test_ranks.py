@@ -26,7 +26,7 @@ from scoretune.train import train
 EXACT = ["model.precision=fp64", "model.rank=2"]
 SIZES = [
     *("updates=5", "sizes.prompts=2", "sizes.group=3", "sizes.minibatch=5", "sampling.steps=3"),
-    *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=3"),
+    *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=0"),
     *("checkpoints.every=1", "checkpoints.keep=9"),
 ]
 
@@ -207,7 +207,7 @@ def test_two_processes_write_what_one_does(runs):
             assert ours[name] == pytest.approx(theirs[name], abs=2e-6), name
     evaluations = [(run / "evaluations.jsonl").read_text().splitlines() for run in runs]
     judged = [[json.loads(line)["judge"]["overall"] for line in lines] for lines in evaluations]
-    assert judged[0] == judged[1] and len(judged[0]) == 3
+    assert judged[0] == judged[1] and len(judged[0]) == 2
     assert {p.name for p in runs[0].iterdir()} == {p.name for p in runs[1].iterdir()}
 
 
