@@ -15,7 +15,7 @@ import pytest
 
 FLOORS = {
     0: "errors ranks hub",
-    1: "diffusion.* rl.* batches checkpoints metrics tables prompt_* gallery networks noise_tables "
+    1: "diffusion.* rl.* batches checkpoints metrics tables prompt_* gallery networks "
     "pretrained clip_pixels heads "
     "artefacts watches windows pipelines calls imports labels scenes scenes.world scenes.draw "
     "asking foreign remembering seeing sharding wire",

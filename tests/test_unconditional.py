@@ -23,13 +23,12 @@ from scoretune import (
     export,
     loras,
     models,
-    noise_tables,
     recipes,
     runs,
     samples,
     settings,
 )
-from scoretune.backbones import diffusion_transformer, unconditional
+from scoretune.backbones import base, diffusion_transformer, unconditional
 from scoretune.backbones.base import WithFeatures
 from scoretune.backbones.diffusion_transformer import DiffusionTransformer
 from scoretune.backbones.recycled import recycle
@@ -606,8 +605,8 @@ def test_a_size_that_the_unet_cannot_halve(unet):
 
 def test_a_scheduler_of_flows_has_no_noise_table():
     with pytest.raises(UserError, match="is a FlowMatchEulerDiscreteScheduler, which has no noise"):
-        noise_tables.noise_table("model", FlowMatchEulerDiscreteScheduler())
+        base.scheduled("model", FlowMatchEulerDiscreteScheduler())
     whole = DDIMScheduler(rescale_betas_zero_snr=True)
-    table = noise_tables.noise_table("model", whole)
-    assert float(whole.alphas_cumprod[-1]) < 1e-12 < table[-1] == 2**-24
+    table = base.scheduled("model", whole)[0].alphas_cumprod
+    assert float(whole.alphas_cumprod[-1]) < 1e-12 < table[-1] == table[-2] / 2 < 2**-24
     assert table[:-1] == tuple(whole.alphas_cumprod.double().tolist())[:-1]

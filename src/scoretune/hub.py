@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
 
 SECONDS = 5.0  # for a name server, a proxy and the hub together
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is meant as a path, and not as a hub id."""
+    return Path(source).expanduser().exists() or source.startswith((".", "/", "~"))
 
 
 def reachable(seconds: float = SECONDS) -> bool:

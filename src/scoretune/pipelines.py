@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
 
     Raises UserError where there is none.
     """
-    if _is_local(source):
+    if hub.is_local(source):
         return _index_of(Path(source))
     _quieten()
     from diffusers import DiffusionPipeline
@@ -36,6 +38,21 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
+Loader = Callable[..., Any]
+"""What `load` is: (kind, source, *, revision, dtype, without) -> pipeline."""
+_loader: ContextVar[Loader | None] = ContextVar("loader", default=None)
+
+
+@contextmanager
+def made_by(loader: Loader) -> Iterator[None]:
+    """Within this context another loader makes every pipeline, as one without weights."""
+    token = _loader.set(loader)
+    try:
+        yield
+    finally:
+        _loader.reset(token)
+
+
 def load(
     kind: str,
     source: str,
@@ -48,6 +65,9 @@ def load(
 
     Raises UserError when it is of another class, cannot be read or holds pickled weights.
     """
+    loader = _loader.get()
+    if loader is not None:
+        return loader(kind, source, revision=revision, dtype=dtype, without=without)
     index = described(source, revision)
     if index.get("_class_name") != kind:
         raise UserError(
@@ -69,7 +89,7 @@ def load(
                 dtype=dtype,
                 **dict.fromkeys(absent | set(without)),
             ),
-            local=_is_local(source),
+            local=hub.is_local(source),
         )
     except Exception as error:  # diffusers raises many kinds for a broken folder or a missing hub
         raise _cannot_load(source, kind, error) from error
@@ -80,10 +100,6 @@ def load(
     if "vae" in pipeline.components:
         pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return pipeline
-
-
-def _is_local(source: str) -> bool:
-    return Path(source).exists() or source.startswith((".", "/", "~"))
 
 
 def _index_of(folder: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def tokenizer(source: str, *, revision: str | None) -> Any:
 
 def file(source: str, name: str, *, revision: str | None) -> Path:
     """A file of a folder or hub id, on this machine. Raises UserError where there is none."""
-    if is_local(source):
+    if hub.is_local(source):
         path = Path(_place(source)) / name
         if not path.is_file():
             raise UserError(f"{source!r} holds no {name}: give a folder that does, or a hub id")
@@ -114,7 +114,7 @@ def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
 
 def identity(source: str, *, revision: str | None) -> dict[str, str]:
     """What exactly a source is: the sha256 of a folder's safetensors, or a hub id's commit."""
-    if not is_local(source):
+    if not hub.is_local(source):
         snapshot = file(source, "config.json", revision=revision).parent
         return {"source": source, "revision": revision or "main", "commit": snapshot.name}
     folder = Path(_place(source))
@@ -128,18 +128,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_local(source: str) -> bool:
-    """Whether a source is meant as a path, and not as a hub id."""
-    return Path(source).expanduser().exists() or source.startswith((".", "/", "~"))
-
-
 def _place(source: str) -> str:
-    return str(Path(source).expanduser()) if is_local(source) else source
+    return str(Path(source).expanduser()) if hub.is_local(source) else source
 
 
 def refuse_pickles(source: str, fix: str) -> None:
     """Refuse a folder that is missing or holds weights as pickles only; `fix` is a command."""
-    if not is_local(source):
+    if not hub.is_local(source):
         return
     folder = Path(_place(source))
     if not folder.exists():
@@ -161,7 +156,7 @@ def offline_first(source: str, what: str, load: Callable[[bool], T]) -> T:
     Raises UserError where neither has it; the hub is first asked, once, whether it is there.
     """
     try:
-        return hub.offline_first(load, local=is_local(source))
+        return hub.offline_first(load, local=hub.is_local(source))
     except Exception as error:  # a missing hub, id, file or shape: each has its own kind
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = f"give a folder, or the hub id, of {what}"

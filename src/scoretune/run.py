@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scoretune import fit, fit_parts, guard, hardware, ranks, trackers
+from scoretune import fit, fit_parts, guard, hardware, hub, ranks, trackers
 from scoretune.backbones import scores
 from scoretune.config import NEW_NETWORKS, Matching, Model, Run, of_data
 from scoretune.course import Parts, course
@@ -93,8 +93,8 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
 def _check_world(run: Run) -> None:
     """Refuse the shipped world's prompts and reader to a model that does not draw it."""
     source = run.model.source
-    local = source.startswith((".", "/", "~")) or Path(source).exists()
-    missing = local and not (Path(source) / "model_index.json").exists()  # its loader tells
+    # Of what is no pipeline its loader tells.
+    missing = hub.is_local(source) and not (Path(source) / "model_index.json").exists()
     draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
     if draws_scenes or missing or isinstance(run.objective, Matching):
         return

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoretune.batches import Condition
-from scoretune.diffusion.estimates import Prediction
-from scoretune.diffusion.processes import Process
+from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.diffusion.processes import Process, Tabulated
 from scoretune.errors import UserError
 
 
@@ -191,6 +191,31 @@ class Pipelined(ABC):
         return (torch.cat(parts).float() - shift) * float(vae.config.scaling_factor)
 
 
+class Conditional(Pipelined):
+    """A pipeline around a UNet2DConditionModel."""
+
+    part: ClassVar[str] = "unet"
+
+    @property
+    def feature_size(self) -> int:
+        """The channels of the UNet's bottleneck."""
+        return int(self.pipeline.unet.config.block_out_channels[-1])
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
+        output, hidden = self.predict_and_watch(self.pipeline.unet.mid_block, x, t, tokens)
+        return output, cast(Tensor, hidden).float().mean((2, 3))
+
+    def told_of_guidance(self, scale: float, x: Tensor) -> Tensor:
+        """What a UNet that guidance was distilled into is told of it, [B, G]: sines of scale − 1
+        (arXiv 2210.03142)."""
+        unet = self.pipeline.unet
+        told = self.pipeline.get_guidance_scale_embedding(
+            torch.tensor([scale - 1.0]), unet.config.time_cond_proj_dim
+        )
+        return cast(Tensor, told.to(x.device, unet.dtype).expand(len(x), -1))
+
+
 def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
     """[C, h, w] of the latents of square pictures, of `size` pixels or (0) as the network's config
     has them. Raises UserError for a size that the autoencoder does not divide.
@@ -223,6 +248,34 @@ def unpacked(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _rows(size: int, width: int) -> int:
     return -(-size // width)
+
+
+LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
+
+
+def scheduled(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
+    """The noise table and the prediction that the scheduler of the model `source` is made for.
+
+    Raises UserError where there is no table, as with the schedulers of flows, and for a prediction
+    that is not known.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if table is None:
+        raise UserError(
+            f"the scheduler of {source!r} is a {type(scheduler).__name__}, which has no noise "
+            "table: give the pipeline the one its network was trained with, as DDIMScheduler"
+        )
+    try:
+        prediction = prediction_named(kind)
+    except ValueError as error:
+        raise UserError(
+            f"the scheduler of {source!r} has prediction_type {kind!r}: {error}"
+        ) from None
+    found = table.double()
+    smallest = float(found[found > 0].min())
+    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
+    return Tabulated(tuple(torch.where(found > 0, found, least).tolist())), prediction
 
 
 class Adapter(nn.Module):

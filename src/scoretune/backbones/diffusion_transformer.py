@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined, latent_shape
-from scoretune.diffusion.estimates import prediction_named
+from scoretune.backbones.base import Pipelined, latent_shape, scheduled
 from scoretune.diffusion.processes import Tabulated
 from scoretune.labels import Labels
-from scoretune.noise_tables import noise_table
 
 KIND = "DiTPipeline"
 
@@ -76,10 +74,10 @@ def load(
     Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
     """
     pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
-    scheduler, transformer = pipeline.scheduler, pipeline.transformer
+    process, prediction = scheduled(source, pipeline.scheduler)
     return DiffusionTransformer(
         pipeline=pipeline,
-        process=Tabulated(noise_table(source, scheduler)),
-        prediction=prediction_named(scheduler.config.get("prediction_type", "epsilon")),
-        shape=latent_shape(pipeline, transformer.config, size),
+        process=process,
+        prediction=prediction,
+        shape=latent_shape(pipeline, pipeline.transformer.config, size),
     )

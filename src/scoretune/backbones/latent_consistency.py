@@ -11,30 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined, latent_shape
+from scoretune.backbones.base import Conditional, latent_shape, scheduled
 from scoretune.diffusion import estimates
-from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Tabulated, expand
 from scoretune.errors import UserError
 
 KIND = "LatentConsistencyModelPipeline"
 SIGMA_DATA = 0.5  # LCMScheduler's, which no configuration changes
-LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
 
 
 @dataclass
-class LatentConsistency(Pipelined):
+class LatentConsistency(Conditional):
     """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen."""
 
     output: Prediction
     """What the UNet itself puts out."""
-    part: ClassVar[str] = "unet"
     scale: float = field(default=8.5, kw_only=True)
     """The guidance scale that the network is told, as w = scale − 1."""
 
@@ -58,20 +56,8 @@ class LatentConsistency(Pipelined):
         return expand(skip, x) * x + expand(out, x) * data
 
     def guided(self, x: Tensor) -> Tensor:
-        """What the network is told of guidance, [B, G]: sines of w = scale − 1."""
-        width = self.pipeline.unet.config.time_cond_proj_dim
-        told = self.pipeline.get_guidance_scale_embedding(torch.tensor([self.scale - 1.0]), width)
-        return cast(Tensor, told.to(x.device, self.pipeline.unet.dtype).expand(len(x), -1))
-
-    @property
-    def feature_size(self) -> int:
-        """The channels of the UNet's bottleneck."""
-        return int(self.pipeline.unet.config.block_out_channels[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
-        output, hidden = self.predict_and_watch(self.pipeline.unet.mid_block, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean((2, 3))
+        """What the network is told of guidance, [B, G]."""
+        return self.told_of_guidance(self.scale, x)
 
 
 def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -100,12 +86,12 @@ def load(
         KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
     )
     _check(source, pipeline)
-    table = pipeline.scheduler.alphas_cumprod.double().clamp(min=LEAST_SIGNAL)
+    process, output = scheduled(source, pipeline.scheduler)
     return LatentConsistency(
         pipeline=pipeline,
-        process=Tabulated(tuple(table.tolist())),
+        process=process,
         prediction=estimates.data,
-        output=prediction_named(pipeline.scheduler.config.prediction_type),
+        output=output,
         shape=latent_shape(pipeline, pipeline.unet.config, size),
     )
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined, latent_shape
-from scoretune.diffusion.estimates import prediction_named
+from scoretune.backbones.base import Conditional, latent_shape, scheduled
 from scoretune.diffusion.processes import Tabulated
 
 KIND = "StableDiffusionPipeline"
 
 
 @dataclass
-class StableDiffusion(Pipelined):
+class StableDiffusion(Conditional):
     """A StableDiffusionPipeline as a continuous-time model; everything but the UNet is frozen."""
-
-    part: ClassVar[str] = "unet"
 
     def told(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D]."""
@@ -40,16 +37,6 @@ class StableDiffusion(Pipelined):
         told = tokens.to(unet.dtype)
         return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=told).sample)
 
-    @property
-    def feature_size(self) -> int:
-        """The channels of the UNet's bottleneck."""
-        return int(self.pipeline.unet.config.block_out_channels[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
-        output, hidden = self.predict_and_watch(self.pipeline.unet.mid_block, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean((2, 3))
-
 
 def load(
     source: str,
@@ -66,10 +53,10 @@ def load(
     pipeline = pipelines.load(
         KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
     )
-    scheduler, unet = pipeline.scheduler, pipeline.unet
+    process, prediction = scheduled(source, pipeline.scheduler)
     return StableDiffusion(
         pipeline=pipeline,
-        process=Tabulated(tuple(scheduler.alphas_cumprod.double().tolist())),
-        prediction=prediction_named(scheduler.config.get("prediction_type", "epsilon")),
-        shape=latent_shape(pipeline, unet.config, size),
+        process=process,
+        prediction=prediction,
+        shape=latent_shape(pipeline, pipeline.unet.config, size),
     )

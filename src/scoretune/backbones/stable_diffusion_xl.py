@@ -15,21 +15,18 @@ import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined, latent_shape, packed, unpacked
-from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.backbones.base import Conditional, latent_shape, packed, scheduled, unpacked
 from scoretune.diffusion.processes import Tabulated
 from scoretune.errors import UserError
 
 KIND = "StableDiffusionXLPipeline"
 SIZES = 6  # original height and width, top and left of the crop, target height and width
-LEAST_SIGNAL = 2**-24  # of a table without any signal at its end: what diffusers' Euler takes
 
 
 @dataclass
-class StableDiffusionXL(Pipelined):
+class StableDiffusionXL(Conditional):
     """A StableDiffusionXLPipeline as a continuous-time model; everything but the UNet is frozen."""
 
-    part: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def told(self, prompts: Sequence[str]) -> Tensor:
@@ -69,16 +66,6 @@ class StableDiffusionXL(Pipelined):
         """What the network is told of guidance, [B, G]; None where none was distilled into it."""
         return None
 
-    @property
-    def feature_size(self) -> int:
-        """The channels of the UNet's bottleneck."""
-        return int(self.pipeline.unet.config.block_out_channels[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
-        output, hidden = self.predict_and_watch(self.pipeline.unet.mid_block, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean((2, 3))
-
 
 @dataclass
 class GuidedStableDiffusionXL(StableDiffusionXL):
@@ -88,9 +75,7 @@ class GuidedStableDiffusionXL(StableDiffusionXL):
     """The guidance scale that the network is told, as w = scale − 1."""
 
     def guided(self, x: Tensor) -> Tensor | None:
-        width = self.pipeline.unet.config.time_cond_proj_dim
-        told = self.pipeline.get_guidance_scale_embedding(torch.tensor([self.scale - 1.0]), width)
-        return cast(Tensor, told.to(x.device, self.pipeline.unet.dtype).expand(len(x), -1))
+        return self.told_of_guidance(self.scale, x)
 
 
 def load(
@@ -113,7 +98,7 @@ def load(
     _check(source, pipeline)
     if vae.config.force_upcast and dtype == torch.float16:
         vae.to(torch.float32)
-    process, prediction = _law(source, pipeline.scheduler)
+    process, prediction = scheduled(source, pipeline.scheduler)
     family = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
     return family(
         pipeline=pipeline,
@@ -121,24 +106,6 @@ def load(
         prediction=prediction,
         shape=latent_shape(pipeline, unet.config, size),
     )
-
-
-def _law(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
-    """The noise table and the prediction that a scheduler is made for."""
-    table = getattr(scheduler, "alphas_cumprod", None)
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if table is None:
-        raise UserError(
-            f"the scheduler of {source!r} is a {type(scheduler).__name__}, which has no noise "
-            "table: give the pipeline the one its network was trained with, as DDIMScheduler"
-        )
-    try:
-        prediction = prediction_named(kind)
-    except ValueError as error:
-        raise UserError(
-            f"the scheduler of {source!r} has prediction_type {kind!r}: {error}"
-        ) from None
-    return Tabulated(tuple(table.double().clamp(min=LEAST_SIGNAL).tolist())), prediction
 
 
 def _pooled_size(unet: Any) -> int:

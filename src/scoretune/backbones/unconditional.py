@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from scoretune import pipelines
-from scoretune.backbones.base import Pipelined
+from scoretune.backbones.base import Pipelined, scheduled
 from scoretune.batches import Condition
-from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.processes import Tabulated
 from scoretune.errors import UserError
 from scoretune.labels import Labels
-from scoretune.noise_tables import noise_table
 
 KINDS = ("DDPMPipeline", "DDIMPipeline")
 
@@ -120,12 +118,13 @@ def load(
     found = pipelines.described(source, revision).get("_class_name")
     kind = found if found in KINDS else KINDS[0]
     pipeline = pipelines.load(kind, source, revision=revision, dtype=dtype, without=without)
-    scheduler, unet = pipeline.scheduler, pipeline.unet
+    unet = pipeline.unet
+    process, prediction = scheduled(source, pipeline.scheduler)
     attends = any(name.endswith(".to_q") for name, _ in unet.named_modules())
     return (PixelUNet if attends else ConvolutionalPixelUNet)(
         pipeline=pipeline,
-        process=Tabulated(noise_table(source, scheduler)),
-        prediction=prediction_named(scheduler.config.get("prediction_type", "epsilon")),
+        process=process,
+        prediction=prediction,
         shape=_shape(source, unet.config, size),
     )
 

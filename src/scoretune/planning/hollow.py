@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from scoretune import models, pipelines
+from scoretune import hub, models, pipelines
 from scoretune.backbones import scores
 from scoretune.backbones.recycled import inner
 from scoretune.config import Run
@@ -40,7 +39,7 @@ def hollow_policy(run: Run) -> Policy:
     if source not in world.SHIPPED:
         model = run.model.model_copy(update={"source": folder_of(source, run.model.revision)})
         run = run.model_copy(update={"model": model})
-    with _without_weights():
+    with pipelines.made_by(hollow_pipeline):
         return models.build_policy(run, META)
 
 
@@ -49,7 +48,7 @@ def folder_of(source: str, revision: str | None = None) -> str:
 
     Raises UserError for a hub id that is not cached.
     """
-    if Path(source).exists() or source.startswith((".", "/", "~")):
+    if hub.is_local(source):
         return source
     from huggingface_hub import snapshot_download
 
@@ -70,18 +69,6 @@ def fetching(source: str, revision: str | None = None) -> str:
     """The command that downloads the configs of a hub id."""
     at = f" --revision {revision}" if revision else ""
     return f"hf download {source}{at}" + "".join(f" --include '{one}'" for one in DESCRIPTIONS)
-
-
-@contextmanager
-def _without_weights() -> Iterator[None]:
-    """Within this context every family gets hollow pipelines: `pipelines.load` is the one door."""
-    door = vars(pipelines)
-    usual = door["load"]
-    door["load"] = hollow_pipeline
-    try:
-        yield
-    finally:
-        door["load"] = usual
 
 
 def hollow_pipeline(

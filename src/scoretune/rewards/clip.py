@@ -7,6 +7,7 @@ have a gradient by the images.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(ABC):
     """What the three share: a CLIPModel, loaded at the first call, on the images' device.
 
     model: folder or hub id; processor: where its tokenizer and preprocessing are (empty: in the
@@ -60,19 +61,21 @@ class Similarity:
         network = self._network.to(images.device)
         pixels = self._pixels(images).to(network.dtype)
         shown = network.get_image_features(pixel_values=pixels).pooler_output
+        texts = list(dict.fromkeys(prompts))  # a group's samples share their prompt
         with torch.no_grad():
             words = self._tokenizer(
-                list(prompts),
+                texts,
                 padding=True,
                 truncation=True,
                 max_length=network.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             ).to(images.device)
             told = network.get_text_features(**words).pooler_output
+        told = told[[texts.index(prompt) for prompt in prompts]]
         return F.cosine_similarity(shown.float(), told.float(), dim=-1)
 
-    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
     @property
     def _processor(self) -> tuple[str, str | None]:
