@@ -23,9 +23,11 @@ from typing import Any
 import torch
 
 import peers
-from scoretune import config, recipes, settings
+from scoretune import recipes
+from scoretune.core import config
 from scoretune.rollout import prior
-from scoretune.run import Parts, build
+from scoretune.training import overrides
+from scoretune.training.build import Parts, build
 from solvers import paired_ratio, solver_costs
 
 
@@ -81,7 +83,7 @@ def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
 
 def update(parts: Parts) -> Callable[[], None]:
     """One whole update as `train` makes it."""
-    from scoretune.train import train
+    from scoretune.training.loop import train
 
     counter = iter(range(10**6))
 
@@ -114,7 +116,7 @@ FORMS = {
 def critic_over_network(body: str, pairs: int) -> list[float]:
     """A critic's values of 64 states over the UNet's outputs at them, forwards alone."""
     parts = build(
-        settings.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
+        overrides.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
     )
     backbone, critic = parts.policy.backbone, parts.source.credit.critic
     condition = backbone.encode(list(parts.held_out.texts[:1]) * 64)
@@ -138,8 +140,8 @@ def critic_over_network(body: str, pairs: int) -> list[float]:
 
 def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     """An update of score as action over one of DDPO with the same batch."""
-    ours = build(settings.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
-    theirs = build(settings.changed(recipes.named("ddpo"), BATCH))
+    ours = build(overrides.changed(recipes.named("score_as_action"), [*BATCH, *changes]))
+    theirs = build(overrides.changed(recipes.named("ddpo"), BATCH))
     return paired_ratio(update(ours), update(theirs), pairs)
 
 
@@ -156,8 +158,8 @@ WINDOWS = {
 def over_whole_path(source: str, changes: list[str], pairs: int) -> list[float]:
     """An update of MixGRPO over one that is noisy, and learned from, on every step."""
     same = [f"model.source={source}", "sampling.steps=16", "sampling.window.order=random"]
-    ours = build(settings.changed(recipes.named("mix_grpo"), [*same, *changes]))
-    whole = build(settings.changed(recipes.named("mix_grpo"), [*same, "sampling.window.size=0"]))
+    ours = build(overrides.changed(recipes.named("mix_grpo"), [*same, *changes]))
+    whole = build(overrides.changed(recipes.named("mix_grpo"), [*same, "sampling.window.size=0"]))
     return paired_ratio(update(ours), update(whole), pairs)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import peer_model
 from peer_model import GUIDANCE, PROMPTS, RANK, SAMPLES, STEPS, TRAIN_BATCH, Epoch, Watch
-from scoretune import recipes, settings
-from scoretune.run import build
-from scoretune.train import train
+from scoretune import recipes
+from scoretune.training import overrides
+from scoretune.training.build import build
+from scoretune.training.loop import train
 
 # TRL's log-ratios are means over the 256 dimensions, and its clip is 1e-4.
 DDPO = ["objective.clip=1e-4", "objective.temperature=256", "sizes.share=1"]
@@ -48,7 +49,7 @@ def _epoch(recipe: str, changes: list[str], folder: Path, watch: Watch) -> Epoch
         *(f"sizes.prompts={SAMPLES}", "sizes.group=1"),
         *("optimiser.learning_rate=1e-5", "optimiser.weight_decay=1e-4"),
     ]
-    parts = build(settings.changed(recipes.named(recipe), [*same, *changes]))
+    parts = build(overrides.changed(recipes.named(recipe), [*same, *changes]))
     pipeline, source, number = parts.policy.backbone.pipeline, parts.source, count()
     watch.follow(pipeline.unet, pipeline.vae.decoder)
     credited = getattr(source, "credit", None)  # a kept graph needs none

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune import recipes, settings
-from scoretune.backbones import stable_diffusion, toy
-from scoretune.batches import Condition, Steps
+from scoretune import recipes
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition, Steps
+from scoretune.data.scenes import world
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import (
     GDDIM,
@@ -21,12 +22,13 @@ from scoretune.diffusion.kernels import (
     Still,
 )
 from scoretune.diffusion.processes import VP
-from scoretune.errors import UserError
-from scoretune.objectives.policy_gradient import PolicyGradient
-from scoretune.policy import Policy, adapter_state, add_adapter, restore_adapter
+from scoretune.models import stable_diffusion, toy
+from scoretune.models.lora import adapter_state, add_adapter, restore_adapter
+from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.run import build_policy
-from scoretune.scenes import world
+from scoretune.training import overrides
+from scoretune.training.build import build_policy
+from scoretune.training.objectives.policy_gradient import PolicyGradient
 
 NOISY: list[Kernel] = [
     GDDIM(0.5),
@@ -312,7 +314,7 @@ def test_an_unknown_solver_is_named(policy_of):
 
 def test_half_precision_acts_and_judges_alike():
     """bf16 weights: log-probabilities are float32, and the ratio to itself is still exactly 1."""
-    run = settings.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])
+    run = overrides.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])
     policy = build_policy(run, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     condition = policy.backbone.encode(["a red seven"] * 4)

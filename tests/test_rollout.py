@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoretune.backbones import toy
-from scoretune.batches import Condition, Trajectory
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition, Trajectory
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise
 from scoretune.diffusion.paths import kl_weights, log_snr_steps
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow, Tabulated
-from scoretune.errors import UserError
+from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import SOLVERS, deterministic, prior, rollout
 

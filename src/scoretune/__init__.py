@@ -6,21 +6,19 @@ The names below are imported on first use, so `import scoretune` costs nothing.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoretune import control, diffusion, evaluate, recipes, rl
     from scoretune.policy import Policy
-    from scoretune.samples import load
-    from scoretune.train import train
+    from scoretune.training.loop import train
+    from scoretune.training.run_folder import load
 
 __version__ = "0.1.0"
 
 __all__ = ["Policy", "control", "diffusion", "evaluate", "load", "recipes", "rl", "train"]
 
-_HOMES = {"Policy": "policy", "load": "samples", "train": "train"}
+_HOMES = {"Policy": "policy", "load": "training.run_folder", "train": "training.loop"}
 
 
 def __getattr__(name: str) -> Any:
@@ -32,15 +30,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Python binds a submodule to its package; here `train` means the function of that module."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "train" and isinstance(value, ModuleType):
-            value = value.train
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -11,8 +11,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from scoretune.errors import UserError
-from scoretune.verbs import export, families, plan, rewards, runs
+from scoretune.commands import export, serve_reward
+from scoretune.commands.families import verb
+from scoretune.commands.plan import verb as plan_verb
+from scoretune.commands.runs import verb as runs_verb
+from scoretune.core.errors import UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -24,10 +27,10 @@ pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model f
 app.add_typer(pretrain_app, name="pretrain")
 # Verbs with a file of their own in verbs/: app.command()(module.verb), one line each.
 app.command()(export.export)
-app.command()(families.families)
-app.command()(plan.plan)
-app.command()(rewards.serve_reward)
-app.command()(runs.runs)
+app.command()(verb.families)
+app.command()(plan_verb.plan)
+app.command()(serve_reward.serve_reward)
+app.command()(runs_verb.runs)
 
 Changes = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=c.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
@@ -62,29 +65,32 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train or fine-tune by a recipe, or go on with a run that was stopped."""
-    from scoretune import ranks, recipes, settings
+    from scoretune import recipes
+    from scoretune.core import distributed
+    from scoretune.training import overrides
 
-    if ranks.needed(processes):
-        raise typer.Exit(ranks.run_in(processes or 1, sys.argv[1:]))
-    ranks.start(processes)
+    if distributed.needed(processes):
+        raise typer.Exit(distributed.run_in(processes or 1, sys.argv[1:]))
+    distributed.start(processes)
 
     if resume is not None:
-        from scoretune.runs import resumed
+        from scoretune.training.run_folder import resumed
 
         words = [word for word in (recipe, *(changes or [])) if word is not None]
         _train(resumed(resume, words), resume, threads, json_)
         return
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.RECIPES)}), or --resume a run folder")
-    _train(settings.changed(recipes.named(recipe), changes or []), run, threads, json_)
+    _train(overrides.changed(recipes.named(recipe), changes or []), run, threads, json_)
 
 
 @app.command()
 def show(recipe: str, changes: Changes = None) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
-    from scoretune import recipes, settings
+    from scoretune import recipes
+    from scoretune.training import overrides
 
-    chosen = settings.changed(recipes.named(recipe), changes or [])
+    chosen = overrides.changed(recipes.named(recipe), changes or [])
     typer.echo(json.dumps(chosen.model_dump(), indent=2))
 
 
@@ -104,7 +110,7 @@ def sample(
     threads: Threads = 1,
 ) -> None:
     """Draw prompts with a fine-tuned model, side by side; or samples of a network of your own."""
-    from scoretune import samples
+    from scoretune.commands import sample as samples
 
     _threads(threads)
     told = samples.draw(run, prompts or [], out, steps=steps, solver=solver, seed=seed, count=count)
@@ -122,7 +128,7 @@ def evaluate(
     threads: Threads = 1,
 ) -> None:
     """Measure a run's newest checkpoint on its held-out prompts or data."""
-    from scoretune import samples
+    from scoretune.commands import sample as samples
 
     _threads(threads)
     result = samples.measure_run(_recorded(run), run, features)
@@ -161,13 +167,13 @@ def gap(
     threads: Threads = 1,
 ) -> None:
     """What noise in the sampler is worth: reward by steps, stochasticity and solver."""
-    from scoretune import gap_figure, gap_page
-    from scoretune.display import CellBars
+    from scoretune.commands.display import CellBars
+    from scoretune.commands.gap import figure, measure
 
     _threads(threads)
-    asked = gap_page.Asked(
-        steps=gap_page.listed("steps", steps, int),
-        etas=gap_page.listed("eta", eta, float),
+    asked = measure.Asked(
+        steps=measure.listed("steps", steps, int),
+        etas=measure.listed("eta", eta, float),
         solvers=tuple(name.strip() for name in solver.split(",") if name.strip()),
         prompts=prompts,
         per_task=per_task,
@@ -179,14 +185,14 @@ def gap(
     try:
         with bars.progress:
             watch = bars.watcher("gap")
-            result = gap_page.measure(model, asked, reward, lora=lora, out=out, watch=watch)
+            result = measure.measure(model, asked, reward, lora=lora, out=out, watch=watch)
     except KeyboardInterrupt:
         bars.console.print("scoretune: stopped; the same command goes on from there")
         raise
     if json_:
         typer.echo(json.dumps(result))
     else:
-        gap_figure.show_table(result)
+        figure.show_table(result)
         typer.echo(f"look at {Path(result['out']) / 'gap.png'}")
 
 
@@ -201,7 +207,7 @@ def doctor(
     json_: Json = False,
 ) -> None:
     """Measure laws with known answers on this machine; exits with 1 if one fails."""
-    from scoretune.doctor import run as examine
+    from scoretune.commands.doctor.doctor import run as examine
 
     _threads(threads)
     raise typer.Exit(examine(device, model, json_))
@@ -222,8 +228,8 @@ def reproduce(
     json_: Json = False,
 ) -> None:
     """Repeat a paper's experiments in miniature; goes on where it was stopped."""
-    from scoretune.display import CellBars
-    from scoretune.reproduce.launch import reproduce as repeat
+    from scoretune.commands.display import CellBars
+    from scoretune.commands.reproduce.launch import reproduce as repeat
 
     _threads(1)
     where = out or Path("reproduced") / experiment
@@ -261,8 +267,8 @@ def scenes(
     ] = False,
 ) -> None:
     """Train the miniature Stable Diffusion, its reader and its judge; resumes where it stopped."""
-    from scoretune.display import Bars
-    from scoretune.scenes import lessons, pretrain
+    from scoretune.commands.display import Bars
+    from scoretune.commands.pretrain import lessons, pretrain
 
     _threads(threads)
     bars = Bars()
@@ -309,19 +315,19 @@ def _threads(count: int) -> None:
 
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
-    from scoretune import ranks
-    from scoretune.display import Live
-    from scoretune.hardware import short_of_memory
-    from scoretune.planning.knobs import worst_knob
-    from scoretune.run import launch, ready
-    from scoretune.runs import record
+    from scoretune.commands.display import Live
+    from scoretune.commands.plan.knobs import worst_knob
+    from scoretune.core import distributed
+    from scoretune.training.hardware import short_of_memory
+    from scoretune.training.run import launch, ready
+    from scoretune.training.run_folder import record
 
     _threads(threads)
     ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    where = Path(ranks.agreed(str(folder or default)))
+    where = Path(distributed.agreed(str(folder or default)))
     record(run, where, threads)
-    main = ranks.team().main
+    main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:
         with live.progress:
@@ -336,7 +342,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
             f"there is not enough memory ({error}): {worst_knob(run)}; nothing is lost, go on by "
             f"scoretune train --resume {where} and that setting"
         ) from error
-    ranks.stop()
+    distributed.stop()
     if not main:
         return
     if json_:
@@ -349,7 +355,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
 
 def _conclude(result: dict[str, Any]) -> None:
     """The result of a run on data in a few lines, and where to look."""
-    from scoretune.data_page import told_of
+    from scoretune.evaluate.report.data_page import told_of
 
     for line in told_of(result):
         typer.echo(line, err=True)
@@ -359,6 +365,6 @@ def _conclude(result: dict[str, Any]) -> None:
 
 
 def _recorded(folder: Path) -> Any:
-    from scoretune.runs import recorded
+    from scoretune.training.run_folder import recorded
 
     return recorded(folder)

@@ -7,24 +7,85 @@ switched off; there is never a second copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from scoretune import sharding
-from scoretune.backbones.base import Adapter, Backbone, WithFeatures
-from scoretune.batches import Condition, spans
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition, spans
 from scoretune.diffusion import estimates
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Prediction
 from scoretune.diffusion.kernels import Kernel, Transition
+from scoretune.diffusion.processes import Process
 from scoretune.diffusion.transitions import wide
-from scoretune.errors import UserError
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+class Backbone(Protocol):
+    """A pretrained generative model, seen as a network on noisy states of a known process."""
+
+    @property
+    def process(self) -> Process:
+        """How data are noised."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network was trained to output."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one state, *S."""
+        ...
+
+    @property
+    def network(self) -> nn.Module:
+        """The part that is fine-tuned."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts as the network is told them. Done once a rollout, without gradient."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """The network's raw output [B, *S] at states x [B, *S] and times t [B]."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Finished states as people see them: for images [B, 3, H, W] in [0, 1]."""
+        ...
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The inverse of `decode`, without gradient: data as clean states [B, *S]."""
+        ...
+
+
+@runtime_checkable
+class WithFeatures(Backbone, Protocol):
+    """A backbone whose own forward pass can feed a critic, which then costs no second network."""
+
+    @property
+    def feature_size(self) -> int:
+        """F, the number of features of one state."""
+        ...
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same output as `predict`, and features [B, F] in float32 of the same forward pass.
+
+        Both are differentiable with respect to x and to the network's weights.
+        """
+        ...
+
+
+@runtime_checkable
+class Distilled(Backbone, Protocol):
+    """A backbone that guidance was distilled into: it is told the scale, and asked once."""
+
+    scale: float
 
 
 @dataclass
@@ -165,45 +226,19 @@ class Policy:
                 layer.enable_adapters(not off)
 
 
-def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENTION) -> None:
-    """Give the network a LoRA adapter (arXiv 2106.09685), the only part that is trained then."""
-    from peft import LoraConfig, inject_adapter_in_model
+class Adapter(nn.Module):
+    """A part that training adds to a frozen network, and that can be switched off.
 
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=list(targets)
-    )
-    network.requires_grad_(False)
-    try:
-        inject_adapter_in_model(config, network, adapter_name="default")
-    except ValueError as error:
-        raise UserError(
-            f"no layer named {', '.join(targets)} to adapt in {type(network).__name__}: "
-            "set model.targets to names of its linear or convolution layers"
-        ) from error
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = wide(parameter.data)  # half-precision updates would be lost
-
-
-def adapter_state(network: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name: the adapter, or everything under full fine-tuning.
-
-    Of weights that are spread over several processes the main one gets them whole, the others none.
+    The two names are those of peft's tuner layers, so that a policy treats both alike.
     """
-    return {name: sharding.whole(p.data) for name, p in _trained(network).items()}
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.disable_adapters = False
 
-def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """The inverse of `adapter_state`; both must name exactly the same tensors."""
-    own = _trained(network)
-    if own.keys() != state.keys():
-        raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
-    for name, parameter in own.items():
-        sharding.put(parameter, state[name])
-
-
-def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+    def enable_adapters(self, enabled: bool) -> None:
+        """Off: the network is the pretrained one."""
+        self.disable_adapters = not enabled
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scoretune.config import (
+from scoretune.core.config import (
     Adjoint,
     Consistency,
     Direct,
@@ -23,7 +23,7 @@ from scoretune.config import (
     Sizes,
     Window,
 )
-from scoretune.errors import unknown
+from scoretune.core.errors import unknown
 
 FAST = Optimiser(learning_rate=3e-3)
 

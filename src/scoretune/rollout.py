@@ -8,14 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoretune.batches import Condition, Trajectory
+from scoretune.core.errors import UserError, unknown
+from scoretune.core.records import Condition, Trajectory
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.kernels import Kernel, stochasticity
+from scoretune.diffusion.kernels import noisy_steps, stochasticity
 from scoretune.diffusion.noise import randn
 from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
 from scoretune.diffusion.processes import Process
-from scoretune.errors import UserError, unknown
+from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
 
 Solver = Callable[[Process, Callable[[Tensor, Tensor], Estimate], Tensor, Tensor], Tensor]
@@ -128,22 +129,6 @@ def act_along(
     return torch.stack(states), torch.stack(data), torch.stack(log_probs), noisy
 
 
-def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
-    """Which steps of a grid [N+1] or [N+1, B] have noise, [N] on the CPU.
-
-    Raises ValueError when none has: then there is nothing that a likelihood could tell.
-    """
-    t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
-    x = torch.zeros_like(t)[:, None]
-    std = kernel(process, x, Estimate(x, x), t, t_next).std
-    found = (std.view(len(nodes) - 1, -1) != 0).all(1).cpu()
-    if not bool(found.any()):
-        raise ValueError(
-            f"{kernel} is deterministic on every step and has no log-probability: raise its noise"
-        )
-    return found
-
-
 def follow(
     solver: Solver,
     process: Process,
@@ -230,3 +215,106 @@ def sampled(
         return found.function(policy.backbone.process, policy.field(condition), x, times, **extra)
     except ValueError as error:
         raise UserError(f"solver {solver} does not suit this model: {error}") from error
+
+
+# ---------------------------------------------------------------- noise in a window alone
+
+
+@torch.no_grad()
+def windowed(
+    policy: Policy,
+    condition: Condition,
+    times: Tensor,
+    generator: torch.Generator,
+    x: Tensor,
+    *,
+    window: Window,
+    group: int = 1,
+    reference: bool = False,
+) -> Trajectory:
+    """Act from noise x [B, *S] along `times` [N+1], through the kernel inside the window alone.
+
+    With a `group` above 1 every so many rows of x are alike. The trajectory has all states; those
+    outside the window carry no log-probability and no path KL. With `reference` the pretrained
+    policy is asked too, at the window's states.
+    """
+    x = x.to(condition.tokens.device)
+    start, stop = window.start, window.stop
+    times = times[[*range(stop), *window.nodes_after(len(times) - 1)]].to(x.device)
+    nodes = times[:, None].expand(-1, len(x))
+    states, data = _lead(policy, condition, nodes[: start + 1], x, window, group)
+    inside, said, log_probs, noisy = act_along(
+        policy, _look(policy, condition), nodes[start : stop + 1], generator, states[-1]
+    )
+    states, data = torch.cat([states, inside[1:]]), torch.cat([data, said])
+    if len(nodes) > stop + 1:
+        solve = solver_named(window.solver)
+        look = _look(policy, condition)
+        tail, said = follow(solve, policy.backbone.process, look, nodes[stop:], inside[-1])
+        states, data = torch.cat([states, tail[1:]]), torch.cat([data, said])
+    return _remembered(
+        policy, condition, times, states, data, (log_probs, noisy), window, reference
+    )
+
+
+def _lead(
+    policy: Policy, condition: Condition, nodes: Tensor, x: Tensor, window: Window, group: int
+) -> tuple[Tensor, Tensor]:
+    """The road to the window, once for each group: states [start+1, …], estimates [start, …]."""
+    if len(nodes) == 1:
+        return x[None], x.new_empty(0, *x.shape)
+    firsts = condition.take(slice(None, None, group))
+    states, data = follow(
+        solver_named(window.solver),
+        policy.backbone.process,
+        _look(policy, firsts),
+        nodes[:, ::group],
+        x[::group],
+    )
+    return states.repeat_interleave(group, 1), data.repeat_interleave(group, 1)
+
+
+def _look(policy: Policy, condition: Condition) -> Look:
+    return lambda k, x, t: policy.estimate(x, t, condition)
+
+
+def _remembered(
+    policy: Policy,
+    condition: Condition,
+    times: Tensor,
+    states: Tensor,
+    data: Tensor,
+    acted: tuple[Tensor, Tensor],
+    window: Window,
+    reference: bool,
+) -> Trajectory:
+    process, inside = policy.backbone.process, slice(window.start, window.stop)
+    nodes = times[:, None].expand(-1, states.shape[1])
+    within = nodes[window.start : window.stop + 1]
+    etas, steps = torch.zeros_like(nodes[:-1]), torch.zeros_like(nodes[:-1])
+    scale = stochasticity(policy.kernel, process, within[:-1].flatten(), within[1:].flatten())
+    etas[inside] = scale.view_as(within[:-1])
+    steps[inside] = log_snr_steps(process, times, nodes)[inside]
+    log_probs, noisy = torch.zeros_like(nodes[:-1]), torch.zeros(len(data), dtype=torch.bool)
+    log_probs[inside], noisy[inside] = acted[0].to(log_probs), acted[1]
+    weights = torch.zeros_like(steps)
+    weights[inside] = kl_weights(process, within[:-1], etas[inside], steps[inside], within[1:])
+    known, kls = None, None
+    if reference:
+        known = data.clone()
+        reached = states[window.start : window.stop + 1]
+        known[inside] = pretrained_data(policy, condition, reached, within)
+        kls = weights * ((data - known) ** 2).flatten(2).sum(2)
+    return Trajectory(
+        states=states,
+        data=data,
+        times=nodes,
+        condition=condition,
+        log_snr_steps=steps,
+        etas=etas,
+        kl_weights=weights,
+        log_probs=log_probs,
+        reference_data=known,
+        kls=kls,
+        noisy=noisy,
+    )

@@ -19,7 +19,7 @@ from scoretune.control import (
     cppo,
     simulate,
 )
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 
 class Walk(ControlledSDE):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 
-from scoretune.reproduce import continuous_rl
-from scoretune.reproduce.base import Page, run_cells
+from scoretune.commands.reproduce import continuous_rl
+from scoretune.commands.reproduce.base import Page, run_cells
 
 
 def test_cells_are_plain_and_named_apart():

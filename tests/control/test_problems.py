@@ -13,7 +13,7 @@ from scoretune.control.experience import Explorer
 from scoretune.control.learning import _first_order
 from scoretune.control.policies import GaussianLinear
 from scoretune.control.problems import LQ, PairTrading
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 SHIFTED = LQ(start_mean=0.5)  # X_0 ~ N(½, 1)
 HERE, THERE = (0.3, -0.2, 0.5), (-0.4, -0.6, 0.1)

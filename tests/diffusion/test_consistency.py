@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoretune.backbones import toy
-from scoretune.batches import Condition, Examples
-from scoretune.diffusion import consistency, estimates, grids
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition, Examples
+from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import GDDIM
+from scoretune.diffusion.matching import consistency
 from scoretune.diffusion.processes import (
     EDM,
     OU,
@@ -31,10 +32,11 @@ from scoretune.diffusion.processes import (
     noise_ratio,
 )
 from scoretune.diffusion.solvers import heun
-from scoretune.errors import UserError
-from scoretune.objectives.consistency import Consistency, Distillation, Training
-from scoretune.policy import Policy, adapter_state
+from scoretune.models import toy
+from scoretune.models.lora import adapter_state
+from scoretune.policy import Policy
 from scoretune.rl import tilt
+from scoretune.training.objectives.consistency import Consistency, Distillation, Training
 
 M, S_SQ, EPS = 0.7, 0.25, 0.002
 PROCESSES: list[Process] = [

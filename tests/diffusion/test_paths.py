@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.commands.reproduce import units
+from scoretune.commands.reproduce.units import CHANGES, COUNTS, GRIDS, S0, THETA, continuous, kls
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import (
@@ -34,8 +36,6 @@ from scoretune.diffusion.processes import (
     diffusion_sq,
     log_snr,
 )
-from scoretune.reproduce import units
-from scoretune.reproduce.units import CHANGES, COUNTS, GRIDS, S0, THETA, continuous, kls
 
 F64 = torch.float64
 PAIRS = [(units.PROCESSES[process], grid) for process, grid in units.PAIRS]

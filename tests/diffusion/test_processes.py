@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.interpolate import PchipInterpolator
 
+from scoretune.core.errors import UserError
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import (
     EDM,
@@ -32,7 +33,6 @@ from scoretune.diffusion.processes import (
     score,
     time_of_ratio,
 )
-from scoretune.errors import UserError
 
 F64 = torch.float64
 

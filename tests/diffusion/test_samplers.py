@@ -11,12 +11,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scoretune.diffusion import langevin, transitions
+from scoretune.diffusion import transitions
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.grids import karras, time_of_ratio, uniform
 from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Exponential, Memoryless, Still
 from scoretune.diffusion.processes import EDM, VP, RectifiedFlow, expand, noise_ratio
-from scoretune.diffusion.samplers import ddim_eta, euler_maruyama, exponential, gddim, through
 from scoretune.diffusion.solvers import (
     SOLVERS,
     ddim,
@@ -26,6 +25,14 @@ from scoretune.diffusion.solvers import (
     euler,
     heun,
     predictor_corrector,
+)
+from scoretune.diffusion.solvers import predictor_corrector as langevin
+from scoretune.diffusion.solvers.stochastic import (
+    ddim_eta,
+    euler_maruyama,
+    exponential,
+    gddim,
+    through,
 )
 
 F64 = torch.float64

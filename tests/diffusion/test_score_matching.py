@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoretune.diffusion import contraction, estimates, grids
-from scoretune.diffusion import score_matching as sm
-from scoretune.diffusion import weightings as w
+from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.estimates import perturb, prediction_named, target
+from scoretune.diffusion.matching import score_matching as sm
+from scoretune.diffusion.matching import weightings as w
 from scoretune.diffusion.processes import (
     EDM,
     OU,
@@ -33,6 +33,7 @@ from scoretune.diffusion.processes import (
     diffusion_sq,
     noise_ratio,
 )
+from scoretune.diffusion.theory import contraction
 from scoretune.rl import tilt
 
 M, S_SQ = 0.7, 0.25

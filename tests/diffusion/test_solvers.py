@@ -9,14 +9,7 @@ import torch
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.grids import shifted, time_of_ratio, uniform
-from scoretune.diffusion.kernels import (
-    CPS,
-    GDDIM,
-    DanceSDE,
-    EulerMaruyama,
-    FlowSDE,
-    Renoise,
-)
+from scoretune.diffusion.kernels import CPS, GDDIM, DanceSDE, EulerMaruyama, FlowSDE, Renoise
 from scoretune.diffusion.processes import VP, RectifiedFlow, expand, noise_ratio
 from scoretune.diffusion.solvers import (
     SOLVERS,

@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from scoretune.rl import (
-    clstd,
-    ctd0,
-    ctd_lambda,
-    martingale_loss,
-    returns_to_go,
-    td_advantage,
-)
+from scoretune.rl import clstd, ctd0, ctd_lambda, martingale_loss, returns_to_go, td_advantage
 
 F64 = torch.float64
 

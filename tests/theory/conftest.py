@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune.backbones import toy
 from scoretune.diffusion import processes
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import VP, Process, expand
+from scoretune.models import toy
 
 F64 = torch.float64
 Field = Callable[[Tensor, Tensor], Estimate]

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from scoretune.diffusion import contraction, gaussian, grids
+from scoretune.commands.reproduce import contractive_point, contractive_theory, tutorial_processes
+from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import Constant, EulerMaruyama
 from scoretune.diffusion.processes import (
     EDM,
@@ -22,8 +23,8 @@ from scoretune.diffusion.processes import (
     noise_ratio,
 )
 from scoretune.diffusion.recycling import matched
-from scoretune.diffusion.samplers import euler_maruyama
-from scoretune.reproduce import contractive_point, contractive_theory, tutorial_processes
+from scoretune.diffusion.solvers.stochastic import euler_maruyama
+from scoretune.diffusion.theory import contraction, gaussian
 
 F64 = torch.float64
 PROCESSES = {
@@ -283,7 +284,7 @@ def test_a_point_and_a_wrong_score(error, low, high):
 
 def test_steps_of_contractive_ou_are_not_free_of_the_horizon():
     """Data N(.5, 4), θ = σ̄ = 1, step 0.02: the error grows in proportion to T, OU's does not."""
-    from scoretune.reproduce.tutorial_convergence import by_step
+    from scoretune.commands.reproduce.tutorial_convergence import by_step
 
     found = by_step([1.0, 2.0, 4.0, 8.0])
     contractive = [row[0] for row in found["COU"]]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune.backbones import toy
-from scoretune.batches import Condition
+from scoretune.core.records import Condition
 from scoretune.diffusion import processes
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import EDM, VP, RectifiedFlow
+from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 

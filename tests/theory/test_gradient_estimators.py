@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from scoretune.backbones import toy
 from scoretune.diffusion.kernels import EulerMaruyama, Memoryless
+from scoretune.models import toy
 from scoretune.rl import (
     advantage_rate,
     clipped_surrogate,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from scoretune.diffusion import contraction, gaussian, grids, reward_gap, solvers
+from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import (
     CPS,
@@ -40,7 +40,8 @@ from scoretune.diffusion.processes import (
     noise_ratio,
     score,
 )
-from scoretune.diffusion.samplers import through
+from scoretune.diffusion.solvers.stochastic import through
+from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
 
 F64 = torch.float64

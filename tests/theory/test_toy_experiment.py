@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoretune.backbones import toy
+from scoretune.commands.reproduce import score_as_action_toy as experiment
 from scoretune.diffusion.kernels import EulerMaruyama, Memoryless
+from scoretune.models import toy
 from scoretune.policy import Policy
-from scoretune.reproduce import score_as_action_toy as experiment
 
 
 def policy() -> Policy:

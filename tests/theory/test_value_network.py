@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune.critic import SKIPS
 from scoretune.diffusion.processes import VP
 from scoretune.rl import martingale_loss
 from scoretune.rl.tilt import Mixture
+from scoretune.training.credit.values import SKIPS
 
 F64 = torch.float64
 PROCESS, LAW = VP(), Mixture.of([0.3, 0.7], [[-2.0], [1.0]], 0.16)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rl import clstd, ctd0, martingale_loss, returns_to_go
 
 

@@ -12,7 +12,7 @@ from scoretune.control.critics import CLSTD, Critic, MartingaleLoss, Outcomes, v
 from scoretune.control.policies import Action, GaussianLinear, act
 from scoretune.control.sde import ControlledSDE, check_problem, with_time
 from scoretune.control.simulate import Paths, grid, simulate
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rl import (
     exponential_times,
     gaussian_entropy,

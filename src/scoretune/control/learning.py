@@ -21,7 +21,7 @@ from scoretune.control.experience import Explorer, Points, discounted_return, pr
 from scoretune.control.policies import GaussianLinear, act
 from scoretune.control.sde import ControlledSDE
 from scoretune.control.trust import Clip, Schedule, Shrinking, SqrtKL, Trust, at, check_trust
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rl import (
     adapted_coefficient,
     clipped_surrogate,

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 
 class Action(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoretune.control.policies import act
 from scoretune.control.sde import ControlledSDE, check_problem, with_time
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rl import kl_penalty, sqrt_kl_penalty
 
 

@@ -252,3 +252,19 @@ def _check_prescribes(kernel: str, scale: Scale, wanted: str) -> None:
             f"{kernel} needs a scale that prescribes {wanted}, but {scale} prescribes "
             f"{scale.prescribes}: use it with {other}"
         )
+
+
+def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
+    """Which steps of a grid [N+1] or [N+1, B] have noise, [N] on the CPU.
+
+    Raises ValueError when none has: then there is nothing that a likelihood could tell.
+    """
+    t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
+    x = torch.zeros_like(t)[:, None]
+    std = kernel(process, x, Estimate(x, x), t, t_next).std
+    found = (std.view(len(nodes) - 1, -1) != 0).all(1).cpu()
+    if not bool(found.any()):
+        raise ValueError(
+            f"{kernel} is deterministic on every step and has no log-probability: raise its noise"
+        )
+    return found

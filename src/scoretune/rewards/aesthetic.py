@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune import clip_pixels, heads, pretrained
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Aesthetic:
         return heads.load(Path(self.head).expanduser())
 
     @cached_property
-    def _pixels(self) -> clip_pixels.Pixels:
+    def _pixels(self) -> clip_preprocess.Pixels:
         side = int(self._network.config.image_size)
         told = pretrained.preprocessing(self.model, revision=self.revision)
-        return clip_pixels.read(told, self.model, side=side)
+        return clip_preprocess.read(told, self.model, side=side)

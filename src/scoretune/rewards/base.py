@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune import clip_pixels, pretrained
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.networks import clip_preprocess, pretrained
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
@@ -93,11 +93,11 @@ class Similarity(ABC):
         return pretrained.tokenizer(source, revision=revision)
 
     @cached_property
-    def _pixels(self) -> clip_pixels.Pixels:
+    def _pixels(self) -> clip_preprocess.Pixels:
         source, revision = self._processor
         side = int(self._network.config.vision_config.image_size)
         told = pretrained.preprocessing(source, revision=revision)
-        return clip_pixels.read(told, source, side=side)
+        return clip_preprocess.read(told, source, side=side)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class HpsV2(_OnVitH):
     """HPS v2 and v2.1: cos(image, text) (arXiv 2306.09341), about 0.28.
 
     `model` is a folder of a CLIPModel: the release is a pickle for another library, which
-    `scoretune.conversions.hpsv2` converts. A picture that is not square is padded with black.
+    `scoretune.convert.hpsv2` converts. A picture that is not square is padded with black.
     """
 
     model: str = ""
@@ -167,6 +167,6 @@ class HpsV2(_OnVitH):
         return self.cosines(images, prompts)
 
     @cached_property
-    def _pixels(self) -> clip_pixels.Pixels:
+    def _pixels(self) -> clip_preprocess.Pixels:
         side = int(self._network.config.vision_config.image_size)
-        return clip_pixels.Pixels(side=side, fit="pad")
+        return clip_preprocess.Pixels(side=side, fit="pad")

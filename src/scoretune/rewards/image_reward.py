@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoretune import clip_pixels, heads, pretrained
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores on the authors' data; from the release."""
@@ -54,7 +54,7 @@ class ImageReward:
     """(head(first token) − 0.167) / 1.033: about −2 to 2. Has a gradient by the images.
 
     model: a folder or hub id with config.json (a BlipConfig), model.safetensors and a tokenizer.
-    The release is a pickle under other names, which `scoretune.conversions.image_reward` turns into
+    The release is a pickle under other names, which `scoretune.convert.image_reward` turns into
     such a folder. tokenizer: folder or hub id, where the model's own has none.
     """
 
@@ -144,9 +144,9 @@ class ImageReward:
         return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
 
     @cached_property
-    def _pixels(self) -> clip_pixels.Pixels:
+    def _pixels(self) -> clip_preprocess.Pixels:
         side = int(self._config.vision_config.image_size)
-        return clip_pixels.Pixels(side=side, resize=side)
+        return clip_preprocess.Pixels(side=side, resize=side)
 
 
 def _command(pickle: str) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune import pretrained, seeing
-from scoretune.errors import UserError
-from scoretune.remembering import Memory, Pixels, eight_bit, metadata_of
+from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
+from scoretune.rewards.cache import Memory, Pixels, eight_bit, metadata_of
+from scoretune.rewards.networks import pretrained, vision_language
 
 QUESTION = "Read the text in this picture. Answer with that text alone."
 _QUOTED = re.compile(
@@ -126,12 +126,12 @@ class Ocr:
     def network(self) -> Any:
         """The model, frozen."""
         dtype = getattr(torch, self.dtype)
-        return seeing.network(self.model, revision=self.revision, dtype=dtype)
+        return vision_language.network(self.model, revision=self.revision, dtype=dtype)
 
     @cached_property
     def processor(self) -> Any:
         """What prepares pictures, and turns tokens into text."""
-        return seeing.processor(self.model, revision=self.revision)
+        return vision_language.processor(self.model, revision=self.revision)
 
     @property
     def _question(self) -> str:
@@ -140,8 +140,8 @@ class Ocr:
 
     def _inputs(self, pixels: Pixels) -> Any:
         if self._question:
-            return seeing.questions(self.processor, pixels, [self._question] * len(pixels))
-        return self.processor(images=seeing.pictures(pixels), return_tensors="pt")
+            return vision_language.questions(self.processor, pixels, [self._question] * len(pixels))
+        return self.processor(images=vision_language.pictures(pixels), return_tensors="pt")
 
     def _ask(self, pixels: Pixels, prompts: list[str]) -> list[float]:
         pairs = zip(self.read(pixels), prompts, strict=True)

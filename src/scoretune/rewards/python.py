@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from scoretune.imports import imported
+from scoretune.core.resolve import imported
 from scoretune.rewards.base import Reward
 
 

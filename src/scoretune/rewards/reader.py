@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.errors import UserError, unknown
-from scoretune.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
+from scoretune.core.errors import UserError, unknown
+from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
 
 READS = len(DIGITS) + 1 + len(COLOURS)
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune import pretrained, seeing
-from scoretune.errors import UserError
-from scoretune.remembering import Memory, Pixels, eight_bit
+from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
+from scoretune.rewards.cache import Memory, Pixels, eight_bit
+from scoretune.rewards.networks import pretrained, vision_language
 
 QUESTION = "Does this picture show the following? {prompt}\nAnswer with %s."
 RATING = "How well does this picture show the following? {prompt}\nAnswer with a number, %s to %s."
@@ -73,17 +73,17 @@ class Vlm:
     def network(self) -> Any:
         """The model, frozen."""
         dtype = getattr(torch, self.dtype)
-        return seeing.network(self.model, revision=self.revision, dtype=dtype)
+        return vision_language.network(self.model, revision=self.revision, dtype=dtype)
 
     @cached_property
     def processor(self) -> Any:
         """What prepares pictures and questions."""
-        return seeing.processor(self.model, revision=self.revision)
+        return vision_language.processor(self.model, revision=self.revision)
 
     def _ask(self, pixels: Pixels, prompts: list[str]) -> list[float]:
         asked = self.question or _question(self)
         texts = [asked.replace("{prompt}", prompt) for prompt in prompts]
-        inputs = seeing.questions(self.processor, pixels, texts)
+        inputs = vision_language.questions(self.processor, pixels, texts)
         with torch.no_grad():
             # By way of `generate`, which knows each model's positions behind padding.
             said = self.network.generate(

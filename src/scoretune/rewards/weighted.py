@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune import calls
-from scoretune.batches import Scores
-from scoretune.errors import UserError
+from scoretune.core import calls
+from scoretune.core.errors import UserError
+from scoretune.core.records import Scores
 from scoretune.rewards.base import Reward, checked
 
 _NUMBER = r"[+-]?\s*(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

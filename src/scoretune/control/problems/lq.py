@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoretune.control.policies import GaussianLinear
 from scoretune.control.sde import ControlledSDE
-from scoretune.errors import UserError
+from scoretune.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""scoretune doctor: laws with known answers, measured on the user's machine."""

@@ -1,0 +1,1 @@
+"""scoretune families: every family of models against diffusers' own pipeline."""

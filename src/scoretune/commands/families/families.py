@@ -1,0 +1,227 @@
+"""Does every family of models work on this machine? Measured on miniatures of random weights.
+
+Of each family: the same pictures as diffusers' own call, a LoRA that learns and leaves the
+pretrained model alone, full fine-tuning, a LoRA that diffusers loads again, and a stopped run that
+goes on bit for bit. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune import recipes
+from scoretune.commands.families.parity import FAMILIES, Asked, Family
+from scoretune.core.config import Run
+from scoretune.core.errors import unknown
+from scoretune.models import lora as loras
+from scoretune.models.lora import adapter_state
+from scoretune.policy import Policy
+from scoretune.training import run_folder
+from scoretune.training.build import build_policy
+from scoretune.training.overrides import changed
+from scoretune.training.run import launch, ready
+
+TOLERANCE = 1e-4
+"""On pictures in [0, 1], between two implementations in float32."""
+SEEN = 1e-3
+"""How far a LoRA must move pictures before its export says anything."""
+CPU = torch.device("cpu")
+TINY = (
+    "reward=brightness",
+    "updates=2",
+    "sizes.prompts=2",
+    "sizes.group=2",
+    "sampling.steps=3",
+    "checkpoints.every=1",
+    "evaluation.steps=2",
+    "evaluation.every=0",
+    "guard.action=off",
+    "optimiser.learning_rate=0.05",
+    "model.rank=2",
+)
+FULL = ("updates=1", "model.rank=0", "optimiser.learning_rate=1e-3")
+
+
+@dataclass
+class Found:
+    """What was measured of one family; None where it did not come to that.
+
+    `parity` and `export` are the largest differences from diffusers' pictures, `applied` that of
+    the pictures with the LoRA and without; `lora` and `full` the largest changes of a weight,
+    `reference` that of the pretrained model's output; `weights` begins the hash of the LoRA file.
+    """
+
+    family: str
+    parity: float | None = None
+    lora: float | None = None
+    reference: float | None = None
+    full: float | None = None
+    export: float | None = None
+    applied: float | None = None
+    resume: bool | None = None
+    weights: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    failed: list[str] = field(default_factory=list)
+
+    def judge(self) -> None:
+        """Name what does not hold."""
+        held = {
+            "parity": self.parity is not None and self.parity <= TOLERANCE,
+            "lora": (self.lora or 0) > 0 and self.reference == 0,
+            "full": (self.full or 0) > 0,
+            "export": self.export is not None and self.export <= TOLERANCE,
+            "applied": (self.applied or 0) >= SEEN,
+            "resume": bool(self.resume),
+        }
+        self.failed = [name for name, holds in held.items() if not holds]
+
+    @property
+    def because(self) -> str:
+        """What fails, in words."""
+        numbers = ", ".join(f"{name} {value:.1e}" for name, value in self._numbers().items())
+        return self.error or f"{', '.join(self.failed)} ({numbers}; tolerance {TOLERANCE:g})"
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if type(value) is float and name != "seconds"
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, with the verdict."""
+        return {**asdict(self), "passed": not self.failed}
+
+
+class _Stopped(Exception):
+    """Told by a watcher that has seen enough."""
+
+
+@dataclass
+class _Silent:
+    """Watches a run, and ends it where the line of update `until` is written."""
+
+    until: int | None = None
+
+    def stage(self, text: str) -> None: ...
+
+    def line(self, numbers: dict[str, Any]) -> None:
+        if numbers.get("update") == self.until:
+            raise _Stopped
+
+
+OnFamily = Callable[[str, int, int], None]
+"""Told which family is measured next, how many were before it, and of how many."""
+
+
+def chosen(only: Sequence[str]) -> tuple[Family, ...]:
+    """The families of these names, all if there are none. Raises UserError for an unknown one."""
+    known = {family.name: family for family in FAMILIES}
+    for name in only:
+        if name not in known:
+            raise unknown("family", name, known)
+    return tuple(family for family in FAMILIES if not only or family.name in only)
+
+
+def examine(only: Sequence[str] = (), on_family: OnFamily | None = None) -> list[Found]:
+    """Measure families by name, or every one, in a folder that is removed afterwards."""
+    asked, found = chosen(only), []
+    _quieten()
+    with (
+        tempfile.TemporaryDirectory(prefix="scoretune-") as folder,
+        torch.random.fork_rng(devices=[]),
+    ):
+        for done, family in enumerate(asked):
+            if on_family:
+                on_family(family.name, done, len(asked))
+            found.append(measure(family, Path(folder) / family.name))
+    return found
+
+
+def _quieten() -> None:
+    """Before diffusers is imported: saving a miniature is nothing to tell of."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def measure(family: Family, folder: Path) -> Found:
+    """One family; whatever goes wrong on the way is a finding, not a crash."""
+    start, found = time.monotonic(), Found(family.name)
+    try:
+        _measure(family, folder, found)
+    except Exception as error:  # an unsound installation may raise anything
+        found.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    found.seconds = round(time.monotonic() - start, 1)
+    found.judge()
+    return found
+
+
+def _measure(family: Family, folder: Path, found: Found) -> None:
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    run, model = _configured(family, folder)
+    bare = build_policy(changed(run, ["model.rank=0"]), CPU)
+    found.parity = family.parity(Asked(bare, model, family.prompts))
+    _train(run, folder / "whole")
+    tuned = run_folder.load(folder / "whole")
+    learned = adapter_state(tuned.backbone.network)
+    found.lora = max(float(w.abs().max()) for name, w in learned.items() if "lora_B" in name)
+    with tuned.reference():
+        found.reference = _change(bare, tuned, family.prompts)
+    asked = Asked(tuned, model, family.prompts, folder / "whole" / "lora")
+    found.export = family.parity(asked)
+    found.applied = family.parity(Asked(tuned, model, family.prompts))
+    _train(run, folder / "parts", until=2)  # its checkpoint is of update 1
+    _train(run, folder / "parts")
+    hashes = [_hash(folder / name / "lora" / loras.NAME) for name in ("whole", "parts")]
+    found.resume, found.weights = hashes[0] == hashes[1], hashes[0][:12]
+    _train(changed(run, FULL), folder / "full")
+    before, after = (
+        p.backbone.network.state_dict() for p in (bare, run_folder.load(folder / "full"))
+    )
+    found.full = max(float((after[name] - w).abs().max()) for name, w in before.items())
+
+
+def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
+    """A DDPO run of two updates on the miniature, and where the miniature is."""
+    model, prompts = family.build(folder / "model"), folder / "prompts.txt"
+    prompts.write_text("\n".join(family.prompts) + "\n", encoding="utf-8")
+    given = (f"model.source={model}", f"prompts={prompts}")
+    return changed(recipes.named("ddpo"), [*TINY, *given, *family.settings]), model
+
+
+def _train(run: Run, folder: Path, until: int | None = None) -> None:
+    ready(run)
+    run_folder.record(run, folder, threads=1)
+    try:
+        launch(run, folder, _Silent(until))
+    except _Stopped:
+        return
+
+
+@torch.no_grad()
+def _change(one: Policy, other: Policy, prompts: tuple[str, ...]) -> float:
+    """The largest difference of what two policies' networks put out at one noisy state."""
+    outputs: list[Tensor] = []
+    for backbone in (one.backbone, other.backbone):
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn((len(prompts), *backbone.shape), generator=generator)
+        t = torch.full((len(prompts),), 0.5 * backbone.process.horizon)
+        outputs.append(backbone.predict(x, t, backbone.encode(prompts).tokens))
+    return float((outputs[0] - outputs[1]).abs().max())
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,237 @@
+"""Every family of models: its miniature, and how far we are from what diffusers draws with it.
+
+Both begin in the same noise and step at the same times. What is returned is the largest absolute
+difference of the pictures, in [0, 1], or of a state, with or without a LoRA that diffusers loads
+itself; where its pipeline loads none, `loras` puts it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scoretune.diffusion import grids
+from scoretune.diffusion.processes import Tabulated
+from scoretune.models import lora as loras
+from scoretune.models import pipelines
+from scoretune.models.base import Pipelined
+from scoretune.models.recycled import inner
+from scoretune.models.tiny import (
+    diffusion_transformer,
+    flux,
+    latent_consistency,
+    own,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unconditional,
+    words,
+)
+from scoretune.policy import Distilled, Policy
+from scoretune.rollout import deterministic, prior
+
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What both are asked to draw: prompts, by the model in `folder`, with a LoRA or without."""
+
+    policy: Policy
+    folder: Path
+    prompts: tuple[str, ...]
+    lora: Path | None = None
+
+    @property
+    def guidance(self) -> float:
+        """The scale, whoever applies it."""
+        backbone = inner(self.policy.backbone)
+        return backbone.scale if isinstance(backbone, Distilled) else self.policy.guidance
+
+    @property
+    def noise(self) -> Tensor:
+        """Where both begin, [B, *S]: what a pipeline draws first by `generator`."""
+        return prior(self.policy, len(self.prompts), self.generator)
+
+    @property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+
+Parity = Callable[[Asked], float]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: its miniature, what it is compared by, and what a run of it needs."""
+
+    name: str
+    build: Callable[[Path], Path]
+    parity: Parity
+    settings: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = words.PROMPTS
+
+
+@torch.no_grad()
+def table(asked: Asked) -> float:
+    """Text to pictures by a noise table: DDIM (arXiv 2010.02502)."""
+    pipe, process = _pipeline(asked), cast(Tabulated, asked.policy.backbone.process)
+    _ddim(pipe)
+    theirs = _pictures(pipe(**_worded(asked), latents=asked.noise))
+    times = grids.diffusers_times(process, STEPS, spacing="trailing")
+    return _apart(_ours(asked, times, "ddim"), theirs)
+
+
+@torch.no_grad()
+def flow(asked: Asked) -> float:
+    """Text to pictures by a rectified flow: Euler at the scheduler's own times."""
+    pipe, noise = _pipeline(asked), asked.noise
+    length = pipe.transformer.config.get("_max_sequence_length", 256)
+    if type(pipe).__name__ == "FluxPipeline":
+        noise = pipe._pack_latents(noise, *noise.shape)
+    theirs = _pictures(pipe(**_worded(asked), latents=noise, max_sequence_length=length))
+    return _apart(_ours(asked, pipe.scheduler.sigmas, "euler"), theirs)
+
+
+@torch.no_grad()
+def consistency(asked: Asked) -> float:
+    """Text to pictures in one call of the network, which is all of it without fresh noise."""
+    policy, pipe = asked.policy, _pipeline(asked)
+    found = pipe(**{**_worded(asked), "num_inference_steps": 1}, latents=asked.noise)
+    condition = policy.backbone.encode(asked.prompts)
+    data = policy.estimate(asked.noise, torch.ones(len(asked.prompts)), condition).data
+    return _apart(policy.backbone.decode(data), _pictures(found))
+
+
+@torch.no_grad()
+def labels(asked: Asked) -> float:
+    """Classes to pictures, by a DiTPipeline."""
+    classes = [int(prompt) for prompt in asked.prompts]
+    return _drawn_alone(asked, {"class_labels": classes, "guidance_scale": asked.guidance})
+
+
+@torch.no_grad()
+def pixels(asked: Asked) -> float:
+    """Pictures without prompts, by a DDIMPipeline."""
+    return _drawn_alone(asked, {"batch_size": len(asked.prompts)})
+
+
+def _drawn_alone(asked: Asked, told: dict[str, Any]) -> float:
+    """DDIM by a pipeline that draws the noise itself."""
+    pipe, process = _pipeline(asked), cast(Tabulated, asked.policy.backbone.process)
+    _ddim(pipe)
+    told = {"num_inference_steps": STEPS, "output_type": "np", **told}
+    times = grids.diffusers_times(process, STEPS, spacing="trailing")
+    return _apart(_ours(asked, times, "ddim"), _pictures(pipe(generator=asked.generator, **told)))
+
+
+@torch.no_grad()
+def module(asked: Asked) -> float:
+    """The miniature that is no pipeline, stepped by diffusers' scheduler: states, not pictures."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    network, scheduler = own.denoiser(), FlowMatchEulerDiscreteScheduler()
+    if asked.lora is not None:
+        loras.load(network, asked.lora)
+    scheduler.set_timesteps(STEPS)
+    x = asked.noise
+    for step in scheduler.timesteps:
+        velocity = network(x, (step / 1000).expand(len(x)))
+        x = scheduler.step(velocity, step, x, return_dict=False)[0]
+    condition = asked.policy.backbone.encode(asked.prompts)
+    mine = deterministic(asked.policy, condition, scheduler.sigmas, asked.noise, "euler")
+    return _apart(mine, x)
+
+
+def _pipeline(asked: Asked) -> Any:
+    """The folder as diffusers loads it, with the LoRA on it if there is one."""
+    kind = str(pipelines.described(str(asked.folder))["_class_name"])
+    pipe = pipelines.load(kind, str(asked.folder), revision=None, dtype=torch.float32)
+    if asked.lora is not None:
+        loader = getattr(pipe, "load_lora_weights", None)
+        if loader is None:
+            part = cast(Pipelined, inner(asked.policy.backbone)).part
+            loras.load(getattr(pipe, part), asked.lora)
+        else:
+            loader(asked.lora)
+    return pipe
+
+
+def _ddim(pipe: Any) -> None:
+    """Give a pipeline the deterministic sampler of its own table, from its last node to its first.
+
+    Estimates are not clipped: a clipped one has no likelihood.
+    """
+    from diffusers import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config,
+        clip_sample=False,
+        thresholding=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+
+
+def _worded(asked: Asked) -> dict[str, Any]:
+    """What every pipeline of text to pictures is told."""
+    backbone = asked.policy.backbone
+    side = backbone.shape[-1] * cast(Pipelined, inner(backbone)).pipeline.vae_scale_factor
+    return {
+        "prompt": list(asked.prompts),
+        "guidance_scale": asked.guidance,
+        "num_inference_steps": STEPS,
+        "height": side,
+        "width": side,
+        "output_type": "np",
+    }
+
+
+def _ours(asked: Asked, times: Tensor, solver: str) -> Tensor:
+    backbone = asked.policy.backbone
+    condition = backbone.encode(asked.prompts)
+    return backbone.decode(deterministic(asked.policy, condition, times, asked.noise, solver))
+
+
+def _pictures(found: Any) -> Tensor:
+    return torch.from_numpy(found.images).permute(0, 3, 1, 2)
+
+
+def _apart(mine: Tensor, theirs: Tensor) -> float:
+    return float((mine - theirs).abs().max())
+
+
+GUIDED = ("model.guidance=2",)
+FAMILIES: tuple[Family, ...] = (
+    Family("stable-diffusion", stable_diffusion.build, table, GUIDED),
+    Family(
+        "stable-diffusion-v",
+        partial(stable_diffusion.build, prediction="v_prediction"),
+        table,
+        GUIDED,
+    ),
+    Family("stable-diffusion-xl", stable_diffusion_xl.build, table, GUIDED),
+    Family("stable-diffusion-3", stable_diffusion_3.build, flow, GUIDED),
+    Family("flux", flux.build, flow, ("model.guidance=3.5",)),
+    Family(
+        "latent-consistency",
+        latent_consistency.build,
+        consistency,
+        ("model.guidance=8", "sampling.kernel=renoise", "sampling.noise=cps"),
+    ),
+    Family("unconditional", unconditional.build, pixels),
+    Family(
+        "diffusion-transformer",
+        diffusion_transformer.build,
+        labels,
+        GUIDED,
+        ("1", "207", "0", "980"),
+    ),
+    Family("own", lambda folder: folder, module, own.SETTINGS),
+)

@@ -1,0 +1,83 @@
+"""`scoretune families`: does every family of models work here?"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from scoretune.commands.families.families import Found
+
+COLUMNS = ("parity", "lora", "full", "export", "resume")
+
+
+def families(
+    only: Annotated[
+        list[str] | None, typer.Option(help="This family alone; may be repeated.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+) -> None:
+    """Measure every family of models on a miniature of it; exits with 1 if one fails."""
+    import torch
+
+    torch.set_num_threads(threads)
+    start = time.monotonic()
+    found = _watched(only or ())
+    if json_:
+        typer.echo(json.dumps([each.as_dict() for each in found]))
+    else:
+        _show(found, time.monotonic() - start)
+    raise typer.Exit(int(any(each.failed for each in found)))
+
+
+def _watched(only: Sequence[str]) -> list[Found]:
+    """Measure behind a progress bar."""
+    from scoretune.commands.display import CellBars
+    from scoretune.commands.families.families import chosen, examine
+
+    chosen(only)  # an unknown name needs no bar
+    bars = CellBars()
+    task = bars.progress.add_task("families", total=None, numbers="loading")
+
+    def note(name: str, done: int, total: int) -> None:
+        bars.progress.update(task, completed=done, total=total, numbers=name)
+
+    with bars.progress:
+        found = examine(only, note)
+        bars.progress.update(task, completed=len(found), total=len(found), numbers="")
+    return found
+
+
+def _show(found: Sequence[Found], seconds: float) -> None:
+    """A table of all families, then one line that says what to make of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    for column in (*COLUMNS, "weights", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in found:
+        cells = [_cell(getattr(each, name), name in each.failed) for name in COLUMNS]
+        table.add_row(each.family, *cells, each.weights[:8], f"{each.seconds:.0f}")
+    console.print(table)
+    bad = [each for each in found if each.failed]
+    for each in bad:
+        told = f"FAILS: {each.family}: {each.because}"
+        console.print(told, markup=False, soft_wrap=True)
+    text = f"{len(found) - len(bad)} of {len(found)} families work, in {seconds:.0f} s"
+    console.print(text, markup=False)
+
+
+def _cell(value: float | bool | None, failed: bool) -> str:
+    if value is None:
+        text = "-"
+    else:
+        text = ("yes" if value else "no") if isinstance(value, bool) else f"{value:.0e}"
+    return f"[bold red]{text}[/]" if failed else text

@@ -1,0 +1,1 @@
+"""scoretune gap: the reward under every sampler, stochasticity and number of steps."""

@@ -1,0 +1,150 @@
+"""A model without weights: its modules on the meta device, built from config files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scoretune.core import hub, model_folder
+from scoretune.core.config import Run
+from scoretune.core.errors import UserError
+from scoretune.core.resolve import is_function
+from scoretune.data.scenes import world
+from scoretune.models import catalog, pipelines
+from scoretune.models.recycled import inner
+from scoretune.policy import Policy
+from scoretune.training import build
+
+META = torch.device("meta")
+DESCRIPTIONS = ["*.json", "*.txt", "*.model"]  # of a pipeline: all but its weights
+
+
+def hollow_policy(run: Run) -> Policy:
+    """The policy of a run as training would build it, without weights: it has shapes only.
+
+    Hub ids are looked for in the cache alone. A network of one's own is small, and loaded. Raises
+    UserError for what is not there, or cannot be built from its configs.
+    """
+    plain = run.hardware.model_copy(update={"compile": False, "channels_last": False})
+    run = run.model_copy(update={"hardware": plain})
+    if model_folder.home(Path(run.model.source)) is not None or is_function(run.model.source):
+        policy = build.build_policy(run, torch.device("cpu"))
+        catalog.move(policy.backbone, META)
+        return policy
+    source = run.model.source
+    if source not in world.SHIPPED:
+        model = run.model.model_copy(update={"source": folder_of(source, run.model.revision)})
+        run = run.model_copy(update={"model": model})
+    with pipelines.made_by(hollow_pipeline):
+        return build.build_policy(run, META)
+
+
+def folder_of(source: str, revision: str | None = None) -> str:
+    """Where a pipeline's configs are: the folder itself, or the cached files of a hub id.
+
+    Raises UserError for a hub id that is not cached.
+    """
+    if hub.is_local(source):
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(
+            snapshot_download(
+                source, revision=revision, allow_patterns=DESCRIPTIONS, local_files_only=True
+            )
+        )
+    except Exception as error:  # not an id, or none that is cached: each has its own kind
+        raise UserError(
+            f"{source!r} is no folder and is not in the cache: its configs are read, nothing is "
+            f"downloaded; get them by: {fetching(source, revision)}"
+        ) from error
+
+
+def fetching(source: str, revision: str | None = None) -> str:
+    """The command that downloads the configs of a hub id."""
+    at = f" --revision {revision}" if revision else ""
+    return f"hf download {source}{at}" + "".join(f" --include '{one}'" for one in DESCRIPTIONS)
+
+
+def hollow_pipeline(
+    kind: str,
+    source: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    without: Sequence[str] = (),
+) -> Any:
+    """As `pipelines.load`, with parts that have shapes and no numbers.
+
+    Raises UserError for a part that cannot be built from its config.
+    """
+    import diffusers
+
+    index = pipelines.described(source, revision)
+    made = getattr(diffusers, kind)
+    expected, optional = made._get_signature_keys(made)
+    parts: dict[str, Any] = {}
+    for name, place in index.items():
+        if name in optional and not isinstance(place, list):
+            parts[name] = place
+        elif name in expected and isinstance(place, list):
+            absent = name in without or place[0] is None
+            parts[name] = None if absent else _part(Path(source) / name, *place, dtype=dtype)
+    return made(**{name: None for name in expected if name not in optional} | parts)
+
+
+def _part(folder: Path, library: str, kind: str, *, dtype: torch.dtype) -> Any:
+    import importlib
+
+    try:
+        made = getattr(importlib.import_module(library), kind)
+        if not issubclass(made, nn.Module):
+            return made.from_pretrained(folder)  # a scheduler's table has numbers
+        with META:
+            return _cast(_module(made, folder, library), dtype).requires_grad_(False).eval()
+    except Exception as error:  # a class or a config that this version does not know
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot build {kind} from {str(folder)!r} ({first}): its configs are incomplete, or "
+            "it needs another version of its library"
+        ) from error
+
+
+def _module(made: Any, folder: Path, library: str) -> nn.Module:
+    if library == "diffusers":
+        return made.from_config(made.load_config(folder))  # type: ignore[no-any-return]
+    config = made.config_class.from_dict(json.loads((folder / "config.json").read_text()))
+    return made(config)  # type: ignore[no-any-return]
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """To a precision, but for what the library keeps in float32 where the precision is fp16."""
+    kept = (getattr(module, "_keep_in_fp32_modules", None) or []) if dtype is torch.float16 else []
+    for name, parameter in module.named_parameters():
+        if not set(kept) & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+    return module
+
+
+def weights_of(policy: Policy) -> dict[str, int]:
+    """Bytes of each part of a model: of a pipeline by the names of its parts, else `network`."""
+    own = inner(policy.backbone)
+    pipeline = getattr(own, "pipeline", None)
+    if pipeline is None:
+        return {"network": _bytes(policy.backbone.network)}
+    modules = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
+    return {name: _bytes(module) for name, module in modules.items()}
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,101 @@
+"""Which setting lowers the peak of a run's memory most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from scoretune.commands.plan.counts import Facts
+from scoretune.commands.plan.ledger import Cost, Curve
+from scoretune.commands.plan.memory import EVALUATED, peak, phases
+from scoretune.commands.plan.model import Model, model_of
+from scoretune.core.config import PolicyGradient, Run
+from scoretune.data.prompts import read_prompts
+from scoretune.training.overrides import changed
+
+FALLBACK = "lower hardware.device_batch, or set hardware.checkpointing=true"
+Choice = tuple[str, Run, Model]
+
+
+def knobs(run: Run, model: Model, facts: Facts, held_out: int) -> list[tuple[str, float]]:
+    """Settings that lower the peak, with the bytes it would be, the best first."""
+    before = peak(phases(run, model, facts, held_out))[1]
+    found = []
+    for name, other, lighter in _choices(run, model):
+        after = peak(phases(other, lighter, facts, held_out))[1]
+        if after < 0.99 * before:
+            found.append((name, after))
+    return sorted(_gentlest(found), key=lambda one: one[1])
+
+
+def _gentlest(found: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Of several values of one setting, the last that leaves hardly more than the best of them."""
+    values: dict[str, list[tuple[str, float]]] = {}
+    for name, after in found:
+        values.setdefault(name.partition("=")[0], []).append((name, after))
+    return [
+        [one for one in own if one[1] <= 1.1 * min(after for _, after in own)][-1]
+        for own in values.values()
+    ]
+
+
+def _choices(run: Run, model: Model) -> Iterator[Choice]:
+    def of(setting: str) -> Choice:
+        return setting, changed(run, [setting]), model
+
+    machine = run.hardware
+    if not machine.checkpointing and model.again is not None:
+        yield of("hardware.checkpointing=true")
+    for batch in (1, 4, 16):
+        if not machine.device_batch or batch < machine.device_batch:
+            yield of(f"hardware.device_batch={batch}")
+        if not machine.decode_batch or batch < machine.decode_batch:
+            yield of(f"hardware.decode_batch={batch}")
+    if model.encoders and not machine.cache_prompts:
+        yield of("hardware.cache_prompts=true")
+    outcomes = isinstance(run.objective, PolicyGradient) and run.objective.baseline != "critic"
+    if outcomes and not machine.offload_paths:
+        yield of("hardware.offload_paths=true")
+    if run.sizes.share > 0.5:
+        yield of("sizes.share=0.5")
+    if run.model.rank > 4:
+        name, lower, _ = of(f"model.rank={run.model.rank // 4}")
+        yield name, lower, _lower_rank(model, run.model.rank, run.model.rank // 4)
+    if run.model.precision == "fp32" and run.model.rank:
+        # A likelihood ratio is near 1, where bfloat16 has steps of 1/128 and float16 of 1/1024.
+        ratios = isinstance(run.objective, PolicyGradient)
+        name, half, _ = of(f"model.precision={'fp16' if ratios else 'bf16'}")
+        yield name, half, _half(model)
+
+
+def _lower_rank(model: Model, before: int, after: int) -> Model:
+    share, part = after / before, max(model.parts, key=lambda name: model.parts[name])
+    kept = model.trained_bytes * share
+    parts = model.parts | {part: model.parts[part] - round(model.trained_bytes - kept)}
+    sizes = tuple(round(size * share) for size in model.sizes)
+    return replace(model, parts=parts, trained_bytes=round(kept), sizes=sizes)
+
+
+def _half(model: Model) -> Model:
+    """Roughly what half precision makes of a model: weights and activations take half."""
+    curves = {
+        name: Curve(*(Cost(one.peak / 2, one.flops) for one in (found.few, found.many)))
+        for name in ("looking", "learning", "again", "drawing", "sloping", "reading")
+        if (found := getattr(model, name)) is not None
+    }
+    parts = {name: size // 2 for name, size in model.parts.items()}
+    return replace(model, parts=parts, token=model.token // 2, **curves)  # type: ignore[arg-type]
+
+
+def worst_knob(run: Run) -> str:
+    """One line on what to set where the memory did not suffice. Never raises."""
+    try:
+        texts = read_prompts(run.prompts, run.prompts_per_task).texts
+        policy, model = model_of(run, texts)
+        guided = 1 if policy.guidance == 1.0 else 2
+        facts = Facts(policy.backbone.process, guided, run.model.rank > 0, True)
+        before = peak(phases(run, model, facts, EVALUATED))[1]
+        (name, after), *_ = knobs(run, model, facts, EVALUATED)
+    except Exception:  # an advice must not hide the error that it comes with
+        return FALLBACK
+    return f"set {name}: of about {before / 2**30:.3g} GiB it leaves {after / 2**30:.3g}"

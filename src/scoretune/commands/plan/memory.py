@@ -1,0 +1,172 @@
+"""What memory a run will need, phase by phase.
+
+Counted is what tensors hold: no workspaces of libraries, no fragments, and not the reward's model.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scoretune.commands.plan.counts import Facts, form, one_update
+from scoretune.commands.plan.ledger import Curve
+from scoretune.commands.plan.model import Model
+from scoretune.core.config import (
+    Adjoint,
+    Consistency,
+    Direct,
+    Matching,
+    PolicyGradient,
+    Run,
+    ScoreAction,
+)
+from scoretune.models.base import DECODED
+from scoretune.training.hardware import HALVES
+from scoretune.training.methods import keeps_graph
+
+EVALUATED = 64  # pictures that an evaluation draws at once
+Phases = dict[str, dict[str, float]]
+"""Bytes on the device by phase and by what they are for."""
+
+
+def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
+    """What is on the device in each phase of an update; the worst one is the peak."""
+    update, machine = one_update(run, facts), run.hardware
+    found = {"learning": _learning(run, model, facts), "stepping": _stepping(run, model, facts)}
+    if not isinstance(run.objective, Matching | Consistency):
+        paths, steps = _paths(run, model, update.samples, update.states)
+        kept = {"paths": 0 if machine.offload_paths else paths}
+        rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
+        drawn = min(_decoded_at_once(run, model), update.samples)
+        read = 0 if machine.cache_prompts else model.reading.at(update.samples + 1).peak
+        found |= {
+            "encoding": {"activations": read},
+            "rolling": {**kept, "activations": model.looking.at(rolled).peak},
+            "drawing": {
+                **kept,
+                "pictures": update.samples * model.picture,
+                "activations": model.drawing.at(drawn).peak,
+            },
+            "crediting": {**kept, "activations": _credit(run, model, facts)},
+            "dealing": {**kept, "states": 0 if machine.offload_paths else 2 * steps},
+        }
+    found["evaluating"] = _evaluating(run, model, facts, held_out)
+    lasting = _lasting(run, model)
+    return {name: lasting | parts for name, parts in found.items()}
+
+
+def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
+    update, trains_halves = one_update(run, facts), run.model.precision in HALVES
+    learned = min(run.sizes.minibatch, math.ceil(update.states))
+    if isinstance(run.objective, Matching | Consistency):
+        learned = update.samples
+    learned = min(run.hardware.device_batch or learned, learned) * facts.guided
+    halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
+    activations = _with_gradient(run, model).at(learned).peak
+    chosen = run.objective
+    if isinstance(chosen, Direct) and keeps_graph(run, chosen):  # of all steps, and of decoding
+        paths = min(run.sizes.minibatch, update.samples)
+        paths = min(run.hardware.device_batch or paths, paths)
+        step = _with_gradient(run, model).at(paths * facts.guided).peak
+        activations = min(chosen.last, update.steps) * step + model.sloping.at(paths).peak
+    return {
+        "states": _states(run, model, facts),
+        "gradients": model.trained_bytes,
+        "activations": activations + halves,
+    }
+
+
+def _stepping(run: Run, model: Model, facts: Facts) -> dict[str, float]:
+    return {
+        "states": _states(run, model, facts),
+        "gradients": model.trained_bytes,
+        "temporaries": 0 if run.optimiser.kind == "fused" else model.trained_bytes,
+    }
+
+
+def _states(run: Run, model: Model, facts: Facts) -> float:
+    """Of the states that an update learns from, as they wait for their turn."""
+    update = one_update(run, facts)
+    if isinstance(run.objective, Matching | Consistency):
+        return update.samples * (model.state + model.token)
+    if run.hardware.offload_paths:
+        return 0
+    return _paths(run, model, update.samples, update.states)[1]
+
+
+def _evaluating(run: Run, model: Model, facts: Facts, held_out: int) -> dict[str, float]:
+    machine = run.hardware
+    looked = min(EVALUATED, held_out)
+    looked = min(machine.device_batch or looked, looked) * facts.guided
+    seen = min(_decoded_at_once(run, model), EVALUATED, held_out)
+    drawing, looking = model.drawing.at(seen), model.looking.at(looked)
+    return {
+        "pictures": 3 * held_out * model.picture,
+        "activations": max(looking.peak, drawing.peak),
+    }
+
+
+def _decoded_at_once(run: Run, model: Model) -> int:
+    pixels = max(1, model.picture // 12)  # three channels of four bytes
+    return run.hardware.decode_batch or max(1, DECODED // pixels)
+
+
+def _with_gradient(run: Run, model: Model) -> Curve:
+    return model.again if run.hardware.checkpointing and model.again else model.learning
+
+
+def peak(found: Phases) -> tuple[str, float]:
+    """The worst phase and its bytes."""
+    sums = {name: sum(parts.values()) for name, parts in found.items()}
+    worst = max(sums, key=lambda name: sums[name])
+    return worst, sums[worst]
+
+
+def elsewhere(run: Run, model: Model, facts: Facts) -> float:
+    """Bytes of paths that wait in the computer's memory."""
+    update = one_update(run, facts)
+    return sum(_paths(run, model, update.samples, update.states)) * run.hardware.offload_paths
+
+
+def _lasting(run: Run, model: Model) -> dict[str, float]:
+    """What is there all the time: weights, and what the optimiser remembers."""
+    parts = dict(model.parts)
+    if run.hardware.cache_prompts:
+        parts = {name: size for name, size in parts.items() if name not in model.encoders}
+    average = model.trained_bytes if run.optimiser.ema else 0
+    named = {f"weights of {name}": float(size) for name, size in parts.items()}
+    return {**named, "optimiser": _moments(run, model), "average": average}
+
+
+def _moments(run: Run, model: Model) -> float:
+    if run.optimiser.kind != "8bit":
+        return 2 * model.trained_bytes
+    # bitsandbytes keeps those of small tensors in float32.
+    return float(sum(2 * size * (1 if size >= 4096 else 4) for size in model.sizes))
+
+
+def _paths(run: Run, model: Model, samples: int, states: float) -> tuple[float, float]:
+    """Bytes of whole paths, and of the states that are learned from with what they are told."""
+    steps = run.sampling.steps
+    compared = getattr(run.objective, "kl_weight", 0) > 0
+    whole = samples * model.state * (2 * steps + 1 + steps * compared) + samples * model.token
+    slopes = not isinstance(run.objective, PolicyGradient)
+    return whole, states * (model.state * (3 + compared + slopes) + model.token)
+
+
+def _credit(run: Run, model: Model, facts: Facts) -> float:
+    """Slopes go through network and decoder; all of a batch waits for its gradient."""
+    chosen, batch, learning = run.objective, run.sizes.minibatch, _with_gradient(run, model)
+    if isinstance(chosen, Direct) and keeps_graph(run, chosen):
+        return 0
+    batch = min(batch, run.sizes.prompts * run.sizes.group)
+    pixels = model.sloping.at(batch).peak
+    if isinstance(chosen, Adjoint) or (isinstance(chosen, Direct) and chosen.through == "steps"):
+        return max(pixels, learning.at(batch * facts.guided).peak)
+    if isinstance(chosen, Direct):
+        return pixels
+    if form(run, facts) in ("slope", "rate", "explicit"):
+        assert isinstance(chosen, ScoreAction)
+        heard = chosen.critic.skip != "none"
+        batch = min(EVALUATED, math.ceil(one_update(run, facts).states))
+        return learning.at(batch * facts.guided).peak + heard * model.sloping.at(batch).peak
+    return 0

@@ -1,0 +1,193 @@
+"""What a run will do and cost, told before anything of it is loaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoretune import recipes
+from scoretune.commands.plan.counts import Facts, one_update, training, warm_up
+from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
+from scoretune.commands.plan.knobs import knobs
+from scoretune.commands.plan.memory import elsewhere, peak, phases
+from scoretune.commands.plan.model import Model, model_of
+from scoretune.core.config import Matching, Run, ScoreAction
+from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompts, read_prompts
+from scoretune.diffusion.processes import VP, Process, RectifiedFlow
+from scoretune.models.catalog import PRECISIONS
+from scoretune.rewards.base import has_gradient
+from scoretune.rewards.catalog import named_reward
+from scoretune.training import overrides
+from scoretune.training.build import held_out_prompts
+from scoretune.training.overrides import of_data
+from scoretune.training.run_folder import recorded
+
+Numbers = dict[str, Any]
+NOTHING = Prompts((), ())
+TRIALS = 8
+"""Of the speed of a machine: others that use it too may slow down some of them."""
+
+
+def chosen(named: str, changes: list[str]) -> Run:
+    """The settings of a recipe or a run folder, changed. Raises UserError for neither."""
+    folder = Path(named)
+    run = recorded(folder) if (folder / "run.json").exists() else recipes.named(named)
+    return overrides.changed(run, changes)
+
+
+def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
+    """All that can be told of a run, as plain data; bytes, seconds and network evaluations.
+
+    `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
+    prompts that cannot be read, and for a number of processes that does not divide them.
+    """
+    if run.sizes.prompts % processes:
+        raise UserError(
+            f"sizes.prompts={run.sizes.prompts} cannot be shared equally by {processes} processes: "
+            f"set a multiple of {processes}"
+        )
+    own = of_data(run)
+    prompts = NOTHING if own else read_prompts(run.prompts, run.prompts_per_task)
+    held_out = NOTHING if own else held_out_prompts(run)
+    model, why, process, guided = _model(run, prompts)
+    facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts))
+    found: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
+    found |= {"held_out": len(held_out), "updates": run.updates}
+    found |= _work(run, facts, prompts, held_out)
+    found["processes"] = _shared(run, facts, processes)
+    if model is None:
+        return found | {"memory": {"unknown": why}}
+    found["parameters"] = {"total": model.total, "trained": model.trained}
+    found["memory"] = _memory(run, model, facts, len(held_out), processes)
+    if seconds > 0:
+        found["time"] = _time(run, model, found, seconds)
+    return found
+
+
+def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int]:
+    """The model's costs, or why they are unknown; its process, and evaluations a state."""
+    try:
+        policy, model = model_of(run, prompts.texts)
+    except UserError as error:
+        flows = run.sampling.noise in ("flow", "dance")
+        stand_in: Process = RectifiedFlow() if flows else VP()
+        return None, str(error), stand_in, 1 if run.model.guidance == 1 else 2
+    return model, "", policy.backbone.process, 1 if policy.guidance == 1 else 2
+
+
+def _differentiable(run: Run, prompts: Prompts) -> bool:
+    """Whether the reward has a gradient, asked only where it decides what a method does."""
+    if not isinstance(run.objective, ScoreAction) or run.objective.form != "auto":
+        return True
+    try:
+        grey = torch.full((3, 32, 32), 0.5)
+        return has_gradient(named_reward(run.reward), run.reward, grey, prompts.texts[0])
+    except UserError:
+        return False
+
+
+def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Numbers:
+    update = one_update(run, facts)
+    calls, first = training(run, facts), warm_up(run, facts)
+    return {
+        "update": {
+            "samples": update.samples,
+            "steps": update.steps,
+            "trained_steps": update.trained,
+            "states": update.states,
+            "minibatches": update.minibatches,
+            "optimiser_steps": update.optimiser_steps,
+        },
+        "network_evaluations": {
+            **asdict(calls),
+            "warm_up": first.total,
+            "training": calls.total + first.total,
+            "evaluations": evaluating(run, facts, held_out),
+        },
+        "evaluations": len(evaluations(run)),
+        "pictures": {
+            "training": 0 if isinstance(run.objective, Matching) else update.samples * run.updates,
+            "evaluations": drawn(run, held_out),
+        },
+        "text_encodings": encodings(run, prompts, held_out),
+    }
+
+
+def _shared(run: Run, facts: Facts, processes: int) -> Numbers:
+    """How a minibatch is cut up; its gradient is the same however that is."""
+    states = min(run.sizes.minibatch, max(1, round(one_update(run, facts).states)))
+    each = -(-states // processes)
+    at_once = min(run.hardware.device_batch or each, each)
+    return {
+        "processes": processes,
+        "minibatch": states,
+        "passes": -(-each // at_once),
+        "at_once": at_once,
+        "prompts_each": run.sizes.prompts // processes,
+    }
+
+
+def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int) -> Numbers:
+    """Of one process, which has its share of the prompts and of every minibatch."""
+    sizes = run.sizes.model_copy(
+        update={
+            "prompts": run.sizes.prompts // processes,
+            "minibatch": -(-run.sizes.minibatch // processes),
+        }
+    )
+    own = run.model_copy(update={"sizes": sizes})
+    found = phases(own, model, facts, -(-held_out // processes))
+    worst, most = peak(found)
+    return {
+        "peak": most,
+        "phase": worst,
+        "phases": found,
+        "elsewhere": elsewhere(own, model, facts),
+        "knobs": dict(knobs(own, model, facts, -(-held_out // processes))),
+    }
+
+
+# ----------------------------------------------------------------------------------- time
+
+
+def _time(run: Run, model: Model, found: Numbers, seconds: float) -> Numbers:
+    """A lower bound: arithmetic alone, at the speed of large matrix products on this machine."""
+    calls, pictures = found["network_evaluations"], found["pictures"]
+    looking, drawing = model.looking.at(1).flops, model.drawing.at(1).flops
+    again = run.hardware.checkpointing and model.again is not None
+    learning = (model.again if again and model.again else model.learning).at(1).flops
+    work = looking * (calls["rollouts"] + calls["references"] + calls["warm_up"])
+    work += learning * (calls["learning"] + calls["credit"])
+    work += drawing * pictures["training"] + model.reading.at(1).flops * found["text_encodings"]
+    judging = looking * calls["evaluations"] + drawing * pictures["evaluations"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rate = speed(device, PRECISIONS[run.model.precision], seconds)
+    return {
+        "training_flops": work,
+        "evaluation_flops": judging,
+        "flops_per_second": rate,
+        "device": device,
+        "seconds_at_least": (work + judging) / rate / found["processes"]["processes"],
+    }
+
+
+def speed(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOPs a second of matrix products on a device: the best of `TRIALS` short trials, which take
+    about so many seconds together."""
+    size, best = 4096 if device == "cuda" else 512, 0.0
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    right = left.clone()
+    for _ in range(TRIALS):
+        times, took, start = 0, 0.0, time.perf_counter()
+        while took < seconds / TRIALS or times == 0:
+            right = (left @ right).clamp_(max=1)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times, took = times + 1, time.perf_counter() - start
+        best = max(best, 2 * size**3 * times / took)
+    return float(best)

@@ -1,0 +1,1 @@
+"""scoretune pretrain: the shipped miniatures, trained again from nothing."""

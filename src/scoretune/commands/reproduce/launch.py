@@ -1,0 +1,77 @@
+"""Doing an experiment: its parts one after the other, each with its page."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scoretune.commands.reproduce import EXPERIMENTS, Part
+from scoretune.commands.reproduce.base import Page, Watch, run_cells, spent
+from scoretune.core.errors import UserError, unknown
+
+
+def reproduce(
+    name: str,
+    folder: Path,
+    *,
+    parts: Sequence[str] = (),
+    seeds: int = 5,
+    jobs: int = 1,
+    quick: bool = False,
+    model: Path | None = None,
+    data: Path | None = None,
+    watcher: Callable[[str], Watch] | None = None,
+) -> dict[str, Any]:
+    """Run the named experiment's parts in `folder`; every part's numbers by its name.
+
+    A stopped experiment goes on where it was: cells that are finished are not repeated.
+    """
+    chosen = parts_named(name, parts, model)
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data} is not a folder")
+    results: dict[str, Any] = {}
+    for part_name, part in chosen.items():
+        module = importlib.import_module(f"scoretune.commands.reproduce.{part.module}")
+        extra = {"model": str(model)} if part.wants_model else {}
+        if part.wants_data and data is not None:
+            extra["data"] = str(data)
+        cells = module.cells(seeds, quick, **extra)
+        home = folder / part_name
+        watch = watcher(part_name) if watcher else None
+        found = run_cells(cells, home, jobs=jobs, watch=watch)
+        command = _command(name, part_name, seeds, quick) + _folders(part, data)
+        page = Page(home, part.title, command)
+        results[part_name] = module.present(found, page)
+        page.write(results[part_name], spent(cells, home))
+    return results
+
+
+def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str, Part]:
+    """The parts that were asked for; all that need no model of the user's, if none were."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    known = EXPERIMENTS[name]
+    for part in parts:
+        if part not in known:
+            raise unknown(f"part of {name}", part, known)
+    chosen = {p: known[p] for p in parts or known if parts or model or not known[p].wants_model}
+    for part, meant in chosen.items():
+        if meant.wants_model and model is None:
+            raise UserError(
+                f"part {part!r} needs --model FOLDER/model: make it, in about an hour, with "
+                "scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500"
+            )
+    return chosen
+
+
+def _command(name: str, part: str, seeds: int, quick: bool) -> str:
+    said = f"scoretune reproduce {name} --part {part} --seeds {seeds}"
+    return said + (" --quick" if quick else "")
+
+
+def _folders(part: Part, data: Path | None) -> str:
+    """The options that name folders, without saying which."""
+    model = " --model FOLDER/model" if part.wants_model else ""
+    return model + (" --data FOLDER" if part.wants_data and data is not None else "")

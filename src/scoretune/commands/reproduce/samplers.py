@@ -1,0 +1,110 @@
+"""Does the gain carry over? The fine-tuned miniature under guidance and solvers it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.commands.reproduce.fine_tuning import QUICK, fine_tune
+from scoretune.data.prompts import Prompts, read_prompts
+from scoretune.diffusion import grids
+from scoretune.evaluate.scores import sample, verdicts
+from scoretune.policy import Policy
+from scoretune.rewards.catalog import verdict_metrics
+from scoretune.training.run_folder import load
+
+GUIDANCE = (1.0, 1.5, 2.0, 3.0)
+SOLVERS = (
+    ("ddim", 10),
+    ("ddim", 20),
+    ("ddim", 50),
+    ("heun", 20),
+    ("dpmpp_2m", 10),
+    ("dpmpp_2m", 20),
+)
+NOISE = 20240  # the seed of all samples
+
+
+def cells(seeds: int, quick: bool) -> list[Cell]:
+    """A cell a seed: the recipe's run, then its samples."""
+    return [
+        Cell(f"samplers-{s}", look, {"seed": s, "quick": quick}, keeps_files=True)
+        for s in range(seeds)
+    ]
+
+
+def look(seed: int, quick: bool, folder: Path) -> Numbers:
+    """Judge accuracy of base and fine-tuned model, on prompts seen in training and held out."""
+    name, changes = f"tuned-{seed}", [f"seed={seed}", *(QUICK if quick else [])]
+    fine_tune("score_as_action", changes, name, folder)
+    policy = load(folder / "runs" / name)
+    held_out, seen = (read_prompts(p, 1 if quick else 30) for p in ("scenes-held-out", "scenes"))
+    less = 10 if quick else 1
+    found: Numbers = {"guidance": {}, "solvers": {}}
+    found["training prompts"] = both(policy, seen, "ddim", 20 // less)
+    for guidance in GUIDANCE:
+        policy.guidance = guidance
+        found["guidance"][str(guidance)] = both(policy, held_out, "ddim", 20 // less)
+    policy.guidance = 1.0
+    for solver, steps in SOLVERS:
+        accuracy = both(policy, held_out, solver, steps // less)
+        found["solvers"][f"{solver}, {steps} steps"] = accuracy
+    return found
+
+
+def both(policy: Policy, prompts: Prompts, solver: str, steps: int) -> list[float]:
+    """The judge's accuracy of the base and of the policy, from the same noise."""
+    times, judge = grids.uniform(policy.backbone.process, steps), verdict_metrics("scenes")["judge"]
+
+    def accuracy() -> float:
+        images = sample(policy, prompts, times, NOISE, solver)
+        return float(verdicts(images, prompts, {"judge": judge})["judge"].mean())
+
+    with policy.reference():
+        base = accuracy()
+    return [base, accuracy()]
+
+
+def present(results: dict[str, Numbers], page: Page) -> Numbers:
+    """Two tables and the curve over guidance."""
+    runs = list(results.values())
+    page.text(
+        "`score_as_action` on the miniature, fine-tuned without guidance and judged on held-out "
+        "prompts: mean accuracy over seeds, base → fine-tuned. On the prompts of the fine-tuning: "
+        f"{_arrow([run['training prompts'] for run in runs])}."
+    )
+    found: Numbers = {"training prompts": _means([run["training prompts"] for run in runs])}
+    for part, label in (
+        ("guidance", "guidance (DDIM, 20 steps)"),
+        ("solvers", "solver, no guidance"),
+    ):
+        names = list(runs[0][part])
+        page.table(
+            [label, *names], [["judge", *(_arrow([r[part][n] for r in runs]) for n in names)]]
+        )
+        found[part] = {n: _means([r[part][n] for r in runs]) for n in names}
+    page.figure("guidance", _draw(found["guidance"]), "judge accuracy by guidance")
+    return found
+
+
+def _means(pairs: list[list[float]]) -> list[float]:
+    return [interval(values)[0] for values in zip(*pairs, strict=True)]
+
+
+def _arrow(pairs: list[list[float]]) -> str:
+    return " → ".join(f"{mean:.2f}" for mean in _means(pairs))
+
+
+def _draw(guidance: Numbers) -> object:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="guidance", ylabel="judge accuracy, held-out prompts")
+    scales = [float(name) for name in guidance]
+    for label, values in zip(
+        ("base", "fine-tuned"), zip(*guidance.values(), strict=True), strict=True
+    ):
+        axes.plot(scales, values, marker="o", label=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""scoretune runs: what runs there are, and comparisons of them."""

@@ -1,0 +1,54 @@
+"""Verbs about rewards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated, NoReturn
+
+import typer
+
+from scoretune.core.errors import UserError
+
+
+def serve_reward(
+    reward: Annotated[str, typer.Argument(help="reader, module:function, ocr(model=...), ...")],
+    host: Annotated[str, typer.Option(help="Listen here; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are scored at once.")] = 16,
+    token: Annotated[
+        str,
+        typer.Option(envvar="SCORETUNE_REWARD_TOKEN", help="Callers must know it; empty: anyone."),
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Megabytes of a request, at most.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+) -> None:
+    """Serve a reward over HTTP, for `reward=http://HOST:PORT` in another process; Ctrl-C stops."""
+    import torch
+
+    from scoretune.rewards.catalog import fingerprint, named_reward
+    from scoretune.rewards.remote.server import RewardServer, Service
+
+    torch.set_num_threads(threads)
+    cuda = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not cuda):
+        raise UserError(f"--device {device}: there is {'cpu and cuda' if cuda else 'only cpu'}")
+    where = device if device != "auto" else "cuda" if cuda else "cpu"
+    service = Service(reward, named_reward(reward), batch, token.strip(), limit * 10**6, where)
+    service.fingerprint = fingerprint(reward)
+    server = RewardServer(service, host, port)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    guarded = "" if token or host in ("127.0.0.1", "localhost") else " (no --token: open to all)"
+    typer.echo(f"{reward} is ready at {server.url}{guarded}; Ctrl-C stops")
+    try:
+        server.serve_forever(poll_interval=0.1)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    finally:
+        server.stop()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

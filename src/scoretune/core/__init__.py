@@ -1,0 +1,1 @@
+"""What everyone stands on, and what knows nothing of diffusion."""

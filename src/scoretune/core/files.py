@@ -1,0 +1,41 @@
+"""Files of a run: whole or not at all, and logs of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scoretune.core import distributed
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is never seen half-written: aside first, then renamed."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one JSON line to a file, in the process that writes."""
+    if not distributed.team().main:
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def forget_after(path: Path, update: int) -> None:
+    """Drop the lines of updates that a resumed run will do again, and any line cut short."""
+    if not path.exists() or not distributed.team().main:
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["update"] <= update:
+            kept.append(json.dumps(line) + "\n")
+    write_whole(path, "".join(kept))  # a kill while writing must not cost the log

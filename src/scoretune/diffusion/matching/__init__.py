@@ -1,0 +1,1 @@
+"""Losses that train a network on data: score matching and consistency."""

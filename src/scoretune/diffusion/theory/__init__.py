@@ -1,0 +1,1 @@
+"""Closed forms and bounds that the samplers are measured against."""

@@ -1,0 +1,170 @@
+"""Samples of a network of one's own, and how far they are from data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition, spans
+from scoretune.diffusion import grids
+from scoretune.diffusion.kernels import GDDIM
+from scoretune.diffusion.matching import consistency
+from scoretune.diffusion.processes import Process, noise_ratio
+from scoretune.evaluate import metrics
+from scoretune.evaluate.features import named_features
+from scoretune.models import score_network
+from scoretune.models.score_network import ScoreNetwork
+from scoretune.policy import Policy
+from scoretune.rollout import sampled
+
+CLEAN = 0.005
+"""Standard deviations of noise under which a sample is finished by one jump to the data."""
+RESAMPLES = 30
+POOLED = 8
+"""Pictures are compared at this many pixels a side at most: means of blocks."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model draws: a solver, or (`jumps`) the consistency function; `steps` calls."""
+
+    solver: str = "dpmpp_2m"
+    steps: int = 20
+    t_min: float = 1e-3
+    jumps: bool = False
+    sigma_data: float = 1.0
+
+    def __str__(self) -> str:
+        count = f"{self.steps} step" + ("s" if self.steps > 1 else "")
+        return f"{'consistency' if self.jumps else self.solver}, {count}"
+
+
+def save(model: ScoreNetwork, folder: Path, sampler: Sampler, names: Sequence[str] = ()) -> None:
+    """Write a model folder that knows how its samples are drawn, and what their columns are."""
+    score_network.save(model, folder, {"sampler": asdict(sampler), "names": list(names)})
+
+
+def noted(folder: Path) -> tuple[Sampler, list[str]]:
+    """The sampler and the columns' names that a model folder was saved with."""
+    try:
+        notes = score_network.notes(folder)
+        return Sampler(**notes["sampler"]), [str(name) for name in notes["names"]]
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"model folder {str(folder)!r} does not say how to draw ({error}): save the model with "
+            "scoretune.evaluate.distances.save"
+        ) from error
+
+
+@torch.no_grad()
+def draw(policy: Policy, count: int, sampler: Sampler, seed: int, batch: int = 128) -> Tensor:
+    """Samples [count, *S] in the data's own units, from fixed noise."""
+    model = policy.backbone
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((count, *model.shape), generator=generator)
+    drawn = []
+    for span in spans(count, batch):
+        eps = noise[span].to(policy.device)
+        condition = model.encode([""] * len(eps))
+        make = _jumped if sampler.jumps else _solved
+        drawn.append(model.decode(make(policy, condition, sampler, eps, generator)))
+    found = torch.cat(drawn)
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            f"samples of {sampler} are not finite: train longer or at a lower rate, or choose "
+            "another process or sampler"
+        )
+    return found[:, : model.shape[0]]  # a grey picture is decoded to three channels
+
+
+def _solved(
+    policy: Policy, condition: Condition, sampler: Sampler, eps: Tensor, generator: torch.Generator
+) -> Tensor:
+    process = policy.backbone.process
+    path = times(process, sampler.steps, sampler.t_min)
+    x = eps * process.prior_std
+    return sampled(policy, condition, path, x, sampler.solver, generator)
+
+
+def _jumped(
+    policy: Policy, condition: Condition, sampler: Sampler, eps: Tensor, generator: torch.Generator
+) -> Tensor:
+    process, t_min = policy.backbone.process, sampler.t_min
+    path = consistency.grid(process, sampler.steps + 1, t_min)[:-1].float()
+    jump = consistency.function(
+        process, policy.field(condition), t_min=t_min, sigma_data=sampler.sigma_data
+    )
+    x = eps * float(process.sigma(path[0]))
+    return consistency.multistep(process, jump, x, path, t_min=t_min, generator=generator)
+
+
+def times(process: Process, steps: int, t_min: float) -> Tensor:
+    """A sampler's times [steps + 1] for any process, ending at 0.
+
+    Equal steps of ρ^{1/7} (arXiv 2206.00364 eq. 5), the last one from little noise to none;
+    equal steps of time where no signal is left at the horizon, for ρ is infinite there.
+    """
+    ends = torch.tensor([process.horizon], dtype=torch.float64)
+    if steps == 1 or not bool(noise_ratio(process, ends).isfinite()):
+        return grids.uniform(process, steps, 0.0)
+    clean = float(grids.time_of_ratio(process, torch.full((1,), CLEAN)))
+    least = clean if clean > t_min else t_min  # NaN where the data are never that clean
+    return torch.cat([grids.karras(process, steps - 1, t_end=least), torch.zeros(1)])
+
+
+# ------------------------------------------------------------------------------- distances
+
+
+def distances(found: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, float]:
+    """Sliced Wasserstein and Fréchet distance of samples to data, both in the data's own units.
+
+    Of pictures: pixels, averaged to 8×8 blocks where they are larger. Of points and series:
+    numbers in standard deviations of the data.
+    """
+    first, second = (_features(part, model) for part in (found, real))
+    known = {"sliced_wasserstein": metrics.sliced_wasserstein(first, second)}
+    if first.shape[1] > 1:
+        known["frechet"] = metrics.frechet_distance(first, second)
+    return {name: round(float(value), 6) for name, value in known.items()}
+
+
+def featured(
+    found: Tensor, real: Tensor, model: ScoreNetwork, name: str
+) -> dict[str, dict[str, float]]:
+    """Fréchet and kernel distance of pictures in the named features, with 95 % intervals.
+
+    They want more pictures than the network has features; see `metrics.with_interval`.
+    """
+    if model.design.content != "images":
+        raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
+    look = named_features(name)
+    three = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (found, real)]
+    first, second = (look(images) for images in three)
+    distances = {"frechet": metrics.frechet_distance, "kernel": metrics.kernel_distance}
+    measured = {}
+    for label, distance in distances.items():
+        spread = metrics.with_interval(distance, first, second, resamples=RESAMPLES)
+        measured[label] = {
+            part: round(value, 6)
+            for part, value in zip(("value", "low", "high"), spread, strict=True)
+        }
+    return measured
+
+
+def _features(data: Tensor, model: ScoreNetwork) -> Tensor:
+    data = data.cpu()
+    if model.design.content != "images":
+        return model.embed(data).flatten(1)
+    height, width = (min(side, POOLED) for side in data.shape[-2:])
+    return F.adaptive_avg_pool2d(data, (height, width)).flatten(1)
+
+
+def policy_of(folder: Path) -> Policy:
+    """The policy of a saved model, acting through its reverse SDE."""
+    return Policy(score_network.load(folder), GDDIM(1.0))

@@ -1,0 +1,1 @@
+"""What watches over a run for a reward that is gamed."""

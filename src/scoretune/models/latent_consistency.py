@@ -1,0 +1,116 @@
+"""Latent consistency models: any diffusers LatentConsistencyModelPipeline, folder or hub.
+
+One call of the UNet says where a path of the guided probability-flow ODE began (arXiv 2310.04378):
+f = c_skip x + c_out x̂0, where x̂0 is read from what the UNet predicts. f is this backbone's own
+prediction, the data. The UNet is told the guidance scale, and asked once.
+
+A model's own sampler goes to f and comes back with noise all fresh: `Renoise(CPS(1.0))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scoretune.core.errors import UserError
+from scoretune.diffusion import estimates
+from scoretune.diffusion.estimates import Prediction
+from scoretune.diffusion.processes import Tabulated, expand
+from scoretune.models import pipelines
+from scoretune.models.base import Conditional, latent_shape, scheduled
+
+KIND = "LatentConsistencyModelPipeline"
+SIGMA_DATA = 0.5  # LCMScheduler's, which no configuration changes
+
+
+@dataclass
+class LatentConsistency(Conditional):
+    """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen."""
+
+    output: Prediction
+    """What the UNet itself puts out."""
+    scale: float = field(default=8.5, kw_only=True)
+    """The guidance scale that the network is told, as w = scale − 1."""
+
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """Text states [B, L, D]."""
+        device = next(self.network.parameters()).device
+        return cast(Tensor, self.pipeline.encode_prompt(list(prompts), device, 1, False)[0])
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """f [B, C, h, w] in float32."""
+        unet, label = self.pipeline.unet, cast(Tabulated, self.process).label(t)
+        output = unet(
+            x.to(unet.dtype),
+            label,
+            timestep_cond=self.guided(x),
+            encoder_hidden_states=tokens.to(unet.dtype),
+        ).sample
+        x = x.float()
+        data = estimates.read(self.process, self.output, t, x, output.float()).data
+        skip, out = boundary(label, self.pipeline.scheduler.config.timestep_scaling)
+        return expand(skip, x) * x + expand(out, x) * data
+
+    def guided(self, x: Tensor) -> Tensor:
+        """What the network is told of guidance, [B, G]."""
+        return self.told_of_guidance(self.scale, x)
+
+
+def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """(c_skip, c_out) at labels [B]: σ_d²/(u² + σ_d²) and u/√(u² + σ_d²), u = scaling · label.
+
+    (arXiv 2310.04378 eq. 9, with LCMScheduler's constants.) 1 and 0 at the first node and below.
+    """
+    scaled = label.clamp(min=0) * scaling
+    whole = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / whole, scaled / whole.sqrt()
+
+
+def load(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    size: int = 0,
+    without: Sequence[str] = (),
+) -> LatentConsistency:
+    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+
+    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
+    """
+    pipeline = pipelines.load(
+        KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
+    )
+    _check(source, pipeline)
+    process, output = scheduled(source, pipeline.scheduler)
+    return LatentConsistency(
+        pipeline=pipeline,
+        process=process,
+        prediction=estimates.data,
+        output=output,
+        shape=latent_shape(pipeline, pipeline.unet.config, size),
+    )
+
+
+def _check(source: str, pipeline: Any) -> None:
+    """Refuse what such a pipeline could not draw with itself."""
+    scheduler = pipeline.scheduler
+    if type(scheduler).__name__ != "LCMScheduler":
+        raise UserError(
+            f"the scheduler of {source!r} is a {type(scheduler).__name__}: a latent consistency "
+            "model needs an LCMScheduler"
+        )
+    if scheduler.config.clip_sample or scheduler.config.thresholding:
+        raise UserError(
+            f"the scheduler of {source!r} clips its estimates, which latents are not made for: set "
+            "clip_sample and thresholding to false"
+        )
+    if not pipeline.unet.config.time_cond_proj_dim:
+        raise UserError(
+            f"{source!r} has a UNet that is not told a guidance scale: save the pipeline as a "
+            "StableDiffusionPipeline"
+        )

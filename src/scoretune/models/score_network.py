@@ -1,0 +1,191 @@
+"""Networks that learn a score from data: any process, any prediction; a UNet, a DiT or an MLP.
+
+Data are standardised, so a state x = αx0 + σε has variance about c² = α² + σ², which for some
+processes grows without bound. The network F never sees that scale (arXiv 2206.00364, section 5):
+
+    output(x, t) = √(a² + b²) · F(x/c, clock),   clock = ln ρ,   ρ = σ/α
+
+where the output's target is a·x0 + b·ε (`diffusion.estimates`): what F is asked for has variance 1
+at all times. With `v_prediction` this is EDM's preconditioning, F's target being (ε − ρx0)/√(1+ρ²)
+whatever the process. Since x/c and ln ρ depend on x/α and ρ alone, so does F: what it learned under
+one process means the same under another (but for `velocity`, whose a and b are a process's own).
+
+The clock is the logarithm of ρ, not t: every decade of noise gets the same room, however fast a
+process runs through it. It is clamped where the answer no longer changes, so it is bounded for
+processes that end without any signal (ρ = ∞).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from scoretune.core import model_folder
+from scoretune.core.errors import UserError, unknown
+from scoretune.core.records import Condition
+from scoretune.diffusion import grids
+from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.diffusion.processes import Process, expand, process_named
+from scoretune.models.networks import NETWORKS, Content, Design
+
+CLOCK = 7.0
+"""|ln ρ| is clamped here: e⁷ ≈ 1100, and e⁻⁷ is less than a pixel's rounding."""
+
+
+@dataclass
+class ScoreNetwork:
+    """A trainable model of standardised data, without prompts.
+
+    `mean` and `std` broadcast to a state: data = mean + std · x0.
+    """
+
+    design: Design
+    process: Process
+    prediction: Prediction
+    mean: Tensor
+    std: Tensor
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.design.kind not in NETWORKS:
+            raise unknown("network", self.design.kind, NETWORKS)
+        _check_readable(self.process, self.prediction)
+        self.network = NETWORKS[self.design.kind](self.design)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.design.shape
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        device = next(self.network.parameters()).device
+        return Condition(torch.zeros(len(prompts), 0, 0, device=device))
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        t = t.to(torch.promote_types(x.dtype, torch.float32))
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        a, b = self.prediction.row(self.process, t)
+        scaled = x / expand(torch.hypot(alpha, sigma), x)
+        weights = next(self.network.parameters()).dtype
+        output = self.network(scaled.to(weights), clock(alpha, sigma).to(weights))
+        return expand(torch.hypot(a, b), x) * cast(Tensor, output).to(x.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        data = x0 * self.std.to(x0) + self.mean.to(x0)
+        if self.design.content != "images":
+            return data
+        return data.clamp(0, 1).expand(-1, max(3, self.shape[0]), -1, -1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        if self.design.content == "images" and self.shape[0] == 1:
+            images = images.mean(1, keepdim=True)
+        return (images - self.mean.to(images)) / self.std.to(images)
+
+
+def score_network(
+    kind: str,
+    shape: tuple[int, ...],
+    *,
+    process: Process,
+    prediction: str = "v_prediction",
+    content: Content | None = None,
+    width: int = 0,
+    depth: int = 0,
+) -> ScoreNetwork:
+    """A fresh `unet`, `dit` or `mlp` for data of mean 0 and variance 1.
+
+    The content follows from the number of dimensions of `shape` unless it is given.
+    """
+    contents: dict[int, Content] = {1: "points", 2: "series", 3: "images"}
+    design = Design(kind, tuple(shape), content or contents[len(shape)], width, depth)
+    ones = torch.ones(1)
+    return ScoreNetwork(design, process, prediction_named(prediction), 0 * ones, ones)
+
+
+def clock(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Where between data (0) and noise (1) a time lies: ½ + ln(σ/α)/14, clamped, same shape."""
+    log_ratio = torch.log(sigma) - torch.log(alpha)
+    return 0.5 + log_ratio.clamp(-CLOCK, CLOCK) / (2 * CLOCK)
+
+
+# ------------------------------------------------------------------------------ on the disk
+
+
+def save(model: ScoreNetwork, folder: Path, notes: Mapping[str, Any] | None = None) -> Path:
+    """Write `config.json` and `weights.safetensors`, replacing older ones; `load` reads them.
+
+    `notes` are kept in the configuration for whoever samples from the model.
+    """
+    from safetensors.torch import save_file
+
+    written = {
+        "format": model_folder.FORMAT,
+        "process": repr(model.process),
+        "prediction": model.prediction.name,
+        **asdict(model.design),
+        "notes": dict(notes or {}),
+    }
+    tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
+    tensors |= {"mean": model.mean, "std": model.std}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".writing"
+    save_file(plain, aside)
+    aside.chmod(0o644)  # it is written for the owner alone
+    os.replace(aside, folder / "weights.safetensors")
+    aside.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / "config.json")
+    return folder
+
+
+def load(folder: Path) -> ScoreNetwork:
+    """The model of a folder that `save` wrote. Raises UserError when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = model_folder.described(folder)
+        tensors = load_file(folder / "weights.safetensors")
+        design = Design(
+            found["kind"], tuple(found["shape"]), found["content"], found["width"], found["depth"]
+        )
+        process, prediction = process_named(found["process"]), prediction_named(found["prediction"])
+        model = ScoreNetwork(design, process, prediction, tensors.pop("mean"), tensors.pop("std"))
+        own = {name.removeprefix("network."): value for name, value in tensors.items()}
+        model.network.load_state_dict(own)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"model folder {str(folder)!r} is damaged ({error}): give one that a run from data "
+            "wrote, with its config.json and weights.safetensors"
+        ) from error
+    return model
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What `save` was told to remember."""
+    return cast("dict[str, Any]", model_folder.described(folder).get("notes", {}))
+
+
+# ----------------------------------------------------------------------------------- checks
+
+
+def _check_readable(process: Process, prediction: Prediction) -> None:
+    """Refuse an output from which x0 cannot be solved at the noisiest time, where sampling begins.
+
+    The determinant αb − σa of `estimates.read`, over the length of (a, b) and (α, σ).
+    """
+    t = torch.tensor([process.horizon, (process.horizon + grids.default_end(process)) / 2])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = prediction.row(process, t)
+    relative = (alpha * b - sigma * a) / (torch.hypot(a, b) * torch.hypot(alpha, sigma))
+    if not bool((relative.abs() > 1e-7).all()):
+        raise UserError(
+            f"a network of {prediction.name} cannot be read at the noisiest time of {process}, "
+            "where no signal is left: choose v_prediction, velocity or sample"
+        )

@@ -1,0 +1,142 @@
+"""Stable Diffusion XL and its few-step kin: any diffusers StableDiffusionXLPipeline.
+
+Two CLIP encoders read a prompt; the UNet is told their last but one states side by side, the pooled
+state of the second, and how large the picture is, was and where it was cropped (arXiv 2307.01952
+sec. 2.2). Of the base model only: the refiner is another pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from scoretune.core.errors import UserError
+from scoretune.diffusion.processes import Tabulated
+from scoretune.models import pipelines
+from scoretune.models.base import Conditional, latent_shape, packed, scheduled, unpacked
+
+KIND = "StableDiffusionXLPipeline"
+SIZES = 6  # original height and width, top and left of the crop, target height and width
+
+
+@dataclass
+class StableDiffusionXL(Conditional):
+    """A StableDiffusionXLPipeline as a continuous-time model; everything but the UNet is frozen."""
+
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """Text states [B, L, D] and the pooled state behind them, packed."""
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts),
+            device=next(self.network.parameters()).device,
+            do_classifier_free_guidance=False,
+        )
+        return packed(states, pooled)
+
+    def null(self, empty: Tensor) -> Tensor:
+        """Zeros where the pipeline says so, as SDXL's does, else the empty prompt's states."""
+        zeros = self.pipeline.config.force_zeros_for_empty_prompt
+        return torch.zeros_like(empty) if zeros else empty
+
+    @property
+    def side(self) -> int:
+        """Of the pictures, in pixels: what the network is told of their size."""
+        return int(self.shape[-1] * self.pipeline.vae_scale_factor)
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        unet = self.pipeline.unet
+        states, pooled = unpacked(tokens.to(unet.dtype), _pooled_size(unet))
+        side = float(self.side)
+        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=x.device)
+        output = unet(
+            x.to(unet.dtype),
+            cast(Tabulated, self.process).label(t),
+            encoder_hidden_states=states,
+            timestep_cond=self.guided(x),
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(x), SIZES)},
+        )
+        return cast(Tensor, output.sample)
+
+    def guided(self, x: Tensor) -> Tensor | None:
+        """What the network is told of guidance, [B, G]; None where none was distilled into it."""
+        return None
+
+
+@dataclass
+class GuidedStableDiffusionXL(StableDiffusionXL):
+    """The same, with a UNet that guidance was distilled into (arXiv 2210.03142), as LCM-SDXL."""
+
+    scale: float = field(default=8.0, kw_only=True)
+    """The guidance scale that the network is told, as w = scale − 1."""
+
+    def guided(self, x: Tensor) -> Tensor | None:
+        return self.told_of_guidance(self.scale, x)
+
+
+def load(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    size: int = 0,
+    without: Sequence[str] = (),
+) -> StableDiffusionXL:
+    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+
+    In half precision an autoencoder that overflows in it (`force_upcast`) is kept in float32.
+    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
+    """
+    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
+    if pipeline.text_encoder is None:
+        pipeline.register_modules(tokenizer=None)  # else the second encoder reads the first's words
+    unet, vae = pipeline.unet, pipeline.vae
+    _check(source, pipeline)
+    if vae.config.force_upcast and dtype == torch.float16:
+        vae.to(torch.float32)
+    process, prediction = scheduled(source, pipeline.scheduler)
+    family = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
+    return family(
+        pipeline=pipeline,
+        process=process,
+        prediction=prediction,
+        shape=latent_shape(pipeline, unet.config, size),
+    )
+
+
+def _pooled_size(unet: Any) -> int:
+    """P: what the UNet's added embedding takes besides the sizes."""
+    taken = SIZES * int(unet.config.addition_time_embed_dim)
+    return int(unet.config.projection_class_embeddings_input_dim) - taken
+
+
+def _check(source: str, pipeline: Any) -> None:
+    """Refuse encoders that are not what the UNet was trained with, and the refiner's UNet."""
+    unet, second = pipeline.unet, pipeline.text_encoder_2
+    if second is None:
+        raise UserError(
+            f"{source!r} has no text_encoder_2, whose pooled state the UNet is told: leave it in"
+        )
+    if unet.config.addition_embed_type != "text_time":
+        raise UserError(f"{source!r} has a UNet that is not told of sizes: it is no SDXL's")
+    if _pooled_size(unet) != second.config.projection_dim:
+        raise UserError(
+            f"{source!r} has a UNet that takes other sizes or another pooled state than SDXL's "
+            "base model, as the refiner's does: fine-tune the base model"
+        )
+    present = [each for each in (pipeline.text_encoder, second) if each is not None]
+    width, wanted = sum(e.config.hidden_size for e in present), unet.config.cross_attention_dim
+    if width != wanted:
+        raise UserError(
+            f"the text encoders of {source!r} give states of width {width}, and the UNet takes "
+            f"{wanted}: leave both in"
+        )
+    if vae_statistics := pipeline.vae.config.get("latents_mean"):
+        raise UserError(
+            f"the autoencoder of {source!r} standardises latents by channel ({vae_statistics}), "
+            "which this version does not: use one with a scaling_factor only"
+        )

@@ -1,0 +1,80 @@
+"""A tiny FLUX.1: patches of 2×2 on latents of 4×4, one block of each kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoretune.models.tiny import words
+from scoretune.models.tiny.stable_diffusion_xl import autoencoder, encoder, jittered
+
+SIDE = 4
+"""Of the latents that it draws unless told otherwise; a picture is eight times as large."""
+TOKENS = 6
+"""How many T5 reads."""
+STATES, POOLED = 12, 16
+"""Widths of T5's states and of CLIP's; a pooled state takes two rows of a condition."""
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    """Save the pipeline, told its guidance as [dev] is, in a folder; returns the folder."""
+    pipeline(seed).save_pretrained(folder)
+    return folder
+
+
+def pipeline(seed: int = 0, *, distilled: bool = True) -> Any:
+    """A FluxPipeline of random weights; not `distilled`: as [schnell], without dynamic shift."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    torch.manual_seed(seed)
+    vae = autoencoder()
+    vae.register_to_config(scaling_factor=0.4, shift_factor=0.1)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if distilled else 1.0, use_dynamic_shifting=distilled
+    )
+    return FluxPipeline(
+        transformer=jittered(transformer(distilled), 0.1).eval(),
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=encoder(POOLED).eval(),
+        tokenizer=words.tokenizer(),
+        text_encoder_2=t5().eval(),
+        tokenizer_2=words.tokenizer(),
+    )
+
+
+def transformer(distilled: bool = True) -> Any:
+    """A FluxTransformer2DModel that notes how large it draws and how much it reads."""
+    from diffusers import FluxTransformer2DModel
+
+    network = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=STATES,
+        pooled_projection_dim=POOLED,
+        guidance_embeds=distilled,
+        axes_dims_rope=(2, 4, 2),
+    )
+    network.register_to_config(_sample_size=SIDE, _max_sequence_length=TOKENS)
+    return network
+
+
+def t5() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=words.VOCABULARY,
+            d_model=STATES,
+            d_kv=4,
+            d_ff=2 * STATES,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+        )
+    )

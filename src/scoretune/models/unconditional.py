@@ -1,0 +1,151 @@
+"""A UNet2DModel on pixels: any diffusers DDPMPipeline or DDIMPipeline, from a folder or the hub.
+
+The states are the pictures themselves, in [-1, 1]. Most such networks know no prompts; one with a
+class embedding takes a class number as the prompt. The scheduler's `clip_sample` is not applied:
+the likelihood of a step is that of the network's own estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from scoretune.core.errors import UserError
+from scoretune.core.records import Condition
+from scoretune.diffusion.processes import Tabulated
+from scoretune.models import pipelines
+from scoretune.models.base import Pipelined, scheduled
+from scoretune.models.class_labels import Labels
+
+KINDS = ("DDPMPipeline", "DDIMPipeline")
+
+
+@dataclass
+class PixelUNet(Pipelined):
+    """A UNet2DModel as a continuous-time model of pictures; there is nothing else in its pipeline.
+
+    The empty prompt is no class. A network without classes ignores prompts: they are the reward's.
+    """
+
+    part: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def labels(self) -> Labels | None:
+        """The classes: of a table, unit vectors, or numbers on a sinusoid; None: there are none."""
+        unet, config = self.pipeline.unet, self.pipeline.unet.config
+        if unet.class_embedding is None:
+            return None
+        if config.class_embed_type == "identity":
+            return Labels(int(unet.time_embedding.linear_2.out_features))
+        return Labels(int(config.num_class_embeds or cast(Tabulated, self.process).n))
+
+    def told(self, prompts: Sequence[str]) -> Tensor:
+        """One-hot classes [B, 1, K], zeros for an empty prompt; [B, 0, 0] where there are none."""
+        device, labels = next(self.network.parameters()).device, self.labels
+        if labels is None:
+            return torch.zeros(len(prompts), 0, 0, device=device)
+        return labels.one_hot(prompts, empty=False).to(device)
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """What the network is told. There is no empty class, hence no guidance."""
+        return Condition(self.told(prompts))
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """Of a network that also predicts its variance, the first half of the channels."""
+        label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
+        output = unet(x.to(unet.dtype), label, class_labels=self._classes(tokens))
+        return cast(Tensor, output.sample)[:, : x.shape[1]]
+
+    def _classes(self, tokens: Tensor) -> Tensor | None:
+        unet = self.pipeline.unet
+        if unet.class_embedding is None:
+            return None
+        if not bool(tokens.any(-1).all()):
+            raise UserError("this model draws a class: set prompts to a file of class numbers")
+        if unet.config.class_embed_type == "identity":
+            return tokens[:, 0].to(unet.dtype)
+        return tokens[:, 0].argmax(1)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1]; grey ones in three equal channels."""
+        return (x0.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """States [B, C, H, W] in [-1, 1]; of a grey model, the mean of the channels."""
+        grey = self.shape[0] == 1
+        return (images.mean(1, keepdim=True) if grey else images).float() * 2 - 1
+
+    @property
+    def feature_size(self) -> int:
+        """The channels of the UNet's bottleneck."""
+        return int(self.pipeline.unet.config.block_out_channels[-1])
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`predict`, and the lowest block's output [B, F, h, w] averaged over the picture."""
+        unet = self.pipeline.unet
+        lowest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
+        output, seen = self.predict_and_watch(lowest, x, t, tokens)
+        hidden = cast(Tensor, seen[0] if isinstance(seen, tuple) else seen)
+        return output, hidden.float().mean((2, 3))
+
+
+@dataclass
+class ConvolutionalPixelUNet(PixelUNet):
+    """The same without attention: a LoRA adapts the convolutions of the residual blocks."""
+
+    targets: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
+
+
+def load(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    size: int = 0,
+    without: Sequence[str] = (),
+) -> PixelUNet:
+    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+
+    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights; and for
+    a network that is not on grey or colour pixels, or not told the time as a number.
+    """
+    found = pipelines.described(source, revision).get("_class_name")
+    kind = found if found in KINDS else KINDS[0]
+    pipeline = pipelines.load(kind, source, revision=revision, dtype=dtype, without=without)
+    unet = pipeline.unet
+    process, prediction = scheduled(source, pipeline.scheduler)
+    attends = any(name.endswith(".to_q") for name, _ in unet.named_modules())
+    return (PixelUNet if attends else ConvolutionalPixelUNet)(
+        pipeline=pipeline,
+        process=process,
+        prediction=prediction,
+        shape=_shape(source, unet.config, size),
+    )
+
+
+def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
+    """[C, H, W] of pictures, square ones of `size` pixels or (0) as the network's config has it."""
+    if config.in_channels not in (1, 3):
+        raise UserError(
+            f"{source!r} draws states of {config.in_channels} channels, which are no pixels: give "
+            "a model of 1 (grey) or 3 (colours)"
+        )
+    if config.time_embedding_type != "positional":
+        raise UserError(
+            f"{source!r} has a {config.time_embedding_type} embedding of time, which is not known "
+            "between its steps: give a model with a positional one"
+        )
+    sides = size or config.sample_size
+    if sides is None:
+        raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    multiple = 2 ** (len(config.block_out_channels) - 1)
+    if height % multiple or width % multiple:
+        raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
+    return (int(config.in_channels), int(height), int(width))

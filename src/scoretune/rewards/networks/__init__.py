@@ -1,0 +1,1 @@
+"""Networks behind the rewards: loading, preprocessing, heads, converters."""

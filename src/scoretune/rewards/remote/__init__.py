@@ -1,0 +1,1 @@
+"""Rewards in another process or on another machine."""

@@ -1,0 +1,1 @@
+"""How one learns: objectives, credit, sources, the loop, the run."""

@@ -1,0 +1,71 @@
+"""Credit by adjoints: the reward's gradient carried back through the steps that were taken.
+
+    a_N = ∇reward(x_N),   a_k = (∂x_{k+1}/∂x_k)ᵀ a_{k+1} − κ ∇_x kl_k
+
+with the noise of each step held fixed. Under the acting policy this is the exact gradient of a
+differentiable rollout, so credit on the last K steps is DRaFT-K (arXiv 2309.17400) and on a random
+number of them AlignProp (arXiv 2310.03739), one step's graph in memory at a time. Under the
+pretrained policy, and without the KL term, it is the lean adjoint of adjoint matching
+(arXiv 2409.08861), whose regression onto κ-scaled adjoints has the gradient of ⟨x̂0, slope⟩ − κ·KL.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune.core.records import Scores, Trajectory, spans
+from scoretune.policy import Policy
+from scoretune.training.credit.base import Credited, Judge, arrival_to_data, slope_of
+
+
+@dataclass
+class AdjointCredit:
+    """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one."""
+
+    policy: Policy
+    lean: bool = False
+    kl_weight: float = 0.0
+    minibatch: int = 64
+
+    def __call__(
+        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+    ) -> Credited:
+        first = int(k.min())
+        arrivals = torch.zeros_like(path.states)
+        everyone = torch.arange(path.states.shape[1], device=path.states.device)
+        for who in (everyone[part] for part in spans(len(everyone), self.minibatch)):
+            adjoint = slope_of(judge, path.final[who], who)[1]
+            arrivals[-1, who] = adjoint
+            for step in range(len(path.data) - 1, first, -1):
+                adjoint = self._back(path, step, who, adjoint)
+                arrivals[step, who] = adjoint
+        slope = arrival_to_data(self.policy, path, k, b, arrivals[k + 1, b])
+        size = arrivals[k + 1, b].flatten(1).norm(dim=1).mean()
+        return Credited(data_slope=slope, metrics={"adjoint_norm": float(size)})
+
+    def _back(self, path: Trajectory, step: int, who: Tensor, adjoint: Tensor) -> Tensor:
+        """a_k from a_{k+1} [M, *S], by one vector–Jacobian product."""
+        t, t_next = path.times[step, who], path.times[step + 1, who]
+        condition = path.condition.take(who)
+        x = path.states[step, who].requires_grad_()
+        with torch.enable_grad(), self.policy.reference() if self.lean else nullcontext():
+            estimate = self.policy.estimate(x, t, condition)
+            # The noise that was drawn is held fixed and the std does not depend on x.
+            gain = (self.policy.move(x, estimate, t, t_next).mean * adjoint).sum()
+            if self.kl_weight and not self.lean:
+                with self.policy.reference():
+                    pretrained = self.policy.estimate(x, t, condition).data
+                change = ((estimate.data - pretrained) ** 2).flatten(1).sum(1)
+                gain = gain - self.kl_weight * (path.kl_weights[step, who] * change).sum()
+            return torch.autograd.grad(gain, x)[0]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,150 @@
+"""What happens after an update: log, save, evaluate. Each is a callable (update, metrics)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scoretune.core import checkpoints, files
+from scoretune.core.config import Run
+from scoretune.core.records import Hook
+
+
+class Watcher(Protocol):
+    """Whoever looks on: told what is being done, and each update's numbers."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Clock:
+    """Seconds of work, continued across a resume."""
+
+    before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+
+@dataclass
+class Log:
+    """One JSON line an update; `on_line` shows it to whoever is watching."""
+
+    path: Path
+    clock: Clock
+    calls: Callable[[], int]
+    on_line: Callable[[dict[str, Any]], None]
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        line = {
+            "update": update,
+            "seconds": round(self.clock.seconds(), 3),
+            "network_evaluations": self.calls(),
+            **{name: round(value, 6) for name, value in metrics.items()},
+        }
+        files.append_line(self.path, line)
+        self.on_line(line)
+
+
+@dataclass
+class Save:
+    """A checkpoint every so many updates, and at the last."""
+
+    folder: Path
+    every: int
+    keep: int
+    last: int
+    state: Callable[[int], dict[str, Any]]
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        if update % self.every == 0 or update == self.last:
+            checkpoints.save(self.folder, update, self.state(update), self.keep)
+
+
+@dataclass
+class Decay:
+    """Lowers the learning rate linearly to 0 at the last update, as a function of the update."""
+
+    optimiser: torch.optim.Optimizer
+    rate: float
+    last: int
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * (1 - update / self.last)
+
+
+def decay(run: Run, optimiser: torch.optim.Optimizer, first: int) -> list[Hook]:
+    """The decay that a run asks for, already at update `first`."""
+    if run.optimiser.decay == "none":
+        return []
+    hook = Decay(optimiser, run.optimiser.learning_rate, run.updates)
+    hook(first, {})
+    return [hook]
+
+
+@dataclass
+class Average:
+    """A moving average of the trained weights: m ← m + (1 − d)(w − m) after update k.
+
+    d = min(decay, (1 + k)/(10 + k)): the beginning is forgotten early (arXiv 2006.11239 trains so,
+    with 0.9999). A decay of 0 leaves the weights themselves.
+    """
+
+    network: nn.Module
+    decay: float
+    mean: dict[str, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.mean = {name: p.detach().clone() for name, p in self._own().items()}
+
+    @torch.no_grad()
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        new = 1 - min(self.decay, (1 + update) / (10 + update))
+        for name, weight in self._own().items():
+            self.mean[name].lerp_(weight, new)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within this context the network has the averaged weights."""
+        own = self._own()
+        kept = {name: p.data for name, p in own.items()}
+        for name, p in own.items():
+            p.data = self.mean[name]
+        try:
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = kept[name]
+
+    def state(self) -> dict[str, Tensor]:
+        return self.mean
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        for name, mean in self.mean.items():
+            mean.copy_(state[name])
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+
+@dataclass
+class Every:
+    """Calls `act(update)` every so many updates, not at the last (0: never)."""
+
+    every: int
+    last: int
+    act: Callable[[int], None]
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        if self.every and update % self.every == 0 and update != self.last:
+            self.act(update)

@@ -1,0 +1,122 @@
+"""How far a run has come: the one checkpoint of all that changes, its logs, and its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from scoretune.core import checkpoints, distributed, files, fsdp
+from scoretune.core.config import Run
+from scoretune.core.records import Hook, Source
+from scoretune.models.lora import adapter_state, restore_adapter
+from scoretune.policy import Policy
+from scoretune.training import hooks
+
+
+class Keeps(Protocol):
+    """Whatever else changes while a run trains."""
+
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+
+
+@dataclass
+class Progress:
+    """A run in its folder; `others` are kept by name, None where a run has no such thing."""
+
+    run: Run
+    folder: Path
+    policy: Policy
+    optimiser: torch.optim.Optimizer
+    source: Source
+    others: Mapping[str, Keeps | None]
+    clock: hooks.Clock = field(default_factory=hooks.Clock)
+
+    @property
+    def evaluations(self) -> Path:
+        """Where evaluations are written, a line each."""
+        return self.folder / "evaluations.jsonl"
+
+    @property
+    def gaps(self) -> Path:
+        """Where the matrices of `evaluation.gap` are written, a line each."""
+        return self.folder / "gap.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        """Where a guard writes its alarms, a line each."""
+        return self.folder / "alarms.jsonl"
+
+    def calls(self) -> int:
+        """Network evaluations of all processes."""
+        return distributed.count(self.policy.calls)
+
+    def save(self, update: int) -> None:
+        """A checkpoint at once, whatever the interval."""
+        keep = self.run.checkpoints.keep
+        checkpoints.save(self.folder / "checkpoints", update, self.state(update), keep)
+
+    def state(self, update: int) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had not been stopped."""
+        return {
+            "update": update,
+            "seconds": self.clock.seconds(),
+            "network_evaluations": self.calls(),
+            "policy": adapter_state(self.policy.backbone.network),
+            "optimiser": fsdp.whole(self.optimiser.state_dict()),
+            "source": self.source.state(),
+            **{name: other.state() if other else None for name, other in self.others.items()},
+            "random": checkpoints.random_state(),
+        }
+
+    def restore(self) -> int:
+        """Continue from the newest checkpoint: the number of updates already done."""
+        newest = checkpoints.latest(self.folder / "checkpoints")
+        if newest is None:
+            return 0
+        state = checkpoints.load(newest)
+        restore_adapter(self.policy.backbone.network, state["policy"])
+        fsdp.restore(self.optimiser, state["optimiser"])
+        self.source.restore(state["source"])
+        for name, other in self.others.items():
+            if other and state.get(name) is not None:  # older checkpoints know no guard
+                other.restore(state[name])
+        checkpoints.restore_random_state(state["random"])
+        self.clock.before = state["seconds"]
+        # The sum over the processes goes on from what all of them had done.
+        self.policy.calls = state["network_evaluations"] if distributed.team().main else 0
+        return int(state["update"])
+
+    def forget_after(self, first: int, *, ended: bool = False) -> None:
+        """Drop the lines of updates that will be done again.
+
+        What a stopped run wrote before its first checkpoint, or at its end, is measured again; but
+        not the evaluation at which a guard `ended` it, after which its weights may have changed.
+        """
+        files.forget_after(self.folder / "metrics.jsonl", first)
+        last = first if ended else min(first, self.run.updates - 1) if first else -1
+        files.forget_after(self.alarms, last)
+        files.forget_after(self.evaluations, last)
+        files.forget_after(self.gaps, last)
+
+    def hooks(
+        self,
+        first: int,
+        on_line: Callable[[dict[str, Any]], None],
+        note: Callable[[int], None],
+        between: Sequence[Hook] = (),
+    ) -> list[Hook]:
+        """What follows each update from `first` on: log, decay, `between`, evaluate, save."""
+        run, calls = self.run, self.calls
+        kept, last = run.checkpoints, run.updates
+        return [
+            hooks.Log(self.folder / "metrics.jsonl", self.clock, calls, on_line),
+            *hooks.decay(run, self.optimiser, first),
+            *between,
+            hooks.Every(run.evaluation.every, last, note),
+            hooks.Save(self.folder / "checkpoints", kept.every, kept.keep, last, self.state),
+        ]

@@ -1,0 +1,127 @@
+"""Run folders: what was run, written down so that it can be repeated and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoretune.core import checkpoints, distributed, model_folder
+from scoretune.core.config import Model, PolicyGradient, Run
+from scoretune.core.errors import UserError
+from scoretune.models.lora import restore_adapter
+from scoretune.policy import Policy
+from scoretune.rewards.catalog import fingerprint
+from scoretune.training import from_data
+from scoretune.training.build import build_policy
+from scoretune.training.overrides import changed, of_data, validated
+
+MACHINE = ("hardware", "tracking", "checkpoints")
+"""The settings that change no result."""
+LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
+
+
+def record(run: Run, folder: Path, threads: int) -> None:
+    """Write `run.json`; a folder that holds another run is refused, the same run goes on."""
+    path = folder / "run.json"
+    if not distributed.team().main:
+        return
+    if path.exists():
+        known = recorded(folder)
+        if known != run and _apart_from_machine(known) == _apart_from_machine(run):
+            _note_change(path, run)
+        elif known != run:
+            raise UserError(
+                f"{str(folder)!r} holds a run with other settings: choose another --run folder, or "
+                f"go on with it by: scoretune train --resume {folder}"
+            )
+        return
+    described = {
+        "recipe": run.recipe,
+        "command": shlex.join(["scoretune", *sys.argv[1:]]),
+        "seed": run.seed,
+        "threads": threads,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **_versions()},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reward": None if of_data(run) else fingerprint(run.reward),
+        "config": run.model_dump(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {str(folder)!r} ({error.strerror}): choose --run"
+        ) from error
+
+
+def resumed(folder: Path, words: Sequence[str]) -> Run:
+    """The settings of a run folder, of which those that change no result may be changed."""
+    for word in words:
+        if not word.startswith(tuple(f"{part}." for part in MACHINE)):
+            raise UserError(
+                f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}: leave out "
+                f"{word!r} (to train further, scoretune export {folder} --to FOLDER --merge and "
+                "start from model.source=FOLDER)"
+            )
+    return changed(recorded(folder), words)
+
+
+def _apart_from_machine(run: Run) -> dict[str, Any]:
+    return run.model_dump(exclude=set(MACHINE))
+
+
+def _note_change(path: Path, run: Run) -> None:
+    described = json.loads(path.read_text()) | {"config": run.model_dump()}
+    aside = path.with_name(".writing")
+    aside.write_text(json.dumps(described, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+def recorded(folder: Path) -> Run:
+    """The settings of a run folder. Raises UserError when it is none."""
+    try:
+        described = json.loads((folder / "run.json").read_text())
+        return validated(described["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(folder)!r} is no run folder (no readable run.json): give one that "
+            "`scoretune train` or `scoretune demo` made"
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def load(path: str | Path) -> Policy:
+    """The policy of a run folder (its newest checkpoint), a model folder or a shipped model."""
+    folder = Path(path)
+    if not (folder / "run.json").exists():
+        model = Model(source=str(path), rank=0)
+        bare = Run(recipe="none", objective=PolicyGradient(), model=model)
+        return build_policy(bare, torch.device("cpu"))
+    if model_folder.home(folder) is not None:  # runs on data keep their model
+        return from_data.trained(folder)
+    policy = build_policy(recorded(folder), torch.device("cpu"))
+    newest = checkpoints.latest(folder / "checkpoints")
+    if newest is None:
+        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
+    return policy

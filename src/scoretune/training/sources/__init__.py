@@ -1,0 +1,1 @@
+"""Sources, one file each: where rounds of minibatches come from."""

@@ -1,0 +1,337 @@
+"""The command line and the names people build on: quick to load, frozen, and one JSON object last.
+
+`SCORETUNE_FREEZE=1 python -m pytest tests/commands/test_cli.py -k frozen` writes the frozen lists
+anew; look at their difference before you commit it, for it is what users will notice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+import scoretune
+from scoretune.cli import app
+
+HERE = Path(__file__).parents[1]
+HEAVY = {
+    "accelerate",
+    "diffusers",
+    "matplotlib",
+    "pyarrow",
+    "peft",
+    "PIL",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "tokenizers",
+    "transformers",
+}
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after a statement."""
+    report = "import sys; print(); print(*{m.partition('.')[0] for m in sys.modules})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(scoretune.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{report}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_python_m_is_the_command():
+    environment = {**os.environ, "PYTHONPATH": str(Path(scoretune.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "scoretune", "show", "ddpq"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "did you mean 'ddpo'" in done.stderr
+
+
+def calling(*arguments: str) -> str:
+    """A statement that runs the command line and survives its exit."""
+    return (
+        f"import sys; sys.argv = {['scoretune', *arguments]!r}\n"
+        "from scoretune.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+    )
+
+
+# ---------------------------------------------------------------------------- what loads when
+
+
+def test_import_scoretune_loads_nothing_heavy():
+    assert not loaded_after("import scoretune") & (HEAVY | {"torch", "pydantic"})
+
+
+def test_the_mathematics_costs_little_more_than_torch():
+    mathematics = "from scoretune.diffusion import grids, kernels, solvers; import scoretune.rl"
+    extra = loaded_after(mathematics) - loaded_after("import torch")
+    assert "torch" in loaded_after("import torch")
+    assert not extra & HEAVY
+    assert "scoretune" in extra
+
+
+def test_help_loads_neither_torch_nor_diffusers():
+    assert not loaded_after(calling("--help")) & (HEAVY | {"torch", "pydantic"})
+
+
+@pytest.mark.parametrize("arguments", [("show", "ddpo"), ("train", "--help")])
+def test_settings_are_shown_without_torch(arguments):
+    assert not loaded_after(calling(*arguments)) & (HEAVY | {"torch"})
+
+
+def test_the_policy_costs_no_pipeline():
+    loaded = loaded_after("import scoretune; scoretune.Policy, scoretune.load, scoretune.train")
+    assert not loaded & {"diffusers", "transformers", "peft", "accelerate", "sklearn", "matplotlib"}
+
+
+# ---------------------------------------------------------------------------- frozen
+
+
+def frozen(name: str, lines: list[str]) -> None:
+    path = HERE / name
+    if "SCORETUNE_FREEZE" in os.environ:
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    known = path.read_text(encoding="utf-8").splitlines()
+    missing, new = sorted(set(known) - set(lines)), sorted(set(lines) - set(known))
+    assert not missing, f"people rely on these ({name}): {missing}"
+    assert not new, f"meant for good? then write {name} anew, see {__file__}: {new}"
+    assert known == lines
+
+
+def commands(command, path: str = "scoretune") -> Iterator[str]:
+    """Each command with its arguments and options, one a line, below it what it groups."""
+    for parameter in sorted(command.params, key=lambda p: (p.param_type_name, p.name)):
+        if parameter.name == "help":
+            continue
+        needed = "" if parameter.required else ", optional"
+        if parameter.param_type_name == "argument":
+            yield f"{path} {parameter.name.upper()}{needed}"
+        else:
+            kind = "" if parameter.is_flag else " VALUE"
+            yield f"{path} {'/'.join(parameter.opts)}{kind}{needed}"
+    below = getattr(command, "commands", {})
+    if not below:
+        yield path
+    for name in sorted(below):
+        yield from commands(below[name], f"{path} {name}")
+
+
+def test_the_frozen_commands_and_options():
+    frozen("frozen_cli.txt", sorted(commands(typer.main.get_command(app))))
+
+
+MODULES = [
+    "diffusion.processes",
+    "diffusion.estimates",
+    "diffusion.kernels",
+    "diffusion.solvers",
+    "diffusion.grids",
+    "rl",
+    "recipes",
+]
+
+
+def public_names(module: str) -> list[str]:
+    """What a module offers: its `__all__`, or the functions and classes that it defines."""
+    found = importlib.import_module(f"scoretune.{module}")
+    named = getattr(found, "__all__", None)
+    if named is None:
+        named = [
+            name
+            for name, value in vars(found).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == found.__name__
+        ]
+    return [f"scoretune.{module}.{name}" for name in named]
+
+
+def test_the_frozen_names():
+    names = [f"scoretune.{name}" for name in scoretune.__all__]
+    for module in MODULES:
+        names += public_names(module)
+    frozen("frozen_names.txt", sorted(names))
+
+
+@pytest.mark.parametrize("name", scoretune.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(scoretune, name) is not None
+    assert name in dir(scoretune)
+
+
+def test_what_the_public_names_mean():
+    from scoretune.policy import Policy
+    from scoretune.training.loop import train
+
+    assert scoretune.Policy is Policy
+    assert scoretune.train is train
+    importlib.import_module("scoretune.train")  # binds the module's name, which is not to win
+    assert scoretune.train is train
+    assert scoretune.recipes.ddpo().recipe == "ddpo"
+    assert callable(scoretune.load)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scoretune.nothing
+
+
+# ---------------------------------------------------------------------------- verbs
+
+
+def test_help_names_every_command(command):
+    outcome = command("--help")
+    assert outcome.code == 0
+    for name in ("demo", "train", "show", "sample", "evaluate"):
+        assert name in outcome.out
+
+
+def test_show_prints_the_settings(command):
+    shown = json.loads(command("show", "ddpo", "sampling.steps=7", 'model.targets=["to_q"]').out)
+    assert shown["sampling"]["steps"] == 7
+    assert shown["model"]["targets"] == ["to_q"]
+    assert shown["objective"]["kind"] == "policy_gradient"
+
+
+@pytest.mark.parametrize("recipe", sorted(scoretune.recipes.RECIPES))
+def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
+    from scoretune.training.overrides import validated
+
+    shown = json.loads(command("show", recipe).out)
+    assert validated(shown).recipe == recipe
+
+
+@pytest.fixture
+def small_demo(monkeypatch, tiny):
+    """Makes `demo` run in a second, and otherwise as it does."""
+    from scoretune import recipes
+    from scoretune.training import overrides
+
+    whole = recipes.demo()
+    monkeypatch.setattr(recipes, "demo", lambda: overrides.changed(whole, tiny))
+
+
+def test_demo_prints_one_json_object_last(command, tmp_path, small_demo):
+    outcome = command("demo", "--json", "--seed", 3, "--run", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out.splitlines()[-1])
+    for name in ("reader", "judge"):
+        for when in ("base", "final"):
+            score = result[name][when]
+            assert 0 <= score["overall"] <= 1
+            assert sorted(score["tasks"]) == sorted(
+                ["single", "colour", "two", "counting", "position", "attribution"]
+            )
+    assert sorted(result["reward"]) == ["deterministic", "stochastic"]
+    assert result["path_kl"] >= 0
+    assert result["network_evaluations"] > 0
+    assert result["seconds"] > 0
+    assert result["run"] == str(tmp_path / "run")
+    assert len(outcome.out.splitlines()) == 1  # all else goes to stderr
+
+    folder = tmp_path / "run"
+    recorded = json.loads((folder / "run.json").read_text())
+    assert recorded["seed"] == recorded["config"]["seed"] == 3
+    assert recorded["command"].startswith("scoretune demo --json --seed 3")
+    assert json.loads((folder / "result.json").read_text()) == result
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"report.html", "metrics.jsonl", "evaluations.jsonl", "lora", "checkpoints"}
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+
+
+def test_demo_tells_people(command, tmp_path, small_demo):
+    outcome = command("demo", "--run", tmp_path / "run")
+    assert outcome.code == 0
+    assert "judge accuracy on held-out prompts" in outcome.err
+    assert "report.html" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny) -> Path:
+    from scoretune import recipes
+    from scoretune.commands.display import Live
+    from scoretune.training import overrides, run_folder
+    from scoretune.training.build import launch
+
+    chosen = overrides.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    run_folder.record(chosen, folder, threads=1)
+    launch(chosen, folder, Live(chosen, folder))
+    return folder
+
+
+def test_evaluate_measures_a_run(command, run):
+    outcome = command("evaluate", run, "--json")
+    assert outcome.code == 0, outcome.err
+    measured = json.loads(outcome.out.splitlines()[-1])
+    last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+    for name in ("reader", "judge", "reward"):
+        assert measured[name] == last[name]
+
+
+def test_sample_draws_pictures(command, run, tmp_path):
+    from PIL import Image
+
+    out = tmp_path / "pictures.png"
+    outcome = command("sample", run, "a red seven", "two fives", "--out", out, "--steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert str(out) in outcome.out
+    with Image.open(out) as picture:
+        assert picture.size[0] == 2 * picture.size[1]
+
+
+def test_load_gives_the_trained_policy(run):
+    from scoretune.core import checkpoints
+
+    policy = scoretune.load(run)
+    saved = checkpoints.load(checkpoints.latest(run / "checkpoints"))["policy"]
+    own = dict(policy.backbone.network.named_parameters())
+    assert saved
+    assert all(bool((own[name] == tensor).all()) for name, tensor in saved.items())
+    assert len(scoretune.load("scenes").parameters()) > len(saved)
+
+
+def test_doctor(command, monkeypatch):
+    from scoretune.commands.doctor import doctor
+    from scoretune.commands.doctor.laws.base import Law
+
+    bad = Law("a wrong sum", 4.0, lambda device: 3.0, 0.1, "arithmetic")
+    monkeypatch.setattr(doctor, "installation_laws", lambda: (bad,))
+    found = command("doctor", "--json")
+    assert found.code == 1
+    assert json.loads(found.out)[0]["passed"] is False
+    found = command("doctor", "--device", "gpu")
+    assert found.code == 2
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("solver", ["rk45", "gddim", "dpmpp_2m_sde", "predictor_corrector"])
+def test_pictures_through_any_solver(command, tmp_path, solver):
+    out = tmp_path / "a.png"
+    found = command(
+        "sample", "scenes", "a red seven", "--solver", solver, "--steps", 2, "--out", out
+    )
+    assert found.code == 0, found.err
+    assert out.exists()
+
+
+def test_an_unknown_solver_is_one_line(command, tmp_path):
+    found = command(
+        "sample", "scenes", "a red seven", "--solver", "ddmi", "--out", tmp_path / "a.png"
+    )
+    assert found.code == 2
+    assert "unknown solver 'ddmi': did you mean 'ddim'?" in found.err

@@ -1,0 +1,111 @@
+"""Training from nothing: small enough to run here, stopped and resumed bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoretune.commands.pretrain.flow import caption_states
+from scoretune.commands.pretrain.lessons import Recipe, ramp
+from scoretune.commands.pretrain.networks import tokens
+from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
+from scoretune.data.scenes import world
+from scoretune.models import stable_diffusion_3
+
+TINY = Recipe(
+    batch=4,
+    autoencoder_steps=2,
+    reading_steps=2,
+    grounding_steps=2,
+    denoiser_steps=4,
+    pictures=256,
+    save_every=1,
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+def silent(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+    pass
+
+
+def weights(model: Path) -> dict[str, str]:
+    files = sorted(model.rglob("*.safetensors"))
+    return {str(f.relative_to(model)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_a_stopped_pretraining_goes_on_bit_for_bit(tmp_path):
+    undisturbed = weights(pretrain(tmp_path / "whole", TINY, silent))
+
+    def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        if (stage, done) in stops:
+            stops.remove((stage, done))
+            raise Stopped
+
+    stops = [("autoencoder", 1), ("judge", 2), ("denoiser", 3)]
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            pretrain(tmp_path / "stopped", TINY, stop)
+    assert weights(pretrain(tmp_path / "stopped", TINY, stop)) == undisturbed
+    assert len(undisturbed) == 5  # autoencoder, UNet, text encoder, reader, judge
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> Path:
+    """An undisturbed training of the rectified-flow miniature; its model."""
+    return pretrain_flow(tmp_path_factory.mktemp("flow"), TINY, silent)
+
+
+def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
+    def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        if (stage, done) in stops:
+            stops.remove((stage, done))
+            raise Stopped
+
+    stops = [("reader", 1), ("flow", 3)]
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            pretrain_flow(tmp_path, TINY, stop)
+    assert weights(pretrain_flow(tmp_path, TINY, stop)) == weights(flow)
+    assert len(weights(flow)) == 6  # autoencoder, transformer, one encoder twice, reader, judge
+
+
+def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_path):
+    noise = pretrain(tmp_path, TINY, silent)
+    before, trained = weights(noise), []
+    second = pretrain_flow(tmp_path, TINY, lambda stage, *rest: trained.append(stage))
+    assert set(trained) == {"pictures", "flow"}
+    assert weights(noise) == before
+    for name in ("judge", "reader", "vae/diffusion_pytorch_model"):
+        assert weights(second)[f"{name}.safetensors"] == before[f"{name}.safetensors"]
+
+
+def test_a_trained_flow_is_a_backbone(flow):
+    found = stable_diffusion_3.load(str(flow))
+    assert found.shape == (4, 8, 8)
+    told = found.encode([*world.asks_by_text()][:3]).tokens
+    assert told.shape == (3, 10 + 1, 128)  # nothing stands in T5's place
+    one, other = found.pipeline.text_encoder, found.pipeline.text_encoder_2
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_what_the_flow_learned_from_is_what_the_pipeline_says(flow):
+    found = stable_diffusion_3.load(str(flow))
+    texts = ["a red seven", ""]
+    encoder = found.pipeline.text_encoder
+    with torch.no_grad():
+        states, pooled = caption_states(encoder, tokens(found.pipeline.tokenizer, texts))
+        told = found.encode(texts).tokens
+    torch.testing.assert_close(told[:, :-1], states)
+    torch.testing.assert_close(told[:, -1], pooled)
+
+
+def test_captions_are_clean_first_and_noisy_at_the_end():
+    assert [ramp(done, 0.5) for done in (0.0, 0.5)] == [0.0, 0.0]
+    assert ramp(0.55, 0.5) == pytest.approx(0.5)
+    assert [ramp(done, 0.5) for done in (0.65, 1.0)] == [1.0, 1.0]

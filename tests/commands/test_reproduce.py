@@ -1,0 +1,161 @@
+"""Published experiments: every part rehearses from one command, and what is finished is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from scoretune.commands.reproduce import EXPERIMENTS
+from scoretune.commands.reproduce.base import Cell, Page, interval, run_cells, spent
+from scoretune.commands.reproduce.fine_tuning import best, fine_tune, gain, points, reached
+from scoretune.commands.sample import draw
+
+PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for part in parts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "part"), PARTS)
+def test_every_part_rehearses(experiment, part, command, tmp_path):
+    options = ["--part", part, "--seeds", 1, "--quick", "--out", tmp_path, "--json"]
+    if EXPERIMENTS[experiment][part].wants_model:
+        options += ["--model", resources.files("scoretune") / "assets" / "scenes"]
+    done = command("reproduce", experiment, *options)
+    assert done.code == 0, done.err
+    numbers = json.loads(done.out.splitlines()[-1])[part]
+    page = (tmp_path / part / "README.md").read_text(encoding="utf-8")
+    assert f"scoretune reproduce {experiment} --part {part} --seeds 1 --quick" in page
+    assert "\n|---|" in page
+    figures = re.findall(r"!\[.+\]\((.+)\)", page)
+    assert figures
+    assert all((tmp_path / part / figure).stat().st_size > 1000 for figure in figures)
+    kept = json.loads((tmp_path / part / "result.json").read_text(encoding="utf-8"))
+    assert numbers.items() <= kept.items()
+    assert str(Path.cwd()) not in page
+
+
+# ---------------------------------------------------------------------------- cells
+
+
+def count(folder: Path, name: str, fail: bool = False) -> dict[str, int]:
+    """A cell that notes in a file how often it was done."""
+    if fail:
+        raise ValueError(name)
+    with (folder / name).open("a", encoding="utf-8") as file:
+        file.write("x")
+    return {"done": len((folder / name).read_text(encoding="utf-8"))}
+
+
+def cell(name: str, **arguments: object) -> Cell:
+    return Cell(name, count, {"name": name, **arguments}, keeps_files=True)
+
+
+def test_finished_cells_are_not_repeated(tmp_path):
+    with pytest.raises(ValueError, match="b"):
+        run_cells([cell("a"), cell("b", fail=True)], tmp_path)
+    assert run_cells([cell("a"), cell("b")], tmp_path) == {"a": {"done": 1}, "b": {"done": 1}}
+
+
+def test_a_cell_with_other_arguments_is_done_again(tmp_path):
+    run_cells([cell("a")], tmp_path)
+    assert run_cells([cell("a", fail=False)], tmp_path) == {"a": {"done": 2}}
+
+
+def test_a_torn_file_is_no_result(tmp_path):
+    run_cells([cell("a")], tmp_path)
+    (tmp_path / "cells" / "a.json").write_text('{"arguments": {', encoding="utf-8")
+    assert run_cells([cell("a")], tmp_path) == {"a": {"done": 2}}
+
+
+def test_many_processes_find_what_one_finds(tmp_path):
+    seen: list[tuple[int, int]] = []
+    cells = [cell(name) for name in "abc"]
+    found = run_cells(cells, tmp_path, jobs=2, watch=lambda name, n, of: seen.append((n, of)))
+    assert found == {name: {"done": 1} for name in "abc"}
+    assert list(found) == ["a", "b", "c"]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_work_of_a_stopped_experiment_adds_up(tmp_path):
+    run_cells([cell("a")], tmp_path)
+    kept = tmp_path / "cells" / "a.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"seconds": 7.0}))
+    run_cells([cell("a"), cell("b")], tmp_path)
+    assert 7 <= spent([cell("a"), cell("b")], tmp_path) < 8
+
+
+def test_the_same_numbers_make_the_same_page(tmp_path):
+    from matplotlib.figure import Figure
+
+    texts = []
+    for name in ("one", "two"):
+        page = Page(tmp_path / name, "Title", "command")
+        figure = Figure()
+        figure.add_subplot().plot([0, 1], [1, 0])
+        page.figure("curve", figure, "a line")
+        page.write({"numbers": [1]}, 0.0)
+        texts.append((tmp_path / name / "curve.svg").read_bytes())
+    assert texts[0] == texts[1]
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+def run_of(*levels: float) -> dict[str, object]:
+    lines = [{"network_evaluations": 10 * k, "judge": {"overall": v}} for k, v in enumerate(levels)]
+    return {"evaluations": lines}
+
+
+def test_intervals_golden():
+    # Student's t with two degrees of freedom: 4.303 · 0.1 / √3.
+    assert interval([0.1, 0.2, 0.3]) == pytest.approx((0.2, -0.0484138, 0.4484138))
+    assert interval([0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
+    changes = [*tiny, "reward=compressibility", "sizes.group=2"]
+    first = fine_tune("ddpo", changes, "one", tmp_path)
+    again = fine_tune("ddpo", changes, "one", tmp_path)
+    assert again["evaluations"][0] == first["evaluations"][0]
+    assert again["result"]["network_evaluations"] == first["result"]["network_evaluations"]
+    other = fine_tune("ddpo", [*changes, "sampling.steps=2"], "one", tmp_path)
+    fresh = fine_tune("ddpo", [*changes, "sampling.steps=2"], "two", tmp_path)
+    for run in (other, fresh):
+        assert [line["network_evaluations"] for line in run["evaluations"]] == [
+            0,
+            12,
+        ]  # (2 + 1) · 2 an update
+    assert other["evaluations"][-1]["reward"] == fresh["evaluations"][-1]["reward"]
+    run, picture = tmp_path / "runs" / "one", tmp_path / "a.png"
+    assert draw(run, ["a red seven"], picture, steps=2, seed=0, count=1)
+
+
+def test_gains_and_when_a_level_is_reached():
+    runs = [run_of(0.4, 0.5, 0.7), run_of(0.4, 0.7, 0.6)]
+    assert gain(runs, "judge")[0] == pytest.approx(0.25)
+    assert best(runs, "judge") == pytest.approx(0.65)
+    assert reached(runs, "judge", 0.7) == [20, 10]
+    assert reached(runs, "judge", 0.71) == [None, None]
+    assert points((0.205, 0.167, 0.242)) == "+20.5 [+16.7, +24.2]"
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score-as-acton"], "did you mean 'score-as-action'"),
+        (["score-as-action", "--part", "toys"], "did you mean 'toy'"),
+        (["score-as-action", "--part", "hard"], "needs --model FOLDER/model"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, command, tmp_path):
+    done = command("reproduce", *arguments, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,477 @@
+"""FLUX.1 as a backbone: tiny random pipelines against diffusers' own call."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from scoretune import recipes
+from scoretune.commands import sample
+from scoretune.commands.doctor.laws.models import laws_of
+from scoretune.core import config
+from scoretune.core.errors import UserError
+from scoretune.diffusion import grids, solvers
+from scoretune.diffusion import named as named_parts
+from scoretune.diffusion.kernels import GDDIM, Renoise, Still
+from scoretune.diffusion.processes import VP, RectifiedFlow, noise_ratio, time_of_ratio
+from scoretune.models import export, flux
+from scoretune.models.flux import DistilledFlux, Flux
+from scoretune.models.lora import adapter_state, add_adapter
+from scoretune.models.recycled import recycle
+from scoretune.models.tiny import flux as miniature
+from scoretune.policy import Distilled, Policy, WithFeatures
+from scoretune.rollout import rollout
+from scoretune.training import build, overrides, run_folder
+
+PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]
+CPU = torch.device("cpu")
+LORA = Path("lora") / "pytorch_lora_weights.safetensors"
+SHIFTS = {256: (0.5, 1.648721), 512: (0.63, 1.877611), 1024: (1.15, 3.158193)}
+"""Side in pixels: μ of the scheduler of [dev], and e^μ."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return miniature.build(tmp_path_factory.mktemp("dev"))
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory) -> Path:
+    """As [schnell] is: not told of guidance."""
+    where = tmp_path_factory.mktemp("schnell")
+    miniature.pipeline(distilled=False).save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def backbone(folder) -> Flux:
+    return flux.load(str(folder))
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    """The folder, to be spoilt."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def plain(folder: Path, dtype: torch.dtype = torch.float32) -> FluxPipeline:
+    """The folder as diffusers loads it."""
+    pipe = FluxPipeline.from_pretrained(folder, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def rewrite(path: Path, without: tuple[str, ...] = (), **changes: Any) -> None:
+    found = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in found.items() if k not in without}))
+
+
+def noise(batch: int = len(PROMPTS), side: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def theirs(pipe: Any, steps: int = 5, side: int = 4, kind: str = "latent", **rest: Any) -> Any:
+    """Latents [B, C, h, w] or pictures of the pipeline, which then knows the times it took."""
+    z, pixels = noise(side=side), 8 * side
+    found = pipe(
+        PROMPTS,
+        height=pixels,
+        width=pixels,
+        num_inference_steps=steps,
+        latents=pipe._pack_latents(z, *z.shape),
+        max_sequence_length=miniature.TOKENS,
+        output_type=kind,
+        **rest,
+    ).images
+    return pipe._unpack_latents(found, pixels, pixels, 8) if kind == "latent" else found
+
+
+@torch.no_grad()
+def ours(found: Flux, guidance: float, times: torch.Tensor, side: int = 4) -> torch.Tensor:
+    field = Policy(found, Renoise(Still()), guidance).field(found.encode(PROMPTS))
+    return solvers.euler(found.process, field, noise(side=side), times)
+
+
+# ------------------------------------------------------------------------------------ parity
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+def test_euler_is_the_pipeline(folder, scale):
+    found, pipe = flux.load(str(folder)), plain(folder)
+    assert isinstance(found, DistilledFlux)
+    found.scale = scale
+    latents = theirs(pipe, guidance_scale=scale)
+    assert float(latents.std()) > 0.5
+    mine = ours(found, 1.0, pipe.scheduler.sigmas)
+    torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        pictures = found.decode(mine)
+    torch.testing.assert_close(
+        pictures, theirs(pipe, kind="pt", guidance_scale=scale), rtol=0, atol=1e-4
+    )
+    assert float(pictures.std()) > 0.01
+    found.scale = scale + 1
+    assert float((ours(found, 1.0, pipe.scheduler.sigmas) - mine).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_without_distilled_guidance_it_is_the_classifier_free_kind(free, guidance):
+    """As the pipeline has it with a true_cfg_scale and an empty negative prompt."""
+    found, pipe = flux.load(str(free)), plain(free)
+    latents = theirs(pipe, negative_prompt=[""] * 3, true_cfg_scale=guidance)
+    mine = ours(found, guidance, pipe.scheduler.sigmas)
+    torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)
+    assert float((ours(found, guidance + 1, pipe.scheduler.sigmas) - mine).abs().max()) > 1e-3
+
+
+def test_a_picture_of_another_size_is_the_pipelines(folder):
+    found, pipe = flux.load(str(folder), size=64), plain(folder)
+    assert found.shape == (4, 8, 8)
+    latents = theirs(pipe, side=8, guidance_scale=3.5)
+    mine = ours(found, 1.0, pipe.scheduler.sigmas, side=8)
+    torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)
+
+
+def test_a_state_is_packed_as_the_pipeline_packs_it(backbone):
+    """Also one that is not square: patches of 2×2, row by row, each at its place."""
+    pipe, x = backbone.pipeline, torch.randn(2, 4, 4, 6)
+    seen: list[dict[str, Any]] = []
+    hook = backbone.network.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named), with_kwargs=True
+    )
+    with torch.no_grad():
+        t = torch.tensor([0.25, 1.0])
+        output = backbone.predict(x, t, backbone.encode(PROMPTS[:2]).tokens)
+    hook.remove()
+    (told,) = seen
+    assert torch.equal(told["hidden_states"], pipe._pack_latents(x, *x.shape))
+    places = pipe._prepare_latent_image_ids(2, 2, 3, CPU, torch.float32)
+    assert torch.equal(told["img_ids"], places)
+    assert told["img_ids"][[1, 3]].tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert not told["txt_ids"].any() and told["txt_ids"].shape == (miniature.TOKENS, 3)
+    assert told["timestep"].tolist() == [0.25, 1.0]
+    assert told["guidance"].tolist() == [3.5, 3.5]
+    with torch.no_grad():
+        raw = pipe.transformer(**told).sample
+    assert torch.equal(output, pipe._unpack_latents(raw, 32, 48, 8))
+
+
+# ------------------------------------------------------------------------------------- times
+
+
+@pytest.mark.parametrize("pixels", SHIFTS)
+def test_the_schedulers_dynamic_shift_is_a_shifted_grid(pixels):
+    """σ = e^μ / (e^μ + 1/u − 1), u = 1, 1 − 1/n, …: a grid of shift e^μ, of the size's own μ."""
+    mu, shift = SHIFTS[pixels]
+    assert calculate_shift((pixels // 16) ** 2) == pytest.approx(mu)
+    assert math.exp(mu) == pytest.approx(shift, abs=1e-6)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 28, 28).numpy(), mu=mu)
+    times = grids.shifted(RectifiedFlow(), 28, shift)
+    torch.testing.assert_close(scheduler.sigmas, times, rtol=0, atol=1e-6)
+
+
+def test_sampling_shift_takes_the_pipelines_steps(folder, free):
+    """A run's own grid: of the miniature's four tokens, and the uniform one of [schnell]."""
+    for where, shift in ((folder, math.exp(calculate_shift(4))), (free, 1.0)):
+        pipe = plain(where)
+        theirs(pipe, steps=6)
+        chosen = config.Sampling(grid="shifted", shift=shift, steps=6)
+        times = named_parts.grid(RectifiedFlow(), chosen)
+        torch.testing.assert_close(pipe.scheduler.sigmas, times, rtol=0, atol=1e-6)
+    assert times.tolist() == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+
+
+# ------------------------------------------------------------------------------------ prompts
+
+
+def test_a_prompt_is_read_as_the_pipeline_reads_it(folder, backbone):
+    with torch.no_grad():
+        states, pooled, _ = plain(folder).encode_prompt(
+            PROMPTS, max_sequence_length=miniature.TOKENS
+        )
+    condition = backbone.encode(PROMPTS)
+    assert condition.tokens.shape == (3, miniature.TOKENS + 2, miniature.STATES)
+    torch.testing.assert_close(condition.tokens[:, :-2], states)
+    torch.testing.assert_close(condition.tokens[:, -2:].flatten(1)[:, :16], pooled)
+    assert not condition.tokens[:, -1, 4:].any()
+    assert float((pooled[0] - pooled[1]).abs().max()) > 0.01
+    alone = backbone.encode(["", PROMPTS[0]]).tokens
+    torch.testing.assert_close(alone[0], condition.null, rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone[1], condition.tokens[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("distilled", "length"), [(True, 512), (False, 256)])
+def test_sizes_and_lengths_without_a_note(folder, free, tmp_path, distilled, length):
+    where = shutil.copytree(folder if distilled else free, tmp_path / "copy")
+    rewrite(where / "transformer" / "config.json", ("_max_sequence_length", "_sample_size"))
+    found = flux.load(str(where))
+    assert found.encode(PROMPTS[:1]).tokens.shape == (1, length + 2, miniature.STATES)
+    assert found.shape == (4, 128, 128)  # 1024 pixels
+
+
+def test_prompts_that_are_remembered_need_no_encoders(folder):
+    found = flux.load(str(folder))
+    before = found.encode(PROMPTS)
+    found.remember(PROMPTS)
+    assert found.pipeline.text_encoder is None and found.pipeline.text_encoder_2 is None
+    after = found.encode(PROMPTS)
+    torch.testing.assert_close(after.tokens, before.tokens, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="was not encoded before"):
+        found.encode(["a bright sea"])
+
+
+# -------------------------------------------------------------------------------- the network
+
+
+def built(source: Path, **rest: Any) -> Policy:
+    model = config.Model(source=str(source), **rest)
+    return build.build_policy(
+        config.Run(recipe="none", objective=config.PolicyGradient(), model=model), CPU
+    )
+
+
+def test_what_it_is(backbone):
+    assert backbone.shape == (4, 4, 4)
+    assert backbone.process == RectifiedFlow()
+    assert backbone.prediction.name == "velocity"
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        assert not any(p.requires_grad for p in getattr(backbone.pipeline, part).parameters())
+    images = backbone.decode(noise())
+    assert images.shape == (3, 3, 32, 32)
+    assert backbone.embed(images).shape == (3, 4, 4, 4)
+
+
+def test_distilled_guidance_is_told_and_asked_once(folder, free):
+    told, asked = built(folder, guidance=3.0), built(free, guidance=3.0)
+    assert isinstance(told.backbone, Distilled) and not isinstance(asked.backbone, Distilled)
+    assert (told.backbone.scale, told.guidance) == (3.0, 1.0)
+    assert asked.guidance == 3.0
+    for policy, calls in ((told, 3), (asked, 6)):
+        with torch.no_grad():
+            policy.estimate(noise(), torch.full((3,), 0.5), policy.backbone.encode(PROMPTS))
+        assert policy.calls == calls
+
+
+def test_features_for_a_critic(backbone):
+    assert isinstance(backbone, WithFeatures)
+    tokens, t = backbone.encode(PROMPTS).tokens, torch.full((3,), 0.5)
+    x = noise().requires_grad_(True)
+    seen: list[torch.Tensor] = []
+    hook = backbone.network.norm_out.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0])
+    )
+    output, features = backbone.predict_with_features(x, t, tokens)
+    hook.remove()
+    assert torch.equal(output, backbone.predict(x, t, tokens))
+    assert features.shape == (3, backbone.feature_size)
+    # They are what the network reads its answer from: the picture's tokens, their mean.
+    torch.testing.assert_close(features, seen[0].mean(1))
+    (slope,) = torch.autograd.grad(features.sum(), x)
+    assert float(slope.abs().sum()) > 0
+
+
+def test_half_precision_acts_and_judges_alike(folder):
+    half = flux.load(str(folder), dtype=torch.bfloat16)
+    add_adapter(half.network, 2)
+    policy, condition = Policy(half, GDDIM(1.0)), half.encode(PROMPTS)
+    times = grids.uniform(half.process, 3)
+    path = rollout(policy, condition, times, torch.Generator().manual_seed(0), noise())
+    assert path.states.dtype == torch.float32
+    for k in range(2):
+        t, t_next = times[k].expand(3), times[k + 1].expand(3)
+        law = policy.transition(path.states[k], t, t_next, condition)
+        assert torch.equal(law.log_prob(path.states[k + 1]), path.log_probs[k])
+    assert half.decode(path.final).dtype == torch.float32
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_half_precision_is_the_pipelines(folder, steps):
+    """Times too are rounded as there: 1000·t to 8 bits, which is far from what float32 draws."""
+    half, pipe = flux.load(str(folder), dtype=torch.bfloat16), plain(folder, torch.bfloat16)
+    latents = theirs(pipe, steps=steps, guidance_scale=3.5).float()
+    times = pipe.scheduler.sigmas
+    torch.testing.assert_close(ours(half, 1.0, times), latents, rtol=0, atol=0.05)
+    assert float((ours(flux.load(str(folder)), 1.0, times) - latents).abs().max()) > 0.3
+
+
+def test_under_another_process_it_draws_the_same(backbone):
+    """DDIM under VP is DDIM under rectified flow at the same σ/α, in x/α (arXiv 2206.00364)."""
+    flow, moved, condition = backbone.process, recycle(backbone, VP()), backbone.encode(PROMPTS)
+    times = grids.karras(VP(), 6)
+    tau = time_of_ratio(flow, noise_ratio(VP(), times.double())).float()
+    with torch.no_grad():
+        found, same = (
+            solvers.ddim(
+                each.process,
+                Policy(each, Renoise(Still())).field(condition),
+                each.process.alpha(own[0]) * noise(),
+                own,
+            )
+            / each.process.alpha(own[-1])
+            for each, own in ((moved, times), (backbone, tau))
+        )
+    torch.testing.assert_close(found, same, rtol=0, atol=1e-3 * float(same.std()))
+
+
+@pytest.mark.parametrize("law", ["ratio, unchanged", "infinite log-probabilities", "same seed"])
+def test_the_laws_of_any_model_hold(backbone, law):
+    (asked,) = [each for each in laws_of(Policy(backbone, GDDIM(1.0))) if law in each.name]
+    with torch.no_grad():
+        assert asked.measured(CPU) == pytest.approx(asked.expected, abs=asked.tolerance)
+
+
+# ------------------------------------------------------------------------------- fine-tuning
+
+
+class Watching:
+    """A watcher that stops the run after the update `until`, if told to."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.until, self.updates = until, []
+
+    def stage(self, text: str) -> None: ...
+
+    def line(self, numbers: dict[str, Any]) -> None:
+        self.updates.append(numbers.get("update"))
+        if numbers.get("update") == self.until:
+            raise KeyboardInterrupt
+
+
+def launch(run: config.Run, folder: Path, until: int | None = None) -> list[Any]:
+    from scoretune.training.build import launch, ready
+
+    watching = Watching(until)
+    ready(run)
+    run_folder.record(run, folder, threads=1)
+    launch(run, folder, watching)
+    return watching.updates
+
+
+@pytest.fixture
+def tuned(folder, tiny, tmp_path):
+    """A configuration of two Flow-GRPO updates on the tiny model."""
+    asked = tmp_path / "prompts.txt"
+    asked.write_text("\n".join(PROMPTS))
+    given = [f"model.source={folder}", f"prompts={asked}", "reward=brightness", "model.rank=2"]
+    given += ["model.guidance=3.5", "sampling.grid=shifted", "sampling.shift=1.65"]
+
+    def make(*changes: str) -> config.Run:
+        return overrides.changed(recipes.named("flow_grpo"), [*tiny, *given, *changes])
+
+    return make
+
+
+def test_a_lora_trains(tuned, tmp_path):
+    assert launch(tuned(), tmp_path / "run") == [1, 2]
+    policy = sample.load(tmp_path / "run")
+    assert isinstance(policy.backbone, DistilledFlux)
+    assert policy.backbone.scale == 3.5
+    learned = adapter_state(policy.backbone.network)
+    adapted = {name.split(".lora")[0] for name in learned}
+    assert adapted == {
+        f"{block}.0.attn.{part}"
+        for block, parts in (
+            ("transformer_blocks", Flux.targets),
+            ("single_transformer_blocks", Flux.targets[:3]),
+        )
+        for part in parts
+    }
+    assert adapted == {
+        n.split(".lora")[0] for n, w in learned.items() if "lora_B" in n and bool(w.any())
+    }
+    assert (tmp_path / "run" / LORA).exists()
+
+
+def test_every_weight_trains(tuned, backbone, tmp_path):
+    changes = ["model.rank=0", "optimiser.learning_rate=1e-3", "objective.kl_weight=0"]
+    assert launch(tuned(*changes), tmp_path / "run") == [1, 2]
+    learned = sample.load(tmp_path / "run").backbone.network.state_dict()
+    before = backbone.network.state_dict()
+    moved = [name for name, w in before.items() if not torch.equal(w, learned[name])]
+    assert {"x_embedder.weight", "context_embedder.weight"} <= set(moved)
+    assert any("guidance_embedder" in name for name in moved)
+    assert len(moved) > len(before) / 2
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tuned, tmp_path):
+    """After the line of update 2, before its checkpoint: it goes on from that of update 1."""
+    launch(tuned("updates=3"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        launch(tuned("updates=3"), tmp_path / "stopped", until=2)
+    assert launch(tuned("updates=3"), tmp_path / "stopped") == [2, 3]
+    assert (tmp_path / "whole" / LORA).read_bytes() == (tmp_path / "stopped" / LORA).read_bytes()
+
+
+def test_the_same_pictures_in_plain_diffusers(folder, tmp_path):
+    found = flux.load(str(folder))
+    add_adapter(found.network, 2, Flux.targets)
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in adapter_state(found.network).items():
+        if "lora_B" in name:
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    policy, pipe = Policy(found, GDDIM(1.0)), plain(folder)
+    export.lora(policy, tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    pictures = theirs(pipe, kind="pt", guidance_scale=3.5)
+    times = pipe.scheduler.sigmas
+    with torch.no_grad():
+        mine = found.decode(ours(found, 1.0, times))
+        with policy.reference():
+            bare = found.decode(ours(found, 1.0, times))
+    torch.testing.assert_close(mine, pictures, rtol=0, atol=1e-4)
+    assert float((bare - pictures).abs().max()) > 0.01  # the adapter is what made them so
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_it_cannot_do_without_its_encoders(folder, part):
+    with pytest.raises(UserError, match=f"cannot read prompts without its {part}: drop it") as said:
+        built(folder, without=(part,))
+    assert "\n" not in str(said.value) and "hardware.cache_prompts=true" in str(said.value)
+
+
+@pytest.mark.parametrize("size", [40, 8])
+def test_a_size_that_patches_do_not_fill(folder, size):
+    with pytest.raises(UserError, match=rf"model\.size={size} is no multiple of 16: set one"):
+        flux.load(str(folder), size=size)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: shutil.rmtree(f / "transformer"), "cannot load the model"),
+        (lambda f: shutil.rmtree(f / "text_encoder_2"), "cannot load the model"),
+        (lambda f: (f / "model_index.json").unlink(), "is no diffusers pipeline"),
+        (
+            lambda f: rewrite(f / "model_index.json", text_encoder_2=[None, None]),
+            "cannot read prompts without its text_encoder_2",
+        ),
+        (
+            lambda f: rewrite(f / "model_index.json", _class_name="FluxFillPipeline"),
+            "holds a FluxFillPipeline, which is no family",
+        ),
+        (
+            lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").rename(
+                f / "transformer" / "diffusion_pytorch_model.bin"
+            ),
+            "is a pickle, which can run code when read",
+        ),
+    ],
+)
+def test_bad_folders(copy, spoil, said):
+    spoil(copy)
+    with pytest.raises(UserError, match=said) as caught:
+        built(copy)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,681 @@
+"""Rewards behind a URL: the protocol, a client that is patient but not for ever, the server."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+
+from scoretune.core.errors import UserError
+from scoretune.data.prompt_files import Prompt
+from scoretune.rewards.base import checked
+from scoretune.rewards.cache import Memory, eight_bit
+from scoretune.rewards.catalog import named_reward
+from scoretune.rewards.pixels import brightness
+from scoretune.rewards.remote import protocol
+from scoretune.rewards.remote.client import MOST_WAIT, TOKEN, Breaker, Line
+from scoretune.rewards.remote.server import MOST_AT_ONCE, RewardServer, Service
+from scoretune.rewards.remote.server_reward import Server
+
+IMAGES = torch.rand(5, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a", "b", "c", "d", "e"]
+GOOD = json.dumps({"scores": [0.5]})
+
+
+@contextmanager
+def told(*replies: tuple) -> Iterator[tuple[str, list]]:
+    """A server that gives these (status, headers, body) in turn, the last one for ever.
+
+    Yields its URL and the list of requests: (path, headers, body).
+    """
+    asked: list = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append((self.path, dict(self.headers), body))
+            status, headers, reply = replies[min(len(asked), len(replies)) - 1]
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.end_headers()
+            pieces = [reply.encode()] if isinstance(reply, str) else reply
+            for piece in pieces:
+                if isinstance(piece, float):
+                    time.sleep(piece)
+                else:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+        def handle(self):
+            with suppress(OSError):
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _running(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+
+
+@contextmanager
+def served(reward, **settings) -> Iterator[RewardServer]:
+    server = RewardServer(Service("mine", reward, **settings), "127.0.0.1", 0)
+    with _running(server):
+        yield server
+
+
+@contextmanager
+def _running(server) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def patient(url: str, **settings) -> tuple[Line, list[float]]:
+    """A line that notes how long it would have slept."""
+    slept: list[float] = []
+    return Line(url, sleep=slept.append, dice=random.Random(0), **settings), slept
+
+
+def question(count: int = 1, side: int = 4) -> bytes:
+    pixels = np.zeros((count, side, side, 3), np.uint8)
+    return protocol.written(
+        protocol.Question(pixels, tuple(protocol.Told("a", {}) for _ in range(count)))
+    )
+
+
+def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, dict]:
+    request = urllib.request.Request(url, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.loads(answer.read()), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read()), dict(error.headers)
+
+
+# ---------------------------------------------------------------------------- the protocol
+
+
+def test_a_question_arrives_as_it_was_asked():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
+    prompts = tuple(protocol.Told(text, {"text": text, "n": [1]}) for text in ("ä", "", 'b "c"'))
+    arrived = protocol.read(protocol.written(protocol.Question(pixels, prompts)))
+    assert np.array_equal(arrived.pixels, pixels)
+    assert arrived.prompts == prompts
+    assert [p.metadata for p in arrived.prompts] == [p.metadata for p in prompts]
+
+
+def test_the_golden_message():
+    message = json.loads(question())
+    assert sorted(message) == ["images", "metadata", "prompts", "version"]
+    assert (message["version"], message["prompts"], message["metadata"]) == (1, ["a"], [{}])
+    assert message["images"][0].startswith("iVBORw0KGgo")  # the eight bytes every PNG begins with
+
+
+def changed(**entries) -> bytes:
+    message = json.loads(question(2)) | entries
+    return json.dumps({k: v for k, v in message.items() if v is not None}).encode()
+
+
+IMAGE = json.loads(question())["images"][0]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<html>", "HTML instead of JSON: '<html>'"),
+        (b"\xff\xfe", "something instead of JSON"),
+        (b"[" * 100_000, "something instead of JSON"),
+        (b"[1]", "a JSON list instead of an object"),
+        (changed(version=2), "version '2' of the protocol"),
+        (changed(prompts=None), "no list 'prompts'"),
+        (changed(prompts=["a", 5]), "entry 1 of 'prompts' is not text"),
+        (changed(prompts=["a"]), "1 prompts, 2 images and 2 metadata"),
+        (changed(metadata=[{}, "x"]), "entry 1 of 'metadata' is not an object"),
+        (changed(images=[], prompts=[], metadata=[]), "no images"),
+        (changed(images=[IMAGE, "%%%"]), "image 1 is not a PNG in base64"),
+        (changed(images=[IMAGE, IMAGE[:60]]), "image 1 is not a PNG in base64"),
+        (changed(images=[IMAGE, "R0lGODlhAQABAAAAACw="]), "image 1 is not a PNG in base64"),
+        (
+            changed(images=[IMAGE, json.loads(question(side=5))["images"][0]]),
+            "image 1 is 5x5 and image 0 is 4x4",
+        ),
+    ],
+)
+def test_a_malformed_question_is_told_in_one_line(body, words):
+    with pytest.raises(protocol.Malformed) as caught:
+        protocol.read(body)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(protocol, "SIDE", 3)
+    with pytest.raises(protocol.Malformed, match="image 0 is 4x4 pixels: at most 3 a side"):
+        protocol.read(question())
+
+
+def test_metadata_may_be_missing():
+    assert [p.metadata for p in protocol.read(changed(metadata=None)).prompts] == [{}, {}]
+
+
+def test_metadata_that_json_cannot_hold_is_refused():
+    with pytest.raises(UserError, match="metadata of a prompt cannot be sent as JSON"):
+        protocol.written(
+            protocol.Question(np.zeros((1, 2, 2, 3), np.uint8), (protocol.Told("a", {"x": set()}),))
+        )
+
+
+# ---------------------------------------------------------------------------- the client
+
+
+def test_a_served_reward_is_the_reward_of_the_8_bit_pictures():
+    with served(brightness, batch=2) as server:
+        reward = Server(server.url, batch=3)
+        found = checked(reward, "server", IMAGES, PROMPTS)
+    exact = brightness((IMAGES * 255).round() / 255, PROMPTS)
+    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
+    assert not torch.allclose(found, brightness(IMAGES, PROMPTS), atol=1e-7, rtol=0)
+
+
+def test_questions_go_in_batches_with_their_metadata():
+    prompts = [Prompt(text, {"text": text * 2}) for text in PROMPTS]
+    seen = []
+
+    def reward(images, asked):
+        seen.append([(str(p), p.metadata["text"]) for p in asked])
+        return images.mean((1, 2, 3))
+
+    with served(reward) as server:
+        Server(server.url, batch=2)(IMAGES, prompts)
+    assert seen == [
+        [("a", "aa"), ("b", "bb")],
+        [("c", "cc"), ("d", "dd")],
+        [("e", "ee")],
+    ]
+
+
+def test_a_bare_url_is_a_server():
+    assert named_reward("http://127.0.0.1:9") == Server("http://127.0.0.1:9")
+    written = "server(url=https://host:8000/x, timeout=5, batch=2, retries=0, cache=0)"
+    wanted = Server("https://host:8000/x", timeout=5.0, batch=2, retries=0, cache=0)
+    assert named_reward(written) == wanted
+
+
+def test_500_three_times_and_then_recovery():
+    bad = (500, {}, '{"error": "out of memory"}')
+    with told(bad, bad, bad, (200, {}, GOOD)) as (url, asked):
+        line, slept = patient(url, retries=3)
+        assert protocol.read_answer(line.post(b"x"), 1) == [0.5]
+    assert len(asked) == 4
+    dice = random.Random(0)
+    assert slept == [base * dice.uniform(0.5, 1.5) for base in (0.5, 1.0, 2.0)]
+    assert line.breaker.failures == 0
+
+
+def test_what_does_not_recover_is_told_with_the_servers_own_words():
+    with told((500, {}, '{"error": "out of\\nmemory"}')) as (url, asked):
+        line, slept = patient(url, retries=2)
+        with pytest.raises(UserError) as caught:
+            line.post(b"x")
+    assert len(asked) == 3 and len(slept) == 2
+    assert str(caught.value) == (
+        f"reward server {url} answered 500 (out of memory) (3 attempts): see its log, then repeat "
+        "the command, or go on with scoretune train --resume and the run's folder"
+    )
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_honoured(status):
+    soon = formatdate(time.time() + 60, usegmt=True)
+    replies = [(status, {"Retry-After": "7"}, ""), (status, {"Retry-After": soon}, "")]
+    with told(*replies, (200, {}, GOOD)) as (url, _):
+        line, slept = patient(url)
+        line.post(b"x")
+    assert slept[0] == 7.0
+    assert 57 < slept[1] <= 60
+
+
+def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
+    assert MOST_WAIT < 3600
+    with told((429, {"Retry-After": "3600"}, "")) as (url, asked):
+        line, slept = patient(url)
+        with pytest.raises(UserError, match="asks to wait 3600 s"):
+            line.post(b"x")
+    assert (len(asked), slept) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "fix"),
+    [
+        (400, {}, "mend what it names"),
+        (401, {}, TOKEN),
+        (404, {}, "mend the path"),
+        (413, {}, "lower batch="),
+        (302, {"Location": "http://elsewhere/"}, "give the url http://elsewhere/"),
+    ],
+)
+def test_a_refusal_is_never_asked_again(status, headers, fix):
+    with told((status, headers, "<html>no</html>")) as (url, asked):
+        line, slept = patient(url)
+        with pytest.raises(UserError, match=fix):
+            line.post(b"x")
+    assert (len(asked), slept) == (1, [])
+
+
+def test_a_server_that_is_down():
+    with told((200, {}, GOOD)) as (url, _):
+        pass
+    line, slept = patient(url, retries=2)
+    with pytest.raises(UserError) as caught:
+        line.post(b"x")
+    assert f"reward server {url} cannot be reached:" in str(caught.value)
+    assert str(caught.value).endswith(
+        "refused (3 attempts): start it, or mend the url, then repeat the command, or go on with "
+        "scoretune train --resume and the run's folder"
+    )
+    assert len(slept) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [0.5, GOOD.encode()],  # silent, then all at once
+        [piece for letter in GOOD for piece in (0.03, letter.encode())],  # a letter at a time
+    ],
+)
+def test_a_server_that_is_slow(body):
+    with told((200, {}, body)) as (url, asked):
+        line, _ = patient(url, retries=1, timeout=0.1)
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"gave no answer within 0\.1 s \(2 attempts"):
+            line.post(b"x")
+        assert time.monotonic() - start < 0.6
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"scores": [1, 2]}', "it gave 2 scores for 1 images"),
+        ("<!doctype html><p>Sign in", "HTML instead of JSON: '<!doctype html><p>Sign in'"),
+        ('{"scores": [NaN]}', "score 0 is nan, not a finite number"),
+        ('{"scores": [1e999]}', "score 0 is inf, not a finite number"),
+        ('{"scores": [1' + "0" * 400 + "]}", "score 0 is inf, not a finite number"),
+        ('{"scores": ["high"]}', "score 0 is '\"high\"', not a number"),
+        ('{"scores": [true]}', "score 0 is 'true', not a number"),
+        ('{"scores": 0.5}', "no list 'scores'"),
+        ('{"reward": [0.5]}', "no list 'scores'"),
+        ('{"version": 7, "scores": [0.5]}', "version '7' of the protocol"),
+    ],
+)
+def test_an_answer_that_is_none(body, words):
+    with told((200, {}, body)) as (url, asked), pytest.raises(UserError) as caught:
+        Server(url)(IMAGES[:1], ["a"])
+    line = str(caught.value)
+    assert words in line and url in line and "train --resume and" in line and "\n" not in line
+    assert len(asked) == 1
+
+
+def test_an_endless_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr("scoretune.rewards.remote.client.MOST_BYTES", 1000)
+    with told((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
+        Line(url).post(b"x")
+
+
+def test_the_circuit_breaker_opens_rests_and_tries_once():
+    now = [0.0]
+    bad = (503, {}, "")
+    with told(*[bad] * 5, (200, {}, GOOD)) as (url, asked):
+        line, _ = patient(url, retries=0, clock=lambda: now[0])
+        for state in ("", "", ", circuit breaker open for 30 s more"):
+            with pytest.raises(UserError, match=rf"\(1 attempt{state}\)"):
+                line.post(b"x")
+        now[0] = 12.0
+        with pytest.raises(UserError, match=r"3 times in a row .*open for 18 s more"):
+            line.post(b"x")
+        assert len(asked) == 3  # it was not asked
+        now[0], line.retries = 31.0, 5
+        assert line.breaker.state == "half open"
+        with pytest.raises(UserError, match=r"1 attempt, circuit breaker open for 30 s more"):
+            line.post(b"x")
+        assert len(asked) == 4  # once, whatever `retries` says
+        now[0] = 62.0
+        with pytest.raises(UserError):
+            line.post(b"x")
+        now[0] = 93.0
+        line.post(b"x")
+    assert line.breaker.state == "closed"
+    assert line.breaker.failures == 0
+
+
+def test_a_refusal_closes_the_breaker_for_the_server_is_up():
+    breaker = Breaker()
+    breaker.failed()
+    with told((400, {}, "")) as (url, _):
+        line, _ = patient(url)
+        line.breaker = breaker
+        with pytest.raises(UserError):
+            line.post(b"x")
+    assert breaker.failures == 0
+
+
+def test_waiting_draws_nothing_from_the_runs_random_numbers():
+    random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), torch.get_rng_state()
+    with told((503, {}, ""), (200, {}, GOOD)) as (url, _):
+        Line(url, sleep=lambda _: None).post(b"x")
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_the_token_is_sent_and_a_proxy_is_not_asked_for_this_machine(monkeypatch):
+    monkeypatch.setenv(TOKEN, "secret ")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with told((200, {}, GOOD)) as (url, asked):
+        Line(url).post(b"x")
+    assert asked[0][1]["Authorization"] == "Bearer secret"
+
+
+def test_a_token_that_no_header_can_hold(monkeypatch):
+    monkeypatch.setenv(TOKEN, "a\nb")
+    with pytest.raises(UserError, match=TOKEN):
+        Line("http://127.0.0.1:9").post(b"x")
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000", "ftp://host", "http://", "http://h:99999", "http://h/a b", "http://ö/"]
+)
+def test_no_url(url):
+    with pytest.raises(UserError, match=r"no url of a server: write http://host:port"):
+        Server(url)
+
+
+def test_a_password_in_a_url_would_be_recorded():
+    with pytest.raises(UserError, match=TOKEN) as caught:
+        Server("http://me:hunter2@host")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", [{"timeout": 0}, {"retries": -1}, {"batch": 0}, {"cache": -1}])
+def test_settings_out_of_range(setting):
+    with pytest.raises(UserError, match=r"^server\(timeout="):
+        Server("http://host", **setting)
+
+
+def test_the_fingerprint_asks_the_server_and_does_without_it():
+    with served(brightness, fingerprint={"weights": {"sha256": "ab"}}) as server:
+        there = Server(server.url).fingerprint()
+    assert there == {
+        "url": server.url,
+        "served": "mine",
+        "served weights": '{"sha256": "ab"}',
+    }
+    assert Server(server.url).fingerprint() == {"url": server.url, "served": "unknown"}
+
+
+# ---------------------------------------------------------------------------- the memory
+
+
+def test_what_was_asked_before_is_not_asked_again():
+    asked = []
+
+    def ask(pixels, prompts):
+        asked.append(list(prompts))
+        return [float(picture.mean()) for picture in pixels]
+
+    memory, pixels = Memory(10), eight_bit(IMAGES)
+    first = memory.scores(pixels, PROMPTS, ask, 2)
+    assert asked == [["a", "b"], ["c", "d"], ["e"]]
+    again = memory.scores(pixels.copy(), PROMPTS, ask, 2)
+    assert torch.equal(first, again)
+    assert (len(asked), memory.hits, memory.misses) == (3, 5, 5)
+    memory.scores(pixels[:1], ["another prompt"], ask, 2)
+    memory.scores(pixels[:1], [Prompt("a", {"text": "x"})], ask, 2)
+    changed = pixels[:1].copy()
+    changed[0, 0, 0, 0] ^= 1
+    memory.scores(changed, ["a"], ask, 2)
+    memory.scores(pixels[:1].transpose(0, 2, 1, 3), ["a"], ask, 2)
+    assert (len(asked), memory.hits, memory.misses) == (7, 5, 9)
+
+
+def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each():
+    pixels, counts = eight_bit(IMAGES[[0, 0, 1, 0]]), {}
+    for size in (5, 0):
+        seen = []
+        memory = Memory(size)
+        memory.scores(
+            pixels, ["a"] * 4, lambda p, q, seen=seen: [seen.append(x) or 0.0 for x in q], 8
+        )
+        counts[size] = len(seen)
+    assert counts == {5: 2, 0: 4}
+
+
+def test_the_one_asked_for_longest_ago_is_forgotten():
+    memory, pixels = Memory(2), eight_bit(IMAGES)
+
+    def ask(place):
+        before = memory.misses
+        memory.scores(pixels[[place]], ["a"], lambda p, q: [0.0] * len(q), 1)
+        return memory.misses > before
+
+    assert [ask(0), ask(1), ask(0), ask(2), ask(0), ask(1)] == [1, 1, 0, 1, 0, 1]
+    assert len(memory) == 2
+
+
+def test_what_came_before_a_failure_stays_known():
+    memory, pixels = Memory(10), eight_bit(IMAGES)
+
+    def ask(_, prompts):
+        if "c" in prompts:
+            raise UserError("down")
+        return [1.0] * len(prompts)
+
+    with pytest.raises(UserError):
+        memory.scores(pixels, PROMPTS, ask, 2)
+    assert len(memory) == 2
+
+
+def test_pictures_become_8_bit_as_a_screen_shows_them():
+    images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 7.0, 100.4 / 255]).view(1, 1, 1, 6)
+    found = eight_bit(images.expand(1, 3, 1, 6))
+    assert found.shape == (1, 1, 6, 3)
+    assert found[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 100]
+    broken = IMAGES.clone()
+    broken[3, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="picture 3 of 5 holds NaN"):
+        eight_bit(broken)
+
+
+# ---------------------------------------------------------------------------- the server
+
+
+def test_concurrent_questions_are_answered_one_at_a_time():
+    inside, most = 0, 0
+
+    def reward(images, prompts):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+        return images.mean((1, 2, 3))
+
+    found = {}
+    with served(reward) as server:
+
+        def ask(place):
+            found[place] = float(Server(server.url)(IMAGES[[place]], ["a"]))
+
+        threads = [threading.Thread(target=ask, args=(place,)) for place in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    exact = brightness((IMAGES * 255).round() / 255, PROMPTS).tolist()
+    assert [found[place] for place in range(5)] == pytest.approx(exact, abs=1e-6)
+    assert most == 1
+
+
+def test_too_many_at_once_are_asked_to_come_back():
+    with served(brightness) as server:
+        for _ in range(MOST_AT_ONCE):
+            server.service.places.acquire()
+        status, message, headers = post(server.url, question())
+        assert (status, headers["Retry-After"]) == (429, "1")
+        for _ in range(MOST_AT_ONCE):
+            server.service.places.release()
+        assert post(server.url, question())[0] == 200
+    assert "wait already" in message["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/", changed(images=[IMAGE, "AAAA"]), 400, "image 1 is not a PNG"),
+        ("/", b"{", 400, "instead of JSON"),
+        ("/", b" " * 300_000, 413, "300000 bytes, and 200000 at most"),
+        ("/", b" " * 30_000_000, 413, "30000000 bytes"),
+        ("/else", question(), 404, "nothing is at '/else'"),
+    ],
+)
+def test_what_the_server_refuses(path, body, status, words, capsys):
+    with served(brightness, limit=200_000) as server:
+        found, message, _ = post(server.url + path, body)
+    assert (found, list(message)) == (status, ["error"])
+    assert words in message["error"]
+    logged = capsys.readouterr().err.splitlines()
+    assert len(logged) == 1 and f"127.0.0.1 {status} " in logged[0] and words in logged[0]
+
+
+def test_the_client_shows_which_image_did_not_decode(monkeypatch):
+    monkeypatch.setattr(protocol, "_png", lambda picture: "AAAA")
+    told_which = pytest.raises(UserError, match=r"400 \(image 0 is not a PNG in base64")
+    with served(brightness) as server, told_which:
+        Server(server.url)(IMAGES[:2], ["a", "b"])
+
+
+def test_what_the_reward_refuses_is_not_asked_again_and_what_broke_is():
+    def refuses(images, prompts):
+        raise UserError("no quotes in the prompt")
+
+    def breaks(images, prompts):
+        raise RuntimeError("CUDA out of memory")
+
+    for reward, status, words in ((refuses, 422, "no quotes"), (breaks, 500, "out of memory")):
+        with served(reward) as server:
+            found, message, _ = post(server.url, question())
+        assert found == status
+        assert words in message["error"]
+
+
+def test_a_token_guards_the_reward_and_what_it_is():
+    with served(brightness, token="secret") as server:
+        assert post(server.url, question())[0] == 401
+        assert post(server.url, question(), Authorization="Bearer secre")[0] == 401
+        assert post(server.url, question(), Authorization="Bearer secret")[0] == 200
+        health = {"version": 1, "ready": True}
+        assert post(f"{server.url}/health", None)[1] == health
+        known = post(f"{server.url}/health", None, Authorization="Bearer secret")[1]
+    assert known == health | {"reward": "mine", "fingerprint": {}}
+
+
+def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
+    with told((200, {}, '{"scores": [1]}')) as (url, asked), served(Server(url)) as server:
+        for _ in range(2):  # of two equal pictures one is asked for
+            assert post(server.url, changed())[1] == {"version": 1, "scores": [1.0, 1.0]}
+    assert len(asked) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "127.0.0.1 200 2 images, " in first and "remembered" not in first
+    assert "127.0.0.1 200 2 images, 2 remembered, " in second
+
+
+def test_a_port_that_is_taken():
+    with served(brightness) as server:
+        port = server.server_address[1]
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
+            RewardServer(server.service, "127.0.0.1", port)
+
+
+def test_the_command_serves_and_stops():
+    command = [sys.executable, "-m", "scoretune", "serve-reward", "brightness", "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        ready = process.stdout.readline()
+        assert ready.startswith("brightness is ready at http://127.0.0.1:")
+        url = ready.split()[4].rstrip(";")
+        reward = Server(url)
+        found = reward(IMAGES, PROMPTS)
+        fingerprint = reward.fingerprint()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert torch.allclose(found, brightness(IMAGES, PROMPTS), atol=2e-3)
+    assert fingerprint["served"] == "brightness"
+    assert (process.returncode, out) == (0, "stopped\n")
+    assert len(err.splitlines()) == 1 and "200 5 images, " in err
+
+
+def test_the_command_says_what_is_wrong(command):
+    found = command("serve-reward", "brightnes")
+    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    assert "did you mean 'brightness'" in found.err
+    found = command("serve-reward", "brightness", "--device", "tpu")
+    assert found.code == 2 and "--device tpu" in found.err
+
+
+def test_a_run_whose_server_dies_goes_on_where_it_stopped(command, tiny, tmp_path):
+    run, states = tmp_path / "run", []
+
+    def mortal(images, prompts):
+        saved = any((run / "checkpoints").glob("step-*"))
+        states.append("saved" if saved else "new")
+        if states.count("saved") == 1:
+            raise RuntimeError("the machine is gone")
+        return images.mean((1, 2, 3))
+
+    with served(mortal) as server:
+        reward = f"reward=server(url={server.url}, retries=0, cache=0)"
+        stopped = command("train", "ddpo", *tiny, reward, "evaluation.steps=1", "--run", run)
+        told = [line for line in stopped.err.splitlines() if line.startswith("scoretune: ")]
+        assert (stopped.code, len(told), states[-1]) == (2, 1, "saved")
+        assert "the machine is gone" in told[0] and "scoretune train --resume" in told[0]
+        resumed = command("train", "--resume", run)
+    assert resumed.code == 0, resumed.err
+    updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in updates if "loss" in line] == [1, 2]
