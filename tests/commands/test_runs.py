@@ -17,7 +17,7 @@ import torch
 
 from scoretune import recipes
 from scoretune.commands import display
-from scoretune.commands.runs import index
+from scoretune.commands.runs import index, verb
 from scoretune.commands.runs.page import write_page
 from scoretune.core.errors import UserError
 from scoretune.evaluate.scores import Score, rounded
@@ -74,11 +74,11 @@ def several(real, tmp_path) -> Path:
 
 
 def test_every_run_is_listed_newest_first_with_what_became_of_it(several, real):
-    found = index.listed(several)
-    assert [Path(one.run).name for one in found] == ["killed", "new", "done", "broken"]
-    assert [one.state for one in found] == ["stopped at 1", "stopped at 0", "finished", "damaged"]
-    assert [(one.done, one.updates) for one in found] == [(1, 2), (0, 2), (2, 2), (0, None)]
-    done, result = found[2], json.loads((real / "result.json").read_text())
+    listed = index.listed(several)
+    assert [Path(one.run).name for one in listed] == ["killed", "new", "done", "broken"]
+    assert [one.state for one in listed] == ["stopped at 1", "stopped at 0", "finished", "damaged"]
+    assert [(one.done, one.updates) for one in listed] == [(1, 2), (0, 2), (2, 2), (0, None)]
+    done, result = listed[2], json.loads((real / "result.json").read_text())
     assert done.recipe == "ddpo"
     assert done.model == "scenes"
     base, final = result["reward_base"]["deterministic"], result["reward"]["deterministic"]
@@ -86,8 +86,8 @@ def test_every_run_is_listed_newest_first_with_what_became_of_it(several, real):
     judge = result["judge"]
     assert done.judge == (judge["base"]["overall"], judge["final"]["overall"])
     assert done.seconds == result["seconds"]
-    assert found[1].reward == (None, None)
-    assert found[1].judge is None
+    assert listed[1].reward == (None, None)
+    assert listed[1].judge is None
 
 
 def test_a_run_that_its_guard_ended_says_so(several):
@@ -176,9 +176,9 @@ def test_the_reward_of_a_run_has_a_name(several):
     config["objective"]["kind"] = "matching"
     changed(several / "new", config=config)
     assert index.summary(several / "new").reward_name is None
-    assert index.shortened("x" * 24) == "x" * 24
-    assert index.shortened("0.5*clip + 0.5*aesthetic:v2") == "0.5*clip + 0.5*aestheti…"
-    assert len(index.shortened("x" * 25)) == 24
+    assert verb.shortened("x" * 24) == "x" * 24
+    assert verb.shortened("0.5*clip + 0.5*aesthetic:v2") == "0.5*clip + 0.5*aestheti…"
+    assert len(verb.shortened("x" * 25)) == 24
 
 
 # ------------------------------------------------------------------------------ what is said
@@ -277,8 +277,8 @@ def test_the_command_lists_them(command, several):
     ]
     assert "finished" in rows[2]
     assert [re.split(r"\s*│\s*", row)[4] for row in rows] == ["reader"] * 3 + ["–"]
-    found = json.loads(command("runs", several, "--json").out)
-    assert [one["state"] for one in found] == [one.state for one in index.listed(several)]
+    summaries = json.loads(command("runs", several, "--json").out)
+    assert [one["state"] for one in summaries] == [one.state for one in index.listed(several)]
     (several / "empty").mkdir()
     assert command("runs", several / "empty").out == f"no runs below {several / 'empty'}\n"
 
@@ -291,7 +291,7 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
     assert f"look at {page}" in done.out
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"'](?!#)|url\((?!#)|<script|@import", text)
-    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    charts = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
     assert len(charts) == 6  # reward twice, judge, reader, path KL, loss
     for chart in charts:
         ElementTree.fromstring(chart)

@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-from scoretune.evaluate.report.charts import (
-    Axes,
-    Point,
-    Series,
-    chart,
-    grouped,
-    percent,
-    signed,
-    thinned,
-)
+from scoretune.evaluate.report.charts import Axes, Point, Series, chart, thinned
+from scoretune.evaluate.report.format import grouped, level, percent, plain, points, shift
 from scoretune.evaluate.report.page import write_report
-from scoretune.evaluate.report.record import level, plain, shift
 
 pytest.importorskip("PIL")
 
@@ -274,7 +265,7 @@ def test_numbers_for_people_have_three_digits_and_no_minus_before_zero() -> None
     assert told == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
     assert [shift(v) for v in (0.0006, -0.0004, 0.0, -0.0)] == ["+0.0006", "\u22120.0004", "0", "0"]
     assert level(-0.25) == "\u22120.25"
-    assert (signed(-0.0004, 3), signed(-0.4)) == ("+0.000", "+0")
+    assert (points(-0.0004, 3), points(-0.4)) == ("+0.000", "+0")
     assert (percent(-0.001), grouped(-0.3)) == ("0\u202f%", "0")
 
 
@@ -424,7 +415,7 @@ def test_long_runs_are_thinned_by_averaging() -> None:
 
 @pytest.mark.parametrize("y", [0.0, 1.0, -4.0, 1e-9, 1e9])
 def test_flat_and_single_points_can_be_drawn(y: float) -> None:
-    for points in ((Point(0.0, y),), (Point(0.0, y), Point(1.0, y))):
-        drawn = chart([Series("reward", "plain", points)], Axes("update", "reward"))
+    for line in ((Point(0.0, y),), (Point(0.0, y), Point(1.0, y))):
+        drawn = chart([Series("reward", "plain", line)], Axes("update", "reward"))
         assert "nan" not in drawn
         assert "inf" not in drawn

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scoretune.evaluate.report.record import Record, Row, at, number, plain, read_record
+from scoretune.evaluate.report.format import plain
+from scoretune.evaluate.report.record import Record, Row, at, number, read_record
 
 Ends = tuple[float | None, float | None, Any]
 """Before, after, and what is known of the change: a mean with `low` and `high`."""
