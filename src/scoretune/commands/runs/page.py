@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,38 +24,36 @@ class Panel(NamedTuple):
     title: str
     log: str
     keys: tuple[str, ...]
-    unit: str
+    axes: Axes
     bounds: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """Where the ends of its interval are."""
 
 
+REWARD = Axes(EVALUATIONS, "mean reward")
+ACCURACY = Axes(EVALUATIONS, "share of pictures as asked", percent=True, least_span=0.3)
 PANELS = (
     Panel(
         "Reward while training",
         "metrics",
         ("reward",),
-        "mean reward",
+        REWARD,
         (("reward_low",), ("reward_high",)),
     ),
-    Panel(
-        "Reward, deterministic sampler", "evaluations", ("reward", "deterministic"), "mean reward"
+    Panel("Reward, deterministic sampler", "evaluations", ("reward", "deterministic"), REWARD),
+    *(
+        Panel(
+            f"{who.capitalize()} accuracy",
+            "evaluations",
+            (who, "overall"),
+            ACCURACY,
+            ((who, "low"), (who, "high")),
+        )
+        for who in ("judge", "reader")
     ),
     Panel(
-        "Judge accuracy",
-        "evaluations",
-        ("judge", "overall"),
-        "share of pictures as asked",
-        (("judge", "low"), ("judge", "high")),
+        "Path KL to the pretrained model", "evaluations", ("path_kl",), Axes(EVALUATIONS, "nats")
     ),
-    Panel(
-        "Reader accuracy",
-        "evaluations",
-        ("reader", "overall"),
-        "share of pictures as asked",
-        (("reader", "low"), ("reader", "high")),
-    ),
-    Panel("Path KL to the pretrained model", "evaluations", ("path_kl",), "nats"),
-    Panel("Loss", "metrics", ("loss",), "loss"),
+    Panel("Loss", "metrics", ("loss",), Axes(EVALUATIONS, "loss")),
 )
 
 
@@ -92,16 +89,12 @@ def write_page(comparison: Comparison, path: Path) -> Path:
 def _chart(panel: Panel, comparison: Comparison) -> Markup | None:
     """A line a run, and a band where intervals are recorded; None without any."""
     low, high = panel.bounds
-    lines: Sequence[Series] = [
-        Series(name, _style(i), thinned(points), dots=len(points) <= MOST_DOTS)
-        for i, (name, record) in enumerate(zip(comparison.names, comparison.records, strict=True))
-        for points in [
-            read_points(
-                getattr(record, panel.log), "network_evaluations", *panel.keys, low=low, high=high
-            )
-        ]
-    ]
-    return chart(lines[::-1], Axes(EVALUATIONS, panel.unit))  # the first run on top
+    lines = []
+    for i, (name, record) in enumerate(zip(comparison.names, comparison.records, strict=True)):
+        rows = getattr(record, panel.log)
+        points = read_points(rows, "network_evaluations", *panel.keys, low=low, high=high)
+        lines.append(Series(name, _style(i), thinned(points), dots=len(points) <= MOST_DOTS))
+    return chart(lines[::-1], panel.axes)  # the first run on top
 
 
 def _style(place: int) -> str:
