@@ -158,7 +158,7 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     folder = tmp_path / "out"
     policy = sample.load(run)
     if form == "merged":
-        from scoretune.models.merging import merge
+        from scoretune.models.export import merge
 
         merge(policy, run_folder.recorded(run).model, folder)
     else:
@@ -180,9 +180,14 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     [
         ("FluxPipeline", "diffusers", FLUX, "pipe.load_lora_weights(here)"),
         ("FluxPipeline", "kohya", FLUX, 'load_lora_weights(here, weight_name="lora_kohya.safet'),
-        ("StableDiffusion3Pipeline", "kohya", FLUX, "loras.load(pipe.transformer, Path(here))"),
-        ("DiTPipeline", "diffusers", ("transformer",), "loras.load(pipe.transformer, Path(here))"),
-        ("DDPMPipeline", "diffusers", ("unet",), "loras.load(pipe.unet, Path(here))"),
+        ("StableDiffusion3Pipeline", "kohya", FLUX, "scoretune.load_lora(pipe.transformer, here)"),
+        (
+            "DiTPipeline",
+            "diffusers",
+            ("transformer",),
+            "scoretune.load_lora(pipe.transformer, here)",
+        ),
+        ("DDPMPipeline", "diffusers", ("unet",), "scoretune.load_lora(pipe.unet, here)"),
     ],
 )
 def test_other_pipelines_are_called_as_they_want_it(run, monkeypatch, kind, form, parts, expected):

@@ -17,14 +17,15 @@ from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.records import Objective, Source
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.data.scenes import world
+from scoretune.data.scenes.world import SHIPPED
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network
-from scoretune.models.catalog import load_backbone, lora_targets, move, users_own
+from scoretune.models.catalog import load_backbone, lora_targets, move, resolve, users_own
 from scoretune.models.lora import add_adapter
+from scoretune.models.pipelines import Loader, load_pipeline
 from scoretune.policy import Distilled, Policy
 from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
@@ -70,9 +71,12 @@ def build(run: Run) -> Parts:
     )
 
 
-def build_policy(run: Run, device: torch.device) -> Policy:
-    """The model of a configuration behind its training kernel, with a fresh adapter."""
-    backbone, spread = load_backbone(run.model), hardware.spreads(run)
+def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeline) -> Policy:
+    """The model of a configuration behind its training kernel, with a fresh adapter.
+
+    `loader` makes a pipeline: another makes one without weights.
+    """
+    backbone, spread = load_backbone(run.model, loader=loader), hardware.spreads(run)
     move(backbone, device, network=not spread)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
@@ -113,10 +117,10 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
 
 def _check_world(run: Run) -> None:
     """Refuse the shipped world's prompts and reader to a model that does not draw it."""
-    source = run.model.source
+    source, model = run.model.source, resolve(run.model.source)
     # Of what is no pipeline its loader tells.
-    missing = hub.is_local(source) and not (Path(source) / "model_index.json").exists()
-    draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
+    missing = hub.is_local(model.where) and not (Path(model.where) / "model_index.json").exists()
+    draws_scenes = (model.world / "judge.safetensors").exists()
     if draws_scenes or missing or isinstance(run.objective, Matching):
         return
     if run.prompts == "scenes":
@@ -150,7 +154,7 @@ def _check_source(model: Model) -> None:
     if is_function(model.source) and not (model.width or model.depth):
         users_own(model)  # before there is a run folder: it may want settings that are not there
         return
-    known = [*world.SHIPPED, *NEW_NETWORKS]
+    known = [*SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, known, cutoff=0.7)
     if meant and model.source not in known and not Path(model.source).exists():
         raise unknown("model source", model.source, known)
@@ -174,6 +178,6 @@ def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) 
 def held_out_prompts(run: Run) -> Prompts:
     """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
     chosen = run.evaluation
-    if chosen.prompts is None and run.model.source not in world.SHIPPED:
+    if chosen.prompts is None and not resolve(run.model.source).shipped:
         return read_prompts(run.prompts, chosen.per_task).few(chosen.per_task)
     return read_prompts(chosen.prompts or "scenes-held-out", chosen.per_task)

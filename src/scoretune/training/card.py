@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from scoretune.core.config import Model, Run
 from scoretune.core.errors import UserError
-from scoretune.data.scenes import world
 from scoretune.evaluate.report.record import Row, at, read_record
 from scoretune.models import pipelines
+from scoretune.models.catalog import resolve
 from scoretune.rewards.catalog import fingerprint
 from scoretune.training.card_results import measured
 from scoretune.training.overrides import of_data
@@ -64,10 +64,9 @@ def write(run_folder: Path, folder: Path | None = None, form: str = "diffusers")
 
 def _index(run: Run) -> Mapping[str, Any]:
     """What the base model's pipeline is made of; empty where it is none, or not to be had."""
-    source = run.model.source
-    where = str(world.shipped(source)) if source in world.SHIPPED else source
     try:
-        return pipelines.described(where, run.model.revision)
+        source = resolve(run.model.source)
+        return pipelines.described(source.where, source.settings(run.model).revision)
     except UserError:
         return {}
 
@@ -137,7 +136,7 @@ def _reward(subject: Subject) -> dict[str, object]:
 
 def _evaluated(run: Run) -> str:
     """Which prompts are measured: without others, those that were trained on."""
-    held_out = "scenes-held-out" if run.model.source in world.SHIPPED else None
+    held_out = "scenes-held-out" if resolve(run.model.source).shipped else None
     chosen = run.evaluation.prompts or held_out
     return f"`{chosen}`" if chosen else "those of training: nothing was held out"
 
@@ -159,9 +158,13 @@ def _usage(subject: Subject) -> str:
     kind = parts["_class_name"]
     whole = subject.form == "merged"
     imports, base = [f"from diffusers import {kind}"], json.dumps(run.model.source)
-    if run.model.source in world.SHIPPED and not whole:
-        imports.append("from scoretune.data.scenes import world")
-        base = f"world.shipped({base})"
+    source, first = resolve(run.model.source), []
+    if source.runs and not whole:  # no pipeline that diffusers could load: a run's is not written
+        base = '"BASE"'
+        first = [f"# BASE is made by: scoretune export {run.model.source} --merge --to BASE"]
+    elif source.shipped and not whole:
+        imports.append("import scoretune")
+        base = f"scoretune.shipped({base})"
     # diffusers wants to be told of parts that the base, or the run, does without.
     missing = [n for n, part in parts.items() if part == [None, None] or n in run.model.without]
     absent = [f"{name}=None" for name in missing]
@@ -170,6 +173,7 @@ def _usage(subject: Subject) -> str:
         *sorted({*imports, *extra}),
         "",
         'here = "."  # this folder, or its name on the hub',
+        *first,
         f"pipe = {kind}.from_pretrained({', '.join(['here' if whole else base, *absent])})",
         *attach,
         f"picture = pipe({_arguments(subject)}).images[0]",
@@ -190,8 +194,7 @@ def _attached(subject: Subject) -> tuple[list[str], list[str]]:
     # diffusers reads kohya's form of UNets and of Flux; of others it would load nothing, silently.
     unread = subject.form == "kohya" and part != "unet" and name != "FluxPipeline"
     if unread or "load_lora_weights" not in dir(getattr(diffusers, name, None)):
-        told = ["from pathlib import Path", "from scoretune import loras"]
-        return told, [f"loras.load(pipe.{part}, Path(here))"]
+        return ["import scoretune"], [f"scoretune.load_lora(pipe.{part}, here)"]
     file = FILES.get(subject.form)
     named = f", weight_name={json.dumps(file)}" if file else ""
     return [], [f"pipe.load_lora_weights(here{named})"]

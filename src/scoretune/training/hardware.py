@@ -52,7 +52,7 @@ def remember(policy: Policy, run: Run, prompts: Iterable[str]) -> None:
     """Encode all prompts of a run and let go of the encoders, if it asks for that."""
     own = inner(policy.backbone)
     if run.hardware.cache_prompts and isinstance(own, Pipelined):
-        own.remember(list(prompts))
+        own.cache_prompts(list(prompts))
 
 
 def spreads(run: Run) -> bool:
