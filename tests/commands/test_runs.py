@@ -304,6 +304,17 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
     assert json.loads(plain.out)["runs"] == ["done", "killed"]
 
 
+def test_names_of_runs_are_escaped_on_their_page(several, tmp_path):
+    hostile = several / "a&b<i>"
+    shutil.copytree(several / "done", hostile)
+    comparison = index.compare([several / "done", hostile])
+    text = write_page(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<i>" not in text and "a&amp;b&lt;i&gt;</th>" in text
+    assert text.count('class="swatch hue') == 2  # all settings are the same: one table
+    drawn = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
+    assert all('class="hue1"' in one and 'class="hue2"' in one for one in drawn)
+
+
 def test_the_command_opens_a_report(command, several, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) or True)

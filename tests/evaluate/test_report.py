@@ -5,14 +5,28 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scoretune.evaluate.report import data_page, page
 from scoretune.evaluate.report.charts import Axes, Point, Series, chart, thinned
-from scoretune.evaluate.report.format import grouped, level, percent, plain, points, shift
+from scoretune.evaluate.report.format import (
+    THIN,
+    duration,
+    grouped,
+    level,
+    percent,
+    plain,
+    points,
+    settings,
+    shift,
+)
 from scoretune.evaluate.report.page import write_report
+from scoretune.evaluate.report.record import read_record
+from scoretune.evaluate.report.sections import settings as settings_section
 
 pytest.importorskip("PIL")
 
@@ -267,6 +281,56 @@ def test_numbers_for_people_have_three_digits_and_no_minus_before_zero() -> None
     assert level(-0.25) == "\u22120.25"
     assert (points(-0.0004, 3), points(-0.4)) == ("+0.000", "+0")
     assert (percent(-0.001), grouped(-0.3)) == ("0\u202f%", "0")
+
+
+def test_durations_are_in_the_unit_that_suits_them() -> None:
+    seconds = (0.034, 3.21, 212.4, 599, 2100, 9000)
+    assert [duration(v) for v in seconds] == [
+        "0.034 s",
+        "3.2 s",
+        "212 s",
+        "599 s",
+        "35 min",
+        "2.5 h",
+    ]
+    assert duration(212, THIN) == "212\u202fs"
+
+
+def test_a_configuration_is_rows_of_leaves() -> None:
+    config = {"a": {"b": 1, "c": {}}, "d": "text", "e": [None, True]}
+    assert settings(config) == {"a.b": "1", "a.c": "{}", "d": "text", "e": "[null, true]"}
+    assert settings([1, 2]) == settings(None) == {}
+
+
+def test_a_section_is_a_module_and_a_template_of_its_name(tmp_path: Path) -> None:
+    sections = [*page.SECTIONS, *data_page.SECTIONS]
+    names = {section.__name__.rpartition(".")[2] for section in sections}
+    folder = files("scoretune.evaluate.report")
+    modules = {path.name.removesuffix(".py") for path in folder.joinpath("sections").iterdir()}
+    templates = {path.name for path in folder.joinpath("templates").iterdir()}
+    assert names == {name for name in modules if not name.startswith("__")} - {"headline"}
+    assert {f"{name}.html" for name in names} <= templates
+    record = read_record(tmp_path)
+    for section in page.SECTIONS:  # of an empty folder
+        assert section.context(record) is None or section is settings_section
+
+
+def test_the_page_of_a_run_on_data_escapes_and_names_what_is_missing(tmp_path: Path) -> None:
+    about = {"recipe": HOSTILE, "command": HOSTILE, "config": {"data": HOSTILE}}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    ends = {"base": 1.594, "final": 1.585, "real": 0.5}
+    (tmp_path / "result.json").write_text(json.dumps({"data": {HOSTILE: ends}}))
+    html = data_page.write(tmp_path).read_text(encoding="utf-8")
+    assert "<script>" not in html
+    assert "1.594 → 1.585 (data that were learned from: 0.5)" in words(html)
+    assert "metrics.jsonl is missing." in words(html)
+    nesting = Nesting()
+    nesting.feed(html)
+    assert nesting.open == []
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path) -> None:
+    assert "?" in report(make_run(tmp_path, machine="\ud800"))
 
 
 def test_empty_folder_names_what_is_missing(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from scoretune import recipes
 from scoretune.commands import sample
 from scoretune.core.errors import UserError
+from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
 from scoretune.rewards import catalog
 from scoretune.training import card, overrides, run_folder
-from scoretune.training.card_results import measured
 from scoretune.training.run import launch
 
 FLUX = ("transformer", "tokenizer")
@@ -48,11 +48,15 @@ def run(real, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+def measured(folder: Path) -> str:
+    return card.measured(read_record(folder))
+
+
 def edited(folder: Path, name: str, **values: object) -> dict:
     path = folder / name
-    found = json.loads(path.read_text()) | values
-    path.write_text(json.dumps(found))
-    return found
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(content))
+    return content
 
 
 def of_source(folder: Path, source: str) -> None:
@@ -72,14 +76,25 @@ def test_the_hub_reads_the_front_matter(run, monkeypatch):
     monkeypatch.setattr(card.pipelines, "described", lambda source, revision: index)
     path = card.write(run)
     assert path == run / "lora" / "README.md"
-    assert metadata_load(path) == {
+    data = metadata_load(path)
+    (model,) = data.pop("model-index")
+    result = json.loads((run / "result.json").read_text())
+    assert model["name"] == "ddpo on org/base"
+    (results,) = model["results"]
+    assert results["task"]["type"] == "text-to-image"
+    metrics = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert metrics["judge_accuracy"] == result["judge"]["final"]["overall"]
+    assert metrics["reward_deterministic_sampler"] == result["reward"]["deterministic"]
+    assert data == {
         "base_model": "org/base",
         "base_model_relation": "adapter",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["scoretune", "ddpo", "lora"],
     }
-    assert ModelCard.load(path).data.base_model == "org/base"
+    loaded = ModelCard.load(path).data
+    assert loaded.base_model == "org/base"
+    assert {one.metric_type for one in loaded.eval_results} == metrics.keys()
     assert "# license: yours to choose" in path.read_text()
     whole = metadata_load(card.write(run, run / "whole", "merged"))
     assert whole["base_model_relation"] == "finetune"
