@@ -181,7 +181,7 @@ def test_the_reward_of_a_run_has_a_name(several):
     assert len(verb.shortened("x" * 25)) == 24
 
 
-# ------------------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------------------ in the terminal
 
 
 def test_small_rewards_keep_six_digits():
@@ -235,9 +235,9 @@ def test_without_a_terminal_the_first_and_the_last_update_are_told(tmp_path, cap
     for update in range(7, 51):  # a resumed run
         live.line({"update": update, "reward": 0.6123, "path_kl": 0.21, "explained_variance": None})
         now[0] += 4.0
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "update 7/50: reward 0.612, path KL 0.21"
-    places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in said]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "update 7/50: reward 0.612, path KL 0.21"
+    places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in lines]
     assert places == [*range(7, 48, 4), 50]
 
 
@@ -337,7 +337,7 @@ def test_the_command_opens_a_report(command, several, monkeypatch):
 
 
 def test_what_cannot_be_compared_or_listed_is_a_line(command, several):
-    for words, said in [
+    for words, message in [
         (("compare", several / "done"), "name two runs or more"),
         (("compare", several / "done", several), "is no run folder"),
         (("open",), "name one run"),
@@ -347,7 +347,7 @@ def test_what_cannot_be_compared_or_listed_is_a_line(command, several):
     ]:
         refused = command("runs", *words)
         assert refused.code == 2
-        assert said in refused.err
+        assert message in refused.err
         assert refused.err.count("\n") == 1
     compared = index.compare([several / "done", several / "killed"])
     with pytest.raises(UserError, match="cannot write"):

@@ -70,7 +70,7 @@ def write_previews(folder: Path, prompts: list[str], side: int = 8, columns: int
 
 def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **about: Any) -> Path:
     """A finished run; `judge` is its accuracy before and after, None for a model without one."""
-    told = {
+    described = {
         "recipe": "score_as_action",
         "command": "scoretune demo --seed 0",
         "seed": 0,
@@ -80,7 +80,7 @@ def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **abou
         "config": {"objective": {"clip": 0.2}},
         "started": "2025-11-21T07:41:00+00:00",
     }
-    (run / "run.json").write_text(json.dumps(told | about), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(described | about), encoding="utf-8")
     metrics: list[dict[str, Any]] = [
         {"update": u, "seconds": 2.0 * u, "network_evaluations": 1000 * u, "reward": 0.4 + 0.01 * u}
         | {"path_kl": 0.1 * u, "explained_variance": None if u == 3 else -2 + 0.1 * u}
@@ -275,8 +275,8 @@ def test_without_a_critic_there_is_no_card_of_it(tmp_path: Path) -> None:
 
 
 def test_numbers_for_people_have_three_digits_and_no_minus_before_zero() -> None:
-    told = [plain(v) for v in (0.12251, 22.349, 999.7, 123456.4, -0.0, 0.00061234, 1e-5)]
-    assert told == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
+    texts = [plain(v) for v in (0.12251, 22.349, 999.7, 123456.4, -0.0, 0.00061234, 1e-5)]
+    assert texts == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
     assert [shift(v) for v in (0.0006, -0.0004, 0.0, -0.0)] == ["+0.0006", "\u22120.0004", "0", "0"]
     assert level(-0.25) == "\u22120.25"
     assert (points(-0.0004, 3), points(-0.4)) == ("+0.000", "+0")
@@ -369,8 +369,8 @@ def test_wrong_types_do_not_crash(tmp_path: Path) -> None:
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
-    told = ("recipe", "command", "machine", "started", "seed")
-    about: dict[str, Any] = dict.fromkeys(told, HOSTILE)
+    keys = ("recipe", "command", "machine", "started", "seed")
+    about: dict[str, Any] = dict.fromkeys(keys, HOSTILE)
     run = make_run(tmp_path, **about, versions={HOSTILE: HOSTILE}, config={HOSTILE: HOSTILE})
     (run / "previews" / "prompts.json").write_text(
         json.dumps({"prompts": [HOSTILE], "columns": 2, "side": 8})
@@ -434,10 +434,10 @@ def test_the_matrix_is_a_table_with_heads(tmp_path: Path) -> None:
     assert table.count('scope="col"') == 3
     assert table.count('scope="row"') == 3
     assert "After update 20." in words(page)
-    said = words(table)
-    assert "ddim (ODE) 0.4 ±0.1 0.4 ±0.1" in said
-    assert "gddim η = 1 +0.14 ±0.05 +0.07 ±0.05" in said
-    assert "gddim η = 2 \u2013 no such step \u22120.14 ±0.05" in said
+    text = words(table)
+    assert "ddim (ODE) 0.4 ±0.1 0.4 ±0.1" in text
+    assert "gddim η = 1 +0.14 ±0.05 +0.07 ±0.05" in text
+    assert "gddim η = 2 \u2013 no such step \u22120.14 ±0.05" in text
     assert re.findall(r'class="(up|down)" style="--share:(\d+)%"', table) == [
         ("up", "50"),
         ("up", "25"),

@@ -24,7 +24,7 @@ BAR, ROW, NAMES, GAINS = 12.0, 46.0, 112.0, 52.0  # bar charts: heights, and wid
 
 
 class Point(NamedTuple):
-    """One measurement; `low` and `high` bound its 95 % interval where one is known."""
+    """One measurement; `low` and `high` bound its 95 % interval where one is recorded."""
 
     x: float
     y: float

@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Change:
-    """A quantity before and after; `low` and `high` bound the gain where that is known."""
+    """A quantity before and after; `low` and `high` bound the gain where they are recorded."""
 
     before: float
     after: float
@@ -56,7 +56,7 @@ class Change:
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the gain's interval is known and contains 0."""
+        """Whether the gain's interval is recorded and contains 0."""
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
