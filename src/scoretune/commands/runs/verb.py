@@ -6,14 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scoretune.commands.runs import index
-from scoretune.commands.runs.index import Summary
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.format import NOTHING, duration, plain
+
+if TYPE_CHECKING:
+    from scoretune.commands.runs.index import Ends, Summary
 
 PIPED = 200  # characters a line, where nobody looks at a terminal
 
@@ -62,6 +63,8 @@ COLUMNS: Mapping[str, Callable[[Summary], str | None]] = {
 
 
 def _list(folder: Path, json_: bool) -> None:
+    from scoretune.commands.runs import index
+
     summaries = index.listed(folder)
     if json_:
         typer.echo(json.dumps([run.as_dict() for run in summaries]))
@@ -74,6 +77,8 @@ def _list(folder: Path, json_: bool) -> None:
 
 
 def _compare(folders: Sequence[Path], out: Path | None, json_: bool) -> None:
+    from scoretune.commands.runs import index
+
     comparison = index.compare(folders)
     if out is not None:
         from scoretune.commands.runs.page import write_page
@@ -137,7 +142,7 @@ def shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else name[: most - 1] + "\u2026"
 
 
-def _change(ends: index.Ends | None, measure: str = "") -> str:
+def _change(ends: Ends | None, measure: str = "") -> str:
     if ends is None or ends == (None, None):
         return ""
     return f"{measure} {plain(ends[0])} → {plain(ends[1])}".strip()
