@@ -316,7 +316,7 @@ def _threads(count: int) -> None:
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.commands.display import Live
-    from scoretune.commands.plan.knobs import worst_knob
+    from scoretune.commands.plan.suggestions import best_suggestion
     from scoretune.core import distributed
     from scoretune.training.engine import short_of_memory
     from scoretune.training.run import launch, ready
@@ -339,7 +339,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         if not short_of_memory(error):
             raise
         raise UserError(
-            f"there is not enough memory ({error}): {worst_knob(run)}; nothing is lost, go on by "
+            f"there is not enough memory ({error}): {best_suggestion(run)}; nothing is lost, go on by "
             f"scoretune train --resume {where} and that setting"
         ) from error
     distributed.stop()

@@ -18,7 +18,15 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from scoretune import recipes
-from scoretune.commands.plan import counts, evaluations, knobs, ledger, memory, meta_device, model
+from scoretune.commands.plan import (
+    counts,
+    evaluations,
+    memory,
+    meta_device,
+    model,
+    profiler,
+    suggestions,
+)
 from scoretune.commands.plan import plan as planning
 from scoretune.commands.plan.verb import PHASES, told
 from scoretune.core.config import Run
@@ -277,12 +285,12 @@ def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path
 
 def test_the_ledger_knows_products_attention_and_what_is_alive():
     left, right = torch.empty(8, 16, device="meta"), torch.empty(16, 4, device="meta")
-    found = ledger.cost(lambda: ((left @ right).relu() + 1).sum(), [left, right])
+    found = profiler.cost(lambda: ((left @ right).relu() + 1).sum(), [left, right])
     assert found.flops == 2 * 8 * 16 * 4
     assert found.peak == 2 * 8 * 4 * 4, "a product and its relu; then the relu and the sum"
     heads = torch.empty(2, 3, 64, 8, device="meta")
     attend = torch.nn.functional.scaled_dot_product_attention
-    found = ledger.cost(
+    found = profiler.cost(
         lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads), [heads]
     )
     assert found.flops == 2 * 2 * 2 * 3 * 64 * 64 * 8
@@ -300,7 +308,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
         said = model._predicted(policy, 9, told)
         torch.autograd.backward([said.float().square().sum()])
 
-    nine = ledger.cost(learn, [*network.parameters(), *network.buffers(), told])
+    nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), told])
     assert nine.flops == pytest.approx(found.learning.at(9).flops, rel=1e-6)
     assert nine.peak == pytest.approx(found.learning.at(9).peak, rel=0.02)
 
@@ -323,16 +331,16 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
         torch.autograd.backward([said.float().square().sum()])
 
     learn()
-    real = ledger.cost(learn, there)
+    real = profiler.cost(learn, there)
     assert real.flops == pytest.approx(found.learning.at(rows).flops, rel=1e-6)
     assert real.peak == pytest.approx(found.learning.at(rows).peak, rel=0.05)
     network.enable_gradient_checkpointing()
-    again = ledger.cost(learn, there)
+    again = profiler.cost(learn, there)
     assert found.again is not None
     # Frames of recomputation are cycles, and freed when Python comes to it.
     assert again.peak == pytest.approx(found.again.at(rows).peak, rel=0.3)
     with torch.no_grad():
-        seen = ledger.cost(lambda: policy.backbone.decode(x[:rows]), [x])
+        seen = profiler.cost(lambda: policy.backbone.decode(x[:rows]), [x])
     assert seen.peak == pytest.approx(found.drawing.at(rows).peak, rel=0.05)
 
 
@@ -423,21 +431,29 @@ def test_the_advice_names_what_lowers_the_peak_most(make, known):
     wide = make("ddpo", "sizes.prompts=8", "sizes.group=8", "hardware.decode_batch=1")
     policy, found = known(wide, ["a cat"])
     facts = facts_of(wide, policy)
-    best, *others = knobs.knobs(wide, found, facts, 3)
+    best, *others = suggestions.suggestions(wide, found, facts, 3)
     before = memory.peak(memory.phases(wide, found, facts, 3))[1]
     assert best[1] < 0.99 * before and all(best[1] <= after for _, after in others)
     setting = best[0]
     if not setting.startswith("model."):
         after = memory.phases(overrides.changed(wide, [setting]), found, facts, 3)
         assert memory.peak(after)[1] == best[1]
-    line = knobs.worst_knob(wide)
-    assert line.startswith(f"set {knobs.knobs(wide, found, facts, memory.EVALUATED)[0][0]}: of ")
+    line = suggestions.best_suggestion(wide)
+    assert line.startswith(
+        f"set {suggestions.suggestions(wide, found, facts, memory.EVALUATED)[0][0]}: of "
+    )
     assert "\n" not in line
 
 
 def test_advice_is_given_whatever_happens(make, tmp_path):
-    assert knobs.worst_knob(make("ddpo", "model.source=nobody/nothing")) == knobs.FALLBACK
-    assert knobs.worst_knob(make("ddpo", f"prompts={tmp_path}/none.txt")) == knobs.FALLBACK
+    assert (
+        suggestions.best_suggestion(make("ddpo", "model.source=nobody/nothing"))
+        == suggestions.FALLBACK
+    )
+    assert (
+        suggestions.best_suggestion(make("ddpo", f"prompts={tmp_path}/none.txt"))
+        == suggestions.FALLBACK
+    )
 
 
 # ------------------------------------------------------------------------------- command
@@ -515,7 +531,7 @@ def test_what_a_hub_id_lacks_is_told_as_a_command(make):
 def test_ratios_are_not_taken_in_bfloat16(make, known):
     found = known(make("ddpo"), ["a cat"])[1]
     for recipe, half in [("ddpo", "fp16"), ("draft", "bf16")]:
-        named = [name for name, *_ in knobs._choices(make(recipe), found)]
+        named = [name for name, *_ in suggestions._choices(make(recipe), found)]
         assert [n for n in named if "precision" in n] == [f"model.precision={half}"]
 
 

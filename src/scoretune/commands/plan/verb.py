@@ -34,47 +34,50 @@ def plan(
     """Count a run's work, memory and time before anything is loaded."""
     import torch
 
-    from scoretune.commands.plan.plan import chosen, planned
+    from scoretune.commands.plan.plan import planned, settings_of
 
     torch.set_num_threads(threads)
-    run = chosen(recipe, changes or [])
-    found = planned(run, processes)
+    run = settings_of(recipe, changes or [])
+    plan_numbers = planned(run, processes)
     if json_:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(plan_numbers))
         return
-    for title, text in told(found):
+    for title, text in told(plan_numbers):
         typer.echo(f"{title:<12} {text}")
 
 
-def told(found: dict[str, Any]) -> list[tuple[str, str]]:
+def told(plan_numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """A plan in lines, each with a title."""
-    lines = [("model", _model(found)), ("an update", _update(found["update"], found["processes"]))]
-    calls = found["network_evaluations"]
+    lines = [
+        ("model", _model(plan_numbers)),
+        ("an update", _update(plan_numbers["update"], plan_numbers["processes"])),
+    ]
+    calls = plan_numbers["network_evaluations"]
     parts = ("rollouts", "references", "credit", "learning", "warm_up")
     named = ", ".join(f"{name.replace('_', '-')} {_count(calls[name])}" for name in parts)
     lines += [
         ("network", f"{_count(calls['training'])} evaluations in training: {named}"),
         (
             "evaluations",
-            f"{found['evaluations']} times {found['held_out']} held-out prompts: "
+            f"{plan_numbers['evaluations']} times {plan_numbers['held_out']} held-out prompts: "
             f"{_count(calls['evaluations'])} network evaluations more",
         ),
-        ("texts", f"{_count(found['text_encodings'])} are encoded"),
-        ("a minibatch", _shared(found["processes"])),
+        ("texts", f"{_count(plan_numbers['text_encodings'])} are encoded"),
+        ("a minibatch", _shared(plan_numbers["processes"])),
     ]
-    lines += _memory(found["memory"])
-    if "time" in found:
-        lines.append(("time", _time(found["time"])))
+    lines += _memory(plan_numbers["memory"])
+    if "time" in plan_numbers:
+        lines.append(("time", _time(plan_numbers["time"])))
     return lines
 
 
-def _model(found: dict[str, Any]) -> str:
-    known = found.get("parameters")
-    if known is None:
-        return str(found["model"])
-    share = 100 * known["trained"] / known["total"]
+def _model(plan_numbers: dict[str, Any]) -> str:
+    parameters = plan_numbers.get("parameters")
+    if parameters is None:
+        return str(plan_numbers["model"])
+    share = 100 * parameters["trained"] / parameters["total"]
     return (
-        f"{found['model']}: {known['total']:,} weights, of which {known['trained']:,} are trained "
+        f"{plan_numbers['model']}: {parameters['total']:,} weights, of which {parameters['trained']:,} are trained "
         f"({share:.2g} %)"
     )
 
@@ -111,11 +114,11 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     return [*lines, ("to lower it", lower or "nothing that this plan knows of")]
 
 
-def _time(told: dict[str, Any]) -> str:
+def _time(time: dict[str, Any]) -> str:
     return (
-        f"{duration(told['seconds_at_least'])} at least: "
-        f"{told['training_flops'] + told['evaluation_flops']:.2g} FLOPs at the "
-        f"{told['flops_per_second']:.2g} a second of large matrix products on this {told['device']}"
+        f"{duration(time['seconds_at_least'])} at least: "
+        f"{time['training_flops'] + told['evaluation_flops']:.2g} FLOPs at the "
+        f"{time['flops_per_second']:.2g} a second of large matrix products on this {time['device']}"
     )
 
 
