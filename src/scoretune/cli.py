@@ -339,8 +339,8 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         if not short_of_memory(error):
             raise
         raise UserError(
-            f"there is not enough memory ({error}): {best_suggestion(run)}; nothing is lost, go on by "
-            f"scoretune train --resume {where} and that setting"
+            f"there is not enough memory ({error}): {best_suggestion(run)}; nothing is lost, go "
+            f"on by scoretune train --resume {where} and that setting"
         ) from error
     distributed.stop()
     if not main:

@@ -105,7 +105,7 @@ def known(monkeypatch, cache):
             cache[key] = measure(run, texts)
         return cache[key]
 
-    for place in (planning, knobs):
+    for place in (planning, suggestions):
         monkeypatch.setattr(place, "model_of", of)
     return of
 

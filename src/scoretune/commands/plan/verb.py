@@ -38,47 +38,47 @@ def plan(
 
     torch.set_num_threads(threads)
     run = settings_of(recipe, changes or [])
-    plan_numbers = planned(run, processes)
+    forecast = planned(run, processes)
     if json_:
-        typer.echo(json.dumps(plan_numbers))
+        typer.echo(json.dumps(forecast))
         return
-    for title, text in told(plan_numbers):
+    for title, text in lines_of(forecast):
         typer.echo(f"{title:<12} {text}")
 
 
-def told(plan_numbers: dict[str, Any]) -> list[tuple[str, str]]:
+def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
     """A plan in lines, each with a title."""
     lines = [
-        ("model", _model(plan_numbers)),
-        ("an update", _update(plan_numbers["update"], plan_numbers["processes"])),
+        ("model", _model(forecast)),
+        ("an update", _update(forecast["update"], forecast["processes"])),
     ]
-    calls = plan_numbers["network_evaluations"]
+    calls = forecast["network_evaluations"]
     parts = ("rollouts", "references", "credit", "learning", "warm_up")
     named = ", ".join(f"{name.replace('_', '-')} {_count(calls[name])}" for name in parts)
     lines += [
         ("network", f"{_count(calls['training'])} evaluations in training: {named}"),
         (
             "evaluations",
-            f"{plan_numbers['evaluations']} times {plan_numbers['held_out']} held-out prompts: "
+            f"{forecast['evaluations']} times {forecast['held_out']} held-out prompts: "
             f"{_count(calls['evaluations'])} network evaluations more",
         ),
-        ("texts", f"{_count(plan_numbers['text_encodings'])} are encoded"),
-        ("a minibatch", _shared(plan_numbers["processes"])),
+        ("texts", f"{_count(forecast['text_encodings'])} are encoded"),
+        ("a minibatch", _shared(forecast["processes"])),
     ]
-    lines += _memory(plan_numbers["memory"])
-    if "time" in plan_numbers:
-        lines.append(("time", _time(plan_numbers["time"])))
+    lines += _memory(forecast["memory"])
+    if "time" in forecast:
+        lines.append(("time", _time(forecast["time"])))
     return lines
 
 
-def _model(plan_numbers: dict[str, Any]) -> str:
-    parameters = plan_numbers.get("parameters")
+def _model(forecast: dict[str, Any]) -> str:
+    parameters = forecast.get("parameters")
     if parameters is None:
-        return str(plan_numbers["model"])
+        return str(forecast["model"])
     share = 100 * parameters["trained"] / parameters["total"]
     return (
-        f"{plan_numbers['model']}: {parameters['total']:,} weights, of which {parameters['trained']:,} are trained "
-        f"({share:.2g} %)"
+        f"{forecast['model']}: {parameters['total']:,} weights, of which "
+        f"{parameters['trained']:,} are trained ({share:.2g} %)"
     )
 
 
@@ -117,7 +117,7 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
 def _time(time: dict[str, Any]) -> str:
     return (
         f"{duration(time['seconds_at_least'])} at least: "
-        f"{time['training_flops'] + told['evaluation_flops']:.2g} FLOPs at the "
+        f"{time['training_flops'] + time['evaluation_flops']:.2g} FLOPs at the "
         f"{time['flops_per_second']:.2g} a second of large matrix products on this {time['device']}"
     )
 
