@@ -28,7 +28,7 @@ from scoretune.commands.plan import (
     suggestions,
 )
 from scoretune.commands.plan import plan as planning
-from scoretune.commands.plan.verb import PHASES, told
+from scoretune.commands.plan.verb import PHASES, lines_of
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
@@ -476,7 +476,7 @@ def test_the_command_tells_of_a_recipe_and_of_a_run_folder(make, known, command,
 def test_several_processes_share_a_minibatch(make, known):
     run = make("ddpo", "sizes.prompts=8", "sizes.group=16", "sizes.minibatch=64")
     run = overrides.changed(run, ["hardware.device_batch=8"])
-    lines = dict(told(planning.planned(run, 2, seconds=0)))
+    lines = dict(lines_of(planning.planned(run, 2, seconds=0)))
     text = "64 states = 2 processes × 4 passes of 8; the gradient is the same"
     assert lines["a minibatch"] == text
     one, two = (planning.planned(run, n, seconds=0)["memory"]["phases"] for n in (1, 2))
@@ -540,5 +540,5 @@ def test_every_phase_is_told_in_plain_words(make, known):
     assert set(found["memory"]["phases"]) == set(PHASES)
     for phase, words in PHASES.items():
         found["memory"]["phase"] = phase
-        lines = dict(told(found))
+        lines = dict(lines_of(found))
         assert f"at least, while {words}: " in lines["memory"] and "by phase" not in lines
