@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from scoretune.models.tiny import own as miniature
 from scoretune.models.user_module import Own, adaptable
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.training import build, overrides, run_folder
+from scoretune.training import build, overrides
 
 CPU = torch.device("cpu")
 POINTS = {"process": "VP()", "prediction": "epsilon", "shape": [2]}
@@ -430,27 +429,8 @@ def mini(*changes: str, tiny: tuple[str, ...] = ()) -> config.Run:
     return overrides.changed(recipes.named("ddpo"), [*tiny, *given, *rest, *changes])
 
 
-class Watching:
-    def __init__(self, until: int | None = None) -> None:
-        self.until = until
-
-    def stage(self, text: str) -> None: ...
-
-    def line(self, numbers: dict[str, Any]) -> None:
-        if numbers.get("update") == self.until:
-            raise KeyboardInterrupt
-
-
-def launch(run: config.Run, folder: Path, until: int | None = None) -> None:
-    from scoretune.training.build import launch, ready
-
-    ready(run)
-    run_folder.record(run, folder, threads=1)
-    launch(run, folder, Watching(until))
-
-
-def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
-    launch(mini(tiny=tiny), tmp_path / "run")
+def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path, launched):
+    launched(mini(tiny=tiny), tmp_path / "run")
     policy = sample.load(tmp_path / "run")
     learned = adapter_state(policy.backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {
@@ -459,7 +439,7 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
     assert any(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
     fresh = miniature.denoiser()
     before = fresh(torch.ones(1, 1, 8, 8), torch.ones(1))
-    lora.load(fresh, tmp_path / "run")
+    lora.load_lora(fresh, tmp_path / "run")
     x, t = torch.ones(1, 1, 8, 8), torch.ones(1)
     assert torch.equal(fresh(x, t), policy.backbone.predict(x, t, torch.zeros(1, 0, 0)))
     assert float((fresh(x, t) - before).detach().abs().max()) > 1e-3
@@ -469,8 +449,8 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
     assert again == (tmp_path / "run" / "lora" / lora.NAME).read_bytes()
 
 
-def test_every_weight_trains_and_is_saved(tiny, tmp_path):
-    launch(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
+def test_every_weight_trains_and_is_saved(tiny, tmp_path, launched):
+    launched(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
     found = sample.load(tmp_path / "run").backbone
     before = miniature.denoiser().state_dict()
     moved = [n for n, w in found.network.state_dict().items() if not torch.equal(w, before[n])]
@@ -506,12 +486,3 @@ SAID = (
     ("model.process", "model.prediction", "model.shape"),
     ("VP()", "epsilon", "[2]"),
 )
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path):
-    launch(mini(tiny=tiny), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        launch(mini(tiny=tiny), tmp_path / "stopped", until=2)
-    launch(mini(tiny=tiny), tmp_path / "stopped")
-    name = Path("lora") / lora.NAME
-    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()

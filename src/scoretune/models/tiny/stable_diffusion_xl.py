@@ -70,6 +70,23 @@ def encoder(width: int, projection: int = 0) -> Any:
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
+def t5(width: int) -> Any:
+    """A T5 text encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=words.VOCABULARY,
+            d_model=width,
+            d_kv=4,
+            d_ff=2 * width,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+        )
+    )
+
+
 def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any:
     """A UNet on states of `width`; with `pooled`, as SDXL's, told of that and of sizes too."""
     from diffusers import UNet2DConditionModel
