@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scoretune.commands.families import families, parity
-from scoretune.commands.families.families import Found
-from scoretune.commands.families.parity import FAMILIES, Asked
+from scoretune.commands.families.families import Report
+from scoretune.commands.families.parity import FAMILIES, Request
 from scoretune.models import stable_diffusion_3
 from scoretune.models.tiny import own, words
 from scoretune.models.tiny import stable_diffusion_3 as flow_miniature
@@ -24,9 +24,9 @@ def named(name: str) -> parity.Family:
     return found
 
 
-def sound(**changes: float | bool | None) -> Found:
+def sound(**changes: float | bool | None) -> Report:
     """What is found of a family that works, changed."""
-    found = Found(
+    found = Report(
         "any",
         parity=1e-6,
         lora=0.1,
@@ -37,7 +37,7 @@ def sound(**changes: float | bool | None) -> Found:
         resume=True,
     )
     found = replace(found, **changes)
-    found.judge()
+    found.conclude()
     return found
 
 
@@ -118,7 +118,7 @@ def test_parity_sees_a_wrong_model(tmp_path):
     flow_miniature.build(theirs), flow_miniature.build(other, seed=1)
     for folder, same in ((theirs, True), (other, False)):
         policy = Policy(stable_diffusion_3.load(str(folder)), GDDIM(1.0), 2.0)
-        apart = parity.flow(Asked(policy, theirs, words.PROMPTS))
+        apart = parity.flow(Request(policy, theirs, words.PROMPTS))
         assert (apart < 1e-5) is same
         assert (apart > 1e-2) is not same
 

@@ -13,7 +13,7 @@ import torch
 
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.commands.families import families, parity
-from scoretune.commands.families.parity import Asked, Family
+from scoretune.commands.families.parity import Family, Request
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
@@ -103,13 +103,13 @@ def test_its_pictures_are_the_pipelines(family, folder, backbone, guidance):
     free = backbone.encode(family.prompts).null is None
     if guidance > 1 and free and not isinstance(backbone, Distilled):
         with pytest.raises(UserError, match="guidance needs an empty prompt"):
-            family.parity(Asked(Policy(backbone, GDDIM(1.0), guidance), folder, family.prompts))
+            family.parity(Request(Policy(backbone, GDDIM(1.0), guidance), folder, family.prompts))
         return
     told = isinstance(backbone, Distilled)
     if told:
         backbone.scale = guidance
     policy = Policy(backbone, GDDIM(1.0), 1.0 if told else guidance)
-    assert family.parity(Asked(policy, folder, family.prompts)) < TOLERANCE
+    assert family.parity(Request(policy, folder, family.prompts)) < TOLERANCE
 
 
 def test_it_trains_is_exported_and_goes_on(family, tmp_path):

@@ -163,12 +163,12 @@ def held_out_asks() -> list[Ask]:
 def balanced(asks: list[Ask], per_task: int, seed: int) -> list[Ask]:
     """`per_task` prompts of each task, repeating a short list; the same for the same seed."""
     rng = np.random.default_rng(seed)
-    chosen: list[Ask] = []
+    sample: list[Ask] = []
     for task in TASKS:
-        own = [ask for ask in asks if ask.task == task]
-        order = [own[i] for i in rng.permutation(len(own))]
-        chosen += [order[i % len(order)] for i in range(per_task)]
-    return chosen
+        of_task = [ask for ask in asks if ask.task == task]
+        order = [of_task[i] for i in rng.permutation(len(of_task))]
+        sample += [order[i % len(order)] for i in range(per_task)]
+    return sample
 
 
 def lay_out(ask: Ask, rng: np.random.Generator) -> Layout:

@@ -11,7 +11,7 @@ from scoretune.models.tiny import words
 from scoretune.models.tiny.stable_diffusion_xl import autoencoder, encoder, jittered, t5
 
 SIDE = 4
-"""Of the latents that it draws unless told otherwise; a picture is eight times as large."""
+"""Of the latents that it draws unless set otherwise; a picture is eight times as large."""
 TOKENS = 6
 """How many T5 reads."""
 STATES, POOLED = 12, 16
@@ -19,7 +19,7 @@ STATES, POOLED = 12, 16
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Save the pipeline, told its guidance as [dev] is, in a folder; returns the folder."""
+    """Save the pipeline, with distilled guidance as [dev], in a folder; returns the folder."""
     pipeline(seed).save_pretrained(folder)
     return folder
 

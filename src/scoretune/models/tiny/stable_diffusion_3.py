@@ -18,7 +18,7 @@ from scoretune.models.tiny.stable_diffusion_xl import (
 )
 
 JOINT, POOLED = 24, 10
-"""Width of the states that the transformer is told, and of each encoder's pooled state."""
+"""Width of the text states that the transformer takes, and of each encoder's pooled state."""
 T5_TOKENS = 2
 """Rows of zeros in the place of a T5's states."""
 

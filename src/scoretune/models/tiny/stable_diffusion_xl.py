@@ -25,7 +25,7 @@ def pipeline(
     """A StableDiffusionXLPipeline with SDXL's own scheduler.
 
     Without `first` only the second encoder reads; `zeros` stand for the empty prompt; `guidance` is
-    the width of what the network is told of guidance, for a distilled one.
+    the width of the embedded guidance that a distilled network takes.
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -88,12 +88,12 @@ def t5(width: int) -> Any:
 
 
 def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any:
-    """A UNet on states of `width`; with `pooled`, as SDXL's, told of that and of sizes too."""
+    """A UNet on states of `width`; with `pooled`, as SDXL's, on that and on sizes too."""
     from diffusers import UNet2DConditionModel
 
-    told: dict[str, Any] = {}
+    added: dict[str, Any] = {}
     if pooled:
-        told = {
+        added = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + pooled,
@@ -111,7 +111,7 @@ def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any
         norm_num_groups=4,
         cross_attention_dim=width,
         time_cond_proj_dim=guidance,
-        **told,
+        **added,
     ).eval()
 
 
