@@ -71,9 +71,9 @@ def loaded(source: object, **settings: object) -> Backbone:
 def test_what_sources_are(folder, tmp_path):
     shipped = catalog.resolve("scenes-flow")
     assert (shipped.kind, shipped.shipped) == ("pipeline", True)
-    assert (
-        shipped.where == str(world.shipped("scenes-flow")) == str(scoretune.shipped("scenes-flow"))
-    )
+    assert shipped.where == str(scoretune.shipped("scenes-flow"))
+    with pytest.raises(UserError, match="unknown shipped model 'scene': did you mean 'scenes'"):
+        scoretune.shipped("scene")
     assert shipped.world == world.shipped()  # where the reader and the judge are
     for source in (str(folder), "org/name", "nowhere"):
         assert catalog.resolve(source) == catalog.Resolved(source, "pipeline", source)

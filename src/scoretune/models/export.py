@@ -264,7 +264,7 @@ def _folder(where: str, revision: str | None) -> Path:
 
 
 def hub() -> Any:
-    """The hub as this machine's user. Raises UserError without a token, and under HF_HUB_OFFLINE."""
+    """The hub as this machine's user. Raises UserError without a token and when offline."""
     from huggingface_hub import HfApi, get_token, is_offline_mode
 
     if is_offline_mode():

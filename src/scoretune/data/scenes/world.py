@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from scoretune.core.errors import unknown
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLURALS = tuple(word + ("es" if word == "six" else "s") for word in DIGITS)
 COLOURS = ("red", "green", "blue", "yellow")
@@ -130,7 +132,12 @@ def asks_by_text() -> dict[str, Ask]:
 
 
 def shipped(name: str = "scenes") -> Path:
-    """The folder of a shipped model; that of `scenes` also holds their reader and their judge."""
+    """The folder of a shipped model; that of `scenes` also holds their reader and their judge.
+
+    Raises UserError for a name that is none of `SHIPPED`.
+    """
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
     return Path(__file__).parents[2] / "assets" / SHIPPED[name]
 
 
