@@ -122,7 +122,8 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
 
     `loader` makes a pipeline: another makes one without weights.
     """
-    backbone, sharded = load_backbone(run.model, loader=loader), engine.shards(run.hardware)
+    backbone = load_backbone(run.model, loader=loader)
+    sharded = engine.shards(run.hardware)
     move(backbone, device, network=not sharded)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
