@@ -176,7 +176,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     """Score as action, critic and reward gradient included, in one process and in two."""
     folder = tmp_path_factory.mktemp("runs")
     one, two = folder / "one", folder / "two"
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
     from scoretune.training.run_folder import record
 
     run = overrides.changed(recipes.score_as_action(), [*SIZES, *EXACT])

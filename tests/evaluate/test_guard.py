@@ -337,7 +337,7 @@ class Watched:
 
 
 def launched(run: config.Run, folder: Path, watcher: Watched | None = None) -> dict[str, Any]:
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
     return launch(run, folder, watcher or Watched())
