@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 # Before torch is imported: the thread pools are made at import.
@@ -43,6 +44,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def case() -> Callable[..., AbstractContextManager[None]]:
+    """`with case(process, eta):` names the case in what a failure says, in a loop of many."""
+
+    @contextmanager
+    def named(*what: object) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note("case: " + ", ".join(map(str, what)))
+            raise
+
+    return named
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,12 @@ def process(request: pytest.FixtureRequest) -> Process:
 
 
 @pytest.fixture(scope="session")
+def processes() -> dict[str, Process]:
+    """All of them by name, for a loop inside one test."""
+    return PROCESSES
+
+
+@pytest.fixture(scope="session")
 def sd15() -> Tabulated:
     return Tabulated.scaled_linear()
 

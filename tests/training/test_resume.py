@@ -1,8 +1,8 @@
 """A run that is killed and resumed ends where an undisturbed one ends, to the bit.
 
-By default three kills of a forked child in one recipe, and each thing that changes while a run trains
-restored once. `SCORETUNE_KILLS=1 python -m pytest -s tests/training/test_resume.py` kills runs of the
-other recipes too, and a real `scoretune train` ten times, at random moments of its life.
+By default three kills of a forked child in one recipe, and each thing that changes while a run
+trains is restored once. `SCORETUNE_KILLS=1 python -m pytest -s tests/training/test_resume.py`
+kills runs of the other recipes too, and a real `scoretune train` ten times, at random moments.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def undisturbed(tiny, tmp_path_factory) -> Path:
 def few_pictures(monkeypatch) -> None:
     """Sixty pictures to learn from instead of thousands."""
     monkeypatch.setattr(
-        "scoretune.training.methods.read_pictures", partial(read_pictures, count=60)
+        "scoretune.training.objectives.matching.read_pictures", partial(read_pictures, count=60)
     )
 
 
@@ -315,7 +315,7 @@ def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny, undisturbed):
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    from scoretune.training.stopping import Stopping
+    from scoretune.training.hooks import Stopping
 
     said: list[str] = []
     stopping = Stopping(lambda update: None, said.append)
