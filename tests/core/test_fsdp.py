@@ -53,7 +53,15 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
     folder.mkdir(exist_ok=True)
     parts = build(run)
     kept = {"engine": parts.engine}
-    progress = Progress(run, folder, parts.policy, parts.optimiser, parts.method.source, kept)
+    progress = Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
     first = progress.restore()
     train(
         parts.method.source,
