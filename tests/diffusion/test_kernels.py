@@ -87,7 +87,7 @@ def test_gddim_is_exact_for_point_masses_in_one_step(processes, gaussian, eta, c
         with case(name):
             data = gaussian(0.7, 0.0)
             t, s = (float(time_of_ratio(process, _time(ratio))) for ratio in (5.0, 0.1))
-            a, _, c_sq = data.coefficients(GDDIM(eta), process, _time(t), _time(s))
+            [(a, _, c_sq)] = data.coefficients(GDDIM(eta), process, _time(t), _time(s))
             a_exact, c_exact = _exact_step(process, data, eta, t, s)
             assert a == pytest.approx(a_exact, abs=1e-12)
             assert c_sq == pytest.approx(c_exact, abs=1e-12)

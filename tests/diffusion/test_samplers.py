@@ -6,6 +6,7 @@ the basis 1, x_T, ξ_1, ξ_2, … as a batch, it tells its law without Monte Car
 
 import math
 from functools import partial
+from importlib import import_module
 from itertools import pairwise, product
 
 import pytest
@@ -26,7 +27,6 @@ from scoretune.diffusion.solvers import (
     heun,
     predictor_corrector,
 )
-from scoretune.diffusion.solvers import predictor_corrector as langevin
 from scoretune.diffusion.solvers.stochastic import (
     ddim_eta,
     euler_maruyama,
@@ -36,6 +36,8 @@ from scoretune.diffusion.solvers.stochastic import (
 )
 
 F64 = torch.float64
+# The module, which its function hides as an attribute of the package.
+langevin = import_module(predictor_corrector.__module__)
 GRIDS = {"uniform": uniform, "karras": partial(karras, rho=7.0)}
 MIDPOINT, SDE_MIDPOINT = (partial(f, lower_order_final=False) for f in (dpmpp_2m, dpmpp_2m_sde))
 ETAS = {eta: partial(gddim, eta=eta) for eta in (0.5, 1.2, 2.0)}
@@ -262,7 +264,7 @@ def pc_law(process, data, times, snr):
         size = 2 * (snr * folded(0, 1) / folded((mean - centre) / v, math.sqrt(variance) / v)) ** 2
         mean = centre + (1 - size / v) * (mean - centre)
         variance = (1 - size / v) ** 2 * variance + 2 * size
-        a, b, c_sq = data.coefficients(kernel, process, t, s)
+        [(a, b, c_sq)] = data.coefficients(kernel, process, t, s)
         mean, variance = a * mean + b, a * a * variance + c_sq * (k < len(times) - 2)
     return mean, variance
 
