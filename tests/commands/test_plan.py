@@ -118,7 +118,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ("ddpo", [], "sd"),
         ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
         ("grpo", [], "sd"),
-        ("mix_grpo", ["sampling.steps=4", "updates=5", "sampling.window.every=2"], "sd3"),
+        ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
         (
             "mix_grpo_flash",
             [
@@ -141,7 +141,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
     ],
 )
 def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, source):
-    run = make(recipe, *changes, source=source)
+    run = make(recipe, "updates=1", *changes, source=source)
     parts = runs.build(run)
     facts = facts_of(run, parts.policy)
     for lap in range(parts.method.warm_up):
@@ -160,7 +160,7 @@ def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, sourc
 
 def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, monkeypatch):
     changes = ["sampling.steps=3", "evaluation.gap.steps=[2]", "evaluation.gap.etas=[1]"]
-    run = make("grpo", *changes, "evaluation.every=0")
+    run = make("grpo", *changes, "updates=1", "evaluation.every=0")
     made, ask = [0], Policy._ask
 
     def counted(policy, *arguments):
@@ -353,7 +353,7 @@ def resident(reset: bool = False) -> tuple[int, int]:
 def test_the_peak_is_that_of_the_process(known):
     run = recipes.named("ddpo")
     _, found = known(run, ["a cat"])
-    policy, rows = build.build_policy(run, torch.device("cpu")), 100
+    policy, rows = build.build_policy(run, torch.device("cpu")), 50
     tokens = policy.backbone.encode(["a red seven"]).tokens.repeat(rows, 1, 1)
     x, t = torch.randn(rows, *policy.backbone.shape), torch.full((rows,), 0.5)
 
@@ -371,7 +371,7 @@ def test_the_peak_is_that_of_the_process(known):
     learn()
     measured, foretold = resident()[0] - before, found.learning.at(rows).peak
     threshold(-3, 2**25)  # as glibc itself has it after a while
-    assert foretold > 1e8
+    assert foretold > 5e7
     # Alone within 2 %; after other tests what they left behind grows too.
     assert 0.85 * foretold < measured < 1.4 * foretold, (measured, foretold)
 
