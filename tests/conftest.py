@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 # Before torch is imported: the thread pools are made at import.
 os.environ.update(
@@ -74,6 +75,28 @@ def tiny() -> list[str]:
         "evaluation.steps=2",
         "evaluation.every=0",
     ]
+
+
+class Silent:
+    """A watcher of a run that says nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the shipped model, to be read only: change a copy (`shutil.copytree`)."""
+    from scoretune import recipes
+    from scoretune.training import overrides, run_folder
+    from scoretune.training.run import launch
+
+    changes = ["model.guidance=2.5", "model.rank=2", "evaluation.gap.steps=[2]"]
+    run = overrides.changed(recipes.named("ddpo"), [*tiny, *changes])
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_folder.record(run, folder, 1)
+    launch(run, folder, Silent())
+    return folder
 
 
 class Outcome(NamedTuple):
