@@ -355,9 +355,9 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
 
 def _conclude(result: dict[str, Any]) -> None:
     """The result of a run on data in a few lines, and where to look."""
-    from scoretune.evaluate.report.data_page import told_of
+    from scoretune.evaluate.report.data_page import result_lines
 
-    for line in told_of(result):
+    for line in result_lines(result):
         typer.echo(line, err=True)
     where = result["run"]
     typer.echo(f"{result['seconds']:.0f} s; look at {where}/report.html", err=True)

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from scoretune import recipes
-from scoretune.commands.plan import counts, evaluations, hollow, knobs, ledger, memory, model
+from scoretune.commands.plan import counts, evaluations, knobs, ledger, memory, meta_device, model
 from scoretune.commands.plan import plan as planning
 from scoretune.commands.plan.verb import PHASES, told
 from scoretune.core.config import Run
@@ -27,7 +27,6 @@ from scoretune.data.prompts import Prompts
 from scoretune.data.scenes import world
 from scoretune.diffusion.processes import VP
 from scoretune.evaluate.report import page
-from scoretune.models import pipelines
 from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
 from scoretune.training import build, overrides
@@ -236,11 +235,11 @@ def test_a_guard_looks_at_as_many_as_it_draws():
 
 @pytest.mark.parametrize("source", ["sd", "sd3", "flux"])
 @pytest.mark.parametrize("changes", [[], ["model.rank=0"], ["model.precision=bf16"]])
-def test_a_hollow_model_weighs_what_the_real_one_does(make, source, changes):
+def test_a_model_on_the_meta_device_weighs_what_the_real_one_does(make, source, changes):
     run = make("flow_grpo" if source != "sd" else "ddpo", *changes, source=source)
     real = build.build_policy(run, torch.device("cpu"))
-    found = hollow.hollow_policy(run)
-    assert hollow.weights_of(found) == hollow.weights_of(real)
+    found = meta_device.meta_policy(run)
+    assert meta_device.weights_of(found) == meta_device.weights_of(real)
     assert {p.device.type for p in found.backbone.network.parameters()} == {"meta"}
     ours, theirs = (
         [(n, p.shape, p.dtype, p.requires_grad) for n, p in q.backbone.network.named_parameters()]
@@ -250,12 +249,10 @@ def test_a_hollow_model_weighs_what_the_real_one_does(make, source, changes):
     assert found.backbone.process == real.backbone.process
 
 
-def test_no_weights_are_read_and_the_usual_door_is_left_as_it_was(make):
-    usual = pipelines.load
+def test_no_weights_are_read(make):
     bare = make("ddpo", source="bare")
-    weights = hollow.weights_of(hollow.hollow_policy(bare))
-    assert weights == hollow.weights_of(hollow.hollow_policy(make("ddpo")))
-    assert pipelines.load is usual
+    weights = meta_device.weights_of(meta_device.meta_policy(bare))
+    assert weights == meta_device.weights_of(meta_device.meta_policy(make("ddpo")))
     with pytest.raises(UserError, match="cannot load"):
         build.build_policy(bare, torch.device("cpu"))
 
@@ -266,8 +263,10 @@ def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     shutil.copytree(folders["bare"], home / "snapshots" / ("0" * 40))
-    found = hollow.hollow_policy(make("ddpo", "model.source=someone/tiny"))
-    assert hollow.weights_of(found) == hollow.weights_of(hollow.hollow_policy(make("ddpo")))
+    found = meta_device.meta_policy(make("ddpo", "model.source=someone/tiny"))
+    assert meta_device.weights_of(found) == meta_device.weights_of(
+        meta_device.meta_policy(make("ddpo"))
+    )
     missing = planning.planned(make("ddpo", "model.source=someone/else"), seconds=0)
     assert "is not in the cache" in missing["memory"]["unknown"]
     here = planning.planned(make("ddpo"), seconds=0)
@@ -508,7 +507,7 @@ def test_a_busy_moment_does_not_lower_the_speed(monkeypatch):
 
 def test_what_a_hub_id_lacks_is_told_as_a_command(make):
     with pytest.raises(UserError) as caught:
-        hollow.folder_of("nobody/nothing", "v2")
+        meta_device.folder_of("nobody/nothing", "v2")
     given = shlex.split(str(caught.value).partition("get them by: ")[2])
     assert given[:5] == ["hf", "download", "nobody/nothing", "--revision", "v2"]
     assert given[5:] == ["--include", "*.json", "--include", "*.txt", "--include", "*.model"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoretune.commands.plan.hollow import META, hollow_policy, weights_of
 from scoretune.commands.plan.ledger import NOTHING, Curve, curve
+from scoretune.commands.plan.meta_device import META, meta_policy, weights_of
 from scoretune.core.config import Run
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
@@ -56,14 +56,14 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
         policy = from_data.build(run).policy  # small, and made from the data
         catalog.move(policy.backbone, META)
     else:
-        policy = hollow_policy(run)
+        policy = meta_policy(run)
     try:
         sloped = KINDS[run.objective.kind].follows_reward
         return policy, _measured(policy, next(iter(texts), ""), sloped)
     except (NotImplementedError, RuntimeError) as error:  # it asks for the numbers in a tensor
-        first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot tell the memory of {run.model.source!r} without its weights ({first})"
+            f"cannot tell the memory of {run.model.source!r} without its weights "
+            f"({first_line(error)})"
         ) from error
 
 

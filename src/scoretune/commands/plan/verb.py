@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scoretune.evaluate.report.format import duration
+
 PHASES = {
     "encoding": "the prompts are encoded",
     "rolling": "samples are drawn",
@@ -111,7 +113,7 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _time(told: dict[str, Any]) -> str:
     return (
-        f"{_seconds(told['seconds_at_least'])} at least: "
+        f"{duration(told['seconds_at_least'])} at least: "
         f"{told['training_flops'] + told['evaluation_flops']:.2g} FLOPs at the "
         f"{told['flops_per_second']:.2g} a second of large matrix products on this {told['device']}"
     )
@@ -130,10 +132,3 @@ def _bytes(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size / 2**10:.3g} KiB"
-
-
-def _seconds(seconds: float) -> str:
-    for unit, scale in (("h", 3600), ("min", 60)):
-        if seconds >= scale:
-            return f"{seconds / scale:.2g} {unit}"
-    return f"{seconds:.2g} s"
