@@ -14,32 +14,19 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
-from scoretune import recipes
 from scoretune.commands import sample
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
 from scoretune.rewards import catalog
-from scoretune.training import card, overrides, run_folder
-from scoretune.training.run import launch
+from scoretune.training import card, run_folder
 
 FLUX = ("transformer", "tokenizer")
 
 
-class Silent:
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict) -> None: ...
-
-
 @pytest.fixture(scope="module")
-def real(tiny, tmp_path_factory) -> Path:
-    """A finished run of the shipped model, made once."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("runs") / "real"
-    run = overrides.changed(recipes.named("ddpo"), [*tiny, "model.guidance=2.5", "model.rank=2"])
-    run_folder.record(run, folder, 1)
-    launch(run, folder, Silent())
-    return folder
+def real(finished_run) -> Path:
+    return finished_run
 
 
 @pytest.fixture
