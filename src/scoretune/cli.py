@@ -323,10 +323,10 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.training.run_folder import record
 
     _threads(threads)
-    ready(run)
+    reward = ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
-    record(run, where, threads)
+    record(run, where, threads, reward)
     main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scoretune.core import calls
+from scoretune.core import resolve
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
-from scoretune.rewards import reader, weighted
-from scoretune.rewards.catalog import REWARDS, fingerprint, named_reward
+from scoretune.rewards import catalog, reader
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ PROMPTS = ["a seven", "a red seven", "two fives"]
     ],
 )
 def test_a_sum_is_read(text, terms):
-    assert weighted.terms(text, REWARDS) == terms
+    assert catalog.terms(text) == terms
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ class Thing:
     ],
 )
 def test_a_call_is_read(text, expected):
-    found = calls.made("thing", calls.read(text), Thing)
+    found = resolve.instantiate("thing", resolve.read_call(text), Thing)
     assert found == expected
     assert type(found.share) is float
 
@@ -187,8 +187,11 @@ def test_a_missing_setting_is_named():
         return url
 
     with pytest.raises(UserError, match=r"reward 'x' needs the setting 'url': write x\(url=…\)"):
-        calls.made("reward", calls.read("x"), constructor)
-    assert calls.made("reward", calls.read("x(url=http://a)"), constructor) == "http://a"
+        resolve.instantiate("reward", resolve.read_call("x"), constructor)
+    assert (
+        resolve.instantiate("reward", resolve.read_call("x(url=http://a)"), constructor)
+        == "http://a"
+    )
 
 
 # ---------------------------------------------------------------------------- reader(folder=…)
@@ -220,7 +223,7 @@ def test_a_fingerprint_names_every_part(tmp_path, monkeypatch):
     source = "def red(images, prompts):\n    return images[:, 0].mean((1, 2))\n"
     (tmp_path / "taste_of_names.py").write_text(source)
     name = "reader - 0.5*compressibility(quality=80) + 2*taste_of_names:red + brightness"
-    found = fingerprint(name)
+    found = fingerprint(name, named_reward(name))
     assert json.loads(json.dumps(found)) == found
     assert found["reward"] == name
     assert set(found["libraries"]) == {"scoretune", "torch", "transformers"}
@@ -233,4 +236,4 @@ def test_a_fingerprint_names_every_part(tmp_path, monkeypatch):
     assert (red["name"], red["weight"]) == ("taste_of_names:red", 2.0)
     assert red["sha256 of the source"] == hashlib.sha256(source.encode()).hexdigest()
     assert light["class"] == "scoretune.rewards.pixels:brightness"
-    assert fingerprint("-reader")["parts"][0]["weight"] == -1.0
+    assert fingerprint("-reader", named_reward("-reader"))["parts"][0]["weight"] == -1.0

@@ -551,7 +551,7 @@ def test_a_reward_without_its_weights_says_where_they_come_from(name):
 
 def test_the_pickle_of_hpsv2_is_refused_with_the_line_that_converts_it():
     told = said("hpsv2(model=HPS_v2.1_compressed.pt)")
-    assert "c.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
+    assert "scoretune.convert.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
 
 
 def test_a_batch_of_none_and_too_few_prompts(clip):
@@ -658,7 +658,9 @@ def test_a_model_of_the_hub_is_read_from_the_cache_and_known_by_its_commit(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = named_reward("clip(model=someone/tiny)")(IMAGES, PROMPTS)
     assert torch.equal(found, named_reward(f"clip(model={clip})")(IMAGES, PROMPTS))
-    (part,) = fingerprint("clip(model=someone/tiny)")["parts"]
+    (part,) = fingerprint("clip(model=someone/tiny)", named_reward("clip(model=someone/tiny)"))[
+        "parts"
+    ]
     assert part["commit"] == commit
     assert part["revision"] == "main"
 
@@ -669,7 +671,7 @@ def test_a_fingerprint_changes_with_the_weights(clip, rewards, tmp_path, kind):
     source = shutil.copytree(blip if kind == "image_reward" else clip, tmp_path / "copy")
     name = of(kind, source, rewards)
     assert isinstance(named_reward(name), Fingerprinted)
-    first = fingerprint(name)
+    first = fingerprint(name, named_reward(name))
     assert json.loads(json.dumps(first)) == first
     (part,) = first["parts"]
     stored = source / "model.safetensors"
@@ -677,4 +679,4 @@ def test_a_fingerprint_changes_with_the_weights(clip, rewards, tmp_path, kind):
     weights = load_file(stored)
     weights[next(iter(weights))] += 1
     save_file(weights, stored, metadata={"format": "pt"})
-    assert fingerprint(name) != first
+    assert fingerprint(name, named_reward(name)) != first

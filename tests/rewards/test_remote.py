@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.message import Message
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,13 +25,12 @@ import torch
 from scoretune.core.errors import UserError
 from scoretune.data.prompt_files import Prompt
 from scoretune.rewards.base import checked
-from scoretune.rewards.cache import Memory, eight_bit
+from scoretune.rewards.cache import ScoreCache, eight_bit
 from scoretune.rewards.catalog import named_reward
 from scoretune.rewards.pixels import brightness
 from scoretune.rewards.remote import protocol
-from scoretune.rewards.remote.client import MOST_WAIT, TOKEN, Breaker, Line
+from scoretune.rewards.remote.client import MOST_WAIT, TOKEN, Client, Remote
 from scoretune.rewards.remote.server import MOST_AT_ONCE, RewardServer, Service
-from scoretune.rewards.remote.server_reward import Server
 
 IMAGES = torch.rand(5, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c", "d", "e"]
@@ -72,50 +72,48 @@ def told(*replies: tuple) -> Iterator[tuple[str, list]]:
                 super().handle()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    with _running(server):
+    with _running(partial(server.serve_forever, 0.01), server.shutdown):
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.server_close()
 
 
 @contextmanager
 def served(reward, **settings) -> Iterator[RewardServer]:
     server = RewardServer(Service("mine", reward, **settings), "127.0.0.1", 0)
-    with _running(server):
+    with _running(server.serve, server.stop):
         yield server
 
 
 @contextmanager
-def _running(server) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+def _running(serve, stop) -> Iterator[None]:
+    thread = threading.Thread(target=serve)
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
+        stop()
         thread.join()
-        server.server_close()
 
 
-def patient(url: str, **settings) -> tuple[Line, list[float]]:
-    """A line that notes how long it would have slept."""
+def patient(url: str, **settings) -> tuple[Client, list[float]]:
+    """A client that notes how long it would have slept."""
     slept: list[float] = []
-    return Line(url, sleep=slept.append, dice=random.Random(0), **settings), slept
+    return Client(url, sleep=slept.append, random=random.Random(0), **settings), slept
 
 
 def question(count: int = 1, side: int = 4) -> bytes:
     pixels = np.zeros((count, side, side, 3), np.uint8)
-    return protocol.written(
-        protocol.Question(pixels, tuple(protocol.Told("a", {}) for _ in range(count)))
-    )
+    return protocol.encode_request(pixels, ["a"] * count)
 
 
-def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, dict]:
+def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, Message]:
     request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.loads(answer.read()), dict(answer.headers)
+            return answer.status, json.loads(answer.read()), answer.headers
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.loads(error.read()), dict(error.headers)
+            return error.code, json.loads(error.read()), error.headers
 
 
 # ---------------------------------------------------------------------------- the protocol
@@ -123,8 +121,8 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, dict]:
 
 def test_a_question_arrives_as_it_was_asked():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
-    prompts = tuple(protocol.Told(text, {"text": text, "n": [1]}) for text in ("ä", "", 'b "c"'))
-    arrived = protocol.read(protocol.written(protocol.Question(pixels, prompts)))
+    prompts = tuple(Prompt(text, {"text": text, "n": [1]}) for text in ("ä", "", 'b "c"'))
+    arrived = protocol.decode_request(protocol.encode_request(pixels, prompts))
     assert np.array_equal(arrived.pixels, pixels)
     assert arrived.prompts == prompts
     assert [p.metadata for p in arrived.prompts] == [p.metadata for p in prompts]
@@ -151,12 +149,12 @@ IMAGE = json.loads(question())["images"][0]
         (b"<html>", "HTML instead of JSON: '<html>'"),
         (b"\xff\xfe", "something instead of JSON"),
         (b"[" * 100_000, "something instead of JSON"),
-        (b"[1]", "a JSON list instead of an object"),
-        (changed(version=2), "version '2' of the protocol"),
-        (changed(prompts=None), "no list 'prompts'"),
-        (changed(prompts=["a", 5]), "entry 1 of 'prompts' is not text"),
+        (b"[1]", "the message is '[1]': input should be an object"),
+        (changed(version=2), "version is '2': input should be 1"),
+        (changed(prompts=None), "prompts: field required"),
+        (changed(prompts=["a", 5]), "prompts[1] is '5': input should be a valid string"),
         (changed(prompts=["a"]), "1 prompts, 2 images and 2 metadata"),
-        (changed(metadata=[{}, "x"]), "entry 1 of 'metadata' is not an object"),
+        (changed(metadata=[{}, "x"]), "metadata[1] is 'x': input should be an object"),
         (changed(images=[], prompts=[], metadata=[]), "no images"),
         (changed(images=[IMAGE, "%%%"]), "image 1 is not a PNG in base64"),
         (changed(images=[IMAGE, IMAGE[:60]]), "image 1 is not a PNG in base64"),
@@ -168,27 +166,25 @@ IMAGE = json.loads(question())["images"][0]
     ],
 )
 def test_a_malformed_question_is_told_in_one_line(body, words):
-    with pytest.raises(protocol.Malformed) as caught:
-        protocol.read(body)
+    with pytest.raises(protocol.ProtocolError) as caught:
+        protocol.decode_request(body)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(protocol, "SIDE", 3)
-    with pytest.raises(protocol.Malformed, match="image 0 is 4x4 pixels: at most 3 a side"):
-        protocol.read(question())
+    with pytest.raises(protocol.ProtocolError, match="image 0 is 4x4 pixels: at most 3 a side"):
+        protocol.decode_request(question())
 
 
 def test_metadata_may_be_missing():
-    assert [p.metadata for p in protocol.read(changed(metadata=None)).prompts] == [{}, {}]
+    assert [p.metadata for p in protocol.decode_request(changed(metadata=None)).prompts] == [{}, {}]
 
 
 def test_metadata_that_json_cannot_hold_is_refused():
     with pytest.raises(UserError, match="metadata of a prompt cannot be sent as JSON"):
-        protocol.written(
-            protocol.Question(np.zeros((1, 2, 2, 3), np.uint8), (protocol.Told("a", {"x": set()}),))
-        )
+        protocol.encode_request(np.zeros((1, 2, 2, 3), np.uint8), [Prompt("a", {"x": set()})])
 
 
 # ---------------------------------------------------------------------------- the client
@@ -196,7 +192,7 @@ def test_metadata_that_json_cannot_hold_is_refused():
 
 def test_a_served_reward_is_the_reward_of_the_8_bit_pictures():
     with served(brightness, batch=2) as server:
-        reward = Server(server.url, batch=3)
+        reward = Remote(server.url, batch=3)
         found = checked(reward, "server", IMAGES, PROMPTS)
     exact = brightness((IMAGES * 255).round() / 255, PROMPTS)
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
@@ -212,7 +208,7 @@ def test_questions_go_in_batches_with_their_metadata():
         return images.mean((1, 2, 3))
 
     with served(reward) as server:
-        Server(server.url, batch=2)(IMAGES, prompts)
+        Remote(server.url, batch=2)(IMAGES, prompts)
     assert seen == [
         [("a", "aa"), ("b", "bb")],
         [("c", "cc"), ("d", "dd")],
@@ -221,9 +217,9 @@ def test_questions_go_in_batches_with_their_metadata():
 
 
 def test_a_bare_url_is_a_server():
-    assert named_reward("http://127.0.0.1:9") == Server("http://127.0.0.1:9")
+    assert named_reward("http://127.0.0.1:9") == Remote("http://127.0.0.1:9")
     written = "server(url=https://host:8000/x, timeout=5, batch=2, retries=0, cache=0)"
-    wanted = Server("https://host:8000/x", timeout=5.0, batch=2, retries=0, cache=0)
+    wanted = Remote("https://host:8000/x", timeout=5.0, batch=2, retries=0, cache=0)
     assert named_reward(written) == wanted
 
 
@@ -231,11 +227,10 @@ def test_500_three_times_and_then_recovery():
     bad = (500, {}, '{"error": "out of memory"}')
     with told(bad, bad, bad, (200, {}, GOOD)) as (url, asked):
         line, slept = patient(url, retries=3)
-        assert protocol.read_answer(line.post(b"x"), 1) == [0.5]
+        assert protocol.decode_response(line.post(b"x"), 1) == [0.5]
     assert len(asked) == 4
     dice = random.Random(0)
     assert slept == [base * dice.uniform(0.5, 1.5) for base in (0.5, 1.0, 2.0)]
-    assert line.breaker.failures == 0
 
 
 def test_what_does_not_recover_is_told_with_the_servers_own_words():
@@ -324,19 +319,19 @@ def test_a_server_that_is_slow(body):
     [
         ('{"scores": [1, 2]}', "it gave 2 scores for 1 images"),
         ("<!doctype html><p>Sign in", "HTML instead of JSON: '<!doctype html><p>Sign in'"),
-        ('{"scores": [NaN]}', "score 0 is nan, not a finite number"),
-        ('{"scores": [1e999]}', "score 0 is inf, not a finite number"),
-        ('{"scores": [1' + "0" * 400 + "]}", "score 0 is inf, not a finite number"),
-        ('{"scores": ["high"]}', "score 0 is '\"high\"', not a number"),
-        ('{"scores": [true]}', "score 0 is 'true', not a number"),
-        ('{"scores": 0.5}', "no list 'scores'"),
-        ('{"reward": [0.5]}', "no list 'scores'"),
-        ('{"version": 7, "scores": [0.5]}', "version '7' of the protocol"),
+        ('{"scores": [NaN]}', "scores[0] is 'nan': input should be a finite number"),
+        ('{"scores": [1e999]}', "scores[0] is 'inf': input should be a finite number"),
+        ('{"scores": [1' + "0" * 400 + "]}", "...': input should be a finite number"),
+        ('{"scores": ["high"]}', "scores[0] is 'high': input should be a valid number"),
+        ('{"scores": [true]}', "scores[0] is 'True': input should be a valid number"),
+        ('{"scores": 0.5}', "scores is '0.5': input should be a valid array"),
+        ('{"reward": [0.5]}', "scores: field required"),
+        ('{"version": 7, "scores": [0.5]}', "version is '7': input should be 1"),
     ],
 )
 def test_an_answer_that_is_none(body, words):
     with told((200, {}, body)) as (url, asked), pytest.raises(UserError) as caught:
-        Server(url)(IMAGES[:1], ["a"])
+        Remote(url)(IMAGES[:1], ["a"])
     line = str(caught.value)
     assert words in line and url in line and "train --resume and" in line and "\n" not in line
     assert len(asked) == 1
@@ -345,44 +340,7 @@ def test_an_answer_that_is_none(body, words):
 def test_an_endless_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr("scoretune.rewards.remote.client.MOST_BYTES", 1000)
     with told((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
-        Line(url).post(b"x")
-
-
-def test_the_circuit_breaker_opens_rests_and_tries_once():
-    now = [0.0]
-    bad = (503, {}, "")
-    with told(*[bad] * 5, (200, {}, GOOD)) as (url, asked):
-        line, _ = patient(url, retries=0, clock=lambda: now[0])
-        for state in ("", "", ", circuit breaker open for 30 s more"):
-            with pytest.raises(UserError, match=rf"\(1 attempt{state}\)"):
-                line.post(b"x")
-        now[0] = 12.0
-        with pytest.raises(UserError, match=r"3 times in a row .*open for 18 s more"):
-            line.post(b"x")
-        assert len(asked) == 3  # it was not asked
-        now[0], line.retries = 31.0, 5
-        assert line.breaker.state == "half open"
-        with pytest.raises(UserError, match=r"1 attempt, circuit breaker open for 30 s more"):
-            line.post(b"x")
-        assert len(asked) == 4  # once, whatever `retries` says
-        now[0] = 62.0
-        with pytest.raises(UserError):
-            line.post(b"x")
-        now[0] = 93.0
-        line.post(b"x")
-    assert line.breaker.state == "closed"
-    assert line.breaker.failures == 0
-
-
-def test_a_refusal_closes_the_breaker_for_the_server_is_up():
-    breaker = Breaker()
-    breaker.failed()
-    with told((400, {}, "")) as (url, _):
-        line, _ = patient(url)
-        line.breaker = breaker
-        with pytest.raises(UserError):
-            line.post(b"x")
-    assert breaker.failures == 0
+        Client(url).post(b"x")
 
 
 def test_waiting_draws_nothing_from_the_runs_random_numbers():
@@ -390,7 +348,7 @@ def test_waiting_draws_nothing_from_the_runs_random_numbers():
     torch.manual_seed(1)
     before = random.getstate(), torch.get_rng_state()
     with told((503, {}, ""), (200, {}, GOOD)) as (url, _):
-        Line(url, sleep=lambda _: None).post(b"x")
+        Client(url, sleep=lambda _: None).post(b"x")
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
 
@@ -399,14 +357,14 @@ def test_the_token_is_sent_and_a_proxy_is_not_asked_for_this_machine(monkeypatch
     monkeypatch.setenv(TOKEN, "secret ")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with told((200, {}, GOOD)) as (url, asked):
-        Line(url).post(b"x")
+        Client(url).post(b"x")
     assert asked[0][1]["Authorization"] == "Bearer secret"
 
 
 def test_a_token_that_no_header_can_hold(monkeypatch):
     monkeypatch.setenv(TOKEN, "a\nb")
     with pytest.raises(UserError, match=TOKEN):
-        Line("http://127.0.0.1:9").post(b"x")
+        Client("http://127.0.0.1:9").post(b"x")
 
 
 @pytest.mark.parametrize(
@@ -414,30 +372,30 @@ def test_a_token_that_no_header_can_hold(monkeypatch):
 )
 def test_no_url(url):
     with pytest.raises(UserError, match=r"no url of a server: write http://host:port"):
-        Server(url)
+        Remote(url)
 
 
 def test_a_password_in_a_url_would_be_recorded():
     with pytest.raises(UserError, match=TOKEN) as caught:
-        Server("http://me:hunter2@host")
+        Remote("http://me:hunter2@host")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", [{"timeout": 0}, {"retries": -1}, {"batch": 0}, {"cache": -1}])
 def test_settings_out_of_range(setting):
     with pytest.raises(UserError, match=r"^server\(timeout="):
-        Server("http://host", **setting)
+        Remote("http://host", **setting)
 
 
 def test_the_fingerprint_asks_the_server_and_does_without_it():
     with served(brightness, fingerprint={"weights": {"sha256": "ab"}}) as server:
-        there = Server(server.url).fingerprint()
+        there = Remote(server.url).fingerprint()
     assert there == {
         "url": server.url,
         "served": "mine",
         "served weights": '{"sha256": "ab"}',
     }
-    assert Server(server.url).fingerprint() == {"url": server.url, "served": "unknown"}
+    assert Remote(server.url).fingerprint() == {"url": server.url, "served": "unknown"}
 
 
 # ---------------------------------------------------------------------------- the memory
@@ -450,7 +408,7 @@ def test_what_was_asked_before_is_not_asked_again():
         asked.append(list(prompts))
         return [float(picture.mean()) for picture in pixels]
 
-    memory, pixels = Memory(10), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(10), eight_bit(IMAGES)
     first = memory.scores(pixels, PROMPTS, ask, 2)
     assert asked == [["a", "b"], ["c", "d"], ["e"]]
     again = memory.scores(pixels.copy(), PROMPTS, ask, 2)
@@ -469,7 +427,7 @@ def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each(
     pixels, counts = eight_bit(IMAGES[[0, 0, 1, 0]]), {}
     for size in (5, 0):
         seen = []
-        memory = Memory(size)
+        memory = ScoreCache(size)
         memory.scores(
             pixels, ["a"] * 4, lambda p, q, seen=seen: [seen.append(x) or 0.0 for x in q], 8
         )
@@ -478,7 +436,7 @@ def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each(
 
 
 def test_the_one_asked_for_longest_ago_is_forgotten():
-    memory, pixels = Memory(2), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(2), eight_bit(IMAGES)
 
     def ask(place):
         before = memory.misses
@@ -490,7 +448,7 @@ def test_the_one_asked_for_longest_ago_is_forgotten():
 
 
 def test_what_came_before_a_failure_stays_known():
-    memory, pixels = Memory(10), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(10), eight_bit(IMAGES)
 
     def ask(_, prompts):
         if "c" in prompts:
@@ -531,7 +489,7 @@ def test_concurrent_questions_are_answered_one_at_a_time():
     with served(reward) as server:
 
         def ask(place):
-            found[place] = float(Server(server.url)(IMAGES[[place]], ["a"]))
+            found[place] = float(Remote(server.url)(IMAGES[[place]], ["a"]))
 
         threads = [threading.Thread(target=ask, args=(place,)) for place in range(5)]
         for thread in threads:
@@ -578,7 +536,7 @@ def test_the_client_shows_which_image_did_not_decode(monkeypatch):
     monkeypatch.setattr(protocol, "_png", lambda picture: "AAAA")
     told_which = pytest.raises(UserError, match=r"400 \(image 0 is not a PNG in base64")
     with served(brightness) as server, told_which:
-        Server(server.url)(IMAGES[:2], ["a", "b"])
+        Remote(server.url)(IMAGES[:2], ["a", "b"])
 
 
 def test_what_the_reward_refuses_is_not_asked_again_and_what_broke_is():
@@ -607,7 +565,7 @@ def test_a_token_guards_the_reward_and_what_it_is():
 
 
 def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
-    with told((200, {}, '{"scores": [1]}')) as (url, asked), served(Server(url)) as server:
+    with told((200, {}, '{"scores": [1]}')) as (url, asked), served(Remote(url)) as server:
         for _ in range(2):  # of two equal pictures one is asked for
             assert post(server.url, changed())[1] == {"version": 1, "scores": [1.0, 1.0]}
     assert len(asked) == 1
@@ -618,7 +576,7 @@ def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
 
 def test_a_port_that_is_taken():
     with served(brightness) as server:
-        port = server.server_address[1]
+        port = server.port
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
             RewardServer(server.service, "127.0.0.1", port)
 
@@ -637,7 +595,7 @@ def test_the_command_serves_and_stops():
         ready = process.stdout.readline()
         assert ready.startswith("brightness is ready at http://127.0.0.1:")
         url = ready.split()[4].rstrip(";")
-        reward = Server(url)
+        reward = Remote(url)
         found = reward(IMAGES, PROMPTS)
         fingerprint = reward.fingerprint()
         process.send_signal(signal.SIGINT)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
 from scoretune.data.scenes import world
-from scoretune.rewards import python, reader, weighted
+from scoretune.rewards import catalog, reader, weighted
 from scoretune.rewards.base import checked, has_gradient
-from scoretune.rewards.catalog import REWARDS, named_reward, verdict_metrics
+from scoretune.rewards.catalog import named_reward, verdict_metrics
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -167,7 +167,7 @@ def test_a_gradient_is_of_the_soft_reading_only():
     ],
 )
 def test_a_sum_is_read(text, terms):
-    assert weighted.terms(text, REWARDS) == terms
+    assert catalog.terms(text) == terms
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_function_that_cannot_be_had(here, name, source, told):
     if source is not None:
         (here / f"{name.partition(':')[0]}.py").write_text(source)
     with pytest.raises(UserError) as caught:
-        python.from_path(name)
+        named_reward(name)
     assert told in str(caught.value)
     assert repr(name) in str(caught.value)
 

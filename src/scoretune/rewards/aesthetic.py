@@ -51,8 +51,8 @@ class Aesthetic:
         path = Path(self.head).expanduser()
         if not path.is_file():
             raise UserError(f"cannot read the head {self.head!r}: give a .safetensors file")
-        found = pretrained.identity(self.model, revision=self.revision)
-        return found | {"head": self.head, "sha256 of the head": pretrained.sha256(path)}
+        identity = pretrained.identity(self.model, revision=self.revision)
+        return identity | {"head": self.head, "sha256 of the head": pretrained.sha256(path)}
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network, head = self._network.to(images.device), self._head.to(images.device)
@@ -63,14 +63,14 @@ class Aesthetic:
     @cached_property
     def _network(self) -> Any:
         head = self._head  # first: it is refused sooner than the model loads
-        found: Any = pretrained.network(
+        network: Any = pretrained.network(
             "CLIPVisionModelWithProjection",
             self.model,
             revision=self.revision,
             dtype=getattr(torch, self.dtype),
         )
-        heads.check_width(head, self.head, found.config.projection_dim)
-        return found
+        heads.check_width(head, self.head, network.config.projection_dim)
+        return network
 
     @cached_property
     def _head(self) -> nn.Sequential:
@@ -79,5 +79,5 @@ class Aesthetic:
     @cached_property
     def _pixels(self) -> clip_preprocess.Pixels:
         side = int(self._network.config.image_size)
-        told = pretrained.preprocessing(self.model, revision=self.revision)
-        return clip_preprocess.read(told, self.model, side=side)
+        config = pretrained.preprocessing(self.model, revision=self.revision)
+        return clip_preprocess.read(config, self.model, side=side)

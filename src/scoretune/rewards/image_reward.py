@@ -39,12 +39,13 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Pixels [B, 3, side, side], token ids and their mask [B, L] -> first states [B, D]."""
-        seen = self.vision_model(pixel_values=pixels.to(self.vision_model.dtype)).last_hidden_state
+        pixels = pixels.to(self.vision_model.dtype)
+        picture_states = self.vision_model(pixel_values=pixels).last_hidden_state
         states = self.text_encoder(
             input_ids=tokens,
             attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones_like(seen[..., 0], dtype=torch.long),
+            encoder_hidden_states=picture_states,
+            encoder_attention_mask=torch.ones_like(picture_states[..., 0], dtype=torch.long),
         ).last_hidden_state
         return cast(Tensor, states[:, 0])
 
@@ -78,11 +79,11 @@ class ImageReward:
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the tokenizer's folder or hub id, with hashes or commit."""
-        found = pretrained.identity(self.model, revision=self.revision)
+        identity = pretrained.identity(self.model, revision=self.revision)
         if self.tokenizer:
             other = pretrained.identity(self.tokenizer, revision=None)
-            found |= {f"tokenizer {key}": value for key, value in other.items()}
-        return found
+            identity |= {f"tokenizer {key}": value for key, value in other.items()}
+        return identity
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         reader, head = (part.to(images.device) for part in self._network)
@@ -101,8 +102,8 @@ class ImageReward:
         from transformers import BlipConfig
 
         pretrained.refuse_pickles(self.model, _command(self.model))
-        told = pretrained.file(self.model, "config.json", revision=self.revision)
-        return BlipConfig.from_pretrained(told.parent)
+        path = pretrained.file(self.model, "config.json", revision=self.revision)
+        return BlipConfig.from_pretrained(path.parent)
 
     @cached_property
     def _network(self) -> tuple[Reader, nn.Sequential]:
@@ -118,9 +119,9 @@ class ImageReward:
                 reader = Reader(self._config)
             reader.load_state_dict(rest, strict=True, assign=True)
         except (ValueError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.model!r} holds no whole ImageReward ({told}): convert it again: "
+                f"{self.model!r} holds no whole ImageReward ({reason}): convert it again: "
                 f"{_command('ImageReward.pt')}"
             ) from error
         heads.check_width(head, self.model, self._config.text_config.hidden_size)
@@ -153,6 +154,6 @@ def _command(pickle: str) -> str:
     """The line that converts the release."""
     name = pickle if Path(pickle).suffix in pretrained.PICKLES else "ImageReward.pt"
     return (
-        'python -c "import torch; from scoretune import conversions as c; c.image_reward('
+        'python -c "import scoretune, torch; scoretune.convert.image_reward('
         f"torch.load({name!r}, weights_only=True), 'FOLDER')\""
     )

@@ -26,9 +26,8 @@ from scoretune.models import score_network
 from scoretune.models.catalog import load_backbone, lora_targets, move, users_own
 from scoretune.models.lora import add_adapter
 from scoretune.policy import Distilled, Policy
-from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
-from scoretune.rewards.catalog import REWARDS, named_reward
+from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import hardware, trackers
 from scoretune.training.engine import Machine
 from scoretune.training.methods import check, method
@@ -124,7 +123,7 @@ def _check_world(run: Run) -> None:
             f"prompts=scenes, the default, are of the shipped digits, which {source!r} has not "
             "learned: set prompts=FILE (one a line), or prompts=none, and a reward"
         )
-    if "reader" in {name.partition("(")[0] for _, name in weighted.terms(run.reward, REWARDS)}:
+    if "reader" in names(run.reward):
         raise UserError(
             f"reward=reader, the default, judges the shipped digits, which {source!r} has not "
             "learned: set reward=NAME, or a function of yours as reward=module:function"

@@ -16,7 +16,7 @@ from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.evaluate.report.record import Row, at, read_record
 from scoretune.models import pipelines
-from scoretune.rewards.catalog import fingerprint
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training.card_results import measured
 from scoretune.training.overrides import of_data
 from scoretune.training.run_folder import recorded
@@ -127,7 +127,7 @@ def _reward(subject: Subject) -> dict[str, object]:
     when = ""
     if known is None:
         try:
-            known, when = fingerprint(name), " (when this card was written)"
+            known, when = fingerprint(name, named_reward(name)), " (when this card was written)"
         except Exception:  # a user's own code may be gone from this machine, or fail in any way
             return {"reward": f"`{name}`"}
     parts = at(known, "parts") or [known]

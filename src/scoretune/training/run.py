@@ -23,6 +23,7 @@ from scoretune.evaluate.guard.guard import Sentry
 from scoretune.evaluate.measure import Measurement, Verdicts, compare, measure, preview_indices
 from scoretune.evaluate.report import gallery
 from scoretune.models import export, user_module
+from scoretune.rewards.base import Reward
 from scoretune.training import card, fit_parts, from_data, trackers
 from scoretune.training.build import Parts, build, verify
 from scoretune.training.hooks import Watcher
@@ -157,12 +158,12 @@ def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
     return course(run, folder, watcher, build(run)).follow()
 
 
-def ready(run: Run) -> None:
-    """Refuse what cannot work, before there is a run folder."""
+def ready(run: Run) -> Reward | None:
+    """Refuse what cannot work, before there is a run folder; the reward of a run that has one."""
     if of_data(run):
         fit_parts.build(run)  # data and network are small: all is tried
-    else:
-        verify(run)
+        return None
+    return verify(run)[2]
 
 
 def course(run: Run, folder: Path, watcher: Watcher, parts: Parts) -> Course:

@@ -20,7 +20,8 @@ from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
-from scoretune.rewards.catalog import fingerprint
+from scoretune.rewards.base import Reward
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training import from_data
 from scoretune.training.build import build_policy
 from scoretune.training.overrides import changed, of_data, validated
@@ -30,8 +31,11 @@ MACHINE = ("hardware", "tracking", "checkpoints")
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def record(run: Run, folder: Path, threads: int) -> None:
-    """Write `run.json`; a folder that holds another run is refused, the same run goes on."""
+def record(run: Run, folder: Path, threads: int, reward: Reward | None = None) -> None:
+    """Write `run.json`; a folder that holds another run is refused, the same run goes on.
+
+    `reward` is the one that the run is given, where it is built already.
+    """
     path = folder / "run.json"
     if not distributed.team().main:
         return
@@ -53,7 +57,7 @@ def record(run: Run, folder: Path, threads: int) -> None:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **_versions()},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reward": None if of_data(run) else fingerprint(run.reward),
+        "reward": None if of_data(run) else _scorer(run, reward),
         "config": run.model_dump(),
     }
     try:
@@ -63,6 +67,10 @@ def record(run: Run, folder: Path, threads: int) -> None:
         raise UserError(
             f"cannot write to {str(folder)!r} ({error.strerror}): choose --run"
         ) from error
+
+
+def _scorer(run: Run, reward: Reward | None) -> dict[str, Any]:
+    return fingerprint(run.reward, named_reward(run.reward) if reward is None else reward)
 
 
 def resumed(folder: Path, words: Sequence[str]) -> Run:

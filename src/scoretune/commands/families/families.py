@@ -203,8 +203,7 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:
-    ready(run)
-    run_folder.record(run, folder, threads=1)
+    run_folder.record(run, folder, threads=1, reward=ready(run))
     try:
         launch(run, folder, _Silent(until))
     except _Stopped:
