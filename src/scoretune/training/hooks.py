@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scoretune.core import checkpoints, files
+from scoretune.core import checkpoints, distributed, files
 from scoretune.core.config import Run
 from scoretune.core.records import Hook
 
@@ -148,3 +150,38 @@ class Every:
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         if self.every and update % self.every == 0 and update != self.last:
             self.act(update)
+
+
+@dataclass
+class Stopping:
+    """A hook that saves and stops the run after the update in which somebody asked for it.
+
+    Of several processes all stop after the same update: a terminal tells each of them.
+    """
+
+    save: Callable[[int], None]
+    say: Callable[[str], None]
+    requested: bool = False
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        if distributed.count(int(self.requested)):
+            self.save(update)
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within this context Ctrl-C waits for the update to end; the second does not wait."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.say("stopping after this update; Ctrl-C again stops at once")

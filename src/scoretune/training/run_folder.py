@@ -20,10 +20,9 @@ from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
-from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training import from_data
-from scoretune.training.build import build_policy
+from scoretune.training.build import Checked, build_policy
 from scoretune.training.overrides import changed, of_data, validated
 
 MACHINE = ("hardware", "tracking", "checkpoints")
@@ -31,10 +30,12 @@ MACHINE = ("hardware", "tracking", "checkpoints")
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def record(run: Run, folder: Path, threads: int, reward: Reward | None = None) -> None:
+def record(
+    run: Run, folder: Path, threads: int, checked: Checked | from_data.Parts | None = None
+) -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on.
 
-    `reward` is the one that the run is given, where it is built already.
+    `checked` is what `ready` gave for this run: its reward is not built anew for its fingerprint.
     """
     path = folder / "run.json"
     if not distributed.team().main:
@@ -57,7 +58,7 @@ def record(run: Run, folder: Path, threads: int, reward: Reward | None = None) -
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **_versions()},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reward": None if of_data(run) else _scorer(run, reward),
+        "reward": None if of_data(run) else _fingerprint(run, checked),
         "config": run.model_dump(),
     }
     try:
@@ -69,8 +70,9 @@ def record(run: Run, folder: Path, threads: int, reward: Reward | None = None) -
         ) from error
 
 
-def _scorer(run: Run, reward: Reward | None) -> dict[str, Any]:
-    return fingerprint(run.reward, named_reward(run.reward) if reward is None else reward)
+def _fingerprint(run: Run, checked: Checked | from_data.Parts | None) -> dict[str, Any]:
+    built = checked.reward if isinstance(checked, Checked) else named_reward(run.reward)
+    return fingerprint(run.reward, built)
 
 
 def resumed(folder: Path, words: Sequence[str]) -> Run:

@@ -144,8 +144,11 @@ class Client:
         """
         import httpx2
 
-        limits = httpx2.Limits(max_keepalive_connections=0)
-        return httpx2.Client(limits=limits, trust_env=not _is_local(self.url))
+        return httpx2.Client(
+            verify=self.url.startswith("https:"),  # else it would read certificates for nothing
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            trust_env=not _is_local(self.url),
+        )
 
     def _pause(self, state: RetryCallState) -> float:
         """Seconds before the next attempt."""
