@@ -18,6 +18,7 @@ from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.rewards import catalog, reader
 from scoretune.rewards.catalog import fingerprint, named_reward
+from scoretune.rewards.networks import pretrained
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -131,7 +132,13 @@ def test_two_of_a_kind_are_told_apart_by_their_settings():
     ]
 
 
-def test_constructing_a_learned_reward_reads_nothing():
+def test_constructing_a_learned_reward_reads_nothing(monkeypatch):
+    def read(*arguments, **settings):
+        raise AssertionError(f"read {arguments}")
+
+    for function in ("network", "tokenizer", "file", "preprocessing", "identity", "sha256"):
+        monkeypatch.setattr(pretrained, function, read)
+    monkeypatch.setattr("builtins.open", read)
     for name in ("clip", "pickscore", "hpsv2(model=nobody/nothing)", "aesthetic(head=nowhere.st)"):
         named_reward(name)
 
@@ -237,3 +244,19 @@ def test_a_fingerprint_names_every_part(tmp_path, monkeypatch):
     assert red["sha256 of the source"] == hashlib.sha256(source.encode()).hexdigest()
     assert light["class"] == "scoretune.rewards.pixels:brightness"
     assert fingerprint("-reader", named_reward("-reader"))["parts"][0]["weight"] == -1.0
+
+
+def test_a_fingerprint_builds_nothing_anew(monkeypatch):
+    text = "2*compressibility(quality=80) - brightness"
+    reward = named_reward(text)
+
+    def build(*settings):
+        raise AssertionError("built anew")
+
+    monkeypatch.setattr(catalog.resolve, "instantiate", build)
+    weights = [part["weight"] for part in fingerprint(text, reward)["parts"]]
+    assert weights == [2.0, -1.0]
+
+
+def test_the_names_of_a_reward_are_without_settings():
+    assert catalog.names("reader - 0.5*clip(batch=4) + m:f") == {"reader", "clip", "m:f"}

@@ -18,7 +18,7 @@ import torch
 from scoretune.core.errors import UserError
 from scoretune.data.prompt_files import Prompt
 from scoretune.rewards.base import checked
-from scoretune.rewards.catalog import named_reward
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.remote.isolated import WORKER, Isolated
 
 IMAGES = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -216,6 +216,23 @@ def test_the_fingerprint_follows_the_file(mine):
     assert told["version"] == "3"
     assert told["interpreter"] == ".".join(map(str, sys.version_info[:3]))
     assert mine(code + " ").fingerprint()["sha256"] != told["sha256"]
+
+
+def test_one_interpreter_serves_the_fingerprint_and_the_scores(mine, tmp_path):
+    code = f"""
+        import pathlib
+
+        with pathlib.Path({str(tmp_path / "starts")!r}).open("a") as file:
+            file.write("x")
+
+        def score(images, prompts):
+            return [1.0] * len(images)
+    """
+    reward = mine(code)
+    text = f"isolated(call=mine:score, folder={tmp_path}, images=raw)"
+    assert fingerprint(text, reward)["parts"][0]["call"] == "mine:score"
+    assert reward(IMAGES, PROMPTS).tolist() == [1.0] * 4
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 # ---------------------------------------------------------------------------- what may go wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,18 +39,18 @@ GOOD = json.dumps({"scores": [0.5]})
 
 
 @contextmanager
-def told(*replies: tuple) -> Iterator[tuple[str, list]]:
+def replying(*replies: tuple) -> Iterator[tuple[str, list]]:
     """A server that gives these (status, headers, body) in turn, the last one for ever.
 
     Yields its URL and the list of requests: (path, headers, body).
     """
-    asked: list = []
+    requests: list = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked.append((self.path, dict(self.headers), body))
-            status, headers, reply = replies[min(len(asked), len(replies)) - 1]
+            requests.append((self.path, dict(self.headers), body))
+            status, headers, reply = replies[min(len(requests), len(replies)) - 1]
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
@@ -73,7 +74,7 @@ def told(*replies: tuple) -> Iterator[tuple[str, list]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     with _running(partial(server.serve_forever, 0.01), server.shutdown):
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
     server.server_close()
 
 
@@ -203,8 +204,8 @@ def test_questions_go_in_batches_with_their_metadata():
     prompts = [Prompt(text, {"text": text * 2}) for text in PROMPTS]
     seen = []
 
-    def reward(images, asked):
-        seen.append([(str(p), p.metadata["text"]) for p in asked])
+    def reward(images, prompts):
+        seen.append([(str(p), p.metadata["text"]) for p in prompts])
         return images.mean((1, 2, 3))
 
     with served(reward) as server:
@@ -225,20 +226,20 @@ def test_a_bare_url_is_a_server():
 
 def test_500_three_times_and_then_recovery():
     bad = (500, {}, '{"error": "out of memory"}')
-    with told(bad, bad, bad, (200, {}, GOOD)) as (url, asked):
-        line, slept = patient(url, retries=3)
-        assert protocol.decode_response(line.post(b"x"), 1) == [0.5]
-    assert len(asked) == 4
+    with replying(bad, bad, bad, (200, {}, GOOD)) as (url, requests):
+        client, slept = patient(url, retries=3)
+        assert protocol.decode_response(client.post(b"x"), 1) == [0.5]
+    assert len(requests) == 4
     dice = random.Random(0)
     assert slept == [base * dice.uniform(0.5, 1.5) for base in (0.5, 1.0, 2.0)]
 
 
 def test_what_does_not_recover_is_told_with_the_servers_own_words():
-    with told((500, {}, '{"error": "out of\\nmemory"}')) as (url, asked):
-        line, slept = patient(url, retries=2)
+    with replying((500, {}, '{"error": "out of\\nmemory"}')) as (url, requests):
+        client, slept = patient(url, retries=2)
         with pytest.raises(UserError) as caught:
-            line.post(b"x")
-    assert len(asked) == 3 and len(slept) == 2
+            client.post(b"x")
+    assert len(requests) == 3 and len(slept) == 2
     assert str(caught.value) == (
         f"reward server {url} answered 500 (out of memory) (3 attempts): see its log, then repeat "
         "the command, or go on with scoretune train --resume and the run's folder"
@@ -249,20 +250,20 @@ def test_what_does_not_recover_is_told_with_the_servers_own_words():
 def test_retry_after_is_honoured(status):
     soon = formatdate(time.time() + 60, usegmt=True)
     replies = [(status, {"Retry-After": "7"}, ""), (status, {"Retry-After": soon}, "")]
-    with told(*replies, (200, {}, GOOD)) as (url, _):
-        line, slept = patient(url)
-        line.post(b"x")
+    with replying(*replies, (200, {}, GOOD)) as (url, _):
+        client, slept = patient(url)
+        client.post(b"x")
     assert slept[0] == 7.0
     assert 57 < slept[1] <= 60
 
 
 def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
     assert MOST_WAIT < 3600
-    with told((429, {"Retry-After": "3600"}, "")) as (url, asked):
-        line, slept = patient(url)
+    with replying((429, {"Retry-After": "3600"}, "")) as (url, requests):
+        client, slept = patient(url)
         with pytest.raises(UserError, match="asks to wait 3600 s"):
-            line.post(b"x")
-    assert (len(asked), slept) == (1, [])
+            client.post(b"x")
+    assert (len(requests), slept) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -276,19 +277,19 @@ def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
     ],
 )
 def test_a_refusal_is_never_asked_again(status, headers, fix):
-    with told((status, headers, "<html>no</html>")) as (url, asked):
-        line, slept = patient(url)
+    with replying((status, headers, "<html>no</html>")) as (url, requests):
+        client, slept = patient(url)
         with pytest.raises(UserError, match=fix):
-            line.post(b"x")
-    assert (len(asked), slept) == (1, [])
+            client.post(b"x")
+    assert (len(requests), slept) == (1, [])
 
 
 def test_a_server_that_is_down():
-    with told((200, {}, GOOD)) as (url, _):
+    with replying((200, {}, GOOD)) as (url, _):
         pass
-    line, slept = patient(url, retries=2)
+    client, slept = patient(url, retries=2)
     with pytest.raises(UserError) as caught:
-        line.post(b"x")
+        client.post(b"x")
     assert f"reward server {url} cannot be reached:" in str(caught.value)
     assert str(caught.value).endswith(
         "refused (3 attempts): start it, or mend the url, then repeat the command, or go on with "
@@ -305,13 +306,13 @@ def test_a_server_that_is_down():
     ],
 )
 def test_a_server_that_is_slow(body):
-    with told((200, {}, body)) as (url, asked):
-        line, _ = patient(url, retries=1, timeout=0.1)
+    with replying((200, {}, body)) as (url, requests):
+        client, _ = patient(url, retries=1, timeout=0.1)
         start = time.monotonic()
         with pytest.raises(UserError, match=r"gave no answer within 0\.1 s \(2 attempts"):
-            line.post(b"x")
+            client.post(b"x")
         assert time.monotonic() - start < 0.6
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -330,16 +331,16 @@ def test_a_server_that_is_slow(body):
     ],
 )
 def test_an_answer_that_is_none(body, words):
-    with told((200, {}, body)) as (url, asked), pytest.raises(UserError) as caught:
+    with replying((200, {}, body)) as (url, requests), pytest.raises(UserError) as caught:
         Remote(url)(IMAGES[:1], ["a"])
     line = str(caught.value)
     assert words in line and url in line and "train --resume and" in line and "\n" not in line
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr("scoretune.rewards.remote.client.MOST_BYTES", 1000)
-    with told((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
+    with replying((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
         Client(url).post(b"x")
 
 
@@ -347,7 +348,7 @@ def test_waiting_draws_nothing_from_the_runs_random_numbers():
     random.seed(1)
     torch.manual_seed(1)
     before = random.getstate(), torch.get_rng_state()
-    with told((503, {}, ""), (200, {}, GOOD)) as (url, _):
+    with replying((503, {}, ""), (200, {}, GOOD)) as (url, _):
         Client(url, sleep=lambda _: None).post(b"x")
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -356,9 +357,9 @@ def test_waiting_draws_nothing_from_the_runs_random_numbers():
 def test_the_token_is_sent_and_a_proxy_is_not_asked_for_this_machine(monkeypatch):
     monkeypatch.setenv(TOKEN, "secret ")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with told((200, {}, GOOD)) as (url, asked):
+    with replying((200, {}, GOOD)) as (url, requests):
         Client(url).post(b"x")
-    assert asked[0][1]["Authorization"] == "Bearer secret"
+    assert requests[0][1]["Authorization"] == "Bearer secret"
 
 
 def test_a_token_that_no_header_can_hold(monkeypatch):
@@ -402,25 +403,25 @@ def test_the_fingerprint_asks_the_server_and_does_without_it():
 
 
 def test_what_was_asked_before_is_not_asked_again():
-    asked = []
+    requests = []
 
     def ask(pixels, prompts):
-        asked.append(list(prompts))
+        requests.append(list(prompts))
         return [float(picture.mean()) for picture in pixels]
 
     memory, pixels = ScoreCache(10), eight_bit(IMAGES)
     first = memory.scores(pixels, PROMPTS, ask, 2)
-    assert asked == [["a", "b"], ["c", "d"], ["e"]]
+    assert requests == [["a", "b"], ["c", "d"], ["e"]]
     again = memory.scores(pixels.copy(), PROMPTS, ask, 2)
     assert torch.equal(first, again)
-    assert (len(asked), memory.hits, memory.misses) == (3, 5, 5)
+    assert (len(requests), memory.hits, memory.misses) == (3, 5, 5)
     memory.scores(pixels[:1], ["another prompt"], ask, 2)
     memory.scores(pixels[:1], [Prompt("a", {"text": "x"})], ask, 2)
     changed = pixels[:1].copy()
     changed[0, 0, 0, 0] ^= 1
     memory.scores(changed, ["a"], ask, 2)
     memory.scores(pixels[:1].transpose(0, 2, 1, 3), ["a"], ask, 2)
-    assert (len(asked), memory.hits, memory.misses) == (7, 5, 9)
+    assert (len(requests), memory.hits, memory.misses) == (7, 5, 9)
 
 
 def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each():
@@ -565,13 +566,32 @@ def test_a_token_guards_the_reward_and_what_it_is():
 
 
 def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
-    with told((200, {}, '{"scores": [1]}')) as (url, asked), served(Remote(url)) as server:
-        for _ in range(2):  # of two equal pictures one is asked for
+    with replying((200, {}, '{"scores": [1]}')) as (url, requests), served(Remote(url)) as server:
+        for _ in range(2):  # of two equal pictures one is scored
             assert post(server.url, changed())[1] == {"version": 1, "scores": [1.0, 1.0]}
-    assert len(asked) == 1
+    assert len(requests) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert "127.0.0.1 200 2 images, " in first and "remembered" not in first
     assert "127.0.0.1 200 2 images, 2 remembered, " in second
+
+
+def test_a_body_that_does_not_arrive(monkeypatch):
+    monkeypatch.setattr("scoretune.rewards.remote.server.PATIENCE", 0.2)
+    with (
+        served(brightness) as server,
+        socket.create_connection((server.host, server.port), timeout=10) as line,
+    ):
+        line.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in line.recv(2**16)
+        assert server.service.places.acquire(blocking=False)  # its place is free again
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+def test_serving_without_the_extra_names_it(command, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = command("serve-reward", "brightness", "--port", 0)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"serving a reward needs {missing}: pip install 'scoretune[serve]'" in result.err
 
 
 def test_a_port_that_is_taken():

@@ -191,8 +191,9 @@ async def _refuse(request: "Request", error: Exception) -> "Response":
     elif isinstance(error, HTTPException):
         status = error.status_code
         text = f"nothing is at {request.url.path[:80]!r}: POST /, or GET /health"
-    with suppress(Exception):  # the body is read already, or its sender gone
-        await _body(request, 0)  # who still sends does not hear
+    if status not in (408, 413):  # of which enough was read already
+        with suppress(Exception):  # the body is read, or its sender gone
+            await _body(request, 0)  # who still sends does not hear
     _log(request, status, text)
     return JSONResponse({"error": text}, status, {"Retry-After": "1"} if status == 429 else None)
 
