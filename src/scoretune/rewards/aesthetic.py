@@ -56,7 +56,7 @@ class Aesthetic:
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network, head = self._network.to(images.device), self._head.to(images.device)
-        pixels = self._pixels(images).to(network.dtype)
+        pixels = self._preprocess(images).to(network.dtype)
         embedding = network(pixel_values=pixels).image_embeds.float()
         return cast(Tensor, head(F.normalize(embedding, dim=-1)).squeeze(-1))
 
@@ -77,7 +77,7 @@ class Aesthetic:
         return heads.load(Path(self.head).expanduser())
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._network.config.image_size)
         config = pretrained.preprocessing(self.model, revision=self.revision)
-        return clip_preprocess.read(config, self.model, side=side)
+        return clip_preprocess.from_config(config, self.model, side=side)

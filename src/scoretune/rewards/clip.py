@@ -59,7 +59,7 @@ class Similarity(ABC):
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """cos(image, text), [B], in float32."""
         network = self._network.to(images.device)
-        pixels = self._pixels(images).to(network.dtype)
+        pixels = self._preprocess(images).to(network.dtype)
         image_embeddings = network.get_image_features(pixel_values=pixels).pooler_output
         texts = list(dict.fromkeys(prompts))  # a group's samples share their prompt
         with torch.no_grad():
@@ -93,11 +93,11 @@ class Similarity(ABC):
         return pretrained.tokenizer(source, revision=revision)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         source, revision = self._processor
         side = int(self._network.config.vision_config.image_size)
         config = pretrained.preprocessing(source, revision=revision)
-        return clip_preprocess.read(config, source, side=side)
+        return clip_preprocess.from_config(config, source, side=side)
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,6 @@ class HpsV2(_OnVitH):
         return self.cosines(images, prompts)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._network.config.vision_config.image_size)
-        return clip_preprocess.Pixels(side=side, fit="pad")
+        return clip_preprocess.Preprocessing(side=side, fit="pad")

@@ -24,7 +24,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 TOKENS = 35
 
 
-class Reader(nn.Module):
+class Blip(nn.Module):
     """BLIP up to its states: `vision_model.*` and `text_encoder.*`.
 
     Both are the parts of transformers' BlipForImageTextRetrieval, under its names.
@@ -86,7 +86,7 @@ class ImageReward:
         return identity
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        reader, head = (part.to(images.device) for part in self._network)
+        blip, head = (part.to(images.device) for part in self._network)
         words = self._words(
             list(prompts),
             padding="max_length",
@@ -94,7 +94,7 @@ class ImageReward:
             max_length=TOKENS,
             return_tensors="pt",
         ).to(images.device)
-        state = reader(self._pixels(images), words.input_ids, words.attention_mask)
+        state = blip(self._preprocess(images), words.input_ids, words.attention_mask)
         return cast(Tensor, (head(state.float()).squeeze(-1) - MEAN) / STD)
 
     @cached_property
@@ -106,7 +106,7 @@ class ImageReward:
         return BlipConfig.from_pretrained(path.parent)
 
     @cached_property
-    def _network(self) -> tuple[Reader, nn.Sequential]:
+    def _network(self) -> tuple[Blip, nn.Sequential]:
         from accelerate import init_empty_weights
 
         weights = self._weights()
@@ -116,8 +116,8 @@ class ImageReward:
             head = heads.stacked(first)
             # BLIP draws its first token even so: a run's random numbers stay as they were
             with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-                reader = Reader(self._config)
-            reader.load_state_dict(rest, strict=True, assign=True)
+                blip = Blip(self._config)
+            blip.load_state_dict(rest, strict=True, assign=True)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -125,8 +125,8 @@ class ImageReward:
                 f"{_command('ImageReward.pt')}"
             ) from error
         heads.check_width(head, self.model, self._config.text_config.hidden_size)
-        reader.to(getattr(torch, self.dtype))
-        return reader.requires_grad_(False).eval(), head
+        blip.to(getattr(torch, self.dtype))
+        return blip.requires_grad_(False).eval(), head
 
     def _weights(self) -> dict[str, Tensor]:
         from safetensors import SafetensorError
@@ -145,9 +145,9 @@ class ImageReward:
         return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._config.vision_config.image_size)
-        return clip_preprocess.Pixels(side=side, resize=side)
+        return clip_preprocess.Preprocessing(side=side, resize=side)
 
 
 def _command(pickle: str) -> str:

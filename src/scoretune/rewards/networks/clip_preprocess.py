@@ -1,4 +1,4 @@
-"""What CLIP is shown: pictures resized, cropped and normalised, with a gradient.
+"""The preprocessing of CLIP: pictures resized, cropped and normalised, with a gradient.
 
 As transformers' CLIPImageProcessorPil does it, but in floats: only its rounding to 8 bits after
 each pass of the resize is left out, which is less than two levels of 255 on 8-bit pictures.
@@ -22,7 +22,7 @@ _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubi
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Preprocessing:
     """Images [B, 3, H, W] in [0, 1] -> [B, 3, side, side], normalised.
 
     crop: the shorter edge becomes `resize` pixels and the middle `side` x `side` is kept. pad: the
@@ -67,17 +67,17 @@ class Pixels:
         return F.pad(images, (left, right - left, top, down - top))
 
 
-def read(config: Mapping[str, Any], source: str, *, side: int) -> Pixels:
+def from_config(config: Mapping[str, Any], source: str, *, side: int) -> Preprocessing:
     """The rules in a preprocessor_config.json, for a model that takes `side` pixels.
 
     CLIP's own where it is empty. Raises UserError, which names the source, for rules that are not
-    among those of Pixels.
+    among those of Preprocessing.
     """
     if not config:
-        return Pixels(side=side, resize=side)
+        return Preprocessing(side=side, resize=side)
     _check(config, source, side)
     edge = _edge(config.get("size", side))
-    return Pixels(
+    return Preprocessing(
         side=side,
         resize=side if edge is None else edge,
         fit="stretch" if edge is None else "crop",
