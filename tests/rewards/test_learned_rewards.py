@@ -24,7 +24,7 @@ from scoretune.models import pipelines
 from scoretune.rewards.base import Fingerprinted, has_gradient
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.networks import convert, heads, pretrained
-from scoretune.rewards.networks.clip_preprocess import STD, Preprocessing
+from scoretune.rewards.networks.clip_preprocess import STD, Preprocessing, from_config
 
 SIDE, WIDTH = 32, 8
 PROMPTS = ["a red cat", "two dogs, and a bird", "a red cat", "Seven"]
@@ -126,8 +126,8 @@ def test_the_rules_of_a_folder_are_read(tmp_path):
 
     def rules(side: int = 32, **config: object) -> Preprocessing:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-        config = pretrained.preprocessing(source, revision=None)
-        return from_config(config, source, side=side)
+        read = pretrained.preprocessing(source, revision=None)
+        return from_config(read, source, side=side)
 
     assert rules() == Preprocessing(32, 32)
     mean, std = [0.5] * 3, [0.25] * 3
