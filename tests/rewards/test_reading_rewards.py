@@ -452,7 +452,7 @@ def test_without_a_template_the_picture_comes_before_the_question(llava, tmp_pat
     folder = tmp_path / "plain"
     shutil.copytree(llava, folder)
     (folder / "chat_template.jinja").unlink()
-    prepare = vision_language.processor(str(folder), revision=None)
+    prepare = vision_language.VisionLanguage(str(folder)).processor
     found = vision_language.questions(
         prepare, np.asarray(eight_bit(IMAGES[:1])), ["is this a cat ?"]
     )
@@ -467,7 +467,7 @@ def test_the_beginning_is_not_told_twice(llava, tmp_path):
 
     from scoretune.rewards.networks import vision_language
 
-    prepare = vision_language.processor(str(llava), revision=None)
+    prepare = vision_language.VisionLanguage(str(llava)).processor
     prepare.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

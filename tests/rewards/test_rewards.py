@@ -410,3 +410,9 @@ def test_the_log_scale_has_a_slope_where_the_reader_is_sure_of_something_else():
     probability = torch.tensor(1e-6, requires_grad=True)
     reader.on_log_scale(probability).backward()
     assert float(probability.grad) > 100  # the probability itself would have slope 1
+
+
+def test_a_function_of_a_file(tmp_path):
+    (tmp_path / "my-taste.py").write_text("def of(images, prompts): return [1.0] * len(images)\n")
+    name = f"{tmp_path}/my-taste.py:of"
+    assert checked(named_reward(name), name, IMAGES, PROMPTS).tolist() == [1.0] * len(IMAGES)

@@ -30,13 +30,57 @@ class VisionLanguage:
 
     @cached_property
     def network(self) -> Any:
-        """The model."""
-        return network(self.source, revision=self.revision, dtype=getattr(torch, self.dtype))
+        """The model, frozen. Raises UserError unless all of it is there, and for pickles."""
+        import transformers
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        save = f"t.{KIND}.from_pretrained({self.source!r}).save_pretrained('FOLDER')"
+        pretrained.refuse_pickles(self.source, f'python -c "import transformers as t; {save}"')
+        model, report = pretrained.offline_first(
+            self.source,
+            "an image-text-to-text model of transformers with safetensors weights",
+            lambda here: getattr(transformers, KIND).from_pretrained(
+                self.source,
+                revision=self.revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=here,
+                output_loading_info=True,
+                dtype=getattr(torch, self.dtype),
+            ),
+        )
+        missing = {key for key in report["missing_keys"] if not key.startswith(_UNUSED)}
+        pretrained.whole(self.source, type(model).__name__, missing)
+        return model.requires_grad_(False).eval()
 
     @cached_property
     def processor(self) -> Any:
-        """What prepares pictures and text, and turns tokens into text."""
-        return processor(self.source, revision=self.revision)
+        """What prepares pictures and text, padded on the left, and turns tokens into text.
+
+        Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
+        """
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        processor = pretrained.offline_first(
+            self.source,
+            "a model with its processor",
+            lambda here: _processor(self.source, self.revision, here),
+        )
+        parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor")]
+        if None in parts:
+            raise UserError(
+                f"{self.source!r} holds a {type(processor).__name__}, which does not prepare "
+                "pictures and text: save the model's processor beside it with "
+                "processor.save_pretrained(folder)"
+            )
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"  # so that the last token of each question comes last
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return processor
 
     @property
     def chats(self) -> bool:
@@ -62,60 +106,6 @@ class VisionLanguage:
         """What `generate` of transformers gives, without sampling and without a gradient."""
         with torch.no_grad():
             return self.network.generate(**inputs, do_sample=False, **settings)
-
-
-def network(source: str, *, revision: str | None, dtype: torch.dtype) -> Any:
-    """The frozen image-text-to-text model of a folder or hub id, whole and from safetensors.
-
-    Raises UserError where there is none, where weights are missing, and for pickles.
-    """
-    import transformers
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    save = f"t.{KIND}.from_pretrained({source!r}).save_pretrained('FOLDER')"
-    pretrained.refuse_pickles(source, f'python -c "import transformers as t; {save}"')
-    model, report = pretrained.offline_first(
-        source,
-        "an image-text-to-text model of transformers with safetensors weights",
-        lambda here: getattr(transformers, KIND).from_pretrained(
-            source,
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=here,
-            output_loading_info=True,
-            dtype=dtype,
-        ),
-    )
-    missing = {key for key in report["missing_keys"] if not key.startswith(_UNUSED)}
-    pretrained.whole(source, type(model).__name__, missing)
-    return model.requires_grad_(False).eval()
-
-
-def processor(source: str, *, revision: str | None) -> Any:
-    """What prepares pictures and text for the model of a folder or hub id; it pads on the left.
-
-    Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
-    """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    prepare = pretrained.offline_first(
-        source, "a model with its processor", lambda here: _processor(source, revision, here)
-    )
-    parts = [getattr(prepare, name, None) for name in ("tokenizer", "image_processor")]
-    if None in parts:
-        raise UserError(
-            f"{source!r} holds a {type(prepare).__name__}, which does not prepare pictures and "
-            "text: save the model's processor beside it with processor.save_pretrained(folder)"
-        )
-    tokenizer = prepare.tokenizer
-    tokenizer.padding_side = "left"  # so that the last token of each question comes last
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return prepare
 
 
 def _processor(source: str, revision: str | None, here: bool) -> Any:
