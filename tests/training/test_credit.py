@@ -409,7 +409,7 @@ def test_it_learns_a_value_that_is_known():
     path = path_of(99, 2000)
     x, share = path.states[:-1, :, 0], VP().alpha(times[:-1])[:, None] ** 2
     with torch.no_grad():
-        learned = credit._view(path, square, *every_step(path), False).value.view_as(x)
+        learned = credit.views(path, square, *every_step(path)).value.view_as(x)
     exact, guess = share * x**2 + 1 - share, path.data[:, :, 0] ** 2
     assert (learned - exact).square().mean() < 0.25 * (guess - exact).square().mean()
 
@@ -501,7 +501,7 @@ def test_whose_jacobian_carries_a_slope_back(jacobian):
     credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = credit._view(path, lambda x, b: x[:, 0], *every_step(path), True)
+    seen = credit.views(path, lambda x, b: x[:, 0], *every_step(path), slopes=True)
     x = seen.x.detach().requires_grad_()
     own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
     turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]

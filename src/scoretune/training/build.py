@@ -65,7 +65,7 @@ def check(run: Run) -> Checked:
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
     guard.check(run)
-    trackers.check(run)
+    trackers.check(run.tracking)
     _check_process(run.model)
     try:
         grey = torch.full((3, 32, 32), 0.5)

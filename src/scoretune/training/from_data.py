@@ -59,7 +59,7 @@ class Parts:
 def check(run: Run) -> None:
     """Refuse settings that do not fit, before anything is read or loaded."""
     model, objective = run.model, run.objective
-    trackers.check(run)
+    trackers.check(run.tracking)
     if distributed.team().size > 1:
         raise UserError("a network of one's own learns in one process: start it without torchrun")
     for name, value, plain, why in (
@@ -239,7 +239,15 @@ def floor(parts: Parts, evaluation: Evaluation) -> dict[str, float]:
 def progress_of(run: Run, folder: Path, parts: Parts) -> Progress:
     """How far a run on data has come."""
     kept = {"average": parts.average, "adaptive": parts.method.adaptive}
-    return Progress(run, folder, parts.policy, parts.optimiser, parts.method.source, kept)
+    return Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
 
 
 def held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:

@@ -4,7 +4,7 @@ train; measure again; export. Of several processes all compute, and the main one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from scoretune.models import export, user_module
 from scoretune.training import build, card, from_data, trackers
 from scoretune.training.engine import TorchEngine
 from scoretune.training.from_data import DataRun
-from scoretune.training.hooks import Stopping, Watcher
+from scoretune.training.hooks import Every, Log, Save, Stopping, Watcher, decay
 from scoretune.training.loop import train
 from scoretune.training.objectives.method import Method
 from scoretune.training.overrides import of_data
@@ -102,8 +102,6 @@ class _Job:
 def _train(job: _Job) -> dict[str, Any]:
     """Train to the end; the result, of several processes in the main one."""
     run, method = job.run, job.method
-    adaptive = [method.adaptive.adapt] if method.adaptive else []
-    between: list[Hook] = [job.trackers, *adaptive, *job.between]
 
     def evaluate(update: int) -> None:
         job.subject.evaluate(update)
@@ -117,7 +115,6 @@ def _train(job: _Job) -> dict[str, Any]:
             for lap in range(method.warm_up):  # to the base model, before it moves
                 method.source(-1 - lap)
             job.watcher.stage("training")
-        hooks = job.progress.hooks(job.first, job.watcher.line, evaluate, between)
         stopping = Stopping(job.progress.save, job.watcher.stage)
         with stopping.listening():
             train(
@@ -127,18 +124,32 @@ def _train(job: _Job) -> dict[str, Any]:
                 job.engine,
                 updates=job.subject.until_alarm(range(job.first, run.updates)),
                 clip_norm=run.optimiser.clip_norm,
-                hooks=[*hooks, stopping],
+                hooks=[*_hooks(job, evaluate), stopping],
             )
         return job.subject.finish()
     finally:
         job.trackers.finish()
 
 
+def _hooks(job: _Job, evaluate: Callable[[int], None]) -> list[Hook]:
+    """What follows each update: log, decay, what adapts, evaluate, save."""
+    run, progress, adaptive = job.run, job.progress, job.method.adaptive
+    return [
+        Log(progress.metrics, progress.clock, progress.calls, job.watcher.line),
+        *decay(run.optimiser, job.optimiser, first=job.first, last=run.updates),
+        job.trackers,
+        *([adaptive.adapt] if adaptive else []),
+        *job.between,
+        Every(run.evaluation.every, run.updates, evaluate),
+        Save(progress.save, run.checkpoints.every, run.updates),
+    ]
+
+
 def _data_run(run: Run, folder: Path, watcher: Watcher, parts: from_data.Parts) -> _Job:
     progress = from_data.progress_of(run, folder, parts)
     first = progress.restore()
     progress.forget_after(first)
-    tracking = trackers.start(run, folder, first)
+    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
     return _Job(
         run=run,
         watcher=watcher,
@@ -156,11 +167,18 @@ def _data_run(run: Run, folder: Path, watcher: Watcher, parts: from_data.Parts) 
 def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -> _Job:
     watch = guard.sentry(run, folder, parts.held_out, watcher.line)
     kept = {"trust": parts.method.adaptive, "guard": watch, "engine": parts.engine}
-    source = parts.method.source
-    progress = Progress(run, folder, parts.policy, parts.optimiser, source, kept)
+    progress = Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
     first = progress.restore()
     progress.forget_after(first, ended=watch.ended is not None)
-    tracking = trackers.start(run, folder, first)
+    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
     return _Job(
         run=run,
         watcher=watcher,
