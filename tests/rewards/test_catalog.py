@@ -136,7 +136,7 @@ def test_constructing_a_learned_reward_reads_nothing(monkeypatch):
     def read(*arguments, **settings):
         raise AssertionError(f"read {arguments}")
 
-    for function in ("network", "tokenizer", "file", "preprocessing", "identity", "sha256"):
+    for function in ("network", "tokenizer", "file", "preprocessing", "identity"):
         monkeypatch.setattr(pretrained, function, read)
     monkeypatch.setattr("builtins.open", read)
     for name in ("clip", "pickscore", "hpsv2(model=nobody/nothing)", "aesthetic(head=nowhere.st)"):

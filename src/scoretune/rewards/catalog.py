@@ -11,11 +11,11 @@ from typing import Any, cast
 
 from scoretune.core import resolve
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.hub import sha256
 from scoretune.core.resolve import Call, Term
 from scoretune.data.scenes import world
 from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, vlm
 from scoretune.rewards.base import Fingerprinted, Reward
-from scoretune.rewards.networks.pretrained import sha256
 from scoretune.rewards.remote import client, isolated
 from scoretune.rewards.weighted import Part, Weighted
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
 from scoretune.rewards.networks import pretrained
@@ -32,13 +33,11 @@ class VisionLanguage:
     def network(self) -> Any:
         """The model, frozen. Raises UserError unless all of it is there, and for pickles."""
         import transformers
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        hub.quieten()
         save = f"t.{KIND}.from_pretrained({self.source!r}).save_pretrained('FOLDER')"
         pretrained.refuse_pickles(self.source, f'python -c "import transformers as t; {save}"')
-        model, report = pretrained.offline_first(
+        model, report = hub.offline_first(
             self.source,
             "an image-text-to-text model of transformers with safetensors weights",
             lambda here: getattr(transformers, KIND).from_pretrained(
@@ -61,10 +60,8 @@ class VisionLanguage:
 
         Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
         """
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        processor = pretrained.offline_first(
+        hub.quieten()
+        processor = hub.offline_first(
             self.source,
             "a model with its processor",
             lambda here: _processor(self.source, self.revision, here),
