@@ -326,7 +326,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     checked = ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
-    record(run, where, threads)
+    record(run, where, threads, checked)
     main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:

@@ -194,10 +194,10 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:
-    ready(run)
-    run_folder.record(run, folder, threads=1)
+    checked = ready(run)
+    run_folder.record(run, folder, threads=1, checked=checked)
     try:
-        launch(run, folder, _Silent(until))
+        launch(run, folder, _Silent(until), checked)
     except _Stopped:
         return
 

@@ -29,8 +29,7 @@ from scoretune.models.catalog import resolve
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rewards.catalog import REWARDS, named_reward, verdict_metrics
-from scoretune.rewards.weighted import terms
+from scoretune.rewards.catalog import named_reward, names, verdict_metrics
 
 PROMPTS, SAMPLES = 6, 36
 """Whose samples are compared with each other, and how many are drawn for that in all."""
@@ -229,8 +228,7 @@ def check(run: Run) -> tuple[Reward | None, Features | None]:
     named = run.guard.judge
     if run.guard.action == "off":
         return None, None
-    optimised = {name.partition("(")[0] for _, name in terms(run.reward, REWARDS)}
-    if named is not None and named.partition("(")[0] in optimised:
+    if named is not None and named.partition("(")[0] in names(run.reward):
         raise UserError(
             f"guard.judge={named} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"
