@@ -1,8 +1,9 @@
-"""A user's own function, named as `module:function`."""
+"""A user's own function, named as `module:function` or `path/to/file.py:function`."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -19,21 +20,18 @@ def is_function(text: str) -> bool:
 
 
 def imported(kind: str, path: str) -> Callable[..., Any]:
-    """Import `module:function`, also from the current folder; `kind` is what errors call it.
+    """Import `module:function`, also from the current folder or a file; `kind` is for errors.
 
     Raises UserError when it cannot be imported or is nothing to call; of a name that the module
     does not have, with the nearest one that it has.
     """
-    module_name, _, function = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    place, _, function = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _module(place)
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
             f"cannot import the {kind} {path!r} ({type(error).__name__}: {error}): write it as "
-            "module:function, with the module in this folder or installed"
+            "module:function, with the module in this folder or installed, or file.py:function"
         ) from error
     found = getattr(module, function, None) if function else None
     if found is None:
@@ -41,6 +39,20 @@ def imported(kind: str, path: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{kind} {path!r} is a {type(found).__name__}, not a function")
     return cast(Callable[..., Any], found)
+
+
+def _module(place: str) -> ModuleType:
+    """An importable module, or that of a file whose name ends in .py."""
+    if not place.endswith(".py"):
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    assert spec is not None and spec.loader is not None, "its name ends as Python's files do"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _nearest(module: ModuleType, function: str) -> str:

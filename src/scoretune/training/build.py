@@ -99,7 +99,7 @@ def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
     _check_world(run)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
-    guard.check(run)
+    guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
     trackers.check(run)
     _check_process(run.model)
     try:

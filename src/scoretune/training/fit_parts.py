@@ -16,7 +16,7 @@ from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.matching import weightings
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import Process, process_named
-from scoretune.evaluate.distances import Sampler
+from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network
 from scoretune.models.networks import Design
 from scoretune.models.score_network import ScoreNetwork
@@ -144,10 +144,10 @@ def _home(run: Run) -> Path:
     return home
 
 
-def sampler_of(run: Run) -> Sampler:
+def sampler_of(run: Run) -> DataSampler:
     """How the run's model is measured."""
     chosen, plan = run.evaluation, run.objective
     assert isinstance(plan, Matching | Consistency)
     if isinstance(plan, Consistency):
-        return Sampler(chosen.solver, chosen.steps, plan.t_min, True, plan.sigma_data)
-    return Sampler(chosen.solver, chosen.steps, plan.t_min)
+        return DataSampler(chosen.solver, chosen.steps, plan.t_min, True, plan.sigma_data)
+    return DataSampler(chosen.solver, chosen.steps, plan.t_min)

@@ -18,7 +18,7 @@ from scoretune.core import checkpoints, files, model_folder
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.core.records import Examples, spans
-from scoretune.evaluate import distances
+from scoretune.evaluate import data_samples
 from scoretune.evaluate.report import data_page, gallery
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
@@ -103,16 +103,22 @@ def _evaluate(parts: Parts, run: Run, folder: Path, picture: str | None) -> dict
     """Measure the averaged weights, and save them; does not count as training."""
     calls, sampler = parts.policy.calls, sampler_of(run)
     with parts.average.in_place():
-        found = distances.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
+        found = _draw(parts, run)
         line: dict[str, Any] = {
             "sampler": str(sampler),
             "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
-            **distances.distances(found, parts.held_out.states, parts.model),
+            **data_samples.distances(found, parts.held_out.states, parts.model),
         }
-        distances.save(parts.model, folder / "model", sampler, parts.known.names)
+        data_samples.save(parts.model, folder / "model", sampler, parts.known.names)
     parts.policy.calls = calls
     _show(parts, found, folder / "previews" / f"{picture or 'newest'}.png")
     return line
+
+
+def _draw(parts: Parts, run: Run) -> Tensor:
+    """As many samples as an evaluation wants, always from the same noise."""
+    evaluation = run.evaluation
+    return data_samples.draw(parts.policy, evaluation.samples, sampler_of(run), evaluation.seed)
 
 
 def _held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:
@@ -133,7 +139,7 @@ def _floor(parts: Parts, run: Run) -> dict[str, float]:
     """The distances of known data, as many as were drawn, to those held out: a perfect model's."""
     generator = torch.Generator().manual_seed(run.evaluation.seed)
     order = torch.randperm(len(parts.known), generator=generator)[: run.evaluation.samples]
-    return distances.distances(parts.known.states[order], parts.held_out.states, parts.model)
+    return data_samples.distances(parts.known.states[order], parts.held_out.states, parts.model)
 
 
 def _compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
@@ -156,16 +162,16 @@ def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, An
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
     with parts.average.in_place():
         sampler = sampler_of(run)
-        found = distances.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
+        found = _draw(parts, run)
         line = {
             "update": update,
             "sampler": str(sampler),
             "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
-            **distances.distances(found, parts.held_out.states, parts.model),
+            **data_samples.distances(found, parts.held_out.states, parts.model),
             "real": _floor(parts, run),
         }
     if features is not None:
-        line[features] = distances.featured(found, parts.held_out.states, parts.model, features)
+        line[features] = data_samples.featured(found, parts.held_out.states, parts.model, features)
     return line
 
 
@@ -185,7 +191,7 @@ def trained(folder: Path) -> Policy:
     newest, home = checkpoints.latest(folder / "checkpoints"), model_folder.home(folder)
     if newest is None or home is None:
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
-    policy = distances.policy_of(home)
+    policy = data_samples.policy_of(home)
     restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
     return policy
 

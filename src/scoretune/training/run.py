@@ -18,10 +18,19 @@ from scoretune.core.config import PolicyGradient, Run, ScoreAction
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
 from scoretune.evaluate import gap
+from scoretune.evaluate.gap import Setup
 from scoretune.evaluate.guard import guard
-from scoretune.evaluate.guard.guard import Sentry
-from scoretune.evaluate.measure import Measurement, Verdicts, compare, measure, preview_indices
+from scoretune.evaluate.guard.guard import Monitor
 from scoretune.evaluate.report import gallery
+from scoretune.evaluate.samples import preview_indices, save_preview
+from scoretune.evaluate.scores import (
+    Measurement,
+    Verdicts,
+    compare,
+    evaluation_line,
+    measure,
+    verdict_metrics,
+)
 from scoretune.models import export, user_module
 from scoretune.training import card, fit_parts, from_data, trackers
 from scoretune.training.build import Parts, build, verify
@@ -42,7 +51,7 @@ class Course:
     watcher: Watcher
     parts: Parts
     progress: Progress
-    watch: Sentry
+    watch: Monitor
     told: Trackers
     first: int
 
@@ -57,9 +66,9 @@ class Course:
             self.told.finish()
 
     def _begin(self) -> None:
-        before = self._evaluate(0)
+        before, verdicts = self._evaluate(0)
         if distributed.team().main:
-            before.verdicts.save(self.folder / "base.json")
+            verdicts.save(self.folder / "base.json")
             _show(before, self.folder / "previews", "before")
         self._warm_up()
         self.watcher.stage("training")
@@ -76,7 +85,7 @@ class Course:
                 parts.objective,
                 parts.optimiser,
                 parts.engine,
-                updates=self.watch.while_calm(range(self.first, run.updates)),
+                updates=self.watch.until_ended(range(self.first, run.updates)),
                 clip_norm=run.optimiser.clip_norm,
                 hooks=[*hooks, stopping],
             )
@@ -89,39 +98,59 @@ class Course:
             self.progress.save(watch.ended)
             final = self._measured(weights_of)
         assert final is not None
+        measured, verdicts = final
         calls = self.progress.calls()
         if not distributed.team().main:
             return {}
-        _show(final, self.folder / "previews", "after")
+        _show(measured, self.folder / "previews", "after")
         if run.model.rank:
             export.lora(self.parts.policy, self.folder / "lora")
         elif is_function(run.model.source):
             user_module.save(self.parts.policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
-        return self._finish(compare(base, final.verdicts) | watch.summary(), calls)
+        return self._finish(compare(base, verdicts) | watch.summary(), calls)
 
     def _note(self, update: int) -> None:
         self._evaluate(update)
         self.watcher.stage("training")
 
-    def _evaluate(self, update: int) -> Measurement:
-        found = self._measured(update)
-        line = found.verdicts.line | self.watch.look(found, self.parts.policy)
+    def _evaluate(self, update: int) -> tuple[Measurement, Verdicts]:
+        measured, verdicts = self._measured(update)
+        line = verdicts.line | self.watch.observe(measured, self.parts.policy, update)
         files.append_line(self.progress.evaluations, line)
-        shown = preview_indices(found.prompts)
-        pictures = found.images[shown] if found.images.dim() == 4 else None
-        self.told.evaluated(line, pictures, [found.prompts.texts[i] for i in shown])
-        if gap.due(self.run, update):
+        shown = preview_indices(measured.prompts)
+        pictures = measured.images[shown] if measured.images.dim() == 4 else None
+        self.told.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
+        run, parts = self.run, self.parts
+        if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
-            parts = self.parts
-            matrix = gap.line(parts.policy, self.run, parts.held_out, parts.reward, update)
+            seed = run.evaluation.seed
+            setup = Setup(parts.held_out, parts.reward, run.reward, run.sampling, seed)
+            matrix = gap.line(parts.policy, run.evaluation.gap, setup, update)
             files.append_line(self.progress.gaps, matrix)
-        return found
+        return measured, verdicts
 
-    def _measured(self, update: int) -> Measurement:
+    def _measured(self, update: int) -> tuple[Measurement, Verdicts]:
         self.watcher.stage("evaluating on held-out prompts")
-        parts, seconds = self.parts, self.progress.clock.seconds()
-        return measure(parts.policy, self.run, parts.held_out, parts.reward, update, seconds)
+        run, parts, seconds = self.run, self.parts, self.progress.clock.seconds()
+        measured = measure(
+            parts.policy,
+            parts.held_out,
+            reward=parts.reward,
+            reward_name=run.reward,
+            metrics=verdict_metrics(run.model.source),
+            evaluation=run.evaluation,
+            sampling=run.sampling,
+        )
+        line = evaluation_line(
+            measured,
+            run.evaluation,
+            run.sampling,
+            update=update,
+            seconds=seconds,
+            network_evaluations=self.progress.calls(),
+        )
+        return measured, Verdicts(measured.prompts.tasks, measured.values, line)
 
     def _warm_up(self) -> None:
         """Rounds that fit the critic, if there is one, to the base model before it moves."""
@@ -168,7 +197,16 @@ def ready(run: Run) -> None:
 def course(run: Run, folder: Path, watcher: Watcher, parts: Parts) -> Course:
     """A run from its newest checkpoint in `folder`, if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    watch = guard.sentry(run, folder, parts.held_out, watcher.line)
+    watch = guard.monitor(
+        run.guard,
+        run.evaluation,
+        reward=run.reward,
+        source=run.model.source,
+        updates=run.updates,
+        folder=folder,
+        held_out=parts.held_out,
+        on_alarm=watcher.line,
+    )
     kept = {"trust": parts.trust, "guard": watch, "engine": parts.engine}
     progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
     first = progress.restore()
@@ -181,7 +219,8 @@ def _show(measured: Measurement, folder: Path, name: str) -> None:
     """Pictures in a grid that the report cuts up; points and series drawn for themselves."""
     images = measured.images
     if images.dim() == 4 and images.shape[2] == images.shape[3]:
-        measured.save_preview(folder, name)
+        accepted = measured.values.get("judge")
+        save_preview(images, measured.prompts, accepted=accepted, folder=folder, name=name)
     else:
         kind = {2: "points", 3: "series", 4: "images"}[images.dim()]
         gallery.show(images, kind, folder / f"{name}.png")

@@ -9,8 +9,7 @@ from scoretune.core.config import Matching, Run
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
-from scoretune.evaluate.gap import due
-from scoretune.evaluate.gap_plan import planned
+from scoretune.evaluate.gap import due, matrix_of
 from scoretune.evaluate.guard import guard
 from scoretune.training.overrides import of_data
 
@@ -37,18 +36,15 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
         each += watched(held_out) * plain
     total = each * len(evaluations(run))
     for update in evaluations(run):
-        if due(run, update):
-            cells = planned(chosen.gap.steps, chosen.gap.etas).cells
+        if due(chosen, run.updates, update):
+            cells = matrix_of(chosen.gap.steps, chosen.gap.etas).cells
             total += count * sum(cell.steps for cell in cells)
     return total * facts.guided
 
 
 def watched(held_out: Prompts) -> int:
     """Samples in which a guard looks for diversity."""
-    count = min(guard.PROMPTS, len(set(held_out.texts)))
-    if not count:
-        return 0
-    return count * max(2, min(guard.SAMPLES, len(held_out)) // count)
+    return len(guard.diversity_prompts(held_out)) if held_out.texts else 0
 
 
 def drawn(run: Run, held_out: Prompts) -> int:
@@ -62,8 +58,8 @@ def _matrices(run: Run) -> int:
     chosen = run.evaluation.gap
     if not chosen.steps:
         return 0
-    cells = len(planned(chosen.steps, chosen.etas).cells)
-    return cells * sum(due(run, update) for update in evaluations(run))
+    cells = len(matrix_of(chosen.steps, chosen.etas).cells)
+    return cells * sum(due(run.evaluation, run.updates, update) for update in evaluations(run))
 
 
 def encodings(run: Run, prompts: Prompts, held_out: Prompts) -> int:
