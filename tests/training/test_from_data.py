@@ -35,6 +35,7 @@ from scoretune.diffusion.processes import (
     SubVP,
     noise_ratio,
 )
+from scoretune.evaluate import data_samples
 from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network as scores
 from scoretune.models.score_network import ScoreNetwork, score_network
