@@ -30,9 +30,9 @@ from scoretune.evaluate.gap import (
     STOCHASTIC,
     TUNED,
     Cell,
+    Comparison,
     Matrix,
     Sampler,
-    Setup,
     explanation,
     matrix_of,
 )
@@ -58,11 +58,13 @@ def near(centre: float):
     return lambda images, prompts: -((images[:, 0] - centre) ** 2)
 
 
-def setup(count: int, *, centre: float = 1.0, grid: str = "karras", seed: int = 0) -> Setup:
-    return Setup(nothing(count), near(centre), "near", Sampling(grid=grid), seed)
+def comparison(
+    count: int, *, centre: float = 1.0, grid: str = "karras", seed: int = 0
+) -> Comparison:
+    return Comparison(nothing(count), near(centre), "near", Sampling(grid=grid), seed)
 
 
-def matrix(policy: Policy, plan: Matrix, on: Setup) -> list[gap.Row]:
+def matrix(policy: Policy, plan: Matrix, on: Comparison) -> list[gap.Row]:
     found = {cell: gap.rewards_of(policy, cell, on) for cell in plan.cells}
     return gap.rows(plan, found, on, policy.backbone.process)
 
@@ -140,7 +142,7 @@ def test_every_sampler_has_an_error_or_a_memory():
 
 def reached(process: Process, steps: int, eta: float) -> float:
     """E r of gDDIM's own steps on N(2/3, 1/3) with r = −(x − 1)², exactly."""
-    times = setup(1).times(process, steps)
+    times = comparison(1).times(process, steps)
     mean, variance = gaussian.after_steps(process, GDDIM(eta), times, mean=2 / 3, variance=1 / 3)
     return -((mean - 1) ** 2) - variance
 
@@ -149,7 +151,7 @@ def reached(process: Process, steps: int, eta: float) -> float:
 def test_the_measured_gap_is_the_exact_one_of_n_steps(seed):
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
-    found = matrix(policy, matrix_of((5, 20), (0.5, 2.0), fine=60), setup(1500, seed=seed))
+    found = matrix(policy, matrix_of((5, 20), (0.5, 2.0), fine=60), comparison(1500, seed=seed))
     for row in found:
         at, fine = (
             [reached(process, steps, eta) for eta in (row["eta"], 0.0)]
@@ -174,7 +176,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
     truth, hits = reached(process, 4, 1.0) - reached(process, 4, 0.0), 0
     for seed in range(100):
-        _, row = matrix(policy, matrix_of((4,), (1,)), setup(128, seed=seed))
+        _, row = matrix(policy, matrix_of((4,), (1,)), comparison(128, seed=seed))
         hits += row["gap_low"] <= truth <= row["gap_high"]
     assert 88 <= hits <= 99  # 95 of 100 are meant
 
@@ -186,7 +188,7 @@ def test_gap_and_bias_add_up():
     """gap_N = gap_fine + bias(η) − bias(0), to rounding."""
     policy = Policy(toy.Gaussian(VP()), GDDIM(1.0))
     plan = matrix_of((3, 7), ETAS, ("gddim", "dpmpp_2m"), fine=15)
-    found = matrix(policy, plan, setup(50))
+    found = matrix(policy, plan, comparison(50))
     plain = {row["steps"]: row for row in found if Sampler(row["solver"], row["eta"]) == ODE}
     assert len(found) == 10
     for row in found:
@@ -203,7 +205,7 @@ def test_differences_are_paired():
     spread = torch.linspace(-10, 10, 40)
     wiggle = torch.tensor([0.1, -0.1]).repeat(20)
     plan = matrix_of((4,), (1,), fine=8)
-    noisy, on = plan.samplers[1], setup(40)
+    noisy, on = plan.samplers[1], comparison(40)
     found = {Cell(s, n): spread for s in plan.samplers for n in (4, 8)}
     found[Cell(noisy, 4)] = spread + 2 + wiggle
     _, row = gap.rows(plan, found, on, VP())
@@ -220,7 +222,7 @@ def test_what_was_not_found_is_none_and_not_zero():
     plan = matrix_of((4,), (1, 2))
     spread = torch.linspace(0, 1, 40)
     found = {Cell(ODE, 4): spread, Cell(plan.samplers[2], 4): "cannot"}
-    rows = gap.rows(plan, found, setup(40), VP())
+    rows = gap.rows(plan, found, comparison(40), VP())
     assert [row["eta"] for row in rows] == [0.0, 2.0]
     assert rows[0]["bias"] is None
     assert rows[1]["reason"] == "cannot"
@@ -239,7 +241,7 @@ def test_all_walks_begin_in_the_same_noise_and_cost_no_training():
         samples.pictures(policy, nothing(70), walk=walk, seed=3, batch=64)
     assert torch.equal(torch.cat(begun[:2]), torch.cat(begun[2:]))
     first, second = (
-        gap.rewards_of(policy, Cell(s, 4), setup(70)) for s in (ODE, Sampler("gddim", 1e-9))
+        gap.rewards_of(policy, Cell(s, 4), comparison(70)) for s in (ODE, Sampler("gddim", 1e-9))
     )
     torch.testing.assert_close(first, second)  # gDDIM without noise is DDIM
     assert policy.calls == 7
@@ -247,7 +249,7 @@ def test_all_walks_begin_in_the_same_noise_and_cost_no_training():
 
 def test_more_noise_than_a_step_holds_is_a_row_with_a_reason():
     policy = Policy(toy.Gaussian(VP()), GDDIM(1.0))
-    rows = matrix(policy, matrix_of((5,), (1.0, 1.5), ("ddim_eta",)), setup(8, grid="uniform"))
+    rows = matrix(policy, matrix_of((5,), (1.0, 1.5), ("ddim_eta",)), comparison(8, grid="uniform"))
     assert [row["reward"] is None for row in rows] == [False, False, True]
     assert "more noise than a step can hold" in rows[2]["reason"]
     assert rows[2]["gap"] is None
@@ -258,7 +260,7 @@ def test_samples_that_run_away_are_no_reward():
     process = VP()
     policy = Policy(toy.Gaussian(process), GDDIM(1.0))
     cell = Cell(Sampler("euler_maruyama", 1e19), 4)
-    assert gap.rewards_of(policy, cell, setup(8)) == gap.UNSTABLE
+    assert gap.rewards_of(policy, cell, comparison(8)) == gap.UNSTABLE
 
 
 # ------------------------------------------------------------------------------ of a run

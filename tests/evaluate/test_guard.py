@@ -24,7 +24,7 @@ from scoretune.evaluate.guard.watches import Best
 from scoretune.evaluate.report.page import write_report
 from scoretune.evaluate.scores import Measurement
 from scoretune.training import overrides, run_folder
-from scoretune.training.build import verify
+from scoretune.training.build import check
 from scoretune.training.run import launch
 
 # ------------------------------------------------------------------------------ known answers
@@ -472,8 +472,8 @@ def test_a_judge_of_ones_own(tmp_path, tiny):
 )
 def test_what_cannot_guard_is_refused_before_anything_is_loaded(changes, words):
     with pytest.raises(UserError, match=words):
-        verify(overrides.changed(recipes.named("ddpo"), changes))
-    verify(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
+        check(overrides.changed(recipes.named("ddpo"), changes))
+    check(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
 
 
 # -------------------------------------------------------------------------- display and report

@@ -18,6 +18,11 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as a readable JSON file, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Add one JSON line to a file, in the process that writes."""
     if not distributed.team().main:

@@ -161,7 +161,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Setup:
+class Comparison:
     """What all cells have in common: what is drawn, from which noise, along which kind of grid."""
 
     prompts: Prompts
@@ -176,25 +176,25 @@ class Setup:
         return grid(process, self.sampling.model_copy(update=plain))
 
 
-def rewards_of(policy: Policy, cell: Cell, setup: Setup) -> CellRewards:
+def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
     """The reward of every prompt's sample, [B]; a sentence where this sampler cannot do it.
 
     Costs no network evaluations of training. Raises UserError where not even the ODE can.
     """
-    times = setup.times(policy.backbone.process, cell.steps)
+    times = comparison.times(policy.backbone.process, cell.steps)
     calls, of_base = policy.calls, cell.model == BASE and policy.has_reference
     try:
         with policy.reference() if of_base else nullcontext():
             walk = _walk(policy, cell.sampler, times)
-            images = pictures(policy, setup.prompts, walk=walk, seed=setup.seed)
+            images = pictures(policy, comparison.prompts, walk=walk, seed=comparison.seed)
     except ValueError as error:
         return _refused(cell, str(error))
     finally:
         policy.calls = calls
     if not bool(torch.isfinite(images).all()):
         return _refused(cell, UNSTABLE)
-    name = setup.reward_name
-    return verdicts(images, setup.prompts, {name: setup.reward})[name]
+    name = comparison.reward_name
+    return verdicts(images, comparison.prompts, {name: comparison.reward})[name]
 
 
 def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> Walk:
@@ -217,27 +217,29 @@ def _refused(cell: Cell, reason: str) -> str:
 
 
 def rows(
-    matrix: Matrix, rewards: Mapping[Cell, CellRewards], setup: Setup, process: Process
+    matrix: Matrix, rewards: Mapping[Cell, CellRewards], comparison: Comparison, process: Process
 ) -> list[Row]:
     """A row a cell with its reward, gap and bias; none for a cell that has not been drawn.
 
     Intervals are of 95 % over prompts. What is not known is None, and `reason` may say why.
     """
-    return [_row(matrix, cell, rewards, setup, process) for cell in matrix.shown if cell in rewards]
+    return [
+        _row(matrix, cell, rewards, comparison, process) for cell in matrix.shown if cell in rewards
+    ]
 
 
 def _row(
     matrix: Matrix,
     cell: Cell,
     rewards: Mapping[Cell, CellRewards],
-    setup: Setup,
+    comparison: Comparison,
     process: Process,
 ) -> Row:
-    values, sampler, tasks = rewards[cell], cell.sampler, setup.prompts.tasks
+    values, sampler, tasks = rewards[cell], cell.sampler, comparison.prompts.tasks
     fine = Cell(sampler, matrix.fine, cell.model)
     ode, fine_ode = (Cell(ODE, c.steps, c.model) for c in (cell, fine))
     refused = isinstance(values, str)
-    times = setup.times(process, cell.steps)
+    times = comparison.times(process, cell.steps)
     return {
         "model": cell.model,
         "solver": sampler.solver,
@@ -305,12 +307,12 @@ def due(evaluation: Evaluation, updates: int, update: int) -> bool:
     return update in (0, updates) or (every > 0 and update % every == 0)
 
 
-def line(policy: Policy, gap: Gap, setup: Setup, update: int) -> Row:
+def line(policy: Policy, gap: Gap, comparison: Comparison, update: int) -> Row:
     """The matrix of a run's evaluation, as a line of `gap.jsonl`."""
     matrix = matrix_of(gap.steps, gap.etas)
-    rewards = {cell: rewards_of(policy, cell, setup) for cell in matrix.cells}
+    rewards = {cell: rewards_of(policy, cell, comparison) for cell in matrix.cells}
     return {
         "update": update,
         "network_evaluations": distributed.count(policy.calls),
-        "rows": rows(matrix, rewards, setup, policy.backbone.process),
+        "rows": rows(matrix, rewards, comparison, policy.backbone.process),
     }

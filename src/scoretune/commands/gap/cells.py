@@ -18,7 +18,7 @@ import torch
 
 from scoretune import __version__
 from scoretune.core.files import append_line
-from scoretune.evaluate.gap import Cell, CellRewards, Setup
+from scoretune.evaluate.gap import Cell, CellRewards, Comparison
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 
@@ -30,7 +30,7 @@ class CellFile:
     path: Path
     source: tuple[str | None, ...]
     policy: Policy
-    setup: Setup
+    comparison: Comparison
 
     def read(self, cells: Iterable[Cell]) -> dict[Cell, CellRewards]:
         """Those of the cells that an earlier call has finished."""
@@ -58,11 +58,11 @@ class CellFile:
 
     def _key(self, cell: Cell) -> str:
         """A hash of everything that decides a cell."""
-        setup, policy = self.setup, self.policy
+        comparison, policy = self.comparison, self.policy
         decides = [
-            *(*self.source, setup.reward_name, setup.seed, policy.guidance),
-            *(*setup.prompts.texts, setup.sampling.grid, setup.sampling.shift),
-            *(str(policy.backbone.process), _code_of(setup.reward), __version__),
+            *(*self.source, comparison.reward_name, comparison.seed, policy.guidance),
+            *(*comparison.prompts.texts, comparison.sampling.grid, comparison.sampling.shift),
+            *(str(policy.backbone.process), _code_of(comparison.reward), __version__),
             *(str(cell.sampler.solver), cell.sampler.eta, cell.steps, cell.model),
         ]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()

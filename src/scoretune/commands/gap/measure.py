@@ -16,7 +16,7 @@ from scoretune.core.files import write_whole
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.data.scenes import world
 from scoretune.evaluate import gap
-from scoretune.evaluate.gap import BASE, TUNED, Matrix, Row, Setup, explanation, matrix_of
+from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
 from scoretune.models import lora
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
@@ -55,25 +55,25 @@ def measure(request: Request, *, out: Path | None = None, on_cell: OnCell | None
         raise UserError("say what is rewarded: --reward reader, or module:function")
     matrix, reward = _matrix(request, run), named_reward(name)
     policy = _policy(request, run)
-    setup = _setup(request, run, name, reward)
+    comparison = _comparison(request, run, name, reward)
     folder = out or (model / "gap" if run else Path("gaps") / f"{model.name}-{_plain(name)}")
     folder.mkdir(parents=True, exist_ok=True)
-    described = _described(request, policy, matrix, setup)
+    described = _described(request, policy, matrix, comparison)
     source = tuple(described[key] for key in ("model", "lora", "weights"))
-    file = CellFile(folder / "cells.jsonl", source, policy, setup)
+    file = CellFile(folder / "cells.jsonl", source, policy, comparison)
     cells = matrix.cells
     rewards = file.read(cells)
     try:
         for cell in cells:
             if cell not in rewards:
-                rewards[cell] = gap.rewards_of(policy, cell, setup)
+                rewards[cell] = gap.rewards_of(policy, cell, comparison)
                 file.append(cell, rewards[cell])
             if on_cell is not None:
                 on_cell(f"{cell.sampler}, {cell.steps} steps", len(rewards), len(cells))
     finally:  # Ctrl-C too: what is finished can be read
         result = described | {
             "finished": len(rewards) == len(cells),
-            "rows": gap.rows(matrix, rewards, setup, policy.backbone.process),
+            "rows": gap.rows(matrix, rewards, comparison, policy.backbone.process),
             "out": str(folder),
         }
         write_whole(folder / "rows.json", json.dumps(result, indent=1) + "\n")
@@ -105,11 +105,13 @@ def _policy(request: Request, run: Run | None) -> Policy:
     return policy
 
 
-def _setup(request: Request, run: Run | None, name: str, reward: Reward) -> Setup:
+def _comparison(request: Request, run: Run | None, name: str, reward: Reward) -> Comparison:
     seed = request.seed
     if seed is None:
         seed = run.evaluation.seed if run else 0
-    return Setup(_prompts(request, run), reward, name, run.sampling if run else Sampling(), seed)
+    return Comparison(
+        _prompts(request, run), reward, name, run.sampling if run else Sampling(), seed
+    )
 
 
 def _prompts(request: Request, run: Run | None) -> Prompts:
@@ -130,16 +132,16 @@ def _prompts(request: Request, run: Run | None) -> Prompts:
     raise UserError("say what is drawn: --prompts FILE, one a line, or --prompts scenes-held-out")
 
 
-def _described(request: Request, policy: Policy, matrix: Matrix, setup: Setup) -> Row:
+def _described(request: Request, policy: Policy, matrix: Matrix, comparison: Comparison) -> Row:
     """What is measured, in words and numbers, for the file of rows."""
     return {
         "model": request.model,
         "lora": str(request.lora) if request.lora else None,
         "weights": weights_hash(policy),
-        "reward": setup.reward_name,
-        "prompts": len(setup.prompts),
-        "seed": setup.seed,
-        "grid": setup.sampling.grid,
+        "reward": comparison.reward_name,
+        "prompts": len(comparison.prompts),
+        "seed": comparison.seed,
+        "grid": comparison.sampling.grid,
         "guidance": policy.guidance,
         "fine": matrix.fine,
         "note": explanation(matrix),
