@@ -151,11 +151,11 @@ def reached(process: Process, steps: int, eta: float) -> float:
 def test_the_measured_gap_is_the_exact_one_of_n_steps(seed):
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
-    found = matrix(policy, matrix_of((5, 20), (0.5, 2.0), fine=60), comparison(1500, seed=seed))
+    found = matrix(policy, matrix_of((5, 20), (0.5, 2.0), fine=40), comparison(640, seed=seed))
     for row in found:
         at, fine = (
             [reached(process, steps, eta) for eta in (row["eta"], 0.0)]
-            for steps in (row["steps"], 60)
+            for steps in (row["steps"], 40)
         )
         exact = {"gap": at[0] - at[1], "bias": at[0] - fine[0], "gap_fine": fine[0] - fine[1]}
         for name, value in exact.items():
@@ -621,12 +621,13 @@ def test_a_lora_that_does_not_fit_is_said_in_a_line(exported, tmp_path):
 
 
 def test_the_command_takes_a_lora(command, exported, tmp_path):
-    flags = ["--reward", "brightness", *SHORT, "--before", "--json", "--out", tmp_path]
+    short = ["--steps", 2, "--eta", "0,1", "--per-task", 1, "--fine", 0]
+    flags = ["--reward", "brightness", *short, "--before", "--json", "--out", tmp_path]
     done = command("gap", "scenes", "--lora", exported[1], *flags)
     assert done.code == 0, done.err
     rows = json.loads(done.out.splitlines()[-1])["rows"]
-    assert [row["model"] for row in rows] == [BASE] * 4 + [TUNED] * 4
-    assert rows[0]["reward"] != rows[4]["reward"]
+    assert [row["model"] for row in rows] == [BASE] * 2 + [TUNED] * 2
+    assert rows[0]["reward"] != rows[2]["reward"]
     run = tmp_path / "run"
     run_folder.record(overrides.changed(recipes.named("ddpo"), []), run, threads=1)
     refused = command("gap", run, "--lora", exported[1])
