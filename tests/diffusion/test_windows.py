@@ -22,7 +22,7 @@ from scoretune.diffusion.windows import Window, anywhere, progressive
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
-from scoretune.rollout import prior, rollout, windowed
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import methods, overrides
 
 LAW = tilt.Mixture.of([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.1)
@@ -39,17 +39,24 @@ def policy_on(process=None, act=None) -> Policy:
     return Policy(toy.Controlled(toy.Mixture(process, LAW), control), act or GDDIM(1.2))
 
 
-def roll(policy: Policy, times: Tensor, place: Window, seed: int = 0, noise_seed: int = 7, **more):
-    group = more.get("group", 1)
+def roll(
+    policy: Policy,
+    times: Tensor,
+    place: Window,
+    seed: int = 0,
+    noise_seed: int = 7,
+    group: int = 1,
+    reference: bool = False,
+):
     noise = prior(policy, BATCH // group, torch.Generator().manual_seed(noise_seed))
-    return windowed(
+    return rollout(
         policy,
         Condition.none(BATCH),
         times,
         torch.Generator().manual_seed(seed),
         noise.repeat_interleave(group, 0),
-        window=place,
-        **more,
+        acting=Acting(window=place, group=group),
+        reference=reference,
     )
 
 
@@ -169,13 +176,13 @@ def test_a_shared_road_is_everyones_own():
     policy, times = policy_on(), grids.uniform(RectifiedFlow(), STEPS)
     shared = roll(policy, times, Window(4, 6), group=3)
     noise = shared.states[0]
-    alone = windowed(
+    alone = rollout(
         policy,
         Condition.none(BATCH),
         times,
         torch.Generator().manual_seed(0),
         noise,
-        window=Window(4, 6),
+        acting=Acting(window=Window(4, 6)),
     )
     torch.testing.assert_close(shared.states, alone.states)
     for k in range(5):
@@ -254,7 +261,7 @@ def test_a_noise_by_name(changes, expected):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (["sampling.noise=cps"], "set sampling.kernel=renoise"),
         (["sampling.kernel=renoise", "sampling.noise=flow"], "set sampling.noise=constant or cps"),
@@ -265,8 +272,8 @@ def test_a_noise_by_name(changes, expected):
         (["sampling.noise=ramp"], "set eta_end"),
     ],
 )
-def test_a_noise_that_does_not_suit(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_a_noise_that_does_not_suit(changes, message):
+    with pytest.raises(ValueError, match=message):
         kernel(overrides.changed(recipes.named("grpo"), changes).sampling)
 
 
@@ -275,7 +282,7 @@ def test_a_window_longer_than_the_path(order):
     run = overrides.changed(
         recipes.named("mix_grpo"), [f"sampling.window.order={order}", "sampling.window.size=17"]
     )
-    with pytest.raises(UserError, match="leaves no place among the 16 steps"):
+    with pytest.raises(ValueError, match="leaves no place among the 16 steps"):
         window(run.sampling, grid(RectifiedFlow(), run.sampling), RectifiedFlow(), run.seed)
 
 

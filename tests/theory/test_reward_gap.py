@@ -40,7 +40,7 @@ from scoretune.diffusion.processes import (
     noise_ratio,
     score,
 )
-from scoretune.diffusion.solvers.stochastic import through
+from scoretune.diffusion.solvers.base import through
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
 

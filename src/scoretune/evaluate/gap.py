@@ -29,16 +29,15 @@ from scoretune.core.config import Run, Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import solvers
 from scoretune.diffusion.named import grid
 from scoretune.diffusion.processes import Process
+from scoretune.diffusion.solvers import ODE_SOLVERS, SOLVERS
 from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate import scores
 from scoretune.evaluate.gap_plan import BASE, NOISY, ODE, Cell, Plan, Sampler, planned
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rollout import SOLVERS as STILL
 
 MEAN, VARIANCE = 1.0, 0.25  # of the data for which `gaussian_w2` is worked out
 UNSTABLE = "the samples are not finite: unstable at this η and number of steps"
@@ -86,7 +85,7 @@ def rewards_of(policy: Policy, cell: Cell, ground: Ground) -> Found:
 
 
 def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> scores.Walk:
-    solve = solvers.SOLVERS[sampler.solver].function
+    solve = SOLVERS[sampler.solver].function
 
     def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
         x = x.to(condition.tokens.device)
@@ -160,15 +159,15 @@ def gaussian_w2(process: Process, sampler: Sampler, times: Tensor) -> float | No
     """
     times = times.double()
     start, end = (gaussian.law(process, t, mean=MEAN, variance=VARIANCE) for t in times[[0, -1]])
-    if sampler.solver in STILL:
+    solver = SOLVERS[sampler.solver]
+    if sampler.solver in ODE_SOLVERS:
         found = gaussian.after_solver(
-            process, STILL[sampler.solver], times, mean=MEAN, variance=VARIANCE, start=start
+            process, solver.function, times, mean=MEAN, variance=VARIANCE, start=start
         )
         return round(gaussian.wasserstein(found, end), 6)
-    make = NOISY[sampler.solver]
-    if make is None:
+    if solver.kernel is None:
         return None
-    kernel = make(sampler.eta)
+    kernel = solver.kernel(sampler.eta)
     return round(sampler_bias(process, kernel, times, VARIANCE, mean=MEAN, start=start), 6)
 
 

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scoretune.core.errors import UserError, unknown
-from scoretune.diffusion import kernels, solvers
-from scoretune.rollout import SOLVERS as STILL
+from scoretune.diffusion.solvers import ODE_SOLVERS, SOLVERS
 
-NOISY: dict[str, Callable[[float], kernels.Kernel] | None] = {
-    "gddim": kernels.GDDIM,
-    "ddim_eta": lambda eta: kernels.Renoise(kernels.Posterior(eta)),
-    "euler_maruyama": lambda eta: kernels.EulerMaruyama(kernels.Constant(eta)),
-    "exponential": lambda eta: kernels.Exponential(kernels.Constant(eta)),
-    "dpmpp_2m_sde": None,  # remembers a step, so it is no kernel
-}
-"""Samplers that take any η > 0, and the kernel that each follows."""
+NOISY = [name for name, solver in SOLVERS.items() if solver.takes_eta]
+"""Samplers that take any η > 0."""
 BASE, TUNED = "base", "fine-tuned"
 
 
@@ -89,15 +82,15 @@ def planned(
         raise UserError(f"eta={wild[0]:g} is no stochasticity: give finite numbers of at least 0")
     for name in names:
         _check_solver(name)
-    still = [Sampler(name) for name in names if name in STILL]
+    still = [Sampler(name) for name in names if name in ODE_SOLVERS]
     levels = sorted({float(eta) for eta in etas if eta > 0})
     noisy = [Sampler(name, eta) for name in names if name in NOISY for eta in levels]
     return Plan(tuple(dict.fromkeys([ODE, *still, *noisy])), _distinct(steps), fine, models)
 
 
 def _check_solver(name: str) -> None:
-    known = [*STILL, *NOISY]
-    if name in solvers.SOLVERS and name not in known:
+    known = [*ODE_SOLVERS, *NOISY]
+    if name in SOLVERS and name not in known:
         raise UserError(
             f"solver {name!r} has no η or no number of steps to vary: choose of {', '.join(known)}"
         )

@@ -7,7 +7,7 @@ from scoretune.diffusion import transitions
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level, ratio_quotient
-from scoretune.diffusion.solvers.base import Field, asked, on_grid, where_finite
+from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
 from scoretune.diffusion.transitions import Weights, spread
 
 FEW_STEPS = 15
@@ -47,7 +47,7 @@ def dpmpp_2m_sde(
     leans = _leans(process, nodes, lower_order_final)
     leaning = [bool(row) for row in (leans != 0).any(1).tolist()]
     noisy, leans, previous = steps.noisy(), spread(leans, x), x
-    for k, (step, t) in enumerate(zip(steps.each(), asked(nodes[:-1], x), strict=True)):
+    for k, (step, t) in enumerate(zip(steps.each(), node_times(nodes[:-1], x), strict=True)):
         estimate = field(x, t)
         x = step.mean(x, estimate)
         if leaning[k]:

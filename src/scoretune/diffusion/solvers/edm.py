@@ -8,7 +8,7 @@ from torch import Tensor
 from scoretune.diffusion import transitions
 from scoretune.diffusion.processes import Process, noise_ratio, time_of_ratio
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, asked, on_grid, where_finite
+from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
 from scoretune.diffusion.transitions import Weights, spread
 
 
@@ -49,8 +49,8 @@ def edm_heun(
     # α'(ρ' − ρ)/2, the weight of ε̂' − ε̂; a step to σ = 0 never asks there.
     bend = where_finite((sigma - alpha * noise_ratio(process, raised)) / 2) * (sigma > 0)
     bent, bend = (bend != 0).any(1).tolist(), spread(bend, x)
-    ends = asked(end, x)
-    for k, (step, t) in enumerate(zip(steps.each(), asked(raised, x), strict=True)):
+    ends = node_times(end, x)
+    for k, (step, t) in enumerate(zip(steps.each(), node_times(raised, x), strict=True)):
         if lifted[k]:
             noise = transitions.fresh(x, generator)
             x = torch.addcmul(grown[k] * x, s_noise * added[k], noise)

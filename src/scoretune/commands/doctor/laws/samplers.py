@@ -46,7 +46,6 @@ from scoretune.diffusion.theory import gaussian
 F64 = torch.float64
 Moments = tuple[float, float]
 Solver = Callable[[Process, solvers.Field, Tensor, Tensor], Tensor]
-KERNELS = (GDDIM, EulerMaruyama, Renoise, Exponential)
 Measured = Callable[[torch.device], float]
 
 SECOND_ORDER: Solver = partial(solvers.dpmpp_2m, lower_order_final=False)
@@ -72,7 +71,7 @@ def carried(
     """Mean and variance at times[-1], from the exact law at times[0] unless there is a `start`."""
     times = times.to(device)
     mean, variance = start or moments_at(process, times[0])
-    through = _kernel_steps if isinstance(sampler, KERNELS) else _solver_steps
+    through = _kernel_steps if isinstance(sampler, Kernel) else _solver_steps
     for low, high, std in through(sampler, process, times):
         mean, variance = (high - low) * mean + low, (high - low) ** 2 * variance + std**2
     return mean, variance
@@ -210,8 +209,7 @@ LAWS = (
     _golden("exponential", Exponential(Constant(1.0)), "uniform", 1.652e-2),
     *(
         Law(f"order of {name}", solver.order, order(solver.function), 0.1, "its definition")
-        for name, solver in solvers.SOLVERS.items()
-        if solver.deterministic and solver.calls is not None  # rk45 chooses its own steps
+        for name, solver in solvers.ODE_SOLVERS.items()
     ),
     Law("order of gDDIM(½)", 1, order(GDDIM(0.5)), 0.1, "arXiv 2206.05564"),
     Law("rk45: W2", 0, distance(solvers.rk45, "karras", 2), 1e-4, "its tolerances of 1e-5"),
