@@ -104,9 +104,9 @@ def process_named(text: str) -> Process:
             f"cannot read the process {text!r}: write its name and constants, as VE(sigma_max=80)"
         ) from None
     kind = lookup("process", name, catalogue)
-    known = {field.name: field for field in fields(kind)}
+    options = {field.name: field for field in fields(kind)}
     for key in constants:
-        lookup(f"constant of {name}", key, known)
+        lookup(f"constant of {name}", key, options)
     try:
         return cast(Process, kind(*positional, **constants))
     except (ValueError, TypeError) as error:

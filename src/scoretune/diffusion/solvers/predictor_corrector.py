@@ -36,7 +36,7 @@ def predictor_corrector(
     nodes, x = on_grid(process, x, times), transitions.wide(x)
     steps = predictor.weights(process, nodes[:-1], nodes[1:]).over(x)
     noises = [*steps.noisy()[:-1], False]
-    sigmas = transitions.spread(process.sigma(nodes[:-1]), x)
+    sigmas = transitions.broadcast(process.sigma(nodes[:-1]), x)
     grid = zip(steps.each(), noises, sigmas, node_times(nodes[:-1], x), strict=True)
     for step, noisy, sigma, t in grid:
         for _ in range(corrections):

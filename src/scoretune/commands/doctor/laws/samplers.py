@@ -1,7 +1,7 @@
 """Laws of samplers on Gaussian data, where an exact score makes every sampler affine.
 
-Data are N(1, ¼). A step's mean is a·x + b: asked at x = 0 and x = 1 in float64 it tells (a, b), and
-means and variances are then carried along without any random numbers.
+Data are N(1, ¼). A step's mean is a·x + b: its values at x = 0 and x = 1 in float64 give (a, b),
+and means and variances are then carried along without any random numbers.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def distance(sampler: Solver | Kernel, grid: str, n: int) -> Measured:
     def measured(device: torch.device) -> float:
         make = grids.karras if grid == "karras" else grids.uniform
         times = make(process, n, t_end=1e-3, dtype=F64)
-        found = carried(sampler, process, times, device)
-        return gaussian.wasserstein(found, moments_at(process, times[-1]))
+        moments = carried(sampler, process, times, device)
+        return gaussian.wasserstein(moments, moments_at(process, times[-1]))
 
     return measured
 
@@ -117,8 +117,8 @@ def same_in_ratio(sampler: Solver | Kernel) -> Measured:
     """Largest difference in the mean and deviation of x/α between processes, from σ/α 7 to .01."""
 
     def measured(device: torch.device) -> float:
-        found = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
-        return float((found.amax(0) - found.amin(0)).max())
+        laws = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
+        return float((laws.amax(0) - laws.amin(0)).max())
 
     return measured
 
