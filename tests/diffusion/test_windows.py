@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from scoretune import recipes
+from scoretune.core.config import Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Ramp, Renoise
-from scoretune.diffusion.named import grid, kernel, window
+from scoretune.diffusion.named import SCALES, grid, kernel, window
 from scoretune.diffusion.processes import VP, RectifiedFlow
 from scoretune.diffusion.scales import CPS
 from scoretune.diffusion.windows import Window, anywhere, progressive
@@ -258,6 +260,12 @@ def test_the_loss_is_a_sum_over_the_window():
 )
 def test_a_noise_by_name(changes, expected):
     assert kernel(overrides.changed(recipes.named("grpo"), changes).sampling) == expected
+
+
+def test_every_noise_of_the_configuration_has_its_scale():
+    """`core.config` imports nothing of ours, so its choices are written there once more."""
+    choices = get_args(Sampling.model_fields["noise"].annotation)
+    assert set(choices) == {*SCALES, "cps"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.commands.doctor.laws.learning import LAWS
 from scoretune.diffusion import solvers
 from scoretune.diffusion.kernels import EulerMaruyama, Memoryless
 from scoretune.diffusion.processes import VP, RectifiedFlow
@@ -23,6 +24,7 @@ from scoretune.rl.tilt import (
 )
 
 F64 = torch.float64
+EXPECTED = {law.name: law.expected for law in LAWS}  # the golden numbers of the doctor
 KAPPA = 0.5
 GAUSSIAN = Mixture.gaussian([1.0], 0.25)
 PAIR = Mixture.of([0.3, 0.7], [[-2.0], [1.0]], 0.16)
@@ -60,8 +62,12 @@ def test_a_quadratic_reward_narrows_a_gaussian():
     best, _ = tilted(GAUSSIAN, TARGET, KAPPA)
     assert float(best.mean) == pytest.approx(1.5) and float(best.variance) == pytest.approx(0.125)
     assert float(TARGET.mean(best)) == pytest.approx(-0.375)
-    assert float(tilt_kl(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(0.5966, abs=5e-5)
-    assert float(optimum(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(-0.673287, abs=5e-7)
+    assert float(tilt_kl(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(
+        EXPECTED["tilt of N(1, ¼): KL"], abs=5e-5
+    )
+    assert float(optimum(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(
+        EXPECTED["tilt of N(1, ¼): optimum"], abs=5e-7
+    )
     assert float(TARGET.mean(GAUSSIAN)) == pytest.approx(-1.25)  # η(0)
 
 
