@@ -204,14 +204,14 @@ def test_features_that_a_network_has_not():
 @pytest.mark.parametrize(("kernel", "factor"), [(GDDIM(1.0), 1.0), (GDDIM(0.5), 1.5625)])
 def test_rollouts_report_one_path_kl_at_any_number_of_steps(process, kernel, factor):
     policy = policy_on(process, kernel)
-    found = {}
+    means = {}
     for n, batch in ((5, 8000), (20, 1500), (100, 100)):
         times = grids.shifted(process, n, 1.5, t_end=1e-3)
         kls = act(policy, times, batch, jitter=True, reference=True).kls.sum(0)
         assert float(kls.std()) / batch**0.5 < 0.007 * float(kls.mean())
-        found[n] = float(kls.mean())
+        means[n] = float(kls.mean())
     exact = factor * THETA**2 / (2 * S0)  # a table, which starts at its first node, lacks .5 %
-    for n, kl in found.items():
+    for n, kl in means.items():
         assert kl == pytest.approx(exact, rel=0.02), n
 
 
@@ -228,7 +228,7 @@ def test_the_reference_is_asked_at_the_visited_states(options):
     bare = Policy(toy.Gaussian(VP(), MEAN, S0), GDDIM(1.0))
     with torch.no_grad():
         for k in range(STEPS):
-            known = bare.estimate(path.states[k], path.times[k], path.condition).data
-            torch.testing.assert_close(path.reference_data[k], known, rtol=1e-4, atol=1e-4)
+            pretrained = bare.estimate(path.states[k], path.times[k], path.condition).data
+            torch.testing.assert_close(path.reference_data[k], pretrained, rtol=1e-4, atol=1e-4)
     change = ((path.data - path.reference_data) ** 2).sum(2)
     torch.testing.assert_close(path.kls, path.kl_weights * change)

@@ -25,7 +25,7 @@ EstimateAt = Callable[[int, Tensor, Tensor], Estimate]
 
 @dataclass(frozen=True, kw_only=True)
 class Acting:
-    """How a policy goes along a grid: by its kernel at every step, unless told otherwise.
+    """How a policy goes along a grid: by its kernel at every step, unless a field says otherwise.
 
     `jitter` draws the inner times of each sample anew, so that sums over the path are unbiased on
     any grid and every time is visited. With the name of an ODE `solver` there is no noise and there

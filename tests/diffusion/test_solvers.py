@@ -188,8 +188,8 @@ def test_half_precision_is_widened_and_networks_may_stay_narrow(name, gaussian):
     solver, process = SOLVERS[name], VP()
 
     def field(x, t):
-        said = gaussian().field(process)(x, t)
-        return Estimate(said.data.bfloat16(), said.noise.bfloat16())
+        estimate = gaussian().field(process)(x, t)
+        return Estimate(estimate.data.bfloat16(), estimate.noise.bfloat16())
 
     options = {} if solver.deterministic else {"generator": seeded(0)}
     x = torch.randn(3, 4, dtype=torch.bfloat16, generator=seeded(1))

@@ -116,8 +116,8 @@ def test_a_run_visits_every_place(changes, places):
     run = overrides.changed(recipes.named("mix_grpo"), ["sampling.noise=constant", *changes])
     process = RectifiedFlow()
     at = window(run.sampling, grid(process, run.sampling), process, run.seed)
-    found = {at(u).start for u in range(400)}
-    assert found == set(range(places))
+    starts = {at(u).start for u in range(400)}
+    assert starts == set(range(places))
     assert {at(u).stop - at(u).start for u in range(400)} == {2}
 
 

@@ -29,11 +29,11 @@ def paths(count, steps, dt, seed):
     generator = torch.Generator().manual_seed(seed)
     kept, std = math.exp(-RATE * dt), math.sqrt(SPREAD * (1 - math.exp(-2 * RATE * dt)))
     x = torch.full((count,), START, dtype=F64)
-    found = []
+    computed = []
     for _ in range(steps):
-        found.append(x)
+        computed.append(x)
         x = kept * x + std * torch.randn(count, generator=generator, dtype=F64)
-    return torch.stack(found, dim=1)
+    return torch.stack(computed, dim=1)
 
 
 def check(samples, exact, bias=0.0):

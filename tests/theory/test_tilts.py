@@ -203,15 +203,15 @@ def test_the_optimal_control_samples_the_tilt(bed, count, mean, variance, eta):
     times, kernel = torch.linspace(1, 0, count + 1, dtype=F64) ** 2, EulerMaruyama(Memoryless())
     steps, base = (bed.steps(kernel, p, times) for p in (bed.exact(1.5, 0.125), bed.exact()))
     laws = steps.laws()
-    found = laws[-1].tolist()
-    assert found == pytest.approx([mean, variance], abs=5e-5)
-    reward = -((found[0] - 2) ** 2) - found[1]
+    computed = laws[-1].tolist()
+    assert computed == pytest.approx([mean, variance], abs=5e-5)
+    reward = -((computed[0] - 2) ** 2) - computed[1]
     assert reward - KAPPA * steps.kl(base, laws) == pytest.approx(eta, abs=5e-6)
     assert abs(eta - -0.673287) < 0.5 / count
 
 
 def test_the_optimal_control_serves_the_ode_too(bed):
     times = torch.linspace(1, 0, 201, dtype=F64)
-    found = bed.solve(solvers.heun, bed.exact(1.5, 0.125), times)
-    assert found == pytest.approx((1.4975, 0.1257), abs=2e-3)
-    assert math.isclose(found[0], 1.5, abs_tol=0.0066)  # α(T) is not quite 0
+    computed = bed.solve(solvers.heun, bed.exact(1.5, 0.125), times)
+    assert computed == pytest.approx((1.4975, 0.1257), abs=2e-3)
+    assert math.isclose(computed[0], 1.5, abs_tol=0.0066)  # α(T) is not quite 0
