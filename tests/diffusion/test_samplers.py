@@ -27,13 +27,8 @@ from scoretune.diffusion.solvers import (
     predictor_corrector,
 )
 from scoretune.diffusion.solvers import predictor_corrector as langevin
-from scoretune.diffusion.solvers.stochastic import (
-    ddim_eta,
-    euler_maruyama,
-    exponential,
-    gddim,
-    through,
-)
+from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
 
 F64 = torch.float64
 GRIDS = {"uniform": uniform, "karras": partial(karras, rho=7.0)}

@@ -32,7 +32,7 @@ from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.recycled import recycle
 from scoretune.models.stable_diffusion_3 import StableDiffusion3
 from scoretune.policy import Policy, WithFeatures
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import build, overrides, run_folder
 
 PROMPTS = ["a red seven", "two fives", "a three left of a nine"]
@@ -407,7 +407,7 @@ def test_a_path_from_pure_noise_to_data(backbone):
         grids.uniform(backbone.process, 4),
         torch.Generator().manual_seed(1),
         x,
-        features=True,
+        acting=Acting(features=True),
     )
     assert path.noisy.tolist() == [True, True, True, False]
     for field in (path.states, path.log_probs, path.kl_weights, path.etas, path.features):

@@ -17,7 +17,7 @@ Gaussian data, where it is known exactly. Here η is the stochasticity: 0 the OD
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -30,30 +30,23 @@ from scoretune.core.config import Evaluation, Gap, Sampling
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import kernels, solvers
 from scoretune.diffusion.named import grid
 from scoretune.diffusion.processes import Process
+from scoretune.diffusion.solvers import ODE_SOLVERS, SOLVERS
 from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.samples import Walk, pictures
 from scoretune.evaluate.scores import score, verdicts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rollout import SOLVERS as DETERMINISTIC
 
 MEAN, VARIANCE = 1.0, 0.25  # of the data for which `gaussian_w2` is worked out
 UNSTABLE = "the samples are not finite: unstable at this η and number of steps"
 
 # ------------------------------------------------------------------------------ which cells
 
-STOCHASTIC: dict[str, Callable[[float], kernels.Kernel] | None] = {
-    "gddim": kernels.GDDIM,
-    "ddim_eta": lambda eta: kernels.Renoise(kernels.Posterior(eta)),
-    "euler_maruyama": lambda eta: kernels.EulerMaruyama(kernels.Constant(eta)),
-    "exponential": lambda eta: kernels.Exponential(kernels.Constant(eta)),
-    "dpmpp_2m_sde": None,  # remembers a step, so it is no kernel
-}
-"""Samplers that take any η > 0, and the kernel that each follows."""
+STOCHASTIC = {name: row.kernel for name, row in SOLVERS.items() if row.takes_eta}
+"""Samplers that take any η > 0, and the kernel that each follows; None for one with a memory."""
 BASE, TUNED = "base", "fine-tuned"
 
 
@@ -125,7 +118,7 @@ def matrix_of(
             raise UserError(f"eta={eta:g} is no stochasticity: give finite numbers of at least 0")
     for name in names:
         _check_solver(name)
-    deterministic = [Sampler(name) for name in names if name in DETERMINISTIC]
+    deterministic = [Sampler(name) for name in names if name in ODE_SOLVERS]
     levels = sorted({float(eta) for eta in etas if eta > 0})
     stochastic = [Sampler(name, eta) for name in names if name in STOCHASTIC for eta in levels]
     samplers = tuple(dict.fromkeys([ODE, *deterministic, *stochastic]))
@@ -133,8 +126,8 @@ def matrix_of(
 
 
 def _check_solver(name: str) -> None:
-    names = [*DETERMINISTIC, *STOCHASTIC]
-    if name in solvers.SOLVERS and name not in names:
+    names = [*ODE_SOLVERS, *STOCHASTIC]
+    if name in SOLVERS and name not in names:
         raise UserError(
             f"solver {name!r} has no η or no number of steps to vary: choose of {', '.join(names)}"
         )
@@ -198,7 +191,7 @@ def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellReward
 
 
 def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> Walk:
-    solve = solvers.SOLVERS[sampler.solver].function
+    solve = SOLVERS[sampler.solver].function
 
     def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
         x = x.to(condition.tokens.device)
@@ -283,8 +276,8 @@ def gaussian_w2(process: Process, sampler: Sampler, times: Tensor) -> float | No
     """
     times = times.double()
     start, end = (gaussian.law(process, t, mean=MEAN, variance=VARIANCE) for t in times[[0, -1]])
-    if sampler.solver in DETERMINISTIC:
-        solve = DETERMINISTIC[sampler.solver]
+    if sampler.solver in ODE_SOLVERS:
+        solve = ODE_SOLVERS[sampler.solver].function
         law = gaussian.after_solver(
             process, solve, times, mean=MEAN, variance=VARIANCE, start=start
         )

@@ -13,7 +13,7 @@ from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
 from scoretune.data.prompts import Prompts
 from scoretune.policy import Policy, adapter_layers
-from scoretune.rollout import prior, rollout, sampled
+from scoretune.rollout import Acting, prior, rollout, sampled
 
 PREVIEW_COLUMNS = 6
 
@@ -98,7 +98,9 @@ def path_kl(
     policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
 ) -> Tensor:
     """An unbiased estimate of each path's KL to the pretrained policy, [B], whatever the grid."""
-    path = rollout(policy, condition, times, generator, x, reference=True, jitter=True)
+    path = rollout(
+        policy, condition, times, generator, x, acting=Acting(jitter=True), reference=True
+    )
     assert path.kls is not None
     return path.kls.sum(0)
 
