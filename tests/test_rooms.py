@@ -6,18 +6,35 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 HEAVY = {
     *("diffusers", "transformers", "peft", "trl", "fastapi", "uvicorn"),
     *("sklearn", "scipy", "matplotlib", "pyarrow"),
 }
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"
-TREES = {
-    str(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(SOURCE.rglob("*.py"))
+SHARED = {  # of each catalogue: what its entries may import, and what gathers them
+    "rewards": {"cache", "python", "weighted"},
+    "models": {
+        *("class_labels", "export", "lora", "merging", "networks", "pipelines", "recycled"),
+    },
+    "training/objectives": {"method"},
+    "training/credit": {"values"},
 }
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    return {
+        str(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
@@ -44,14 +61,14 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
 def test_heavy_libraries_are_imported_in_the_function_that_needs_them() -> None:
     eager = {
         module: found
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if (found := {name.partition(".")[0] for name in imported(at_import(tree))} & HEAVY)
     }
     assert not eager
 
 
 def test_what_the_house_does_without() -> None:
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         nodes = list(ast.walk(tree))
         tops = {name.partition(".")[0] for name in imported(iter(nodes))}
         assert not tops & {"torchvision", "pickle", "dill", "joblib"}, module
@@ -63,3 +80,18 @@ def test_what_the_house_does_without() -> None:
 def test_the_package_itself_imports_nothing() -> None:
     code = "import sys, scoretune; sys.exit(any(m.startswith('scoretune.') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("catalogue", SHARED)
+def test_the_contract_of_independence_names_every_entry(catalogue: str) -> None:
+    settings = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    prefix = f"scoretune.{catalogue.replace('/', '.')}."
+    listed = {
+        module.removeprefix(prefix)
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "independence"
+        for module in contract["modules"]
+        if module.startswith(prefix)
+    }
+    modules = {path.stem for path in (SOURCE / catalogue).glob("*.py")}
+    assert listed == modules - {"__init__", "base", "catalog"} - SHARED[catalogue]

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ HEAVY = {
 }
 
 
-def loaded_after(statement: str) -> set[str]:
+@cache
+def loaded_after(statement: str) -> frozenset[str]:
     """Top-level modules in a fresh interpreter after a statement."""
     report = "import sys; print(); print(*{m.partition('.')[0] for m in sys.modules})"
     environment = {**os.environ, "PYTHONPATH": str(Path(scoretune.__file__).parents[1])}
@@ -47,7 +49,7 @@ def loaded_after(statement: str) -> set[str]:
         env=environment,
         check=True,
     )
-    return set(done.stdout.splitlines()[-1].split())
+    return frozenset(done.stdout.splitlines()[-1].split())
 
 
 def test_python_m_is_the_command():

@@ -34,6 +34,7 @@ from scoretune.diffusion.processes import (
 from scoretune.diffusion.solvers import heun
 from scoretune.models import toy
 from scoretune.models.lora import adapter_state
+from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.training.objectives.consistency import Consistency, Distillation, Training
@@ -429,7 +430,7 @@ def test_half_precision_weights_have_a_target_that_can_move():
 
 def test_only_the_teacher_is_guided():
     # Guidance asks twice: 2 · 2 for Heun's teacher, once the target, once the student.
-    backbone = toy.Points(VP(), 1, prompt_size=2)
+    backbone = Points(VP(), 1, prompt_size=2)
     policy = Policy(backbone, GDDIM(1.0), guidance=3.0)
     objective = Consistency(policy, Distillation(8))
     batch = Examples(torch.randn(10, 1), backbone.encode(["0 1"] * 10), torch.ones(10))

@@ -561,7 +561,7 @@ def test_a_lora_is_read_back(exported, tmp_path, shape):
         save_file({n.removeprefix("unet."): t for n, t in tensors.items()}, path)
     bare = load("scenes")
     before = says(bare)
-    lora.load(bare.backbone.network, path)
+    lora.load_lora(bare.backbone.network, path)
     assert bare.parameters() == []
     torch.testing.assert_close(says(bare), says(policy))
     with bare.reference():
@@ -582,7 +582,7 @@ def test_ranks_and_alphas_of_their_own(exported, tmp_path):
     other[f"{layer}.alpha"] = torch.tensor(float(len(other[first])))
     save_file(other, tmp_path / "x.safetensors")
     bare = load("scenes")
-    lora.load(bare.backbone.network, tmp_path / "x.safetensors")
+    lora.load_lora(bare.backbone.network, tmp_path / "x.safetensors")
     torch.testing.assert_close(says(bare), says(policy))
 
 
@@ -614,10 +614,10 @@ def test_a_lora_that_does_not_fit_is_said_in_a_line(exported, tmp_path):
     tensors = load_file(exported[1] / lora.NAME)
     for path, said in wrong_files(tmp_path, tensors).values():
         with pytest.raises(UserError, match=said) as caught:
-            lora.load(load("scenes").backbone.network, path)
+            lora.load_lora(load("scenes").backbone.network, path)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="already has an adapter"):
-        lora.load(exported[0].backbone.network, exported[1])
+        lora.load_lora(exported[0].backbone.network, exported[1])
 
 
 def test_the_command_takes_a_lora(command, exported, tmp_path):

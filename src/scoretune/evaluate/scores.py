@@ -15,10 +15,10 @@ from scoretune.core import distributed, files
 from scoretune.core.config import Evaluation, Sampling
 from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts
-from scoretune.data.scenes import world
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
 from scoretune.evaluate.samples import act, part_of, sample
+from scoretune.models.catalog import resolve
 from scoretune.policy import Policy
 from scoretune.rewards import reader
 from scoretune.rewards.base import Reward, checked
@@ -81,7 +81,7 @@ def verdict_metrics(source: str) -> dict[str, Reward]:
     Each gives 0 or 1, and only the reader may have been optimised. A model folder that `scoretune
     pretrain scenes` made has its own two; other models have none.
     """
-    folder = world.shipped() if source in world.SHIPPED else Path(source)
+    folder = resolve(source).world
     if not (folder / "judge.safetensors").exists():
         return {}
     return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}

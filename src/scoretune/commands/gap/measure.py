@@ -14,10 +14,10 @@ from scoretune.core.config import Run, Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.files import write_whole
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.data.scenes import world
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
-from scoretune.models import lora
+from scoretune.models.catalog import resolve
+from scoretune.models.lora import load_lora
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import named_reward
@@ -96,7 +96,7 @@ def _policy(request: Request, run: Run | None) -> Policy:
         )
     policy = run_folder.load(request.model)
     if request.lora is not None:
-        lora.load(policy.backbone.network, request.lora)
+        load_lora(policy.backbone.network, request.lora)
     if request.before and not policy.has_reference:
         raise UserError(
             f"--before compares with the pretrained model, and {request.model!r} has no adapter to "
@@ -125,7 +125,7 @@ def _prompts(request: Request, run: Run | None) -> Prompts:
         prompts = read_prompts(request.prompts, per_task)
         most = request.per_task if set(prompts.tasks) == {"all"} else None  # of a file: its first
         return Prompts(prompts.texts[:most], prompts.tasks[:most])
-    if request.model in world.SHIPPED:
+    if resolve(request.model).shipped:
         return read_prompts("scenes-held-out", per_task)
     if model_folder.home(Path(request.model)) is not None:
         return read_prompts("none", request.per_task or 0)

@@ -27,17 +27,19 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     """Network evaluations of all evaluations; they do not count as training."""
     if of_data(run):
         return run.evaluation.samples * run.evaluation.steps * len(evaluations(run))
-    chosen, count = run.evaluation, len(held_out)
+    settings, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
-    plain = solver_calls(chosen.solver, facts.process, grids.uniform(facts.process, chosen.steps))
+    plain = solver_calls(
+        settings.solver, facts.process, grids.uniform(facts.process, settings.steps)
+    )
     each = count * (plain + steps * (4 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
     total = each * len(evaluations(run))
     for update in evaluations(run):
-        if due(chosen, run.updates, update):
-            cells = matrix_of(chosen.gap.steps, chosen.gap.etas).cells
+        if due(settings, run.updates, update):
+            cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
             total += count * sum(cell.steps for cell in cells)
     return total * facts.guided
 
@@ -55,10 +57,10 @@ def drawn(run: Run, held_out: Prompts) -> int:
 
 def _matrices(run: Run) -> int:
     """Samplers whose pictures the matrices of a gap show, over the whole run."""
-    chosen = run.evaluation.gap
-    if not chosen.steps:
+    settings = run.evaluation.gap
+    if not settings.steps:
         return 0
-    cells = len(matrix_of(chosen.steps, chosen.etas).cells)
+    cells = len(matrix_of(settings.steps, settings.etas).cells)
     return cells * sum(due(run.evaluation, run.updates, update) for update in evaluations(run))
 
 
