@@ -13,6 +13,7 @@ import typer
 
 from scoretune.commands import export, serve_reward
 from scoretune.commands.families import verb
+from scoretune.commands.gap import verb as gap_verb
 from scoretune.commands.plan import verb as plan_verb
 from scoretune.commands.runs import verb as runs_verb
 from scoretune.core.errors import UserError
@@ -135,65 +136,7 @@ def evaluate(
     typer.echo(json.dumps(result) if json_ else json.dumps(result, indent=2))
 
 
-@app.command()
-def gap(
-    model: Annotated[str, typer.Argument(help="A run folder, a model folder, or scenes.")],
-    reward: Annotated[
-        str | None, typer.Option(help="reader, module:function, … (default: the run's own).")
-    ] = None,
-    lora: Annotated[
-        Path | None, typer.Option(help="Put this LoRA, a folder or .safetensors, on the model.")
-    ] = None,
-    steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "5,10,20,50",
-    eta: Annotated[str, typer.Option(help="Stochasticities; 0 is the ODE.")] = "0,0.5,1,1.2,1.5",
-    solver: Annotated[
-        str, typer.Option(help="gddim, ddim_eta, euler_maruyama, exponential, heun, …")
-    ] = "gddim",
-    prompts: Annotated[
-        str | None, typer.Option(help="File with one a line (default: the held-out ones).")
-    ] = None,
-    per_task: Annotated[int | None, typer.Option(min=1, help="Scenes: prompts a task.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Of all noise (default: the run's).")
-    ] = None,
-    fine: Annotated[
-        int, typer.Option(min=0, help="Steps that the bias refers to; 0: no bias.")
-    ] = 100,
-    before: Annotated[bool, typer.Option(help="The pretrained model too.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder (default: the run's gap/, or below gaps/).")
-    ] = None,
-    json_: Json = False,
-    threads: Threads = 1,
-) -> None:
-    """What noise in the sampler is worth: reward by steps, stochasticity and solver."""
-    from scoretune.commands.display import CellBars
-    from scoretune.commands.gap import figure, measure
-
-    _threads(threads)
-    asked = measure.Asked(
-        steps=measure.listed("steps", steps, int),
-        etas=measure.listed("eta", eta, float),
-        solvers=tuple(name.strip() for name in solver.split(",") if name.strip()),
-        prompts=prompts,
-        per_task=per_task,
-        seed=seed,
-        fine=fine,
-        before=before,
-    )
-    bars = CellBars()
-    try:
-        with bars.progress:
-            watch = bars.watcher("gap")
-            result = measure.measure(model, asked, reward, lora=lora, out=out, watch=watch)
-    except KeyboardInterrupt:
-        bars.console.print("scoretune: stopped; the same command goes on from there")
-        raise
-    if json_:
-        typer.echo(json.dumps(result))
-    else:
-        figure.show_table(result)
-        typer.echo(f"look at {Path(result['out']) / 'gap.png'}")
+app.command()(gap_verb.gap)
 
 
 @app.command()

@@ -235,7 +235,7 @@ def test_a_guard_looks_at_as_many_as_it_draws():
     for count, different in ((3, 3), (100, 100), (40, 4), (1, 1)):
         texts = tuple(f"p{i % different}" for i in range(count))
         held_out = Prompts(texts, ("all",) * count)
-        assert evaluations.watched(held_out) == len(guard._few(held_out))
+        assert evaluations.watched(held_out) == len(guard.diversity_prompts(held_out))
 
 
 # ------------------------------------------------------------------------------- weights

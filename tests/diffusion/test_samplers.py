@@ -27,13 +27,8 @@ from scoretune.diffusion.solvers import (
     heun,
     predictor_corrector,
 )
-from scoretune.diffusion.solvers.stochastic import (
-    ddim_eta,
-    euler_maruyama,
-    exponential,
-    gddim,
-    through,
-)
+from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
 
 F64 = torch.float64
 # The module, which its function hides as an attribute of the package.

@@ -331,10 +331,10 @@ def test_a_users_own_features(tmp_path, monkeypatch, pictures):
         with pytest.raises(UserError, match=message):
             named_features(name)(pictures)
     for name, message in {
-        "my_features:number": "a int: name a function",
+        "my_features:number": "is a int, not a function",
         "my_features:Net": "a class: name a function",
-        "my_features:none": "cannot import the features",
-        "nowhere.py:look": "module:name or path/to/file.py:name",
+        "my_features:none": "my_features has no 'none'",
+        "nowhere.py:look": "cannot import the features .*file.py:function",
     }.items():
         with pytest.raises(UserError, match=message):
             named_features(name)

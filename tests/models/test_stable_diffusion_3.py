@@ -26,7 +26,7 @@ from scoretune.models.stable_diffusion_3 import StableDiffusion3
 from scoretune.models.tiny import stable_diffusion_3 as miniature
 from scoretune.models.tiny import words
 from scoretune.policy import Policy
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import build
 
 PROMPTS = list(words.PROMPTS[:3])
@@ -252,7 +252,7 @@ def test_a_path_from_pure_noise_to_data(backbone):
         grids.uniform(backbone.process, 4),
         torch.Generator().manual_seed(1),
         x,
-        features=True,
+        acting=Acting(features=True),
     )
     assert path.noisy.tolist() == [True, True, True, False]
     for field in (path.states, path.log_probs, path.kl_weights, path.etas, path.features):

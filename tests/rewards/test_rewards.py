@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
 from scoretune.data.scenes import world
+from scoretune.evaluate.scores import verdict_metrics
 from scoretune.rewards import catalog, reader, weighted
 from scoretune.rewards.base import checked, has_gradient
-from scoretune.rewards.catalog import named_reward, verdict_metrics
+from scoretune.rewards.catalog import named_reward
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -33,11 +33,11 @@ class Steps:
 
     def laws(self, mean: float = 0.0, variance: float = 1.0) -> Tensor:
         """Mean and variance [N+1, 2] along the path of x_0 ~ N(mean, variance)."""
-        found = [(mean, variance)]
+        computed = [(mean, variance)]
         for a, b, c in torch.stack([self.rate, self.offset, self.std], 1).tolist():
             mean, variance = a * mean + b, a * a * variance + c * c
-            found.append((mean, variance))
-        return torch.tensor(found, dtype=F64)
+            computed.append((mean, variance))
+        return torch.tensor(computed, dtype=F64)
 
     def with_noise(self, std: Tensor) -> Steps:
         """The same with more noise, of standard deviation std [N] and independent."""

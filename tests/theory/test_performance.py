@@ -87,20 +87,20 @@ def test_performance_difference_of_the_reverse_sde(bed):
         return advantage_rate(W * bed.kept(t)[:, None], *actions, bed.g_sq(t), KAPPA)
 
     t = torch.linspace(1e-9, 1, 20001, dtype=F64)
-    found = float(torch.trapezoid(rate(t), t))
-    assert found == pytest.approx(0.159998, abs=1e-6)
-    assert found == pytest.approx(linear_eta(bed, 0.9) - linear_eta(bed, 0.1), abs=1e-6)
+    computed = float(torch.trapezoid(rate(t), t))
+    assert computed == pytest.approx(0.159998, abs=1e-6)
+    assert computed == pytest.approx(linear_eta(bed, 0.9) - linear_eta(bed, 0.1), abs=1e-6)
 
 
 def test_a_fine_sampler_has_that_objective(bed):
     times, kernel = torch.linspace(1, 1e-6, 4001, dtype=F64), EulerMaruyama(Memoryless())
-    found = {}
+    computed = {}
     for theta in (0.1, 0.9):
         steps, base = (bed.steps(kernel, p, times) for p in (bed.family(theta), bed.exact()))
         laws = steps.laws()
-        found[theta] = W * float(laws[-1, 0]) - KAPPA * steps.kl(base, laws)
-        assert found[theta] == pytest.approx(linear_eta(bed, theta), abs=2e-3)
-    assert found[0.9] - found[0.1] == pytest.approx(0.159998, abs=1e-3)
+        computed[theta] = W * float(laws[-1, 0]) - KAPPA * steps.kl(base, laws)
+        assert computed[theta] == pytest.approx(linear_eta(bed, theta), abs=2e-3)
+    assert computed[0.9] - computed[0.1] == pytest.approx(0.159998, abs=1e-3)
 
 
 # ------------------------------------------------------------------ deterministic sampler
@@ -151,9 +151,9 @@ def test_advantage_rate_is_the_limit_of_one_step(bed):
     rate = float(advantage_rate(slope(bed, t, x, 0.2), a, *scores, bed.g_sq(t), KAPPA))
     assert rate == pytest.approx(-0.7820961, abs=5e-8)
     steps, table = (1e-2, 1e-3, 1e-4, 1e-5), (-0.70059, -0.77401, -0.78129, -0.78202)
-    found = [one_step(bed, 0.4, 0.3, 0.2, 1.3, step) for step in steps]
-    assert found == pytest.approx(table, abs=6e-6)
-    assert (found[1] - rate) / (found[2] - rate) == pytest.approx(10, rel=0.01)  # O(Δ)
+    computed = [one_step(bed, 0.4, 0.3, 0.2, 1.3, step) for step in steps]
+    assert computed == pytest.approx(table, abs=6e-6)
+    assert (computed[1] - rate) / (computed[2] - rate) == pytest.approx(10, rel=0.01)  # O(Δ)
 
 
 def test_advantage_rate_of_the_policy_itself_is_zero(bed):

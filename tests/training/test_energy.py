@@ -18,7 +18,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.energy import (
     Costs,
     EnergyCredit,
@@ -364,7 +364,7 @@ def test_slopes_need_the_kernels_own_path():
         grids.uniform(VP(), 3),
         generator,
         prior(policy, 4, generator),
-        solver="ddim",
+        acting=Acting(solver="ddim"),
     )
     with pytest.raises(UserError, match="leave the solver unset"):
         credited(credit_of(policy), path)

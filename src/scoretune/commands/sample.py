@@ -11,10 +11,10 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
-from scoretune.evaluate import distances
-from scoretune.evaluate.measure import measure
+from scoretune.evaluate import data_samples
 from scoretune.evaluate.report import gallery
-from scoretune.evaluate.scores import sample
+from scoretune.evaluate.samples import sample
+from scoretune.evaluate.scores import evaluation_line, measure, verdict_metrics
 from scoretune.models import score_network
 from scoretune.models.recycled import inner
 from scoretune.policy import Backbone, Policy
@@ -49,12 +49,12 @@ def draw(
         return _pictures(policy, asked, out, (solver or "ddim", steps or 20), seed)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
-    chosen, names = distances.noted(_home(path))
+    chosen, names = data_samples.noted(_home(path))
     if steps is not None:
         chosen = replace(chosen, steps=steps)
     if solver is not None:
         chosen = replace(chosen, solver=solver, jumps=False)
-    found = distances.draw(policy, count, chosen, seed)
+    found = data_samples.draw(policy, count, chosen, seed)
     gallery.write(found, own.design.content, out, names)
     return f"{_counted(count, 'sample')} ({chosen}) in {out}"
 
@@ -78,7 +78,8 @@ def _pictures(
 
     asked = Prompts(tuple(prompts), ("all",) * len(prompts))
     solver, steps = sampler
-    images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed, solver)
+    times = grids.uniform(policy.backbone.process, steps)
+    images = sample(policy, asked, times=times, seed=seed, solver=solver)
     if images.dim() != 4 or images.shape[1] != 3:
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
         return _listed(prompts, "sample", out)
@@ -110,5 +111,20 @@ def measure_run(run: Run, folder: Path, features: str | None = None) -> dict[str
     if features is not None:
         raise UserError("--features is for networks that learned from data: leave it out")
     policy = load(folder)
-    prompts = held_out_prompts(run)
-    return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line
+    measured = measure(
+        policy,
+        held_out_prompts(run),
+        reward=named_reward(run.reward),
+        reward_name=run.reward,
+        metrics=verdict_metrics(run.model.source),
+        evaluation=run.evaluation,
+        sampling=run.sampling,
+    )
+    return evaluation_line(
+        measured,
+        run.evaluation,
+        run.sampling,
+        update=run.updates,
+        seconds=0.0,
+        network_evaluations=policy.calls,
+    )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -26,6 +26,8 @@ def _listed(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+OdeSolver: TypeAlias = Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"]
+"""The names in `diffusion.solvers.ODE_SOLVERS`; a test compares the two."""
 
 
 class Model(Strict):
@@ -90,9 +92,7 @@ class Window(Strict):
         0.0, ge=0, description="progressive: how fast stays grow shorter towards the data; 0: not"
     )
     decay_from: int = Field(13, ge=0, description="the place from which on they do")
-    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] = Field(
-        "ddim", description="of the other steps"
-    )
+    solver: OdeSolver = Field("ddim", description="of the other steps")
     compress: float = Field(
         1.0, gt=0, le=1, description="share of the steps after the window that is taken"
     )
@@ -115,7 +115,7 @@ class Sampling(Strict):
     window: Window = Window()
     shared_noise: bool = Field(False, description="the samples of a prompt begin with one noise")
     jitter: bool = Field(False, description="draw the inner times anew for every path")
-    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] | None = Field(
+    solver: OdeSolver | None = Field(
         None,
         description="null: the kernel's noise; else an ODE solver, for forms rate and explicit",
     )
@@ -359,7 +359,7 @@ class Evaluation(Strict):
     per_task: int = Field(
         30, ge=0, description="scenes, or prompts trained on too: how many of each task; 0: all"
     )
-    solver: Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"] = "ddim"
+    solver: OdeSolver = "ddim"
     steps: int = Field(20, ge=1)
     every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")
     seed: int = 20240

@@ -150,14 +150,3 @@ def _call(text: str) -> Call | None:
     if text.startswith(("http://", "https://")):
         return Call("server", {"url": text})
     return None if ":" in text.partition("(")[0] else resolve.read_call(text)
-
-
-def verdict_metrics(model: str) -> dict[str, Reward]:
-    """For models of the shipped world: does the reader, does the judge, find what was asked?
-
-    Each gives 0 or 1. A model folder that `scoretune pretrain scenes` made holds its own two.
-    """
-    folder = world.shipped() if model in world.SHIPPED else Path(model)
-    if not (folder / "judge.safetensors").exists():
-        return {}
-    return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}

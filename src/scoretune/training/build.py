@@ -65,7 +65,7 @@ def check(run: Run) -> Checked:
     _check_world(run)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
-    guard.check(run)
+    guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
     trackers.check(run.tracking)
     _check_process(run.model)
     try:

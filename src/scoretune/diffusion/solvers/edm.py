@@ -8,8 +8,8 @@ from torch import Tensor
 from scoretune.diffusion import transitions
 from scoretune.diffusion.processes import Process, noise_ratio, time_of_ratio
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, asked, on_grid, where_finite
-from scoretune.diffusion.transitions import Weights, spread
+from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
+from scoretune.diffusion.transitions import Weights, broadcast
 
 
 def edm_heun(
@@ -42,15 +42,15 @@ def edm_heun(
         higher = time_of_ratio(process, ratio * (1 + gamma)).to(start)
         within = (ratio >= s_min) & (ratio <= s_max) & torch.isfinite(ratio)
         raised = torch.where(within & (higher > start), higher, start)
-    grown, added = (spread(numbers, x) for numbers in _lift(process, start, raised))
+    grown, added = (broadcast(numbers, x) for numbers in _lift(process, start, raised))
     lifted = (raised > start).any(1).tolist()
     alpha, sigma = process.alpha(end), process.sigma(end)
     steps = Weights(0.0, alpha, sigma, torch.zeros_like(alpha)).over(x)
     # α'(ρ' − ρ)/2, the weight of ε̂' − ε̂; a step to σ = 0 never asks there.
     bend = where_finite((sigma - alpha * noise_ratio(process, raised)) / 2) * (sigma > 0)
-    bent, bend = (bend != 0).any(1).tolist(), spread(bend, x)
-    ends = asked(end, x)
-    for k, (step, t) in enumerate(zip(steps.each(), asked(raised, x), strict=True)):
+    bent, bend = (bend != 0).any(1).tolist(), broadcast(bend, x)
+    ends = node_times(end, x)
+    for k, (step, t) in enumerate(zip(steps.each(), node_times(raised, x), strict=True)):
         if lifted[k]:
             noise = transitions.fresh(x, generator)
             x = torch.addcmul(grown[k] * x, s_noise * added[k], noise)
