@@ -23,12 +23,8 @@ from scoretune.core.errors import UserError
 from scoretune.evaluate.scores import Score, rounded
 from scoretune.rewards.remote.server import RewardServer, Service
 from scoretune.training import overrides, run_folder
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
-
-
-class Silent:
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict) -> None: ...
 
 
 @pytest.fixture(scope="module")

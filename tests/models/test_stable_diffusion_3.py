@@ -34,6 +34,7 @@ from scoretune.models.stable_diffusion_3 import StableDiffusion3
 from scoretune.policy import Policy, WithFeatures
 from scoretune.rollout import prior, rollout
 from scoretune.training import build, overrides, run_folder
+from scoretune.training.hooks import Silent
 
 PROMPTS = ["a red seven", "two fives", "a three left of a nine"]
 CPU = torch.device("cpu")
@@ -417,13 +418,11 @@ def test_a_path_from_pure_noise_to_data(backbone):
 # ------------------------------------------------------------------------------- fine-tuning
 
 
-class Watching:
+class Watching(Silent):
     """A watcher that stops the run after the update `until`, if told to."""
 
     def __init__(self, until: int | None = None) -> None:
         self.until, self.lines = until, []
-
-    def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:
         self.lines.append(numbers)

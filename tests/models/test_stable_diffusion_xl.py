@@ -35,6 +35,7 @@ from scoretune.models.tiny.latent_consistency import TABLE
 from scoretune.policy import Distilled, Policy, WithFeatures
 from scoretune.rollout import rollout
 from scoretune.training import overrides, run_folder
+from scoretune.training.hooks import Silent
 
 PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]
 CPU = torch.device("cpu")
@@ -332,13 +333,11 @@ def test_the_laws_of_any_model_hold(backbone, law):
 # ------------------------------------------------------------------------------- fine-tuning
 
 
-class Watching:
+class Watching(Silent):
     """A watcher that stops the run after the update `until`, if told to."""
 
     def __init__(self, until: int | None = None) -> None:
         self.until, self.updates = until, []
-
-    def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:
         self.updates.append(numbers.get("update"))

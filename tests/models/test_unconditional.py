@@ -38,6 +38,7 @@ from scoretune.models.unconditional import ConvolutionalPixelUNet, PixelUNet
 from scoretune.policy import Policy, WithFeatures
 from scoretune.rollout import rollout
 from scoretune.training import build, overrides, run_folder
+from scoretune.training.hooks import Silent
 
 CPU = torch.device("cpu")
 CLASSES = ["goldfish", "207", "Tinca tinca", "999"]
@@ -403,13 +404,11 @@ def test_the_laws_of_any_model_hold(pixels, law):
 # ------------------------------------------------------------------------------- fine-tuning
 
 
-class Watching:
+class Watching(Silent):
     """A watcher that stops the run after the update `until`, if told to."""
 
     def __init__(self, until: int | None = None) -> None:
         self.until, self.updates = until, []
-
-    def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:
         self.updates.append(numbers.get("update"))

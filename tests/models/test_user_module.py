@@ -26,6 +26,7 @@ from scoretune.models.user_module import Own, adaptable
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
 from scoretune.training import build, overrides, run_folder
+from scoretune.training.hooks import Silent
 
 CPU = torch.device("cpu")
 POINTS = {"process": "VP()", "prediction": "epsilon", "shape": [2]}
@@ -430,11 +431,9 @@ def mini(*changes: str, tiny: tuple[str, ...] = ()) -> config.Run:
     return overrides.changed(recipes.named("ddpo"), [*tiny, *given, *rest, *changes])
 
 
-class Watching:
+class Watching(Silent):
     def __init__(self, until: int | None = None) -> None:
         self.until = until
-
-    def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:
         if numbers.get("update") == self.until:

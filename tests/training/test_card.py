@@ -21,14 +21,10 @@ from scoretune.models import export
 from scoretune.rewards import catalog
 from scoretune.training import card, overrides, run_folder
 from scoretune.training.card_results import measured
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 
 FLUX = ("transformer", "tokenizer")
-
-
-class Silent:
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,9 @@ from scoretune import recipes
 from scoretune.core import checkpoints, config
 from scoretune.data.prompts import read_pictures
 from scoretune.training import overrides, run_folder
+from scoretune.training.hooks import Silent
 
 RECIPES = ["score_as_action", "ddpo", "supervised"]
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:
