@@ -6,8 +6,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+from scoretune.commands.reproduce import EXPERIMENTS
 
 HEAVY = {
     *("diffusers", "transformers", "peft", "trl", "fastapi", "uvicorn"),
@@ -63,3 +66,18 @@ def test_what_the_house_does_without() -> None:
 def test_the_package_itself_imports_nothing() -> None:
     code = "import sys, scoretune; sys.exit(any(m.startswith('scoretune.') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_contract_of_independence_names_every_part_of_every_experiment() -> None:
+    settings = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    prefix = "scoretune.commands.reproduce."
+    listed = [
+        module
+        for contract in contracts
+        if contract["type"] == "independence"
+        for module in contract["modules"]
+        if module.startswith(prefix)
+    ]
+    parts = [part.module for named in EXPERIMENTS.values() for part in named.values()]
+    assert sorted(listed) == sorted(prefix + module for module in parts)

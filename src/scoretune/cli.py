@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -326,7 +327,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
-    record(run, where, threads)
+    record(run, where, threads, command=shlex.join(["scoretune", *sys.argv[1:]]))
     main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:

@@ -441,7 +441,7 @@ class Watching(Silent):
 
 
 def launch(run: config.Run, folder: Path, until: int | None = None) -> None:
-    from scoretune.training.build import launch, ready
+    from scoretune.training.run import launch, ready
 
     ready(run)
     run_folder.record(run, folder, threads=1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,8 +28,13 @@ MACHINE = ("hardware", "tracking", "checkpoints")
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def record(run: Run, folder: Path, threads: int) -> None:
-    """Write `run.json`; a folder that holds another run is refused, the same run goes on."""
+def record(
+    run: Run, folder: Path, threads: int, *, command: str = "launched from Python"
+) -> None:
+    """Write `run.json`; a folder that holds another run is refused, the same run goes on.
+
+    `command` is what a user types to repeat the run; one that is launched from Python has none.
+    """
     path = folder / "run.json"
     if not distributed.team().main:
         return
@@ -47,7 +50,7 @@ def record(run: Run, folder: Path, threads: int) -> None:
         return
     described = {
         "recipe": run.recipe,
-        "command": shlex.join(["scoretune", *sys.argv[1:]]),
+        "command": command,
         "seed": run.seed,
         "threads": threads,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

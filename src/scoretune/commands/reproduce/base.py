@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scoretune.core.files import write_whole
+
 Numbers = dict[str, Any]
 Watch = Callable[[str, int, int], None]
 """Told the cell that was finished, how many are, and how many there are."""
@@ -88,9 +90,7 @@ def _do(cell: Cell, folder: Path) -> Numbers:
         "seconds": round(time.monotonic() - start, 1),
         "numbers": numbers,
     }
-    aside = folder / "cells" / f"{cell.name}.writing"
-    aside.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "cells" / f"{cell.name}.json")
+    write_whole(folder / "cells" / f"{cell.name}.json", json.dumps(kept) + "\n")
     return _plain(numbers)
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.contractive_swiss import learned, roll
 from scoretune.commands.reproduce.denoiser import END
 from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion.processes import VE, VP, ContractiveSubVP, Process, SubVP, time_of_ratio
 from scoretune.diffusion.recycling import matched, recycled
 from scoretune.diffusion.solvers import Field, ddim, dpmpp_2m, euler, heun

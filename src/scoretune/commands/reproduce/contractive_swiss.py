@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.denoiser import END, Denoiser, Perceptron, fitted
+from scoretune.commands.reproduce.denoiser import END, Denoiser
 from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import (
     VE,
@@ -43,18 +44,6 @@ SAMPLERS = {
     "PC": "the same with a Langevin step (snr 0.12) before each, as in the paper",
     "ODE": "DPM-Solver++(2M), 30 steps of a Karras grid",
 }
-
-
-def roll(n: int, seed: int) -> Tensor:
-    """Points [n, 2] of the roll less the mean of all."""
-    from sklearn.datasets import make_swiss_roll
-
-    points = torch.tensor(make_swiss_roll(n, noise=0.5, random_state=seed)[0][:, [0, 2]]) / 5
-    return points.float() - torch.tensor(CENTRE)
-
-
-CENTRE = (0.401, 0.0434)
-"""The mean of the points, from a million of them: every process starts from noise of mean 0."""
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -90,12 +79,6 @@ def run(process: str, seed: int, updates: int, n: int, steps: int) -> Numbers:
         if seed == 0 and name == "EM":
             found["points"] = [[round(v, 2) for v in row] for row in x[:1500].tolist()]
     return found
-
-
-def learned(process: Process, seed: int, updates: int) -> Denoiser:
-    """The perceptron, Adam 2e-3 in batches of 256 of 20,000 points."""
-    torch.manual_seed(seed)
-    return fitted(Perceptron(), roll(20_000, 0), process, updates=updates, batch=256, rate=2e-3)
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ def arms_of(recipe: str, changes: Sequence[str]) -> Arms:
 def cells(arms: Arms, seeds: int, quick: bool) -> list[Cell]:
     """One fine-tuning run for each arm and seed, rewarded by the reader."""
     small = ["evaluation.gap.steps=[3]"] if quick else []
-    return cells_of(arms, "reader", seeds, quick, small)
+    reference = f"η = {REFERENCE:g}"
+    return cells_of(arms, "reader", seeds, quick, reference=reference, more=small)
 
 
 def fine_gap(run: Numbers) -> tuple[list[int], list[float]]:

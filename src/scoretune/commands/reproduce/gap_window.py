@@ -18,7 +18,7 @@ from scoretune.commands.reproduce.fine_tuning import (
     labelled,
     points,
 )
-from scoretune.commands.reproduce.gap_flow import ACTING, BATCH, WINDOW
+from scoretune.commands.reproduce.mix_grpo import ACTING, BATCH, WINDOW
 
 COMMON = [*ACTING, "sampling.eta=1", *BATCH, "updates=14", "evaluation.every=7"]
 PART = [*WINDOW, *COMMON, "sampling.window.every=1"]  # 4 minibatches; the whole path has 30
@@ -35,7 +35,7 @@ ARMS: Arms = {
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """One run for each arm and seed."""
-    return cells_of(ARMS, "reader", seeds, quick)
+    return cells_of(ARMS, "reader", seeds, quick, reference=WHOLE)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:

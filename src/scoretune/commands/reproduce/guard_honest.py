@@ -25,7 +25,7 @@ HONEST = {"score as action": Arm("score_as_action", "score_as_action")}
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """What `scoretune demo` runs, once a seed; and what the guard adds to an evaluation."""
-    runs = cells_of(HONEST, "reader", seeds, quick)
+    runs = cells_of(HONEST, "reader", seeds, quick, reference="score as action")
     return [*runs, Cell("cost", cost, {"changes": QUICK if quick else []})]
 
 

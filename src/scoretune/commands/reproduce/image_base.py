@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from scoretune.commands.reproduce.denoiser import Denoiser, fitted, waves
 from scoretune.commands.reproduce.digits import DigitNetwork
 from scoretune.commands.reproduce.image_data import Pictures
+from scoretune.core.files import save_tensors
 from scoretune.diffusion.processes import Process
 
 
@@ -130,15 +130,13 @@ class Reader(nn.Module):
 
 def reader_for(pictures: Pictures, budget: Budget, folder: Path) -> Reader:
     """A reader trained on the labels of these pictures, always the same; kept in `folder`."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = folder / f"reader-{pictures.kind}-{budget.reading}.safetensors"
     reader = Reader(pictures.centred.shape[1])
     if not file.exists():
         reader = _read(pictures, budget.reading)
-        aside = file.with_suffix(f".{os.getpid()}")
-        save_file(reader.state_dict(), aside)
-        os.replace(aside, file)
+        save_tensors(file, reader.state_dict())
     reader.load_state_dict(load_file(file))
     return reader.eval()
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.contractive_swiss import roll
 from scoretune.commands.reproduce.denoiser import Denoiser, Perceptron, fitted
 from scoretune.commands.reproduce.drawing import COLOURS
 from scoretune.commands.reproduce.students import PROCESS, T_MIN, Affine, jump_of, taught
+from scoretune.commands.reproduce.swiss_roll import roll
 from scoretune.diffusion.matching import consistency
+from scoretune.diffusion.processes import VE
 from scoretune.diffusion.solvers import edm_heun
 from scoretune.diffusion.theory import gaussian
 from scoretune.evaluate.metrics import sliced_wasserstein
@@ -149,8 +150,6 @@ def on_the_roll(seed: int, updates: int, n: int) -> Numbers:
 
 def _teacher(data: Tensor, updates: int) -> Denoiser:
     """Trained on ln ρ uniform (VE's clock), which EDM's own clock of equal ρ would starve."""
-    from scoretune.diffusion.processes import VE
-
     model = fitted(Perceptron(), data, VE(0.002, 80.0), updates=updates, batch=256, rate=2e-3)
     for parameter in model.network.parameters():
         parameter.requires_grad_(True)
