@@ -28,9 +28,7 @@ MACHINE = ("hardware", "tracking", "checkpoints")
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def record(
-    run: Run, folder: Path, threads: int, *, command: str = "launched from Python"
-) -> None:
+def record(run: Run, folder: Path, threads: int, *, command: str = "launched from Python") -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on.
 
     `command` is what a user types to repeat the run; one that is launched from Python has none.
