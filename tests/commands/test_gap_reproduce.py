@@ -21,7 +21,7 @@ def test_pooled_deviations_golden():
 
 def test_the_law_with_two_modes_says_its_score():
     x, t = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None], torch.full((7,), 0.8).double()
-    noise = gap_laws.said(x, t).noise
+    noise = gap_laws.pair_estimate(x, t).noise
     score = gap_laws.PAIR.diffused(1.0, 0.8).score(x)
     torch.testing.assert_close(noise, -0.8 * score)
 

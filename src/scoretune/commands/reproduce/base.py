@@ -42,7 +42,7 @@ def run_cells(
 ) -> dict[str, Numbers]:
     """Every cell's numbers by name. Finished ones are read from `folder`/cells, not done again."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    done = {cell.name: found for cell in cells if (found := _kept(cell, folder)) is not None}
+    done = {cell.name: kept for cell in cells if (kept := _kept(cell, folder)) is not None}
     missing = [cell for cell in cells if cell.name not in done]
 
     def note(cell: Cell, numbers: Numbers) -> None:

@@ -78,9 +78,9 @@ def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
     model, reader = Digits(), DigitReader()
     both = nn.ModuleDict({"base": model.network, "reader": reader})
     if not file.exists():
-        known = handwriting()[0]
-        model.network.load_state_dict(pretrain(known, budget.pretraining).network.state_dict())
-        reader.load_state_dict(train_reader(known).state_dict())
+        training = handwriting()[0]
+        model.network.load_state_dict(pretrain(training, budget.pretraining).network.state_dict())
+        reader.load_state_dict(train_reader(training).state_dict())
         save_tensors(file, both.state_dict())
     both.load_state_dict(load_file(file))
     return model, reader

@@ -45,13 +45,13 @@ def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> N
     command = shlex.join(["scoretune", "train", recipe, *changes, "--threads", "1"])
     record(run, where, 1, command=command)
     result = launch(run, where, Silent())
-    found: Numbers = {
+    numbers: Numbers = {
         "result": {k: v for k, v in result.items() if k != "run"},
         "evaluations": _lines(where / "evaluations.jsonl"),
     }
     if run.evaluation.gap.steps:
-        found["gaps"] = _lines(where / "gap.jsonl")
-    return found
+        numbers["gaps"] = _lines(where / "gap.jsonl")
+    return numbers
 
 
 def _lines(path: Path) -> list[Numbers]:
@@ -89,11 +89,11 @@ def best(runs: Runs, metric: str) -> float:
 
 def reached(runs: Runs, metric: str, wanted: float) -> list[int | None]:
     """For each run: network evaluations until an evaluation found the wanted level, or None."""
-    found: list[int | None] = []
+    when: list[int | None] = []
     for run in runs:
         work, values = curve(run, metric)
-        found.append(next((w for w, v in zip(work, values, strict=True) if v >= wanted), None))
-    return found
+        when.append(next((w for w, v in zip(work, values, strict=True) if v >= wanted), None))
+    return when
 
 
 def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:

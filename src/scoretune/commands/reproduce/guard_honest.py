@@ -39,9 +39,9 @@ def cost(changes: list[str]) -> Numbers:
     with tempfile.TemporaryDirectory() as folder:
         sentry = guard.sentry(run, Path(folder), held_out, lambda numbers: None)
         start = time.process_time()
-        found = measure(policy, run, held_out, reward, 0, 0.0)
+        measurement = measure(policy, run, held_out, reward, 0, 0.0)
         between, calls = time.process_time(), counted.calls
-        sentry.look(found, policy)
+        sentry.look(measurement, policy)
     end = time.process_time()
     return {
         "evaluation": {"calls": calls, "seconds": round(between - start, 2)},
@@ -50,15 +50,15 @@ def cost(changes: list[str]) -> Numbers:
 
 
 class _Counted:
-    """Counts what the network is asked, which evaluations do not count towards training."""
+    """Counts network evaluations; those of an evaluation do not count towards training."""
 
     def __init__(self, policy: Any) -> None:
         self.calls = 0
         policy.backbone.network.register_forward_hook(self._count)
 
     def _count(self, network: Any, given: Any, output: Any) -> None:
-        found = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-        self.calls += len(found)
+        predicted = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        self.calls += len(predicted)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:

@@ -43,11 +43,11 @@ def kinds_in(data: str | None) -> list[str]:
     if data is None:
         return ["digits"]
     folder = Path(data)
-    found = [kind for kind, places in PLACES.items() if any((folder / p).exists() for p in places)]
-    if not found:
+    kinds = [kind for kind, places in PLACES.items() if any((folder / p).exists() for p in places)]
+    if not kinds:
         wanted = " or ".join(place for places in PLACES.values() for place in places)
         raise UserError(f"{folder} holds no pictures: expected {wanted} in it")
-    return ["digits", *found]
+    return ["digits", *kinds]
 
 
 def compressed(kind: str, data: str | None) -> bool:

@@ -32,7 +32,7 @@ def follow_prompts(
     runs = labelled(results, "reader", arms)
     page.text(about)
     numbers = compared(runs, "judge", page)
-    gains = (f"{label} {points(gain(own, 'reader'))}" for label, own in runs.items())
+    gains = (f"{label} {points(gain(seeds, 'reader'))}" for label, seeds in runs.items())
     page.text(f"In the eyes of the reader, which is optimised: {', '.join(gains)}.")
     page.figure(figure, draw_curves(runs, "judge", "judge accuracy"), "judge accuracy")
     return numbers

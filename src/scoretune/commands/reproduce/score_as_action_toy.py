@@ -94,10 +94,10 @@ def on_the_line(
     policy = Policy(backbone, KERNELS[kernel])
     learn(policy, form, steps, jitter, seed=seed, updates=updates, batch=batch, rate=0.05)
     policy.kernel = KERNELS["euler"]
-    found: Numbers = {str(count): exactly(policy, count) for count in JUDGED}
+    numbers: Numbers = {str(count): exactly(policy, count) for count in JUDGED}
     for solver, count in SOLVERS.items():
-        found[solver] = by_ode(policy, solver, count)
-    return found
+        numbers[solver] = by_ode(policy, solver, count)
+    return numbers
 
 
 @torch.no_grad()
@@ -158,12 +158,12 @@ def noise_of_gradient(form: str, count: int, rounds: int = 80, batch: int = 32) 
     exact = exact_critic(LINE, REWARDS[1])
     objective, credit = method(form, policy, batch * count, exact)
     paths = source(policy, credit, count, False, batch, 1, 0)
-    table, found = policy.parameters()[0], []
+    table, slopes = policy.parameters()[0], []
     for k in range(rounds):
         loss = objective(paths(k).minibatches[0]).value
         # A unit of θ is two deviations of the data, at every knot.
-        found.append(-2 * float(torch.autograd.grad(loss, table)[0][:, 0].sum()))
-    each = torch.tensor(found)
+        slopes.append(-2 * float(torch.autograd.grad(loss, table)[0][:, 0].sum()))
+    each = torch.tensor(slopes)
     return {"mean": float(each.mean()), "std": float(each.std()) * batch**0.5}
 
 
@@ -191,7 +191,7 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         "10, 50 and 200 steps and without sampling; and by its reward through solvers without "
         "noise, where the optimum has −.375. Intervals are of 95 %, over seeds."
     )
-    rows, found = [], {}
+    rows, numbers = [], {}
     for name, runs in arms.items():
         form, steps, times, kernel = name.split("-")
         values = [interval([run[str(c)]["eta"] for run in runs]) for c in JUDGED]
@@ -200,11 +200,11 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         means += [f"{m:.3f}" for m, _, _ in solved]
         rows.append([FORMS[form], f"{steps} {times}, {kernel}", *means])
         columns = [*JUDGED, *SOLVERS]
-        found[name] = {str(c): list(v) for c, v in zip(columns, values + solved, strict=True)}
+        numbers[name] = {str(c): list(v) for c, v in zip(columns, values + solved, strict=True)}
     judged = [f"η on {count}" for count in JUDGED]
     judged += [f"{solver}, {count}" for solver, count in SOLVERS.items()]
     page.table(["credit", "trained on", *judged], rows)
-    return {"optimum": best, "arms": found}
+    return {"optimum": best, "arms": numbers}
 
 
 def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
@@ -244,13 +244,13 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
     rows = [["the exact tilt", f"{best:.3f}", *exact]]
     pen = torch.Generator().manual_seed(0)
     panels = {"pretrained": PLANE.draw(400, pen), "exact tilt": law.draw(400, pen)}
-    found: Numbers = {}
+    numbers: Numbers = {}
     for form, runs in arms.items():
         eta = interval([run["eta"] for run in runs])
         shares = [sum(part) / len(runs) for part in zip(*(r["shares"] for r in runs), strict=True)]
         rows.append([FORMS[form], shown(eta), *(f"{s:.3f}" for s in shares)])
         panels[form] = torch.tensor(runs[0]["samples"])
-        found[form] = {"eta": list(eta), "shares": shares}
+        numbers[form] = {"eta": list(eta), "shares": shares}
     page.table(["credit", "η", *(f"share of mode {k + 1}" for k in range(4))], rows)
     figure = Figure(figsize=(2.0 * len(panels), 2.2), layout="constrained")
     for k, (title, samples) in enumerate(panels.items()):
@@ -259,4 +259,4 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         axes.scatter(x, y, s=2, alpha=0.6)
         axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     page.figure("plane", figure, "samples before, from the exact tilt, and as learned")
-    return {"optimum": best, "arms": found}
+    return {"optimum": best, "arms": numbers}
