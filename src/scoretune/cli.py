@@ -319,12 +319,12 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.commands.display import Live
     from scoretune.commands.plan.knobs import worst_knob
     from scoretune.core import distributed
-    from scoretune.training.hardware import short_of_memory
+    from scoretune.training.engine import short_of_memory
     from scoretune.training.run import launch, ready
     from scoretune.training.run_folder import record
 
     _threads(threads)
-    ready(run)
+    checked = ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
     record(run, where, threads, command=shlex.join(["scoretune", *sys.argv[1:]]))
@@ -332,7 +332,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     live = Live(run, where, quiet=not main)
     try:
         with live.progress:
-            result = launch(run, where, live)
+            result = launch(run, where, live, checked)
     except KeyboardInterrupt:
         live.stopped()
         raise

@@ -16,6 +16,7 @@ import torch
 from scoretune.core import checkpoints
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
+from scoretune.training.engine import TorchEngine
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def test_a_disk_that_is_full_while_logging(train, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr("scoretune.training.hooks.append_line", refuse)
+    monkeypatch.setattr("scoretune.core.files.append_line", refuse)
     text = train()
     assert "No space left on device" in text
     assert "metrics.jsonl" in text
@@ -474,18 +475,17 @@ def test_ctrl_c(train, command, here):
 
 def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, tiny, here):
     """An update of a run runs out of memory; with smaller parts it goes on to the end."""
-    from scoretune.training.engine import Machine
 
-    step, updates = Machine.step, []
+    step, updates = TorchEngine.step, []
 
-    def short(machine: Machine, *rest: object, **named: object) -> float:
+    def short(machine: TorchEngine, *rest: object, **named: object) -> float:
         updates.append(machine.at_once)
         if len(updates) == 2 and not machine.at_once:
             raise MemoryError("DefaultCPUAllocator: not enough memory")
         return step(machine, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Machine, "step", short)
+        patch.setattr(TorchEngine, "step", short)
         changes = [*tiny, "sizes.accumulate=0", "updates=3"]
         text = told("train", "ddpo", *changes, "--run", "runs/tried")
         assert text.startswith("there is not enough memory (DefaultCPUAllocator: not enough memory")

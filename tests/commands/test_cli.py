@@ -265,7 +265,7 @@ def run(tmp_path_factory, tiny) -> Path:
     from scoretune import recipes
     from scoretune.commands.display import Live
     from scoretune.training import overrides, run_folder
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     chosen = overrides.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
     folder = tmp_path_factory.mktemp("runs") / "done"

@@ -143,16 +143,16 @@ def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, sourc
     run = make(recipe, *changes, source=source)
     parts = runs.build(run)
     facts = facts_of(run, parts.policy)
-    for lap in range(counts.warm_up_rounds(run)):
-        parts.source(-1 - lap)
+    for lap in range(parts.method.warm_up):
+        parts.method.source(-1 - lap)
     assert parts.policy.calls == counts.warm_up(run, facts).total
     parts.policy.calls = 0
     minibatches = 0
     for number in range(run.updates):
-        batches = parts.source(number)
+        batches = parts.method.source(number)
         minibatches += len(batches.minibatches)
         for batch in batches.minibatches:
-            parts.objective(batch)
+            parts.method.objective(batch)
     assert parts.policy.calls == counts.training(run, facts).total
     assert minibatches == run.updates * counts.one_update(run, facts).minibatches
 
@@ -406,14 +406,14 @@ def test_settings_lower_what_they_are_for(make, known):
 def test_paths_are_counted_as_the_records_hold_them(make, known):
     run = make("grpo")
     parts = runs.build(run)
-    texts = parts.source._next_prompts()  # type: ignore[attr-defined]
+    texts = parts.method.source._next_prompts()  # type: ignore[attr-defined]
     condition = parts.policy.backbone.encode(texts)
-    path = parts.source._roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    path = parts.method.source._roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
     held = [path.states, path.data, path.reference_data, path.condition.tokens]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     policy, found = known(run, texts)
     assert memory.phases(run, found, facts_of(run, policy), 3)["rolling"]["paths"] == size
-    batches = parts.source(0).minibatches
+    batches = parts.method.source(0).minibatches
     kept = ("x", "x_next", "data", "reference_data")
     states = sum(getattr(b, n).numel() * 4 for b in batches for n in kept)
     states += sum(b.condition.tokens.numel() * 4 for b in batches)

@@ -18,8 +18,8 @@ from scoretune.core import distributed
 from scoretune.core.distributed import Deal, Team
 from scoretune.core.errors import UserError
 from scoretune.diffusion.noise import Rows, rand, randint, randn
-from scoretune.training import hardware, overrides
-from scoretune.training.engine import Machine
+from scoretune.training import build, overrides
+from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Silent
 from scoretune.training.loop import train
 
@@ -111,10 +111,10 @@ def test_another_number_than_was_asked_for(monkeypatch):
 def test_prompts_that_cannot_be_shared(monkeypatch):
     monkeypatch.setattr(distributed, "team", lambda: Team(0, 2))
     with pytest.raises(UserError, match=r"sizes.prompts=3 cannot be shared equally by 2 processes"):
-        hardware.check(overrides.changed(recipes.ddpo(), ["sizes.prompts=3"]))
-    hardware.check(overrides.changed(recipes.ddpo(), ["sizes.prompts=6"]))
+        build.check_settings(overrides.changed(recipes.ddpo(), ["sizes.prompts=3"]))
+    build.check_settings(overrides.changed(recipes.ddpo(), ["sizes.prompts=6"]))
     with pytest.raises(UserError, match="fits an energy to all samples at once, in one process"):
-        hardware.check(recipes.dxmi())
+        build.check_settings(recipes.dxmi())
 
 
 def test_accelerate_launch_that_starts_one_process_is_refused(tmp_path):
@@ -176,7 +176,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     """Score as action, critic and reward gradient included, in one process and in two."""
     folder = tmp_path_factory.mktemp("runs")
     one, two = folder / "one", folder / "two"
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
     from scoretune.training.run_folder import record
 
     run = overrides.changed(recipes.score_as_action(), [*SIZES, *EXACT])
@@ -242,8 +242,8 @@ def test_a_minibatch_in_parts_has_the_same_gradient():
         parts = build(small)
         seen: dict[str, float] = {}
         train(
-            parts.source,
-            parts.objective,
+            parts.method.source,
+            parts.method.objective,
             torch.optim.SGD(parts.policy.parameters(), lr=0.0),
             parts.engine,
             updates=[0],
@@ -258,7 +258,7 @@ def test_a_minibatch_in_parts_has_the_same_gradient():
 def test_steps_whose_gradients_overflow_are_left_out():
     weight = torch.nn.Parameter(torch.ones(2))
     optimiser = torch.optim.SGD([weight], lr=1.0)
-    machine = Machine(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    machine = TorchEngine(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
     machine.backward((weight * torch.tensor([1.0, float("inf")])).sum())
     assert machine.step(optimiser, [weight], 1.0) == 0
     assert torch.equal(weight.detach(), torch.ones(2))
@@ -266,6 +266,6 @@ def test_steps_whose_gradients_overflow_are_left_out():
     machine.backward((weight * torch.tensor([3.0, 4.0])).sum())
     assert machine.step(optimiser, [weight], 100.0) == pytest.approx(5)
     assert weight.tolist() == [-2, -3]
-    other = Machine(scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    other = TorchEngine(scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
     other.restore(machine.state())
     assert other.scaler.get_scale() == 4

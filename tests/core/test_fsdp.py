@@ -25,8 +25,8 @@ from scoretune.diffusion import grids
 from scoretune.evaluate import scores
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
-from scoretune.training import hardware, overrides
-from scoretune.training.engine import Machine
+from scoretune.training import build, engine, overrides
+from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
 from scoretune.training.progress import Progress
 
@@ -53,11 +53,19 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
     folder.mkdir(exist_ok=True)
     parts = build(run)
     kept = {"engine": parts.engine}
-    progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
+    progress = Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
     first = progress.restore()
     train(
-        parts.source,
-        parts.objective,
+        parts.method.source,
+        parts.method.objective,
         parts.optimiser,
         parts.engine,
         updates=range(first, until),
@@ -252,10 +260,12 @@ def test_a_process_with_fewer_parts_passes_rows_that_count_for_nothing(
         monkeypatch.setattr(distributed, "most", lambda number, extra=extra: number + extra)
         torch.manual_seed(0)
         parts = build(ddpo(*LORA, "hardware.device_batch=3", "sizes.accumulate=0"))
-        engine, seen = Machine(at_once=3, spread=True), []
+        engine, seen = TorchEngine(at_once=3, spread=True), []
         train(
-            parts.source,
-            lambda batch, parts=parts, seen=seen: seen.append(len(batch)) or parts.objective(batch),
+            parts.method.source,
+            lambda batch, parts=parts, seen=seen: (
+                seen.append(len(batch)) or parts.method.objective(batch)
+            ),
             torch.optim.SGD(parts.policy.parameters(), lr=0.0),
             engine,
             updates=[0],
@@ -275,17 +285,19 @@ def test_a_minibatch_of_which_a_process_has_nothing() -> None:
         def to(self, device: object) -> Rows:
             return self
 
-    assert list(Machine(at_once=2).parts(Rows(), Rows([7, 8]))) == []
-    assert list(Machine(at_once=2).parts(Rows([1, 2, 3]))) == [([1, 2], 2), ([3], 1)]
+    assert list(TorchEngine(at_once=2).parts(Rows(), Rows([7, 8]))) == []
+    assert list(TorchEngine(at_once=2).parts(Rows([1, 2, 3]))) == [([1, 2], 2), ([3], 1)]
 
 
 def test_one_process_changes_nothing() -> None:
-    assert not hardware.spreads(ddpo("hardware.shard=true"))
+    assert not engine.shards(ddpo("hardware.shard=true").hardware)
 
 
 def test_two_processes_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "team", lambda: Team(0, 2))
-    assert hardware.spreads(ddpo("hardware.shard=true")) and not hardware.spreads(ddpo())
+    assert engine.shards(ddpo("hardware.shard=true").hardware) and not engine.shards(
+        ddpo().hardware
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,9 +315,9 @@ def test_two_processes_spread(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_cannot_be_spread_is_refused(recipe: str, changes: list[str], what: str) -> None:
     run = overrides.changed(recipes.named(recipe), changes)
-    hardware.check(run)
+    build.check_settings(run)
     with pytest.raises(UserError, match=f"hardware.shard.* does not go with {what}: leave"):
-        hardware.check(overrides.changed(run, ["hardware.shard=true"]))
+        build.check_settings(overrides.changed(run, ["hardware.shard=true"]))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +331,9 @@ def test_what_cannot_be_spread_is_refused(recipe: str, changes: list[str], what:
     ],
 )
 def test_what_asks_the_network_equally_often_is_taken(recipe: str, changes: list[str]) -> None:
-    hardware.check(overrides.changed(recipes.named(recipe), ["hardware.shard=true", *changes]))
+    build.check_settings(
+        overrides.changed(recipes.named(recipe), ["hardware.shard=true", *changes])
+    )
 
 
 def test_a_single_number_that_is_trained_cannot_be_taken_apart() -> None:

@@ -23,7 +23,7 @@ from scoretune.evaluate.guard.watches import Best
 from scoretune.evaluate.measure import Measurement, Verdicts
 from scoretune.evaluate.report.page import write_report
 from scoretune.training import overrides, run_folder
-from scoretune.training.build import verify
+from scoretune.training.build import check
 
 # ------------------------------------------------------------------------------ known answers
 
@@ -337,7 +337,7 @@ class Watched:
 
 
 def launched(run: config.Run, folder: Path, watcher: Watched | None = None) -> dict[str, Any]:
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
     return launch(run, folder, watcher or Watched())
@@ -458,8 +458,8 @@ def test_a_judge_of_ones_own(tmp_path, tiny):
 )
 def test_what_cannot_guard_is_refused_before_anything_is_loaded(changes, words):
     with pytest.raises(UserError, match=words):
-        verify(overrides.changed(recipes.named("ddpo"), changes))
-    verify(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
+        check(overrides.changed(recipes.named("ddpo"), changes))
+    check(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
 
 
 # -------------------------------------------------------------------------- display and report

@@ -346,7 +346,7 @@ class Watching(Silent):
 
 
 def launch(run: config.Run, folder: Path, until: int | None = None) -> list[Any]:
-    from scoretune.training.build import launch, ready
+    from scoretune.training.run import launch, ready
 
     watching = Watching(until)
     ready(run)

@@ -29,8 +29,9 @@ from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.rollout import prior, rollout
 from scoretune.training.credit import AdjointCredit, RewardSlope
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import Chooser, last_steps, one_of_last, transitions
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.sources.on_policy import transitions
+from scoretune.training.sources.step_choice import Chooser, last_steps, one_of_last
 
 PROCESS, STEPS, BATCH, KAPPA = VP(), 7, 6, 0.3
 KERNELS = [GDDIM(1.0), GDDIM(0.5), Renoise(Posterior(0.7)), EulerMaruyama(Constant(1.0))]
@@ -333,8 +334,8 @@ def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Te
             found.append(torch.cat([p.grad.flatten().clone() for p in group]))
 
     train(
-        parts.source,
-        parts.objective,
+        parts.method.source,
+        parts.method.objective,
         Looks(parts.policy.parameters(), lr=1.0),
         parts.engine,
         updates=[0],
@@ -371,15 +372,17 @@ def test_a_kept_graph_has_the_gradient_of_the_adjoint(recipe, changes):
 
 def test_a_graph_that_cannot_be_kept():
     from scoretune import recipes
-    from scoretune.training import methods, overrides
+    from scoretune.training import build, overrides
+    from scoretune.training.objectives.direct import keeps_graph
 
     for changes in (["objective.kl_weight=0.1"], ["sizes.accumulate=2"]):
         run = overrides.changed(recipes.draft(), [*changes, "objective.graph=kept"])
         with pytest.raises(UserError, match=r"objective\.graph=kept knows no path KL"):
-            methods.check(run, True)
+            build.check_settings(run, True)
         plain = overrides.changed(recipes.draft(), changes)
-        methods.check(plain, True)
-        assert not methods.keeps_graph(plain, plain.objective)
+        build.check_settings(plain, True)
+        assert not keeps_graph(plain.objective, build.context_of(plain))
     sparing = overrides.changed(recipes.draft(), ["hardware.checkpointing=true"])
-    assert not methods.keeps_graph(sparing, sparing.objective)
-    assert methods.keeps_graph(recipes.alignprop(), recipes.alignprop().objective)
+    assert not keeps_graph(sparing.objective, build.context_of(sparing))
+    whole = recipes.alignprop()
+    assert keeps_graph(whole.objective, build.context_of(whole))

@@ -19,24 +19,20 @@ from scoretune.policy import Policy
 from scoretune.rollout import prior, rollout
 from scoretune.training.credit import (
     CriticCredit,
+    GroupCredit,
     RewardSlope,
     RunningCredit,
-    TerminalCredit,
     group_advantage,
+    rule_named,
     running_advantage,
     standardise,
 )
-from scoretune.training.credit.running import remembered
+from scoretune.training.credit.outcome import remembered
 from scoretune.training.credit.values import critic_for
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import (
-    any_steps,
-    deal_out,
-    last_steps,
-    one_of_last,
-    reward_metrics,
-    transitions,
-)
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.sources.base import deal_out
+from scoretune.training.sources.on_policy import reward_metrics, transitions
+from scoretune.training.sources.step_choice import any_steps, last_steps, one_of_last
 
 STEPS, BATCH = 6, 64
 
@@ -66,14 +62,24 @@ def advantages(credit, path: Trajectory, rewards: Tensor) -> Tensor:
 
 
 def critic_credit(
-    kl_weight: float = 0.0, form: str = "ratio", eta: float = 1.0, skip: str = "cos_sin", **options
+    kl_weight: float = 0.0,
+    form: str = "ratio",
+    eta: float = 1.0,
+    skip: str = "cos_sin",
+    exploration: float = 0.0,
+    **options,
 ) -> CriticCredit:
     torch.manual_seed(0)
     critic = critic_for((1,), 0, 1.0, skip=skip)
     optimiser = torch.optim.Adam(critic.parameters(), lr=3e-3)
     policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(eta))
     return CriticCredit(
-        critic=critic, optimiser=optimiser, policy=policy, kl_weight=kl_weight, form=form, **options
+        critic=critic,
+        optimiser=optimiser,
+        policy=policy,
+        kl_weight=kl_weight,
+        rule=rule_named(form, exploration),
+        **options,
     )
 
 
@@ -107,7 +113,7 @@ def test_standardise_golden():
 
 @pytest.mark.parametrize("rewards", [torch.tensor([3.0]), torch.full((4,), 3.0)])
 def test_without_a_difference_there_is_no_credit(rewards):
-    advantage = advantages(TerminalCredit(group=1), path_of(len(rewards)), rewards)
+    advantage = advantages(GroupCredit(group=1), path_of(len(rewards)), rewards)
     assert torch.equal(advantage, torch.zeros(STEPS, len(rewards)))
 
 
@@ -115,10 +121,10 @@ def test_terminal_credit_is_the_same_at_every_step_and_bounded():
     rewards = torch.zeros(BATCH)
     rewards[0] = 1e6
     path = path_of()
-    advantage = advantages(TerminalCredit(group=BATCH, bound=5.0), path, rewards)
+    advantage = advantages(GroupCredit(group=BATCH, bound=5.0), path, rewards)
     assert torch.equal(advantage, advantage[:1].expand(STEPS, -1))
     assert float(advantage.max()) == float(advantage[0, 0]) == 5.0
-    credited = TerminalCredit(group=BATCH)(path, Scores(rewards), square, *every_step(path))
+    credited = GroupCredit(group=BATCH)(path, Scores(rewards), square, *every_step(path))
     assert credited.data_slope is None
 
 
@@ -183,7 +189,7 @@ def two_rewards(scale: tuple[float, float] = (1.0, 1.0), seed: int = 0, **weight
 def compared_apart(scores: Scores, kind: str, **weights: float) -> Tensor:
     """The advantages [35] of a fresh credit rule, by its own call."""
     path = path_of(35)
-    credit = TerminalCredit(7, weights=weights)
+    credit = GroupCredit(7, weights=weights)
     if kind != "group":
         credit = RunningCredit(buffer=7, min_count=7, weights=weights)
     return credit(path, scores, square, *every_step(path)).advantage[:35]
@@ -228,7 +234,7 @@ def test_advantages_of_two_rewards_golden():
     path = path_of(2)
     # Two samples of a group lie 1/√2 deviations from their mean; 3 − 0.5 deviations are left.
     for weights, expected in (({}, 0.0), ({"up": 3.0, "down": 0.5}, 2.5 / 2**0.5)):
-        credited = TerminalCredit(2, weights=weights)(path, scores, square, *every_step(path))
+        credited = GroupCredit(2, weights=weights)(path, scores, square, *every_step(path))
         half = torch.tensor([-expected, expected])
         torch.testing.assert_close(credited.advantage[:2], half, rtol=1e-5, atol=1e-5)
 
@@ -403,7 +409,7 @@ def test_it_learns_a_value_that_is_known():
     path = path_of(99, 2000)
     x, share = path.states[:-1, :, 0], VP().alpha(times[:-1])[:, None] ** 2
     with torch.no_grad():
-        learned = credit._view(path, square, *every_step(path), False).value.view_as(x)
+        learned = credit.views(path, square, *every_step(path)).value.view_as(x)
     exact, guess = share * x**2 + 1 - share, path.data[:, :, 0] ** 2
     assert (learned - exact).square().mean() < 0.25 * (guess - exact).square().mean()
 
@@ -495,7 +501,7 @@ def test_whose_jacobian_carries_a_slope_back(jacobian):
     credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = credit._view(path, lambda x, b: x[:, 0], *every_step(path), True)
+    seen = credit.views(path, lambda x, b: x[:, 0], *every_step(path), slopes=True)
     x = seen.x.detach().requires_grad_()
     own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
     turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]
@@ -619,7 +625,7 @@ def learned(path: Trajectory, share: float, seed: int = 0):
     """What a source makes of a path: (k, b, Steps)."""
     scores, group = Scores(square(path.final)), path.data.shape[1]
     k, b, whole, _ = any_steps(share)(path, torch.Generator().manual_seed(seed))
-    credited = TerminalCredit(group)(path, scores, square, k, b)
+    credited = GroupCredit(group)(path, scores, square, k, b)
     return k, b, transitions(path, credited, k, b, whole)
 
 
@@ -634,7 +640,7 @@ def test_every_transition_is_learned_once():
     found = torch.cat([batch.x for batch in batches]).flatten()
     assert not torch.equal(found, steps.x.flatten())
     torch.testing.assert_close(found.sort().values, path.states[:-1].flatten().sort().values)
-    advantage = TerminalCredit(5)(path, Scores(square(path.final)), square, k, b).advantage
+    advantage = GroupCredit(5)(path, Scores(square(path.final)), square, k, b).advantage
     for row in range(len(steps)):  # what belongs together stays together
         assert torch.equal(steps.x[row], path.states[k[row], b[row]])
         assert torch.equal(steps.x_next[row], path.states[k[row] + 1, b[row]])

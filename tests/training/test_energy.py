@@ -31,10 +31,11 @@ from scoretune.training.credit.energy import (
     time_cost,
 )
 from scoretune.training.credit.values import PointValue
-from scoretune.training.engine import Machine
+from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import OnPolicy, Sizes, any_steps, transitions
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.sources.on_policy import OnPolicy, Sizes, transitions
+from scoretune.training.sources.step_choice import any_steps
 
 STEPS, BATCH, DIMENSION = 5, 16, 3
 NONE = torch.zeros(0)  # tokens that nobody reads
@@ -283,7 +284,7 @@ def test_a_sampler_finds_the_data(form):
         source,
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
-        Machine(),
+        TorchEngine(),
         updates=range(150),
         hooks=[lambda update, metrics: seen.append(float(backbone.network.shift.detach()))],
     )

@@ -66,7 +66,7 @@ def configured(*changes: str, recipe: str = "supervised") -> config.Run:
 
 
 def launch(run: config.Run, folder: Path) -> dict[str, Any]:
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
     return launch(run, folder, Silent())

@@ -23,7 +23,9 @@ def test_an_update_moves_the_adapter_and_stays_finite(recipe):
     parts = build(overrides.changed(recipes.named(recipe), SMALL))
     assert parts.policy.device.type == "cuda"
     before = [p.detach().clone() for p in parts.policy.parameters()]
-    train(parts.source, parts.objective, parts.optimiser, parts.engine, updates=range(2))
+    train(
+        parts.method.source, parts.method.objective, parts.optimiser, parts.engine, updates=range(2)
+    )
     after = parts.policy.parameters()
     assert all(bool(torch.isfinite(p).all()) for p in after)
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
@@ -37,7 +39,7 @@ def test_an_unchanged_policy_has_ratio_one(dtype):
     condition = policy.backbone.encode(["a red seven"] * 8)
     with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
         path = rollout(
-            policy, condition, parts.source.times, generator, prior(policy, 8, generator)
+            policy, condition, parts.method.source.times, generator, prior(policy, 8, generator)
         )
         for k in range(len(path.data)):
             law = policy.transition(path.states[k], *path.times[k : k + 2], condition)
@@ -70,8 +72,8 @@ def test_settings_of_the_machine(changes):
     parts = build(overrides.changed(recipes.named("ddpo"), [*SMALL, *changes]))
     seen: list[dict[str, float]] = []
     train(
-        parts.source,
-        parts.objective,
+        parts.method.source,
+        parts.method.objective,
         parts.optimiser,
         parts.engine,
         updates=range(2),
@@ -92,7 +94,9 @@ def test_families_train_on_the_device(family, tmp_path):
     given = [f"model.source={folder}", f"prompts={asked}", "reward=brightness"]
     parts = build(overrides.changed(recipes.named(recipe), [*SMALL, *given]))
     before = [p.detach().clone() for p in parts.policy.parameters()]
-    train(parts.source, parts.objective, parts.optimiser, parts.engine, updates=range(2))
+    train(
+        parts.method.source, parts.method.objective, parts.optimiser, parts.engine, updates=range(2)
+    )
     after = parts.policy.parameters()
     assert all(bool(torch.isfinite(p).all()) for p in after)
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))

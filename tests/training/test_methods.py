@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoretune import recipes
+from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
@@ -27,11 +28,15 @@ from scoretune.models.lora import adapter_state
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.rollout import deterministic, prior
-from scoretune.training import methods, overrides
+from scoretune.training import build as building
+from scoretune.training import overrides
 from scoretune.training.build import build
-from scoretune.training.credit import AdjointCredit, CriticCredit, RewardSlope, TerminalCredit
-from scoretune.training.engine import Machine
+from scoretune.training.credit import AdjointCredit, CriticCredit, GroupCredit, RewardSlope
+from scoretune.training.credit.critic import rule_named
+from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
+from scoretune.training.objectives import energy, matching
+from scoretune.training.objectives.method import Method
 from scoretune.training.sources.differentiable import Differentiable
 
 GOAL = torch.tensor([1.0, 0.5])
@@ -72,28 +77,33 @@ def score(policy: Policy, batch: int = 1000) -> tuple[float, float]:
     return float(rewards.mean()), float(rewards.std()) / batch**0.5
 
 
+def made(run: Run, policy: Policy, reward: Any) -> Method:
+    """The method of a run on a policy that is there."""
+    prompts = Prompts(("go",), ("all",))
+    return building.build_method(run, policy, building.Checked(prompts, prompts, reward, None))
+
+
 def learn(
     recipe: str, *changes: str, updates: int, reward: Any = distance, seed: int = 0
 ) -> tuple[float, float, list[dict[str, float]], Policy]:
     """How far the mean reward rises, in units and in standard errors; and each update's numbers."""
     run = overrides.changed(recipes.named(recipe), [f"seed={seed}", *changes])
     differentiable = reward is distance
-    methods.check(run, differentiable)
+    building.check_settings(run, differentiable)
     torch.manual_seed(seed)
     control = toy.PerceptronControl(2, width=32)
     process: Process = RectifiedFlow() if recipe in FLOWS else VP()
     policy = Policy(Featured(toy.Mixture(process, LAW), control), kernel(run.sampling))
-    objective, source, trust = methods.method(
-        run, policy, Prompts(("go",), ("all",)), reward, differentiable
-    )
+    method = made(run, policy, reward)
+    source, trust = method.source, method.adaptive
     before, seen = score(policy), []
     if isinstance(getattr(source, "credit", None), CriticCredit):
         source(-1)  # as a run does, fit the critic first
     train(
         source,
-        objective,
+        method.objective,
         torch.optim.Adam(policy.parameters(), lr=run.optimiser.learning_rate),
-        Machine(),
+        TorchEngine(),
         updates=range(updates),
         hooks=[
             lambda update, metrics: seen.append(dict(metrics)),
@@ -146,7 +156,8 @@ def test_a_recipe_learns(recipe):
 def test_a_recipe_learns_from_data(recipe, monkeypatch):
     """Never told the reward: data lie around its best place."""
     data = GOAL + 0.3 * torch.randn(500, 2)
-    monkeypatch.setattr(methods, "read_pictures", lambda *_: (data, ["go"] * len(data)))
+    for module in (energy, matching):
+        monkeypatch.setattr(module, "read_pictures", lambda *_: (data, ["go"] * len(data)))
     changes, updates, goal = FROM_DATA[recipe]
     rise, errors, _, _ = learn(recipe, *changes, updates=updates)
     assert rise > goal
@@ -245,21 +256,24 @@ def made_of(recipe: str, *changes: str) -> Any:
     run = overrides.changed(recipes.named(recipe), changes)
     base = toy.Gaussian(VP(), dimension=2)
     policy = Policy(Featured(base, toy.HatControl(2)), kernel(run.sampling))
-    return methods.method(run, policy, Prompts(("go",), ("all",)), distance, True)
+    method = made(run, policy, distance)
+    return method.objective, method.source, method.adaptive
 
 
 def test_the_parts_of_each_method():
     for recipe in ("reinforce", "ddpo", "ddpo_sf", "grpo"):
         objective, source, trust = made_of(recipe)
-        assert isinstance(source.credit, TerminalCredit)
+        assert isinstance(source.credit, GroupCredit)
         assert (objective.clip is None) == (recipe in ("reinforce", "ddpo_sf"))
         assert source.reference == (recipe == "grpo")
         assert trust is None
-    assert made_of("dpok")[1].credit.form == "outcome"
+    assert made_of("dpok")[1].credit.rule == rule_named("outcome")
     for form in ("slope", "rate", "explicit", "ratio"):
-        assert made_of("score_as_action", f"objective.form={form}")[1].credit.form == form
-    assert made_of("score_as_action")[1].credit.form == "rate"
-    assert made_of("score_as_action", "sampling.solver=ddim")[1].credit.form == "rate"
+        assert made_of("score_as_action", f"objective.form={form}")[1].credit.rule == rule_named(
+            form, 0.3
+        )
+    assert made_of("score_as_action")[1].credit.rule == rule_named("rate")
+    assert made_of("score_as_action", "sampling.solver=ddim")[1].credit.rule == rule_named("rate")
     assert isinstance(made_of("refl")[1].credit, RewardSlope)
     for recipe in ("draft", "alignprop"):
         source = made_of(recipe)[1]
@@ -393,14 +407,15 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
     ],
 )
 def test_settings_that_fit(recipe, changes, differentiable):
-    methods.check(overrides.changed(recipes.named(recipe), changes), differentiable)
+    run = overrides.changed(recipes.named(recipe), changes)
+    assert building.check_settings(run, differentiable) is None
 
 
 def test_features_that_a_network_has_not_are_missed_early():
     run = overrides.changed(recipes.named("score_as_action"), ["objective.critic.body=backbone"])
     policy = Policy(toy.Controlled(toy.Gaussian(VP()), toy.HatControl(1)), kernel(run.sampling))
     with pytest.raises(UserError, match=r"set objective\.critic\.body=small"):
-        methods.method(run, policy, Prompts(("go",), ("all",)), distance, True)
+        made(run, policy, distance)
 
 
 # ---------------------------------------------------------------------------- the shipped model
@@ -421,8 +436,8 @@ def test_two_updates_of_the_shipped_model(recipe, changes, tiny):
     before = {name: tensor.clone() for name, tensor in adapter_state(network).items()}
     seen = []
     train(
-        parts.source,
-        parts.objective,
+        parts.method.source,
+        parts.method.objective,
         parts.optimiser,
         parts.engine,
         updates=range(2),

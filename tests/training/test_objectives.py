@@ -28,14 +28,14 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import td_advantage
 from scoretune.rollout import pairs, prior, rollout
-from scoretune.training.credit import TerminalCredit
-from scoretune.training.engine import Machine
+from scoretune.training.credit import GroupCredit
+from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
-from scoretune.training.objectives.base import TrustRegion, moved_kl, path_kl
+from scoretune.training.objectives.base import ScoreAction, TrustRegion, moved_kl, path_kl
 from scoretune.training.objectives.matching import Matching
 from scoretune.training.objectives.policy_gradient import PolicyGradient
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import OnPolicy, Sizes, any_steps
+from scoretune.training.sources.on_policy import OnPolicy, Sizes
+from scoretune.training.sources.step_choice import any_steps
 
 PROCESS, MEAN, S0 = VP(), 1.0, 0.25
 SLOPE, KAPPA = 1.2, 0.5  # the reward is SLOPE · x
@@ -452,7 +452,7 @@ def test_the_loop_climbs_the_reward():
         prompts=Prompts(("go",), ("all",)),
         reward=lambda x, prompts: -((x[:, 0] - 2) ** 2),
         reward_name="distance",
-        credit=TerminalCredit(group=64),
+        credit=GroupCredit(group=64),
         times=grids.karras(PROCESS, 10),
         sizes=Sizes(prompts=1, group=64, minibatch=640),
         seed=0,
@@ -463,7 +463,7 @@ def test_the_loop_climbs_the_reward():
         source,
         PolicyGradient(policy),
         torch.optim.Adam(policy.parameters(), lr=0.05),
-        Machine(),
+        TorchEngine(),
         updates=range(40),
         hooks=[lambda update, metrics: seen.append({"update": update, **metrics})],
     )
@@ -503,7 +503,7 @@ def one_round(batches: list[Steps], accumulate: int) -> tuple[float, dict[str, f
         Source(),
         PolicyGradient(policy),
         torch.optim.SGD(policy.parameters(), lr=0.1),
-        Machine(),
+        TorchEngine(),
         updates=range(1),
         clip_norm=math.inf,
         hooks=[lambda update, metrics: seen.append(metrics)],

@@ -37,7 +37,7 @@ def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:
 
 
 def launch(run: config.Run, folder: Path) -> dict[str, Any]:
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
     return launch(run, folder, Silent())
@@ -92,7 +92,7 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_three_kills_change_nothing(tmp_path, tiny, recipe, monkeypatch):
     monkeypatch.setattr(
-        "scoretune.training.methods.read_pictures", partial(read_pictures, count=60)
+        "scoretune.training.objectives.energy.read_pictures", partial(read_pictures, count=60)
     )
     updates = 6 if recipe == "score_as_action" else 4
     run = configured(recipe, tiny, f"updates={updates}", "evaluation.every=2")
@@ -270,7 +270,7 @@ def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny):
             if numbers.get("update") == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    from scoretune.training.build import launch as begin
+    from scoretune.training.run import launch as begin
 
     folder, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     run_folder.record(run, folder, threads=1)
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny):
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    from scoretune.training.stopping import Stopping
+    from scoretune.training.hooks import Stopping
 
     said: list[str] = []
     stopping = Stopping(lambda update: None, said.append)

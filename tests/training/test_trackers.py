@@ -38,6 +38,11 @@ def tracked(*names: str) -> Run:
     return overrides.changed(recipes.named("ddpo"), [f"tracking.trackers={','.join(names)}"])
 
 
+def started(run: Run, folder: Path, first: int, **options: Any) -> trackers.Trackers:
+    """The trackers of a run, given its settings."""
+    return trackers.start(run.tracking, run.model_dump(), folder, first, **options)
+
+
 def read(folder: Path) -> EventAccumulator:
     found = EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
@@ -85,7 +90,7 @@ def service(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tensorboard_is_told_numbers_pictures_and_settings(tmp_path):
-    told = trackers.start(tracked("tensorboard"), tmp_path, 0)
+    told = started(tracked("tensorboard"), tmp_path, 0)
     told(1, {"reward": 0.5, "loss": 2.0})
     told(2, {"reward": 0.75})
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -104,12 +109,12 @@ def test_tensorboard_is_told_numbers_pictures_and_settings(tmp_path):
 
 def test_a_resumed_run_goes_on_where_it_was_without_steps_twice(tmp_path):
     run = tracked("tensorboard")
-    told = trackers.start(run, tmp_path, 0)
+    told = started(run, tmp_path, 0)
     told.evaluated({"update": 0, "reward": 0.0})
     for update in range(1, 6):
         told(update, {"reward": float(update)})
     told.evaluated({"update": 4, "reward": 4.0})  # then it was killed; the checkpoint is of 3
-    again = trackers.start(run, tmp_path, 3)
+    again = started(run, tmp_path, 3)
     for update in range(4, 7):
         again(update, {"reward": 10.0 * update})
     again.evaluated({"update": 4, "reward": 40.0})
@@ -118,7 +123,7 @@ def test_a_resumed_run_goes_on_where_it_was_without_steps_twice(tmp_path):
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]
     assert scalars(tmp_path, "train/reward") == expected
     assert scalars(tmp_path, "evaluation/reward") == [(0, 0.0), (4, 40.0), (6, 60.0)]
-    done = trackers.start(run, tmp_path, 6)  # resumed though it had ended: measured once more
+    done = started(run, tmp_path, 6)  # resumed though it had ended: measured once more
     done.evaluated({"update": 6, "reward": 60.0})
     done.finish()
     assert scalars(tmp_path, "evaluation/reward") == [(0, 0.0), (4, 40.0), (6, 60.0)]
@@ -127,7 +132,7 @@ def test_a_resumed_run_goes_on_where_it_was_without_steps_twice(tmp_path):
 def test_a_run_that_begins_again_without_a_checkpoint_replaces_what_it_told(tmp_path):
     run = tracked("tensorboard")
     for value in (1.0, 2.0):
-        told = trackers.start(run, tmp_path, 0)
+        told = started(run, tmp_path, 0)
         told.evaluated({"update": 0, "reward": value})
         told(1, {"reward": value})
         told.finish()
@@ -139,12 +144,12 @@ def test_a_run_that_begins_again_without_a_checkpoint_replaces_what_it_told(tmp_
 def test_a_service_keeps_one_run_and_hears_of_no_step_twice(service, tmp_path, name):
     fake, run, folder = service(name), tracked(name), tmp_path / "mine"
     folder.mkdir()
-    first = trackers.start(run, folder, 0)
+    first = started(run, folder, 0)
     for update in (1, 2, 3):
         first(update, {"reward": float(update)})
     images = torch.full((2, 3, 4, 4), 0.5)
     first.evaluated(LINE, images, ["a", "b"])
-    again = trackers.start(run, folder, 1)
+    again = started(run, folder, 1)
     for update in (2, 3, 4):
         again(update, {"reward": 10.0 * update})
     again.evaluated(LINE, images, ["a", "b"])
@@ -173,7 +178,7 @@ def test_a_service_keeps_one_run_and_hears_of_no_step_twice(service, tmp_path, n
 
 def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(service, tmp_path):
     fake, said = service("wandb", fails_at=2), []
-    told = trackers.start(tracked("wandb", "tensorboard"), tmp_path, 0, say=said.append)
+    told = started(tracked("wandb", "tensorboard"), tmp_path, 0, say=said.append)
     for update in (1, 2, 3):
         told(update, {"reward": float(update)})
     told.evaluated(LINE)
@@ -188,7 +193,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(service, tmp_pa
 def test_a_tracker_that_cannot_start_is_left_out(service, tmp_path, monkeypatch, capsys):
     fake = service("wandb")
     monkeypatch.setattr(fake, "init", lambda **named: 1 / 0)
-    told = trackers.start(tracked("wandb"), tmp_path, 0)
+    told = started(tracked("wandb"), tmp_path, 0)
     told(1, {"reward": 1.0})
     assert capsys.readouterr().err == (
         "scoretune: the tracker wandb failed (division by zero): the run goes on without it\n"
@@ -198,14 +203,14 @@ def test_a_tracker_that_cannot_start_is_left_out(service, tmp_path, monkeypatch,
 
 def test_what_cannot_track_is_said_in_a_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="unknown tracker 'tensorbord': did you mean 'tensorboard'"):
-        trackers.check(tracked("tensorbord"))
+        trackers.check(tracked("tensorbord").tracking)
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"wandb is not installed: pip install 'scoretune\[track\]'"
     ):
-        trackers.check(tracked("wandb"))
-    trackers.check(tracked())
+        trackers.check(tracked("wandb").tracking)
+    trackers.check(tracked().tracking)
 
 
 def test_a_mere_folder_of_that_name_is_no_tracker(monkeypatch, tmp_path):
@@ -214,11 +219,11 @@ def test_a_mere_folder_of_that_name_is_no_tracker(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match="not installed"):
-        trackers.check(tracked("wandb"))
+        trackers.check(tracked("wandb").tracking)
 
 
 def test_a_run_without_trackers_writes_nothing(tmp_path):
-    told = trackers.start(tracked(), tmp_path, 0)
+    told = started(tracked(), tmp_path, 0)
     told(1, {"reward": 1.0})
     told.evaluated(LINE, torch.zeros(1, 3, 4, 4), ["a"])
     told.finish()

@@ -97,8 +97,8 @@ def load(path: Path) -> Tree:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below `folder`, or None."""
-    found = _all(folder)
-    return found[-1][1] if found else None
+    saved = _all(folder)
+    return saved[-1][1] if saved else None
 
 
 def random_state() -> Tree:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -197,6 +197,7 @@ class Critic(Strict):
 class Matching(Strict):
     """Score matching on data."""
 
+    on_data: ClassVar[bool] = True
     kind: Literal["matching"] = "matching"
     t_min: float = Field(1e-3, gt=0)
     weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
@@ -212,6 +213,7 @@ class Matching(Strict):
 class Consistency(Strict):
     """One call of the network says where a path began (arXiv 2303.01469, 2310.14189)."""
 
+    on_data: ClassVar[bool] = True
     kind: Literal["consistency"] = "consistency"
     rule: Literal["auto", "distillation", "ict", "ct"] = Field(
         "auto", description="auto: distillation of a trained network, ict for a new one"
@@ -228,6 +230,7 @@ class Consistency(Strict):
 class PolicyGradient(Strict):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
+    on_data: ClassVar[bool] = False
     kind: Literal["policy_gradient"] = "policy_gradient"
     surrogate: Literal["clipped", "score_function"] = "clipped"
     clip: float = Field(0.2, gt=0)
@@ -257,6 +260,7 @@ class PolicyGradient(Strict):
 class ScoreAction(Strict):
     """Continuous-time policy optimisation with a critic."""
 
+    on_data: ClassVar[bool] = False
     kind: Literal["score_action"] = "score_action"
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
         "auto", description="auto: rate if the reward has a gradient, else ratio"
@@ -275,6 +279,7 @@ class ScoreAction(Strict):
 class Direct(Strict):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
+    on_data: ClassVar[bool] = False
     kind: Literal["direct"] = "direct"
     through: Literal["steps", "estimate"] = "steps"
     last: int = Field(1, ge=1, description="steps, from the end, that are learned from")
@@ -290,6 +295,7 @@ class Direct(Strict):
 class Adjoint(Strict):
     """Adjoint matching: regression onto lean adjoints under the pretrained model."""
 
+    on_data: ClassVar[bool] = False
     kind: Literal["adjoint"] = "adjoint"
     kl_weight: float = Field(0.003, gt=0)
 
@@ -297,6 +303,7 @@ class Adjoint(Strict):
 class Energy(Strict):
     """D(x)MI: the reward is learned, an energy that tells data from samples."""
 
+    on_data: ClassVar[bool] = False
     kind: Literal["energy"] = "energy"
     update: Literal["dxmi", "ctrl"] = Field(
         "dxmi", description="value slopes where a step arrives, or where it starts"

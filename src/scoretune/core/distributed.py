@@ -46,30 +46,30 @@ def team() -> Team:
     return Team()
 
 
-def start(asked: int | None = None) -> Team:
+def start(requested: int | None = None) -> Team:
     """Join the other processes, if a launcher started some: torchrun, or accelerate launch.
 
-    Raises UserError when their number is not the one that was `asked` for, here or of the
+    Raises UserError when their number is not the `requested` one, here or of the
     launcher: on CPU `accelerate launch --num_processes 2` starts one, and says nothing.
     """
-    found = int(os.environ.get("WORLD_SIZE", "1"))
-    wanted = asked or _launched()
-    if wanted is not None and wanted != found:
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = requested or _launched()
+    if wanted is not None and wanted != running:
         raise UserError(
-            f"{wanted} processes were asked for, and there {'is' if found == 1 else 'are'} {found}:"
-            f" start them by scoretune train … --processes {wanted}, or by torchrun --standalone "
+            f"{wanted} processes were asked for, and there {'is' if running == 1 else 'are'} "
+            f"{running}: start them by scoretune train … --processes {wanted}, or by torchrun --standalone "
             f"--nproc_per_node {wanted} -m scoretune -- train …"
         )
-    if found > 1 and not distributed.is_initialized():
+    if running > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group()  # gloo for the CPU, and nccl where there is CUDA
     return team()
 
 
-def needed(asked: int | None) -> bool:
+def needed(requested: int | None) -> bool:
     """Whether more processes were asked for, and nobody has started any."""
-    return (asked or 1) > 1 and "WORLD_SIZE" not in os.environ and _launched() is None
+    return (requested or 1) > 1 and "WORLD_SIZE" not in os.environ and _launched() is None
 
 
 def run_in(processes: int, words: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ def run_in(processes: int, words: Sequence[str]) -> int:
     while True:
         try:
             return child.wait()
-        except KeyboardInterrupt:  # the terminal has told the children too: they stop by themselves
+        except KeyboardInterrupt:  # the terminal signals the children too: they stop
             continue
 
 
@@ -161,9 +161,9 @@ class Deal:
     def chunks(self, order: Tensor, size: int) -> list[tuple[Tensor, int]]:
         """An order [whole] of all rows cut into chunks: this process's rows of each, by their
         numbers here, and how many there are in all."""
-        own = torch.full((self.whole,), -1)
-        own[self.places] = torch.arange(len(self.places))
-        mine = [own[chunk] for chunk in order.cpu().split(size)]
+        numbers = torch.full((self.whole,), -1)
+        numbers[self.places] = torch.arange(len(self.places))
+        mine = [numbers[chunk] for chunk in order.cpu().split(size)]
         return [(part[part >= 0], len(part)) for part in mine]
 
     def normal(self, like: Tensor) -> Tensor:
@@ -198,9 +198,9 @@ def most(number: int) -> int:
     """The largest number that any process has."""
     if team().size == 1:
         return number
-    found = torch.tensor(number, device=device())
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return int(found)
+    highest = torch.tensor(number, device=device())
+    distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+    return int(highest)
 
 
 def add_up(parameters: Iterable[Tensor]) -> None:

@@ -34,6 +34,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.writing")
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as a readable JSON file, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Add one JSON line to a file, in the process that writes."""
     if not distributed.team().main:

@@ -53,9 +53,9 @@ def spread(network: nn.Module, device: torch.device) -> None:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (distributed.team().size,))
     for module in (*_blocks(network), network):
-        found = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
-        found.set_gradient_divide_factor(1.0)  # gradients are summed, as everywhere else
-        found.set_force_sum_reduction_for_comms(True)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+        sharded.set_gradient_divide_factor(1.0)  # gradients are summed, as everywhere else
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def is_slice(tensor: Tensor) -> bool:
@@ -82,8 +82,8 @@ def whole(tree: Any) -> Any:
         return [whole(value) for value in tree]
     if not isinstance(tree, Tensor) or not is_slice(tree):
         return tree
-    found: Tensor = tree.detach().full_tensor()  # type: ignore[attr-defined]
-    return found.cpu() if distributed.team().main else torch.empty(0)
+    full: Tensor = tree.detach().full_tensor()  # type: ignore[attr-defined]
+    return full.cpu() if distributed.team().main else torch.empty(0)
 
 
 def alike(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -100,15 +100,15 @@ def alike(tensor: Tensor, parameter: Tensor) -> Tensor:
 @torch.no_grad()
 def put(parameter: Tensor, tensor: Tensor) -> None:
     """Give a parameter, or this process's slice of it, the values of a whole tensor."""
-    _own(parameter.detach()).copy_(_own(alike(tensor, parameter)))
+    _local(parameter.detach()).copy_(_local(alike(tensor, parameter)))
 
 
 def restore(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's whole state, keeping slices of what belongs to slices."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = {
-        number: {name: _moment(value, parameters[number]) for name, value in found.items()}
-        for number, found in state["state"].items()
+        number: {name: _moment(value, parameters[number]) for name, value in moments.items()}
+        for number, moments in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": kept})
 
@@ -122,11 +122,11 @@ def clip(parameters: Sequence[Tensor], limit: float) -> float:
     if not slices:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
     rest = [p.grad for p in parameters if p.grad is not None and not is_slice(p)]
-    own = [_own(gradient) for gradient in slices]
-    norm = math.sqrt(distributed.total({"": _square(own)})[""] + _square(rest))
+    local = [_local(gradient) for gradient in slices]
+    norm = math.sqrt(distributed.total({"": _square(local)})[""] + _square(rest))
     factor = limit / (norm + 1e-6)
     if not factor >= 1:  # it may be no number
-        for gradient in (*own, *rest):
+        for gradient in (*local, *rest):
             gradient.mul_(factor)
     return norm
 
@@ -159,7 +159,7 @@ def _moment(value: Any, parameter: Tensor) -> Any:
     return value if alone else alike(value, parameter)
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """This process's slice as a plain tensor, in the same memory."""
     return tensor.to_local() if is_slice(tensor) else tensor  # type: ignore[attr-defined]
 

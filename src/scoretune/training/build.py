@@ -1,7 +1,5 @@
-"""From a configuration to a trained model: the one function that builds everything.
-
-`course` follows what is built here. Nothing here knows a formula.
-"""
+"""From a configuration to what a fine-tuning run is made of. Everything is checked before anything
+is loaded, so that a mistake costs a second, and what was read or built once is handed on."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ from pathlib import Path
 import torch
 
 from scoretune.core import distributed, fsdp, hub, model_folder
-from scoretune.core.config import NEW_NETWORKS, Matching, Model, Run
+from scoretune.core.config import NEW_NETWORKS, Dataset, Model, Run
 from scoretune.core.errors import UserError, unknown, user_errors
-from scoretune.core.records import Objective, Source
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.data.scenes import world
@@ -29,51 +26,100 @@ from scoretune.policy import Distilled, Policy
 from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import REWARDS, named_reward
-from scoretune.training import hardware, trackers
-from scoretune.training.engine import Machine
-from scoretune.training.methods import check, method
-from scoretune.training.objectives.base import TrustRegion
+from scoretune.training import engine, trackers
+from scoretune.training.engine import TorchEngine
+from scoretune.training.objectives import KINDS
+from scoretune.training.objectives.method import Context, Method, Setup
 
 
-@dataclass
+@dataclass(frozen=True)
+class Checked:
+    """What checking a run has read and built: the prompts to train on, those held out, the reward,
+    and whether that has a gradient (None: the model's own pictures will tell)."""
+
+    prompts: Prompts
+    held_out: Prompts
+    reward: Reward
+    differentiable: bool | None
+
+
+@dataclass(frozen=True)
 class Parts:
-    """Everything a run is made of."""
+    """Everything a fine-tuning run is made of."""
 
     policy: Policy
-    source: Source
-    objective: Objective
+    method: Method
     optimiser: torch.optim.Optimizer
+    engine: TorchEngine
     reward: Reward
     held_out: Prompts
-    engine: Machine
-    trust: TrustRegion | None = None
 
 
-def build(run: Run) -> Parts:
-    """The policy, source and objective of a configuration."""
-    prompts, held_out, reward = verify(run)
+def check(run: Run) -> Checked:
+    """Refuse what cannot work, in one line, before anything is loaded.
+
+    No model is loaded: a grey picture tells whether the reward has a gradient.
+    """
+    check_settings(run)
+    _check_source(run.model)
+    _check_world(run)
+    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
+    reward = named_reward(run.reward)
+    guard.check(run)
+    trackers.check(run.tracking)
+    _check_process(run.model)
+    try:
+        grey = torch.full((3, 32, 32), 0.5)
+        differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
+    except RewardFailed:  # it may want larger pictures: the model's own will tell
+        return Checked(prompts, held_out, reward, None)
+    check_settings(run, differentiable)
+    return Checked(prompts, held_out, reward, differentiable)
+
+
+def check_settings(run: Run, differentiable: bool | None = None) -> None:
+    """Refuse settings that do not fit each other; `differentiable`: whether the reward has a
+    gradient, None where that is not known yet."""
+    KINDS[run.objective.kind].check(run.objective, context_of(run, differentiable))
+    _check_only_for_data(run)
+    engine.check_shard(run.model, run.hardware, run.optimiser.kind)
+
+
+def context_of(run: Run, differentiable: bool | None = None) -> Context:
+    """The rest of a run that its objective's settings must suit."""
+    return Context(
+        recipe=run.recipe,
+        reward=run.reward,
+        sampling=run.sampling,
+        sizes=run.sizes,
+        hardware=run.hardware,
+        differentiable=differentiable,
+        processes=distributed.team().size,
+        new_network=run.model.source in NEW_NETWORKS,
+    )
+
+
+def build(run: Run, checked: Checked | None = None) -> Parts:
+    """The policy, the method and the engine of a configuration, checked here if it was not."""
+    checked = checked or check(run)
     device = distributed.device()
     policy = build_policy(run, device)
-    hardware.remember(policy, run, [*prompts.texts, *held_out.texts])
-    differentiable = _differentiable(run, policy, prompts, reward)
-    check(run, differentiable)
-    objective, source, trust = method(run, policy, prompts, reward, differentiable)
+    if run.hardware.cache_prompts:
+        engine.cache_prompts(policy, [*checked.prompts.texts, *checked.held_out.texts])
     return Parts(
         policy=policy,
-        source=source,
-        objective=objective,
-        optimiser=hardware.optimiser(run, policy.parameters()),
-        reward=reward,
-        held_out=held_out,
-        engine=hardware.machine(run, device),
-        trust=trust,
+        method=build_method(run, policy, checked),
+        optimiser=engine.optimiser(run.optimiser, policy.parameters()),
+        engine=engine.engine(run.model, run.hardware, device),
+        reward=checked.reward,
+        held_out=checked.held_out,
     )
 
 
 def build_policy(run: Run, device: torch.device) -> Policy:
     """The model of a configuration behind its training kernel, with a fresh adapter."""
-    backbone, spread = load_backbone(run.model), hardware.spreads(run)
-    move(backbone, device, network=not spread)
+    backbone, sharded = load_backbone(run.model), engine.shards(run.hardware)
+    move(backbone, device, network=not sharded)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
     else:
@@ -83,32 +129,54 @@ def build_policy(run: Run, device: torch.device) -> Policy:
         backbone.scale, guidance = guidance, 1.0
     with user_errors():
         policy = Policy(backbone, kernel(run.sampling), guidance)
-    hardware.furnish(policy, run)
-    if spread:
+    engine.furnish(policy, run.model, run.hardware)
+    if sharded:
         fsdp.spread(backbone.network, device)
     return policy
 
 
-def verify(run: Run) -> tuple[Prompts, Prompts, Reward]:
-    """The prompts to train on, those held out, and the reward; refuses what cannot work.
+def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
+    """The objective and its source, once the model's own pictures have said whether the reward
+    has a gradient."""
+    kind, backbone = KINDS[run.objective.kind], policy.backbone
+    with torch.no_grad():
+        image = backbone.decode(torch.zeros(1, *backbone.shape, device=policy.device))[0]
+    differentiable = has_gradient(checked.reward, run.reward, image, checked.prompts.texts[0])
+    context = context_of(run, differentiable)
+    kind.check(run.objective, context)
+    setup = Setup(
+        policy=policy,
+        prompts=checked.prompts,
+        reward=checked.reward,
+        context=context,
+        data=run.data,
+        seed=run.seed,
+    )
+    return kind.build(run.objective, setup)
 
-    No model is loaded: a grey picture tells whether the reward has a gradient.
-    """
-    hardware.check(run)
-    _check_source(run.model)
-    _check_world(run)
-    prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
-    reward = named_reward(run.reward)
-    guard.check(run)
-    trackers.check(run)
-    _check_process(run.model)
-    try:
-        grey = torch.full((3, 32, 32), 0.5)
-        differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
-    except RewardFailed:  # it may want larger pictures: the model's own will tell
-        return prompts, held_out, reward
-    check(run, differentiable)
-    return prompts, held_out, reward
+
+def held_out_prompts(run: Run) -> Prompts:
+    """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
+    evaluation = run.evaluation
+    if evaluation.prompts is None and run.model.source not in world.SHIPPED:
+        return read_prompts(run.prompts, evaluation.per_task).few(evaluation.per_task)
+    return read_prompts(evaluation.prompts or "scenes-held-out", evaluation.per_task)
+
+
+# ----------------------------------------------------------------------------------- checks
+
+
+def _check_only_for_data(run: Run) -> None:
+    """Refuse what only networks of one's own that learn from data understand."""
+    for name, is_set in (
+        ("optimiser.ema", bool(run.optimiser.ema)),
+        ("dataset", run.dataset != Dataset()),
+    ):
+        if is_set:
+            raise UserError(
+                f"{name} is for networks of one's own that learn from data: leave it out, or set "
+                "recipe supervised with model.source=unet, dit, mlp or the folder of such a run"
+            )
 
 
 def _check_world(run: Run) -> None:
@@ -117,7 +185,7 @@ def _check_world(run: Run) -> None:
     # Of what is no pipeline its loader tells.
     missing = hub.is_local(source) and not (Path(source) / "model_index.json").exists()
     draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
-    if draws_scenes or missing or isinstance(run.objective, Matching):
+    if draws_scenes or missing or run.objective.on_data:
         return
     if run.prompts == "scenes":
         raise UserError(
@@ -150,10 +218,10 @@ def _check_source(model: Model) -> None:
     if is_function(model.source) and not (model.width or model.depth):
         users_own(model)  # before there is a run folder: it may want settings that are not there
         return
-    known = [*world.SHIPPED, *NEW_NETWORKS]
-    meant = difflib.get_close_matches(model.source, known, cutoff=0.7)
-    if meant and model.source not in known and not Path(model.source).exists():
-        raise unknown("model source", model.source, known)
+    names = [*world.SHIPPED, *NEW_NETWORKS]
+    meant = difflib.get_close_matches(model.source, names, cutoff=0.7)
+    if meant and model.source not in names and not Path(model.source).exists():
+        raise unknown("model source", model.source, names)
     if model.prediction or model.width or model.depth:
         raise UserError(
             "model.prediction, model.width and model.depth are of new networks: leave them out, or "
@@ -161,19 +229,3 @@ def _check_source(model: Model) -> None:
         )
     if model.shape:
         raise UserError("model.shape is of a network of your own, module:function: leave it out")
-
-
-def _differentiable(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> bool:
-    """Whether the reward of the model's own pictures has a gradient."""
-    backbone = policy.backbone
-    with torch.no_grad():
-        image = backbone.decode(torch.zeros(1, *backbone.shape, device=policy.device))[0]
-    return has_gradient(reward, run.reward, image, prompts.texts[0])
-
-
-def held_out_prompts(run: Run) -> Prompts:
-    """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
-    chosen = run.evaluation
-    if chosen.prompts is None and run.model.source not in world.SHIPPED:
-        return read_prompts(run.prompts, chosen.per_task).few(chosen.per_task)
-    return read_prompts(chosen.prompts or "scenes-held-out", chosen.per_task)

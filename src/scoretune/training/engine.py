@@ -1,21 +1,34 @@
-"""What the training loop asks of the machine: gradients, and steps of the optimiser."""
+"""What training asks of the machine: gradients, steps of the optimiser, precision, memory, speed.
+
+None of it changes what is learned. Frozen weights may be in half precision; whatever is trained is
+kept in fp32, since updates are smaller than half a unit in a half-precision number's last place,
+and so is all arithmetic on states, likelihoods and losses.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoretune.core import distributed, fsdp
+from scoretune.core.config import Hardware, Model, Optimiser
+from scoretune.core.errors import UserError
 from scoretune.core.records import spans
+from scoretune.core.resolve import is_function
+from scoretune.models.base import Pipelined
+from scoretune.models.recycled import inner
+from scoretune.policy import Policy
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Machine:
+class TorchEngine:
     """Gradients of `at_once` states at a time (0: of a whole minibatch), added up over processes.
 
     Minibatches are brought to `device`, None for where they are.
@@ -79,3 +92,110 @@ class Machine:
     def restore(self, state: Mapping[str, Any]) -> None:
         if self.scaler is not None and state["scale"] is not None:
             self.scaler.load_state_dict(state["scale"])
+
+
+# ------------------------------------------------------------------- as settings ask for it
+
+
+def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
+    """Give a policy the memory and speed that settings ask of the machine."""
+    network = policy.backbone.network
+    policy.at_once = hardware.device_batch
+    if model.rank == 0 and model.precision in HALVES:
+        network.float()  # the weights that are trained; they compute in half precision
+        policy.autocast = HALVES[model.precision]
+    if hardware.checkpointing:
+        _checkpoint(network)
+    if hardware.channels_last:
+        cast(Any, network).to(memory_format=torch.channels_last)
+    if hardware.compile:
+        network.compile()
+    pipeline = inner(policy.backbone)
+    if isinstance(pipeline, Pipelined):
+        pipeline.decode_batch = hardware.decode_batch
+    elif hardware.decode_batch or hardware.cache_prompts:
+        raise UserError(
+            f"hardware.decode_batch and hardware.cache_prompts are for pipelines, and "
+            f"{model.source!r} is none: leave them out"
+        )
+
+
+def cache_prompts(policy: Policy, prompts: Iterable[str]) -> None:
+    """Encode all prompts of a run once, and let go of the encoders."""
+    pipeline = inner(policy.backbone)
+    if isinstance(pipeline, Pipelined):
+        pipeline.remember(list(prompts))
+
+
+def shards(hardware: Hardware) -> bool:
+    """Whether weights are spread over the processes: in a single one nothing changes."""
+    return hardware.shard and distributed.team().size > 1
+
+
+def engine(model: Model, hardware: Hardware, device: torch.device) -> TorchEngine:
+    """Gradients and steps as settings ask for them."""
+    scaler = None
+    if model.precision == "fp16":
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)  # it grows if it can
+    return TorchEngine(device, hardware.device_batch, scaler, shards(hardware))
+
+
+def optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW of the kind that settings name. Raises UserError where this machine has it not."""
+    rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.kind == "8bit":
+        return _eight_bit(parameters, rates)
+    if settings.kind == "fused":
+        rates["fused"] = True
+    return torch.optim.AdamW(parameters, **rates)
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
+    """Refuse what does not go with weights that are spread over the processes; `kind` is of the
+    optimiser. An objective refuses settings of its own."""
+    unspreadable = {
+        "hardware.compile": hardware.compile,
+        "hardware.channels_last": hardware.channels_last,
+    }
+    for setting, is_set in unspreadable.items():
+        if hardware.shard and is_set:
+            raise UserError(f"hardware.shard does not go with {setting}: leave one of them out")
+    untrainable = {  # what does not know slices of trained weights
+        "model.precision=fp16": model.precision == "fp16",
+        "optimiser.kind=8bit": kind == "8bit",
+        "a network of your own": is_function(model.source),  # one process writes it
+    }
+    for setting, is_set in untrainable.items():
+        if hardware.shard and not model.rank and is_set:
+            raise UserError(
+                f"hardware.shard with model.rank=0 does not go with {setting}: leave it out, or "
+                "set model.rank above 0"
+            )
+
+
+def _checkpoint(network: nn.Module) -> None:
+    switch = getattr(network, "enable_gradient_checkpointing", None)
+    if switch is None or not getattr(network, "_supports_gradient_checkpointing", True):
+        raise UserError(
+            f"a {type(network).__name__} cannot compute its activations again: leave out "
+            "hardware.checkpointing, or set hardware.device_batch lower"
+        )
+    switch()
+
+
+def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "optimiser.kind=8bit is bitsandbytes': pip install 'scoretune[eightbit]', or set "
+            "optimiser.kind=adamw"
+        ) from error
+    return cast(torch.optim.Optimizer, AdamW8bit(parameters, **settings))

@@ -1,142 +1,271 @@
-"""Training a network of one's own on data: what a run does whose model is learned from nothing.
+"""Training a network of one's own on data: what such a run is made of, and how it is measured.
 
-The order: read the data and hold a share out; build or load the network; restore the newest
-checkpoint; measure; train; measure again; save. The averaged weights are what is measured, drawn
-from and saved.
+A share of the data is held out. The averaged weights are what is measured, drawn from and saved.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune.core import checkpoints, files, model_folder
-from scoretune.core.config import Run
-from scoretune.core.errors import UserError
+from scoretune.core import checkpoints, distributed, files, model_folder
+from scoretune.core.config import NEW_NETWORKS, Consistency, Evaluation, Hardware, Matching, Run
+from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Examples, spans
+from scoretune.data.datasets import Data, Reading, read_data
+from scoretune.diffusion.estimates import prediction_named
+from scoretune.diffusion.named import kernel
+from scoretune.diffusion.processes import process_named
 from scoretune.evaluate import distances
+from scoretune.evaluate.distances import Sampler
 from scoretune.evaluate.report import data_page, gallery
+from scoretune.models import score_network
 from scoretune.models.lora import restore_adapter
+from scoretune.models.networks import Design
+from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
-from scoretune.training import trackers
-from scoretune.training.fit_parts import Parts, build, sampler_of
-from scoretune.training.hooks import Watcher
-from scoretune.training.loop import train
+from scoretune.training import engine, trackers
+from scoretune.training.engine import TorchEngine
+from scoretune.training.hooks import Average, Watcher
+from scoretune.training.objectives import FROM_DATA
+from scoretune.training.objectives.method import DataSetup, Method, batch_size
 from scoretune.training.progress import Progress
+from scoretune.training.trackers import Trackers
 
-JUDGED = 512
+HELD_OUT_LEAST = 512
 """Held-out examples, each with noise of its own, of one evaluation of the loss."""
 
 
-def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
-    """Train as configured in `folder`, from its newest checkpoint if it has one; the result."""
-    torch.manual_seed(run.seed)
-    watcher.stage("reading the data")
-    parts = build(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    progress = _progress(parts, run, folder)
-    first = progress.restore()
-    progress.forget_after(first)
-    told = trackers.start(run, folder, first)
+@dataclass
+class Parts:
+    """Everything a run on data is made of."""
 
-    def measured(update: int, picture: str | None = None) -> dict[str, Any]:
-        watcher.stage("drawing samples")
-        line = _evaluate(parts, run, folder, picture)
+    model: ScoreNetwork
+    policy: Policy
+    data: Data
+    held_out: Data
+    method: Method
+    optimiser: torch.optim.Optimizer
+    average: Average
+    engine: TorchEngine
+
+
+def check(run: Run) -> None:
+    """Refuse settings that do not fit, before anything is read or loaded."""
+    model, objective = run.model, run.objective
+    trackers.check(run.tracking)
+    if distributed.team().size > 1:
+        raise UserError("a network of one's own learns in one process: start it without torchrun")
+    for name, value, plain, why in (
+        ("model.rank", model.rank, 0, "all weights are trained"),
+        ("model.revision", model.revision, None, "the network is not from a hub"),
+        ("model.precision", model.precision, "fp32", "it is trained whole"),
+        ("model.guidance", model.guidance, 1.0, "there are no prompts"),
+        ("hardware", run.hardware, Hardware(), "it is small"),
+        ("evaluation.gap.steps", run.evaluation.gap.steps, (), "there is no reward to compare"),
+    ):
+        if value != plain:
+            raise UserError(
+                f"{name}={value} does not suit a network of one's own: {why}; leave it out"
+            )
+    new = model.source in NEW_NETWORKS
+    if new:
+        with user_errors("model.process"):
+            process = process_named(model.process or "VP()")
+    else:
+        if (model.process, model.prediction, model.width, model.depth) != (None, None, 0, 0):
+            raise UserError(
+                f"{model.source!r} is trained already and keeps what it is: leave out "
+                "model.process, model.prediction, model.width and model.depth"
+            )
+        process = score_network.load(_model_folder(run)).process
+    FROM_DATA[objective.kind].check_from_data(objective, process, new_network=new)
+
+
+def build(run: Run) -> Parts:
+    """The data, network and method of a configuration."""
+    check(run)
+    settings = run.dataset.model_dump(exclude={"held_out"})
+    data = read_data(run.data, Reading(**settings))
+    learned, held_out = data.split(run.dataset.held_out, run.seed)
+    device = distributed.device()
+    model = _model(run, learned)
+    model.network.to(device).requires_grad_(True)
+    policy = Policy(model, kernel(run.sampling))
+    setup = DataSetup(
+        policy=policy,
+        x0=model.embed(learned.states.to(device)),
+        batch=batch_size(run.sizes),
+        seed=run.seed,
+        updates=run.updates,
+        new_network=run.model.source in NEW_NETWORKS,
+    )
+    return Parts(
+        model=model,
+        policy=policy,
+        data=learned,
+        held_out=held_out,
+        method=FROM_DATA[run.objective.kind].build_from_data(run.objective, setup),
+        optimiser=engine.optimiser(run.optimiser, policy.parameters()),
+        average=Average(model.network, run.optimiser.ema),
+        engine=TorchEngine(device),
+    )
+
+
+def _model(run: Run, data: Data) -> ScoreNetwork:
+    """A new network for such data, or the one that is trained further."""
+    wanted, shape = run.model, tuple(data.states.shape[1:])
+    if wanted.source in NEW_NETWORKS:
+        design = Design(wanted.source, shape, data.kind, wanted.width, wanted.depth)
+        process = process_named(wanted.process or "VP()")
+        prediction = prediction_named(wanted.prediction or "v_prediction")
+        return ScoreNetwork(design, process, prediction, data.mean, data.std)
+    model = score_network.load(_model_folder(run))
+    grey = data.kind == "images" and shape[1:] == model.shape[1:] and model.shape[0] == 1
+    if data.kind != model.design.content or not (shape == model.shape or grey):
+        raise UserError(
+            f"{wanted.source!r} draws {model.design.content} of shape {model.shape}, and "
+            f"{run.data!r} holds {data.kind} of shape {shape}: give data like those it knows"
+        )
+    return model
+
+
+def _model_folder(run: Run) -> Path:
+    home = model_folder.home(Path(run.model.source))
+    assert home is not None, "only runs with such a folder come here"
+    return home
+
+
+def sampler_of(run: Run) -> Sampler:
+    """How the run's model is measured."""
+    evaluation, objective = run.evaluation, run.objective
+    assert isinstance(objective, Matching | Consistency)
+    if isinstance(objective, Consistency):
+        return Sampler(
+            evaluation.solver, evaluation.steps, objective.t_min, True, objective.sigma_data
+        )
+    return Sampler(evaluation.solver, evaluation.steps, objective.t_min)
+
+
+# ----------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class DataRun:
+    """What a run on data does before, between and after its updates, in its folder."""
+
+    run: Run
+    folder: Path
+    parts: Parts
+    watcher: Watcher
+    progress: Progress
+    trackers: Trackers
+
+    def begin(self) -> None:
+        """Show the data, and measure the untrained network."""
+        data, previews = self.parts.data, self.folder / "previews"
+        gallery.show(data.states, data.kind, previews / "data.png", names=data.names, label="data")
+        line = self.evaluate(0, "before")
+        files.write_json(self.folder / "base.json", line)
+
+    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
+        """All updates: nothing ends the run early."""
+        return updates
+
+    def evaluate(self, update: int, picture: str = "newest") -> dict[str, Any]:
+        """Measure, draw and save the averaged weights; one line of the log."""
+        self.watcher.stage("drawing samples")
+        numbers, samples = self._measured()
+        data = self.parts.data
+        real = None if data.kind == "images" else data.states
+        path = self.folder / "previews" / f"{picture}.png"
+        gallery.show(samples, data.kind, path, names=data.names, real=real)
         line = {
             "update": update,
-            "network_evaluations": parts.policy.calls,
-            "seconds": round(progress.clock.seconds(), 2),
-            **line,
+            "network_evaluations": self.parts.policy.calls,
+            "seconds": round(self.progress.clock.seconds(), 2),
+            **numbers,
         }
-        files.append_line(progress.evaluations, line)
-        told.evaluated(line)
-        watcher.stage("training")
+        files.append_line(self.progress.evaluations, line)
+        self.trackers.evaluated(line)
         return line
 
-    def note(update: int) -> None:
-        measured(update)
-
-    if first == 0:
-        _show_data(parts, folder)
-        _write_plain(folder / "base.json", measured(0, "before"))
-    train(
-        parts.source,
-        parts.objective,
-        parts.optimiser,
-        parts.engine,
-        updates=range(first, run.updates),
-        clip_norm=run.optimiser.clip_norm,
-        hooks=progress.hooks(
-            first,
-            watcher.line,
-            note,
-            [told, *([parts.adaptive.adapt] if parts.adaptive else []), parts.average],
-        ),
-    )
-    base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-    result = _compared(base, measured(run.updates, "after"), _floor(parts, run))
-    told.finish()
-    result |= {
-        "network_evaluations": parts.policy.calls,
-        "seconds": round(progress.clock.seconds(), 1),
-        "model": str(folder / "model"),
-        "run": str(folder),
-    }
-    _write_plain(folder / "result.json", result)
-    data_page.write(folder)
-    return result
-
-
-def _progress(parts: Parts, run: Run, folder: Path) -> Progress:
-    kept = {"average": parts.average, "adaptive": parts.adaptive}
-    return Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
-
-
-# ------------------------------------------------------------------------------- measuring
-
-
-def _evaluate(parts: Parts, run: Run, folder: Path, picture: str | None) -> dict[str, Any]:
-    """Measure the averaged weights, and save them; does not count as training."""
-    calls, sampler = parts.policy.calls, sampler_of(run)
-    with parts.average.in_place():
-        found = distances.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
-        line: dict[str, Any] = {
-            "sampler": str(sampler),
-            "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
-            **distances.distances(found, parts.held_out.states, parts.model),
+    def finish(self) -> dict[str, Any]:
+        """Measure the trained network and compare it with the untrained one; the result."""
+        base = json.loads((self.folder / "base.json").read_text(encoding="utf-8"))
+        final = self.evaluate(self.run.updates, "after")
+        result = compared(base, final, floor(self.parts, self.run.evaluation))
+        result |= {
+            "network_evaluations": self.parts.policy.calls,
+            "seconds": round(self.progress.clock.seconds(), 1),
+            "model": str(self.folder / "model"),
+            "run": str(self.folder),
         }
-        distances.save(parts.model, folder / "model", sampler, parts.known.names)
-    parts.policy.calls = calls
-    _show(parts, found, folder / "previews" / f"{picture or 'newest'}.png")
-    return line
+        files.write_json(self.folder / "result.json", result)
+        data_page.write(self.folder)
+        return result
+
+    def _measured(self) -> tuple[dict[str, Any], Tensor]:
+        """The numbers of the averaged weights, which are saved, and samples; not counted as
+        training."""
+        parts, evaluation, sampler = self.parts, self.run.evaluation, sampler_of(self.run)
+        calls = parts.policy.calls
+        with parts.average.in_place():
+            samples = distances.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
+            numbers = {
+                "sampler": str(sampler),
+                "held_out_loss": held_out_loss(parts, evaluation.seed),
+                **distances.distances(samples, parts.held_out.states, parts.model),
+            }
+            distances.save(parts.model, self.folder / "model", sampler, parts.data.names)
+        parts.policy.calls = calls
+        return numbers, samples
 
 
-def _held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:
+def floor(parts: Parts, evaluation: Evaluation) -> dict[str, float]:
+    """The distances of data that are learned from, as many as are drawn, to those held out: a
+    perfect model's."""
+    generator = torch.Generator().manual_seed(evaluation.seed)
+    order = torch.randperm(len(parts.data), generator=generator)[: evaluation.samples]
+    return distances.distances(parts.data.states[order], parts.held_out.states, parts.model)
+
+
+def progress_of(run: Run, folder: Path, parts: Parts) -> Progress:
+    """How far a run on data has come."""
+    kept = {"average": parts.average, "adaptive": parts.method.adaptive}
+    return Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
+
+
+def held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:
     """The objective on examples that are never learned from, always with the same noise."""
     states = parts.model.embed(parts.held_out.states.to(parts.policy.device))
-    index = torch.arange(max(JUDGED, min(len(states), 2 * JUDGED))) % len(states)
+    index = torch.arange(max(HELD_OUT_LEAST, min(len(states), 2 * HELD_OUT_LEAST))) % len(states)
     torch.manual_seed(seed)  # training draws its own anew for every update
     total = 0.0
     for span in spans(len(index), batch):
         x0 = states[index[span]]
         ones = torch.ones(len(x0), device=x0.device)
         examples = Examples(x0, parts.model.encode([""] * len(x0)), ones)
-        total += float(parts.objective(examples).value.detach()) * len(x0)
+        total += float(parts.method.objective(examples).value.detach()) * len(x0)
     return round(total / len(index), 6)
 
 
-def _floor(parts: Parts, run: Run) -> dict[str, float]:
-    """The distances of known data, as many as were drawn, to those held out: a perfect model's."""
-    generator = torch.Generator().manual_seed(run.evaluation.seed)
-    order = torch.randperm(len(parts.known), generator=generator)[: run.evaluation.samples]
-    return distances.distances(parts.known.states[order], parts.held_out.states, parts.model)
-
-
-def _compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
+def compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]) -> dict[str, Any]:
+    """Every measure before and after, beside that of real data."""
     names = [name for name in ("held_out_loss", "sliced_wasserstein", "frechet") if name in final]
     return {
         "sampler": final["sampler"],
@@ -147,37 +276,30 @@ def _compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any]
     }
 
 
+# ------------------------------------------------------------------------------- finished runs
+
+
 def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
     """The numbers of a run's newest checkpoint on its held-out data, also in named features."""
     torch.manual_seed(run.seed)
     parts = build(run)
-    update = _progress(parts, run, folder).restore()
+    update = progress_of(run, folder, parts).restore()
     if not update:
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    evaluation, sampler = run.evaluation, sampler_of(run)
     with parts.average.in_place():
-        sampler = sampler_of(run)
-        found = distances.draw(parts.policy, run.evaluation.samples, sampler, run.evaluation.seed)
+        samples = distances.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
         line = {
             "update": update,
             "sampler": str(sampler),
-            "held_out_loss": _held_out_loss(parts, run.evaluation.seed),
-            **distances.distances(found, parts.held_out.states, parts.model),
-            "real": _floor(parts, run),
+            "held_out_loss": held_out_loss(parts, evaluation.seed),
+            **distances.distances(samples, parts.held_out.states, parts.model),
+            "real": floor(parts, evaluation),
         }
     if features is not None:
-        line[features] = distances.featured(found, parts.held_out.states, parts.model, features)
+        held_out = parts.held_out.states
+        line[features] = distances.featured(samples, held_out, parts.model, features)
     return line
-
-
-def _show_data(parts: Parts, folder: Path) -> None:
-    known, path = parts.known, folder / "previews" / "data.png"
-    gallery.show(known.states, known.kind, path, names=known.names, label="data")
-
-
-def _show(parts: Parts, found: Tensor, path: Path) -> None:
-    known = parts.known
-    real = None if known.kind == "images" else known.states
-    gallery.show(found, known.kind, path, names=known.names, real=real)
 
 
 def trained(folder: Path) -> Policy:
@@ -188,7 +310,3 @@ def trained(folder: Path) -> Policy:
     policy = distances.policy_of(home)
     restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
     return policy
-
-
-def _write_plain(path: Path, numbers: dict[str, Any]) -> None:
-    path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scoretune.core import checkpoints, files
-from scoretune.core.config import Run
+from scoretune.core import distributed, files
+from scoretune.core.config import Optimiser
 from scoretune.core.records import Hook
 
 
 class Watcher(Protocol):
-    """Whoever looks on: told what is being done, and each update's numbers."""
+    """A progress display: gets the stage at hand, and each update's numbers."""
 
     def stage(self, text: str) -> None: ...
     def line(self, numbers: dict[str, Any]) -> None: ...
@@ -66,15 +68,13 @@ class Log:
 class Save:
     """A checkpoint every so many updates, and at the last."""
 
-    folder: Path
+    save: Callable[[int], None]
     every: int
-    keep: int
     last: int
-    state: Callable[[int], dict[str, Any]]
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         if update % self.every == 0 or update == self.last:
-            checkpoints.save(self.folder, update, self.state(update), self.keep)
+            self.save(update)
 
 
 @dataclass
@@ -90,11 +90,13 @@ class Decay:
             group["lr"] = self.rate * (1 - update / self.last)
 
 
-def decay(run: Run, optimiser: torch.optim.Optimizer, first: int) -> list[Hook]:
-    """The decay that a run asks for, already at update `first`."""
-    if run.optimiser.decay == "none":
+def decay(
+    settings: Optimiser, optimiser: torch.optim.Optimizer, *, first: int, last: int
+) -> list[Hook]:
+    """The decay that settings name, to 0 at the update `last`, already at update `first`."""
+    if settings.decay == "none":
         return []
-    hook = Decay(optimiser, run.optimiser.learning_rate, run.updates)
+    hook = Decay(optimiser, settings.learning_rate, last)
     hook(first, {})
     return [hook]
 
@@ -112,25 +114,25 @@ class Average:
     mean: dict[str, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.mean = {name: p.detach().clone() for name, p in self._own().items()}
+        self.mean = {name: p.detach().clone() for name, p in self._trained().items()}
 
     @torch.no_grad()
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         new = 1 - min(self.decay, (1 + update) / (10 + update))
-        for name, weight in self._own().items():
+        for name, weight in self._trained().items():
             self.mean[name].lerp_(weight, new)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within this context the network has the averaged weights."""
-        own = self._own()
-        kept = {name: p.data for name, p in own.items()}
-        for name, p in own.items():
+        trained = self._trained()
+        kept = {name: p.data for name, p in trained.items()}
+        for name, p in trained.items():
             p.data = self.mean[name]
         try:
             yield
         finally:
-            for name, p in own.items():
+            for name, p in trained.items():
                 p.data = kept[name]
 
     def state(self) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ class Average:
         for name, mean in self.mean.items():
             mean.copy_(state[name])
 
-    def _own(self) -> dict[str, nn.Parameter]:
+    def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
 
@@ -155,3 +157,38 @@ class Every:
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         if self.every and update % self.every == 0 and update != self.last:
             self.act(update)
+
+
+@dataclass
+class Stopping:
+    """A hook that saves and stops the run after the update in which somebody asked for it.
+
+    Of several processes all stop after the same update: a terminal tells each of them.
+    """
+
+    save: Callable[[int], None]
+    say: Callable[[str], None]
+    requested: bool = False
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        if distributed.count(int(self.requested)):
+            self.save(update)
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within this context Ctrl-C waits for the update to end; the second does not wait."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.say("stopping after this update; Ctrl-C again stops at once")

@@ -1,8 +1,8 @@
-"""How far a run has come: the one checkpoint of all that changes, its logs, and its hooks."""
+"""How far a run has come: the one checkpoint of all that changes, and its logs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from scoretune.core import checkpoints, distributed, files, fsdp
-from scoretune.core.config import Run
-from scoretune.core.records import Hook, Source
+from scoretune.core.records import Source
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
-from scoretune.training import hooks
+from scoretune.training.hooks import Clock
 
 
 class Keeps(Protocol):
@@ -26,15 +25,22 @@ class Keeps(Protocol):
 
 @dataclass
 class Progress:
-    """A run in its folder; `others` are kept by name, None where a run has no such thing."""
+    """A run in its folder, of so many `updates`; `others` are kept by name, None where a run has no
+    such thing. The last `keep` checkpoints stay."""
 
-    run: Run
     folder: Path
     policy: Policy
     optimiser: torch.optim.Optimizer
     source: Source
     others: Mapping[str, Keeps | None]
-    clock: hooks.Clock = field(default_factory=hooks.Clock)
+    updates: int
+    keep: int
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def metrics(self) -> Path:
+        """Where the numbers of updates are written, a line each."""
+        return self.folder / "metrics.jsonl"
 
     @property
     def evaluations(self) -> Path:
@@ -56,9 +62,8 @@ class Progress:
         return distributed.count(self.policy.calls)
 
     def save(self, update: int) -> None:
-        """A checkpoint at once, whatever the interval."""
-        keep = self.run.checkpoints.keep
-        checkpoints.save(self.folder / "checkpoints", update, self.state(update), keep)
+        """Write a checkpoint."""
+        checkpoints.save(self.folder / "checkpoints", update, self.state(update), self.keep)
 
     def state(self, update: int) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if it had not been stopped."""
@@ -97,26 +102,8 @@ class Progress:
         What a stopped run wrote before its first checkpoint, or at its end, is measured again; but
         not the evaluation at which a guard `ended` it, after which its weights may have changed.
         """
-        files.forget_after(self.folder / "metrics.jsonl", first)
-        last = first if ended else min(first, self.run.updates - 1) if first else -1
+        files.forget_after(self.metrics, first)
+        last = first if ended else min(first, self.updates - 1) if first else -1
         files.forget_after(self.alarms, last)
         files.forget_after(self.evaluations, last)
         files.forget_after(self.gaps, last)
-
-    def hooks(
-        self,
-        first: int,
-        on_line: Callable[[dict[str, Any]], None],
-        note: Callable[[int], None],
-        between: Sequence[Hook] = (),
-    ) -> list[Hook]:
-        """What follows each update from `first` on: log, decay, `between`, evaluate, save."""
-        run, calls = self.run, self.calls
-        kept, last = run.checkpoints, run.updates
-        return [
-            hooks.Log(self.folder / "metrics.jsonl", self.clock, calls, on_line),
-            *hooks.decay(run, self.optimiser, first),
-            *between,
-            hooks.Every(run.evaluation.every, last, note),
-            hooks.Save(self.folder / "checkpoints", kept.every, kept.keep, last, self.state),
-        ]

@@ -1,20 +1,18 @@
-"""The course of a fine-tuning run, once its parts are built.
-
-Restore the newest checkpoint if there is one; measure the base model; train; measure again; export.
-Of several processes all compute, and the main one writes.
+"""A run, from its settings to its result: restore the newest checkpoint if there is one; measure;
+train; measure again; export. Of several processes all compute, and the main one writes.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from scoretune.core import distributed, files
-from scoretune.core.config import PolicyGradient, Run, ScoreAction
+from scoretune.core.config import Run
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
 from scoretune.evaluate import gap
@@ -22,70 +20,221 @@ from scoretune.evaluate.guard import guard
 from scoretune.evaluate.guard.guard import Sentry
 from scoretune.evaluate.measure import Measurement, Verdicts, compare, measure, preview_indices
 from scoretune.evaluate.report import gallery
+from scoretune.evaluate.report.page import write_report
 from scoretune.models import export, user_module
-from scoretune.training import card, fit_parts, from_data, trackers
-from scoretune.training.build import Parts, build, verify
-from scoretune.training.hooks import Watcher
+from scoretune.training import build, card, from_data, trackers
+from scoretune.training.engine import TorchEngine
+from scoretune.training.from_data import DataRun
+from scoretune.training.hooks import Every, Log, Save, Stopping, Watcher, decay
 from scoretune.training.loop import train
+from scoretune.training.objectives.method import Method
 from scoretune.training.overrides import of_data
 from scoretune.training.progress import Progress
-from scoretune.training.stopping import Stopping
 from scoretune.training.trackers import Trackers
+
+Ready = build.Checked | from_data.Parts
+
+
+def ready(run: Run) -> Ready:
+    """Refuse what cannot work, before there is a run folder; what that has read and built."""
+    if of_data(run):
+        torch.manual_seed(run.seed)
+        return from_data.build(run)  # data and network are small: all is made
+    return build.check(run)
+
+
+def launch(
+    run: Run, folder: Path, watcher: Watcher, checked: Ready | None = None
+) -> dict[str, Any]:
+    """Train as configured in `folder`, from its newest checkpoint if it has one; the result.
+
+    `checked` is what `ready` gave for this run, None to ask it here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if of_data(run):
+        watcher.stage("reading the data")
+        data_parts = checked if isinstance(checked, from_data.Parts) else ready(run)
+        assert isinstance(data_parts, from_data.Parts)
+        return _train(_data_run(run, folder, watcher, data_parts))
+    checked = checked or ready(run)
+    assert isinstance(checked, build.Checked)
+    torch.manual_seed(run.seed)
+    watcher.stage("loading the model")
+    return _train(_fine_tuning(run, folder, watcher, build.build(run, checked)))
+
+
+class Subject(Protocol):
+    """What a run does before, between and after its updates."""
+
+    def begin(self) -> None:
+        """Before the first update."""
+        ...
+
+    def evaluate(self, update: int) -> Any:
+        """Measure after an update."""
+        ...
+
+    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
+        """The updates, until something ends the run early."""
+        ...
+
+    def finish(self) -> dict[str, Any]:
+        """After the last update; the result."""
+        ...
 
 
 @dataclass
-class Course:
+class _Job:
     """A run in its folder, `first` updates of which are done."""
 
     run: Run
-    folder: Path
     watcher: Watcher
-    parts: Parts
+    subject: Subject
+    method: Method
+    optimiser: torch.optim.Optimizer
+    engine: TorchEngine
     progress: Progress
-    watch: Sentry
-    told: Trackers
+    trackers: Trackers
     first: int
+    between: Sequence[Hook] = field(default_factory=tuple)
 
-    def follow(self) -> dict[str, Any]:
-        """Train to the end; the result, of several processes in the main one."""
-        try:
-            if self.first == 0:
-                self._begin()
-            self._learn()
-            return self._end()
-        finally:
-            self.told.finish()
 
-    def _begin(self) -> None:
-        before = self._evaluate(0)
+def _train(job: _Job) -> dict[str, Any]:
+    """Train to the end; the result, of several processes in the main one."""
+    run, method = job.run, job.method
+
+    def evaluate(update: int) -> None:
+        job.subject.evaluate(update)
+        job.watcher.stage("training")
+
+    try:
+        if job.first == 0:
+            job.subject.begin()
+            if method.warm_up:
+                job.watcher.stage("fitting the critic")
+            for lap in range(method.warm_up):  # to the base model, before it moves
+                method.source(-1 - lap)
+            job.watcher.stage("training")
+        stopping = Stopping(job.progress.save, job.watcher.stage)
+        with stopping.listening():
+            train(
+                method.source,
+                method.objective,
+                job.optimiser,
+                job.engine,
+                updates=job.subject.until_alarm(range(job.first, run.updates)),
+                clip_norm=run.optimiser.clip_norm,
+                hooks=[*_hooks(job, evaluate), stopping],
+            )
+        return job.subject.finish()
+    finally:
+        job.trackers.finish()
+
+
+def _hooks(job: _Job, evaluate: Callable[[int], None]) -> list[Hook]:
+    """What follows each update: log, decay, what adapts, evaluate, save."""
+    run, progress, adaptive = job.run, job.progress, job.method.adaptive
+    return [
+        Log(progress.metrics, progress.clock, progress.calls, job.watcher.line),
+        *decay(run.optimiser, job.optimiser, first=job.first, last=run.updates),
+        job.trackers,
+        *([adaptive.adapt] if adaptive else []),
+        *job.between,
+        Every(run.evaluation.every, run.updates, evaluate),
+        Save(progress.save, run.checkpoints.every, run.updates),
+    ]
+
+
+def _data_run(run: Run, folder: Path, watcher: Watcher, parts: from_data.Parts) -> _Job:
+    progress = from_data.progress_of(run, folder, parts)
+    first = progress.restore()
+    progress.forget_after(first)
+    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
+    return _Job(
+        run=run,
+        watcher=watcher,
+        subject=DataRun(run, folder, parts, watcher, progress, tracking),
+        method=parts.method,
+        optimiser=parts.optimiser,
+        engine=parts.engine,
+        progress=progress,
+        trackers=tracking,
+        first=first,
+        between=[parts.average],
+    )
+
+
+def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -> _Job:
+    watch = guard.sentry(run, folder, parts.held_out, watcher.line)
+    kept = {"trust": parts.method.adaptive, "guard": watch, "engine": parts.engine}
+    progress = Progress(
+        folder=folder,
+        policy=parts.policy,
+        optimiser=parts.optimiser,
+        source=parts.method.source,
+        others=kept,
+        updates=run.updates,
+        keep=run.checkpoints.keep,
+    )
+    first = progress.restore()
+    progress.forget_after(first, ended=watch.ended is not None)
+    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
+    return _Job(
+        run=run,
+        watcher=watcher,
+        subject=FineTuning(run, folder, parts, watcher, progress, tracking, watch),
+        method=parts.method,
+        optimiser=parts.optimiser,
+        engine=parts.engine,
+        progress=progress,
+        trackers=tracking,
+        first=first,
+    )
+
+
+@dataclass
+class FineTuning:
+    """What a fine-tuning does before, between and after its updates."""
+
+    run: Run
+    folder: Path
+    parts: build.Parts
+    watcher: Watcher
+    progress: Progress
+    trackers: Trackers
+    guard: Sentry
+
+    def begin(self) -> None:
+        """Measure the base model: a resumed run compares with it."""
+        before = self.evaluate(0)
         if distributed.team().main:
             before.verdicts.save(self.folder / "base.json")
             _show(before, self.folder / "previews", "before")
-        self._warm_up()
-        self.watcher.stage("training")
 
-    def _learn(self) -> None:
-        parts, run = self.parts, self.run
-        trust = [parts.trust.adapt] if parts.trust else []
-        stopping = Stopping(self.progress.save, self.watcher.stage)
-        between: list[Hook] = [self.told, *trust]
-        hooks = self.progress.hooks(self.first, self.watcher.line, self._note, between)
-        with stopping.listening():
-            train(
-                parts.source,
-                parts.objective,
-                parts.optimiser,
-                parts.engine,
-                updates=self.watch.while_calm(range(self.first, run.updates)),
-                clip_norm=run.optimiser.clip_norm,
-                hooks=[*hooks, stopping],
-            )
+    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
+        return self.guard.while_calm(updates)
 
-    def _end(self) -> dict[str, Any]:
-        run, watch = self.run, self.watch
-        final = self._evaluate(run.updates) if watch.ended is None else None
+    def evaluate(self, update: int) -> Measurement:
+        """Measure, ask the guard, and write a line of the log, and one of the gap if it is due."""
+        measured = self._measured(update)
+        line = measured.verdicts.line | self.guard.look(measured, self.parts.policy)
+        files.append_line(self.progress.evaluations, line)
+        shown = preview_indices(measured.prompts)
+        pictures = measured.images[shown] if measured.images.dim() == 4 else None
+        self.trackers.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
+        if gap.due(self.run, update):
+            self.watcher.stage("measuring the sampler gap")
+            parts = self.parts
+            matrix = gap.line(parts.policy, self.run, parts.held_out, parts.reward, update)
+            files.append_line(self.progress.gaps, matrix)
+        return measured
+
+    def finish(self) -> dict[str, Any]:
+        """Measure, or settle what the guard ended; export, compare, and write the page."""
+        run, watch, policy = self.run, self.guard, self.parts.policy
+        final = self.evaluate(run.updates) if watch.ended is None else None
         if watch.ended is not None:  # perhaps by that very evaluation
-            weights_of = watch.settle(self.parts.policy)
+            weights_of = watch.settle(policy)
             self.progress.save(watch.ended)
             final = self._measured(weights_of)
         assert final is not None
@@ -94,87 +243,26 @@ class Course:
             return {}
         _show(final, self.folder / "previews", "after")
         if run.model.rank:
-            export.lora(self.parts.policy, self.folder / "lora")
+            export.lora(policy, self.folder / "lora")
         elif is_function(run.model.source):
-            user_module.save(self.parts.policy.backbone, self.folder)
+            user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
-        return self._finish(compare(base, final.verdicts) | watch.summary(), calls)
-
-    def _note(self, update: int) -> None:
-        self._evaluate(update)
-        self.watcher.stage("training")
-
-    def _evaluate(self, update: int) -> Measurement:
-        found = self._measured(update)
-        line = found.verdicts.line | self.watch.look(found, self.parts.policy)
-        files.append_line(self.progress.evaluations, line)
-        shown = preview_indices(found.prompts)
-        pictures = found.images[shown] if found.images.dim() == 4 else None
-        self.told.evaluated(line, pictures, [found.prompts.texts[i] for i in shown])
-        if gap.due(self.run, update):
-            self.watcher.stage("measuring the sampler gap")
-            parts = self.parts
-            matrix = gap.line(parts.policy, self.run, parts.held_out, parts.reward, update)
-            files.append_line(self.progress.gaps, matrix)
-        return found
-
-    def _measured(self, update: int) -> Measurement:
-        self.watcher.stage("evaluating on held-out prompts")
-        parts, seconds = self.parts, self.progress.clock.seconds()
-        return measure(parts.policy, self.run, parts.held_out, parts.reward, update, seconds)
-
-    def _warm_up(self) -> None:
-        """Rounds that fit the critic, if there is one, to the base model before it moves."""
-        chosen = self.run.objective
-        if isinstance(chosen, ScoreAction) or (
-            isinstance(chosen, PolicyGradient) and chosen.baseline == "critic"
-        ):
-            self.watcher.stage("fitting the critic")
-            for lap in range(chosen.critic.warmup):
-                self.parts.source(-1 - lap)
-
-    def _finish(self, result: dict[str, Any], calls: int) -> dict[str, Any]:
-        from scoretune.evaluate.report.page import write_report
-
+        result = compare(base, final.verdicts) | watch.summary()
         result |= {
             "network_evaluations": calls,
             "seconds": round(self.progress.clock.seconds(), 1),
             "run": str(self.folder),
         }
-        (self.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        if self.run.model.rank:
+        files.write_json(self.folder / "result.json", result)
+        if run.model.rank:
             card.write(self.folder)
         write_report(self.folder)
         return result
 
-
-def launch(run: Run, folder: Path, watcher: Watcher) -> dict[str, Any]:
-    """Train as configured in `folder`, from its newest checkpoint if it has one; the result."""
-    if of_data(run):
-        return from_data.launch(run, folder, watcher)
-    torch.manual_seed(run.seed)
-    watcher.stage("loading the model")
-    return course(run, folder, watcher, build(run)).follow()
-
-
-def ready(run: Run) -> None:
-    """Refuse what cannot work, before there is a run folder."""
-    if of_data(run):
-        fit_parts.build(run)  # data and network are small: all is tried
-    else:
-        verify(run)
-
-
-def course(run: Run, folder: Path, watcher: Watcher, parts: Parts) -> Course:
-    """A run from its newest checkpoint in `folder`, if there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    watch = guard.sentry(run, folder, parts.held_out, watcher.line)
-    kept = {"trust": parts.trust, "guard": watch, "engine": parts.engine}
-    progress = Progress(run, folder, parts.policy, parts.optimiser, parts.source, kept)
-    first = progress.restore()
-    progress.forget_after(first, ended=watch.ended is not None)
-    told = trackers.start(run, folder, first)
-    return Course(run, folder, watcher, parts, progress, watch, told, first)
+    def _measured(self, update: int) -> Measurement:
+        self.watcher.stage("evaluating on held-out prompts")
+        parts, seconds = self.parts, self.progress.clock.seconds()
+        return measure(parts.policy, self.run, parts.held_out, parts.reward, update, seconds)
 
 
 def _show(measured: Measurement, folder: Path, name: str) -> None:

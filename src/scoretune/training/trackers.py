@@ -21,7 +21,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.config import Run
+from scoretune.core.config import Tracking
 from scoretune.core.errors import UserError, unknown
 
 REMEDIES = {
@@ -33,9 +33,9 @@ REMEDIES = {
 SENT = "tracking.json"  # in the run folder: under which name it is tracked, and how far
 
 
-def check(run: Run) -> None:
+def check(tracking: Tracking) -> None:
     """Refuse a tracker that is unknown or not installed, before there is a run folder."""
-    for name in run.tracking.trackers:
+    for name in tracking.trackers:
         if name not in REMEDIES:
             raise unknown("tracker", name, REMEDIES)
         if not _installed(name):
@@ -46,34 +46,39 @@ def check(run: Run) -> None:
 
 
 def start(
-    run: Run, folder: Path, first: int, *, say: Callable[[str], None] | None = None
+    tracking: Tracking,
+    settings: Mapping[str, Any],
+    folder: Path,
+    first: int,
+    *,
+    say: Callable[[str], None] | None = None,
 ) -> Trackers:
-    """The trackers that a run asks for, told its settings; none but on the main process.
+    """The trackers that a run names, given its settings; none but on the main process.
 
     `first` is the number of updates already done: a resumed run goes on in the same place. `say`
     hears of a tracker that fails (default: a line on stderr).
     """
-    names = run.tracking.trackers if distributed.team().main else ()
+    names = tracking.trackers if distributed.team().main else ()
     trackers = Trackers(say or _tell, _Sent.of(folder), folder / SENT, first)
     for name in names:
-        trackers.attempt(name, _start, name, run, trackers)
+        trackers.attempt(name, _start, name, tracking.project, settings, trackers)
     return trackers
 
 
 def flattened(tree: Mapping[str, Any], *, joint: str = ".") -> dict[str, Any]:
     """Leaves by their path; lists as text, and None as "null", which trackers have no kind for."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for path, value in _leaves(tree, joint):
         if value is None:
-            found[path] = "null"
+            leaves[path] = "null"
         else:
-            found[path] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+            leaves[path] = value if isinstance(value, bool | int | float | str) else str(value)
+    return leaves
 
 
 @dataclass
 class _Sent:
-    """What a run folder remembers of its trackers: a name of its own, and what they were told."""
+    """What a run folder remembers of its trackers: a name of its own, and what they were sent."""
 
     name: str
     updates: int = -1
@@ -82,8 +87,8 @@ class _Sent:
     @staticmethod
     def of(folder: Path) -> _Sent:
         try:
-            known = json.loads((folder / SENT).read_text(encoding="utf-8"))
-            return _Sent(str(known["name"]), int(known["updates"]), int(known["evaluations"]))
+            record = json.loads((folder / SENT).read_text(encoding="utf-8"))
+            return _Sent(str(record["name"]), int(record["updates"]), int(record["evaluations"]))
         except (OSError, ValueError, KeyError, TypeError):
             return _Sent(uuid4().hex[:8])
 
@@ -104,7 +109,7 @@ class Trackers:
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         """A hook: the numbers of an update as `train/NAME`."""
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
-        self._log(update, values, told=update <= self.sent.updates)
+        self._log(update, values, sent_before=update <= self.sent.updates)
         self._note(updates=max(update, self.sent.updates))
 
     def evaluated(
@@ -118,11 +123,11 @@ class Trackers:
         for path, value in _leaves(line, "/"):
             if isinstance(value, int | float) and path != "update":
                 values[f"evaluation/{path}"] = float(value)
-        told = update <= self.sent.evaluations
-        self._log(update, values, told=told)
+        sent_before = update <= self.sent.evaluations
+        self._log(update, values, sent_before=sent_before)
         if images is not None:
             shown = images.detach().float().cpu().clamp(0, 1).numpy()
-            for name, tracker in self._listening(update, told):
+            for name, tracker in self._listening(update, sent_before):
                 self.attempt(name, _show, name, tracker, update, shown, captions)
         self._note(evaluations=max(update, self.sent.evaluations))
 
@@ -140,11 +145,11 @@ class Trackers:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.say(f"the tracker {name} failed ({why}): the run goes on without it")
 
-    def _log(self, update: int, values: Mapping[str, float], *, told: bool) -> None:
-        for name, tracker in self._listening(update, told):
+    def _log(self, update: int, values: Mapping[str, float], *, sent_before: bool) -> None:
+        for name, tracker in self._listening(update, sent_before):
             self.attempt(name, partial(tracker.log, dict(values), step=update))
 
-    def _listening(self, update: int, told: bool) -> list[tuple[str, Any]]:
+    def _listening(self, update: int, sent_before: bool) -> list[tuple[str, Any]]:
         """Who is to hear of an update: nobody twice.
 
         TensorBoard forgets what was done after the checkpoint that a run goes on from.
@@ -152,7 +157,7 @@ class Trackers:
         return [
             (name, tracker)
             for name, tracker in self.running.items()
-            if not told or (name == "tensorboard" and not 0 < self.first >= update)
+            if not sent_before or (name == "tensorboard" and not 0 < self.first >= update)
         ]
 
     def _note(self, **changes: int) -> None:
@@ -162,13 +167,13 @@ class Trackers:
                 self.sent.save(self.path)
 
 
-def _start(name: str, run: Run, trackers: Trackers) -> None:
+def _start(name: str, project: str, settings: Mapping[str, Any], trackers: Trackers) -> None:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # accelerate's trackers ask it who the main process is
     folder, sent = trackers.path.parent, trackers.sent
-    config = flattened(run.model_dump())
+    config = flattened(settings)
     if name == "tensorboard":
         # Events from this step on are of updates that will be done again: readers drop them.
         again = trackers.first + 1 if trackers.first else 0
@@ -181,7 +186,7 @@ def _start(name: str, run: Run, trackers: Trackers) -> None:
         named = {"name": title, "resume": "allow", "config": config}
         if name == "wandb":
             named |= {"id": sent.name, "dir": str(folder)}
-        tracker = LOGGER_TYPE_TO_CLASS[name](run.tracking.project, **named)
+        tracker = LOGGER_TYPE_TO_CLASS[name](project, **named)
         tracker.start()
     trackers.running[name] = tracker
 

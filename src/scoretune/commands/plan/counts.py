@@ -14,16 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from scoretune.core.config import (
-    NEW_NETWORKS,
-    Adjoint,
-    Consistency,
-    Direct,
-    Matching,
-    PolicyGradient,
-    Run,
-    ScoreAction,
-)
+from scoretune.core.config import Run
 from scoretune.core.errors import user_errors
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
@@ -31,7 +22,9 @@ from scoretune.diffusion.kernels import noisy_steps
 from scoretune.diffusion.named import grid, kernel, window
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.windows import Window
-from scoretune.training.methods import keeps_graph
+from scoretune.training.build import context_of
+from scoretune.training.objectives import KINDS
+from scoretune.training.objectives.method import Costs, Paths, batch_size
 
 
 @dataclass(frozen=True)
@@ -83,35 +76,45 @@ class Update:
         return self.samples * self.trained
 
 
+def costs_of(run: Run, differentiable: bool, noisy: int | None = None) -> Costs:
+    """What the run's objective says an update costs, with so many noisy steps (None: all)."""
+    sizes, steps = run.sizes, run.sampling.steps
+    paths = Paths(sizes.prompts * sizes.group, steps, steps if noisy is None else noisy)
+    context = context_of(run, differentiable)
+    return KINDS[run.objective.kind].costs(run.objective, context, paths)
+
+
 def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
     """The update of that number; a window lies elsewhere in another."""
-    chosen = run.objective
-    if isinstance(chosen, Matching | Consistency):
-        return _on_data(run, chosen)
+    if run.objective.on_data:
+        batch = batch_size(run.sizes)
+        per_example = costs_of(run, facts.differentiable).calls
+        return Update(batch, 1, 1.0, 1, 1, Calls(learning=batch * per_example))
     samples, steps = run.sizes.prompts * run.sizes.group, run.sampling.steps
-    times = grid(facts.process, run.sampling)
-    noisy = noisy_steps(kernel(run.sampling), facts.process, times)
-    at = window(run.sampling, times, facts.process, run.seed)
-    place = None if at is None else at(number)
-    trained = _trained(run, facts, noisy, place)
-    rolled, learned = _rollouts(run, facts, place), samples * trained
-    kept = isinstance(chosen, Direct) and keeps_graph(run, chosen)
-    if kept:  # the last steps are taken with their gradient, and only then
-        rolled -= samples * trained
+    with user_errors():
+        times = grid(facts.process, run.sampling)
+        window_at = window(run.sampling, times, facts.process, run.seed)
+        noisy = noisy_steps(kernel(run.sampling), facts.process, times)
+    place = None if window_at is None else window_at(number)
+    if place is not None:
+        noisy = noisy[place.start : place.stop]
+    costs = costs_of(run, facts.differentiable, int(noisy.sum()))
+    rolled, learned = _rollouts(run, facts, place), samples * costs.trained
+    if costs.graph_steps:  # the last steps are taken with their gradient, and only then
+        rolled -= learned
         learned = samples
     minibatches = math.ceil(learned / run.sizes.minibatch)
+    judged = samples * (steps if place is None else run.sampling.window.size)
     calls = Calls(
         rollouts=rolled,
-        references=samples * (steps if place is None else run.sampling.window.size)
-        if chosen.kl_weight > 0
-        else 0,
-        credit=0 if kept else _credit(run, facts, trained),
-        learning=samples * trained,
+        references=judged if costs.references else 0,
+        credit=costs.credit_calls,
+        learning=samples * costs.trained,
     )
     return Update(
         samples=samples,
         steps=steps,
-        trained=trained,
+        trained=costs.trained,
         minibatches=minibatches,
         optimiser_steps=_optimiser_steps(run, minibatches),
         calls=calls * facts.guided,
@@ -133,29 +136,8 @@ def training(run: Run, facts: Facts) -> Calls:
 
 def warm_up(run: Run, facts: Facts) -> Calls:
     """Rounds that only fit a critic, before update 1."""
-    calls, rounds = one_update(run, facts).calls, warm_up_rounds(run)
+    calls, rounds = one_update(run, facts).calls, costs_of(run, facts.differentiable).warm_up
     return Calls(calls.rollouts, calls.references, calls.credit) * rounds
-
-
-def warm_up_rounds(run: Run) -> int:
-    """How many there are."""
-    chosen = run.objective
-    if isinstance(chosen, ScoreAction):
-        return chosen.critic.warmup
-    if isinstance(chosen, PolicyGradient) and chosen.baseline == "critic":
-        return chosen.critic.warmup
-    return 0
-
-
-def _on_data(run: Run, chosen: Matching | Consistency) -> Update:
-    batch = run.sizes.batch or run.sizes.prompts * run.sizes.group
-    asked = 1
-    if isinstance(chosen, Consistency):
-        rule = chosen.rule
-        if rule == "auto":
-            rule = "ict" if run.model.source in NEW_NETWORKS else "distillation"
-        asked = 2 + (rule == "distillation") * (2 if chosen.solver == "heun" else 1)
-    return Update(batch, 1, 1.0, 1, 1, Calls(learning=batch * asked))
 
 
 def _optimiser_steps(run: Run, minibatches: int) -> int:
@@ -170,68 +152,26 @@ def _rollouts(run: Run, facts: Facts, place: Window | None) -> float:
     if place is None:
         if sampling.solver is None:
             return samples * sampling.steps
-        return samples * asked(sampling.solver, facts.process, grid(facts.process, sampling))
+        return samples * solver_calls(sampling.solver, facts.process, grid(facts.process, sampling))
     times = grid(facts.process, sampling)
     alone = run.sizes.prompts if sampling.shared_noise else samples
     after = times[place.nodes_after(len(times) - 1)]
-    lead = asked(place.solver, facts.process, times[: place.start + 1]) * alone
-    return lead + samples * (place.stop - place.start + asked(place.solver, facts.process, after))
+    lead = solver_calls(place.solver, facts.process, times[: place.start + 1]) * alone
+    inside, tail = place.stop - place.start, solver_calls(place.solver, facts.process, after)
+    return lead + samples * (inside + tail)
 
 
-def _trained(run: Run, facts: Facts, noisy: Tensor, place: Window | None) -> float:
-    """How many steps of a path are learned from."""
-    chosen, share, steps = run.objective, run.sizes.share, run.sampling.steps
-    if isinstance(chosen, Direct):
-        most = min(chosen.last, steps)
-        if chosen.through == "estimate":
-            return 1
-        return (1 + most) / 2 if chosen.random else most
-    ratios = isinstance(chosen, PolicyGradient) or form(run, facts) == "ratio"
-    known = int(noisy.sum()) if ratios and run.sampling.solver is None else steps
-    if place is not None:
-        known = int(noisy[place.start : place.stop].sum())
-    return max(1, round(share * known))
-
-
-def form(run: Run, facts: Facts) -> str | None:
-    """Of score as action: what the gradient is made of."""
-    chosen = run.objective
-    if not isinstance(chosen, ScoreAction):
-        return None
-    if chosen.form == "auto":
-        return "rate" if facts.differentiable else "ratio"
-    return chosen.form
-
-
-def _credit(run: Run, facts: Facts, trained: float) -> float:
-    chosen, steps = run.objective, run.sampling.steps
-    samples = run.sizes.prompts * run.sizes.group
-    if form(run, facts) in ("slope", "rate", "explicit"):
-        return samples * trained
-    if isinstance(chosen, Adjoint):
-        kept = int(trained)
-        later = [math.comb(steps - j, kept) / math.comb(steps, kept) for j in range(1, steps)]
-        return samples * (steps - 1 - sum(p**samples for p in later))
-    if isinstance(chosen, Direct) and chosen.through == "steps":
-        most = min(chosen.last, steps)
-        reached: float = most
-        if chosen.random:  # by the longest of all samples
-            reached -= sum((v / most) ** samples for v in range(1, most))
-        return samples * (reached - 1) * (2 if chosen.kl_weight else 1)
-    return 0
-
-
-def asked(solver: str, process: Process, times: Tensor) -> int:
+def solver_calls(solver: str, process: Process, times: Tensor) -> int:
     """How often a solver asks the network about each state, on a grid [N+1]."""
     if len(times) < 2:
         return 0
-    found = 0
+    calls = 0
 
     def listen(x: Tensor, t: Tensor) -> Estimate:
-        nonlocal found
-        found += 1
+        nonlocal calls
+        calls += 1
         return Estimate(x, x)
 
     solve: Callable[..., Tensor] = solvers.SOLVERS[solver].function
     solve(process, listen, torch.ones(1, 1), times[:, None] if solver != "edm_heun" else times)
-    return found
+    return calls

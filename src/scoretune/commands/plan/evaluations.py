@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from scoretune.commands.plan.counts import Facts, asked, warm_up_rounds
-from scoretune.core.config import Matching, Run
+from scoretune.commands.plan.counts import Facts, costs_of, solver_calls
+from scoretune.core.config import Run
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
@@ -31,7 +31,7 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     chosen, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
-    plain = asked(chosen.solver, facts.process, grids.uniform(facts.process, chosen.steps))
+    plain = solver_calls(chosen.solver, facts.process, grids.uniform(facts.process, chosen.steps))
     each = count * (plain + steps * (4 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
@@ -66,17 +66,17 @@ def _matrices(run: Run) -> int:
     return cells * sum(due(run, update) for update in evaluations(run))
 
 
-def encodings(run: Run, prompts: Prompts, held_out: Prompts) -> int:
+def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> int:
     """Texts that the encoders read in all, an empty one with every batch."""
     if of_data(run):
         return 0
     if run.hardware.cache_prompts:
         return len({*prompts.texts, *held_out.texts, ""})
     looks, whole = len(evaluations(run)), len(held_out) + math.ceil(len(held_out) / BATCH)
-    found = (3 * looks + _matrices(run)) * whole
+    texts = (3 * looks + _matrices(run)) * whole
     if run.guard.action != "off":
-        found += looks * (watched(held_out) + 1)
-    if isinstance(run.objective, Matching):
-        return found
-    rounds = run.updates + warm_up_rounds(run)
-    return found + rounds * (run.sizes.prompts * run.sizes.group + 1)
+        texts += looks * (watched(held_out) + 1)
+    if run.objective.on_data:
+        return texts
+    rounds = run.updates + costs_of(run, facts.differentiable).warm_up
+    return texts + rounds * (run.sizes.prompts * run.sizes.group + 1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from scoretune.commands.plan.counts import Facts
+from scoretune.commands.plan.counts import Facts, costs_of
 from scoretune.commands.plan.ledger import Cost, Curve
 from scoretune.commands.plan.memory import EVALUATED, peak, phases
 from scoretune.commands.plan.model import Model, model_of
-from scoretune.core.config import PolicyGradient, Run
+from scoretune.core.config import Run
+from scoretune.core.errors import UserError
 from scoretune.data.prompts import read_prompts
+from scoretune.training.build import context_of
+from scoretune.training.objectives import KINDS
 from scoretune.training.overrides import changed
 
 FALLBACK = "lower hardware.device_batch, or set hardware.checkpointing=true"
@@ -21,7 +24,7 @@ def knobs(run: Run, model: Model, facts: Facts, held_out: int) -> list[tuple[str
     """Settings that lower the peak, with the bytes it would be, the best first."""
     before = peak(phases(run, model, facts, held_out))[1]
     found = []
-    for name, other, lighter in _choices(run, model):
+    for name, other, lighter in _choices(run, model, facts):
         after = peak(phases(other, lighter, facts, held_out))[1]
         if after < 0.99 * before:
             found.append((name, after))
@@ -39,7 +42,7 @@ def _gentlest(found: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     ]
 
 
-def _choices(run: Run, model: Model) -> Iterator[Choice]:
+def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
     def of(setting: str) -> Choice:
         return setting, changed(run, [setting]), model
 
@@ -53,8 +56,7 @@ def _choices(run: Run, model: Model) -> Iterator[Choice]:
             yield of(f"hardware.decode_batch={batch}")
     if model.encoders and not machine.cache_prompts:
         yield of("hardware.cache_prompts=true")
-    outcomes = isinstance(run.objective, PolicyGradient) and run.objective.baseline != "critic"
-    if outcomes and not machine.offload_paths:
+    if not machine.offload_paths and _suits(changed(run, ["hardware.offload_paths=true"])):
         yield of("hardware.offload_paths=true")
     if run.sizes.share > 0.5:
         yield of("sizes.share=0.5")
@@ -63,9 +65,18 @@ def _choices(run: Run, model: Model) -> Iterator[Choice]:
         yield name, lower, _lower_rank(model, run.model.rank, run.model.rank // 4)
     if run.model.precision == "fp32" and run.model.rank:
         # A likelihood ratio is near 1, where bfloat16 has steps of 1/128 and float16 of 1/1024.
-        ratios = isinstance(run.objective, PolicyGradient)
+        ratios = costs_of(run, facts.differentiable).ratios
         name, half, _ = of(f"model.precision={'fp16' if ratios else 'bf16'}")
         yield name, half, _half(model)
+
+
+def _suits(run: Run) -> bool:
+    """Whether the objective of a run takes its other settings."""
+    try:
+        KINDS[run.objective.kind].check(run.objective, context_of(run))
+    except UserError:
+        return False
+    return True
 
 
 def _lower_rank(model: Model, before: int, after: int) -> Model:

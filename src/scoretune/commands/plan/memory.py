@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import math
 
-from scoretune.commands.plan.counts import Facts, form, one_update
+from scoretune.commands.plan.counts import Facts, costs_of, one_update
 from scoretune.commands.plan.ledger import Curve
 from scoretune.commands.plan.model import Model
-from scoretune.core.config import (
-    Adjoint,
-    Consistency,
-    Direct,
-    Matching,
-    PolicyGradient,
-    Run,
-    ScoreAction,
-)
+from scoretune.core.config import Run
 from scoretune.models.base import DECODED
-from scoretune.training.hardware import HALVES
-from scoretune.training.methods import keeps_graph
+from scoretune.training.engine import HALVES
 
 EVALUATED = 64  # pictures that an evaluation draws at once
 Phases = dict[str, dict[str, float]]
@@ -32,8 +23,8 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
     """What is on the device in each phase of an update; the worst one is the peak."""
     update, machine = one_update(run, facts), run.hardware
     found = {"learning": _learning(run, model, facts), "stepping": _stepping(run, model, facts)}
-    if not isinstance(run.objective, Matching | Consistency):
-        paths, steps = _paths(run, model, update.samples, update.states)
+    if not run.objective.on_data:
+        paths, steps = _paths(run, model, facts, update.samples, update.states)
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
         drawn = min(_decoded_at_once(run, model), update.samples)
@@ -57,17 +48,17 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
 def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
     update, trains_halves = one_update(run, facts), run.model.precision in HALVES
     learned = min(run.sizes.minibatch, math.ceil(update.states))
-    if isinstance(run.objective, Matching | Consistency):
+    if run.objective.on_data:
         learned = update.samples
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
     halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
     activations = _with_gradient(run, model).at(learned).peak
-    chosen = run.objective
-    if isinstance(chosen, Direct) and keeps_graph(run, chosen):  # of all steps, and of decoding
+    costs = costs_of(run, facts.differentiable)
+    if costs.graph_steps:  # of all steps, and of decoding
         paths = min(run.sizes.minibatch, update.samples)
         paths = min(run.hardware.device_batch or paths, paths)
         step = _with_gradient(run, model).at(paths * facts.guided).peak
-        activations = min(chosen.last, update.steps) * step + model.sloping.at(paths).peak
+        activations = costs.graph_steps * step + model.sloping.at(paths).peak
     return {
         "states": _states(run, model, facts),
         "gradients": model.trained_bytes,
@@ -86,11 +77,11 @@ def _stepping(run: Run, model: Model, facts: Facts) -> dict[str, float]:
 def _states(run: Run, model: Model, facts: Facts) -> float:
     """Of the states that an update learns from, as they wait for their turn."""
     update = one_update(run, facts)
-    if isinstance(run.objective, Matching | Consistency):
+    if run.objective.on_data:
         return update.samples * (model.state + model.token)
     if run.hardware.offload_paths:
         return 0
-    return _paths(run, model, update.samples, update.states)[1]
+    return _paths(run, model, facts, update.samples, update.states)[1]
 
 
 def _evaluating(run: Run, model: Model, facts: Facts, held_out: int) -> dict[str, float]:
@@ -124,7 +115,8 @@ def peak(found: Phases) -> tuple[str, float]:
 def elsewhere(run: Run, model: Model, facts: Facts) -> float:
     """Bytes of paths that wait in the computer's memory."""
     update = one_update(run, facts)
-    return sum(_paths(run, model, update.samples, update.states)) * run.hardware.offload_paths
+    paths = _paths(run, model, facts, update.samples, update.states)
+    return sum(paths) * run.hardware.offload_paths
 
 
 def _lasting(run: Run, model: Model) -> dict[str, float]:
@@ -144,29 +136,26 @@ def _moments(run: Run, model: Model) -> float:
     return float(sum(2 * size * (1 if size >= 4096 else 4) for size in model.sizes))
 
 
-def _paths(run: Run, model: Model, samples: int, states: float) -> tuple[float, float]:
+def _paths(
+    run: Run, model: Model, facts: Facts, samples: int, states: float
+) -> tuple[float, float]:
     """Bytes of whole paths, and of the states that are learned from with what they are told."""
-    steps = run.sampling.steps
-    compared = getattr(run.objective, "kl_weight", 0) > 0
-    whole = samples * model.state * (2 * steps + 1 + steps * compared) + samples * model.token
-    slopes = not isinstance(run.objective, PolicyGradient)
-    return whole, states * (model.state * (3 + compared + slopes) + model.token)
+    steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
+    kept = 2 * steps + 1 + steps * costs.references
+    whole = samples * (model.state * kept + model.token)
+    return whole, states * (model.state * (3 + costs.references + (not costs.ratios)) + model.token)
 
 
 def _credit(run: Run, model: Model, facts: Facts) -> float:
     """Slopes go through network and decoder; all of a batch waits for its gradient."""
-    chosen, batch, learning = run.objective, run.sizes.minibatch, _with_gradient(run, model)
-    if isinstance(chosen, Direct) and keeps_graph(run, chosen):
+    costs, learning = costs_of(run, facts.differentiable), _with_gradient(run, model)
+    if not costs.credit_graph:
         return 0
-    batch = min(batch, run.sizes.prompts * run.sizes.group)
-    pixels = model.sloping.at(batch).peak
-    if isinstance(chosen, Adjoint) or (isinstance(chosen, Direct) and chosen.through == "steps"):
-        return max(pixels, learning.at(batch * facts.guided).peak)
-    if isinstance(chosen, Direct):
-        return pixels
-    if form(run, facts) in ("slope", "rate", "explicit"):
-        assert isinstance(chosen, ScoreAction)
-        heard = chosen.critic.skip != "none"
-        batch = min(EVALUATED, math.ceil(one_update(run, facts).states))
-        return learning.at(batch * facts.guided).peak + heard * model.sloping.at(batch).peak
-    return 0
+    network = learning.at(costs.credit_batch * facts.guided).peak
+    decoder = model.sloping.at(costs.credit_batch).peak
+    return {
+        "network": network,
+        "decoder": decoder,
+        "both": network + decoder,
+        "either": max(network, decoder),
+    }[costs.credit_graph]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from scoretune.commands.plan.hollow import META, hollow_policy, weights_of
 from scoretune.commands.plan.ledger import NOTHING, Curve, curve
-from scoretune.core.config import Adjoint, Direct, Run, ScoreAction
+from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.models import catalog
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
-from scoretune.training import fit_parts
+from scoretune.training import from_data
+from scoretune.training.objectives import KINDS
 from scoretune.training.overrides import of_data
 
 
@@ -52,12 +53,12 @@ class Model:
 def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
     """A run's model without weights, and what it costs. Raises UserError where it cannot tell."""
     if of_data(run):
-        policy = fit_parts.build(run).policy  # small, and made from the data
+        policy = from_data.build(run).policy  # small, and made from the data
         catalog.move(policy.backbone, META)
     else:
         policy = hollow_policy(run)
     try:
-        sloped = isinstance(run.objective, ScoreAction | Direct | Adjoint)
+        sloped = KINDS[run.objective.kind].follows_reward
         return policy, _measured(policy, next(iter(texts), ""), sloped)
     except (NotImplementedError, RuntimeError) as error:  # it asks for the numbers in a tensor
         first = str(error).strip().splitlines()[0]

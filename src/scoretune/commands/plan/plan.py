@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from scoretune import recipes
-from scoretune.commands.plan.counts import Facts, one_update, training, warm_up
+from scoretune.commands.plan.counts import Facts, costs_of, one_update, training, warm_up
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
 from scoretune.commands.plan.knobs import knobs
 from scoretune.commands.plan.memory import elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, model_of
-from scoretune.core.config import Matching, Run, ScoreAction
+from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
@@ -81,8 +81,8 @@ def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int]
 
 
 def _differentiable(run: Run, prompts: Prompts) -> bool:
-    """Whether the reward has a gradient, asked only where it decides what a method does."""
-    if not isinstance(run.objective, ScoreAction) or run.objective.form != "auto":
+    """Whether the reward has a gradient, asked only where it decides what an update costs."""
+    if costs_of(run, True) == costs_of(run, False):
         return True
     try:
         grey = torch.full((3, 32, 32), 0.5)
@@ -111,10 +111,10 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
         },
         "evaluations": len(evaluations(run)),
         "pictures": {
-            "training": 0 if isinstance(run.objective, Matching) else update.samples * run.updates,
+            "training": 0 if run.objective.on_data else update.samples * run.updates,
             "evaluations": drawn(run, held_out),
         },
-        "text_encodings": encodings(run, prompts, held_out),
+        "text_encodings": encodings(run, facts, prompts, held_out),
     }
 
 

@@ -25,11 +25,11 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.evaluate.metrics import frechet_distance
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.training.engine import Machine
+from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Average, Decay
 from scoretune.training.loop import train
 from scoretune.training.objectives.matching import Matching
-from scoretune.training.sources.on_policy import Dataset
+from scoretune.training.sources.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> D
         source,
         Matching(policy_of(model)),
         optimiser,
-        Machine(),
+        TorchEngine(),
         updates=range(updates),
         hooks=hooks + ([progress] if progress else []),
     )

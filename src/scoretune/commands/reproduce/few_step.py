@@ -31,11 +31,12 @@ from scoretune.diffusion import grids
 from scoretune.evaluate.metrics import frechet_distance
 from scoretune.policy import Policy
 from scoretune.training.credit.energy import EnergyCredit, EnergyNetwork, Gate
-from scoretune.training.engine import Machine
+from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Decay
 from scoretune.training.loop import train
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import OnPolicy, any_steps
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.sources.on_policy import OnPolicy
+from scoretune.training.sources.step_choice import any_steps
 
 STEPS = (4, 10)
 ARMS = ("DxMI", "CTRL", "CTRL clipped")
@@ -94,7 +95,7 @@ def fine_tune(arm: str, steps: int, rate: float, seed: int, quick: bool, folder:
         _source(policy, times, arm, reader, budget, seed),
         ScoreAction(policy, kl_weight=0.0),
         optimiser,
-        Machine(),
+        TorchEngine(),
         updates=range(budget.rounds),
         hooks=[watch, Decay(optimiser, rate, budget.rounds)],
     )

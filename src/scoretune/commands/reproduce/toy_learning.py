@@ -18,14 +18,15 @@ from scoretune.diffusion.processes import VP
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.training.credit.adjoint import AdjointCredit
-from scoretune.training.credit.base import Credit, Credited, Judge
-from scoretune.training.credit.critic import CriticCredit, Form
+from scoretune.training.credit.base import Credit, Credited, RewardFn
+from scoretune.training.credit.critic import CriticCredit, Form, rule_named
 from scoretune.training.credit.values import Critic, critic_for
-from scoretune.training.engine import Machine
+from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
+from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.objectives.policy_gradient import PolicyGradient
-from scoretune.training.objectives.score_action import ScoreAction
-from scoretune.training.sources.on_policy import OnPolicy, any_steps
+from scoretune.training.sources.on_policy import OnPolicy
+from scoretune.training.sources.step_choice import any_steps
 
 PROCESS, KAPPA = VP(), 0.5
 LINE = tilt.Mixture.gaussian([1.0], 0.25)
@@ -38,7 +39,7 @@ class Centred:
     """Every step of a path deserves its reward less the batch's mean; κ keeps its meaning."""
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         return Credited(advantage=(scores.total - scores.total.mean())[b])
 
@@ -77,8 +78,9 @@ def method(
     form: str, policy: Policy, batch: int, critic: Critic | None = None
 ) -> tuple[Objective, Credit]:
     """The objective and the credit rule of a form; `critic` replaces the learned one."""
+    credit: Credit = Centred()
     if form == "whole":
-        return PolicyGradient(policy, kl_weight=KAPPA), Centred()
+        return PolicyGradient(policy, kl_weight=KAPPA), credit
     objective = ScoreAction(policy, KAPPA, exploration=0.3)
     if form == "adjoint":
         return objective, AdjointCredit(policy, lean=True, minibatch=batch)
@@ -88,9 +90,8 @@ def method(
         torch.optim.Adam(learned.parameters(), lr=0.0 if critic else 0.003),
         policy,
         KAPPA,
-        cast(Form, form.removesuffix("_policy")),
+        rule_named(cast(Form, form.removesuffix("_policy")), 0.3),
         minibatch=batch,
-        exploration=0.3,
         jacobian="policy" if form.endswith("_policy") else "pretrained",
     )
 
@@ -137,7 +138,7 @@ def learn(
         paths,
         objective,
         optimiser,
-        Machine(),
+        TorchEngine(),
         updates=range(updates),
         clip_norm=100.0,
         hooks=[lambda update, metrics: decay.step()],

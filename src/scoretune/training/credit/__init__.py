@@ -1,12 +1,17 @@
 """Who deserves what: from rewards, critics and gradients to what single steps are worth."""
 
 from scoretune.training.credit.adjoint import AdjointCredit
-from scoretune.training.credit.base import Credit, Credited, Judge
-from scoretune.training.credit.critic import CriticCredit
+from scoretune.training.credit.base import Credit, Credited, RewardFn
+from scoretune.training.credit.critic import CriticCredit, rule_named
 from scoretune.training.credit.energy import EnergyCredit
-from scoretune.training.credit.outcome import TerminalCredit, group_advantage, standardise
+from scoretune.training.credit.outcome import (
+    GroupCredit,
+    RunningCredit,
+    group_advantage,
+    running_advantage,
+    standardise,
+)
 from scoretune.training.credit.reward_gradient import RewardSlope
-from scoretune.training.credit.running import RunningCredit, running_advantage
 
 __all__ = [
     "AdjointCredit",
@@ -14,11 +19,12 @@ __all__ = [
     "Credited",
     "CriticCredit",
     "EnergyCredit",
-    "Judge",
+    "RewardFn",
     "RewardSlope",
     "RunningCredit",
-    "TerminalCredit",
+    "GroupCredit",
     "group_advantage",
+    "rule_named",
     "running_advantage",
     "standardise",
 ]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoretune.core.records import Scores, Trajectory, spans
 from scoretune.policy import Policy
-from scoretune.training.credit.base import Credited, Judge, arrival_to_data, slope_of
+from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, slope_of
 
 
 @dataclass
@@ -33,13 +33,13 @@ class AdjointCredit:
     minibatch: int = 64
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         first = int(k.min())
         arrivals = torch.zeros_like(path.states)
         everyone = torch.arange(path.states.shape[1], device=path.states.device)
         for who in (everyone[part] for part in spans(len(everyone), self.minibatch)):
-            adjoint = slope_of(judge, path.final[who], who)[1]
+            adjoint = slope_of(reward_fn, path.final[who], who)[1]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, first, -1):
                 adjoint = self._back(path, step, who, adjoint)

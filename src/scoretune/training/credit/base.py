@@ -1,4 +1,4 @@
-"""What every credit rule is: a path and its scores go in, what each step is worth comes out."""
+"""The protocol of credit rules: a path and its scores go in, what each step is worth comes out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
 
-Judge = Callable[[Tensor, Tensor], Tensor]
+RewardFn = Callable[[Tensor, Tensor], Tensor]
 """The reward [M] of samples x0 [M, *S], finished or not, for the prompts numbered `who` [M]."""
 
 
 @dataclass(frozen=True)
 class Credited:
-    """What the M chosen states are worth, in the terms of `batches.Steps`, and numbers to log."""
+    """What the M states that are learned from are worth, in the terms of `records.Steps`, and
+    numbers to log."""
 
     advantage: Tensor | None = None
     data_slope: Tensor | None = None
@@ -33,7 +34,7 @@ class Credit(Protocol):
     """Who deserves what: the steps k [M] of the samples b [M] of a path and its scores [B]."""
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
@@ -70,13 +71,13 @@ def arrival_to_data(
     return expand(along, slope) * slope
 
 
-def slope_of(judge: Judge, x0: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
+def slope_of(reward_fn: RewardFn, x0: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
     """The reward [M] and its gradient [M, *S] at clean states x0 [M, *S]."""
     with torch.enable_grad():
-        place = x0.detach().requires_grad_()
-        value = judge(place, who)
+        leaf = x0.detach().requires_grad_()
+        value = reward_fn(leaf, who)
         require_gradient(value)
-        return value.detach(), torch.autograd.grad(value.sum(), place)[0]
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def require_gradient(value: Tensor) -> None:

@@ -1,23 +1,29 @@
-"""Credit by a learned value V(t, x; c), in whatever terms the objective's form needs."""
+"""Credit by a learned value V(t, x; c): one fitted critic, and five rules that read it.
+
+The critic is fitted by the martingale loss (arXiv 2108.06655) to the return to go of the states
+that the training sampler visits. Credit uses the critic of *before* the fit, so that it has not
+seen the very outcomes it is compared with.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
 from scoretune.core.records import Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
 from scoretune.rl import advantage_rate, martingale_loss, returns_to_go
-from scoretune.training.credit.base import Credited, Judge, arrival_to_data, require_gradient
-from scoretune.training.credit.values import Critic, explained_variance, none
+from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, require_gradient
+from scoretune.training.credit.values import Critic, critic_for, explained_variance, none
 
 Form = Literal["outcome", "ratio", "slope", "rate", "explicit"]
 Jacobian = Literal["pretrained", "policy"]
@@ -25,7 +31,7 @@ Jacobian = Literal["pretrained", "policy"]
 
 @dataclass(frozen=True)
 class Views:
-    """States as the critic sees them, M of each, and what it says of them."""
+    """States as the critic sees them, M of each, and the values that it gives them."""
 
     x: Tensor
     data: Tensor
@@ -37,70 +43,66 @@ class Views:
     slope: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a rule made of the critic: the steps' worth, and the states it looked at, numbered `at`
+    of the samples `who`, which the critic is fitted on next."""
+
+    at: Tensor
+    who: Tensor
+    views: Views
+    advantage: Tensor | None = None
+    slope: Tensor | None = None
+    action: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Returns:
+    """Of a path: the running reward of each step [N, B], and the return to go [N+1, B]."""
+
+    running: Tensor
+    to_go: Tensor
+
+
+class Rule(Protocol):
+    """What a critic says the steps k [M] of the samples b [M] are worth."""
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read: ...
+
+
 @dataclass
 class CriticCredit:
-    """Each step is credited by a learned value V (`critic.Critic`); κ is `kl_weight`.
+    """Each step is credited by a learned value V (`values.Critic`), read by a `rule`.
 
-    `outcome`: A = G_k − V_k, the return less what was expected. `ratio`: the increment of the
-    value, A = V_{k+1} − V_k + r_k Δ_k. `slope`: ∇V where the step arrives, times the kernel's
-    response.
-    `rate`: ∇V at the visited state, times what it stands for of continuous time, so that any solver
-    may have led there. `explicit`: an action is tried, the noise estimate plus `exploration` times
-    standard noise, and its closed-form advantage rate is the credit.
-
-    The critic is fitted by the martingale loss (arXiv 2108.06655) to the return to go of the
-    states that the training sampler visits. Credit uses the critic of *before* the fit, so that
-    it has not seen the very outcomes it is compared with.
+    κ is `kl_weight`; with `shares_features` the critic reads the features of the policy's own
+    network. `jacobian` says whose ∂x̂0/∂x carries slopes back to the state.
     """
 
     critic: Critic
     optimiser: torch.optim.Optimizer
     policy: Policy
     kl_weight: float
-    form: Form
+    rule: Rule
     passes: int = 2
     minibatch: int = 64
-    exploration: float = 0.0
     shares_features: bool = False
     jacobian: Jacobian = "pretrained"
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
-        cost = torch.zeros_like(path.times[:-1])
-        if path.kls is not None:
-            cost = -self.kl_weight * path.kls
-        final = scores.own
-        returns = returns_to_go(cost.T, final, torch.ones_like(cost[:, 0])).T
-        returns = torch.cat([returns, final[None]])
-        advantage, slope, action = None, None, None
-        at, who = (k + 1, b) if self.form == "slope" else (k, b)
-        if self.form == "ratio":  # increments need both ends: look at each state once
-            at, who = (torch.ones_like(cost) > 0).nonzero(as_tuple=True)
-        seen = self._view(path, judge, at, who, self.form in ("slope", "rate", "explicit"))
-        if self.form == "outcome":
-            advantage = returns[k, b] - seen.value
-        elif self.form == "ratio":
-            values = torch.cat([seen.value.view_as(cost), final[None]])
-            advantage = (values.diff(dim=0) + cost)[k, b]
-        elif self.form == "slope":
-            slope = arrival_to_data(self.policy, path, k, b, _there(seen.slope))
-        elif self.form == "rate":
-            slope = self._rate(path, k, b, _there(seen.slope))
-        else:
-            action, advantage = self._try(path, k, b, _there(seen.slope))
-        early = at < len(cost)  # at the end the value is the reward: nothing to explain
-        known, earned = (
-            distributed.gather(seen.value[early]),
-            distributed.gather(returns[at, who][early]),
-        )
-        metrics = {
-            "explained_variance": explained_variance(known, earned),
-            "critic_loss": self._fit(
-                seen, returns[at, who], self._weight(path, at, who), _dealt(path, who)
-            ),
-        }
-        return Credited(advantage, slope, action, metrics)
+        returns = self.returns(path, scores)
+        read = self.rule(self, path, returns, reward_fn, k, b)
+        metrics = self._fit(path, read, returns.to_go)
+        return Credited(read.advantage, read.slope, read.action, metrics)
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -109,58 +111,38 @@ class CriticCredit:
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def _rate(self, path: Trajectory, k: Tensor, b: Tensor, slope: Tensor) -> Tensor:
-        """(1+η²)/2 g² ∇V·∂s/∂x̂0 dt = (1+η²)/2 α ∇V dℓ: the drift's part in dV, per unit of x̂0."""
-        alpha = self.policy.backbone.process.alpha(path.times[k, b])
-        along = (1 + path.etas[k, b] ** 2) / 2 * alpha * path.log_snr_steps[k, b]
-        return expand(along, slope) * slope
+    def returns(self, path: Trajectory, scores: Scores) -> Returns:
+        """The final reward less κ times the path KL from each state on."""
+        running = torch.zeros_like(path.times[:-1])
+        if path.kls is not None:
+            running = -self.kl_weight * path.kls
+        final = scores.own
+        to_go = returns_to_go(running.T, final, torch.ones_like(running[:, 0])).T
+        return Returns(running, torch.cat([to_go, final[None]]))
 
-    def _try(self, path: Trajectory, k: Tensor, b: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """A noise estimate to try [M, *S] and its advantage q Δ [M] (`rl.advantage_rate`).
-
-        In log-SNR time g² dt is σ² dℓ; a score is −1/σ times a noise estimate.
-        """
-        process, t, eta = self.policy.backbone.process, path.times[k, b], path.etas[k, b]
-        alpha, sigma = expand(process.alpha(t), slope), expand(process.sigma(t), slope)
-        x, data = path.states[k, b], path.data[k, b]
-        noise = (x - alpha * data) / sigma
-        action = noise + self.exploration * _dealt(path, b).normal(noise)
-        known = data if path.reference_data is None else path.reference_data[k, b]
-        rate = advantage_rate(
-            expand((1 + eta**2) / 2, slope) * slope,
-            -action / sigma,
-            -noise / sigma,
-            -(x - alpha * known) / sigma**2,
-            process.sigma(t) ** 2,
-            self.kl_weight * kl_factor(eta),
-            self.exploration**2 * noise[0].numel() / process.sigma(t) ** 2,
-        )
-        return action, rate * path.log_snr_steps[k, b]
-
-    def _weight(self, path: Trajectory, at: Tensor, b: Tensor) -> Tensor:
-        """Δt of the martingale loss with mean 1; 0 at the end, where V needs no learning."""
-        steps = -path.times.diff(dim=0)
-        return torch.cat([steps / steps.mean(), torch.zeros_like(steps[:1])])[at, b]
-
-    def _view(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor, slopes: bool) -> Views:
+    def views(
+        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, *, slopes: bool = False
+    ) -> Views:
         """Values of the states numbered `at` of the samples b, in parts that fit the memory."""
-        look = self._look_with_slope if slopes else self._look
-        parts = [look(path, judge, at[s], b[s]) for s in spans(len(at), self.minibatch)]
+        view = self._view_with_slope if slopes else self._view
+        parts = [view(path, reward_fn, at[s], b[s]) for s in spans(len(at), self.minibatch)]
         joined: dict[str, Any] = {}
         for name in (f.name for f in fields(Views)):
-            said = [getattr(part, name) for part in parts]
-            joined[name] = None if said[0] is None else torch.cat(said)
+            values = [getattr(part, name) for part in parts]
+            joined[name] = None if values[0] is None else torch.cat(values)
         return Views(**joined)
 
     @torch.no_grad()
-    def _look(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
+    def _view(self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor) -> Views:
         data = torch.cat([path.data, path.final[None]])[at, b]
         features = None
         if path.features is not None:
             features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
-        return self._valued(path, judge, at, b, path.states[at, b], data, features)
+        return self._valued(path, reward_fn, at, b, path.states[at, b], data, features)
 
-    def _look_with_slope(self, path: Trajectory, judge: Judge, at: Tensor, b: Tensor) -> Views:
+    def _view_with_slope(
+        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor
+    ) -> Views:
         """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
 
         The value is that of the policy's x̂0. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
@@ -177,24 +159,25 @@ class CriticCredit:
                 estimate, features = self.policy.estimate_with_features(x, t, condition)
             else:
                 estimate = self.policy.estimate(x, t, condition)
-        known = torch.cat([path.data, path.final[None]])[at, b]
+        estimated = torch.cat([path.data, path.final[None]])[at, b]
         moving = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
-        data = known + (moving - moving.detach())
-        view = self._valued(path, judge, at, b, x, data, features)
+        # Straight through: the value of the acting estimate, the gradient of the one just made.
+        data = estimated + (moving - moving.detach())
+        view = self._valued(path, reward_fn, at, b, x, data, features)
         if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
             require_gradient(view.guess)
         slope = torch.autograd.grad(view.value.sum(), x)[0]
-        still = {
+        detached = {
             f.name: part.detach()
             for f in fields(view)
             if (part := getattr(view, f.name)) is not None
         }
-        return Views(**still, slope=slope)
+        return Views(**detached, slope=slope)
 
     def _valued(
         self,
         path: Trajectory,
-        judge: Judge,
+        reward_fn: RewardFn,
         at: Tensor,
         b: Tensor,
         x: Tensor,
@@ -203,29 +186,36 @@ class CriticCredit:
     ) -> Views:
         t, tokens = path.times[at, b], path.condition.tokens[b]
         ended = at == len(path.data)
-        heard = self.critic.skip is not none or bool(ended.any())
-        guess = judge(data, b) if heard else torch.zeros_like(t)
+        needs_reward = self.critic.skip is not none or bool(ended.any())
+        guess = reward_fn(data, b) if needs_reward else torch.zeros_like(t)
         value = self.critic(x, data, t, tokens, guess, features)
         value = torch.where(ended, guess, value)
         return Views(x, data, t, tokens, guess, value, features)
 
-    def _fit(self, seen: Views, returns: Tensor, weight: Tensor, deal: Deal) -> float:
-        """Fit by the martingale loss ½(G − V)²Δt; the mean loss of the last pass."""
+    def _fit(self, path: Trajectory, read: Read, returns: Tensor) -> dict[str, float]:
+        """Fit by the martingale loss ½(G − V)²Δt; what the critic explained before, and the mean
+        loss of the last pass."""
+        at, who, seen = read.at, read.who, read.views
+        early = at < len(returns) - 1  # at the end the value is the reward: nothing to explain
+        values = distributed.gather(seen.value[early])
+        explained = explained_variance(values, distributed.gather(returns[at, who][early]))
+        goal, weight, deal = returns[at, who], _time_weight(path, at, who), deal_of(path, who)
         losses: list[float] = []
         for _ in range(self.passes):
             losses = []
-            order = torch.randperm(deal.whole, device=returns.device)
+            order = torch.randperm(deal.whole, device=goal.device)
             for part, count in deal.chunks(order, self.minibatch):
                 self.optimiser.zero_grad(set_to_none=True)
                 if len(part):  # else the other processes have all of this minibatch
-                    loss = self._loss(seen, returns, weight, part.to(returns.device))
+                    loss = self._loss(seen, goal, weight, part.to(goal.device))
                     loss = loss * (len(part) / count)
                     loss.backward()
                     losses.append(float(loss.detach()))
                 distributed.add_up(self.critic.parameters())
                 self.optimiser.step()
         minibatches = -(-deal.whole // self.minibatch)
-        return distributed.total({"loss": sum(losses)})["loss"] / minibatches
+        loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
+        return {"explained_variance": explained, "critic_loss": loss_mean}
 
     def _loss(self, seen: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
         features = None if seen.features is None else seen.features[part]
@@ -240,12 +230,178 @@ class CriticCredit:
         return martingale_loss(value[:, None], returns[part, None], weight[part, None])
 
 
-def _dealt(path: Trajectory, who: Tensor) -> Deal:
-    """How states are dealt among the processes of which every row has all samples."""
+# ------------------------------------------------------------------------------------ rules
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A = G_k − V_k: the return less what was expected."""
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read:
+        views = critic.views(path, reward_fn, k, b)
+        return Read(k, b, views, advantage=returns.to_go[k, b] - views.value)
+
+
+@dataclass(frozen=True)
+class Increment:
+    """A = V_{k+1} − V_k + r_k Δ_k: what the step did to the value. Looks at every state once."""
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read:
+        at, who = (torch.ones_like(returns.running) > 0).nonzero(as_tuple=True)
+        views = critic.views(path, reward_fn, at, who)
+        values = torch.cat([views.value.view_as(returns.running), returns.to_go[-1:]])
+        return Read(at, who, views, advantage=(values.diff(dim=0) + returns.running)[k, b])
+
+
+@dataclass(frozen=True)
+class ArrivalSlope:
+    """∇V where the step arrives, times the kernel's response."""
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read:
+        views = critic.views(path, reward_fn, k + 1, b, slopes=True)
+        slope = arrival_to_data(critic.policy, path, k, b, slope_in(views))
+        return Read(k + 1, b, views, slope=slope)
+
+
+@dataclass(frozen=True)
+class SlopeRate:
+    """∇V at the visited state, times what it stands for of continuous time, so that any solver may
+    have led there: (1+η²)/2 g² ∇V·∂s/∂x̂0 dt = (1+η²)/2 α ∇V dℓ, the drift's part in dV, per unit
+    of x̂0."""
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read:
+        views = critic.views(path, reward_fn, k, b, slopes=True)
+        slope, alpha = slope_in(views), critic.policy.backbone.process.alpha(path.times[k, b])
+        along = (1 + path.etas[k, b] ** 2) / 2 * alpha * path.log_snr_steps[k, b]
+        return Read(k, b, views, slope=expand(along, slope) * slope)
+
+
+@dataclass(frozen=True)
+class Explored:
+    """An action is tried, the noise estimate plus `exploration` times standard noise [M, *S], and
+    its closed-form advantage q Δ [M] is the credit (`rl.advantage_rate`).
+
+    In log-SNR time g² dt is σ² dℓ; a score is −1/σ times a noise estimate.
+    """
+
+    exploration: float
+
+    def __call__(
+        self,
+        critic: CriticCredit,
+        path: Trajectory,
+        returns: Returns,
+        reward_fn: RewardFn,
+        k: Tensor,
+        b: Tensor,
+    ) -> Read:
+        views = critic.views(path, reward_fn, k, b, slopes=True)
+        slope = slope_in(views)
+        process, t, eta = critic.policy.backbone.process, path.times[k, b], path.etas[k, b]
+        alpha, sigma = expand(process.alpha(t), slope), expand(process.sigma(t), slope)
+        x, data = path.states[k, b], path.data[k, b]
+        noise = (x - alpha * data) / sigma
+        action = noise + self.exploration * deal_of(path, b).normal(noise)
+        pretrained = data if path.reference_data is None else path.reference_data[k, b]
+        rate = advantage_rate(
+            expand((1 + eta**2) / 2, slope) * slope,
+            -action / sigma,
+            -noise / sigma,
+            -(x - alpha * pretrained) / sigma**2,
+            process.sigma(t) ** 2,
+            critic.kl_weight * kl_factor(eta),
+            self.exploration**2 * noise[0].numel() / process.sigma(t) ** 2,
+        )
+        return Read(k, b, views, advantage=rate * path.log_snr_steps[k, b], action=action)
+
+
+def rule_named(form: Form, exploration: float = 0.0) -> Rule:
+    """The rule of a form of score as action; `exploration` is the deviation of tried actions."""
+    rules: dict[Form, Rule] = {
+        "outcome": Outcome(),
+        "ratio": Increment(),
+        "slope": ArrivalSlope(),
+        "rate": SlopeRate(),
+        "explicit": Explored(exploration),
+    }
+    return rules[form]
+
+
+def fitted_critic(
+    settings: CriticSettings, policy: Policy, rule: Rule, kl_weight: float
+) -> CriticCredit:
+    """The critic that settings name: a head on the policy's features if it has any and the settings
+    do not ask for another, else a small network of its own."""
+    backbone = policy.backbone
+    suits = policy.has_features and settings.inputs == "both"
+    shares = settings.body == "backbone" or (settings.body == "auto" and suits)
+    exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
+    critic = critic_for(
+        backbone.shape,
+        backbone.encode([""]).tokens.shape[-1],
+        backbone.process.horizon,
+        width=settings.width,
+        skip=settings.skip,
+        inputs=settings.inputs,
+        features=policy.feature_size if shares else 0,
+    ).to(policy.device, exact)
+    return CriticCredit(
+        critic=critic,
+        optimiser=torch.optim.Adam(critic.parameters(), lr=settings.learning_rate),
+        policy=policy,
+        kl_weight=kl_weight,
+        rule=rule,
+        passes=settings.passes,
+        shares_features=shares,
+        jacobian=settings.jacobian,
+    )
+
+
+def slope_in(views: Views) -> Tensor:
+    """∇_x V of views that were made with slopes."""
+    assert views.slope is not None
+    return views.slope
+
+
+def deal_of(path: Trajectory, who: Tensor) -> Deal:
+    """How states are dealt among the processes, of which every row has all samples."""
     samples = path.states.shape[1]
     return distributed.deal(torch.arange(len(who)) // samples, who, samples)
 
 
-def _there(slope: Tensor | None) -> Tensor:
-    assert slope is not None
-    return slope
+def _time_weight(path: Trajectory, at: Tensor, b: Tensor) -> Tensor:
+    """Δt of the martingale loss with mean 1; 0 at the end, where V needs no learning."""
+    steps = -path.times.diff(dim=0)
+    return torch.cat([steps / steps.mean(), torch.zeros_like(steps[:1])])[at, b]

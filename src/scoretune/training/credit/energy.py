@@ -9,7 +9,8 @@ low is data. The value can be used in two ways:
   the drift's part of dV, which tends to the same as steps get shorter.
 
 Both are slopes at x_{k+1}, hence by the kernel's response slopes of the estimate x̂0, and
-`objectives.score_action` does the rest. The sampler's noise is fixed: its entropy is a constant.
+`objectives.base.ScoreAction` does the rest. The sampler's noise is fixed: its entropy is a
+constant.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from scoretune.core.records import Condition, Scores, Trajectory
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
-from scoretune.training.credit.base import Credited, Judge, arrival_to_data
+from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data
 from scoretune.training.credit.values import head, phases
 
 Form = Literal["arrival", "departure"]
@@ -99,11 +100,11 @@ class EnergyNetwork(nn.Module):
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), *head(width, width)
         )
 
-    def forward(self, x: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
-        """Energies [B] of states x [B, *S] at the share t/horizon [B] of the noise; no prompts."""
+    def forward(self, x: Tensor, noise_left: Tensor, tokens: Tensor) -> Tensor:
+        """Energies [B] of states x [B, *S] at the part t/horizon [B] of the noise; no prompts."""
         hidden = self.enter(x.flatten(1))
         if self.clock is not None:
-            hidden = hidden + self.clock(phases(share.to(x.dtype)))
+            hidden = hidden + self.clock(phases(noise_left.to(x.dtype)))
         return cast(Tensor, self.leave(hidden).squeeze(1))
 
 
@@ -114,9 +115,10 @@ class EnergyCredit:
     Every round fits `energy` to tell the path's samples from as many of `data` (clean states
     [n, *S], noised to where the path ends), then sweeps back through the path, one step of the
     optimiser each: V(x_k) to its `td_targets`. `value` is a network of its own for V before the
-    end, or None: the energy's. Both are called with (x, share of the noise, tokens), as are
-    `critic.ImageValue` and `PointValue`; where prompts matter, the data have a `condition`. Credit
-    comes after the fit, as in DxMI: what has not seen these samples cannot tell them from data.
+    end, or None: the energy's. Both are called with (x, part of the noise that is left, tokens), as
+    are `values.ImageValue` and `PointValue`; where prompts matter, the data have a `condition`.
+    Credit comes after the fit, as in DxMI: what has not seen these samples cannot tell them from
+    data.
     """
 
     energy: nn.Module
@@ -143,7 +145,7 @@ class EnergyCredit:
             raise UserError("an energy is learned from data, and there are none: give clean states")
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         if path.log_probs is None:
             raise UserError("an energy's slopes go through the kernel: leave the solver unset")
@@ -186,13 +188,13 @@ class EnergyCredit:
 
     def _fit(self, path: Trajectory) -> dict[str, float]:
         """One step of the energy on the path's ends and as many data."""
-        (data, tokens), end = self._some_data(path), self._share(path.times[-1])
+        (data, tokens), end = self._some_data(path), self._noise_left(path.times[-1])
         of_data = self.energy(data, end, tokens)
         of_samples = self.energy(path.final, end, path.condition.tokens)
         loss = energy_loss(of_data, of_samples, self.strength)
         self._descend(loss)
-        found = {"data": of_data.mean(), "samples": of_samples.mean(), "loss": loss}
-        return {f"energy_{name}": float(value.detach()) for name, value in found.items()}
+        parts = {"data": of_data.mean(), "samples": of_samples.mean(), "loss": loss}
+        return {f"energy_{name}": float(value.detach()) for name, value in parts.items()}
 
     def _some_data(self, path: Trajectory) -> tuple[Tensor, Tensor]:
         """Data with the little noise that finished samples have too, and their tokens."""
@@ -218,7 +220,7 @@ class EnergyCredit:
                 if self.velocities is not None:
                     running = running_cost(x, x_next, self.velocities[k])
                 goal = td_targets(arrival, running, time_cost(here, steps), self.costs)
-            value = network(x, self._share(path.times[k]), path.condition.tokens)
+            value = network(x, self._noise_left(path.times[k]), path.condition.tokens)
             loss = ((value - goal) ** 2).mean()
             self._descend(loss)
             losses.append(float(loss.detach()))
@@ -226,13 +228,13 @@ class EnergyCredit:
 
     def _worth(self, path: Trajectory, x: Tensor, at: Tensor, b: Tensor) -> Tensor:
         """The cost [M] of states x [M, *S] that are the `at`-th of their paths."""
-        share, tokens = self._share(path.times[at, b]), path.condition.tokens[b]
-        energy = cast(Tensor, self.energy(x, share, tokens))
+        noise_left, tokens = self._noise_left(path.times[at, b]), path.condition.tokens[b]
+        energy = cast(Tensor, self.energy(x, noise_left, tokens))
         if self.value is None:
             return energy
-        return torch.where(at == len(path.data), energy, self.value(x, share, tokens))
+        return torch.where(at == len(path.data), energy, self.value(x, noise_left, tokens))
 
-    def _share(self, t: Tensor) -> Tensor:
+    def _noise_left(self, t: Tensor) -> Tensor:
         return t / self.policy.backbone.process.horizon
 
     def _descend(self, loss: Tensor) -> None:

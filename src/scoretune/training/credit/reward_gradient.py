@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretune.core.records import Scores, Trajectory, spans
-from scoretune.training.credit.base import Credited, Judge, slope_of
+from scoretune.training.credit.base import Credited, RewardFn, slope_of
 
 
 @dataclass
@@ -22,11 +22,11 @@ class RewardSlope:
     minibatch: int = 64
 
     def __call__(
-        self, path: Trajectory, scores: Scores, judge: Judge, k: Tensor, b: Tensor
+        self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         slope = path.data.new_empty(len(k), *path.data.shape[2:])
         for part in spans(len(k), self.minibatch):
-            slope[part] = slope_of(judge, path.data[k[part], b[part]], b[part])[1]
+            slope[part] = slope_of(reward_fn, path.data[k[part], b[part]], b[part])[1]
         return Credited(data_slope=slope)
 
     def state(self) -> dict[str, Any]:

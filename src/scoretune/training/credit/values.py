@@ -26,7 +26,7 @@ Skip = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def cos_sin(u: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos πu/2, sin πu/2): F is heard early, c_out ~ u."""
+    """(cos πu/2, sin πu/2): F counts early, c_out ~ u."""
     return torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)
 
 
@@ -36,7 +36,7 @@ def linear(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cos(u: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos πu/2, 1 − cos πu/2): F is heard late, c_out ~ u²."""
+    """(cos πu/2, 1 − cos πu/2): F counts late, c_out ~ u²."""
     skip = torch.cos(u * math.pi / 2)
     return skip, 1 - skip
 
@@ -86,11 +86,11 @@ class Critic(nn.Module):
         `guess` [B] is the reward of the decoded x̂0; `features` [B, F] are of the network that
         estimated x̂0, for a critic that reads them.
         """
-        share = (t / self.horizon).to(x.dtype)
-        skip, out = self.skip(share)
-        own = next(self.body.parameters()).dtype
-        seen = self._seen(x, data, features).to(own)
-        return skip * guess + out * cast(Tensor, self.body(seen, share.to(own), tokens))
+        noise_left = (t / self.horizon).to(x.dtype)
+        skip, out = self.skip(noise_left)
+        dtype = next(self.body.parameters()).dtype
+        seen = self._seen(x, data, features).to(dtype)
+        return skip * guess + out * cast(Tensor, self.body(seen, noise_left.to(dtype), tokens))
 
     def _seen(self, x: Tensor, data: Tensor, features: Tensor | None) -> Tensor:
         if self.inputs is None:
@@ -120,14 +120,14 @@ class ImageValue(nn.Module):
         self.pool = (rows, columns)  # keeps where things are, coarsely
         self.leave = head((rows * columns + 1) * width, width)
 
-    def forward(self, seen: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, seen: Tensor, noise_left: Tensor, tokens: Tensor) -> Tensor:
         hidden = self.enter(seen)
-        told = F.silu(self.clock(phases(share)) + self.ask(tokens))
+        context = F.silu(self.clock(phases(noise_left)) + self.ask(tokens))
         for mix, layer in zip(self.mix, self.layers, strict=True):
-            scale, shift = mix(told)[:, :, None, None].chunk(2, 1)
+            scale, shift = mix(context)[:, :, None, None].chunk(2, 1)
             hidden = layer(F.silu(F.group_norm(hidden, 4) * (1 + scale) + shift))
         pooled = F.adaptive_avg_pool2d(F.silu(hidden), self.pool).flatten(1)
-        return cast(Tensor, self.leave(torch.cat([pooled, told], 1)).squeeze(1))
+        return cast(Tensor, self.leave(torch.cat([pooled, context], 1)).squeeze(1))
 
 
 class PointValue(nn.Module):
@@ -139,15 +139,15 @@ class PointValue(nn.Module):
         self.enter = nn.Linear(dimension + 8, width)
         self.leave = nn.Sequential(nn.SiLU(), *head(width, width))
 
-    def forward(self, seen: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
-        hidden = self.enter(torch.cat([seen, phases(share)], 1)) + self.ask(tokens)
+    def forward(self, seen: Tensor, noise_left: Tensor, tokens: Tensor) -> Tensor:
+        hidden = self.enter(torch.cat([seen, phases(noise_left)], 1)) + self.ask(tokens)
         return cast(Tensor, self.leave(hidden).squeeze(1))
 
 
 class FeatureValue(PointValue):
     """A head on features [B, D] of the policy's own network: no second look at the state.
 
-    They come with the forward pass that estimates x̂0 (`backbones.base.WithFeatures`), which a
+    They come with the forward pass that estimates x̂0 (`policy.WithFeatures`), which a
     critic needs anyway; channels of a residual stream differ in size, hence the norm.
     """
 
@@ -155,8 +155,8 @@ class FeatureValue(PointValue):
         super().__init__(size, token_size, width)
         self.norm = nn.LayerNorm(size)
 
-    def forward(self, seen: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
-        return super().forward(self.norm(seen), share, tokens)
+    def forward(self, seen: Tensor, noise_left: Tensor, tokens: Tensor) -> Tensor:
+        return super().forward(self.norm(seen), noise_left, tokens)
 
 
 class PromptPool(nn.Module):
@@ -187,9 +187,10 @@ def head(size: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, width), nn.SiLU(), last)
 
 
-def phases(share: Tensor) -> Tensor:
+def phases(noise_left: Tensor) -> Tensor:
     """Eight smooth features [B, 8] of the share of noise left."""
-    angle = share[:, None] * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=share.device)
+    frequencies = torch.tensor([0.5, 1.0, 2.0, 4.0], device=noise_left.device)
+    angle = noise_left[:, None] * math.pi * frequencies
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
@@ -226,5 +227,5 @@ def critic_for(
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 − Var(G − V)/Var(G): 1 for a perfect critic, 0 for one that knows only the mean."""
-    spread = returns.var()
-    return float(1 - (returns - values).var() / spread) if float(spread) > 1e-8 else 0.0
+    variance = returns.var()
+    return float(1 - (returns - values).var() / variance) if float(variance) > 1e-8 else 0.0

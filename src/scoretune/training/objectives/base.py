@@ -1,4 +1,5 @@
-"""What objectives share: the path KL, to the pretrained policy and to the one that acted."""
+"""What objectives share: the path KL, to the pretrained policy and to the one that acted; trust
+regions; and the loss of the score as the action."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Steps
+from scoretune.core.records import Loss, Steps
 from scoretune.diffusion.estimates import Estimate
-from scoretune.rl import adapted_coefficient
+from scoretune.diffusion.processes import expand
+from scoretune.policy import Policy
+from scoretune.rl import adapted_coefficient, clipped_surrogate
 
 T = TypeVar("T")
 
@@ -48,6 +52,11 @@ class TrustRegion:
     radius: float
     coefficient: float = 1.0
 
+    @staticmethod
+    def of(radius: float | None) -> TrustRegion | None:
+        """The trust region of a radius in nats, none of None."""
+        return None if radius is None else TrustRegion(radius)
+
     def adapt(self, update: int, metrics: Mapping[str, float]) -> None:
         self.coefficient = adapted_coefficient(
             self.coefficient, metrics["update_kl"], self.radius, tolerance=0.5
@@ -69,3 +78,65 @@ def given(part: T | None, why: str) -> T:
 
 def _squared(x: Tensor) -> Tensor:
     return (x**2).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class ScoreAction:
+    """The loss of every method that says what a step's action is worth.
+
+    An action is a score, and the sampler follows it linearly, so all that a step needs to know is
+    what a unit of its action is worth. The unit here is the network's estimate of the data, x̂0,
+    which is well scaled at every time. Three forms of the gradient, by what credit gave:
+
+    * `data_slope`: sum_k ⟨x̂0_θ(x_k), ∂V/∂x̂0⟩, the reparametrised gradient E∫g²(∂s)ᵀ∇V dt. Where
+      the slopes come from is the method: a critic at the next state or at random times of the path,
+      an adjoint (DRaFT, AlignProp, adjoint matching), the reward itself (ReFL), an energy (DxMI).
+    * `action`: an explicitly tried action and its advantage rate q_k, as PPO's surrogate of q_k Δ_k
+      with the ratio of Gaussians around the estimates; `exploration` is their deviation.
+    * `advantage` alone: the increments A_k of a critic, with the ratio of the transitions; the
+      sampler's own noise is the exploration, and any reward will do.
+
+    In the first and the third the path KL is differentiated directly; in the second it is in q.
+    """
+
+    policy: Policy
+    kl_weight: float = 0.01
+    clip: float = 0.2
+    exploration: float = 0.0
+    trust: TrustRegion | None = None
+
+    def __call__(self, steps: Steps) -> Loss:
+        estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
+        metrics: dict[str, float] = {}
+        kl_weight = self.kl_weight
+        if steps.data_slope is not None:
+            gain = (estimate.data * steps.data_slope).flatten(1).sum(1)
+        else:
+            advantage = given(steps.advantage, "score as action needs slopes or advantages")
+            if steps.action is not None:
+                log_ratio, kl_weight = self._action_ratio(estimate, steps, steps.action), 0.0
+            else:
+                log_ratio = self._step_ratio(estimate, steps)
+            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
+            metrics = ratio_metrics(log_ratio, self.clip)
+        if kl_weight:
+            gain = gain - kl_weight * path_kl(estimate, steps)
+        moved = moved_kl(estimate, steps)
+        if self.trust is not None:
+            gain = gain - self.trust.coefficient * moved
+        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
+        return Loss(-steps.path_steps * gain.mean(), metrics)
+
+    def _step_ratio(self, estimate: Estimate, steps: Steps) -> Tensor:
+        """log N(x_next; θ) − log N(x_next; acting), [M]."""
+        needs = "this form needs a stochastic step: leave sampling.solver unset"
+        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
+        return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
+
+    def _action_ratio(self, estimate: Estimate, steps: Steps, action: Tensor) -> Tensor:
+        """log N(action; ε̂_θ, exploration²) − log N(action; ε̂_acting, exploration²), [M]."""
+        process = self.policy.backbone.process
+        alpha, sigma = process.alpha(steps.t), process.sigma(steps.t)
+        acting = (steps.x - expand(alpha, steps.x) * steps.data) / expand(sigma, steps.x)
+        nearer = (action - acting) ** 2 - (action - estimate.noise) ** 2
+        return nearer.flatten(1).sum(1) / (2 * self.exploration**2)

@@ -16,14 +16,25 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Examples, Loss
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.matching import consistency
-from scoretune.diffusion.processes import noise_ratio
+from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.models.lora import adapter_state
 from scoretune.policy import Policy
+from scoretune.training.objectives.method import (
+    Context,
+    Costs,
+    DataSetup,
+    Method,
+    Paths,
+    Setup,
+    check_first_time,
+    unconditional,
+)
 
 
 @dataclass(frozen=True)
@@ -192,3 +203,64 @@ class Consistency:
         own = adapter_state(self.policy.backbone.network)
         wide = {name: torch.promote_types(p.dtype, torch.float32) for name, p in own.items()}
         return {name: tensor.detach().to(wide[name], copy=True) for name, tensor in own.items()}
+
+
+# ------------------------------------------------------------------------------------- the method
+
+
+class ConsistencyKind:
+    """Consistency distillation and training, of networks of one's own."""
+
+    follows_reward = False
+
+    def check(self, settings: config.Consistency, context: Context) -> None:
+        raise UserError(
+            "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
+            "a run on data, or to a new unet, dit or mlp"
+        )
+
+    def build(self, settings: config.Consistency, setup: Setup) -> Method:
+        raise AssertionError("refused by `check`")
+
+    def check_from_data(
+        self, settings: config.Consistency, process: Process, *, new_network: bool
+    ) -> None:
+        if settings.rule == "distillation" and new_network:
+            raise UserError(
+                "there is nothing to distil in a new network: set model.source to the folder of a "
+                "run on data, or objective.rule=ict"
+            )
+        check_first_time(settings.t_min, process)
+
+    def build_from_data(self, settings: config.Consistency, setup: DataSetup) -> Method:
+        objective = Consistency(
+            setup.policy,
+            plan_of(settings, new_network=setup.new_network, updates=setup.updates),
+            t_min=settings.t_min,
+            sigma_data=settings.sigma_data,
+        )
+        return Method(objective, unconditional(setup), objective)
+
+    def costs(self, settings: config.Consistency, context: Context, paths: Paths) -> Costs:
+        distils = rule_of(settings, new_network=context.new_network) == "distillation"
+        return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
+
+
+def rule_of(
+    settings: config.Consistency, *, new_network: bool
+) -> Literal["distillation", "ict", "ct"]:
+    """The rule that settings name; "auto" distils a trained network and trains a new one."""
+    if settings.rule == "auto":
+        return "ict" if new_network else "distillation"
+    return settings.rule
+
+
+def plan_of(settings: config.Consistency, *, new_network: bool, updates: int) -> Plan:
+    """The plan of the rule."""
+    rule = rule_of(settings, new_network=new_network)
+    if rule == "distillation":
+        return Distillation(settings.points or 40, settings.solver, settings.decay)
+    return Training(updates, rule, settings.points or None)
+
+
+KIND = ConsistencyKind()

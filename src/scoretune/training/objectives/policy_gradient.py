@@ -8,14 +8,34 @@ is an integral, so κ means the same at 5 steps and at 500, on any grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from scoretune.core import config
+from scoretune.core.errors import UserError
 from scoretune.core.records import Loss, Steps
 from scoretune.policy import Policy
+from scoretune.rewards.weighted import Weighted
 from scoretune.rl import clipped_surrogate
+from scoretune.training.credit.base import Credit
+from scoretune.training.credit.critic import Outcome, fitted_critic
+from scoretune.training.credit.outcome import GroupCredit, RunningCredit
 from scoretune.training.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
+from scoretune.training.objectives.method import (
+    Context,
+    Costs,
+    Method,
+    Paths,
+    Setup,
+    check_has_noise,
+    check_on_rewards,
+    check_trust_region,
+    on_policy,
+    trained_steps,
+)
+from scoretune.training.sources.step_choice import any_steps
 
 
 @dataclass(frozen=True)
@@ -53,3 +73,66 @@ class PolicyGradient:
             gain = gain - self.trust.coefficient * moved
         metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
         return Loss(-steps.path_steps * gain.mean(), metrics)
+
+
+# ------------------------------------------------------------------------------------- the method
+
+
+class PolicyGradientKind:
+    """REINFORCE, DDPO, DPOK, GRPO and the flow family."""
+
+    follows_reward = False
+
+    def check(self, settings: config.PolicyGradient, context: Context) -> None:
+        by_critic = settings.baseline == "critic"
+        check_on_rewards(context, ends_alone=not by_critic)
+        check_has_noise(context)
+        check_trust_region(settings.trust_region, context.sizes)
+        if by_critic and settings.combine == "advantages":
+            raise UserError(
+                "objective.combine=advantages compares every reward by itself, and a critic values "
+                "their sum: set objective.combine=rewards, or objective.baseline=group or running"
+            )
+        if context.sampling.window.size and context.sampling.jitter:
+            raise UserError(
+                "sampling.window has a solver of its own, on a fixed grid: leave "
+                "sampling.jitter=false"
+            )
+
+    def build(self, settings: config.PolicyGradient, setup: Setup) -> Method:
+        clip = settings.clip if settings.surrogate == "clipped" else None
+        trust = TrustRegion.of(settings.trust_region)
+        objective = PolicyGradient(
+            setup.policy, clip, settings.kl_weight, settings.temperature, trust
+        )
+        credit, features = self._credit(settings, setup)
+        choose = any_steps(setup.context.sizes.share, noisy=True)
+        paths = on_policy(setup, credit, choose, kl_weight=settings.kl_weight, features=features)
+        return Method(objective, paths, trust, self._warm_up(settings))
+
+    def costs(self, settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
+        return Costs(
+            trained_steps(context.sizes.share, paths.noisy),
+            references=settings.kl_weight > 0,
+            ratios=True,
+            warm_up=self._warm_up(settings),
+        )
+
+    def _credit(self, settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
+        """The credit rule, and whether its critic reads the network's features."""
+        if settings.baseline == "critic":
+            critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
+            return critic, critic.shares_features
+        weights: Mapping[str, float] = {}
+        if isinstance(setup.reward, Weighted) and settings.combine == "advantages":
+            weights = setup.reward.weights
+        if settings.baseline == "running":
+            return RunningCredit(settings.buffer, settings.min_count, weights=weights), False
+        group = setup.context.sizes.group
+        return GroupCredit(group, settings.shared_scale, weights=weights), False
+
+    def _warm_up(self, settings: config.PolicyGradient) -> int:
+        return settings.critic.warmup if settings.baseline == "critic" else 0
+
+
+KIND = PolicyGradientKind()

@@ -2,78 +2,89 @@
 
     maximise  E[reward(X_0)] − κ · path KL to the pretrained model
 
-An action is a score, and the sampler follows it linearly, so all that a step needs to know is what
-a unit of its action is worth. The unit here is the network's estimate of the data, x̂0, which is
-well scaled at every time. Three forms of the gradient, by what credit gave:
-
-* `data_slope`: sum_k ⟨x̂0_θ(x_k), ∂V/∂x̂0⟩, the reparametrised gradient E∫g²(∂s)ᵀ∇V dt. Where the
-  slopes come from is the method: a critic at the next state or at random times of the path, an
-  adjoint (DRaFT, AlignProp, adjoint matching), the reward itself (ReFL), an energy (DxMI).
-* `action`: an explicitly tried action and its advantage rate q_k, as PPO's surrogate of q_k Δ_k
-  with the ratio of Gaussians around the estimates.
-* `advantage` alone: the increments A_k of a critic, with the ratio of the transitions; the
-  sampler's own noise is the exploration, and any reward will do.
-
-In the first and the third the path KL is differentiated directly; in the second it is in q.
+with a critic, in four forms: value slopes at the visited states (rate) or where steps arrive
+(slope), tried actions (explicit), and likelihood ratios (ratio). The loss is `base.ScoreAction`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
-import torch
-from torch import Tensor
+from scoretune.core import config
+from scoretune.training.credit.critic import CriticCredit, Form, fitted_critic, rule_named
+from scoretune.training.objectives.base import ScoreAction, TrustRegion
+from scoretune.training.objectives.method import (
+    Context,
+    Costs,
+    Method,
+    Paths,
+    Setup,
+    check_follows_gradient,
+    check_has_noise,
+    check_on_rewards,
+    check_trust_region,
+    on_policy,
+    trained_steps,
+)
+from scoretune.training.sources.step_choice import any_steps
 
-from scoretune.core.records import Loss, Steps
-from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import expand
-from scoretune.policy import Policy
-from scoretune.rl import clipped_surrogate
-from scoretune.training.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
+
+class ScoreActionKind:
+    """Score as action, in its four forms."""
+
+    follows_reward = True
+
+    def check(self, settings: config.ScoreAction, context: Context) -> None:
+        check_on_rewards(context)
+        check_trust_region(settings.trust_region, context.sizes)
+        at_visited = settings.form in ("rate", "explicit")
+        critic_alone = at_visited and settings.critic.skip == "none"
+        if settings.form in ("slope", "rate", "explicit") and not critic_alone:
+            check_follows_gradient(context)
+        becomes_rate = settings.form == "auto" and context.differentiable is not False
+        if not at_visited and not becomes_rate:
+            check_has_noise(context)
+
+    def build(self, settings: config.ScoreAction, setup: Setup) -> Method:
+        form = form_of(settings, bool(setup.context.differentiable))
+        trust = TrustRegion.of(settings.trust_region)
+        objective = ScoreAction(
+            setup.policy, settings.kl_weight, settings.clip, settings.exploration, trust
+        )
+        rule = rule_named(form, settings.exploration)
+        critic = fitted_critic(settings.critic, setup.policy, rule, settings.kl_weight)
+        choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
+        paths = on_policy(
+            setup,
+            critic,
+            choose,
+            kl_weight=settings.kl_weight,
+            features=critic.shares_features,
+        )
+        return Method(objective, paths, trust, settings.critic.warmup)
+
+    def costs(self, settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
+        form = form_of(settings, bool(context.differentiable))
+        ratios = form == "ratio" and context.sampling.solver is None
+        trained = trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
+        slopes = form != "ratio"
+        return Costs(
+            trained,
+            references=settings.kl_weight > 0,
+            credit_calls=paths.samples * trained if slopes else 0,
+            credit_graph=("both" if settings.critic.skip != "none" else "network")
+            if slopes
+            else "",
+            credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
+            warm_up=settings.critic.warmup,
+        )
 
 
-@dataclass(frozen=True)
-class ScoreAction:
-    """Continuous-time policy optimisation. `exploration` is the deviation of tried actions."""
+def form_of(settings: config.ScoreAction, differentiable: bool) -> Form:
+    """The form that settings name, or the one that suits the reward."""
+    if settings.form == "auto":
+        return "rate" if differentiable else "ratio"
+    return settings.form
 
-    policy: Policy
-    kl_weight: float = 0.01
-    clip: float = 0.2
-    exploration: float = 0.0
-    trust: TrustRegion | None = None
 
-    def __call__(self, steps: Steps) -> Loss:
-        estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
-        metrics: dict[str, float] = {}
-        kl_weight = self.kl_weight
-        if steps.data_slope is not None:
-            gain = (estimate.data * steps.data_slope).flatten(1).sum(1)
-        else:
-            advantage = given(steps.advantage, "score as action needs slopes or advantages")
-            if steps.action is not None:
-                log_ratio, kl_weight = self._action_ratio(estimate, steps, steps.action), 0.0
-            else:
-                log_ratio = self._step_ratio(estimate, steps)
-            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
-            metrics = ratio_metrics(log_ratio, self.clip)
-        if kl_weight:
-            gain = gain - kl_weight * path_kl(estimate, steps)
-        moved = moved_kl(estimate, steps)
-        if self.trust is not None:
-            gain = gain - self.trust.coefficient * moved
-        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
-        return Loss(-steps.path_steps * gain.mean(), metrics)
-
-    def _step_ratio(self, estimate: Estimate, steps: Steps) -> Tensor:
-        """log N(x_next; θ) − log N(x_next; acting), [M]."""
-        needs = "this form needs a stochastic step: leave sampling.solver unset"
-        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
-        return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
-
-    def _action_ratio(self, estimate: Estimate, steps: Steps, action: Tensor) -> Tensor:
-        """log N(action; ε̂_θ, exploration²) − log N(action; ε̂_acting, exploration²), [M]."""
-        process = self.policy.backbone.process
-        alpha, sigma = process.alpha(steps.t), process.sigma(steps.t)
-        acting = (steps.x - expand(alpha, steps.x) * steps.data) / expand(sigma, steps.x)
-        nearer = (action - acting) ** 2 - (action - estimate.noise) ** 2
-        return nearer.flatten(1).sum(1) / (2 * self.exploration**2)
+KIND = ScoreActionKind()

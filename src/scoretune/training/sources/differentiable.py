@@ -12,7 +12,8 @@ from scoretune.core import distributed
 from scoretune.core.records import Condition, Round, Starts
 from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import jittered
-from scoretune.training.sources.on_policy import OnPolicy, deal_out
+from scoretune.training.sources.base import deal_out
+from scoretune.training.sources.on_policy import OnPolicy
 
 
 @dataclass

@@ -1,40 +1,27 @@
-"""Where batches come from: the policy's own samples, or a dataset."""
+"""The policy's own samples: rolled, scored, credited, and dealt out as transitions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Sizes
-from scoretune.core.distributed import Deal
-from scoretune.core.records import Condition, Examples, Round, Scores, Starts, Steps, Trajectory
+from scoretune.core.records import Condition, Round, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
-from scoretune.diffusion.noise import Rows, rand, randint
+from scoretune.diffusion.noise import Rows
 from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.rollout import prior, rollout, windowed
 from scoretune.training.credit.base import Credit, Credited
-
-
-class Chosen(NamedTuple):
-    """Which steps of the paths are learned from: the steps k [M] of the samples b [M], in rows
-    [M] from left to right; a mean over them stands for `path_steps` of a path's steps."""
-
-    k: Tensor
-    b: Tensor
-    path_steps: float
-    rows: Tensor
-
-
-Dealt = TypeVar("Dealt", Steps, Starts)
-Chooser = Callable[[Trajectory, torch.Generator], Chosen]
+from scoretune.training.sources.base import deal_out, gathered, mean_over_processes
+from scoretune.training.sources.step_choice import Chooser
 
 
 @dataclass
@@ -69,30 +56,30 @@ class OnPolicy:
         condition = self.policy.backbone.encode(texts)
         path = self._roll(condition, update, generator)
 
-        def judge(x0: Tensor, who: Tensor) -> Tensor:
+        def reward_fn(x0: Tensor, who: Tensor) -> Tensor:
             images = self.policy.backbone.decode(x0.to(self.policy.device))
-            asked = [texts[i] for i in who.tolist()]
-            return checked(self.reward, self.reward_name, images, asked)
+            prompts = [texts[i] for i in who.tolist()]
+            return checked(self.reward, self.reward_name, images, prompts)
 
         with torch.no_grad():
             images = self.policy.backbone.decode(path.final.to(self.policy.device))
             scores = gathered(scored(self.reward, self.reward_name, images, texts))
             scores = scores.to(path.states.device)
-        chosen = self.choose(path, generator)
-        credited = self.credit(path, scores, judge, chosen.k, chosen.b)
-        steps = transitions(path, credited, chosen.k, chosen.b, chosen.path_steps)
-        metrics = {**reward_metrics(scores), **_mean(credited.metrics)}
+        choice = self.choose(path, generator)
+        credited = self.credit(path, scores, reward_fn, choice.k, choice.b)
+        steps = transitions(path, credited, choice.k, choice.b, choice.path_steps)
+        metrics = {**reward_metrics(scores), **mean_over_processes(credited.metrics)}
         if path.kls is not None:
             metrics["path_kl"] = float(distributed.gather(path.kls.sum(0)).mean())
-        deal = distributed.deal(chosen.rows, chosen.b, len(texts))
+        deal = distributed.deal(choice.rows, choice.b, len(texts))
         batches, counts = deal_out(steps, self.sizes.minibatch, generator, deal)
         return Round(batches, metrics, self.sizes.accumulate, counts)
 
     def generator(self, update: int) -> torch.Generator:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
-        found, team = Rows(), distributed.team()
-        found.part, found.parts = team.rank, team.size
-        return found.manual_seed(self.seed * 1_000_003 + update)
+        rows, team = Rows(), distributed.team()
+        rows.part, rows.parts = team.rank, team.size
+        return rows.manual_seed(self.seed * 1_000_003 + update)
 
     def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
         group = self.sizes.group if self.shared_noise else 1
@@ -141,89 +128,14 @@ class OnPolicy:
     def _next_prompts(self) -> list[str]:
         """The next prompts of all processes, each `group` times; every pass in its own order."""
         laps: dict[int, list[int]] = {}
-        chosen = []
+        texts = []
         for place in range(self.cursor, self.cursor + self.sizes.prompts):
             lap, index = divmod(place, len(self.prompts))
             if lap not in laps:
                 laps[lap] = order(self.prompts, lap, self.seed)
-            chosen.append(self.prompts.texts[laps[lap][index]])
+            texts.append(self.prompts.texts[laps[lap][index]])
         self.cursor += self.sizes.prompts
-        return [text for text in chosen for _ in range(self.sizes.group)]
-
-
-@dataclass
-class Dataset:
-    """Draws weighted examples of clean states with their conditions."""
-
-    x0: Tensor
-    condition: Condition
-    weight: Tensor
-    batch: int
-    seed: int
-
-    def __call__(self, update: int) -> Round:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
-        index = torch.randint(len(self.x0), (self.batch,), generator=generator)
-        team = distributed.team()
-        # The objective draws times and noise; those of several processes must not be alike.
-        torch.manual_seed(self.seed * 1_000_003 + update + 7_368_787 * team.rank)
-        index = index[team.own(self.batch)]
-        batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
-        return Round([batch], {}, counts=(self.batch,))
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def any_steps(share: float, noisy: bool = False) -> Chooser:
-    """Chooses a random `share` of each path's steps; of those with noise, if `noisy`."""
-
-    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
-        batch = path.data.shape[1]
-        known = path.noisy_steps if noisy else torch.arange(len(path.data))
-        kept = max(1, round(share * len(known)))
-        order = known[rand((len(known), batch), generator, dim=1).argsort(0)[:kept]]
-        everyone, rows = torch.arange(batch).repeat(kept), torch.arange(kept)
-        return _chosen(path, order.flatten(), everyone, len(known), rows.repeat_interleave(batch))
-
-    return choose
-
-
-def last_steps(count: int, random: bool = False) -> Chooser:
-    """Chooses the last `count` steps, or of each path a random number from 1 to `count`."""
-
-    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
-        steps, batch = path.data.shape[:2]
-        many = torch.full((batch,), min(count, steps))
-        if random:
-            many = randint(1, min(count, steps) + 1, batch, generator)
-        wanted = torch.arange(steps)[:, None] >= steps - many
-        k, b = wanted.nonzero(as_tuple=True)
-        whole, samples = (
-            float(distributed.gather(torch.tensor([n])).sum()) for n in (len(k), batch)
-        )
-        return _chosen(path, k, b, whole / samples, k)
-
-    return choose
-
-
-def one_of_last(count: int) -> Chooser:
-    """Chooses one step of each path, uniform among the last `count`."""
-
-    def choose(path: Trajectory, generator: torch.Generator) -> Chosen:
-        steps, batch = path.data.shape[:2]
-        back = randint(1, min(count, steps) + 1, batch, generator)
-        return _chosen(path, steps - back, torch.arange(batch), 1.0, torch.zeros_like(back))
-
-    return choose
-
-
-def _chosen(path: Trajectory, k: Tensor, b: Tensor, path_steps: float, rows: Tensor) -> Chosen:
-    device = path.states.device
-    return Chosen(k.to(device), b.to(device), float(path_steps), rows)
+        return [text for text in texts for _ in range(self.sizes.group)]
 
 
 def transitions(
@@ -245,37 +157,4 @@ def transitions(
         action=credited.action,
         reference_data=None if pretrained is None else pretrained[k, b],
         path_steps=path_steps,
-    )
-
-
-def deal_out(
-    batch: Dealt, minibatch: int, generator: torch.Generator, deal: Deal
-) -> tuple[list[Dealt], tuple[int, ...]]:
-    """Transitions or starts in random order, cut into minibatches, and the sizes of these.
-
-    Where several processes deal them out: this one's part of every minibatch, and the sizes of the
-    whole.
-    """
-    chunks = deal.chunks(torch.randperm(deal.whole, generator=generator), minibatch)
-    batches = [batch.take(own.to(batch.x.device)) for own, _ in chunks]
-    return batches, tuple(count for _, count in chunks)
-
-
-def _mean(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The means of what equal shares of a round found."""
-    return {
-        name: value / distributed.team().size for name, value in distributed.total(metrics).items()
-    }
-
-
-def gathered(scores: Scores) -> Scores:
-    """The scores of all processes, of which this one's are `mine`."""
-    team = distributed.team()
-    if team.size == 1:
-        return scores
-    return Scores(
-        distributed.gather(scores.total),
-        tuple(distributed.gather_texts(scores.prompts)),
-        {name: distributed.gather(part) for name, part in scores.parts.items()},
-        team.own(len(scores) * team.size),
     )

@@ -1,0 +1,66 @@
+"""Adjoint matching (arXiv 2409.08861): regression onto lean adjoints under the pretrained policy.
+
+The loss is `base.ScoreAction` with the slopes of `credit.adjoint`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scoretune.core import config
+from scoretune.core.errors import UserError
+from scoretune.training.credit.adjoint import AdjointCredit
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.objectives.method import (
+    Context,
+    Costs,
+    Method,
+    Paths,
+    Setup,
+    check_follows_gradient,
+    check_on_rewards,
+    check_shard,
+    on_policy,
+    trained_steps,
+)
+from scoretune.training.sources.step_choice import any_steps
+
+
+class AdjointKind:
+    """Adjoint matching."""
+
+    follows_reward = True
+
+    def check(self, settings: config.Adjoint, context: Context) -> None:
+        check_on_rewards(context)
+        sampling = context.sampling
+        if sampling.eta != 1 or sampling.noise != "constant" or sampling.solver is not None:
+            raise UserError(
+                "adjoint matching needs a memoryless kernel, under which the sample does not "
+                "depend on the noise it began with: set sampling.eta=1 (it is "
+                f"{sampling.eta:g}) and leave sampling.noise=constant and sampling.solver=null"
+            )
+        check_follows_gradient(context)
+        check_shard(context, "sizes.share below 1", context.sizes.share < 1)
+
+    def build(self, settings: config.Adjoint, setup: Setup) -> Method:
+        sizes = setup.context.sizes
+        credit = AdjointCredit(setup.policy, lean=True, minibatch=sizes.minibatch)
+        paths = on_policy(setup, credit, any_steps(sizes.share), kl_weight=settings.kl_weight)
+        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
+
+    def costs(self, settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
+        samples, steps = paths.samples, paths.steps
+        trained = trained_steps(context.sizes.share, steps)
+        # The sweep goes back to the earliest step that any sample learns from.
+        later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
+        return Costs(
+            trained,
+            references=settings.kl_weight > 0,
+            credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
+            credit_graph="either",
+            credit_batch=min(context.sizes.minibatch, samples),
+        )
+
+
+KIND = AdjointKind()

@@ -1,0 +1,86 @@
+"""D(x)MI: the reward is learned, an energy that tells data from samples (arXiv 2407.00626,
+2502.01819).
+
+The loss is `base.ScoreAction` with the slopes of `credit.energy`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from scoretune.core import config
+from scoretune.core.errors import UserError
+from scoretune.data.prompts import read_pictures
+from scoretune.training.credit.energy import EnergyCredit
+from scoretune.training.credit.values import critic_for
+from scoretune.training.objectives.base import ScoreAction
+from scoretune.training.objectives.method import (
+    Context,
+    Costs,
+    Method,
+    Paths,
+    Setup,
+    check_has_noise,
+    check_on_rewards,
+    on_policy,
+    trained_steps,
+)
+from scoretune.training.sources.step_choice import any_steps
+
+
+class EnergyKind:
+    """D(x)MI, by value slopes where a step arrives or where it starts."""
+
+    follows_reward = False
+
+    def check(self, settings: config.Energy, context: Context) -> None:
+        if context.processes > 1:
+            raise UserError(
+                f"recipe {context.recipe!r} fits an energy to all samples at once, in one process: "
+                "start it without torchrun"
+            )
+        check_on_rewards(context)
+        check_has_noise(context)
+
+    def build(self, settings: config.Energy, setup: Setup) -> Method:
+        paths = on_policy(
+            setup,
+            self._credit(settings, setup),
+            any_steps(setup.context.sizes.share),
+            kl_weight=settings.kl_weight,
+        )
+        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
+
+    def costs(self, settings: config.Energy, context: Context, paths: Paths) -> Costs:
+        trained = trained_steps(context.sizes.share, paths.steps)
+        return Costs(trained, references=settings.kl_weight > 0)
+
+    def _credit(self, settings: config.Energy, setup: Setup) -> EnergyCredit:
+        """Energy and value are networks like a critic's F, of the noisy state alone."""
+        policy, backbone = setup.policy, setup.policy.backbone
+        images, captions = read_pictures(setup.data, setup.seed)
+        condition = backbone.encode(captions)
+        energy, value = (
+            critic_for(
+                backbone.shape,
+                condition.tokens.shape[-1],
+                backbone.process.horizon,
+                width=settings.width,
+                inputs="noisy",
+            ).body.to(policy.device)
+            for _ in range(2)
+        )
+        parameters = [*energy.parameters(), *value.parameters()]
+        return EnergyCredit(
+            energy=energy,
+            optimiser=torch.optim.Adam(parameters, lr=settings.learning_rate),
+            policy=policy,
+            data=backbone.embed(images.to(policy.device)),
+            seed=setup.seed,
+            condition=condition,
+            form="arrival" if settings.update == "dxmi" else "departure",
+            value=value,
+        )
+
+
+KIND = EnergyKind()

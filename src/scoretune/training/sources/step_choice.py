@@ -1,0 +1,76 @@
+"""Which steps of the paths are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretune.core import distributed
+from scoretune.core.records import Trajectory
+from scoretune.diffusion.noise import rand, randint
+
+
+class Choice(NamedTuple):
+    """Which steps of the paths are learned from: the steps k [M] of the samples b [M], in rows
+    [M] from left to right; a mean over them stands for `path_steps` of a path's steps."""
+
+    k: Tensor
+    b: Tensor
+    path_steps: float
+    rows: Tensor
+
+
+Chooser = Callable[[Trajectory, torch.Generator], Choice]
+
+
+def any_steps(share: float, noisy: bool = False) -> Chooser:
+    """Chooses a random `share` of each path's steps; of those with noise, if `noisy`."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Choice:
+        batch = path.data.shape[1]
+        candidates = path.noisy_steps if noisy else torch.arange(len(path.data))
+        kept = max(1, round(share * len(candidates)))
+        order = candidates[rand((len(candidates), batch), generator, dim=1).argsort(0)[:kept]]
+        samples, rows = torch.arange(batch).repeat(kept), torch.arange(kept)
+        return _choice(
+            path, order.flatten(), samples, len(candidates), rows.repeat_interleave(batch)
+        )
+
+    return choose
+
+
+def last_steps(count: int, random: bool = False) -> Chooser:
+    """Chooses the last `count` steps, or of each path a random number from 1 to `count`."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Choice:
+        steps, batch = path.data.shape[:2]
+        many = torch.full((batch,), min(count, steps))
+        if random:
+            many = randint(1, min(count, steps) + 1, batch, generator)
+        wanted = torch.arange(steps)[:, None] >= steps - many
+        k, b = wanted.nonzero(as_tuple=True)
+        whole, samples = (
+            float(distributed.gather(torch.tensor([n])).sum()) for n in (len(k), batch)
+        )
+        return _choice(path, k, b, whole / samples, k)
+
+    return choose
+
+
+def one_of_last(count: int) -> Chooser:
+    """Chooses one step of each path, uniform among the last `count`."""
+
+    def choose(path: Trajectory, generator: torch.Generator) -> Choice:
+        steps, batch = path.data.shape[:2]
+        back = randint(1, min(count, steps) + 1, batch, generator)
+        return _choice(path, steps - back, torch.arange(batch), 1.0, torch.zeros_like(back))
+
+    return choose
+
+
+def _choice(path: Trajectory, k: Tensor, b: Tensor, path_steps: float, rows: Tensor) -> Choice:
+    device = path.states.device
+    return Choice(k.to(device), b.to(device), float(path_steps), rows)
