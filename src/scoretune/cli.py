@@ -230,6 +230,7 @@ def reproduce(
 ) -> None:
     """Repeat a paper's experiments in miniature; goes on where it was stopped."""
     from scoretune.commands.display import CellBars
+    from scoretune.commands.reproduce.launch import Inputs
     from scoretune.commands.reproduce.launch import reproduce as repeat
 
     _threads(1)
@@ -243,8 +244,7 @@ def reproduce(
             seeds=seeds,
             jobs=jobs,
             quick=quick,
-            model=model,
-            data=data,
+            inputs=Inputs(model, data),
             watcher=bars.watcher,
         )
     if json_:

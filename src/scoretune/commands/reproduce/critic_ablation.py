@@ -14,8 +14,8 @@ from torch import Tensor
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
-from scoretune.core import config
 from scoretune.core.config import Critic as Settings
+from scoretune.core.config import Sampling
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.named import grid
 from scoretune.policy import Policy
@@ -76,7 +76,10 @@ def ablate(seed: int, rounds: int = 24, paths: int = 32, passes: int = 6) -> Num
     run = overrides.changed(recipes.score_as_action(), ["sampling.jitter=true", f"seed={seed}"])
     policy = build_policy(run, torch.device("cpu"))
     prompts, reward = read_prompts("scenes", 200), named_reward("reader")
-    rolled = [look(policy, prompts, reward, run, seed * 1000 + k, paths) for k in range(rounds)]
+    rolled = [
+        look(policy, prompts, reward, run.sampling, seed=seed * 1000 + k, paths=paths)
+        for k in range(rounds)
+    ]
     training, unseen = joined(rolled[: -(rounds // 4 or 1)]), joined(rolled[-(rounds // 4 or 1) :])
     horizon = policy.backbone.process.horizon
     explained: Numbers = {}
@@ -102,7 +105,7 @@ def ablate(seed: int, rounds: int = 24, paths: int = 32, passes: int = 6) -> Num
 
 @torch.no_grad()
 def look(
-    policy: Policy, prompts: Prompts, reward: Reward, run: config.Run, seed: int, paths: int
+    policy: Policy, prompts: Prompts, reward: Reward, sampling: Sampling, *, seed: int, paths: int
 ) -> Seen:
     """One round of rollouts, as a critic sees it."""
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +113,7 @@ def look(
     texts = [prompts.texts[i] for i in indices]
     condition = policy.backbone.encode(texts)
     noise = prior(policy, paths, generator)
-    times = grid(policy.backbone.process, run.sampling)
+    times = grid(policy.backbone.process, sampling)
     path = rollout(policy, condition, times, generator, noise, jitter=True, features=True)
     assert path.features is not None
     steps = len(path.data)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scoretune.commands.reproduce import EXPERIMENTS, Part
 from scoretune.commands.reproduce.base import Page, Watch, run_cells, spent
 from scoretune.core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders of the user's: a model for the part that wants one, and pictures to learn from."""
+
+    model: Path | None = None
+    data: Path | None = None
+
+
+NO_INPUTS = Inputs()
 
 
 def reproduce(
@@ -20,21 +32,20 @@ def reproduce(
     seeds: int = 5,
     jobs: int = 1,
     quick: bool = False,
-    model: Path | None = None,
-    data: Path | None = None,
+    inputs: Inputs = NO_INPUTS,
     watcher: Callable[[str], Watch] | None = None,
 ) -> dict[str, Any]:
     """Run the named experiment's parts in `folder`; every part's numbers by its name.
 
     A stopped experiment goes on where it was: cells that are finished are not repeated.
     """
-    selected = parts_named(name, parts, model)
+    selected, data = parts_named(name, parts, inputs.model), inputs.data
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data} is not a folder")
     results: dict[str, Any] = {}
     for part_name, part in selected.items():
         module = importlib.import_module(f"scoretune.commands.reproduce.{part.module}")
-        extra = {"model": str(model)} if part.wants_model else {}
+        extra = {"model": str(inputs.model)} if part.wants_model else {}
         if part.wants_data and data is not None:
             extra["data"] = str(data)
         cells = module.cells(seeds, quick, **extra)
