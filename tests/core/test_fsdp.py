@@ -27,6 +27,7 @@ from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.training import build, engine, overrides
 from scoretune.training.engine import TorchEngine
+from scoretune.training.hooks import Save
 from scoretune.training.loop import train
 from scoretune.training.progress import Progress
 
@@ -70,7 +71,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
         parts.engine,
         updates=range(first, until),
         clip_norm=run.optimiser.clip_norm,
-        hooks=progress.hooks(first, lambda line: None, lambda update: None),
+        hooks=[Save(progress.save, run.checkpoints.every, run.updates)],
     )
     return parts.policy
 

@@ -57,8 +57,8 @@ def start(requested: int | None = None) -> Team:
     if wanted is not None and wanted != running:
         raise UserError(
             f"{wanted} processes were asked for, and there {'is' if running == 1 else 'are'} "
-            f"{running}: start them by scoretune train … --processes {wanted}, or by torchrun --standalone "
-            f"--nproc_per_node {wanted} -m scoretune -- train …"
+            f"{running}: start them by scoretune train … --processes {wanted}, or by torchrun "
+            f"--standalone --nproc_per_node {wanted} -m scoretune -- train …"
         )
     if running > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
