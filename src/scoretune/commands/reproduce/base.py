@@ -95,7 +95,7 @@ def _do(cell: Cell, folder: Path) -> Numbers:
 
 
 def _kept(cell: Cell, folder: Path) -> Numbers | None:
-    """What an earlier run of the very same cell found."""
+    """The numbers of an earlier run of the very same cell, None if there is none."""
     path = folder / "cells" / f"{cell.name}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ class Seen:
     returns: Tensor
 
     def part(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What a critic is asked with, of some of the states."""
+        """The inputs of a critic, of some of the states."""
         return (
             self.x[index],
             self.data[index],

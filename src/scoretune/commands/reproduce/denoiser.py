@@ -55,7 +55,8 @@ def waves(level: Tensor) -> Tensor:
 
 
 class Perceptron(nn.Module):
-    """For points of the plane: 128 units in two layers, given the noise level."""
+    """For points of the plane: 128 units in two layers, given the noise level; no residuals, so
+    that it is none of `models.networks`."""
 
     def __init__(self, dimension: int = 2, width: int = 128) -> None:
         super().__init__()

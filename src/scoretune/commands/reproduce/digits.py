@@ -52,7 +52,9 @@ def handwriting(held_out: int = 597) -> tuple[Handwriting, Handwriting]:
 class DigitNetwork(nn.Module):
     """A residual perceptron on the 64 pixels, each block given the time: 0.25 M weights.
 
-    An image of 8×8 is so small that convolutions would only cost time.
+    An image of 8×8 is so small that convolutions would only cost time. Blocks of one layer and a
+    clock of half the angle: another network than `models.networks.Perceptron`, whose first weights
+    and numbers would be other ones than those of the published pages.
     """
 
     def __init__(self, width: int = 192, blocks: int = 3) -> None:

@@ -60,7 +60,7 @@ def reproduce(
 
 
 def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str, Part]:
-    """The parts that were asked for; all that need no model of the user's, if none were."""
+    """The parts of these names; without names all that need no model of the user's."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     all_parts = EXPERIMENTS[name]

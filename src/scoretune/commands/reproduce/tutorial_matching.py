@@ -149,7 +149,7 @@ def _loss(network: Perceptron, loss: str, t: Tensor, sigma: Tensor) -> Tensor:
 
 
 def noise_of(network: Perceptron, x: Tensor, t: Tensor) -> Tensor:
-    """ε̂ of the network, told ¼ ln ρ."""
+    """ε̂ of the network at ¼ ln ρ."""
     ratio = PROCESS.sigma(t) / PROCESS.alpha(t)
     noise: Tensor = network(x, torch.log(ratio).float() / 4)
     return noise
