@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,10 +29,16 @@ LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "acceler
 
 
 def record(
-    run: Run, folder: Path, threads: int, checked: Checked | from_data.Parts | None = None
+    run: Run,
+    folder: Path,
+    threads: int,
+    *,
+    command: str = "launched from Python",
+    checked: Checked | from_data.Parts | None = None,
 ) -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on.
 
+    `command` is what a user types to repeat the run; one that is launched from Python has none.
     `checked` is what `ready` gave for this run: its reward is not built anew for its fingerprint.
     """
     path = folder / "run.json"
@@ -52,7 +56,7 @@ def record(
         return
     described = {
         "recipe": run.recipe,
-        "command": shlex.join(["scoretune", *sys.argv[1:]]),
+        "command": command,
         "seed": run.seed,
         "threads": threads,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
