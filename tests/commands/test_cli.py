@@ -180,8 +180,6 @@ def test_what_the_public_names_mean():
 
     assert scoretune.Policy is Policy
     assert scoretune.train is train
-    importlib.import_module("scoretune.train")  # binds the module's name, which is not to win
-    assert scoretune.train is train
     assert scoretune.recipes.ddpo().recipe == "ddpo"
     assert callable(scoretune.load)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -196,6 +194,10 @@ def test_help_names_every_command(command):
     assert outcome.code == 0
     for name in ("demo", "train", "show", "sample", "evaluate"):
         assert name in outcome.out
+
+
+def test_the_version(command):
+    assert command("--version").out == f"scoretune {scoretune.__version__}\n"
 
 
 def test_show_prints_the_settings(command):
@@ -265,7 +267,7 @@ def run(tmp_path_factory, tiny) -> Path:
     from scoretune import recipes
     from scoretune.commands.display import Live
     from scoretune.training import overrides, run_folder
-    from scoretune.training.build import launch
+    from scoretune.training.run import launch
 
     chosen = overrides.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
     folder = tmp_path_factory.mktemp("runs") / "done"
@@ -281,6 +283,24 @@ def test_evaluate_measures_a_run(command, run):
     last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
     for name in ("reader", "judge", "reward"):
         assert measured[name] == last[name]
+
+
+def test_evaluate_measures_other_prompts(command, run, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,task\na red seven,single\ntwo fives,counting\n")
+    outcome = command("evaluate", run, "--prompts", tmp_path / "mine.csv", "--json")
+    measured = json.loads(outcome.out)
+    assert sorted(measured["judge"]["tasks"]) == ["counting", "single"]
+
+
+def test_sample_draws_the_prompts_of_a_file(command, run, tmp_path):
+    (tmp_path / "mine.txt").write_text("a red seven\ntwo fives\n")
+    outcome = command(
+        *("sample", run, "--prompts", tmp_path / "mine.txt"),
+        *("--out", tmp_path / "a.png", "--steps", 2),
+    )
+    assert outcome.out.splitlines()[:2] == ["1. a red seven", "2. two fives"]
+    outcome = command("sample", run, "a red seven", "--prompts", tmp_path / "mine.txt")
+    assert outcome.code == 2 and "leave one out" in outcome.err
 
 
 def test_sample_draws_pictures(command, run, tmp_path):

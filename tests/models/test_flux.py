@@ -14,7 +14,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -373,7 +372,7 @@ def tuned(folder, tiny, tmp_path):
 
 def test_a_lora_trains(tuned, tmp_path):
     assert launch(tuned(), tmp_path / "run") == [1, 2]
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     assert isinstance(policy.backbone, DistilledFlux)
     assert policy.backbone.scale == 3.5
     learned = adapter_state(policy.backbone.network)
@@ -395,7 +394,7 @@ def test_a_lora_trains(tuned, tmp_path):
 def test_every_weight_trains(tuned, backbone, tmp_path):
     changes = ["model.rank=0", "optimiser.learning_rate=1e-3", "objective.kl_weight=0"]
     assert launch(tuned(*changes), tmp_path / "run") == [1, 2]
-    learned = sample.load(tmp_path / "run").backbone.network.state_dict()
+    learned = run_folder.load(tmp_path / "run").backbone.network.state_dict()
     before = backbone.network.state_dict()
     moved = [name for name, w in before.items() if not torch.equal(w, learned[name])]
     assert {"x_embedder.weight", "context_embedder.weight"} <= set(moved)

@@ -19,7 +19,6 @@ from diffusers import (
 )
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -242,7 +241,7 @@ def test_what_it_is(folder, backbone):
     assert backbone.prediction.name == "sample"
     assert backbone.output.name == "epsilon"
     assert not any(p.requires_grad for p in backbone.pipeline.unet.parameters())
-    assert isinstance(sample.load(folder).backbone, LatentConsistency)
+    assert isinstance(run_folder.load(folder).backbone, LatentConsistency)
 
 
 def test_features_for_a_critic(backbone):
@@ -344,7 +343,7 @@ def test_a_lora_trains_and_the_reference_stays(tuned, backbone, tmp_path):
     assert [line["update"] for line in lines] == [1, 2]
     numbers = [value for line in lines for value in line.values() if isinstance(value, float)]
     assert all(map(math.isfinite, numbers))
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     learned = adapter_state(policy.backbone.network)
     assert any(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
     bare = Policy(backbone, FRESH)
@@ -357,7 +356,7 @@ def test_a_lora_trains_and_the_reference_stays(tuned, backbone, tmp_path):
 def test_every_weight_trains_under_another_process(tuned, backbone, tmp_path):
     changes = ("model.rank=0", "objective.kl_weight=0", "model.process=VE(sigma_max=14)")
     launch(tuned(*changes), tmp_path / "run")
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     assert isinstance(policy.backbone, Recycled)
     assert policy.backbone.base.scale == 8.5
     learned, before = policy.backbone.network.state_dict(), backbone.network.state_dict()

@@ -17,7 +17,6 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.commands.pretrain.networks import tokenizer
 from scoretune.core import config
@@ -457,7 +456,7 @@ def tuned(folder, tiny, tmp_path):
 def test_a_lora_trains(tuned, tmp_path):
     lines = launch(tuned("model.guidance=2"), tmp_path / "run")
     assert [line["update"] for line in lines] == [1, 2]
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     assert isinstance(policy.backbone, StableDiffusion3)
     learned = adapter_state(policy.backbone.network)
     assert {name.split(".lora")[0].split("attn.")[-1] for name in learned} > {"to_q", "add_q_proj"}
@@ -468,7 +467,7 @@ def test_a_lora_trains(tuned, tmp_path):
 def test_every_weight_trains(tuned, folder, tmp_path):
     changes = ["model.rank=0", "optimiser.learning_rate=1e-3", "objective.kl_weight=0"]
     launch(tuned(*changes), tmp_path / "run")
-    learned = sample.load(tmp_path / "run").backbone.network.state_dict()
+    learned = run_folder.load(tmp_path / "run").backbone.network.state_dict()
     before = stable_diffusion_3.load(str(folder)).network.state_dict()
     moved = [name for name, w in before.items() if not torch.equal(w, learned[name])]
     assert "pos_embed.proj.weight" in moved

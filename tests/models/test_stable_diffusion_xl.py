@@ -18,7 +18,6 @@ from diffusers import (
 )
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -260,7 +259,7 @@ def test_what_it_is(folder, backbone):
     assert backbone.process.alphas_cumprod[-1] == pytest.approx(0.00466, abs=1e-5)
     assert not isinstance(backbone, Distilled)
     assert not any(p.requires_grad for p in backbone.pipeline.unet.parameters())
-    assert isinstance(sample.load(folder).backbone, StableDiffusionXL)
+    assert isinstance(run_folder.load(folder).backbone, StableDiffusionXL)
 
 
 def test_features_for_a_critic(backbone):
@@ -379,7 +378,7 @@ def said(policy: Policy, backbone: StableDiffusionXL) -> torch.Tensor:
 def test_a_lora_trains_and_the_reference_stays(tuned, backbone, tmp_path):
     changes = ("model.guidance=2", "model.process=VE(sigma_max=14)")
     assert launch(tuned(*changes), tmp_path / "run") == [1, 2]
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     assert isinstance(policy.backbone, Recycled)
     assert isinstance(policy.backbone.base, StableDiffusionXL)
     learned = adapter_state(policy.backbone.network)
@@ -393,7 +392,7 @@ def test_a_lora_trains_and_the_reference_stays(tuned, backbone, tmp_path):
 
 def test_every_weight_trains(tuned, backbone, tmp_path):
     launch(tuned("model.rank=0", "objective.kl_weight=0", recipe="ddpo"), tmp_path / "run")
-    learned = sample.load(tmp_path / "run").backbone.network.state_dict()
+    learned = run_folder.load(tmp_path / "run").backbone.network.state_dict()
     before = backbone.network.state_dict()
     moved = [name for name, w in before.items() if not torch.equal(w, learned[name])]
     assert "add_embedding.linear_1.weight" in moved

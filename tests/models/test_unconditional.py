@@ -19,7 +19,6 @@ from diffusers import (
 )
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -444,7 +443,7 @@ def tuned(family, tiny, tmp_path):
 
 def moved(folder: Path, before: Any) -> list[str]:
     """Which weights of a run's network are no longer what they were."""
-    learned = sample.load(folder).backbone.network.state_dict()
+    learned = run_folder.load(folder).backbone.network.state_dict()
     return [
         name for name, w in before.network.state_dict().items() if not torch.equal(w, learned[name])
     ]
@@ -452,7 +451,7 @@ def moved(folder: Path, before: Any) -> list[str]:
 
 def test_a_lora_trains(tuned, tmp_path):
     assert launch(tuned(), tmp_path / "run") == [1, 2]
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
+    learned = adapter_state(run_folder.load(tmp_path / "run").backbone.network)
     layers = {name.split(".lora")[0] for name in learned}
     first = min(layers).removesuffix("to_k")
     assert layers > {f"{first}{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")}
@@ -509,7 +508,7 @@ def test_convolutions_are_adapted_where_there_is_no_attention(tmp_path, tiny):
     given = [f"model.source={where}", "prompts=none", "reward=brightness", "model.rank=2"]
     run = overrides.changed(recipes.named("ddpo"), [*tiny, *given])
     assert launch(run, tmp_path / "run") == [1, 2]
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
+    learned = adapter_state(run_folder.load(tmp_path / "run").backbone.network)
     assert {name.split(".lora")[0].rpartition(".")[2] for name in learned} == {"conv1", "conv2"}
     assert all(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.core import config, resolve
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates, grids, solvers
@@ -451,7 +450,7 @@ def launch(run: config.Run, folder: Path, until: int | None = None) -> None:
 
 def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
     launch(mini(tiny=tiny), tmp_path / "run")
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     learned = adapter_state(policy.backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {
         *("clock", "enter", "leave", "mix.1")
@@ -471,7 +470,7 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
 
 def test_every_weight_trains_and_is_saved(tiny, tmp_path):
     launch(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
-    found = sample.load(tmp_path / "run").backbone
+    found = run_folder.load(tmp_path / "run").backbone
     before = miniature.denoiser().state_dict()
     moved = [n for n, w in found.network.state_dict().items() if not torch.equal(w, before[n])]
     assert sorted(moved) == sorted(before)
@@ -498,7 +497,7 @@ def test_points_train_through_the_command(named, command, tiny, tmp_path):
     asked = [f"model.source={source}", f"reward={reward}", "prompts=none", "model.rank=2", *given]
     done = command("train", "ddpo", *tiny, *asked, "--run", tmp_path / "run", "--json")
     assert done.code == 0, done.err
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
+    learned = adapter_state(run_folder.load(tmp_path / "run").backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {"first", "second"}
 
 
