@@ -289,9 +289,11 @@ def test_a_window_longer_than_the_path(order):
     ],
 )
 def test_a_window_for_a_method_that_has_no_use_for_it(recipe, changes):
-    run = overrides.changed(recipes.named(recipe), ["sampling.window.size=2", *changes])
     with pytest.raises(UserError, match=r"sampling\.window"):
-        methods.check(run, differentiable=True)
+        methods.check(
+            overrides.changed(recipes.named(recipe), ["sampling.window.size=2", *changes]),
+            differentiable=True,
+        )
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0, 10.0, 50.0])

@@ -23,7 +23,11 @@ def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A method, e.g. score_as_action; `train` alone lists all.")
+        str | None,
+        typer.Argument(
+            help="A method, e.g. score_as_action (`train` alone lists all), or a settings file: "
+            ".yaml, .json, a run's run.json.",
+        ),
     ] = None,
     changes: Changes = None,
     resume: Annotated[
@@ -37,10 +41,10 @@ def train(
     threads: Threads = 1,
     json_: Json = False,
 ) -> None:
-    """Train or fine-tune by a recipe, or go on with a run that was stopped."""
+    """Train or fine-tune by a recipe or a settings file, or go on with a run that was stopped."""
     from scoretune import recipes
     from scoretune.core import distributed
-    from scoretune.training import overrides
+    from scoretune.training import settings_file
 
     if distributed.needed(processes):
         raise typer.Exit(distributed.run_in(processes or 1, sys.argv[1:]))
@@ -53,17 +57,29 @@ def train(
         _train(resumed(resume, words), resume, threads, json_)
         return
     if recipe is None:
-        raise UserError(f"name a recipe ({', '.join(recipes.RECIPES)}), or --resume a run folder")
-    _train(overrides.changed(recipes.named(recipe), changes or []), run, threads, json_)
+        raise UserError(
+            f"name a recipe ({', '.join(recipes.RECIPES)}), a settings file (.yaml, .json), or "
+            "--resume a run folder"
+        )
+    _train(settings_file.named(recipe, changes or []), run, threads, json_)
 
 
-def show(recipe: str, changes: Changes = None) -> None:
+def show(
+    recipe: Annotated[str, typer.Argument(help="A method, or a settings file.")],
+    changes: Changes = None,
+    yaml: Annotated[
+        bool,
+        typer.Option(
+            "--yaml", help="What matters to this recipe, explained, as a file for `train`."
+        ),
+    ] = False,
+) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
-    from scoretune import recipes
-    from scoretune.training import overrides
+    from scoretune.training import settings_file
 
-    settings = overrides.changed(recipes.named(recipe), changes or [])
-    typer.echo(json.dumps(settings.model_dump(), indent=2))
+    settings = settings_file.named(recipe, changes or [])
+    text = settings_file.written(settings) if yaml else json.dumps(settings.model_dump(), indent=2)
+    typer.echo(text.rstrip())
 
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
