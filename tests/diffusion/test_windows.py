@@ -23,7 +23,7 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.rollout import prior, rollout, windowed
-from scoretune.training import methods, overrides
+from scoretune.training import build, overrides
 
 LAW = tilt.Mixture.of([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.1)
 STEPS, BATCH = 8, 6
@@ -206,9 +206,10 @@ def source_of(*changes: str, policy: Policy):
         recipes.named("mix_grpo"),
         ["sizes.prompts=2", "sizes.group=3", "sizes.minibatch=4", *changes],
     )
-    return methods.method(
-        run, policy, Prompts(("go",), ("all",)), lambda x, _: -((x - 1) ** 2).sum(1), True
-    )
+    prompts = Prompts(("go",), ("all",))
+    checked = build.Checked(prompts, prompts, lambda x, _: -((x - 1) ** 2).sum(1), True)
+    method = build.build_method(run, policy, checked)
+    return method.objective, method.source, method.adaptive
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -289,11 +290,9 @@ def test_a_window_longer_than_the_path(order):
     ],
 )
 def test_a_window_for_a_method_that_has_no_use_for_it(recipe, changes):
+    run = overrides.changed(recipes.named(recipe), ["sampling.window.size=2", *changes])
     with pytest.raises(UserError, match=r"sampling\.window"):
-        methods.check(
-            overrides.changed(recipes.named(recipe), ["sampling.window.size=2", *changes]),
-            differentiable=True,
-        )
+        build.check_settings(run, differentiable=True)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0, 10.0, 50.0])

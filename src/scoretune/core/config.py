@@ -18,7 +18,12 @@ SCENES = ("scenes", "scenes-held-out")
 FUNCTION = r"[\w.]*:\w*"
 """How a user's own function is named: module:function."""
 
-ON_DATA = (
+
+class Checked(str):
+    """With what a setting would be read, where a check of `training` refuses it in more words."""
+
+
+ON_DATA = Checked(
     "a score network that learns from data: recipe supervised or consistency, with model.source="
     "unet, dit, mlp or the folder of such a run"
 )
@@ -115,21 +120,20 @@ class Model(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
-        network = "a network of your own, model.source=module:function"
-        fresh = "a new network, model.source=unet, dit or mlp"
+        network = Checked("a network of your own, model.source=module:function")
+        fresh = Checked("a new network, model.source=unet, dit or mlp")
         return {
             **_only(self.rank > 0, "a LoRA, model.rank above 0", "targets"),
             **_only(function, network, "shape"),
             **_only(new or function, fresh, "prediction"),
             **_only(new, fresh, "width", "depth"),
-            **_only(not on_data or new, "a new network, or a pretrained model", "process"),
+            **_only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
+            **_only(not on_data and not function, "a diffusers pipeline", "size", "without"),
+            **_only(not on_data, REWARDED, "targets"),
             **_only(
-                not on_data and not function,
-                "a diffusers pipeline",
-                *("size", "without", "revision"),
+                not function and self.source not in SHIPPED_MODELS, "a model of the hub", "revision"
             ),
-            **_only(self.source not in SHIPPED_MODELS, "a model of the hub", "revision"),
-            **_only(not on_data, REWARDED, "rank", "targets", "precision", "guidance"),
+            **_only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
         }
 
 
@@ -175,22 +179,16 @@ class Window(Strict):
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        moves, others = self.order != "frozen", [x for x in self.leaves() if x != "size"]
-        progressive = self.order == "progressive"
+        others = [name for name in self.leaves() if name != "size"]
+        ratios = "likelihood ratios credited by outcome: mix_grpo, flow_grpo, ddpo"
+        progressive = "sampling.window.order=progressive"
         return {
             **_only(self.decay > 0, "sampling.window.decay above 0", "decay_from"),
-            **_only(moves, "sampling.window.order=progressive or random", "every"),
-            **_only(
-                progressive,
-                "sampling.window.order=progressive",
-                *("stride", "decay", "decay_from"),
-            ),
+            **_only(self.order != "frozen", f"{progressive} or random", "every"),
+            **_only(self.order == "progressive", progressive, "stride", "decay", "decay_from"),
             **_only(self.size > 0, "sampling.window.size above 0", *others),
-            **_only(
-                _by_outcome(run),
-                "likelihood ratios credited by outcome: mix_grpo, flow_grpo, ddpo",
-                *self.leaves(),
-            ),
+            **_only(_by_outcome(run), ratios, *others),
+            **_only(_by_outcome(run), Checked(ratios), "size"),
         }
 
 
@@ -234,8 +232,12 @@ class Sampling(Strict):
                 "the kernel's noise, sampling.solver=null",
                 *("kernel", "noise", "eta", "eta_end"),
             ),
-            **_only(rates, "score_as_action with objective.form=auto, rate or explicit", "solver"),
-            **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver"),
+            **_only(
+                rates,
+                Checked("score_as_action with objective.form=auto, rate or explicit"),
+                "solver",
+            ),
+            **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver", "window.size"),
             **_only(not on_data, REWARDED, *self.leaves()),
         }
 
@@ -257,7 +259,7 @@ class Sizes(Strict):
         scores = isinstance(objective, PolicyGradient) and objective.surrogate == "score_function"
         return {
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
-            **_only(not acts, "recipes on data; with others set sizes.prompts and group", "batch"),
+            **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(
                 not isinstance(objective, Direct),
                 "recipes that learn from any step of a path (here objective.last says which)",
@@ -294,7 +296,7 @@ class Hardware(Strict):
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        return _only(not on_data, REWARDED, *self.leaves())
+        return _only(not on_data, Checked(REWARDED), *self.leaves())
 
 
 class Tracking(Strict):
@@ -350,7 +352,7 @@ class Critic(Strict):
             isinstance(objective, PolicyGradient) and objective.baseline == "critic"
         )
         return {
-            **_only(self.body != "backbone", "objective.critic.body=small", "inputs"),
+            **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
                 slopes,
                 "score_as_action and objective.form=slope, rate or explicit",
@@ -377,7 +379,7 @@ class Matching(Strict):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of prompts that are left empty")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        return _only(not on_data, REWARDED, "dropout")
+        return _only(not on_data, Checked(REWARDED), "dropout")
 
 
 class Consistency(Strict):
@@ -528,7 +530,7 @@ class Gap(Strict):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return {
             **_only(bool(self.steps), "evaluation.gap.steps", "etas", "every"),
-            **_only(not on_data, REWARDED, *self.leaves()),
+            **_only(not on_data, Checked(REWARDED), *self.leaves()),
         }
 
 
@@ -660,9 +662,9 @@ class Run(Strict):
 
 
 def _unread(section: Strict, run: Run, on_data: bool, prefix: str) -> Iterator[tuple[str, str]]:
-    for name, why in section.inert(run, on_data).items():
-        yield prefix + name, why
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Strict):
             yield from _unread(value, run, on_data, f"{prefix}{name}.")
+    for name, why in section.inert(run, on_data).items():  # last: it knows the sections within
+        yield prefix + name, why

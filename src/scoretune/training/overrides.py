@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from scoretune.core import model_folder
-from scoretune.core.config import NEW_NETWORKS, Consistency, Matching, Run
+from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -75,10 +75,11 @@ def _refuse_inert(run: Run, before: Mapping[str, Any], paths: Sequence[str]) -> 
     unread = run.unread(of_data(run))
     for name, value in _leaves(run.model_dump()):
         touched = any(name == path or name.startswith(f"{path}.") for path in paths)
-        if touched and name in unread and value != before.get(name, value):
+        use = unread.get(name, Checked())
+        if touched and not isinstance(use, Checked) and value != before.get(name, value):
             raise UserError(
-                f"{name}={_text(value)} is of no use here: it is for {unread[name]}; leave it "
-                "out, or change that"
+                f"{name}={_text(value)} is of no use here: it is for {use}; leave it out, or "
+                "change that"
             )
 
 
