@@ -458,9 +458,11 @@ def test_a_judge_of_ones_own(tmp_path, tiny):
     ],
 )
 def test_what_cannot_guard_is_refused_before_anything_is_loaded(changes, words):
+    run = overrides.changed(recipes.named("ddpo"), changes)
     with pytest.raises(UserError, match=words):
-        verify(overrides.changed(recipes.named("ddpo"), changes))
-    verify(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
+        verify(run)
+    off = run.guard.model_copy(update={"action": "off"})
+    verify(run.model_copy(update={"guard": off}))
 
 
 # -------------------------------------------------------------------------- display and report
