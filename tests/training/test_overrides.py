@@ -31,7 +31,7 @@ def settings(section: Strict, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         value = getattr(section, name)
         if isinstance(value, Strict):
             yield from settings(value, f"{path}{name}.")
-        elif name not in ("kind", "recipe"):
+        elif path + name not in ("objective.kind", "recipe"):
             yield path + name, field.annotation, value
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoretune import recipes
+from scoretune.commands import settings_page
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
@@ -33,7 +34,16 @@ CHANGES = [
     ("score_as_action", ["sampling.solver=heun", "optimiser.learning_rate=1e-5"]),
     ("mix_grpo", ["guard.action=off", 'model.targets=["to_q"]', "model.source=a:b"]),
     ("supervised", ["model.source=unet", "data=digits", "optimiser.ema=0.5", "model.width=8"]),
-    ("consistency", ["model.source=mlp", "data=moons", "updates=7", "dataset.columns=1,2"]),
+    (
+        "consistency",
+        [
+            "model.source=mlp",
+            "data=moons",
+            "updates=7",
+            "dataset.columns=1,2",
+            "dataset.kind=points",
+        ],
+    ),
 ]
 
 
@@ -124,3 +134,9 @@ def test_files_that_cannot_be_read(file, tmp_path):
 
 def test_the_shipped_models_are_those_of_the_world():
     assert set(config.SHIPPED_MODELS) == set(world.SHIPPED)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    """Else: python -m scoretune.commands.settings_page > docs/settings.md"""
+    docs = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert docs.read_text(encoding="utf-8") == settings_page.page()

@@ -1,7 +1,11 @@
-"""docs/settings.md from the tree: `python -m scoretune.commands.settings_page > docs/settings.md`."""
+"""docs/settings.md from the tree of settings.
+
+python -m scoretune.commands.settings_page > docs/settings.md
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -18,27 +22,25 @@ TOP = """\
 
 Every setting of a run, as `scoretune train RECIPE a.b=c` takes it. Written by
 `python -m scoretune.commands.settings_page > docs/settings.md` from the tree in
-`scoretune.core.config`; a test holds it up to date. `scoretune show RECIPE --yaml > mine.yaml` writes
-those that matter to one recipe into a file, `scoretune train mine.yaml` reads it.
+`scoretune.core.config`; a test holds it up to date. `scoretune show RECIPE --yaml > mine.yaml`
+writes those that matter to one recipe into a file, `scoretune train mine.yaml` reads it.
 
-*Read by* says which recipes read a setting as they stand; where it says *with*, a recipe reads it
-once what follows is set. `scoretune` refuses a change of a setting that a run would never read.
+*Read by* says which of the recipes that have a setting read it as they stand; where it says *with*,
+they do once what follows is set. A change of a setting that a run would never read is refused.
 *score networks* are `supervised` and `consistency` with `model.source=unet`, `dit`, `mlp` or the
 folder of such a run.
 """
 NETWORKS = "score networks"
+HEAD = "| setting | type | default | what it is | read by |\n|---|---|---|---|---|"
 
 
 def page() -> str:
     """The whole page."""
     runs: dict[str, list[Run]] = {name: [recipe()] for name, recipe in recipes.RECIPES.items()}
     del runs["consistency"]  # it is for score networks alone
-    runs[NETWORKS] = [
-        changed(recipes.named(name), ["model.source=unet"])
-        for name in ("supervised", "consistency")
-    ]
+    runs[NETWORKS] = [changed(run, ["model.source=unet"]) for run in _networks()]
     unread = {name: [run.unread(of_data(run)) for run in every] for name, every in runs.items()}
-    return "\n".join([TOP, *_section(Run, "", unread)]) + "\n"
+    return "\n".join(dict.fromkeys([TOP, *_section(Run, "", unread)])) + "\n"
 
 
 Unread = dict[str, list[dict[str, str]]]
@@ -50,14 +52,13 @@ def _section(kind: type[Strict], path: str, unread: Unread) -> Iterator[str]:
         inner = [part for part in _parts(field.annotation) if issubclass(part, Strict)]
         if inner:
             sections += [(part, f"{path}{name}.") for part in inner]
-        elif name not in ("kind", "recipe"):
+        elif name != "recipe" and len(choices(field.annotation)) != 1:  # a tag is no choice
             rows.append(_row(kind, f"{path}{name}", field, unread))
     heading = f"`{path.rstrip('.')}`" if path else "The run"
     if "kind" in kind.model_fields and issubclass(kind, _objectives()):
         heading += f" of kind {kind.model_fields['kind'].default}"
-    yield f"## {heading}\n\n{' '.join((kind.__doc__ or '').split())}\n"
-    yield "| setting | type | default | what it is | read by |\n|---|---|---|---|---|"
-    yield from [*rows, ""]
+    lines = [f"## {heading}", "", " ".join((kind.__doc__ or "").split()), "", HEAD, *rows, ""]
+    yield "\n".join(lines)
     for part, below in sections:
         yield from _section(part, below, unread)
 
@@ -77,16 +78,14 @@ def _row(kind: type[Strict], path: str, field: FieldInfo, unread: Unread) -> str
 def _readers(kind: type[Strict], path: str, unread: Unread) -> str:
     """Which recipes read a setting, of those whose settings have it."""
     having = {
-        name: [
-            found for found, run in zip(every, _runs(name), strict=True) if _has(run, kind, path)
-        ]
+        name: [one for one, run in zip(every, _runs(name), strict=True) if _has(run, kind, path)]
         for name, every in unread.items()
     }
     having = {name: every for name, every in having.items() if every}
     reading = [name for name, every in having.items() if any(path not in one for one in every)]
     if not reading:
-        whys = sorted({one[path] for every in having.values() for one in every})
-        return f"with {whys[0]}" if whys else "–"
+        uses = Counter(one[path] for every in having.values() for one in every)
+        return f"with {uses.most_common(1)[0][0]}"
     if reading == list(having):
         return "all" if len(reading) > 1 else reading[0]
     missing = [name for name in having if name not in reading]
@@ -96,9 +95,11 @@ def _readers(kind: type[Strict], path: str, unread: Unread) -> str:
 
 
 def _runs(name: str) -> list[Run]:
-    if name == NETWORKS:
-        return [recipes.supervised(), recipes.consistency()]
-    return [recipes.named(name)]
+    return _networks() if name == NETWORKS else [recipes.named(name)]
+
+
+def _networks() -> list[Run]:
+    return [recipes.supervised(), recipes.consistency()]
 
 
 def _has(run: Run, kind: type[Strict], path: str) -> bool:
@@ -135,7 +136,7 @@ def _type(field: FieldInfo) -> str:
         name += " or null"
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
     limits = [
-        f"{sign} {getattr(rule, word):g}"
+        f"{sign} {getattr(rule, word)}"
         for rule in field.metadata
         for word, sign in signs.items()
         if getattr(rule, word, None) is not None

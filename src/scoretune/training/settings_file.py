@@ -127,7 +127,7 @@ def _section(section: Strict, unread: set[str], path: str, depth: int) -> Iterat
         value = getattr(section, name)
         if isinstance(value, Strict):
             inner.append((name, value))
-        elif path + name not in unread and name not in ("recipe", "kind"):
+        elif path + name not in unread | {"recipe", "objective.kind"}:
             yield from _setting(f"{indent}{name}: {_scalar(value)}", described(field), indent)
     for name, value in inner:
         lines = list(_section(value, unread, f"{path}{name}.", depth + 1))
