@@ -5,7 +5,6 @@ python -m scoretune.commands.settings_page > docs/settings.md
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -84,8 +83,12 @@ def _readers(kind: type[Strict], path: str, unread: Unread) -> str:
     having = {name: every for name, every in having.items() if every}
     reading = [name for name, every in having.items() if any(path not in one for one in every)]
     if not reading:
-        uses = Counter(one[path] for every in having.values() for one in every)
-        return f"with {uses.most_common(1)[0][0]}"
+        section = path.rpartition(".")[0]
+        nearest = min(
+            (one for every in having.values() for one in every),
+            key=lambda one: sum(name.startswith(section) for name in one),
+        )
+        return f"with {nearest[path]}"
     if reading == list(having):
         return "all" if len(reading) > 1 else reading[0]
     missing = [name for name in having if name not in reading]
