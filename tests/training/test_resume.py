@@ -25,7 +25,7 @@ import pytest
 
 from scoretune import recipes
 from scoretune.core import checkpoints, config
-from scoretune.data.prompts import read_pictures
+from scoretune.data.images import read_pictures
 from scoretune.training import overrides, run_folder
 
 RECIPES = ["score_as_action", "ddpo", "supervised"]

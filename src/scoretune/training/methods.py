@@ -25,7 +25,8 @@ from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.config import Dataset as DatasetSettings
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Objective, Source
-from scoretune.data.prompts import Prompts, read_pictures
+from scoretune.data.images import read_pictures
+from scoretune.data.prompts import Prompts
 from scoretune.diffusion.named import grid, window
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
