@@ -215,6 +215,19 @@ def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
     assert validated(shown).recipe == recipe
 
 
+def test_a_file_of_settings_is_shown_planned_and_trained(command, tmp_path, tiny):
+    mine = tmp_path / "mine.yaml"
+    changes = [*tiny, "updates=1", "reward=brightness"]
+    mine.write_text(command("show", "ddpo", *changes, "--yaml").out, encoding="utf-8")
+    shown = command("show", "ddpo", *changes, "seed=4").out
+    assert command("show", mine, "seed=4").out == shown
+    assert command("plan", mine).code == 0
+    run = tmp_path / "run"
+    assert command("train", mine, "seed=4", "--run", run).code == 0
+    assert json.loads((run / "run.json").read_text())["config"] == json.loads(shown)
+    assert command("show", run / "run.json").out == shown
+
+
 @pytest.fixture
 def small_demo(monkeypatch, tiny):
     """Makes `demo` run in a second, and otherwise as it does."""

@@ -48,9 +48,9 @@ class Live:
             self._print(f"guard: at update {numbers['update']} {numbers['alarm']}")
             return
         update, total = numbers["update"], self.run.updates
-        known = [(form, numbers.get(name)) for name, form in SHOWN.items()]
+        shown = [(form, numbers.get(name)) for name, form in SHOWN.items()]
         # What is added makes 0.0 of -0.0.
-        text = ", ".join(form.format(value + 0.0) for form, value in known if value is not None)
+        text = ", ".join(form.format(value + 0.0) for form, value in shown if value is not None)
         self.progress.update(self.task, completed=update, numbers=text)
         due = time.monotonic() - self.spoke >= EVERY
         if due or not self.began or update == total:
@@ -87,12 +87,12 @@ def rewarded(result: dict[str, Any]) -> list[str]:
     """The held-out reward before and after, with the gain's interval where it is known; then the
     reward with the noise of training."""
     base, final = (result[name]["deterministic"] for name in ("reward_base", "reward"))
-    told = f"held-out reward: {_level(base)} -> {_level(final)}"
+    line = f"held-out reward: {_level(base)} -> {_level(final)}"
     gain = result["gain"].get("reward")
     if gain is not None:
         mean, low, high = (_shift(gain[name]) for name in ("mean", "low", "high"))
-        told += f" (gain {mean}, 95 % interval {low} to {high})"
-    return [told, f"under the training sampler: {_level(result['reward']['stochastic'])}"]
+        line += f" (gain {mean}, 95 % interval {low} to {high})"
+    return [line, f"under the training sampler: {_level(result['reward']['stochastic'])}"]
 
 
 def _level(value: float) -> str:
