@@ -191,6 +191,21 @@ def test_a_setting_that_does_not_fit(told, change, said):
     assert not Path("runs").exists()
 
 
+def test_a_setting_that_nothing_reads(told):
+    text = told("train", "draft", "sizes.share=0.5", "--run", "runs/tried")
+    assert text.startswith("sizes.share=0.5 is of no use here: it is for recipes that learn from")
+    assert not Path("runs").exists()
+
+
+def test_a_file_of_settings_that_cannot_be_read(told, here):
+    assert "cannot read the settings file 'mine.yaml' (No such file" in told("train", "mine.yaml")
+    (here / "mine.yaml").write_text("recipe: ddpo\nupdates 3\nseed: 1\n")
+    assert "cannot read the settings file 'mine.yaml' (line " in told("show", "mine.yaml")
+    (here / "mine.yaml").write_text("recipe: ddpo\nupdaets: 3\n")
+    text = told("train", "mine.yaml")
+    assert text == "mine.yaml: unknown key 'updaets': did you mean 'updates'?"
+
+
 def test_noise_that_a_step_cannot_hold(train):
     text = train("sampling.kernel=renoise", "sampling.eta=3")
     assert "sampling.eta=3 does not suit the grid" in text
@@ -232,8 +247,9 @@ def test_no_recipe(told):
 
 
 @pytest.mark.parametrize("key", ["prompts", "evaluation.prompts"])
-def test_a_prompt_file_that_is_missing(train, key):
-    text = train(f"{key}=nowhere.txt")
+def test_a_prompt_file_that_is_missing(told, key, tiny):
+    changes = [change for change in tiny if "per_task" not in change]
+    text = told("train", "ddpo", *changes, f"{key}=nowhere.txt")
     assert "cannot read the prompt file 'nowhere.txt' (No such file or directory)" in text
     assert "one prompt a line" in text
 

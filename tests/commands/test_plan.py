@@ -222,7 +222,8 @@ def test_closed_forms_of_an_update():
 
 def test_texts_are_read_once_where_they_are_remembered(make):
     prompts, held_out = Prompts(("a", "b"), ("t", "t")), Prompts(("b", "c"), ("t", "t"))
-    run, facts = make("ddpo", "guard.action=off"), counts.Facts(VP())
+    run = make("ddpo", "guard.action=off", "guard.features=null")
+    facts = counts.Facts(VP())
     # Two updates of 4 samples, three evaluations of three samplers: an empty text with each.
     assert evaluations.encodings(run, facts, prompts, held_out) == 2 * 5 + 3 * 3 * 3
     cached = overrides.changed(run, ["hardware.cache_prompts=true"])

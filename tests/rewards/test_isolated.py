@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.remote.isolated import WORKER, Isolated

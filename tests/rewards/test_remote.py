@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
 from scoretune.rewards.cache import ScoreCache, eight_bit
 from scoretune.rewards.catalog import named_reward

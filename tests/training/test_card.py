@@ -14,7 +14,6 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
-from scoretune.commands import sample
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
@@ -158,7 +157,7 @@ def test_a_reward_that_is_recorded_is_not_looked_up_again(run):
 @pytest.mark.parametrize("form", [*export.FORMS, "merged"])
 def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     folder = tmp_path / "out"
-    policy = sample.load(run)
+    policy = run_folder.load(run)
     if form == "merged":
         from scoretune.models.export import merge
 
@@ -250,7 +249,7 @@ def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
     assert json.loads(done.out) == expected
     assert calls == [("org/name", True), ("org/name", "merged")]
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    own = sample.load(run).backbone.network.state_dict()
+    own = run_folder.load(run).backbone.network.state_dict()
     kept = "mid_block.resnets.0.conv1.weight"
     assert torch.equal(pipe.unet.state_dict()[kept], own[kept])
 

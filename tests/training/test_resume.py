@@ -26,7 +26,7 @@ import pytest
 
 from scoretune import recipes
 from scoretune.core import checkpoints, config
-from scoretune.data.prompts import read_pictures
+from scoretune.data.images import read_pictures
 from scoretune.training import overrides, run_folder
 from scoretune.training.hooks import Silent
 

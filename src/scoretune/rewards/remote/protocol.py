@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.cache import Pixels, metadata_of
 
 SIDE = 8192

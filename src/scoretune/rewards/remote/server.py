@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.cache import Cached
 from scoretune.rewards.remote import protocol
