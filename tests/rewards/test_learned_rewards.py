@@ -551,7 +551,7 @@ def test_a_reward_without_its_weights_says_where_they_come_from(name):
 
 def test_the_pickle_of_hpsv2_is_refused_with_the_line_that_converts_it():
     told = said("hpsv2(model=HPS_v2.1_compressed.pt)")
-    assert "c.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
+    assert "scoretune.convert.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
 
 
 def test_a_batch_of_none_and_too_few_prompts(clip):
