@@ -10,22 +10,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoretune import control, diffusion, evaluate, recipes, rl
+    from scoretune.data.scenes.world import shipped
+    from scoretune.models.lora import load_lora
     from scoretune.policy import Policy
+    from scoretune.rewards.networks import convert
     from scoretune.training.loop import train
     from scoretune.training.run_folder import load
 
 __version__ = "0.1.0"
 
-__all__ = ["Policy", "control", "diffusion", "evaluate", "load", "recipes", "rl", "train"]
+__all__ = [
+    "Policy",
+    "control",
+    "convert",
+    "diffusion",
+    "evaluate",
+    "load",
+    "load_lora",
+    "recipes",
+    "rl",
+    "shipped",
+    "train",
+]
 
-_HOMES = {"Policy": "policy", "load": "training.run_folder", "train": "training.loop"}
+_HOMES = {
+    "Policy": "policy:Policy",
+    "convert": "rewards.networks.convert",
+    "load": "training.run_folder:load",
+    "load_lora": "models.lora:load_lora",
+    "shipped": "data.scenes.world:shipped",
+    "train": "training.loop:train",
+}
+"""Where a name is at home that is no module of its own: a module, or `module:name` in one."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'scoretune' has no attribute {name!r}")
-    home = importlib.import_module(f"scoretune.{_HOMES.get(name, name)}")
-    return getattr(home, name) if name in _HOMES else home
+    home, _, inside = _HOMES.get(name, name).partition(":")
+    module = importlib.import_module(f"scoretune.{home}")
+    return getattr(module, inside) if inside else module
 
 
 def __dir__() -> list[str]:

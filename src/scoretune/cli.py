@@ -317,7 +317,7 @@ def _threads(count: int) -> None:
 
 def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.commands.display import Live
-    from scoretune.commands.plan.knobs import worst_knob
+    from scoretune.commands.plan.suggestions import best_suggestion
     from scoretune.core import distributed
     from scoretune.training.engine import short_of_memory
     from scoretune.training.run import launch, ready
@@ -340,8 +340,8 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         if not short_of_memory(error):
             raise
         raise UserError(
-            f"there is not enough memory ({error}): {worst_knob(run)}; nothing is lost, go on by "
-            f"scoretune train --resume {where} and that setting"
+            f"there is not enough memory ({error}): {best_suggestion(run)}; nothing is lost, go "
+            f"on by scoretune train --resume {where} and that setting"
         ) from error
     distributed.stop()
     if not main:
@@ -356,9 +356,9 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
 
 def _conclude(result: dict[str, Any]) -> None:
     """The result of a run on data in a few lines, and where to look."""
-    from scoretune.evaluate.report.data_page import told_of
+    from scoretune.evaluate.report.data_page import result_lines
 
-    for line in told_of(result):
+    for line in result_lines(result):
         typer.echo(line, err=True)
     where = result["run"]
     typer.echo(f"{result['seconds']:.0f} s; look at {where}/report.html", err=True)

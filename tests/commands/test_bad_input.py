@@ -121,7 +121,7 @@ def test_the_lines_that_convert_pickled_weights_do_so(model):
 
     def load():
         kind = pipelines.described(str(model))["_class_name"]
-        return pipelines.load(kind, str(model), revision=None, dtype=torch.float32)
+        return pipelines.load_pipeline(kind, str(model), revision=None, dtype=torch.float32)
 
     before = load().unet.state_dict()
     safe = load()

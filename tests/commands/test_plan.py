@@ -18,16 +18,23 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from scoretune import recipes
-from scoretune.commands.plan import counts, evaluations, hollow, knobs, ledger, memory, model
+from scoretune.commands.plan import (
+    counts,
+    evaluations,
+    memory,
+    meta_device,
+    model,
+    profiler,
+    suggestions,
+)
 from scoretune.commands.plan import plan as planning
-from scoretune.commands.plan.verb import PHASES, told
+from scoretune.commands.plan.verb import PHASES, lines_of
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
 from scoretune.data.scenes import world
 from scoretune.diffusion.processes import VP
 from scoretune.evaluate.report import page
-from scoretune.models import pipelines
 from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
 from scoretune.training import build, overrides
@@ -98,7 +105,7 @@ def known(monkeypatch, cache):
             cache[key] = measure(run, texts)
         return cache[key]
 
-    for place in (planning, knobs):
+    for place in (planning, suggestions):
         monkeypatch.setattr(place, "model_of", of)
     return of
 
@@ -235,11 +242,11 @@ def test_a_guard_looks_at_as_many_as_it_draws():
 
 @pytest.mark.parametrize("source", ["sd", "sd3", "flux"])
 @pytest.mark.parametrize("changes", [[], ["model.rank=0"], ["model.precision=bf16"]])
-def test_a_hollow_model_weighs_what_the_real_one_does(make, source, changes):
+def test_a_model_on_the_meta_device_weighs_what_the_real_one_does(make, source, changes):
     run = make("flow_grpo" if source != "sd" else "ddpo", *changes, source=source)
     real = build.build_policy(run, torch.device("cpu"))
-    found = hollow.hollow_policy(run)
-    assert hollow.weights_of(found) == hollow.weights_of(real)
+    found = meta_device.meta_policy(run)
+    assert meta_device.weights_of(found) == meta_device.weights_of(real)
     assert {p.device.type for p in found.backbone.network.parameters()} == {"meta"}
     ours, theirs = (
         [(n, p.shape, p.dtype, p.requires_grad) for n, p in q.backbone.network.named_parameters()]
@@ -249,12 +256,10 @@ def test_a_hollow_model_weighs_what_the_real_one_does(make, source, changes):
     assert found.backbone.process == real.backbone.process
 
 
-def test_no_weights_are_read_and_the_usual_door_is_left_as_it_was(make):
-    usual = pipelines.load
+def test_no_weights_are_read(make):
     bare = make("ddpo", source="bare")
-    weights = hollow.weights_of(hollow.hollow_policy(bare))
-    assert weights == hollow.weights_of(hollow.hollow_policy(make("ddpo")))
-    assert pipelines.load is usual
+    weights = meta_device.weights_of(meta_device.meta_policy(bare))
+    assert weights == meta_device.weights_of(meta_device.meta_policy(make("ddpo")))
     with pytest.raises(UserError, match="cannot load"):
         build.build_policy(bare, torch.device("cpu"))
 
@@ -265,8 +270,10 @@ def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     shutil.copytree(folders["bare"], home / "snapshots" / ("0" * 40))
-    found = hollow.hollow_policy(make("ddpo", "model.source=someone/tiny"))
-    assert hollow.weights_of(found) == hollow.weights_of(hollow.hollow_policy(make("ddpo")))
+    found = meta_device.meta_policy(make("ddpo", "model.source=someone/tiny"))
+    assert meta_device.weights_of(found) == meta_device.weights_of(
+        meta_device.meta_policy(make("ddpo"))
+    )
     missing = planning.planned(make("ddpo", "model.source=someone/else"), seconds=0)
     assert "is not in the cache" in missing["memory"]["unknown"]
     here = planning.planned(make("ddpo"), seconds=0)
@@ -278,12 +285,12 @@ def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path
 
 def test_the_ledger_knows_products_attention_and_what_is_alive():
     left, right = torch.empty(8, 16, device="meta"), torch.empty(16, 4, device="meta")
-    found = ledger.cost(lambda: ((left @ right).relu() + 1).sum(), [left, right])
+    found = profiler.cost(lambda: ((left @ right).relu() + 1).sum(), [left, right])
     assert found.flops == 2 * 8 * 16 * 4
     assert found.peak == 2 * 8 * 4 * 4, "a product and its relu; then the relu and the sum"
     heads = torch.empty(2, 3, 64, 8, device="meta")
     attend = torch.nn.functional.scaled_dot_product_attention
-    found = ledger.cost(
+    found = profiler.cost(
         lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads), [heads]
     )
     assert found.flops == 2 * 2 * 2 * 3 * 64 * 64 * 8
@@ -301,7 +308,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
         said = model._predicted(policy, 9, told)
         torch.autograd.backward([said.float().square().sum()])
 
-    nine = ledger.cost(learn, [*network.parameters(), *network.buffers(), told])
+    nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), told])
     assert nine.flops == pytest.approx(found.learning.at(9).flops, rel=1e-6)
     assert nine.peak == pytest.approx(found.learning.at(9).peak, rel=0.02)
 
@@ -324,16 +331,16 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
         torch.autograd.backward([said.float().square().sum()])
 
     learn()
-    real = ledger.cost(learn, there)
+    real = profiler.cost(learn, there)
     assert real.flops == pytest.approx(found.learning.at(rows).flops, rel=1e-6)
     assert real.peak == pytest.approx(found.learning.at(rows).peak, rel=0.05)
     network.enable_gradient_checkpointing()
-    again = ledger.cost(learn, there)
+    again = profiler.cost(learn, there)
     assert found.again is not None
     # Frames of recomputation are cycles, and freed when Python comes to it.
     assert again.peak == pytest.approx(found.again.at(rows).peak, rel=0.3)
     with torch.no_grad():
-        seen = ledger.cost(lambda: policy.backbone.decode(x[:rows]), [x])
+        seen = profiler.cost(lambda: policy.backbone.decode(x[:rows]), [x])
     assert seen.peak == pytest.approx(found.drawing.at(rows).peak, rel=0.05)
 
 
@@ -424,21 +431,29 @@ def test_the_advice_names_what_lowers_the_peak_most(make, known):
     wide = make("ddpo", "sizes.prompts=8", "sizes.group=8", "hardware.decode_batch=1")
     policy, found = known(wide, ["a cat"])
     facts = facts_of(wide, policy)
-    best, *others = knobs.knobs(wide, found, facts, 3)
+    best, *others = suggestions.suggestions(wide, found, facts, 3)
     before = memory.peak(memory.phases(wide, found, facts, 3))[1]
     assert best[1] < 0.99 * before and all(best[1] <= after for _, after in others)
     setting = best[0]
     if not setting.startswith("model."):
         after = memory.phases(overrides.changed(wide, [setting]), found, facts, 3)
         assert memory.peak(after)[1] == best[1]
-    line = knobs.worst_knob(wide)
-    assert line.startswith(f"set {knobs.knobs(wide, found, facts, memory.EVALUATED)[0][0]}: of ")
+    line = suggestions.best_suggestion(wide)
+    assert line.startswith(
+        f"set {suggestions.suggestions(wide, found, facts, memory.EVALUATED)[0][0]}: of "
+    )
     assert "\n" not in line
 
 
 def test_advice_is_given_whatever_happens(make, tmp_path):
-    assert knobs.worst_knob(make("ddpo", "model.source=nobody/nothing")) == knobs.FALLBACK
-    assert knobs.worst_knob(make("ddpo", f"prompts={tmp_path}/none.txt")) == knobs.FALLBACK
+    assert (
+        suggestions.best_suggestion(make("ddpo", "model.source=nobody/nothing"))
+        == suggestions.FALLBACK
+    )
+    assert (
+        suggestions.best_suggestion(make("ddpo", f"prompts={tmp_path}/none.txt"))
+        == suggestions.FALLBACK
+    )
 
 
 # ------------------------------------------------------------------------------- command
@@ -461,7 +476,7 @@ def test_the_command_tells_of_a_recipe_and_of_a_run_folder(make, known, command,
 def test_several_processes_share_a_minibatch(make, known):
     run = make("ddpo", "sizes.prompts=8", "sizes.group=16", "sizes.minibatch=64")
     run = overrides.changed(run, ["hardware.device_batch=8"])
-    lines = dict(told(planning.planned(run, 2, seconds=0)))
+    lines = dict(lines_of(planning.planned(run, 2, seconds=0)))
     text = "64 states = 2 processes × 4 passes of 8; the gradient is the same"
     assert lines["a minibatch"] == text
     one, two = (planning.planned(run, n, seconds=0)["memory"]["phases"] for n in (1, 2))
@@ -507,7 +522,7 @@ def test_a_busy_moment_does_not_lower_the_speed(monkeypatch):
 
 def test_what_a_hub_id_lacks_is_told_as_a_command(make):
     with pytest.raises(UserError) as caught:
-        hollow.folder_of("nobody/nothing", "v2")
+        meta_device.folder_of("nobody/nothing", "v2")
     given = shlex.split(str(caught.value).partition("get them by: ")[2])
     assert given[:5] == ["hf", "download", "nobody/nothing", "--revision", "v2"]
     assert given[5:] == ["--include", "*.json", "--include", "*.txt", "--include", "*.model"]
@@ -516,7 +531,7 @@ def test_what_a_hub_id_lacks_is_told_as_a_command(make):
 def test_ratios_are_not_taken_in_bfloat16(make, known):
     found = known(make("ddpo"), ["a cat"])[1]
     for recipe, half in [("ddpo", "fp16"), ("draft", "bf16")]:
-        named = [name for name, *_ in knobs._choices(make(recipe), found)]
+        named = [name for name, *_ in suggestions._choices(make(recipe), found)]
         assert [n for n in named if "precision" in n] == [f"model.precision={half}"]
 
 
@@ -525,5 +540,5 @@ def test_every_phase_is_told_in_plain_words(make, known):
     assert set(found["memory"]["phases"]) == set(PHASES)
     for phase, words in PHASES.items():
         found["memory"]["phase"] = phase
-        lines = dict(told(found))
+        lines = dict(lines_of(found))
         assert f"at least, while {words}: " in lines["memory"] and "by phase" not in lines

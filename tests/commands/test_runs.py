@@ -17,7 +17,7 @@ import torch
 
 from scoretune import recipes
 from scoretune.commands import display
-from scoretune.commands.runs import index
+from scoretune.commands.runs import index, verb
 from scoretune.commands.runs.page import write_page
 from scoretune.core.errors import UserError
 from scoretune.evaluate.scores import Score, rounded
@@ -70,11 +70,11 @@ def several(real, tmp_path) -> Path:
 
 
 def test_every_run_is_listed_newest_first_with_what_became_of_it(several, real):
-    found = index.listed(several)
-    assert [Path(one.run).name for one in found] == ["killed", "new", "done", "broken"]
-    assert [one.state for one in found] == ["stopped at 1", "stopped at 0", "finished", "damaged"]
-    assert [(one.done, one.updates) for one in found] == [(1, 2), (0, 2), (2, 2), (0, None)]
-    done, result = found[2], json.loads((real / "result.json").read_text())
+    listed = index.listed(several)
+    assert [Path(one.run).name for one in listed] == ["killed", "new", "done", "broken"]
+    assert [one.state for one in listed] == ["stopped at 1", "stopped at 0", "finished", "damaged"]
+    assert [(one.done, one.updates) for one in listed] == [(1, 2), (0, 2), (2, 2), (0, None)]
+    done, result = listed[2], json.loads((real / "result.json").read_text())
     assert done.recipe == "ddpo"
     assert done.model == "scenes"
     base, final = result["reward_base"]["deterministic"], result["reward"]["deterministic"]
@@ -82,8 +82,8 @@ def test_every_run_is_listed_newest_first_with_what_became_of_it(several, real):
     judge = result["judge"]
     assert done.judge == (judge["base"]["overall"], judge["final"]["overall"])
     assert done.seconds == result["seconds"]
-    assert found[1].reward == (None, None)
-    assert found[1].judge is None
+    assert listed[1].reward == (None, None)
+    assert listed[1].judge is None
 
 
 def test_a_run_that_its_guard_ended_says_so(several):
@@ -172,12 +172,12 @@ def test_the_reward_of_a_run_has_a_name(several):
     config["objective"]["kind"] = "matching"
     changed(several / "new", config=config)
     assert index.summary(several / "new").reward_name is None
-    assert index.shortened("x" * 24) == "x" * 24
-    assert index.shortened("0.5*clip + 0.5*aesthetic:v2") == "0.5*clip + 0.5*aestheti…"
-    assert len(index.shortened("x" * 25)) == 24
+    assert verb.shortened("x" * 24) == "x" * 24
+    assert verb.shortened("0.5*clip + 0.5*aesthetic:v2") == "0.5*clip + 0.5*aestheti…"
+    assert len(verb.shortened("x" * 25)) == 24
 
 
-# ------------------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------------------ in the terminal
 
 
 def test_small_rewards_keep_six_digits():
@@ -231,9 +231,9 @@ def test_without_a_terminal_the_first_and_the_last_update_are_told(tmp_path, cap
     for update in range(7, 51):  # a resumed run
         live.line({"update": update, "reward": 0.6123, "path_kl": 0.21, "explained_variance": None})
         now[0] += 4.0
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "update 7/50: reward 0.612, path KL 0.21"
-    places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in said]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "update 7/50: reward 0.612, path KL 0.21"
+    places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in lines]
     assert places == [*range(7, 48, 4), 50]
 
 
@@ -273,8 +273,8 @@ def test_the_command_lists_them(command, several):
     ]
     assert "finished" in rows[2]
     assert [re.split(r"\s*│\s*", row)[4] for row in rows] == ["reader"] * 3 + ["–"]
-    found = json.loads(command("runs", several, "--json").out)
-    assert [one["state"] for one in found] == [one.state for one in index.listed(several)]
+    summaries = json.loads(command("runs", several, "--json").out)
+    assert [one["state"] for one in summaries] == [one.state for one in index.listed(several)]
     (several / "empty").mkdir()
     assert command("runs", several / "empty").out == f"no runs below {several / 'empty'}\n"
 
@@ -287,7 +287,7 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
     assert f"look at {page}" in done.out
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"'](?!#)|url\((?!#)|<script|@import", text)
-    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    charts = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
     assert len(charts) == 6  # reward twice, judge, reader, path KL, loss
     for chart in charts:
         ElementTree.fromstring(chart)
@@ -298,6 +298,17 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
     assert again.read_bytes() == page.read_bytes()
     plain = command("runs", "compare", several / "done", several / "killed", "--json")
     assert json.loads(plain.out)["runs"] == ["done", "killed"]
+
+
+def test_names_of_runs_are_escaped_on_their_page(several, tmp_path):
+    hostile = several / "a&b<i>"
+    shutil.copytree(several / "done", hostile)
+    comparison = index.compare([several / "done", hostile])
+    text = write_page(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<i>" not in text and "a&amp;b&lt;i&gt;</th>" in text
+    assert text.count('class="swatch hue') == 2  # all settings are the same: one table
+    drawn = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
+    assert all('class="hue1"' in one and 'class="hue2"' in one for one in drawn)
 
 
 def test_the_command_opens_a_report(command, several, monkeypatch):
@@ -322,7 +333,7 @@ def test_the_command_opens_a_report(command, several, monkeypatch):
 
 
 def test_what_cannot_be_compared_or_listed_is_a_line(command, several):
-    for words, said in [
+    for words, message in [
         (("compare", several / "done"), "name two runs or more"),
         (("compare", several / "done", several), "is no run folder"),
         (("open",), "name one run"),
@@ -332,7 +343,7 @@ def test_what_cannot_be_compared_or_listed_is_a_line(command, several):
     ]:
         refused = command("runs", *words)
         assert refused.code == 2
-        assert said in refused.err
+        assert message in refused.err
         assert refused.err.count("\n") == 1
     compared = index.compare([several / "done", several / "killed"])
     with pytest.raises(UserError, match="cannot write"):

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scoretune.evaluate.report.charts import (
-    Axes,
-    Point,
-    Series,
-    chart,
+from scoretune.evaluate.report import data_page, page
+from scoretune.evaluate.report.charts import Axes, Point, Series, chart, thinned
+from scoretune.evaluate.report.format import (
+    THIN,
+    duration,
     grouped,
+    level,
     percent,
-    signed,
-    thinned,
+    plain,
+    points,
+    settings,
+    shift,
 )
 from scoretune.evaluate.report.page import write_report
-from scoretune.evaluate.report.record import level, plain, shift
+from scoretune.evaluate.report.record import read_record
+from scoretune.evaluate.report.sections import settings as settings_section
 
 pytest.importorskip("PIL")
 
@@ -65,7 +70,7 @@ def write_previews(folder: Path, prompts: list[str], side: int = 8, columns: int
 
 def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **about: Any) -> Path:
     """A finished run; `judge` is its accuracy before and after, None for a model without one."""
-    told = {
+    described = {
         "recipe": "score_as_action",
         "command": "scoretune demo --seed 0",
         "seed": 0,
@@ -75,7 +80,7 @@ def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **abou
         "config": {"objective": {"clip": 0.2}},
         "started": "2025-11-21T07:41:00+00:00",
     }
-    (run / "run.json").write_text(json.dumps(told | about), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(described | about), encoding="utf-8")
     metrics: list[dict[str, Any]] = [
         {"update": u, "seconds": 2.0 * u, "network_evaluations": 1000 * u, "reward": 0.4 + 0.01 * u}
         | {"path_kl": 0.1 * u, "explained_variance": None if u == 3 else -2 + 0.1 * u}
@@ -270,12 +275,62 @@ def test_without_a_critic_there_is_no_card_of_it(tmp_path: Path) -> None:
 
 
 def test_numbers_for_people_have_three_digits_and_no_minus_before_zero() -> None:
-    told = [plain(v) for v in (0.12251, 22.349, 999.7, 123456.4, -0.0, 0.00061234, 1e-5)]
-    assert told == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
+    texts = [plain(v) for v in (0.12251, 22.349, 999.7, 123456.4, -0.0, 0.00061234, 1e-5)]
+    assert texts == ["0.123", "22.3", "1000", "123456", "0", "0.000612", "1e-05"]
     assert [shift(v) for v in (0.0006, -0.0004, 0.0, -0.0)] == ["+0.0006", "\u22120.0004", "0", "0"]
     assert level(-0.25) == "\u22120.25"
-    assert (signed(-0.0004, 3), signed(-0.4)) == ("+0.000", "+0")
+    assert (points(-0.0004, 3), points(-0.4)) == ("+0.000", "+0")
     assert (percent(-0.001), grouped(-0.3)) == ("0\u202f%", "0")
+
+
+def test_durations_are_in_the_unit_that_suits_them() -> None:
+    seconds = (0.034, 3.21, 212.4, 599, 2100, 9000)
+    assert [duration(v) for v in seconds] == [
+        "0.034 s",
+        "3.2 s",
+        "212 s",
+        "599 s",
+        "35 min",
+        "2.5 h",
+    ]
+    assert duration(212, THIN) == "212\u202fs"
+
+
+def test_a_configuration_is_rows_of_leaves() -> None:
+    config = {"a": {"b": 1, "c": {}}, "d": "text", "e": [None, True]}
+    assert settings(config) == {"a.b": "1", "a.c": "{}", "d": "text", "e": "[null, true]"}
+    assert settings([1, 2]) == settings(None) == {}
+
+
+def test_a_section_is_a_module_and_a_template_of_its_name(tmp_path: Path) -> None:
+    sections = [*page.SECTIONS, *data_page.SECTIONS]
+    names = {section.__name__.rpartition(".")[2] for section in sections}
+    folder = files("scoretune.evaluate.report")
+    modules = {path.name.removesuffix(".py") for path in folder.joinpath("sections").iterdir()}
+    templates = {path.name for path in folder.joinpath("templates").iterdir()}
+    assert names == {name for name in modules if not name.startswith("__")} - {"headline"}
+    assert {f"{name}.html" for name in names} <= templates
+    record = read_record(tmp_path)
+    for section in page.SECTIONS:  # of an empty folder
+        assert section.context(record) is None or section is settings_section
+
+
+def test_the_page_of_a_run_on_data_escapes_and_names_what_is_missing(tmp_path: Path) -> None:
+    about = {"recipe": HOSTILE, "command": HOSTILE, "config": {"data": HOSTILE}}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    ends = {"base": 1.594, "final": 1.585, "real": 0.5}
+    (tmp_path / "result.json").write_text(json.dumps({"data": {HOSTILE: ends}}))
+    html = data_page.write(tmp_path).read_text(encoding="utf-8")
+    assert "<script>" not in html
+    assert "1.594 → 1.585 (data that were learned from: 0.5)" in words(html)
+    assert "metrics.jsonl is missing." in words(html)
+    nesting = Nesting()
+    nesting.feed(html)
+    assert nesting.open == []
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path) -> None:
+    assert "?" in report(make_run(tmp_path, machine="\ud800"))
 
 
 def test_empty_folder_names_what_is_missing(tmp_path: Path) -> None:
@@ -314,8 +369,8 @@ def test_wrong_types_do_not_crash(tmp_path: Path) -> None:
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
-    told = ("recipe", "command", "machine", "started", "seed")
-    about: dict[str, Any] = dict.fromkeys(told, HOSTILE)
+    keys = ("recipe", "command", "machine", "started", "seed")
+    about: dict[str, Any] = dict.fromkeys(keys, HOSTILE)
     run = make_run(tmp_path, **about, versions={HOSTILE: HOSTILE}, config={HOSTILE: HOSTILE})
     (run / "previews" / "prompts.json").write_text(
         json.dumps({"prompts": [HOSTILE], "columns": 2, "side": 8})
@@ -379,10 +434,10 @@ def test_the_matrix_is_a_table_with_heads(tmp_path: Path) -> None:
     assert table.count('scope="col"') == 3
     assert table.count('scope="row"') == 3
     assert "After update 20." in words(page)
-    said = words(table)
-    assert "ddim (ODE) 0.4 ±0.1 0.4 ±0.1" in said
-    assert "gddim η = 1 +0.14 ±0.05 +0.07 ±0.05" in said
-    assert "gddim η = 2 \u2013 no such step \u22120.14 ±0.05" in said
+    text = words(table)
+    assert "ddim (ODE) 0.4 ±0.1 0.4 ±0.1" in text
+    assert "gddim η = 1 +0.14 ±0.05 +0.07 ±0.05" in text
+    assert "gddim η = 2 \u2013 no such step \u22120.14 ±0.05" in text
     assert re.findall(r'class="(up|down)" style="--share:(\d+)%"', table) == [
         ("up", "50"),
         ("up", "25"),
@@ -424,7 +479,7 @@ def test_long_runs_are_thinned_by_averaging() -> None:
 
 @pytest.mark.parametrize("y", [0.0, 1.0, -4.0, 1e-9, 1e9])
 def test_flat_and_single_points_can_be_drawn(y: float) -> None:
-    for points in ((Point(0.0, y),), (Point(0.0, y), Point(1.0, y))):
-        drawn = chart([Series("reward", "plain", points)], Axes("update", "reward"))
+    for line in ((Point(0.0, y),), (Point(0.0, y), Point(1.0, y))):
+        drawn = chart([Series("reward", "plain", line)], Axes("update", "reward"))
         assert "nan" not in drawn
         assert "inf" not in drawn

@@ -17,7 +17,7 @@ from scoretune.data.scenes import world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import process_named
-from scoretune.models import export, lora, merging, stable_diffusion
+from scoretune.models import export, lora, stable_diffusion
 from scoretune.models import flux as flux_family
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.score_network import load as load_scores
@@ -167,7 +167,7 @@ def read_by_diffusers(folder: Path):
 
 def read_by_us(folder: Path):
     network = bare()
-    lora.load(network, folder)
+    lora.load_lora(network, folder)
     return network
 
 
@@ -197,7 +197,7 @@ def test_equal_adapters_make_equal_files_in_every_form(odd, tmp_path, form):
 def test_kohyas_own_rule_gives_what_the_adapter_adds(odd, tmp_path):
     """alpha/r · up down, layer by layer; one alpha for all, which is all that diffusers reads."""
     tensors = load_file(export.write(odd, tmp_path, "kohya"))
-    deltas = merging.deltas(odd.backbone.network)
+    deltas = lora.deltas(odd.backbone.network)
     assert len(tensors) == 3 * len(deltas)
     assert {float(t) for n, t in tensors.items() if n.endswith(".alpha")} == {6.0}
     for name, delta in deltas.items():
@@ -229,8 +229,8 @@ def test_names_of_the_original_code_are_read_too(policy, tmp_path):
         named[f"{original(layer, between)}.{end}"] = tensor * (0.5 if end == "alpha" else 1.0)
     save_file(named, tmp_path / "original.safetensors")
     network = bare()
-    lora.load(network, tmp_path / "original.safetensors")
-    deltas, found = merging.deltas(policy.backbone.network), merging.deltas(network)
+    lora.load_lora(network, tmp_path / "original.safetensors")
+    deltas, found = lora.deltas(policy.backbone.network), lora.deltas(network)
     assert found.keys() == deltas.keys()
     for name, delta in deltas.items():
         torch.testing.assert_close(found[name], 0.5 * delta, rtol=0, atol=1e-6)
@@ -243,14 +243,14 @@ def test_a_transformer_in_kohyas_form(tmp_path):
     policy = Policy(stirred(backbone), GDDIM(1.0))
     path = export.write(policy, tmp_path / "lora", "kohya")
     found = FluxLoraLoaderMixin.lora_state_dict(str(path))
-    deltas = merging.deltas(backbone.network)
+    deltas = lora.deltas(backbone.network)
     assert deltas
     for layer, delta in deltas.items():
         a, b = (found[f"transformer.{layer}.lora_{half}.weight"] for half in "AB")
         torch.testing.assert_close(b @ a, delta, rtol=0, atol=1e-6)
     other = flux_family.load(str(tmp_path / "flux"))
-    lora.load(other.network, path)
-    for layer, delta in merging.deltas(other.network).items():
+    lora.load_lora(other.network, path)
+    for layer, delta in lora.deltas(other.network).items():
         torch.testing.assert_close(delta, deltas[layer], rtol=0, atol=1e-6)
 
 
@@ -261,7 +261,7 @@ def test_half_precision_may_be_mixed_and_is_added_in_full(policy, tmp_path):
     mixed = {n: t.to(halves[i % 3]) for i, (n, t) in enumerate(sorted(tensors.items()))}
     save_file(mixed, tmp_path / "mixed.safetensors")
     network = bare().to(torch.bfloat16)
-    lora.load(network, tmp_path / "mixed.safetensors")
+    lora.load_lora(network, tmp_path / "mixed.safetensors")
     kept = {n: p for n, p in network.named_parameters() if "lora_" in n}
     assert {p.dtype for p in kept.values()} == {torch.float32}
     for name, parameter in kept.items():
@@ -289,7 +289,7 @@ def test_a_lora_that_cannot_be_used_says_so_in_a_line(policy, tmp_path):
         path = tmp_path / "x.safetensors"
         save_file({n: t.contiguous() for n, t in chosen.items()}, path)
         with pytest.raises(UserError, match=said) as caught:
-            lora.load(bare(), path)
+            lora.load_lora(bare(), path)
         assert "\n" not in str(caught.value)
 
 
@@ -306,7 +306,7 @@ def full(tmp_path_factory) -> Path:
 
 
 def test_a_merged_pipeline_draws_the_same_pictures(policy, full, tmp_path):
-    folder = merging.merge(policy, Model(source=str(full)), tmp_path / "merged")
+    folder = export.merge(policy, Model(source=str(full)), tmp_path / "merged")
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     assert not any("lora" in name for name, _ in pipe.unet.named_parameters())
@@ -319,7 +319,7 @@ def test_a_merged_pipeline_draws_the_same_pictures(policy, full, tmp_path):
 
 
 def test_convolutions_and_alphas_are_merged_too(odd, full, tmp_path):
-    merging.merge(odd, Model(source=str(full)), tmp_path / "merged")
+    export.merge(odd, Model(source=str(full)), tmp_path / "merged")
     merged = stable_diffusion.load(str(tmp_path / "merged")).network
     expected = output(odd.backbone.network)
     torch.testing.assert_close(output(merged), expected, rtol=0, atol=2e-6)
@@ -327,7 +327,7 @@ def test_convolutions_and_alphas_are_merged_too(odd, full, tmp_path):
 
 def test_a_shipped_model_is_merged_by_its_name(policy, tmp_path):
     """Its weights have float16, so the pictures are the same up to that."""
-    merging.merge(policy, Model(), tmp_path / "merged")
+    export.merge(policy, Model(), tmp_path / "merged")
     merged = stable_diffusion.load(str(tmp_path / "merged")).network
     expected = output(policy.backbone.network)
     torch.testing.assert_close(output(merged), expected, rtol=0, atol=1e-3)
@@ -343,13 +343,13 @@ def test_a_merged_model_keeps_the_dtypes_of_its_base(tmp_path):
     backbone = stable_diffusion.load(str(tmp_path / "half"), dtype=torch.float16)
     add_adapter(backbone.network, rank=4)
     policy = Policy(stirred(backbone), GDDIM(1.0))
-    folder = merging.merge(policy, Model(source=str(tmp_path / "half")), tmp_path / "merged")
+    folder = export.merge(policy, Model(source=str(tmp_path / "half")), tmp_path / "merged")
     base = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
     merged = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in merged.values()} == {torch.bfloat16}
     autoencoder = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in autoencoder.values()} == {torch.float32}
-    deltas = merging.deltas(backbone.network)
+    deltas = lora.deltas(backbone.network)
     assert merged.keys() == base.keys()
     for name, weight in merged.items():
         delta = deltas.get(name.removesuffix(".weight"), torch.zeros(()))
@@ -364,7 +364,7 @@ def test_a_full_fine_tuning_is_saved_as_it_was_trained(tmp_path):
     policy = Policy(backbone, GDDIM(1.0))
     with pytest.raises(UserError, match=r"nothing to export.*--merge"):
         export.write(policy, tmp_path / "lora")
-    folder = merging.merge(policy, Model(rank=0), tmp_path / "merged")
+    folder = export.merge(policy, Model(rank=0), tmp_path / "merged")
     saved = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in backbone.network.state_dict().items():
         assert torch.equal(saved[name], tensor), name
@@ -378,7 +378,7 @@ def test_a_merged_network_of_ones_own(tmp_path):
     tuned = load_scores(tmp_path / "base")
     add_adapter(tuned.network, rank=2, targets=("mix",))
     policy = Policy(stirred(tuned), GDDIM(1.0))
-    merging.merge(policy, Model(source=str(tmp_path / "base")), tmp_path / "merged")
+    export.merge(policy, Model(source=str(tmp_path / "base")), tmp_path / "merged")
     x, t, nothing = torch.randn(3, 2), torch.tensor([0.1, 0.5, 0.9]), torch.zeros(3, 0, 0)
     found, expected, before = (
         model.predict(x, t, nothing).detach()
@@ -391,7 +391,7 @@ def test_a_merged_network_of_ones_own(tmp_path):
 def test_a_folder_that_is_in_use_is_left_alone(policy, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="is not empty"):
-        merging.merge(policy, Model(), tmp_path)
+        export.merge(policy, Model(), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --to"):
         export.write(policy, tmp_path / "file" / "below")

@@ -489,7 +489,7 @@ def test_a_missing_folder_is_named(rewards, kind):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_hub_id_that_is_not_here_is_named(rewards, kind):
-    assert "cannot load 'nobody/nothing' (" in said(of(kind, "nobody/nothing", rewards))
+    assert "cannot load the model 'nobody/nothing' (" in said(of(kind, "nobody/nothing", rewards))
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -574,13 +574,15 @@ def test_the_hub_is_asked_only_for_what_is_not_here(tmp_path, monkeypatch):
     def told(source: str) -> str:
         asked.clear()
         with pytest.raises(UserError) as caught:
-            pretrained.offline_first(source, "a model", load)
+            hub.offline_first(source, "a model", load)
         assert asked == [True]
         return str(caught.value)
 
     def unreached() -> str:
         line = told("a/b")
-        assert line.startswith("cannot load 'a/b' (not in the cache): the hub was not asked, ")
+        assert line.startswith(
+            "cannot load the model 'a/b' (not in the cache): the hub was not asked, "
+        )
         assert line.endswith("by: hf download a/b; or set model=FOLDER of a model")
         return line
 
@@ -591,7 +593,7 @@ def test_the_hub_is_asked_only_for_what_is_not_here(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda: True)
     assert str(tmp_path) in told(str(tmp_path))  # a folder is nothing to ask the hub for
     asked.clear()
-    assert pretrained.offline_first("a/b", "a model", load) == "found"
+    assert hub.offline_first("a/b", "a model", load) == "found"
     assert asked == [True, False]
 
 
@@ -673,7 +675,7 @@ def test_a_fingerprint_changes_with_the_weights(clip, rewards, tmp_path, kind):
     assert json.loads(json.dumps(first)) == first
     (part,) = first["parts"]
     stored = source / "model.safetensors"
-    assert part["sha256 model.safetensors"] == pretrained.sha256(stored)
+    assert part["sha256 model.safetensors"] == hub.sha256(stored)
     weights = load_file(stored)
     weights[next(iter(weights))] += 1
     save_file(weights, stored, metadata={"format": "pt"})

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from scoretune import recipes
 from scoretune.commands import sample
 from scoretune.core.errors import UserError
+from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
 from scoretune.rewards import catalog
 from scoretune.training import card, overrides, run_folder
-from scoretune.training.card_results import measured
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 
@@ -44,11 +44,15 @@ def run(real, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+def measured(folder: Path) -> str:
+    return card.measured(read_record(folder))
+
+
 def edited(folder: Path, name: str, **values: object) -> dict:
     path = folder / name
-    found = json.loads(path.read_text()) | values
-    path.write_text(json.dumps(found))
-    return found
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(content))
+    return content
 
 
 def of_source(folder: Path, source: str) -> None:
@@ -68,14 +72,25 @@ def test_the_hub_reads_the_front_matter(run, monkeypatch):
     monkeypatch.setattr(card.pipelines, "described", lambda source, revision: index)
     path = card.write(run)
     assert path == run / "lora" / "README.md"
-    assert metadata_load(path) == {
+    data = metadata_load(path)
+    (model,) = data.pop("model-index")
+    result = json.loads((run / "result.json").read_text())
+    assert model["name"] == "ddpo on org/base"
+    (results,) = model["results"]
+    assert results["task"]["type"] == "text-to-image"
+    metrics = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert metrics["judge_accuracy"] == result["judge"]["final"]["overall"]
+    assert metrics["reward_deterministic_sampler"] == result["reward"]["deterministic"]
+    assert data == {
         "base_model": "org/base",
         "base_model_relation": "adapter",
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["scoretune", "ddpo", "lora"],
     }
-    assert ModelCard.load(path).data.base_model == "org/base"
+    loaded = ModelCard.load(path).data
+    assert loaded.base_model == "org/base"
+    assert {one.metric_type for one in loaded.eval_results} == metrics.keys()
     assert "# license: yours to choose" in path.read_text()
     whole = metadata_load(card.write(run, run / "whole", "merged"))
     assert whole["base_model_relation"] == "finetune"
@@ -132,8 +147,8 @@ def test_small_changes_are_told_and_nothing_is_minus_zero(run):
     small = {"mean": 0.0006123, "low": -0.0, "high": 0.0016}
     changed = {"reward_base": {"deterministic": 0.1225}, "reward": {"deterministic": 0.1231}}
     edited(run, "result.json", gain=result["gain"] | {"reward": small}, **changed)
-    told = "| reward, deterministic sampler | 0.122 | 0.123 | +0.000612 (0 to +0.0016) |"
-    assert told in measured(run)
+    row = "| reward, deterministic sampler | 0.122 | 0.123 | +0.000612 (0 to +0.0016) |"
+    assert row in measured(run)
 
 
 def test_a_run_that_has_not_ended_claims_nothing(run):
@@ -154,7 +169,7 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     folder = tmp_path / "out"
     policy = sample.load(run)
     if form == "merged":
-        from scoretune.models.merging import merge
+        from scoretune.models.export import merge
 
         merge(policy, run_folder.recorded(run).model, folder)
     else:
@@ -164,10 +179,10 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     assert "guidance_scale=2.5" in code
     assert "num_inference_steps=2" in code
     monkeypatch.chdir(folder)
-    found: dict = {}
-    exec(compile(ast.parse(code), "card", "exec"), found)
-    assert found["picture"].size == (32, 32)
-    state = found["pipe"].unet.state_dict()
+    names: dict = {}
+    exec(compile(ast.parse(code), "card", "exec"), names)
+    assert names["picture"].size == (32, 32)
+    state = names["pipe"].unet.state_dict()
     assert any("lora_A" in name for name in state) is (form != "merged")
 
 
@@ -176,9 +191,14 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     [
         ("FluxPipeline", "diffusers", FLUX, "pipe.load_lora_weights(here)"),
         ("FluxPipeline", "kohya", FLUX, 'load_lora_weights(here, weight_name="lora_kohya.safet'),
-        ("StableDiffusion3Pipeline", "kohya", FLUX, "loras.load(pipe.transformer, Path(here))"),
-        ("DiTPipeline", "diffusers", ("transformer",), "loras.load(pipe.transformer, Path(here))"),
-        ("DDPMPipeline", "diffusers", ("unet",), "loras.load(pipe.unet, Path(here))"),
+        ("StableDiffusion3Pipeline", "kohya", FLUX, "scoretune.load_lora(pipe.transformer, here)"),
+        (
+            "DiTPipeline",
+            "diffusers",
+            ("transformer",),
+            "scoretune.load_lora(pipe.transformer, here)",
+        ),
+        ("DDPMPipeline", "diffusers", ("unet",), "scoretune.load_lora(pipe.unet, here)"),
     ],
 )
 def test_other_pipelines_are_called_as_they_want_it(run, monkeypatch, kind, form, parts, expected):
@@ -215,14 +235,14 @@ def test_the_command_exports_a_form_with_its_card(command, run, tmp_path):
 
 
 def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
-    told: list = []
+    calls: list = []
 
     class Hub:
         def create_repo(self, name, *, private, exist_ok):
-            return told.append((name, private)) or f"https://hub/{name}"
+            return calls.append((name, private)) or f"https://hub/{name}"
 
         def upload_folder(self, *, repo_id, folder_path, commit_message):
-            told.append((repo_id, Path(folder_path).name))
+            calls.append((repo_id, Path(folder_path).name))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     flags = ("--merge", "--push", "org/name", "--json")
@@ -237,7 +257,7 @@ def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
     folder = run / "export" / "merged"
     expected = {"folder": str(folder), "form": "merged", "url": "https://hub/org/name"}
     assert json.loads(done.out) == expected
-    assert told == [("org/name", True), ("org/name", "merged")]
+    assert calls == [("org/name", True), ("org/name", "merged")]
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     own = sample.load(run).backbone.network.state_dict()
     kept = "mid_block.resnets.0.conv1.weight"
@@ -246,7 +266,7 @@ def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
 
 def test_what_cannot_be_exported_is_a_line(command, run, tmp_path):
     (tmp_path / "new").mkdir()
-    for words, said in [
+    for words, message in [
         ((run, "--format", "pefd"), "did you mean 'peft'"),
         ((run, "--public"), "--public is about --push"),
         ((tmp_path / "new",), "is no run folder"),
@@ -254,7 +274,7 @@ def test_what_cannot_be_exported_is_a_line(command, run, tmp_path):
     ]:
         refused = command("export", *words)
         assert refused.code == 2, words
-        assert said in refused.err
+        assert message in refused.err
         assert refused.err.count("\n") == 1
     with pytest.raises(UserError, match="cannot write"):
         card.write(run, run / "run.json" / "below")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scoretune.core.config import Run
+from scoretune.evaluate.report.format import plain, signed
 
 EVERY = 15.0
 """Seconds between plain lines, where the output is no terminal."""
@@ -87,20 +88,12 @@ def rewarded(result: dict[str, Any]) -> list[str]:
     """The held-out reward before and after, with the gain's interval where it is known; then the
     reward with the noise of training."""
     base, final = (result[name]["deterministic"] for name in ("reward_base", "reward"))
-    told = f"held-out reward: {_level(base)} -> {_level(final)}"
+    told = f"held-out reward: {plain(base, 4)} -> {plain(final, 4)}"
     gain = result["gain"].get("reward")
     if gain is not None:
-        mean, low, high = (_shift(gain[name]) for name in ("mean", "low", "high"))
+        mean, low, high = (signed(gain[name]) for name in ("mean", "low", "high"))
         told += f" (gain {mean}, 95 % interval {low} to {high})"
-    return [told, f"under the training sampler: {_level(result['reward']['stochastic'])}"]
-
-
-def _level(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 9999.5 else f"{value + 0.0:.4g}"
-
-
-def _shift(value: float) -> str:
-    return f"{value:+.0f}" if abs(value) >= 999.5 else f"{value + 0.0:+.3g}"
+    return [told, f"under the training sampler: {plain(result['reward']['stochastic'], 4)}"]
 
 
 def guarded(guard: dict[str, Any]) -> list[str]:

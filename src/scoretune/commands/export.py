@@ -61,8 +61,12 @@ def export(
 def _loading(card: Path, folder: Path) -> str:
     """The line of a card's example that loads its folder; empty where it has none."""
     lines = card.read_text(encoding="utf-8").splitlines()
-    found = [x for x in lines if x.startswith(("pipe", "loras.")) and re.search(r"\bhere\b", x)]
-    return re.sub(r"\bhere\b", lambda _: repr(str(folder)), found[-1]) if found else ""
+    loading = [
+        x
+        for x in lines
+        if x.startswith(("pipe", "scoretune.load_lora")) and re.search(r"\bhere\b", x)
+    ]
+    return re.sub(r"\bhere\b", lambda _: repr(str(folder)), loading[-1]) if loading else ""
 
 
 def _refuse_another(folder: Path, form: str) -> None:
@@ -77,7 +81,6 @@ def _refuse_another(folder: Path, form: str) -> None:
 
 def _write(run: Path, folder: Path, form: str) -> Path:
     from scoretune.models import export as forms
-    from scoretune.models import merging
     from scoretune.training import card, run_folder
     from scoretune.training.run_folder import recorded
 
@@ -92,7 +95,7 @@ def _write(run: Path, folder: Path, form: str) -> Path:
     _refuse_another(folder, form)
     policy = run_folder.load(run)
     if form == "merged":
-        merging.merge(policy, settings.model, folder)
+        forms.merge(policy, settings.model, folder)
     else:
         forms.write(policy, folder, form)
     return card.write(run, folder, form)

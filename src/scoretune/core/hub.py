@@ -1,7 +1,8 @@
-"""The hub of models: asked last, quietly, and only when it answers."""
+"""Other people's files: this machine's first, then the hub's; never pickles, and quietly."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +10,59 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
+from scoretune.core.errors import UserError, first_line
+
 T = TypeVar("T")
 
 SECONDS = 5.0  # for a name server, a proxy and the hub together
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+"""Endings of files that can run code when read."""
 
 
 def is_local(source: str) -> bool:
     """Whether a source is meant as a path, and not as a hub id."""
     return Path(source).expanduser().exists() or source.startswith((".", "/", "~"))
+
+
+def place(source: str) -> str:
+    """A hub id as it is, and a path with its home folder written out."""
+    return str(Path(source).expanduser()) if is_local(source) else source
+
+
+def refuse_pickle(path: Path, fix: str) -> None:
+    """Refuse a file that can run code when read; `fix` says what to do about it."""
+    if path.suffix in PICKLES:
+        raise UserError(f"{str(path)!r} is a pickle, which can run code when read; {fix}")
+
+
+def refuse_pickles(folder: Path, fix: str, *, inside: bool = False) -> None:
+    """Refuse a folder where weights lie as pickles only; `inside`: in its folders too, each."""
+    files = sorted(folder.rglob("*") if inside else folder.iterdir())
+    safe = {path.parent for path in files if path.suffix == ".safetensors"}
+    for path in files:
+        if path.parent not in safe:
+            refuse_pickle(path, fix)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def quieten() -> None:
+    """No progress bars and no warnings of transformers, and of diffusers where it is in use."""
+    import sys
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if "diffusers" in sys.modules:
+        from diffusers.utils import logging as diffusers_logging
+
+        diffusers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity_error()
 
 
 def reachable(seconds: float = SECONDS) -> bool:
@@ -53,28 +99,28 @@ def quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-class NotAsked(Exception):
-    """What is wanted is not on this machine, and the hub does not answer."""
+def offline_first(
+    source: str, what: str, load: Callable[[bool], T], *, setting: str = "model"
+) -> T:
+    """`load(True)` from files of this machine; without them `load(False)` from the hub.
 
-
-def offline_first(load: Callable[[bool], T], *, local: bool) -> T:
-    """`load(True)` from files of this machine; without them `load(False)` from the hub, unless the
-    source is `local`. Raises what `load` raises, and NotAsked with its words where the hub is out
-    of reach."""
+    Raises UserError where neither has `what`; the hub is first asked, once, whether it is there.
+    `setting` names the source in the error.
+    """
+    fix = f"give a folder or hub id of {what}"
     with quiet():
         try:
             return load(True)
         except Exception as error:  # not in the cache, or broken: each has its own kind
-            if local:
-                raise
-            if not reachable():
-                raise NotAsked(str(error)) from error
-        return load(False)
-
-
-def fetched(source: str, setting: str) -> str:
-    """How to do without the hub: what to say of an id that was NotAsked for."""
-    return (
-        f"the hub was not asked, being out of reach or HF_HUB_OFFLINE set; get it where there is a "
-        f"network by: hf download {source}; or set {setting}=FOLDER"
-    )
+            failure = error
+        if not is_local(source) and reachable():
+            try:
+                return load(False)
+            except Exception as error:  # no such id or revision: each has its own kind
+                failure = error
+        elif not is_local(source):
+            fix = (
+                "the hub was not asked, being out of reach or HF_HUB_OFFLINE set; get it where "
+                f"there is a network by: hf download {source}; or set {setting}=FOLDER of {what}"
+            )
+    raise UserError(f"cannot load the model {source!r} ({first_line(failure)}): {fix}") from failure

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import UserError, first_line, unknown
 
 INSTALL = "pip install 'scoretune[data]'"
 
@@ -159,7 +159,7 @@ def _parquet(source: str, stream: io.BytesIO) -> Iterator[Found]:
         file = parquet.ParquetFile(stream)
         table = file.read([f.name for f in file.schema_arrow if _plain(f)])
     except pyarrow.ArrowException as error:
-        raise unreadable(source, str(error).splitlines()[0]) from error
+        raise unreadable(source, first_line(error)) from error
     return _of_arrow(table)
 
 
@@ -209,7 +209,7 @@ def _loaded(identity: str) -> Any:
             failure = error
         finally:
             datasets.config.HF_HUB_OFFLINE = before
-    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    reason = first_line(failure)
     raise UserError(
         f"cannot load the dataset {identity!r} ({reason}): give an id of the hub, or a folder of "
         "tables, as datasets:ID:SPLIT:COLUMN"

@@ -17,6 +17,7 @@ from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
 from scoretune.evaluate.scores import Score, act, rounded, sample, score, verdicts
+from scoretune.models.catalog import resolve
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import verdict_metrics
@@ -107,7 +108,7 @@ def measure(
     )
     values = {
         "reward": rewards,
-        **verdicts(images, prompts, verdict_metrics(run.model.source)),
+        **verdicts(images, prompts, verdict_metrics(str(resolve(run.model.source).world))),
     }
     policy.calls = calls
     line: dict[str, Any] = {

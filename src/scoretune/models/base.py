@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
-from scoretune.diffusion.estimates import Prediction, prediction_named
-from scoretune.diffusion.processes import Process, Tabulated
+from scoretune.diffusion.estimates import Prediction
+from scoretune.diffusion.processes import Process
 
 DECODED = 2**22
 """Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
@@ -39,68 +39,72 @@ class Pipelined(ABC):
     """What diffusers calls the parts that read prompts."""
     decode_batch: int = field(default=0, kw_only=True)
     """Pictures decoded at once; 0: about four megapixels of them."""
-    known: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
-    """What the network is told for prompts that were encoded before, each [L, D]."""
+    prompt_cache: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
+    """Text states [L, D] of prompts that were encoded before the encoders were let go."""
 
     @property
     def network(self) -> nn.Module:
         return cast(nn.Module, getattr(self.pipeline, self.part))
 
     @abstractmethod
-    def told(self, prompts: Sequence[str]) -> Tensor:
-        """What the network is told for prompts, [B, L, D]: their states, all that it needs."""
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
+        """All that the network takes of prompts, [B, L, D]."""
 
     def null(self, empty: Tensor) -> Tensor:
-        """What guidance is away from, [L, D], given what the empty prompt is, [L, D]."""
+        """The states [L, D] that guidance is away from, given those of the empty prompt."""
         return empty
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Prompts as the network is told them; the empty prompt's states serve guidance."""
-        if self.known is None:
-            tokens = self.told([*prompts, ""])
-        else:
-            tokens = self._recalled([*prompts, ""], self.known)
-        return Condition(tokens[:-1], self.null(tokens[-1]))
+        """Text states of prompts; those of the empty prompt serve guidance."""
+        texts = [*prompts, ""]
+        states = self.text_states(texts) if self.prompt_cache is None else self._cached(texts)
+        return Condition(states[:-1], self.null(states[-1]))
 
     @torch.no_grad()
-    def remember(self, prompts: Sequence[str], batch: int = 32) -> None:
+    def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
         """Encode these prompts once and for all, and let go of the encoders.
 
         Only these can be encoded afterwards, and the empty one.
         """
-        wanted = list(dict.fromkeys([*prompts, ""]))
-        self.known = {}
-        for start in range(0, len(wanted), batch):
-            texts = wanted[start : start + batch]
-            self.known |= zip(texts, self.told(texts).cpu(), strict=True)
+        texts = list(dict.fromkeys([*prompts, ""]))
+        cache: dict[str, Tensor] = {}
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            cache |= zip(part, self.text_states(part).cpu(), strict=True)
+        self.prompt_cache = cache
         for name in self.encoders:
             setattr(self.pipeline, name, None)
 
-    def _recalled(self, prompts: Sequence[str], known: dict[str, Tensor]) -> Tensor:
-        new = [prompt for prompt in prompts if prompt not in known]
-        if new:
+    def _cached(self, prompts: Sequence[str]) -> Tensor:
+        cache = self.prompt_cache or {}
+        missing = [prompt for prompt in prompts if prompt not in cache]
+        if missing:
             raise UserError(
-                f"the prompt {new[0]!r} was not encoded before the text encoders were let go: set "
-                "hardware.cache_prompts=false"
+                f"the prompt {missing[0]!r} was not encoded before the text encoders were let go: "
+                "set hardware.cache_prompts=false"
             )
-        device = next(self.network.parameters()).device
-        return torch.stack([known[prompt] for prompt in prompts]).to(device)
+        return torch.stack([cache[prompt] for prompt in prompts]).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
 
-    def predict_and_watch(
+    def predict_and_record(
         self, module: nn.Module, x: Tensor, t: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Any]:
         """`predict`, and what a module inside the network put out on the way."""
-        seen: list[Any] = []
-        hook = module.register_forward_hook(lambda module, given, found: seen.append(found))
+        outputs: list[Any] = []
+        hook = module.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
-            output = self.predict(x, t, tokens)
+            prediction = self.predict(x, t, tokens)
         finally:
             hook.remove()
-        return output, seen[0]
+        return prediction, outputs[0]
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
@@ -126,8 +130,8 @@ class Pipelined(ABC):
         return (torch.cat(parts).float() - shift) * float(vae.config.scaling_factor)
 
 
-class Conditional(Pipelined):
-    """A pipeline around a UNet2DConditionModel."""
+class UNet(Pipelined):
+    """A pipeline around a UNet."""
 
     part: ClassVar[str] = "unet"
 
@@ -137,18 +141,50 @@ class Conditional(Pipelined):
         return int(self.pipeline.unet.config.block_out_channels[-1])
 
     def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the mid-block's output [B, F, h, w] averaged over the picture."""
-        output, hidden = self.predict_and_watch(self.pipeline.unet.mid_block, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean((2, 3))
+        """`predict`, and the lowest block's output [B, F, h, w] averaged over the picture."""
+        unet = self.pipeline.unet
+        lowest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
+        output, hidden = self.predict_and_record(lowest, x, t, tokens)
+        states: Tensor = hidden[0] if isinstance(hidden, tuple) else hidden
+        return output, states.float().mean((2, 3))
 
-    def told_of_guidance(self, scale: float, x: Tensor) -> Tensor:
-        """What a UNet that guidance was distilled into is told of it, [B, G]: sines of scale − 1
+    def guidance_embedding(self, scale: float, x: Tensor) -> Tensor:
+        """Sines of scale − 1, [B, G]: the input of a UNet that guidance was distilled into
         (arXiv 2210.03142)."""
         unet = self.pipeline.unet
-        told = self.pipeline.get_guidance_scale_embedding(
+        sines = self.pipeline.get_guidance_scale_embedding(
             torch.tensor([scale - 1.0]), unet.config.time_cond_proj_dim
         )
-        return cast(Tensor, told.to(x.device, unet.dtype).expand(len(x), -1))
+        return cast(Tensor, sines.to(x.device, unet.dtype).expand(len(x), -1))
+
+
+JOINT_ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+"""Where picture and caption attend jointly, each with projections of its own."""
+
+
+class Transformer(Pipelined):
+    """A pipeline around a transformer."""
+
+    part: ClassVar[str] = "transformer"
+
+    @property
+    def feature_size(self) -> int:
+        """The width of the transformer."""
+        return int(self.pipeline.transformer.inner_dim)
+
+    @property
+    def last_block(self) -> nn.Module:
+        """The block whose output the prediction is read from."""
+        return cast(nn.Module, self.pipeline.transformer.transformer_blocks[-1])
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`predict`, and the last block's tokens [B, n, F] averaged over the picture."""
+        output, hidden = self.predict_and_record(self.last_block, x, t, tokens)
+        states: Tensor = hidden[-1] if isinstance(hidden, tuple) else hidden  # behind the caption's
+        return output, states.float().mean(1)
 
 
 def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
@@ -183,31 +219,3 @@ def unpacked(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _rows(size: int, width: int) -> int:
     return -(-size // width)
-
-
-LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
-
-
-def scheduled(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
-    """The noise table and the prediction that the scheduler of the model `source` is made for.
-
-    Raises UserError where there is no table, as with the schedulers of flows, and for a prediction
-    that is not known.
-    """
-    table = getattr(scheduler, "alphas_cumprod", None)
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if table is None:
-        raise UserError(
-            f"the scheduler of {source!r} is a {type(scheduler).__name__}, which has no noise "
-            "table: give the pipeline the one its network was trained with, as DDIMScheduler"
-        )
-    try:
-        prediction = prediction_named(kind)
-    except ValueError as error:
-        raise UserError(
-            f"the scheduler of {source!r} has prediction_type {kind!r}: {error}"
-        ) from None
-    found = table.double()
-    smallest = float(found[found > 0].min())
-    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
-    return Tabulated(tuple(torch.where(found > 0, found, least).tolist())), prediction

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from scoretune.core import model_folder
-from scoretune.core.config import Model
+from scoretune.core import checkpoints, model_folder
+from scoretune.core.config import NEW_NETWORKS, Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.scenes import world
@@ -25,35 +26,32 @@ from scoretune.models import (
     stable_diffusion_3,
     stable_diffusion_xl,
     unconditional,
+    user_module,
 )
 from scoretune.models.base import Pipelined
-from scoretune.models.lora import ATTENTION
+from scoretune.models.lora import (
+    ATTENTION,
+    add_adapter,
+    load_lora,
+    merge_adapter,
+    restore_adapter,
+)
 from scoretune.models.networks import Perceptron
+from scoretune.models.pipelines import Family, Loader, load_pipeline
 from scoretune.models.recycled import inner, recycle
-from scoretune.models.user_module import adaptable
-from scoretune.models.user_module import load as load_own
 from scoretune.policy import Backbone
 
-FAMILIES: dict[str, Callable[..., Backbone]] = {
-    stable_diffusion.KIND: stable_diffusion.load,
-    stable_diffusion_3.KIND: stable_diffusion_3.load,
-    stable_diffusion_xl.KIND: stable_diffusion_xl.load,
-    latent_consistency.KIND: latent_consistency.load,
-    flux.KIND: flux.load,
-    dit.KIND: dit.load,
-    **dict.fromkeys(unconditional.KINDS, unconditional.load),
-}
-"""What loads each class of pipeline."""
-DENOISERS = {
-    stable_diffusion.KIND: ("UNet2DConditionModel",),
-    stable_diffusion_3.KIND: ("SD3Transformer2DModel",),
-    stable_diffusion_xl.KIND: ("UNet2DConditionModel",),
-    latent_consistency.KIND: ("UNet2DConditionModel",),
-    flux.KIND: ("FluxTransformer2DModel",),
-    dit.KIND: ("DiTTransformer2DModel", "Transformer2DModel"),
-    **dict.fromkeys(unconditional.KINDS, ("UNet2DModel",)),
-}
-"""What the network of each is called."""
+_FAMILIES: tuple[Family[Any], ...] = (
+    stable_diffusion.FAMILY,
+    stable_diffusion_3.FAMILY,
+    stable_diffusion_xl.FAMILY,
+    latent_consistency.FAMILY,
+    flux.FAMILY,
+    dit.FAMILY,
+    unconditional.FAMILY,
+)
+FAMILIES: dict[str, Family[Any]] = {kind: each for each in _FAMILIES for kind in each.kinds}
+"""The family of each class of pipelines."""
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -62,55 +60,177 @@ PRECISIONS = {
 }
 
 
-def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:
-    """Put all of a model on a device, or all but its network, which may be too large for one."""
-    own = inner(backbone)
-    if isinstance(own, Pipelined) and network:
-        own.pipeline.to(device)
-    elif isinstance(own, Pipelined):
-        for name, part in own.pipeline.components.items():
-            if isinstance(part, nn.Module) and name != own.part:
-                part.to(device)
-    elif network:
-        own.network.to(device)
+# --------------------------------------------------------------------------- what a source is
 
 
-def load_backbone(model: Model) -> Backbone:
-    """The model that settings name, on the CPU, under the process that they name."""
-    return _under(model, _loaded(model))
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a fine-tuning run, and the model that it began with."""
+
+    folder: Path
+    model: Model
 
 
-def _loaded(model: Model) -> Backbone:
-    dtype = PRECISIONS[model.precision]
-    home = model_folder.home(Path(model.source))
+@dataclass(frozen=True)
+class Resolved:
+    """What a `model.source` is, and where.
+
+    A source may be a run of fine-tuning, which began with another model, perhaps a run too: `runs`
+    are these, oldest first, and everything else is of the model below them all.
+    """
+
+    source: str
+    kind: Literal["pipeline", "score network", "function"]
+    where: str
+    """A folder or hub id; or the function."""
+    runs: tuple[FinishedRun, ...] = ()
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it is a model that ships with scoretune, or a fine-tuned one."""
+        return self.source in world.SHIPPED
+
+    @property
+    def world(self) -> Path:
+        """The folder where a model of scenes has the reader and the judge of its world."""
+        return world.shipped() if self.shipped else Path(self.where)
+
+    def settings(self, model: Model) -> Model:
+        """`model`, whose source this is, as settings of the model below all runs: what they said
+        of it holds, where `model` says nothing."""
+        for run in reversed(self.runs):
+            below = run.model
+            model = model.model_copy(
+                update={
+                    "source": below.source,
+                    "revision": below.revision,
+                    "shape": below.shape,
+                    "prediction": below.prediction,
+                    "size": model.size or below.size,
+                    "without": (*below.without, *model.without),
+                    "process": model.process or below.process,
+                }
+            )
+        return model
+
+
+def resolve(source: str) -> Resolved:
+    """A shipped name, a folder, a run folder, a function or a hub id, as what it is. Reads no
+    weights; whether a folder or hub id holds a model is for its loader to say.
+
+    Raises UserError for the folder of a run that has no weights yet.
+    """
+    folder = Path(source)
+    home = model_folder.home(folder)
     if home is not None:
-        own = score_network.load(home)
-        own.network.to(dtype)
-        return own
-    if is_function(model.source):
+        return Resolved(source, "score network", str(home))
+    if is_function(source):
+        return Resolved(source, "function", source)
+    if source in world.SHIPPED:
+        return Resolved(source, "pipeline", str(world.shipped(source)))
+    if (folder / "run.json").is_file() and not (folder / "model_index.json").exists():
+        run = FinishedRun(folder, _recorded(folder))
+        below = resolve(run.model.source)
+        return Resolved(below.source, below.kind, below.where, (*below.runs, run))
+    return Resolved(source, "pipeline", source)
+
+
+def _recorded(folder: Path) -> Model:
+    """The model that a run began with."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        model = Model.model_validate(record["config"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the run.json of {str(folder)!r} cannot be read: give a run of this version, or a "
+            "model that was exported from it"
+        ) from error
+    if model.source in NEW_NETWORKS:  # it would be in the run's model/
+        raise _no_weights(folder)
+    return model
+
+
+def _no_weights(folder: Path) -> UserError:
+    return UserError(
+        f"the run {str(folder)!r} has no weights yet: let it train until it saves some, by "
+        f"scoretune train --resume {folder}"
+    )
+
+
+# ------------------------------------------------------------------------------------ loading
+
+
+def load_backbone(model: Model, *, loader: Loader = load_pipeline) -> Backbone:
+    """The model that settings name, on the CPU, under the process that they name.
+
+    Of a run's folder, the model that it began with and in its weights what the run learned.
+    `loader` makes a pipeline: another makes one without weights.
+    """
+    source = resolve(model.source)
+    settings = source.settings(model)
+    backbone = _loaded(settings, source, loader)
+    for run in source.runs:
+        apply_run(backbone.network, run)
+    return _under(settings, backbone)
+
+
+def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
+    dtype = PRECISIONS[model.precision]
+    if source.kind == "score network":
+        learned = score_network.load(Path(source.where))
+        learned.network.to(dtype)
+        return learned
+    if source.kind == "function":
         return users_own(model)
-    shipped = model.source in world.SHIPPED
-    where = str(world.shipped(model.source)) if shipped else model.source
-    index = pipelines.described(where, model.revision)
+    index = pipelines.described(source.where, model.revision)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
         raise UserError(
-            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes "
+            f"{source.where!r} holds a {kind}, which is no family of this version: it fine-tunes "
             f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
         )
-    _check_denoiser(where, kind, index)
-    return FAMILIES[kind](
-        where, revision=model.revision, dtype=dtype, size=model.size, without=model.without
+    _check_denoiser(source.where, kind, index)
+    backbone: Backbone = FAMILIES[kind].load(
+        source.where,
+        revision=model.revision,
+        dtype=dtype,
+        size=model.size,
+        without=model.without,
+        loader=loader,
     )
+    return backbone
+
+
+def apply_run(network: nn.Module, run: FinishedRun) -> None:
+    """Put what a run learned into the weights of the network that it began with; frozen then.
+
+    A LoRA is merged in float32; all weights are replaced where the run trained all. They are those
+    of its newest checkpoint, else the LoRA that it exported. Raises UserError where there are none.
+    """
+    newest = checkpoints.latest(run.folder / "checkpoints")
+    if newest is not None:
+        state = checkpoints.load(newest)["policy"]
+        if run.model.rank:
+            layers = {name.partition(".lora_")[0] for name in state}
+            add_adapter(network, run.model.rank, tuple(sorted(layers)))
+        else:
+            network.requires_grad_(True)
+        restore_adapter(network, state)
+    elif run.model.rank and (run.folder / "lora").is_dir():
+        load_lora(network, run.folder)
+    else:
+        raise _no_weights(run.folder)
+    if run.model.rank:
+        merge_adapter(network)
+    network.requires_grad_(False).eval()
 
 
 def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     """Refuse a pipeline whose network is of another family, and say which that is."""
-    named = index.get("unet") or index.get("transformer") or (None, None)
-    network = named[1]
-    if network in DENOISERS[kind] or network is None:
+    _, network = index.get("unet") or index.get("transformer") or (None, None)
+    if network in FAMILIES[kind].networks or network is None:
         return
-    fitting = [family for family, known in DENOISERS.items() if network in known]
+    fitting = [name for name, family in FAMILIES.items() if network in family.networks]
     fits = (
         f"is that of a {' or a '.join(fitting)}" if fitting else "is of no family of this version"
     )
@@ -122,7 +242,7 @@ def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
 
 def users_own(model: Model) -> Backbone:
     """What a user's function returns; of a bare module the settings say what it is."""
-    return load_own(
+    return user_module.load(
         model.source,
         process=model.process,
         prediction=model.prediction,
@@ -137,7 +257,22 @@ def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
         return model.targets
     if isinstance(backbone.network, Perceptron):
         return ("mix",)
-    return backbone.targets if isinstance(backbone, Pipelined) else adaptable(backbone.network)
+    if isinstance(backbone, Pipelined):
+        return backbone.targets
+    return user_module.adaptable(backbone.network)
+
+
+def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:
+    """Put all of a model on a device, or all but its network, which may be too large for one."""
+    base = inner(backbone)
+    if isinstance(base, Pipelined) and network:
+        base.pipeline.to(device)
+    elif isinstance(base, Pipelined):
+        for name, part in base.pipeline.components.items():
+            if isinstance(part, nn.Module) and name != base.part:
+                part.to(device)
+    elif network:
+        base.network.to(device)
 
 
 def _under(model: Model, backbone: Backbone) -> Backbone:

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
-from scoretune.models.base import Pipelined, latent_shape, scheduled
+from scoretune.models.base import Transformer, latent_shape
 from scoretune.models.class_labels import Labels
-
-KIND = "DiTPipeline"
+from scoretune.models.pipelines import Family, noise_table
 
 
 @dataclass
-class DiffusionTransformer(Pipelined):
+class DiffusionTransformer(Transformer):
     """A DiTPipeline as a continuous-time model; everything but the transformer is frozen."""
 
-    part: ClassVar[str] = "transformer"
     encoders: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -34,10 +30,9 @@ class DiffusionTransformer(Pipelined):
         count = int(self.pipeline.transformer.config.num_embeds_ada_norm)
         return Labels(count, self.pipeline.labels)
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """One-hot classes [B, 1, K + 1], the empty prompt being the last of them."""
-        told = self.labels.one_hot(prompts, empty=True)
-        return told.to(next(self.network.parameters()).device)
+        return self.labels.one_hot(prompts, empty=True).to(self.device)
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Of a network that also predicts its variance, the first half of the channels."""
@@ -49,35 +44,17 @@ class DiffusionTransformer(Pipelined):
         )
         return cast(Tensor, output.sample)[:, : x.shape[1]]
 
-    @property
-    def feature_size(self) -> int:
-        """The width of the transformer."""
-        return int(self.pipeline.transformer.inner_dim)
 
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the last block's tokens [B, n, F] averaged over the picture."""
-        last = self.pipeline.transformer.transformer_blocks[-1]
-        output, hidden = self.predict_and_watch(last, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean(1)
+def build(pipeline: Any, source: str, size: int) -> DiffusionTransformer:
+    """The model of a pipeline. Raises UserError where its scheduler has no noise table."""
+    process, prediction = noise_table(source, pipeline.scheduler)
+    shape = latent_shape(pipeline, pipeline.transformer.config, size)
+    return DiffusionTransformer(pipeline, process, prediction, shape)
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> DiffusionTransformer:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
-
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
-    """
-    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
-    process, prediction = scheduled(source, pipeline.scheduler)
-    return DiffusionTransformer(
-        pipeline=pipeline,
-        process=process,
-        prediction=prediction,
-        shape=latent_shape(pipeline, pipeline.transformer.config, size),
-    )
+FAMILY = Family(
+    kinds=("DiTPipeline",),
+    networks=("DiTTransformer2DModel", "Transformer2DModel"),
+    build=build,
+)
+load = FAMILY.load

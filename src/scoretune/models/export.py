@@ -1,4 +1,5 @@
-"""Taking a fine-tuned model elsewhere: its LoRA in the forms that others read, and to the hub.
+"""Taking a fine-tuned model elsewhere: its LoRA in the forms that others read, the pipeline that it
+came from with what was learned in its weights, and either to the hub.
 
 A LoRA changes a layer's weights by scale · B A, A [r, inputs] and B [outputs, r] (arXiv
 2106.09685). Three forms write the same numbers down: `diffusers` for `pipe.load_lora_weights`,
@@ -17,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.config import Model
+from scoretune.core.errors import UserError, first_line, unknown
+from scoretune.models import pipelines, score_network
 from scoretune.models.base import Pipelined
-from scoretune.models.lora import adapter_state
+from scoretune.models.catalog import apply_run, resolve
+from scoretune.models.lora import ADAPTER, NAME, adapter_state, add_deltas, deltas
 from scoretune.models.recycled import inner
-from scoretune.policy import Backbone, Policy
+from scoretune.policy import Backbone, Policy, adapter_layers
 
-ADAPTER = "default"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # peft's names for A and B
 
 
@@ -32,7 +35,7 @@ def lora(policy: Policy, folder: Path) -> Path:
     weights, part = _weights(policy), _part(policy.backbone)
     settings = {f"{part}.{name}": value for name, value in _settings(policy).items()}
     return _write(
-        folder / "pytorch_lora_weights.safetensors",
+        folder / NAME,
         {f"{part}.{name}": weight for name, weight in weights.items()},
         # One entry: safetensors orders several at random, and equal runs end in equal files.
         {"lora_adapter_metadata": json.dumps(settings)},
@@ -113,11 +116,11 @@ def _weights(policy: Policy) -> dict[str, Tensor]:
             "nothing to export: this model has no adapter; a run with model.rank=0 trained all "
             "weights, which --merge writes as a whole pipeline"
         )
-    found: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    strange = [n for n in found if not n.endswith((DOWN, UP))]
+    weights: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    strange = [n for n in weights if not n.endswith((DOWN, UP))]
     if strange:
         raise UserError(f"{strange[0]} is not of a plain LoRA: it cannot be exported")
-    return {name: weight.detach().cpu().contiguous() for name, weight in found.items()}
+    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
 
 
 def _settings(policy: Policy) -> dict[str, object]:
@@ -136,8 +139,8 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 def _part(backbone: Backbone) -> str:
     """What the adapted network is called in its pipeline; a network of one's own, in none."""
-    own = inner(backbone)
-    return own.part if isinstance(own, Pipelined) else "unet"
+    base = inner(backbone)
+    return base.part if isinstance(base, Pipelined) else "unet"
 
 
 def _plain(value: object) -> object:
@@ -148,6 +151,113 @@ def _plain(value: object) -> object:
         if isinstance(value, str | int | float | bool | list | dict) or value is None
         else str(value)
     )
+
+
+# ------------------------------------------------------------------------------ as a whole
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def merge(policy: Policy, model: Model, folder: Path) -> Path:
+    """Write the pipeline that `model` names with the policy's network; plain diffusers loads it.
+
+    A LoRA is added in float32, W + scale · B A, to the weights as the base stores them, and saved
+    in the base's dtype. Of a full fine-tuning the trained weights are saved as they were trained.
+    Parts that the run did without, and a safety checker, are not there. Raises UserError for a
+    folder that is in use and for a network of the user's own code.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty: choose another --to for the merged model")
+    base = inner(policy.backbone)
+    try:
+        if isinstance(base, score_network.ScoreNetwork):
+            return _merge_score_network(base, model, folder)
+        if isinstance(base, Pipelined):
+            return _merge_pipeline(base, model, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the merged model to {str(folder)!r} ({error}): choose another --to"
+        ) from error
+    raise UserError(
+        f"{model.source} is made by code of your own, which is no pipeline to merge into: export "
+        "its LoRA with --format peft"
+    )
+
+
+def _merge_pipeline(trained: Pipelined, model: Model, folder: Path) -> Path:
+    source = resolve(model.source)
+    model = source.settings(model)
+    index = pipelines.described(source.where, model.revision)
+    left_out = [name for name in ("safety_checker", *model.without) if name in index]
+    stored: Any = {
+        name: _stored(source.where, name, model.revision)
+        for name, place in index.items()
+        if isinstance(place, list) and place != [None, None]  # a part that is there
+    }
+    pipeline = pipelines.load_pipeline(
+        index["_class_name"],
+        source.where,
+        revision=model.revision,
+        dtype=stored,
+        without=left_out,
+    )
+    network = getattr(pipeline, trained.part)
+    if adapter_layers(trained.network):
+        for run in source.runs:
+            apply_run(network, run)
+        add_deltas(network, deltas(trained.network))
+    else:
+        dtype = next(iter(trained.network.parameters())).dtype
+        network.to(dtype).load_state_dict(trained.network.state_dict())
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _merge_score_network(trained: score_network.ScoreNetwork, model: Model, folder: Path) -> Path:
+    """A network that learned from data, as a folder that `scoretune sample` and training take."""
+    source = resolve(model.source)
+    home = Path(source.where)
+    bare = score_network.ScoreNetwork(
+        trained.design, trained.process, trained.prediction, trained.mean, trained.std
+    )
+    if adapter_layers(trained.network):
+        bare.network.load_state_dict(score_network.load(home).network.state_dict())
+        for run in source.runs:
+            apply_run(bare.network, run)
+        add_deltas(bare.network, deltas(trained.network))
+    else:
+        bare.network.load_state_dict(trained.network.state_dict())
+    notes = score_network.notes(home) if source.kind == "score network" else None
+    return score_network.save(bare, folder, notes)
+
+
+def _stored(where: str, part: str, revision: str | None) -> torch.dtype:
+    """The dtype of most numbers of a pipeline's part on disk; float32 where that is unknown."""
+    from safetensors import SafetensorError, safe_open
+
+    counts: Counter[str] = Counter()
+    for file in sorted((_folder(where, revision) / part).glob("*.safetensors")):
+        if file.name.count(".") > 1:  # beside the plain one, as `model.fp16.safetensors`
+            continue
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    piece = opened.get_slice(name)
+                    counts[piece.get_dtype()] += max(1, torch.Size(piece.get_shape()).numel())
+        except (SafetensorError, OSError):
+            continue
+    dtypes = [kind for kind, _ in counts.most_common() if kind in DTYPES]
+    return DTYPES[dtypes[0]] if dtypes else torch.float32
+
+
+def _folder(where: str, revision: str | None) -> Path:
+    """The folder of a pipeline: itself, or where the hub's files are kept on this machine."""
+    if Path(where).is_dir():
+        return Path(where)
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(where, "model_index.json", revision=revision)
+    return Path(index).parent if isinstance(index, str) else Path(where)
 
 
 # ------------------------------------------------------------------------------ to the hub
@@ -184,15 +294,11 @@ def push(folder: Path, name: str, *, public: bool = False, api: Any = None) -> s
         raise UserError(f"--push {name!r}: {error}") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"the hub refused to take {name!r} ({_first_line(error)}): may your token write there?"
+            f"the hub refused to take {name!r} ({first_line(error)}): may your token write there?"
         ) from error
     except OSError as error:
         raise UserError(
-            f"cannot reach the hub ({_first_line(error)}): go online, unset HF_HUB_OFFLINE, or "
+            f"cannot reach the hub ({first_line(error)}): go online, unset HF_HUB_OFFLINE, or "
             f"upload {str(folder)!r} later"
         ) from error
     return str(url)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

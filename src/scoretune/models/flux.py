@@ -15,16 +15,15 @@ from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import RectifiedFlow
-from scoretune.models import pipelines
-from scoretune.models.base import Pipelined, packed, unpacked
+from scoretune.models.base import JOINT_ATTENTION, Transformer, packed, unpacked
+from scoretune.models.pipelines import Family
 
-KIND = "FluxPipeline"
 PATCH = 2
 TIMES = 1000  # the transformer multiplies the time by this
 T5_TOKENS = {True: 512, False: 256}
@@ -32,31 +31,26 @@ T5_TOKENS = {True: 512, False: 256}
 
 
 @dataclass
-class Flux(Pipelined):
+class Flux(Transformer):
     """A FluxPipeline as a continuous-time model; everything but the transformer is frozen."""
 
-    part: ClassVar[str] = "transformer"
-    # Picture and prompt attend jointly, at first each with projections of its own.
-    targets: ClassVar[tuple[str, ...]] = (
-        *("to_q", "to_k", "to_v", "to_out.0"),
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    )
+    targets: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """T5's states [B, L, D] and CLIP's pooled state, packed."""
         config = self.pipeline.transformer.config
         states, pooled, _ = self.pipeline.encode_prompt(
             list(prompts),
-            device=next(self.network.parameters()).device,
+            device=self.device,
             max_sequence_length=config.get(
                 "_max_sequence_length", T5_TOKENS[bool(config.guidance_embeds)]
             ),
         )
         return packed(states, pooled)
 
-    def told_scale(self, x: Tensor) -> Tensor | None:
-        """The scale of guidance [B], for a network that is told it."""
+    def guidance_scale(self, x: Tensor) -> Tensor | None:
+        """The scale of guidance [B], for a network that guidance was distilled into."""
         return None
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -71,23 +65,17 @@ class Flux(Pipelined):
             pooled_projections=pooled,
             # Rounded as the pipeline rounds it: half precision tells few times apart.
             timestep=(TIMES * t).to(transformer.dtype) / TIMES,
-            guidance=self.told_scale(x),
+            guidance=self.guidance_scale(x),
             img_ids=_places(rows, columns, x.device),
             txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
         )
         return F.pixel_shuffle(output.sample.mT.unflatten(2, (rows, columns)), PATCH)
 
     @property
-    def feature_size(self) -> int:
-        """The width of the transformer."""
-        return int(self.pipeline.transformer.inner_dim)
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the last block's tokens [B, n, F] averaged over the picture."""
+    def last_block(self) -> nn.Module:
         transformer = self.pipeline.transformer
-        last = (transformer.single_transformer_blocks or transformer.transformer_blocks)[-1]
-        output, (_, hidden) = self.predict_and_watch(last, x, t, tokens)
-        return output, cast(Tensor, hidden).float().mean(1)
+        blocks = transformer.single_transformer_blocks or transformer.transformer_blocks
+        return cast(nn.Module, blocks[-1])
 
 
 @dataclass
@@ -96,7 +84,7 @@ class DistilledFlux(Flux):
 
     scale: float = 3.5
 
-    def told_scale(self, x: Tensor) -> Tensor | None:
+    def guidance_scale(self, x: Tensor) -> Tensor | None:
         return torch.full((len(x),), self.scale, device=x.device)
 
 
@@ -107,34 +95,10 @@ def _places(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.stack([0 * down, down, across], -1).flatten(0, 1).float().to(device)
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> Flux:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
-
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights; and
-    without a text encoder.
-    """
-    index = pipelines.described(source, revision)
-    for part in Flux.encoders:
-        if part in without or index.get(part) == [None, None]:
-            raise UserError(
-                f"FLUX.1 cannot read prompts without its {part}: drop it from model.without; "
-                "hardware.cache_prompts=true lets go of it once they are read"
-            )
-    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
-    distilled = bool(pipeline.transformer.config.guidance_embeds)
-    return (DistilledFlux if distilled else Flux)(
-        pipeline=pipeline,
-        process=RectifiedFlow(),
-        prediction=estimates.velocity,
-        shape=_shape(pipeline, size),
-    )
+def build(pipeline: Any, source: str, size: int) -> Flux:
+    """The model of a pipeline, guidance distilled into it or not."""
+    family = DistilledFlux if pipeline.transformer.config.guidance_embeds else Flux
+    return family(pipeline, RectifiedFlow(), estimates.velocity, _shape(pipeline, size))
 
 
 def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
@@ -147,3 +111,12 @@ def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
         raise UserError(f"model.size={size} is no multiple of {PATCH * factor}: set one, in pixels")
     side = size // factor or int(config.get("_sample_size", pipeline.default_sample_size))
     return (config.in_channels // PATCH**2, side, side)
+
+
+FAMILY = Family(
+    kinds=("FluxPipeline",),
+    networks=("FluxTransformer2DModel",),
+    build=build,
+    needed=Flux.encoders,
+)
+load = FAMILY.load

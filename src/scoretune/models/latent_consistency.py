@@ -13,22 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Tabulated, expand
-from scoretune.models import pipelines
-from scoretune.models.base import Conditional, latent_shape, scheduled
+from scoretune.models.base import UNet, latent_shape
+from scoretune.models.pipelines import Family, noise_table
 
-KIND = "LatentConsistencyModelPipeline"
 SIGMA_DATA = 0.5  # LCMScheduler's, which no configuration changes
 
 
 @dataclass
-class LatentConsistency(Conditional):
+class LatentConsistency(UNet):
     """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen."""
 
     output: Prediction
@@ -36,10 +34,9 @@ class LatentConsistency(Conditional):
     scale: float = field(default=8.5, kw_only=True)
     """The guidance scale that the network is told, as w = scale − 1."""
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D]."""
-        device = next(self.network.parameters()).device
-        return cast(Tensor, self.pipeline.encode_prompt(list(prompts), device, 1, False)[0])
+        return cast(Tensor, self.pipeline.encode_prompt(list(prompts), self.device, 1, False)[0])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """f [B, C, h, w] in float32."""
@@ -47,17 +44,13 @@ class LatentConsistency(Conditional):
         output = unet(
             x.to(unet.dtype),
             label,
-            timestep_cond=self.guided(x),
+            timestep_cond=self.guidance_embedding(self.scale, x),
             encoder_hidden_states=tokens.to(unet.dtype),
         ).sample
         x = x.float()
         data = estimates.read(self.process, self.output, t, x, output.float()).data
         skip, out = boundary(label, self.pipeline.scheduler.config.timestep_scaling)
         return expand(skip, x) * x + expand(out, x) * data
-
-    def guided(self, x: Tensor) -> Tensor:
-        """What the network is told of guidance, [B, G]."""
-        return self.told_of_guidance(self.scale, x)
 
 
 def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -70,30 +63,12 @@ def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     return SIGMA_DATA**2 / whole, scaled / whole.sqrt()
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> LatentConsistency:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
-
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
-    """
-    pipeline = pipelines.load(
-        KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
-    )
+def build(pipeline: Any, source: str, size: int) -> LatentConsistency:
+    """The model of a pipeline. Raises UserError for what such a pipeline could not draw with."""
     _check(source, pipeline)
-    process, output = scheduled(source, pipeline.scheduler)
-    return LatentConsistency(
-        pipeline=pipeline,
-        process=process,
-        prediction=estimates.data,
-        output=output,
-        shape=latent_shape(pipeline, pipeline.unet.config, size),
-    )
+    process, output = noise_table(source, pipeline.scheduler)
+    shape = latent_shape(pipeline, pipeline.unet.config, size)
+    return LatentConsistency(pipeline, process, estimates.data, shape, output)
 
 
 def _check(source: str, pipeline: Any) -> None:
@@ -114,3 +89,12 @@ def _check(source: str, pipeline: Any) -> None:
             f"{source!r} has a UNet that is not told a guidance scale: save the pipeline as a "
             "StableDiffusionPipeline"
         )
+
+
+FAMILY = Family(
+    kinds=("LatentConsistencyModelPipeline",),
+    networks=("UNet2DConditionModel",),
+    build=build,
+    unused=("safety_checker",),
+)
+load = FAMILY.load

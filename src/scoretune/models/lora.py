@@ -1,4 +1,6 @@
-"""LoRA adapters: added to a network, taken from it, and read from a file into a bare one."""
+"""LoRA adapters (arXiv 2106.09685): added to a network, taken from it, merged into its weights, and
+read from a file into a bare one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from scoretune.core import fsdp
+from scoretune.core import fsdp, hub
 from scoretune.core.errors import UserError
 from scoretune.diffusion.transitions import wide
 from scoretune.policy import adapter_layers
@@ -20,11 +23,12 @@ NAME = "pytorch_lora_weights.safetensors"
 # Of the network that denoises: in a file for a whole pipeline, and in peft's.
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 KOHYA = ("lora_unet_", "lora_transformer_")
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+ADAPTER = "default"
+"""peft's name of the one adapter of a network."""
 
 
 def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENTION) -> None:
-    """Give the network a LoRA adapter (arXiv 2106.09685), the only part that is trained then."""
+    """Give the network a LoRA adapter, the only part that is trained then."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -32,7 +36,7 @@ def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENT
     )
     network.requires_grad_(False)
     try:
-        inject_adapter_in_model(config, network, adapter_name="default")
+        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     except ValueError as error:
         raise UserError(
             f"no layer named {', '.join(targets)} to adapt in {type(network).__name__}: "
@@ -53,10 +57,10 @@ def adapter_state(network: nn.Module) -> dict[str, Tensor]:
 
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of `adapter_state`; both must name exactly the same tensors."""
-    own = _trained(network)
-    if own.keys() != state.keys():
+    trained = _trained(network)
+    if trained.keys() != state.keys():
         raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
-    for name, parameter in own.items():
+    for name, parameter in trained.items():
         fsdp.put(parameter, state[name])
 
 
@@ -64,17 +68,56 @@ def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
-def load(network: nn.Module, path: Path) -> None:
-    """Give a bare network the adapter in a file or folder, in float32; nothing of it is trained.
+@torch.no_grad()
+def deltas(network: nn.Module) -> dict[str, Tensor]:
+    """What a LoRA adds to the weights of each layer, scale · B A in float32, by its name."""
+    return {name: _delta(layer) for name, layer in _tuned(network).items()}
 
-    Raises UserError for what cannot be read, is a pickle, or belongs to another network.
+
+@torch.no_grad()
+def add_deltas(network: nn.Module, changes: Mapping[str, Tensor]) -> None:
+    """Add a change, in float32, to the weights of each layer that it names."""
+    for name, change in changes.items():
+        weight: Any = network.get_submodule(name).weight
+        weight.data = (weight.data.float() + change.to(weight.device)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_adapter(network: nn.Module) -> None:
+    """Put a network's LoRA into its weights, and take it off: a bare network, frozen."""
+    changes: Any = deltas(network)
+    for name, layer in _tuned(network).items():
+        network.set_submodule(name, layer.get_base_layer())
+    add_deltas(network, changes)
+    if "peft_config" in vars(network):
+        del network.peft_config
+    network.requires_grad_(False)
+
+
+def _tuned(network: nn.Module) -> dict[str, Any]:
+    """The layers that carry a LoRA, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {n: layer for n, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+def _delta(layer: Any) -> Tensor:
+    change: Tensor = layer.get_delta_weight(ADAPTER)
+    return change.float()
+
+
+def load_lora(network: nn.Module, path: str | Path) -> None:
+    """Give a bare network the LoRA in a file, a folder or a run folder, in float32 and frozen.
+
+    Forms of diffusers, peft and kohya are read. Raises UserError for what cannot be read, is a
+    pickle, or belongs to another network.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict
 
     if adapter_layers(network):
         raise UserError("this model already has an adapter: --lora goes on a model without one")
-    file = _file(path)
+    file = _file(Path(path))
     tensors, settings = _read(file, network)
     ranks = {name.removesuffix(".lora_A.weight"): len(w) for name, w in tensors.items() if _a(name)}
     _check(file, tensors, ranks, dict(network.named_modules()))
@@ -89,12 +132,12 @@ def load(network: nn.Module, path: Path) -> None:
         target_modules=sorted(ranks),
     )
     network.requires_grad_(False)
-    inject_adapter_in_model(config, network, adapter_name="default")
+    inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()  # whatever the precision of the base
     try:
-        result = set_peft_model_state_dict(network, tensors, adapter_name="default")
+        result = set_peft_model_state_dict(network, tensors, adapter_name=ADAPTER)
     except RuntimeError as error:
         raise _another(file, "a layer has another size there") from error
     if result.unexpected_keys:
@@ -110,15 +153,15 @@ def _exactly(ranks: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str,
     """Alphas of layers by their full names: those that tensors gave, else the ranks."""
     if "lora_alpha" in settings:
         return {}
-    given = settings.get("alphas", {})
-    return {f"^{name}": given.get(name, rank) for name, rank in ranks.items()}
+    alphas = settings.get("alphas", {})
+    return {f"^{name}": alphas.get(name, rank) for name, rank in ranks.items()}
 
 
 def _check(
-    file: Path, tensors: Mapping[str, Tensor], ranks: Mapping[str, int], known: Mapping[str, Any]
+    file: Path, tensors: Mapping[str, Tensor], ranks: Mapping[str, int], layers: Mapping[str, Any]
 ) -> None:
     """Refuse a LoRA that is of another network, or that is not made of plain numbers."""
-    strange = sorted(set(ranks) - set(known))
+    strange = sorted(set(ranks) - set(layers))
     if strange or not ranks:
         raise _another(file, f"it adapts {strange[0]}" if strange else "it adapts nothing")
     for name, tensor in tensors.items():
@@ -132,9 +175,9 @@ def _check(
         up = tensors.get(f"{name}.lora_B.weight")
         if up is None:
             raise UserError(f"the LoRA {str(file)!r} lacks half of the layer {name}: get it anew")
-        if isinstance(known[name], nn.Linear):
+        if isinstance(layers[name], nn.Linear):
             theirs = (len(up), tensors[f"{name}.lora_A.weight"].shape[1])
-            ours = (known[name].out_features, known[name].in_features)
+            ours = (layers[name].out_features, layers[name].in_features)
             if theirs != ours:
                 sizes = " and ".join(f"{inputs} to {outputs}" for outputs, inputs in (theirs, ours))
                 raise _another(file, f"{name} takes {sizes} numbers, there and here")
@@ -148,20 +191,17 @@ def _another(file: Path, why: str) -> UserError:
 
 def _file(path: Path) -> Path:
     """The one file that is meant by a file, a folder with it, or a run folder."""
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"{str(path)!r} is a pickle, which can run code when read: give a .safetensors file"
-        )
+    hub.refuse_pickle(path, "give a .safetensors file")
     if path.is_file():
         return path
     for folder in (path, path / "lora"):
         if (folder / NAME).is_file():
             return folder / NAME
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    if path.is_dir() and not found and any(p.suffix in PICKLES for p in path.iterdir()):
-        raise UserError(f"{str(path)!r} holds pickles only: convert the LoRA to .safetensors")
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if len(files) == 1:
+        return files[0]
+    if path.is_dir():
+        hub.refuse_pickles(path, "convert the LoRA to .safetensors")
     why = "holds no one .safetensors file" if path.is_dir() else "does not exist"
     raise UserError(f"the LoRA {str(path)!r} {why}: give the file, or the folder {NAME} is in")
 
@@ -174,8 +214,8 @@ def _read(file: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            noted = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
-        described = _bare(json.loads(noted)) or _beside(file)
+            metadata = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+        settings = _bare(json.loads(metadata)) or _beside(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{str(file)!r} cannot be read as safetensors ({error}): give a LoRA that was saved so"
@@ -189,7 +229,7 @@ def _read(file: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
         return _of_kohya(file, tensors, network)
     named = convert_unet_state_dict_to_peft(_bare(tensors))
     alphas = {n.removesuffix(".alpha"): float(named.pop(n)) for n in list(named) if _alpha(n)}
-    return named, {"alphas": alphas} | described
+    return named, {"alphas": alphas} | settings
 
 
 def _beside(file: Path) -> dict[str, Any]:
@@ -203,7 +243,7 @@ def _beside(file: Path) -> dict[str, Any]:
 def _of_kohya(
     file: Path, tensors: dict[str, Tensor], network: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Names with underscores are the network's own layers', else those of the original code."""
+    """Names with underscores are those of the network's layers, else of the original code's."""
     layers = {name.replace(".", "_"): name for name, _ in network.named_modules()}
     named, alphas = {}, {}
     for name, tensor in tensors.items():
@@ -226,11 +266,10 @@ def _of_original(file: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
     from diffusers import loaders
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    known = {
+    kind = {
         "UNet2DConditionModel": "StableDiffusionLoraLoaderMixin",
         "FluxTransformer2DModel": "FluxLoraLoaderMixin",
-    }
-    kind = known.get(type(network).__name__)
+    }.get(type(network).__name__)
     first = next(iter(tensors)).partition(".")[0]
     if kind is None:
         raise _another(file, f"it adapts {first}")
@@ -243,11 +282,11 @@ def _of_original(file: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
             folded[name] = tensor
     mixin = getattr(loaders, kind)
     try:
-        given = {"unet_config": network.config} if "unet" in type(network).__name__.lower() else {}
-        found = mixin.lora_state_dict(folded, **given)
+        unet = {"unet_config": network.config} if "unet" in type(network).__name__.lower() else {}
+        read = mixin.lora_state_dict(folded, **unet)
     except Exception as error:  # of many kinds, for names it does not know
         raise _another(file, f"it adapts {first}") from error
-    named = found[0] if isinstance(found, tuple) else found
+    named = read[0] if isinstance(read, tuple) else read
     plain: dict[str, Tensor] = convert_unet_state_dict_to_peft(_bare(named))
     return plain
 
@@ -259,7 +298,7 @@ def _alpha(name: str) -> bool:
 def _bare(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of the denoising network by their names in it; all, where none has a prefix."""
     for prefix in PREFIXES:
-        own = {n.removeprefix(prefix): v for n, v in entries.items() if n.startswith(prefix)}
-        if own:
-            return own
+        some = {n.removeprefix(prefix): v for n, v in entries.items() if n.startswith(prefix)}
+        if some:
+            return some
     return dict(entries)

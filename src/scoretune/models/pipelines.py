@@ -1,19 +1,27 @@
-"""Pipelines of diffusers, from a folder or the hub: what one holds, and loading it unpickled."""
+"""Pipelines of diffusers, from a folder or the hub: what one holds, loading it unpickled, and the
+families of them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
+from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.diffusion.processes import Tabulated
+from scoretune.models.base import Pipelined
+
+P = TypeVar("P", bound=Pipelined)
+
+LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
 
 
 def described(source: str, revision: str | None = None) -> dict[str, Any]:
@@ -23,37 +31,23 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
     """
     if hub.is_local(source):
         return _index_of(Path(source))
-    _quieten()
-    from diffusers import DiffusionPipeline
+    import diffusers  # only now: importing it warns of torchvision
 
-    try:
-        found = hub.offline_first(
-            lambda here: DiffusionPipeline.load_config(
+    hub.quieten()
+    return hub.offline_first(
+        source,
+        "a diffusers pipeline with safetensors weights",
+        lambda here: cast(
+            "dict[str, Any]",
+            diffusers.DiffusionPipeline.load_config(
                 source, revision=revision, local_files_only=here
             ),
-            local=False,
-        )
-    except Exception as error:  # a missing hub, id, revision or index: each has its own kind
-        raise _cannot_load(source, "diffusers pipeline", error) from error
-    return cast("dict[str, Any]", found)
+        ),
+        setting="model.source",
+    )
 
 
-Loader = Callable[..., Any]
-"""What `load` is: (kind, source, *, revision, dtype, without) -> pipeline."""
-_loader: ContextVar[Loader | None] = ContextVar("loader", default=None)
-
-
-@contextmanager
-def made_by(loader: Loader) -> Iterator[None]:
-    """Within this context another loader makes every pipeline, as one without weights."""
-    token = _loader.set(loader)
-    try:
-        yield
-    finally:
-        _loader.reset(token)
-
-
-def load(
+def load_pipeline(
     kind: str,
     source: str,
     *,
@@ -65,34 +59,35 @@ def load(
 
     Raises UserError when it is of another class, cannot be read or holds pickled weights.
     """
-    loader = _loader.get()
-    if loader is not None:
-        return loader(kind, source, revision=revision, dtype=dtype, without=without)
     index = described(source, revision)
     if index.get("_class_name") != kind:
         raise UserError(
             f"{source!r} holds a {index.get('_class_name')}, not a {kind}: give a folder or hub id "
             "of one"
         )
-    _refuse_pickles(Path(source))
-    _quieten()
-    import diffusers  # only now: importing it warns of torchvision
+    hub.refuse_pickles(
+        Path(source),
+        "if you trust it, convert it once: "
+        f"pipe = DiffusionPipeline.from_pretrained({source!r}); pipe.save_pretrained({source!r})",
+        inside=True,
+    )
+    import diffusers
 
+    hub.quieten()
     absent = {part for part, place in index.items() if place == [None, None]}
-    try:
-        pipeline = hub.offline_first(
-            lambda here: getattr(diffusers, kind).from_pretrained(
-                source,
-                revision=revision,
-                use_safetensors=True,
-                local_files_only=here,
-                dtype=dtype,
-                **dict.fromkeys(absent | set(without)),
-            ),
-            local=hub.is_local(source),
-        )
-    except Exception as error:  # diffusers raises many kinds for a broken folder or a missing hub
-        raise _cannot_load(source, kind, error) from error
+    pipeline = hub.offline_first(
+        source,
+        f"a {kind} with safetensors weights",
+        lambda here: getattr(diffusers, kind).from_pretrained(
+            source,
+            revision=revision,
+            use_safetensors=True,
+            local_files_only=here,
+            dtype=dtype,
+            **dict.fromkeys(absent | set(without)),
+        ),
+        setting="model.source",
+    )
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -100,6 +95,83 @@ def load(
     if "vae" in pipeline.components:
         pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return pipeline
+
+
+Loader = Callable[..., Any]
+"""What makes a pipeline, as `load_pipeline` does."""
+
+
+@dataclass(frozen=True)
+class Family(Generic[P]):
+    """A kind of diffusers pipelines that one class of models stands for.
+
+    `kinds` are their names in `model_index.json`, `networks` those of the network that denoises;
+    `build(pipeline, source, size)` makes the model. Parts that are `unused` are never loaded, those
+    that are `needed` cannot be left out.
+    """
+
+    kinds: tuple[str, ...]
+    networks: tuple[str, ...]
+    build: Callable[[Any, str, int], P]
+    unused: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+
+    def load(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        size: int = 0,
+        without: Sequence[str] = (),
+        loader: Loader = load_pipeline,
+    ) -> P:
+        """The model of a local folder or a hub id, of pictures of `size` pixels (0: its own).
+
+        Weights must be safetensors; parts in `without` are left out. Raises UserError when the
+        folder is missing, no such pipeline, holds pickled weights, or is not what `build` takes.
+        """
+        index = described(source, revision)
+        for part in self.needed:
+            if part in without or index.get(part) == [None, None]:
+                raise UserError(
+                    f"{source!r} cannot read prompts without its {part}: drop it from "
+                    "model.without; hardware.cache_prompts=true lets go of it once they are read"
+                )
+        named = index.get("_class_name")
+        pipeline = loader(
+            named if named in self.kinds else self.kinds[0],
+            source,
+            revision=revision,
+            dtype=dtype,
+            without=(*self.unused, *without),
+        )
+        return self.build(pipeline, source, size)
+
+
+def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
+    """The noise table and the prediction that the scheduler of the model `source` is made for.
+
+    Raises UserError where there is no table, as with the schedulers of flows, and for a prediction
+    that is not known.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if table is None:
+        raise UserError(
+            f"the scheduler of {source!r} is a {type(scheduler).__name__}, which has no noise "
+            "table: give the pipeline the one its network was trained with, as DDIMScheduler"
+        )
+    try:
+        prediction = prediction_named(kind)
+    except ValueError as error:
+        raise UserError(
+            f"the scheduler of {source!r} has prediction_type {kind!r}: {error}"
+        ) from None
+    signal = table.double()
+    smallest = float(signal[signal > 0].min())
+    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
+    return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
 
 
 def _index_of(folder: Path) -> dict[str, Any]:
@@ -112,33 +184,3 @@ def _index_of(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} is no diffusers pipeline (no readable model_index.json): "
             "save one with pipe.save_pretrained(folder)"
         ) from None
-
-
-def _refuse_pickles(folder: Path) -> None:
-    pickled = [p for p in folder.rglob("*") if p.suffix in {".bin", ".ckpt", ".pt", ".pth"}]
-    safe = {p.parent for p in folder.rglob("*.safetensors")}
-    for file in pickled:
-        if file.parent not in safe:
-            raise UserError(
-                f"{str(file)!r} is a pickle, which can run code when read; if you trust it, "
-                f"convert it once: pipe = DiffusionPipeline.from_pretrained({str(folder)!r}); "
-                f"pipe.save_pretrained({str(folder)!r})"
-            )
-
-
-def _cannot_load(source: str, kind: str, error: Exception) -> UserError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    fix = f"give a folder or hub id of a {kind} with safetensors weights"
-    if isinstance(error, hub.NotAsked):
-        fix = hub.fetched(source, "model.source")
-    return UserError(f"cannot load the model {source!r} ({first_line}): {fix}")
-
-
-def _quieten() -> None:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()

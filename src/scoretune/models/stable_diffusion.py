@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
-from scoretune.models.base import Conditional, latent_shape, scheduled
-
-KIND = "StableDiffusionPipeline"
+from scoretune.models.base import UNet, latent_shape
+from scoretune.models.pipelines import Family, noise_table
 
 
 @dataclass
-class StableDiffusion(Conditional):
+class StableDiffusion(UNet):
     """A StableDiffusionPipeline as a continuous-time model; everything but the UNet is frozen."""
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D]."""
-        words = self.pipeline.tokenizer(
+        tokens = self.pipeline.tokenizer(
             list(prompts),
             padding="max_length",
             max_length=self.pipeline.tokenizer.model_max_length,
@@ -30,33 +27,25 @@ class StableDiffusion(Conditional):
             return_tensors="pt",
         )
         encoder = self.pipeline.text_encoder
-        return cast(Tensor, encoder(words.input_ids.to(encoder.device))[0])
+        return cast(Tensor, encoder(tokens.input_ids.to(encoder.device))[0])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
-        told = tokens.to(unet.dtype)
-        return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=told).sample)
+        states = tokens.to(unet.dtype)
+        return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=states).sample)
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> StableDiffusion:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+def build(pipeline: Any, source: str, size: int) -> StableDiffusion:
+    """The model of a pipeline. Raises UserError where its scheduler has no noise table."""
+    process, prediction = noise_table(source, pipeline.scheduler)
+    shape = latent_shape(pipeline, pipeline.unet.config, size)
+    return StableDiffusion(pipeline, process, prediction, shape)
 
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
-    """
-    pipeline = pipelines.load(
-        KIND, source, revision=revision, dtype=dtype, without=("safety_checker", *without)
-    )
-    process, prediction = scheduled(source, pipeline.scheduler)
-    return StableDiffusion(
-        pipeline=pipeline,
-        process=process,
-        prediction=prediction,
-        shape=latent_shape(pipeline, pipeline.unet.config, size),
-    )
+
+FAMILY = Family(
+    kinds=("StableDiffusionPipeline",),
+    networks=("UNet2DConditionModel",),
+    build=build,
+    unused=("safety_checker",),
+)
+load = FAMILY.load

@@ -16,24 +16,23 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
-from scoretune.models.base import Conditional, latent_shape, packed, scheduled, unpacked
+from scoretune.models.base import UNet, latent_shape, packed, unpacked
+from scoretune.models.pipelines import Family, noise_table
 
-KIND = "StableDiffusionXLPipeline"
 SIZES = 6  # original height and width, top and left of the crop, target height and width
 
 
 @dataclass
-class StableDiffusionXL(Conditional):
+class StableDiffusionXL(UNet):
     """A StableDiffusionXLPipeline as a continuous-time model; everything but the UNet is frozen."""
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D] and the pooled state behind them, packed."""
         states, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts),
-            device=next(self.network.parameters()).device,
+            device=self.device,
             do_classifier_free_guidance=False,
         )
         return packed(states, pooled)
@@ -57,13 +56,13 @@ class StableDiffusionXL(Conditional):
             x.to(unet.dtype),
             cast(Tabulated, self.process).label(t),
             encoder_hidden_states=states,
-            timestep_cond=self.guided(x),
+            timestep_cond=self.timestep_cond(x),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(x), SIZES)},
         )
         return cast(Tensor, output.sample)
 
-    def guided(self, x: Tensor) -> Tensor | None:
-        """What the network is told of guidance, [B, G]; None where none was distilled into it."""
+    def timestep_cond(self, x: Tensor) -> Tensor | None:
+        """The embedded scale of guidance, [B, G]; None where none was distilled into the UNet."""
         return None
 
 
@@ -74,38 +73,25 @@ class GuidedStableDiffusionXL(StableDiffusionXL):
     scale: float = field(default=8.0, kw_only=True)
     """The guidance scale that the network is told, as w = scale − 1."""
 
-    def guided(self, x: Tensor) -> Tensor | None:
-        return self.told_of_guidance(self.scale, x)
+    def timestep_cond(self, x: Tensor) -> Tensor | None:
+        return self.guidance_embedding(self.scale, x)
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> StableDiffusionXL:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
+    """The model of a pipeline, guidance distilled into it or not.
 
     In half precision an autoencoder that overflows in it (`force_upcast`) is kept in float32.
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights.
+    Raises UserError for encoders that do not belong to the UNet, and for the refiner's UNet.
     """
-    pipeline = pipelines.load(KIND, source, revision=revision, dtype=dtype, without=without)
     if pipeline.text_encoder is None:
         pipeline.register_modules(tokenizer=None)  # else the second encoder reads the first's words
     unet, vae = pipeline.unet, pipeline.vae
     _check(source, pipeline)
-    if vae.config.force_upcast and dtype == torch.float16:
+    if vae.config.force_upcast and unet.dtype == torch.float16:
         vae.to(torch.float32)
-    process, prediction = scheduled(source, pipeline.scheduler)
+    process, prediction = noise_table(source, pipeline.scheduler)
     family = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
-    return family(
-        pipeline=pipeline,
-        process=process,
-        prediction=prediction,
-        shape=latent_shape(pipeline, unet.config, size),
-    )
+    return family(pipeline, process, prediction, latent_shape(pipeline, unet.config, size))
 
 
 def _pooled_size(unet: Any) -> int:
@@ -117,10 +103,6 @@ def _pooled_size(unet: Any) -> int:
 def _check(source: str, pipeline: Any) -> None:
     """Refuse encoders that are not what the UNet was trained with, and the refiner's UNet."""
     unet, second = pipeline.unet, pipeline.text_encoder_2
-    if second is None:
-        raise UserError(
-            f"{source!r} has no text_encoder_2, whose pooled state the UNet is told: leave it in"
-        )
     if unet.config.addition_embed_type != "text_time":
         raise UserError(f"{source!r} has a UNet that is not told of sizes: it is no SDXL's")
     if _pooled_size(unet) != second.config.projection_dim:
@@ -140,3 +122,12 @@ def _check(source: str, pipeline: Any) -> None:
             f"the autoencoder of {source!r} standardises latents by channel ({vae_statistics}), "
             "which this version does not: use one with a scaling_factor only"
         )
+
+
+FAMILY = Family(
+    kinds=("StableDiffusionXLPipeline",),
+    networks=("UNet2DConditionModel",),
+    build=build,
+    needed=("text_encoder_2",),
+)
+load = FAMILY.load

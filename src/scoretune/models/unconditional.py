@@ -17,21 +17,18 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
-from scoretune.models.base import Pipelined, scheduled
+from scoretune.models.base import UNet
 from scoretune.models.class_labels import Labels
-
-KINDS = ("DDPMPipeline", "DDIMPipeline")
+from scoretune.models.pipelines import Family, noise_table
 
 
 @dataclass
-class PixelUNet(Pipelined):
+class PixelUNet(UNet):
     """A UNet2DModel as a continuous-time model of pictures; there is nothing else in its pipeline.
 
     The empty prompt is no class. A network without classes ignores prompts: they are the reward's.
     """
 
-    part: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -44,16 +41,15 @@ class PixelUNet(Pipelined):
             return Labels(int(unet.time_embedding.linear_2.out_features))
         return Labels(int(config.num_class_embeds or cast(Tabulated, self.process).n))
 
-    def told(self, prompts: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Sequence[str]) -> Tensor:
         """One-hot classes [B, 1, K], zeros for an empty prompt; [B, 0, 0] where there are none."""
-        device, labels = next(self.network.parameters()).device, self.labels
-        if labels is None:
-            return torch.zeros(len(prompts), 0, 0, device=device)
-        return labels.one_hot(prompts, empty=False).to(device)
+        if self.labels is None:
+            return torch.zeros(len(prompts), 0, 0, device=self.device)
+        return self.labels.one_hot(prompts, empty=False).to(self.device)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """What the network is told. There is no empty class, hence no guidance."""
-        return Condition(self.told(prompts))
+        """One-hot classes, if any. There is no empty class, hence no guidance."""
+        return Condition(self.text_states(prompts))
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Of a network that also predicts its variance, the first half of the channels."""
@@ -81,19 +77,6 @@ class PixelUNet(Pipelined):
         grey = self.shape[0] == 1
         return (images.mean(1, keepdim=True) if grey else images).float() * 2 - 1
 
-    @property
-    def feature_size(self) -> int:
-        """The channels of the UNet's bottleneck."""
-        return int(self.pipeline.unet.config.block_out_channels[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the lowest block's output [B, F, h, w] averaged over the picture."""
-        unet = self.pipeline.unet
-        lowest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
-        output, seen = self.predict_and_watch(lowest, x, t, tokens)
-        hidden = cast(Tensor, seen[0] if isinstance(seen, tuple) else seen)
-        return output, hidden.float().mean((2, 3))
-
 
 @dataclass
 class ConvolutionalPixelUNet(PixelUNet):
@@ -102,31 +85,17 @@ class ConvolutionalPixelUNet(PixelUNet):
     targets: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
 
 
-def load(
-    source: str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    size: int = 0,
-    without: Sequence[str] = (),
-) -> PixelUNet:
-    """Load a pipeline from a local folder or a hub id. Weights must be safetensors.
+def build(pipeline: Any, source: str, size: int) -> PixelUNet:
+    """The model of a pipeline.
 
-    Raises UserError when the folder is missing, no such pipeline, or holds pickled weights; and for
-    a network that is not on grey or colour pixels, or not told the time as a number.
+    Raises UserError for a network that is not on grey or colour pixels, or not told the time as a
+    number.
     """
-    found = pipelines.described(source, revision).get("_class_name")
-    kind = found if found in KINDS else KINDS[0]
-    pipeline = pipelines.load(kind, source, revision=revision, dtype=dtype, without=without)
     unet = pipeline.unet
-    process, prediction = scheduled(source, pipeline.scheduler)
+    process, prediction = noise_table(source, pipeline.scheduler)
     attends = any(name.endswith(".to_q") for name, _ in unet.named_modules())
-    return (PixelUNet if attends else ConvolutionalPixelUNet)(
-        pipeline=pipeline,
-        process=process,
-        prediction=prediction,
-        shape=_shape(source, unet.config, size),
-    )
+    family = PixelUNet if attends else ConvolutionalPixelUNet
+    return family(pipeline, process, prediction, _shape(source, unet.config, size))
 
 
 def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
@@ -149,3 +118,7 @@ def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
     if height % multiple or width % multiple:
         raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
     return (int(config.in_channels), int(height), int(width))
+
+
+FAMILY = Family(kinds=("DDPMPipeline", "DDIMPipeline"), networks=("UNet2DModel",), build=build)
+load = FAMILY.load

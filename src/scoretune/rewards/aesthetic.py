@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
@@ -52,7 +53,7 @@ class Aesthetic:
         if not path.is_file():
             raise UserError(f"cannot read the head {self.head!r}: give a .safetensors file")
         found = pretrained.identity(self.model, revision=self.revision)
-        return found | {"head": self.head, "sha256 of the head": pretrained.sha256(path)}
+        return found | {"head": self.head, "sha256 of the head": hub.sha256(path)}
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network, head = self._network.to(images.device), self._head.to(images.device)

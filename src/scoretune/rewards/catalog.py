@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scoretune.core import calls
+from scoretune.core import calls, hub
 from scoretune.core.errors import UserError, unknown
 from scoretune.data.scenes import world
 from scoretune.rewards import (
@@ -24,7 +24,6 @@ from scoretune.rewards import (
     weighted,
 )
 from scoretune.rewards.base import Fingerprinted, Reward
-from scoretune.rewards.networks import pretrained
 from scoretune.rewards.remote import isolated, server_reward
 
 
@@ -39,7 +38,7 @@ class FolderReading(reader.Reading):
     folder: Path = Path()
 
     def fingerprint(self) -> dict[str, str]:
-        return {"sha256": pretrained.sha256(self.folder / "reader.safetensors")}
+        return {"sha256": hub.sha256(self.folder / "reader.safetensors")}
 
 
 def _reader(folder: str = "") -> Reward:
@@ -121,7 +120,7 @@ def _identity(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {"class": f"{kind.__module__}:{kind.__qualname__}"}
     if call is None:
         source = inspect.getsourcefile(kind)
-        return found | ({"sha256 of the source": pretrained.sha256(Path(source))} if source else {})
+        return found | ({"sha256 of the source": hub.sha256(Path(source))} if source else {})
     constructor = REWARDS[call.name]
     defaults = {k: p.default for k, p in inspect.signature(constructor).parameters.items()}
     found["settings"] = defaults | calls.values("reward", call, constructor)

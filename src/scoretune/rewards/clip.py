@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
 from scoretune.rewards.networks import clip_preprocess, pretrained
@@ -155,10 +156,10 @@ class HpsV2(_OnVitH):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.model or Path(self.model).suffix in pretrained.PICKLES:
+        if not self.model or Path(self.model).suffix in hub.PICKLES:
             raise UserError(
                 "hpsv2 needs model=FOLDER; make one of the released pickle, if you trust it: python"
-                ' -c "import torch; from scoretune import conversions as c; c.hpsv2(torch.load('
+                ' -c "import torch, scoretune; scoretune.convert.hpsv2(torch.load('
                 f"{self.model or 'HPS_v2.1_compressed.pt'!r}, weights_only=True)['state_dict'], "
                 "'FOLDER')\""
             )

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision, check_batch, in_batches
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
@@ -151,8 +152,8 @@ class ImageReward:
 
 def _command(pickle: str) -> str:
     """The line that converts the release."""
-    name = pickle if Path(pickle).suffix in pretrained.PICKLES else "ImageReward.pt"
+    name = pickle if Path(pickle).suffix in hub.PICKLES else "ImageReward.pt"
     return (
-        'python -c "import torch; from scoretune import conversions as c; c.image_reward('
+        'python -c "import torch, scoretune; scoretune.convert.image_reward('
         f"torch.load({name!r}, weights_only=True), 'FOLDER')\""
     )

@@ -14,14 +14,15 @@ from scoretune.core.config import NEW_NETWORKS, Dataset, Model, Run
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.data.scenes import world
+from scoretune.data.scenes.world import SHIPPED
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network
-from scoretune.models.catalog import load_backbone, lora_targets, move, users_own
+from scoretune.models.catalog import load_backbone, lora_targets, move, resolve, users_own
 from scoretune.models.lora import add_adapter
+from scoretune.models.pipelines import Loader, load_pipeline
 from scoretune.policy import Distilled, Policy
 from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
@@ -116,9 +117,13 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
     )
 
 
-def build_policy(run: Run, device: torch.device) -> Policy:
-    """The model of a configuration behind its training kernel, with a fresh adapter."""
-    backbone, sharded = load_backbone(run.model), engine.shards(run.hardware)
+def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeline) -> Policy:
+    """The model of a configuration behind its training kernel, with a fresh adapter.
+
+    `loader` makes a pipeline: another makes one without weights.
+    """
+    backbone = load_backbone(run.model, loader=loader)
+    sharded = engine.shards(run.hardware)
     move(backbone, device, network=not sharded)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
@@ -158,7 +163,7 @@ def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
 def held_out_prompts(run: Run) -> Prompts:
     """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
     evaluation = run.evaluation
-    if evaluation.prompts is None and run.model.source not in world.SHIPPED:
+    if evaluation.prompts is None and not resolve(run.model.source).shipped:
         return read_prompts(run.prompts, evaluation.per_task).few(evaluation.per_task)
     return read_prompts(evaluation.prompts or "scenes-held-out", evaluation.per_task)
 
@@ -181,10 +186,10 @@ def _check_only_for_data(run: Run) -> None:
 
 def _check_world(run: Run) -> None:
     """Refuse the shipped world's prompts and reader to a model that does not draw it."""
-    source = run.model.source
+    source, model = run.model.source, resolve(run.model.source)
     # Of what is no pipeline its loader tells.
-    missing = hub.is_local(source) and not (Path(source) / "model_index.json").exists()
-    draws_scenes = source in world.SHIPPED or (Path(source) / "judge.safetensors").exists()
+    missing = hub.is_local(model.where) and not (Path(model.where) / "model_index.json").exists()
+    draws_scenes = (model.world / "judge.safetensors").exists()
     if draws_scenes or missing or run.objective.on_data:
         return
     if run.prompts == "scenes":
@@ -218,7 +223,7 @@ def _check_source(model: Model) -> None:
     if is_function(model.source) and not (model.width or model.depth):
         users_own(model)  # before there is a run folder: it may want settings that are not there
         return
-    names = [*world.SHIPPED, *NEW_NETWORKS]
+    names = [*SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, names, cutoff=0.7)
     if meant and model.source not in names and not Path(model.source).exists():
         raise unknown("model source", model.source, names)

@@ -124,7 +124,7 @@ def cache_prompts(policy: Policy, prompts: Iterable[str]) -> None:
     """Encode all prompts of a run once, and let go of the encoders."""
     pipeline = inner(policy.backbone)
     if isinstance(pipeline, Pipelined):
-        pipeline.remember(list(prompts))
+        pipeline.cache_prompts(list(prompts))
 
 
 def shards(hardware: Hardware) -> bool:

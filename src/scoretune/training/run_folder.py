@@ -72,8 +72,7 @@ def resumed(folder: Path, words: Sequence[str]) -> Run:
         if not word.startswith(tuple(f"{part}." for part in MACHINE)):
             raise UserError(
                 f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}: leave out "
-                f"{word!r} (to train further, scoretune export {folder} --to FOLDER --merge and "
-                "start from model.source=FOLDER)"
+                f"{word!r} (to train further, start another run with model.source={folder})"
             )
     return changed(recorded(folder), words)
 

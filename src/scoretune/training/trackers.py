@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Tracking
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import UserError, first_line, unknown
 
 REMEDIES = {
     "tensorboard": "pip install tensorboard",
@@ -142,7 +142,7 @@ class Trackers:
             act(*arguments)
         except Exception as error:  # a guest's failure, of whatever kind, is not the run's
             self.running.pop(name, None)
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
             self.say(f"the tracker {name} failed ({why}): the run goes on without it")
 
     def _log(self, update: int, values: Mapping[str, float], *, sent_before: bool) -> None:

@@ -22,8 +22,7 @@ from scoretune import recipes
 from scoretune.commands.families.parity import FAMILIES, Asked, Family
 from scoretune.core.config import Run
 from scoretune.core.errors import unknown
-from scoretune.models import lora as loras
-from scoretune.models.lora import adapter_state
+from scoretune.models.lora import NAME, adapter_state
 from scoretune.policy import Policy
 from scoretune.training import run_folder
 from scoretune.training.build import build_policy
@@ -184,7 +183,7 @@ def _measure(family: Family, folder: Path, found: Found) -> None:
     found.applied = family.parity(Asked(tuned, model, family.prompts))
     _train(run, folder / "parts", until=2)  # its checkpoint is of update 1
     _train(run, folder / "parts")
-    hashes = [_hash(folder / name / "lora" / loras.NAME) for name in ("whole", "parts")]
+    hashes = [_hash(folder / name / "lora" / NAME) for name in ("whole", "parts")]
     found.resume, found.weights = hashes[0] == hashes[1], hashes[0][:12]
     _train(changed(run, FULL), folder / "full")
     before, after = (

@@ -2,7 +2,7 @@
 
 Both begin in the same noise and step at the same times. What is returned is the largest absolute
 difference of the pictures, in [0, 1], or of a state, with or without a LoRA that diffusers loads
-itself; where its pipeline loads none, `loras` puts it on.
+itself; where its pipeline loads none, `load_lora` puts it on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import lora as loras
 from scoretune.models import pipelines
 from scoretune.models.base import Pipelined
+from scoretune.models.lora import load_lora
 from scoretune.models.recycled import inner
 from scoretune.models.tiny import (
     diffusion_transformer,
@@ -138,7 +138,7 @@ def module(asked: Asked) -> float:
 
     network, scheduler = own.denoiser(), FlowMatchEulerDiscreteScheduler()
     if asked.lora is not None:
-        loras.load(network, asked.lora)
+        load_lora(network, asked.lora)
     scheduler.set_timesteps(STEPS)
     x = asked.noise
     for step in scheduler.timesteps:
@@ -152,12 +152,12 @@ def module(asked: Asked) -> float:
 def _pipeline(asked: Asked) -> Any:
     """The folder as diffusers loads it, with the LoRA on it if there is one."""
     kind = str(pipelines.described(str(asked.folder))["_class_name"])
-    pipe = pipelines.load(kind, str(asked.folder), revision=None, dtype=torch.float32)
+    pipe = pipelines.load_pipeline(kind, str(asked.folder), revision=None, dtype=torch.float32)
     if asked.lora is not None:
         loader = getattr(pipe, "load_lora_weights", None)
         if loader is None:
             part = cast(Pipelined, inner(asked.policy.backbone)).part
-            loras.load(getattr(pipe, part), asked.lora)
+            load_lora(getattr(pipe, part), asked.lora)
         else:
             loader(asked.lora)
     return pipe

@@ -23,11 +23,11 @@ from scoretune.core.config import Run, Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.files import append_line
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.data.scenes import world
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import Found, Ground, Row
 from scoretune.evaluate.gap_plan import BASE, TUNED, Cell, Plan, planned, told_of
-from scoretune.models import lora as loras
+from scoretune.models.catalog import resolve
+from scoretune.models.lora import load_lora
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import named_reward
@@ -130,7 +130,7 @@ def _subject(
         )
     policy = run_folder.load(model)
     if lora is not None:
-        loras.load(policy.backbone.network, lora)
+        load_lora(policy.backbone.network, lora)
     if asked.before and not policy.has_reference:
         raise UserError(
             f"--before compares with the pretrained model, and {model!r} has no adapter to switch "
@@ -166,7 +166,7 @@ def _prompts(model: str, run: Run | None, asked: Asked) -> Prompts:
         found = read_prompts(asked.prompts, per_task)
         most = asked.per_task if set(found.tasks) == {"all"} else None  # of a file: its first
         return Prompts(found.texts[:most], found.tasks[:most])
-    if model in world.SHIPPED:
+    if resolve(model).shipped:
         return read_prompts("scenes-held-out", per_task)
     if model_folder.home(Path(model)) is not None:
         return read_prompts("none", asked.per_task or 0)

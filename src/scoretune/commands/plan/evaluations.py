@@ -28,17 +28,19 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     """Network evaluations of all evaluations; they do not count as training."""
     if of_data(run):
         return run.evaluation.samples * run.evaluation.steps * len(evaluations(run))
-    chosen, count = run.evaluation, len(held_out)
+    settings, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
-    plain = solver_calls(chosen.solver, facts.process, grids.uniform(facts.process, chosen.steps))
+    plain = solver_calls(
+        settings.solver, facts.process, grids.uniform(facts.process, settings.steps)
+    )
     each = count * (plain + steps * (4 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
     total = each * len(evaluations(run))
     for update in evaluations(run):
         if due(run, update):
-            cells = planned(chosen.gap.steps, chosen.gap.etas).cells
+            cells = planned(settings.gap.steps, settings.gap.etas).cells
             total += count * sum(cell.steps for cell in cells)
     return total * facts.guided
 
@@ -59,10 +61,10 @@ def drawn(run: Run, held_out: Prompts) -> int:
 
 def _matrices(run: Run) -> int:
     """Samplers whose pictures the matrices of a gap show, over the whole run."""
-    chosen = run.evaluation.gap
-    if not chosen.steps:
+    settings = run.evaluation.gap
+    if not settings.steps:
         return 0
-    cells = len(planned(chosen.steps, chosen.etas).cells)
+    cells = len(planned(settings.steps, settings.etas).cells)
     return cells * sum(due(run, update) for update in evaluations(run))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from scoretune.commands.plan.counts import Facts, costs_of, one_update
-from scoretune.commands.plan.ledger import Curve
 from scoretune.commands.plan.model import Model
+from scoretune.commands.plan.profiler import Curve
 from scoretune.core.config import Run
 from scoretune.models.base import DECODED
 from scoretune.training.engine import HALVES
@@ -22,14 +22,14 @@ Phases = dict[str, dict[str, float]]
 def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
     """What is on the device in each phase of an update; the worst one is the peak."""
     update, machine = one_update(run, facts), run.hardware
-    found = {"learning": _learning(run, model, facts), "stepping": _stepping(run, model, facts)}
+    by_phase = {"learning": _learning(run, model, facts), "stepping": _stepping(run, model, facts)}
     if not run.objective.on_data:
         paths, steps = _paths(run, model, facts, update.samples, update.states)
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
         drawn = min(_decoded_at_once(run, model), update.samples)
         read = 0 if machine.cache_prompts else model.reading.at(update.samples + 1).peak
-        found |= {
+        by_phase |= {
             "encoding": {"activations": read},
             "rolling": {**kept, "activations": model.looking.at(rolled).peak},
             "drawing": {
@@ -40,9 +40,9 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
             "crediting": {**kept, "activations": _credit(run, model, facts)},
             "dealing": {**kept, "states": 0 if machine.offload_paths else 2 * steps},
         }
-    found["evaluating"] = _evaluating(run, model, facts, held_out)
+    by_phase["evaluating"] = _evaluating(run, model, facts, held_out)
     lasting = _lasting(run, model)
-    return {name: lasting | parts for name, parts in found.items()}
+    return {name: lasting | parts for name, parts in by_phase.items()}
 
 
 def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
@@ -105,9 +105,9 @@ def _with_gradient(run: Run, model: Model) -> Curve:
     return model.again if run.hardware.checkpointing and model.again else model.learning
 
 
-def peak(found: Phases) -> tuple[str, float]:
+def peak(by_phase: Phases) -> tuple[str, float]:
     """The worst phase and its bytes."""
-    sums = {name: sum(parts.values()) for name, parts in found.items()}
+    sums = {name: sum(parts.values()) for name, parts in by_phase.items()}
     worst = max(sums, key=lambda name: sums[name])
     return worst, sums[worst]
 
@@ -139,7 +139,7 @@ def _moments(run: Run, model: Model) -> float:
 def _paths(
     run: Run, model: Model, facts: Facts, samples: int, states: float
 ) -> tuple[float, float]:
-    """Bytes of whole paths, and of the states that are learned from with what they are told."""
+    """Bytes of whole paths, and of the states that are learned from with their token states."""
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
     kept = 2 * steps + 1 + steps * costs.references
     whole = samples * (model.state * kept + model.token)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoretune.commands.plan.hollow import META, hollow_policy, weights_of
-from scoretune.commands.plan.ledger import NOTHING, Curve, curve
+from scoretune.commands.plan.meta_device import META, meta_policy, weights_of
+from scoretune.commands.plan.profiler import NOTHING, Curve, curve
 from scoretune.core.config import Run
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
@@ -27,7 +27,7 @@ class Model:
     """What a model weighs and what using it costs: bytes, and curves over rows of a batch.
 
     `trained` counts numbers, `sizes` those of each tensor; `state`, `picture` and `token` are bytes
-    of one state, of one picture and of what the network is told of one prompt. `looking` is the
+    of one state, of one picture and of the token states of one prompt. `looking` is the
     network without gradient, `learning` with it, and `again` with activations that are computed
     again; `drawing` and `sloping` decode without and with gradient (measured where a method follows
     a reward's gradient); `reading` encodes texts.
@@ -56,39 +56,39 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
         policy = from_data.build(run).policy  # small, and made from the data
         catalog.move(policy.backbone, META)
     else:
-        policy = hollow_policy(run)
+        policy = meta_policy(run)
     try:
         sloped = KINDS[run.objective.kind].follows_reward
         return policy, _measured(policy, next(iter(texts), ""), sloped)
     except (NotImplementedError, RuntimeError) as error:  # it asks for the numbers in a tensor
-        first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot tell the memory of {run.model.source!r} without its weights ({first})"
+            f"cannot tell the memory of {run.model.source!r} without its weights "
+            f"({first_line(error)})"
         ) from error
 
 
 def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     backbone, network = policy.backbone, policy.backbone.network
-    own: Any = inner(backbone)
-    told = _told(policy, text)
+    pipeline: Any = inner(backbone)
+    token_states = _token_states(policy, text)
     trained = policy.parameters()
     if policy.autocast is not None:  # what it computes in; the weights themselves are in float32
         network.to(policy.autocast)
-    known = [*network.parameters(), *network.buffers(), told]
+    resident = [*network.parameters(), *network.buffers(), token_states]
 
     def look(rows: int) -> None:
-        _predicted(policy, rows, told)
+        _predicted(policy, rows, token_states)
 
     def learn(rows: int) -> None:
-        said = _predicted(policy, rows, told)
-        torch.autograd.backward([said.float().square().sum()])
+        output = _predicted(policy, rows, token_states)
+        torch.autograd.backward([output.float().square().sum()])
 
     with torch.no_grad():
         look(1)  # tables that are made once
-        looking = curve(look, known)
-    learning, again = _with_gradients(network, trained, lambda: curve(learn, known))
+        looking = curve(look, resident)
+    learning, again = _with_gradients(network, trained, lambda: curve(learn, resident))
     picture, drawing, sloping = _pictures(policy, sloped)
-    encoders = tuple(getattr(own, "encoders", ()))
+    encoders = tuple(getattr(pipeline, "encoders", ()))
     return Model(
         parts=weights_of(policy),
         trained=sum(p.numel() for p in trained),
@@ -96,7 +96,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         total=sum(p.numel() for p in network.parameters()),
         state=4 * math.prod(backbone.shape),
         picture=picture,
-        token=told.element_size() * told[0].numel(),
+        token=token_states.element_size() * token_states[0].numel(),
         looking=looking,
         learning=learning,
         again=again,
@@ -124,9 +124,9 @@ def _states(policy: Policy, rows: int) -> Tensor:
     return torch.empty(rows, *policy.backbone.shape, device=META)
 
 
-def _predicted(policy: Policy, rows: int, told: Tensor) -> Tensor:
+def _predicted(policy: Policy, rows: int, token_states: Tensor) -> Tensor:
     times = torch.full((rows,), policy.backbone.process.horizon / 2, device=META)
-    tokens = told.repeat(rows, *(1,) * (told.dim() - 1))
+    tokens = token_states.repeat(rows, *(1,) * (token_states.dim() - 1))
     return policy.backbone.predict(_states(policy, rows), times, tokens)
 
 
@@ -136,14 +136,14 @@ def _sloped(policy: Policy, rows: int) -> None:
 
 
 @torch.no_grad()
-def _told(policy: Policy, text: str) -> Tensor:
-    """What the network is told of one prompt; with numbers where it looks at them."""
-    told = policy.backbone.encode([text]).tokens
+def _token_states(policy: Policy, text: str) -> Tensor:
+    """The token states of one prompt; with numbers where the network looks at them."""
+    token_states = policy.backbone.encode([text]).tokens
     try:
-        _predicted(policy, 1, told)
+        _predicted(policy, 1, token_states)
     except (NotImplementedError, RuntimeError):
-        told = torch.ones(told.shape, dtype=told.dtype)
-    return told
+        token_states = torch.ones(token_states.shape, dtype=token_states.dtype)
+    return token_states
 
 
 def _reading(policy: Policy, text: str) -> Curve:

@@ -1,4 +1,4 @@
-"""What a run will do and cost, told before anything of it is loaded."""
+"""What a run will do and cost, worked out before anything of it is loaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from scoretune import recipes
 from scoretune.commands.plan.counts import Facts, costs_of, one_update, training, warm_up
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
-from scoretune.commands.plan.knobs import knobs
 from scoretune.commands.plan.memory import elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, model_of
+from scoretune.commands.plan.suggestions import suggestions
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
@@ -33,7 +33,7 @@ TRIALS = 8
 """Of the speed of a machine: others that use it too may slow down some of them."""
 
 
-def chosen(named: str, changes: list[str]) -> Run:
+def settings_of(named: str, changes: list[str]) -> Run:
     """The settings of a recipe or a run folder, changed. Raises UserError for neither."""
     folder = Path(named)
     run = recorded(folder) if (folder / "run.json").exists() else recipes.named(named)
@@ -41,7 +41,7 @@ def chosen(named: str, changes: list[str]) -> Run:
 
 
 def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
-    """All that can be told of a run, as plain data; bytes, seconds and network evaluations.
+    """What a run costs, as plain data; bytes, seconds and network evaluations.
 
     `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
     prompts that cannot be read, and for a number of processes that does not divide them.
@@ -51,22 +51,22 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
             f"sizes.prompts={run.sizes.prompts} cannot be shared equally by {processes} processes: "
             f"set a multiple of {processes}"
         )
-    own = of_data(run)
-    prompts = NOTHING if own else read_prompts(run.prompts, run.prompts_per_task)
-    held_out = NOTHING if own else held_out_prompts(run)
+    on_data = of_data(run)
+    prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
+    held_out = NOTHING if on_data else held_out_prompts(run)
     model, why, process, guided = _model(run, prompts)
     facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts))
-    found: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
-    found |= {"held_out": len(held_out), "updates": run.updates}
-    found |= _work(run, facts, prompts, held_out)
-    found["processes"] = _shared(run, facts, processes)
+    numbers: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
+    numbers |= {"held_out": len(held_out), "updates": run.updates}
+    numbers |= _work(run, facts, prompts, held_out)
+    numbers["processes"] = _shared(run, facts, processes)
     if model is None:
-        return found | {"memory": {"unknown": why}}
-    found["parameters"] = {"total": model.total, "trained": model.trained}
-    found["memory"] = _memory(run, model, facts, len(held_out), processes)
+        return numbers | {"memory": {"unknown": why}}
+    numbers["parameters"] = {"total": model.total, "trained": model.trained}
+    numbers["memory"] = _memory(run, model, facts, len(held_out), processes)
     if seconds > 0:
-        found["time"] = _time(run, model, found, seconds)
-    return found
+        numbers["time"] = _time(run, model, numbers, seconds)
+    return numbers
 
 
 def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int]:
@@ -140,30 +140,30 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
             "minibatch": -(-run.sizes.minibatch // processes),
         }
     )
-    own = run.model_copy(update={"sizes": sizes})
-    found = phases(own, model, facts, -(-held_out // processes))
-    worst, most = peak(found)
+    one = run.model_copy(update={"sizes": sizes})
+    by_phase = phases(one, model, facts, -(-held_out // processes))
+    worst, most = peak(by_phase)
     return {
         "peak": most,
         "phase": worst,
-        "phases": found,
-        "elsewhere": elsewhere(own, model, facts),
-        "knobs": dict(knobs(own, model, facts, -(-held_out // processes))),
+        "phases": by_phase,
+        "elsewhere": elsewhere(one, model, facts),
+        "knobs": dict(suggestions(one, model, facts, -(-held_out // processes))),
     }
 
 
 # ----------------------------------------------------------------------------------- time
 
 
-def _time(run: Run, model: Model, found: Numbers, seconds: float) -> Numbers:
+def _time(run: Run, model: Model, numbers: Numbers, seconds: float) -> Numbers:
     """A lower bound: arithmetic alone, at the speed of large matrix products on this machine."""
-    calls, pictures = found["network_evaluations"], found["pictures"]
+    calls, pictures = numbers["network_evaluations"], numbers["pictures"]
     looking, drawing = model.looking.at(1).flops, model.drawing.at(1).flops
     again = run.hardware.checkpointing and model.again is not None
     learning = (model.again if again and model.again else model.learning).at(1).flops
     work = looking * (calls["rollouts"] + calls["references"] + calls["warm_up"])
     work += learning * (calls["learning"] + calls["credit"])
-    work += drawing * pictures["training"] + model.reading.at(1).flops * found["text_encodings"]
+    work += drawing * pictures["training"] + model.reading.at(1).flops * numbers["text_encodings"]
     judging = looking * calls["evaluations"] + drawing * pictures["evaluations"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = speed(device, PRECISIONS[run.model.precision], seconds)
@@ -172,7 +172,7 @@ def _time(run: Run, model: Model, found: Numbers, seconds: float) -> Numbers:
         "evaluation_flops": judging,
         "flops_per_second": rate,
         "device": device,
-        "seconds_at_least": (work + judging) / rate / found["processes"]["processes"],
+        "seconds_at_least": (work + judging) / rate / numbers["processes"]["processes"],
     }
 
 

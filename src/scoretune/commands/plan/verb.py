@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scoretune.evaluate.report.format import duration
+
 PHASES = {
     "encoding": "the prompts are encoded",
     "rolling": "samples are drawn",
@@ -32,48 +34,51 @@ def plan(
     """Count a run's work, memory and time before anything is loaded."""
     import torch
 
-    from scoretune.commands.plan.plan import chosen, planned
+    from scoretune.commands.plan.plan import planned, settings_of
 
     torch.set_num_threads(threads)
-    run = chosen(recipe, changes or [])
-    found = planned(run, processes)
+    run = settings_of(recipe, changes or [])
+    forecast = planned(run, processes)
     if json_:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(forecast))
         return
-    for title, text in told(found):
+    for title, text in lines_of(forecast):
         typer.echo(f"{title:<12} {text}")
 
 
-def told(found: dict[str, Any]) -> list[tuple[str, str]]:
+def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
     """A plan in lines, each with a title."""
-    lines = [("model", _model(found)), ("an update", _update(found["update"], found["processes"]))]
-    calls = found["network_evaluations"]
+    lines = [
+        ("model", _model(forecast)),
+        ("an update", _update(forecast["update"], forecast["processes"])),
+    ]
+    calls = forecast["network_evaluations"]
     parts = ("rollouts", "references", "credit", "learning", "warm_up")
     named = ", ".join(f"{name.replace('_', '-')} {_count(calls[name])}" for name in parts)
     lines += [
         ("network", f"{_count(calls['training'])} evaluations in training: {named}"),
         (
             "evaluations",
-            f"{found['evaluations']} times {found['held_out']} held-out prompts: "
+            f"{forecast['evaluations']} times {forecast['held_out']} held-out prompts: "
             f"{_count(calls['evaluations'])} network evaluations more",
         ),
-        ("texts", f"{_count(found['text_encodings'])} are encoded"),
-        ("a minibatch", _shared(found["processes"])),
+        ("texts", f"{_count(forecast['text_encodings'])} are encoded"),
+        ("a minibatch", _shared(forecast["processes"])),
     ]
-    lines += _memory(found["memory"])
-    if "time" in found:
-        lines.append(("time", _time(found["time"])))
+    lines += _memory(forecast["memory"])
+    if "time" in forecast:
+        lines.append(("time", _time(forecast["time"])))
     return lines
 
 
-def _model(found: dict[str, Any]) -> str:
-    known = found.get("parameters")
-    if known is None:
-        return str(found["model"])
-    share = 100 * known["trained"] / known["total"]
+def _model(forecast: dict[str, Any]) -> str:
+    parameters = forecast.get("parameters")
+    if parameters is None:
+        return str(forecast["model"])
+    share = 100 * parameters["trained"] / parameters["total"]
     return (
-        f"{found['model']}: {known['total']:,} weights, of which {known['trained']:,} are trained "
-        f"({share:.2g} %)"
+        f"{forecast['model']}: {parameters['total']:,} weights, of which "
+        f"{parameters['trained']:,} are trained ({share:.2g} %)"
     )
 
 
@@ -109,11 +114,11 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     return [*lines, ("to lower it", lower or "nothing that this plan knows of")]
 
 
-def _time(told: dict[str, Any]) -> str:
+def _time(time: dict[str, Any]) -> str:
     return (
-        f"{_seconds(told['seconds_at_least'])} at least: "
-        f"{told['training_flops'] + told['evaluation_flops']:.2g} FLOPs at the "
-        f"{told['flops_per_second']:.2g} a second of large matrix products on this {told['device']}"
+        f"{duration(time['seconds_at_least'])} at least: "
+        f"{time['training_flops'] + time['evaluation_flops']:.2g} FLOPs at the "
+        f"{time['flops_per_second']:.2g} a second of large matrix products on this {time['device']}"
     )
 
 
@@ -130,10 +135,3 @@ def _bytes(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size / 2**10:.3g} KiB"
-
-
-def _seconds(seconds: float) -> str:
-    for unit, scale in (("h", 3600), ("min", 60)):
-        if seconds >= scale:
-            return f"{seconds / scale:.2g} {unit}"
-    return f"{seconds:.2g} s"

@@ -5,23 +5,26 @@ Takes nothing of a run folder for granted: killed and broken runs have their pla
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scoretune.core.errors import UserError
-from scoretune.evaluate.report.record import NOTHING, Record, at, number, plain, read_record
+from scoretune.evaluate.report.format import NOTHING, plain, settings
+from scoretune.evaluate.report.record import Record, at, number, read_record
 
 FILES = ("run.json", "metrics.jsonl")  # either of them makes a folder a run
 _STEP = re.compile(r"step-(\d{8})")
 
+Ends = tuple[float | None, float | None]
+"""Before and after."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95 % interval, where one is known."""
+    """A number with its 95 % interval, where one is recorded."""
 
     mean: float
     low: float | None = None
@@ -48,8 +51,8 @@ class Summary:
     updates: int | None
     reward_name: str | None
     measure: str
-    reward: tuple[float | None, float | None]
-    judge: tuple[float | None, float | None] | None
+    reward: Ends
+    judge: Ends | None
     alarms: int
     seconds: float | None
     started: str | None
@@ -64,18 +67,21 @@ def listed(folder: Path) -> list[Summary]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}: give one that holds runs")
     homes = {path.parent for name in FILES for path in folder.rglob(name)}
-    found = [summary(home) for home in homes]
-    return sorted(found, key=lambda one: (one.started or "", one.run), reverse=True)
+    summaries = [summary(home) for home in homes]
+    return sorted(summaries, key=lambda one: (one.started or "", one.run), reverse=True)
 
 
 def summary(home: Path) -> Summary:
     """A run in a line, from whatever its folder holds; never raises for what is broken in it."""
-    record = _record(home)
+    return _summary(home, _record(home))
+
+
+def _summary(home: Path, record: Record) -> Summary:
     config = at(record.about, "config")
     updates = number(config, "updates")
     done = int(record.last("update") or 0)
     measure, reward = _reward(record)
-    judge = _ends(record, "judge", "overall")
+    judge = _judge(record)
     return Summary(
         run=str(home),
         recipe=_text(record.about.get("recipe")),
@@ -97,7 +103,7 @@ def _record(home: Path) -> Record:
     try:
         return read_record(home)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return Record({}, [], [], {}, [f"{home}: {error}"])
+        return Record(home, {}, [], [], {}, [f"{home}: {error}"])
 
 
 def _state(home: Path, record: Record, done: int) -> str:
@@ -107,19 +113,18 @@ def _state(home: Path, record: Record, done: int) -> str:
     if record.result:
         ended = at(record.result, "guard", "ended")
         return "finished" if ended is None else f"ended by its guard at {ended}"
-    broken = any("cannot be read" in told for told in record.missing)
+    broken = any("cannot be read" in line for line in record.missing)
     checkpoints = [p for p in (home / "checkpoints").glob("step-*") if _STEP.fullmatch(p.name)]
     broken |= any(not (p / "manifest.json").is_file() for p in checkpoints)
     return "damaged" if broken else f"stopped at {done}"
 
 
-def _reward(record: Record) -> tuple[str, tuple[float | None, float | None]]:
+def _reward(record: Record) -> tuple[str, Ends]:
     """What is measured before and after: the deterministic reward, or a distance to data."""
     base = number(record.result, "reward_base", "deterministic")
     final = number(record.result, "reward", "deterministic")
     if base is None and final is None:
-        known = [number(row, "reward", "deterministic") for row in record.evaluations]
-        base, final = (known[0], known[-1] if len(known) > 1 else None) if known else (None, None)
+        base, final = _evaluated(record, "reward", "deterministic")
     distances = at(record.result, "data")
     if base is None and isinstance(distances, dict) and distances:
         name = next(iter(distances))
@@ -127,19 +132,21 @@ def _reward(record: Record) -> tuple[str, tuple[float | None, float | None]]:
     return "reward", (base, final)
 
 
-def _scored_by(config: Any, measure: str, known: bool) -> str | None:
+def _scored_by(config: Any, measure: str, scored: bool) -> str | None:
     """The reward's name; a run on data has one in its settings, and no use for it."""
-    of_data = at(config, "objective", "kind") in ("matching", "consistency") and not known
+    of_data = at(config, "objective", "kind") in ("matching", "consistency") and not scored
     return None if of_data or measure != "reward" else _text(at(config, "reward"))
 
 
-def _ends(record: Record, *keys: str) -> tuple[float | None, float | None]:
-    who, *what = keys
-    base, final = (number(record.result, who, end, *what) for end in ("base", "final"))
-    if base is None and final is None:
-        known = [v for row in record.evaluations if (v := number(row, *keys)) is not None]
-        return (known[0], known[-1] if len(known) > 1 else None) if known else (None, None)
-    return base, final
+def _judge(record: Record) -> Ends:
+    ends = [number(record.result, "judge", end, "overall") for end in ("base", "final")]
+    return _evaluated(record, "judge", "overall") if ends == [None, None] else (ends[0], ends[1])
+
+
+def _evaluated(record: Record, *keys: str) -> Ends:
+    """The first and the last evaluation, of a run without a result."""
+    values = [v for row in record.evaluations if (v := number(row, *keys)) is not None]
+    return (values[0] if values else None), (values[-1] if len(values) > 1 else None)
 
 
 # ------------------------------------------------------------------------------ side by side
@@ -156,11 +163,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, without the records."""
-        told = {
+        results = {
             name: [asdict(v) if isinstance(v, Interval) else v for v in row]
             for name, row in self.results.items()
         }
-        return {"runs": self.names, "settings": self.settings, "results": told}
+        return {"runs": self.names, "settings": self.settings, "results": results}
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -173,38 +180,48 @@ def compare(folders: Sequence[Path]) -> Comparison:
                 f"{str(folder)!r} is no run folder: scoretune runs lists those that there are"
             )
     records = tuple(_record(folder) for folder in folders)
-    trees = [dict(_flat(at(record.about, "config") or {})) for record in records]
-    keys = list(dict.fromkeys(key for tree in trees for key in tree))
-    if len({tree.get("objective.kind") for tree in trees}) > 1:  # then they share no settings
-        keys = [k for k in keys if not k.startswith("objective.") or k == "objective.kind"]
-    rows = {key: tuple(tree.get(key, NOTHING) for tree in trees) for key in keys}
-    results = [_results(folder, record) for folder, record in zip(folders, records, strict=True)]
-    measured = dict.fromkeys(key for result in results for key in result)
+    results = [_results(record) for record in records]
     return Comparison(
         names=_names(folders),
-        settings={key: row for key, row in rows.items() if len(set(row)) > 1},
-        results={key: tuple(result.get(key) for result in results) for key in measured},
+        settings=_differing([settings(at(record.about, "config")) for record in records]),
+        results={
+            name: tuple(result.get(name) for result in results)
+            for name in dict.fromkeys(name for result in results for name in result)
+        },
         records=records,
     )
 
 
-def _results(folder: Path, record: Record) -> dict[str, Interval | str]:
+def _differing(configs: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The settings that are not the same in all runs, a dash where a run has none."""
+    kinds = {config.get("objective.kind") for config in configs}
+    rows = {}
+    for key in dict.fromkeys(key for config in configs for key in config):
+        if len(kinds) > 1 and key.startswith("objective.") and key != "objective.kind":
+            continue  # objectives of two kinds share no settings
+        row = tuple(config.get(key, NOTHING) for config in configs)
+        if len(set(row)) > 1:
+            rows[key] = row
+    return rows
+
+
+def _results(record: Record) -> dict[str, Interval | str]:
     """What a run came to, by name; only what was measured."""
-    told, result = summary(folder), record.result
-    found: dict[str, Interval | str | None] = {"state": told.state}
-    for end, value in zip(("before", "after"), told.reward, strict=True):
-        found[f"{told.measure} {end}"] = _maybe(value)
+    run, result = _summary(record.folder, record), record.result
+    values: dict[str, Interval | str | None] = {"state": run.state}
+    for end, value in zip(("before", "after"), run.reward, strict=True):
+        values[f"{run.measure} {end}"] = _exact(value)
     for who in ("judge", "reader"):
         for end, key in (("before", "base"), ("after", "final")):
-            found[f"{who} {end}"] = _interval(at(result, who, key), "overall")
+            values[f"{who} {end}"] = _interval(at(result, who, key), "overall")
     for who in at(result, "gain") or {}:
-        found[f"gain of {who}"] = _interval(at(result, "gain", who), "mean")
-    found["sampler gap"] = _interval(at(result, "gap", "final"), "mean")
-    found["path KL"] = _maybe(record.last("path_kl"))
-    found["alarms"] = str(told.alarms) if told.alarms else None
-    found["network evaluations"] = _maybe(record.last("network_evaluations"))
-    found["seconds"] = _maybe(told.seconds)
-    return {name: value for name, value in found.items() if value is not None}
+        values[f"gain of {who}"] = _interval(at(result, "gain", who), "mean")
+    values["sampler gap"] = _interval(at(result, "gap", "final"), "mean")
+    values["path KL"] = _exact(record.last("path_kl"))
+    values["alarms"] = str(run.alarms) if run.alarms else None
+    values["network evaluations"] = _exact(record.last("network_evaluations"))
+    values["seconds"] = _exact(run.seconds)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _interval(row: Any, mean: str) -> Interval | None:
@@ -212,16 +229,8 @@ def _interval(row: Any, mean: str) -> Interval | None:
     return None if middle is None else Interval(middle, number(row, "low"), number(row, "high"))
 
 
-def _maybe(value: float | None) -> Interval | None:
+def _exact(value: float | None) -> Interval | None:
     return None if value is None else Interval(value)
-
-
-def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, tree if isinstance(tree, str) else json.dumps(tree)
 
 
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
@@ -232,11 +241,6 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
         if len(set(names)) == len(names):
             return tuple(names)
     return tuple(map(str, folders))
-
-
-def shortened(name: str, most: int = 24) -> str:
-    """A name of at most `most` characters; an ellipsis stands for what was cut off its end."""
-    return name if len(name) <= most else name[: most - 1] + "\u2026"
 
 
 def _text(value: Any) -> str | None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scoretune.core.errors import UserError
+from scoretune.evaluate.report.format import NOTHING, duration, plain
+
+if TYPE_CHECKING:
+    from scoretune.commands.runs.index import Ends, Summary
 
 PIPED = 200  # characters a line, where nobody looks at a terminal
 
@@ -45,65 +49,53 @@ def runs(
         _list(Path(first), json_)
 
 
+COLUMNS: Mapping[str, Callable[[Summary], str | None]] = {
+    "recipe": lambda run: run.recipe,
+    "model": lambda run: run.model,
+    "reward": lambda run: shortened(run.reward_name or ""),
+    "updates": lambda run: f"{run.done}/{NOTHING if run.updates is None else run.updates}",
+    "before → after": lambda run: _change(run.reward, run.measure.removeprefix("reward")),
+    "judge": lambda run: _change(run.judge),
+    "time": lambda run: None if run.seconds is None else duration(run.seconds),
+    "state": lambda run: run.state + _alarms(run.alarms),
+}
+"""What the list says of a run beside its name; a dash where that is nothing."""
+
+
 def _list(folder: Path, json_: bool) -> None:
     from scoretune.commands.runs import index
-    from scoretune.evaluate.report import record
 
-    found = index.listed(folder)
+    summaries = index.listed(folder)
     if json_:
-        typer.echo(json.dumps([one.as_dict() for one in found]))
-        return
-    if not found:
+        typer.echo(json.dumps([run.as_dict() for run in summaries]))
+    elif not summaries:
         typer.echo(f"no runs below {folder}")
-        return
-    heads = (
-        "run",
-        "recipe",
-        "model",
-        "reward",
-        "updates",
-        "before → after",
-        "judge",
-        "time",
-        "state",
-    )
-    rows = []
-    for one in found:
-        reward = _change(one.reward)
-        told = reward if one.measure == "reward" or not reward else f"{one.measure} {reward}"
-        alarms = f", {one.alarms} alarm{'s' * (one.alarms > 1)}" if one.alarms else ""
-        of = record.NOTHING if one.updates is None else str(one.updates)
-        rows.append(
-            (
-                _below(one.run, folder),
-                one.recipe or record.NOTHING,
-                one.model or record.NOTHING,
-                index.shortened(one.reward_name or record.NOTHING),
-                f"{one.done}/{of}",
-                told or record.NOTHING,
-                _change(one.judge) or record.NOTHING,
-                _time(one.seconds),
-                one.state + alarms,
-            )
-        )
-    _show(heads, rows)
+    else:
+        columns = COLUMNS.values()
+        rows = [(_below(run.run, folder), *(c(run) for c in columns)) for run in summaries]
+        _show(("run", *COLUMNS), rows)
 
 
 def _compare(folders: Sequence[Path], out: Path | None, json_: bool) -> None:
     from scoretune.commands.runs import index
 
-    compared = index.compare(folders)
+    comparison = index.compare(folders)
     if out is not None:
         from scoretune.commands.runs.page import write_page
 
-        write_page(compared, out)
+        write_page(comparison, out)
     if json_:
-        typer.echo(json.dumps(compared.as_dict() | ({"page": str(out)} if out else {})))
+        typer.echo(json.dumps(comparison.as_dict() | ({"page": str(out)} if out else {})))
         return
-    _rows("settings that differ", compared.names, compared.settings)
-    if not compared.settings:
-        typer.echo("all settings are the same")
-    _rows("results, with 95 % intervals over prompts", compared.names, compared.results)
+    tables: tuple[tuple[str, Mapping[str, Sequence[Any]]], ...] = (
+        ("settings that differ", comparison.settings),
+        ("results, with 95 % intervals over prompts", comparison.results),
+    )
+    for title, rows in tables:
+        if rows:
+            _show((title, *comparison.names), [(name, *row) for name, row in rows.items()])
+        elif rows is comparison.settings:
+            typer.echo("all settings are the same")
     if out is not None:
         typer.echo(f"look at {out}")
 
@@ -126,15 +118,8 @@ def _open(names: Sequence[str]) -> None:
     typer.echo(str(page) if opened else f"no browser opened: look at {page}")
 
 
-def _rows(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> None:
-    if rows:
-        from scoretune.evaluate.report.record import NOTHING
-
-        told = [(n, *(NOTHING if v is None else str(v) for v in row)) for n, row in rows.items()]
-        _show((title, *names), told)
-
-
-def _show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _show(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table in the terminal; a dash stands for nothing."""
     from rich.console import Console
     from rich.table import Table
 
@@ -143,7 +128,7 @@ def _show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(NOTHING if cell in (None, "") else str(cell) for cell in row))
     console.print(table, markup=False)
 
 
@@ -152,17 +137,16 @@ def _below(run: str, folder: Path) -> str:
     return run if str(inside) == "." else str(inside)
 
 
-def _change(ends: tuple[float | None, float | None] | None) -> str:
-    from scoretune.evaluate.report.record import plain
+def shortened(name: str, most: int = 24) -> str:
+    """A name of at most `most` characters; an ellipsis stands for what was cut off its end."""
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
 
+
+def _change(ends: Ends | None, measure: str = "") -> str:
     if ends is None or ends == (None, None):
         return ""
-    return f"{plain(ends[0])} → {plain(ends[1])}"
+    return f"{measure} {plain(ends[0])} → {plain(ends[1])}".strip()
 
 
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _alarms(count: int) -> str:
+    return f", {count} alarm{'s' * (count > 1)}" if count else ""

@@ -25,6 +25,7 @@ from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
 from scoretune.evaluate.measure import Measurement
 from scoretune.evaluate.scores import sample, verdicts
+from scoretune.models.catalog import resolve
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
@@ -234,7 +235,7 @@ def check(run: Run) -> tuple[Reward | None, Features | None]:
             f"guard.judge={named} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"
         )
-    shipped = "judge" in verdict_metrics(run.model.source)
+    shipped = "judge" in verdict_metrics(str(resolve(run.model.source).world))
     features = named_features(run.guard.features or ("judge" if shipped else "pixels"))
     return None if named is None else named_reward(named), features
 

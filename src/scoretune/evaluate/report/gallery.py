@@ -86,20 +86,20 @@ def _cloud(
     points: Tensor, names: Sequence[str], path: Path, real: Tensor | None, label: str
 ) -> None:
     """Each pair of the first columns against each other; one column as a histogram."""
-    found, known = points[:DOTS].numpy(), None if real is None else real[:DOTS].numpy()
+    samples, data = points[:DOTS].numpy(), None if real is None else real[:DOTS].numpy()
     size = min(points.shape[1], COLUMNS)
     pairs = [(i, j) for j in range(size) for i in range(j)] or [(0, 0)]
     columns = math.ceil(math.sqrt(len(pairs)))
     figure, axes = _axes(-(-len(pairs) // columns), columns, (5.0, 5.0) if size <= 2 else (3, 3))
     for (i, j), axis in zip(pairs, axes, strict=False):
-        for values, colour, called in ((known, PALE, "data"), (found, INK, label)):
+        for values, colour, name in ((data, PALE, "data"), (samples, INK, label)):
             if values is None:
                 continue
             if i == j:
-                axis.hist(values[:, 0], 60, density=True, color=colour, alpha=0.6, label=called)
+                axis.hist(values[:, 0], 60, density=True, color=colour, alpha=0.6, label=name)
             else:
-                axis.scatter(values[:, i], values[:, j], s=3, lw=0, c=colour, label=called)
-        _bound(axis, known if known is not None else found, i, j)
+                axis.scatter(values[:, i], values[:, j], s=3, lw=0, c=colour, label=name)
+        _bound(axis, samples if data is None else data, i, j)
         axis.set_xlabel(_name(names, i))
         axis.set_ylabel("density" if i == j else _name(names, j))
     axes[0].legend(loc="upper right", markerscale=3)
@@ -123,11 +123,11 @@ def _lines(
     rows = min(series.shape[1], COLUMNS)
     figure, axes = _axes(rows, len(panels), (4.5, 2.4), sharey="row")
     for row in range(rows):
-        for column, (called, values) in enumerate(panels):
+        for column, (name, values) in enumerate(panels):
             axis = axes[row * len(panels) + column]
             places = torch.linspace(0, len(values) - 1, min(LINES, len(values))).long()
             axis.plot(values[places, row].T.numpy(), lw=1, color=INK, alpha=0.6)
-            axis.set_title(f"{_name(names, row)}, {called}", fontsize=9)
+            axis.set_title(f"{_name(names, row)}, {name}", fontsize=9)
             axis.set_xlabel("row of the window")
     _save(figure, axes, len(axes), path)
 

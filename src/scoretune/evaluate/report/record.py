@@ -16,11 +16,13 @@ EVALUATIONS, UPDATE = "network evaluations", "update"  # what the horizontal axe
 class Record:
     """What could be read of a run folder and, in words, what could not."""
 
+    folder: Path
     about: Row
     metrics: list[Row]
     evaluations: list[Row]
     result: Row
     missing: list[str]
+    """In words; a section that reads more of the folder adds what it lacks."""
     gaps: list[Row] = field(default_factory=list)
     """Matrices of the reward gap, which few runs have."""
     alarms: list[Row] = field(default_factory=list)
@@ -29,14 +31,19 @@ class Record:
     def last(self, key: str) -> float | None:
         """The newest value of `key`: of the result, else of the last line that has it."""
         rows = [*self.evaluations, *self.metrics]
-        known = [value for row in rows if (value := number(row, key)) is not None]
+        values = [value for row in rows if (value := number(row, key)) is not None]
         final = number(self.result, key)
-        return final if final is not None else known[-1] if known else None
+        return final if final is not None else values[-1] if values else None
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge looked at the pictures."""
+        return any(isinstance(row.get("judge"), dict) for row in (*self.evaluations, self.result))
 
 
 @dataclass(frozen=True)
 class Change:
-    """A quantity before and after; `low` and `high` bound the gain where that is known."""
+    """A quantity before and after; `low` and `high` bound the gain where they are recorded."""
 
     before: float
     after: float
@@ -49,11 +56,12 @@ class Change:
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the gain's interval is known and contains 0."""
+        """Whether the gain's interval is recorded and contains 0."""
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
 def read_record(run: Path) -> Record:
+    """Read a run folder, however little of it there is."""
     missing: list[str] = []
     about = _object(run / "run.json", missing)
     metrics, evaluations = (
@@ -66,9 +74,9 @@ def read_record(run: Path) -> Record:
         missing.append("Without a result the run is unfinished: the page shows its latest numbers.")
     matrices = run / "gap.jsonl"
     gaps = _lines(matrices, missing) if matrices.exists() else []
-    rung = run / "alarms.jsonl"
-    alarms = _lines(rung, missing) if rung.exists() else []
-    return Record(about, metrics, evaluations, result, missing, gaps, alarms)
+    log = run / "alarms.jsonl"
+    alarms = _lines(log, missing) if log.exists() else []
+    return Record(run, about, metrics, evaluations, result, missing, gaps, alarms)
 
 
 def number(row: Any, *keys: str) -> float | None:
@@ -80,6 +88,7 @@ def number(row: Any, *keys: str) -> float | None:
 
 
 def at(row: Any, *keys: str) -> Any:
+    """Whatever is at `row[keys[0]][keys[1]]…`, or None."""
     for key in keys:
         row = row.get(key) if isinstance(row, dict) else None
     return row
@@ -121,46 +130,22 @@ def _lines(path: Path, missing: list[str]) -> list[Row]:
 def change_of(record: Record, who: str, *what: str) -> Change | None:
     """Base against final accuracy of the reader or judge, by default over all tasks."""
     what = what or ("overall",)
-    known = [value for row in record.evaluations if (value := number(row, who, *what)) is not None]
+    values = [value for row in record.evaluations if (value := number(row, who, *what)) is not None]
     before = number(record.result, who, "base", *what)
     after = number(record.result, who, "final", *what)
     if before is not None and after is not None:
         bounds = (number(record.result, "gain", who, end) for end in ("low", "high"))
         return Change(before, after, *bounds) if what == ("overall",) else Change(before, after)
-    return Change(known[0], known[-1]) if len(known) > 1 else None
+    return Change(values[0], values[-1]) if len(values) > 1 else None
 
 
 def reward_change(record: Record, sampler: str) -> Change | None:
     """The reward under a sampler; its gain has bounds where the result has them."""
     rows = [*record.evaluations, record.result]
-    known = [value for row in rows if (value := number(row, "reward", sampler)) is not None]
-    if len(known) < 2:
+    values = [value for row in rows if (value := number(row, "reward", sampler)) is not None]
+    if len(values) < 2:
         return None
     if sampler != "deterministic" or number(record.result, "reward", sampler) is None:
-        return Change(known[0], known[-1])
+        return Change(values[0], values[-1])
     bounds = (number(record.result, "gain", "reward", end) for end in ("low", "high"))
-    return Change(known[0], known[-1], *bounds)
-
-
-# -------------------------------------------------------------------------------- saying it plainly
-
-
-NOTHING = "–"
-
-
-def plain(value: float | None) -> str:
-    """Three digits that mean something, whole numbers in full; never -0; a dash for None."""
-    if value is None:
-        return NOTHING
-    value += 0.0  # what makes 0.0 of -0.0
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-
-
-def level(value: float) -> str:
-    """The same with a true minus, for a page."""
-    return plain(value).replace("-", "\u2212")
-
-
-def shift(value: float) -> str:
-    """A difference for a page, with its sign."""
-    return f"+{plain(value)}" if value > 0 else level(value)
+    return Change(values[0], values[-1], *bounds)

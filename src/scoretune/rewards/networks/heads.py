@@ -13,11 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 
 FIVE = tuple(f"layers.{place}" for place in (0, 2, 4, 6, 7))  # 1, 3 and 5 are dropout
 """Names of the five layers' weights, as published."""
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def load(path: Path) -> nn.Sequential:
@@ -28,11 +28,12 @@ def load(path: Path) -> nn.Sequential:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if path.suffix in _PICKLES and path.exists():
-        raise UserError(
-            f"{str(path)!r} is a pickle, which can run code when read; convert it once: "
-            'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
-            f'{str(path)!r}, weights_only=True), {str(path.with_suffix(".safetensors"))!r})"'
+    if path.exists():
+        hub.refuse_pickle(
+            path,
+            'convert it once: python -c "import torch, safetensors.torch as s; s.save_file('
+            f"torch.load({str(path)!r}, weights_only=True), "
+            f'{str(path.with_suffix(".safetensors"))!r})"',
         )
     try:
         weights = load_file(path)

@@ -1,25 +1,16 @@
-"""Networks of transformers, from a folder or the hub: loaded whole and unpickled, or not at all.
-
-Files on this machine come first, those of the hub's cache among them; the network is asked only
-when they are not here, and never under HF_HUB_OFFLINE.
-"""
+"""Networks of transformers, from a folder or the hub: loaded whole and unpickled, or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-
-T = TypeVar("T")
-PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 
 
 def network(kind: str, source: str, *, revision: str | None, dtype: torch.dtype) -> nn.Module:
@@ -35,12 +26,12 @@ def network(kind: str, source: str, *, revision: str | None, dtype: torch.dtype)
     )
     import transformers
 
-    _quieten()
-    found, told = offline_first(
+    hub.quieten()
+    loaded, report = hub.offline_first(
         source,
         f"a {kind} of transformers with safetensors weights",
         lambda here: getattr(transformers, kind).from_pretrained(
-            _place(source),
+            hub.place(source),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
@@ -49,8 +40,8 @@ def network(kind: str, source: str, *, revision: str | None, dtype: torch.dtype)
             dtype=dtype,
         ),
     )
-    whole(source, kind, told["missing_keys"])
-    return cast(nn.Module, found.requires_grad_(False).eval())
+    whole(source, kind, report["missing_keys"])
+    return cast(nn.Module, loaded.requires_grad_(False).eval())
 
 
 def whole(source: str, kind: str, missing: set[str]) -> None:
@@ -66,12 +57,12 @@ def tokenizer(source: str, *, revision: str | None) -> Any:
     """The tokenizer of a folder or hub id."""
     from transformers import AutoTokenizer
 
-    _quieten()
-    return offline_first(
+    hub.quieten()
+    return hub.offline_first(
         source,
         "a tokenizer",
         lambda here: AutoTokenizer.from_pretrained(
-            _place(source), revision=revision, trust_remote_code=False, local_files_only=here
+            hub.place(source), revision=revision, trust_remote_code=False, local_files_only=here
         ),
     )
 
@@ -79,13 +70,13 @@ def tokenizer(source: str, *, revision: str | None) -> Any:
 def file(source: str, name: str, *, revision: str | None) -> Path:
     """A file of a folder or hub id, on this machine. Raises UserError where there is none."""
     if hub.is_local(source):
-        path = Path(_place(source)) / name
+        path = Path(hub.place(source)) / name
         if not path.is_file():
             raise UserError(f"{source!r} holds no {name}: give a folder that does, or a hub id")
         return path
     from huggingface_hub import hf_hub_download
 
-    return offline_first(
+    return hub.offline_first(
         source,
         f"a model with {name}",
         lambda here: Path(hf_hub_download(source, name, revision=revision, local_files_only=here)),
@@ -94,11 +85,12 @@ def file(source: str, name: str, *, revision: str | None) -> Path:
 
 def preprocessing(source: str, *, revision: str | None) -> dict[str, Any]:
     """The rules by which a folder or hub id prepares pictures; empty where it has none."""
-    told = _settings(source, "preprocessor_config.json", revision)
-    if told:
-        return told  # newer versions of transformers keep them elsewhere
-    found = _settings(source, "processor_config.json", revision).get("image_processor", {})
-    return cast("dict[str, Any]", found)
+    rules = _settings(source, "preprocessor_config.json", revision)
+    if rules:
+        return rules
+    # Newer versions of transformers keep them elsewhere.
+    elsewhere = _settings(source, "processor_config.json", revision).get("image_processor", {})
+    return cast("dict[str, Any]", elsewhere)
 
 
 def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
@@ -117,56 +109,18 @@ def identity(source: str, *, revision: str | None) -> dict[str, str]:
     if not hub.is_local(source):
         snapshot = file(source, "config.json", revision=revision).parent
         return {"source": source, "revision": revision or "main", "commit": snapshot.name}
-    folder = Path(_place(source))
-    weights = sorted(folder.glob("*.safetensors"))
-    return {"source": source} | {f"sha256 {path.name}": sha256(path) for path in weights}
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _place(source: str) -> str:
-    return str(Path(source).expanduser()) if hub.is_local(source) else source
+    weights = sorted(Path(hub.place(source)).glob("*.safetensors"))
+    return {"source": source} | {f"sha256 {path.name}": hub.sha256(path) for path in weights}
 
 
 def refuse_pickles(source: str, fix: str) -> None:
     """Refuse a folder that is missing or holds weights as pickles only; `fix` is a command."""
     if not hub.is_local(source):
         return
-    folder = Path(_place(source))
+    folder, fix = Path(hub.place(source)), f"if you trust it, convert it once: {fix}"
     if not folder.exists():
         raise UserError(f"model folder {source!r} does not exist: check the path")
-    files = [folder] if folder.is_file() else sorted(folder.iterdir())
-    pickled = [path for path in files if path.suffix in PICKLES]
-    if pickled and not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(
-            f"{str(pickled[0])!r} is a pickle, which can run code when read; if you trust it, "
-            f"convert it once: {fix}"
-        )
     if folder.is_file():
+        hub.refuse_pickle(folder, fix)
         raise UserError(f"{source!r} is a file: give the folder of the model")
-
-
-def offline_first(source: str, what: str, load: Callable[[bool], T]) -> T:
-    """`load(True)` from files here; if they are not here, `load(False)` from the hub.
-
-    Raises UserError where neither has it; the hub is first asked, once, whether it is there.
-    """
-    try:
-        return hub.offline_first(load, local=hub.is_local(source))
-    except Exception as error:  # a missing hub, id, file or shape: each has its own kind
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fix = f"give a folder, or the hub id, of {what}"
-        if isinstance(error, hub.NotAsked):
-            fix = f"{hub.fetched(source, 'model')} of {what}"
-        raise UserError(f"cannot load {source!r} ({first_line}): {fix}") from error
-
-
-def _quieten() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    hub.refuse_pickles(folder, fix)

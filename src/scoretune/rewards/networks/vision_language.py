@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.networks import pretrained
 
@@ -23,13 +24,11 @@ def network(source: str, *, revision: str | None, dtype: torch.dtype) -> Any:
     Raises UserError where there is none, where weights are missing, and for pickles.
     """
     import transformers
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hub.quieten()
     save = f"t.{KIND}.from_pretrained({source!r}).save_pretrained('FOLDER')"
     pretrained.refuse_pickles(source, f'python -c "import transformers as t; {save}"')
-    found, told = pretrained.offline_first(
+    found, told = hub.offline_first(
         source,
         "an image-text-to-text model of transformers with safetensors weights",
         lambda here: getattr(transformers, KIND).from_pretrained(
@@ -52,10 +51,8 @@ def processor(source: str, *, revision: str | None) -> Any:
 
     Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
     """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    found = pretrained.offline_first(
+    hub.quieten()
+    found = hub.offline_first(
         source, "a model with its processor", lambda here: _processor(source, revision, here)
     )
     parts = [getattr(found, name, None) for name in ("tokenizer", "image_processor")]

@@ -1,88 +1,81 @@
-"""The report's section on the sampler gap: what noise is worth, while training and at the end."""
+"""The sampler gap: what noise is worth, while training and at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from typing import Any, NamedTuple
 
-from scoretune.evaluate.report import charts as draw
-from scoretune.evaluate.report.charts import THIN, Axes, Point, Series
+from scoretune.evaluate.report.charts import Axes, Point, Series, chart, read_points
+from scoretune.evaluate.report.format import THIN, level, plain, shift
 from scoretune.evaluate.report.record import (
     EVALUATIONS,
     UPDATE,
     Record,
     Row,
     at,
-    level,
     number,
-    plain,
     reward_change,
-    shift,
 )
 
 HUES = 6
 """As many lines of stochasticity have a hue of their own, `hue1` to `hue6`."""
 
 
-def slots(record: Record) -> dict[str, str]:
-    """The section by its slots in the template; an empty string for what lacks its data."""
-    gap, rewards = _gap_chart(record), _rewards_chart(record)
-    last = record.gaps[-1] if record.gaps else {}
-    found = {
+class Sampler(NamedTuple):
+    """A row of a matrix; with η = 0 it is the ODE."""
+
+    solver: str
+    eta: float
+
+
+def context(record: Record) -> dict[str, Any] | None:
+    """The gap of every evaluation, or, for runs before it was measured, both rewards; the newest
+    matrix of samplers and step counts, and its history."""
+    gap = _gap(record)
+    rewards = None if gap else _rewards(record)
+    matrix = _matrix(record.gaps[-1]) if record.gaps else None
+    if not (gap or rewards or matrix):
+        return None
+    return {
         "gap": gap,
-        "gap_rewards": "" if gap else rewards,
-        "gap_now": _now(record) if gap else _rewards_now(record),
-        "gap_matrix": _matrix(last),
-        "gap_etas": _etas_chart(record) if len(record.gaps) > 1 else "",
-        "gap_matrix_when": f"{number(last, 'update') or 0:.0f}",
+        "rewards": rewards,
+        "noise_alone_gained": _noise_alone_gained(record),
+        "matrix": matrix,
+        "etas": _etas(record) if len(record.gaps) > 1 else None,
     }
-    found["gap_steps"] = str(_chosen_steps(record) or "")
-    return found | {"sampler_gap": "shown" if gap or rewards or found["gap_matrix"] else ""}
 
 
 # ------------------------------------------------------------------------------ every evaluation
 
 
-def _gap_chart(record: Record) -> str:
+def _gap(record: Record) -> dict[str, Any] | None:
     lines = [
-        Series("bias of the step count", "plain", _against_update(record, "bias"), dashed=True),
-        Series("gap: stochastic less ODE, same steps", "noisy", _against_update(record, "gap")),
+        Series("bias of the step count", "plain", _points(record, "bias"), dashed=True),
+        Series("gap: stochastic less ODE, same steps", "noisy", _points(record, "gap")),
     ]
     if not lines[1].points:
-        return ""
-    return draw.chart(lines, Axes(UPDATE, "reward", least_span=0.02, from_zero=True))
-
-
-def _against_update(record: Record, key: str) -> tuple[Point, ...]:
-    return tuple(
-        Point(update, mean, number(row, key, "low"), number(row, key, "high"))
-        for row in record.evaluations
-        if (update := number(row, "update")) is not None
-        and (mean := number(row, key, "mean")) is not None
-    )
-
-
-def _now(record: Record) -> str:
-    """The last gap and bias in words, and a warning when only the training sampler profits."""
-    known = [row for row in record.evaluations if number(row, "gap", "mean") is not None]
-    first, last = known[0], known[-1]
+        return None
+    rows = [row for row in record.evaluations if number(row, "gap", "mean") is not None]
+    first, last = rows[0], rows[-1]
     steps, eta = number(last, "gap", "steps"), number(last, "gap", "eta")
-    text = f"The gap is <b>{_told(last, 'gap')}</b>"
-    if steps is not None and eta is not None:
-        text += f" in {steps:.0f} steps at \u03b7{THIN}={THIN}{eta:g}"
-    if last is not first:
-        text += f"; before training it was {_told(first, 'gap')}"
-    text += ". "
-    if number(last, "bias", "mean") is not None:
-        text += (
-            "The number of steps is counted apart: the ODE on the training grid earns "
-            f"{_told(last, 'bias')} compared with the sampler of the evaluation "
-            f"({escape(str(at(last, 'sampler') or 'unknown'))})."
-        )
-    return text + _warning(record)
+    biased = number(last, "bias", "mean") is not None
+    return {
+        "chart": chart(lines, Axes(UPDATE, "reward", least_span=0.02, from_zero=True)),
+        "last": _interval(last, "gap"),
+        "first": "" if last is first else _interval(first, "gap"),
+        "steps": "" if steps is None else f"{steps:.0f}",
+        "eta": "" if eta is None else f"{eta:g}",
+        "bias": _interval(last, "bias") if biased else "",
+        "sampler": str(at(last, "sampler") or "unknown"),
+    }
 
 
-def _told(row: Row, key: str) -> str:
+def _points(record: Record, key: str) -> tuple[Point, ...]:
+    bounds = {"low": (key, "low"), "high": (key, "high")}
+    return read_points(record.evaluations, UPDATE, key, "mean", **bounds)
+
+
+def _interval(row: Row, key: str) -> str:
     mean, low, high = (number(row, key, name) for name in ("mean", "low", "high"))
     text = shift(mean or 0.0)
     if low is None or high is None:
@@ -90,46 +83,32 @@ def _told(row: Row, key: str) -> str:
     return f"{text} (95{THIN}% interval {shift(low)} to {shift(high)})"
 
 
-def _warning(record: Record) -> str:
+def _noise_alone_gained(record: Record) -> bool:
     """That only the noisy sampler gained, where the other's gain is more than chance."""
-    noisy, still = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
-    if not noisy or not still or still.may_be_chance:
-        return ""
-    if noisy.gain > 0 and still.gain < 0.5 * noisy.gain:
-        return " <b>Less than half of the gain survives without the noise.</b>"
-    return ""
+    noisy, ode = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
+    if not noisy or not ode or ode.may_be_chance:
+        return False
+    return noisy.gain > 0 and ode.gain < 0.5 * noisy.gain
 
 
-# ------------------------------------------------------------------ runs before gaps were measured
-
-
-def _rewards_chart(record: Record) -> str:
-    def points(sampler: str) -> tuple[Point, ...]:
-        return tuple(
-            Point(spent, value)
-            for row in record.evaluations
-            if (spent := number(row, "network_evaluations")) is not None
-            and (value := number(row, "reward", sampler)) is not None
-        )
-
+def _rewards(record: Record) -> dict[str, Any] | None:
+    """Both rewards, of runs before gaps were measured."""
+    noisy, ode = (
+        read_points(record.evaluations, "network_evaluations", "reward", sampler)
+        for sampler in ("stochastic", "deterministic")
+    )
     lines = [
-        Series("stochastic sampler", "noisy", points("stochastic"), dashed=True),
-        Series("deterministic sampler", "plain", points("deterministic")),
+        Series("stochastic sampler", "noisy", noisy, dashed=True),
+        Series("deterministic sampler", "plain", ode),
     ]
-    return draw.chart(lines, Axes(EVALUATIONS, "mean reward", least_span=0.05))
-
-
-def _rewards_now(record: Record) -> str:
-    """Both rewards in words."""
-    noisy, still = (reward_change(record, sampler) for sampler in ("stochastic", "deterministic"))
-    if noisy is None or still is None:
-        return ""
-    text = f"The reward moved from {level(noisy.before)} to <b>{level(noisy.after)}</b> under "
-    text += f"the stochastic sampler and from {level(still.before)} to "
-    text += f"<b>{level(still.after)}</b> under the deterministic one. The gap, stochastic minus "
-    text += f"deterministic, went from {shift(noisy.before - still.before)} to "
-    text += f"{shift(noisy.after - still.after)}."
-    return text + _warning(record)
+    drawn = chart(lines, Axes(EVALUATIONS, "mean reward", least_span=0.05))
+    if not drawn:
+        return None
+    return {
+        "chart": drawn,
+        "noisy": reward_change(record, "stochastic"),
+        "ode": reward_change(record, "deterministic"),
+    }
 
 
 # ------------------------------------------------------------------------------ the matrix
@@ -138,37 +117,39 @@ def _rewards_now(record: Record) -> str:
 def _rows(line: Row) -> list[Row]:
     """The rows of a matrix that say which sampler they are about."""
     rows = at(line, "rows")
-    found = rows if isinstance(rows, list) else []
-    return [r for r in found if number(r, "steps") is not None and number(r, "eta") is not None]
+    return [
+        row
+        for row in (rows if isinstance(rows, list) else [])
+        if number(row, "steps") is not None and number(row, "eta") is not None
+    ]
 
 
-def _sampler(row: Row) -> tuple[str, float]:
-    return str(row.get("solver")), number(row, "eta") or 0.0
+def _sampler(row: Row) -> Sampler:
+    return Sampler(str(row.get("solver")), number(row, "eta") or 0.0)
 
 
-def _steps_of(rows: Sequence[Row]) -> list[int]:
-    return sorted({int(number(row, "steps") or 0) for row in rows})
+def _steps(row: Row) -> int:
+    return int(number(row, "steps") or 0)
 
 
-def _matrix(line: Row) -> str:
+def _step_counts(rows: Sequence[Row]) -> list[int]:
+    return sorted(set(map(_steps, rows)))
+
+
+def _matrix(line: Row) -> dict[str, Any] | None:
     """A table of the ODE's reward and of every other sampler's gap, shaded by its size."""
     rows = _rows(line)
     if not rows:
-        return ""
-    numbers = _steps_of(rows)
+        return None
+    counts = _step_counts(rows)
+    cells = {(_sampler(row), _steps(row)): row for row in rows}
     largest = max(map(_extent, rows))
-    head = "".join(f'<th scope="col">{steps} steps</th>' for steps in numbers)
-    body = []
-    for sampler in dict.fromkeys(map(_sampler, rows)):
-        own = {int(number(r, "steps") or 0): r for r in rows if _sampler(r) == sampler}
-        cells = "".join(_entry(own.get(steps), largest) for steps in numbers)
-        solver, eta = escape(sampler[0]), f" \u03b7{THIN}={THIN}{sampler[1]:g}"
-        name = f"{solver}{eta}" if sampler[1] else f"{solver} (ODE)"
-        body.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    return (
-        f'<table class="heat"><thead><tr><th scope="col">sampler</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table>"
-    )
+    samplers = dict.fromkeys(map(_sampler, rows))
+    return {
+        "after": f"{number(line, 'update') or 0:.0f}",
+        "steps": counts,
+        "rows": [(s, [_cell(cells.get((s, n)), largest) for n in counts]) for s in samplers],
+    }
 
 
 def _extent(row: Row) -> float:
@@ -177,48 +158,47 @@ def _extent(row: Row) -> float:
     return max(abs(gap), (high - low) / 2)
 
 
-def _entry(row: Row | None, largest: float) -> str:
-    reward = number(row, "reward")
-    if row is None or reward is None:
-        return f"<td>\u2013<small>{escape(str(at(row, 'reason') or 'not measured'))}</small></td>"
-    gap = number(row, "gap")
+def _cell(row: Row | None, largest: float) -> dict[str, str]:
+    """A reward or a gap, with its half interval; `shade` is a percentage."""
+    reward, gap = number(row, "reward"), number(row, "gap")
+    if reward is None:
+        return {"text": plain(None), "note": str(at(row, "reason") or "not measured"), "side": ""}
     if gap is None or not number(row, "eta"):
-        low, high = number(row, "ci_low"), number(row, "ci_high")
-        return f"<td>{level(reward)}<small>{_half(low, high)}</small></td>"
-    share = 50 * abs(gap) / largest if largest > 0 else 0
-    side = "up" if gap > 0 else "down"
-    interval = _half(number(row, "gap_low"), number(row, "gap_high"))
-    return (
-        f'<td class="{side}" style="--share:{share:.0f}%">{shift(gap)}'
-        f"<small>{interval}</small></td>"
-    )
+        return {"text": level(reward), "note": _half(row, "ci_low", "ci_high"), "side": ""}
+    return {
+        "text": shift(gap),
+        "note": _half(row, "gap_low", "gap_high"),
+        "side": "up" if gap > 0 else "down",
+        "shade": f"{50 * abs(gap) / largest if largest > 0 else 0:.0f}",
+    }
 
 
-def _half(low: float | None, high: float | None) -> str:
+def _half(row: Row | None, *ends: str) -> str:
+    low, high = (number(row, end) for end in ends)
     return "" if low is None or high is None else f"\u00b1{plain((high - low) / 2)}"
 
 
-def _chosen_steps(record: Record) -> int | None:
+def _training_steps(record: Record) -> int | None:
     """The training grid's number of steps, where the matrix has it; else its middle one."""
-    numbers = _steps_of([row for line in record.gaps for row in _rows(line)])
-    if not numbers:
+    counts = _step_counts([row for line in record.gaps for row in _rows(line)])
+    if not counts:
         return None
-    known = [n for row in record.evaluations if (n := number(row, "gap", "steps")) is not None]
-    own = int(known[-1]) if known else None
-    return own if own in numbers else numbers[len(numbers) // 2]
+    trained = [n for row in record.evaluations if (n := number(row, "gap", "steps")) is not None]
+    return int(trained[-1]) if trained and trained[-1] in counts else counts[len(counts) // 2]
 
 
-def _etas_chart(record: Record) -> str:
+def _etas(record: Record) -> dict[str, Any] | None:
     """Gap against updates, a line for each noisy sampler; bands would hide one another."""
-    steps, found = _chosen_steps(record), dict[tuple[str, float], list[Point]]()
+    steps, points = _training_steps(record), dict[Sampler, list[Point]]()
     for line in record.gaps:
         for row in _rows(line):
-            gap, (_, eta) = number(row, "gap"), _sampler(row)
-            if eta and gap is not None and number(row, "steps") == steps:
+            gap, sampler = number(row, "gap"), _sampler(row)
+            if sampler.eta and gap is not None and _steps(row) == steps:
                 point = Point(number(line, "update") or 0.0, gap)
-                found.setdefault(_sampler(row), []).append(point)
+                points.setdefault(sampler, []).append(point)
     lines = [
-        Series(f"{solver} \u03b7 = {eta:g}", f"hue{1 + i % HUES}", tuple(points))
-        for i, ((solver, eta), points) in enumerate(found.items())
+        Series(f"{sampler.solver} \u03b7 = {sampler.eta:g}", f"hue{1 + i % HUES}", tuple(line))
+        for i, (sampler, line) in enumerate(points.items())
     ]
-    return draw.chart(lines, Axes(UPDATE, "gap", least_span=0.02, from_zero=True))
+    drawn = chart(lines, Axes(UPDATE, "gap", least_span=0.02, from_zero=True))
+    return {"chart": drawn, "steps": steps} if drawn else None

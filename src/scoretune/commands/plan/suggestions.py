@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from scoretune.commands.plan.counts import Facts, costs_of
-from scoretune.commands.plan.ledger import Cost, Curve
 from scoretune.commands.plan.memory import EVALUATED, peak, phases
 from scoretune.commands.plan.model import Model, model_of
+from scoretune.commands.plan.profiler import Cost, Curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import read_prompts
@@ -20,25 +20,25 @@ FALLBACK = "lower hardware.device_batch, or set hardware.checkpointing=true"
 Choice = tuple[str, Run, Model]
 
 
-def knobs(run: Run, model: Model, facts: Facts, held_out: int) -> list[tuple[str, float]]:
+def suggestions(run: Run, model: Model, facts: Facts, held_out: int) -> list[tuple[str, float]]:
     """Settings that lower the peak, with the bytes it would be, the best first."""
     before = peak(phases(run, model, facts, held_out))[1]
-    found = []
+    savings = []
     for name, other, lighter in _choices(run, model, facts):
         after = peak(phases(other, lighter, facts, held_out))[1]
         if after < 0.99 * before:
-            found.append((name, after))
-    return sorted(_gentlest(found), key=lambda one: one[1])
+            savings.append((name, after))
+    return sorted(_gentlest(savings), key=lambda one: one[1])
 
 
-def _gentlest(found: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+def _gentlest(savings: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Of several values of one setting, the last that leaves hardly more than the best of them."""
     values: dict[str, list[tuple[str, float]]] = {}
-    for name, after in found:
+    for name, after in savings:
         values.setdefault(name.partition("=")[0], []).append((name, after))
     return [
-        [one for one in own if one[1] <= 1.1 * min(after for _, after in own)][-1]
-        for own in values.values()
+        [one for one in candidates if one[1] <= 1.1 * min(after for _, after in candidates)][-1]
+        for candidates in values.values()
     ]
 
 
@@ -90,15 +90,15 @@ def _lower_rank(model: Model, before: int, after: int) -> Model:
 def _half(model: Model) -> Model:
     """Roughly what half precision makes of a model: weights and activations take half."""
     curves = {
-        name: Curve(*(Cost(one.peak / 2, one.flops) for one in (found.few, found.many)))
+        name: Curve(*(Cost(one.peak / 2, one.flops) for one in (curves_of.few, curves_of.many)))
         for name in ("looking", "learning", "again", "drawing", "sloping", "reading")
-        if (found := getattr(model, name)) is not None
+        if (curves_of := getattr(model, name)) is not None
     }
     parts = {name: size // 2 for name, size in model.parts.items()}
     return replace(model, parts=parts, token=model.token // 2, **curves)  # type: ignore[arg-type]
 
 
-def worst_knob(run: Run) -> str:
+def best_suggestion(run: Run) -> str:
     """One line on what to set where the memory did not suffice. Never raises."""
     try:
         texts = read_prompts(run.prompts, run.prompts_per_task).texts
@@ -106,7 +106,7 @@ def worst_knob(run: Run) -> str:
         guided = 1 if policy.guidance == 1.0 else 2
         facts = Facts(policy.backbone.process, guided, run.model.rank > 0, True)
         before = peak(phases(run, model, facts, EVALUATED))[1]
-        (name, after), *_ = knobs(run, model, facts, EVALUATED)
+        (name, after), *_ = suggestions(run, model, facts, EVALUATED)
     except Exception:  # an advice must not hide the error that it comes with
         return FALLBACK
     return f"set {name}: of about {before / 2**30:.3g} GiB it leaves {after / 2**30:.3g}"

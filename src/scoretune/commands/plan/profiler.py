@@ -63,44 +63,44 @@ _FORMULAS = {
 NOTHING = Curve(Cost(0, 0), Cost(0, 0))
 
 
-def curve(work: Callable[[int], Any], known: Iterable[Tensor] = ()) -> Curve:
+def curve(work: Callable[[int], Any], resident: Iterable[Tensor] = ()) -> Curve:
     """Costs of `work(batch)` with tensors `known` that were there before."""
-    kept = list(known)
+    kept = list(resident)
     return Curve(cost(lambda: work(FEW), kept), cost(lambda: work(MANY), kept))
 
 
-def cost(work: Callable[[], Any], known: Iterable[Tensor] = ()) -> Cost:
+def cost(work: Callable[[], Any], resident: Iterable[Tensor] = ()) -> Cost:
     """Costs of some work on the meta device: every tensor from its making to its end."""
-    ledger = _Ledger(known)
-    with _attention_in_pieces(), ledger:
+    profiler = _Profiler(resident)
+    with _attention_in_pieces(), profiler:
         result = work()
     del result
-    return Cost(float(ledger.peak), float(ledger.flops))
+    return Cost(float(profiler.peak), float(profiler.flops))
 
 
-class _Ledger(TorchDispatchMode):
+class _Profiler(TorchDispatchMode):
     """Adds up the bytes of storages as operations make them, and takes them off as they end.
 
     It counts FLOPs by torch's own formulas, but not through torch's own counter: that one keeps
     recomputed activations alive.
     """
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.peak, self.flops = 0, 0, 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self.seen = {tensor.untyped_storage()._cdata for tensor in resident}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=found)
-        for leaf in tree_leaves(found):
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self._enter(leaf.untyped_storage())
-        return found
+        return output
 
     def _enter(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()

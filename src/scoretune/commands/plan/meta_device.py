@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoretune.core import hub, model_folder
+from scoretune.core import hub
 from scoretune.core.config import Run
-from scoretune.core.errors import UserError
-from scoretune.core.resolve import is_function
-from scoretune.data.scenes import world
+from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog, pipelines
+from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import build
@@ -24,7 +24,7 @@ META = torch.device("meta")
 DESCRIPTIONS = ["*.json", "*.txt", "*.model"]  # of a pipeline: all but its weights
 
 
-def hollow_policy(run: Run) -> Policy:
+def meta_policy(run: Run) -> Policy:
     """The policy of a run as training would build it, without weights: it has shapes only.
 
     Hub ids are looked for in the cache alone. A network of one's own is small, and loaded. Raises
@@ -32,16 +32,15 @@ def hollow_policy(run: Run) -> Policy:
     """
     plain = run.hardware.model_copy(update={"compile": False, "channels_last": False})
     run = run.model_copy(update={"hardware": plain})
-    if model_folder.home(Path(run.model.source)) is not None or is_function(run.model.source):
+    source = catalog.resolve(run.model.source)
+    if source.kind != "pipeline":
         policy = build.build_policy(run, torch.device("cpu"))
         catalog.move(policy.backbone, META)
         return policy
-    source = run.model.source
-    if source not in world.SHIPPED:
-        model = run.model.model_copy(update={"source": folder_of(source, run.model.revision)})
-        run = run.model_copy(update={"model": model})
-    with pipelines.made_by(hollow_pipeline):
-        return build.build_policy(run, META)
+    model = source.settings(run.model)
+    model = model.model_copy(update={"source": folder_of(source.where, model.revision)})
+    run = run.model_copy(update={"model": model})
+    return build.build_policy(run, META, loader=meta_pipeline)
 
 
 def folder_of(source: str, revision: str | None = None) -> str:
@@ -72,7 +71,7 @@ def fetching(source: str, revision: str | None = None) -> str:
     return f"hf download {source}{at}" + "".join(f" --include '{one}'" for one in DESCRIPTIONS)
 
 
-def hollow_pipeline(
+def meta_pipeline(
     kind: str,
     source: str,
     *,
@@ -80,7 +79,7 @@ def hollow_pipeline(
     dtype: torch.dtype,
     without: Sequence[str] = (),
 ) -> Any:
-    """As `pipelines.load`, with parts that have shapes and no numbers.
+    """As `pipelines.load_pipeline`, with parts that have shapes and no numbers.
 
     Raises UserError for a part that cannot be built from its config.
     """
@@ -100,8 +99,6 @@ def hollow_pipeline(
 
 
 def _part(folder: Path, library: str, kind: str, *, dtype: torch.dtype) -> Any:
-    import importlib
-
     try:
         made = getattr(importlib.import_module(library), kind)
         if not issubclass(made, nn.Module):
@@ -109,10 +106,9 @@ def _part(folder: Path, library: str, kind: str, *, dtype: torch.dtype) -> Any:
         with META:
             return _cast(_module(made, folder, library), dtype).requires_grad_(False).eval()
     except Exception as error:  # a class or a config that this version does not know
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot build {kind} from {str(folder)!r} ({first}): its configs are incomplete, or "
-            "it needs another version of its library"
+            f"cannot build {kind} from {str(folder)!r} ({first_line(error)}): its configs are "
+            "incomplete, or it needs another version of its library"
         ) from error
 
 
@@ -137,12 +133,11 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def weights_of(policy: Policy) -> dict[str, int]:
     """Bytes of each part of a model: of a pipeline by the names of its parts, else `network`."""
-    own = inner(policy.backbone)
-    pipeline = getattr(own, "pipeline", None)
-    if pipeline is None:
-        return {"network": _bytes(policy.backbone.network)}
-    modules = {n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)}
-    return {name: _bytes(module) for name, module in modules.items()}
+    backbone = inner(policy.backbone)
+    if not isinstance(backbone, Pipelined):
+        return {"network": _bytes(backbone.network)}
+    parts = backbone.pipeline.components.items()
+    return {name: _bytes(part) for name, part in parts if isinstance(part, nn.Module)}
 
 
 def _bytes(module: nn.Module) -> int:
