@@ -41,9 +41,13 @@ class Budget:
     evaluations: int = 10
     batch: int = 64
     samples: int = 2_000
+    reading: int = 1_500
 
 
-FULL, QUICK = Budget(), Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100)
+FULL, QUICK = (
+    Budget(),
+    Budget(pretraining=200, rounds=4, evaluations=2, batch=8, samples=100, reading=200),
+)
 
 
 def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> Digits:
@@ -80,7 +84,7 @@ def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
     if not file.exists():
         training = handwriting()[0]
         model.network.load_state_dict(pretrain(training, budget.pretraining).network.state_dict())
-        reader.load_state_dict(train_reader(training).state_dict())
+        reader.load_state_dict(train_reader(training, budget.reading).state_dict())
         save_tensors(file, both.state_dict())
     both.load_state_dict(load_file(file))
     return model, reader
