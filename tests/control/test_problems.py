@@ -30,8 +30,8 @@ def entropy(variance):
 def expected(function, moments, policy):
     """E function(x, a) for a quadratic function: two nodes each match mean and variance."""
     (first, second), (slope, intercept, variance) = moments, policy
-    spread, std = math.sqrt(second - first**2), math.sqrt(variance)
-    nodes = [(first + i * spread, j * std) for i in (-1, 1) for j in (-1, 1)]
+    deviation, std = math.sqrt(second - first**2), math.sqrt(variance)
+    nodes = [(first + i * deviation, j * std) for i in (-1, 1) for j in (-1, 1)]
     return sum(function(x, slope * x + intercept + noise) for x, noise in nodes) / 4
 
 

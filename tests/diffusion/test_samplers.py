@@ -19,6 +19,7 @@ from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Exponential, Memor
 from scoretune.diffusion.processes import EDM, VP, RectifiedFlow, expand, noise_ratio
 from scoretune.diffusion.solvers import (
     SOLVERS,
+    Churn,
     ddim,
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -291,7 +292,7 @@ IN_RATIO = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "edm_heun": edm_heun,
-    "edm_heun with churn": partial(edm_heun, churn=8.0, s_max=0.5, s_noise=1.01),
+    "edm_heun with churn": partial(edm_heun, churn=Churn(8.0, s_max=0.5, s_noise=1.01)),
 }
 
 
@@ -352,29 +353,29 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("churn", [0.0, 4.0, 40.0])
-def test_edm_heun_is_the_papers_algorithm(churn, gaussian):
+@pytest.mark.parametrize("amount", [0.0, 4.0, 40.0])
+def test_edm_heun_is_the_papers_algorithm(amount, gaussian):
     # Algorithm 2 of arXiv 2206.00364, word for word, on σ(t) = t.
-    options = {"s_min": 0.05, "s_max": 5.0, "s_noise": 1.003}
+    churn = Churn(amount, s_min=0.05, s_max=5.0, s_noise=1.003)
     process, n = EDM(), 18
     times = torch.cat([karras(process, n - 1, t_end=0.002, dtype=F64), torch.zeros(1, dtype=F64)])
     field = gaussian().field(process)
     x = start = 80 * torch.randn(5, 4, generator=seeded(0), dtype=F64)
     draws = seeded(1)
     for t, t_next in pairwise(times):
-        inside = options["s_min"] <= t <= options["s_max"]
-        gamma = min(churn / n, math.sqrt(2) - 1) if inside else 0.0
+        inside = churn.s_min <= t <= churn.s_max
+        gamma = min(amount / n, math.sqrt(2) - 1) if inside else 0.0
         raised = t * (1 + gamma)
         if gamma:
             noise = torch.randn(x.shape, generator=draws, dtype=F64)
-            x = x + torch.sqrt(raised**2 - t**2) * options["s_noise"] * noise
+            x = x + torch.sqrt(raised**2 - t**2) * churn.s_noise * noise
         slope = (x - field(x, raised.expand(5)).data) / raised
         ahead = x + (t_next - raised) * slope
         if t_next > 0:
             slope_next = (ahead - field(ahead, t_next.expand(5)).data) / t_next
             ahead = x + (t_next - raised) * (slope + slope_next) / 2
         x = ahead
-    ours = edm_heun(process, field, start, times, churn=churn, generator=seeded(1), **options)
+    ours = edm_heun(process, field, start, times, churn=churn, generator=seeded(1))
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-11)
 
 

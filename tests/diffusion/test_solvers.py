@@ -17,6 +17,7 @@ from scoretune.diffusion.processes import VP, RectifiedFlow, expand, noise_ratio
 from scoretune.diffusion.solvers import (
     ODE_SOLVERS,
     SOLVERS,
+    Churn,
     ddim,
     ddim_step,
     dpmpp_2m,
@@ -278,9 +279,7 @@ OPTIONS = [
     ("predictor_corrector", {"snr": -0.1}, "predictor_corrector snr must be finite and >= 0"),
     ("predictor_corrector", {"corrections": -1}, "corrections must be a whole number >= 0"),
     ("predictor_corrector", {"corrections": 1.5}, "corrections must be a whole number >= 0"),
-    ("edm_heun", {"churn": -1.0}, "edm_heun churn must be finite and >= 0"),
-    ("edm_heun", {"s_noise": math.inf}, "edm_heun s_noise must be finite"),
-    ("edm_heun", {"s_min": 2.0, "s_max": 1.0}, "edm_heun needs s_max >= s_min, got 1.0 and 2.0"),
+    ("edm_heun", {"churn": -1.0}, "Churn amount must be finite and >= 0"),
     ("rk45", {"rtol": 0.0}, "rk45 needs 0 < rtol < 1 and finite atol > 0"),
     ("rk45", {"atol": math.nan}, "rk45 needs 0 < rtol < 1 and finite atol > 0"),
 ]
@@ -292,6 +291,18 @@ def test_options_are_checked(name, options, message, gaussian):
     with pytest.raises(ValueError, match=message) as error:
         SOLVERS[name].function(VP(), field, torch.ones(2, 1), times, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"s_noise": math.inf}, "Churn s_noise must be finite"),
+        ({"s_min": 2.0, "s_max": 1.0}, "Churn needs s_max >= s_min, got 1.0 and 2.0"),
+    ],
+)
+def test_churn_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        Churn(1.0, **options)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from scoretune.rl import exponential_times, occupation_weights
 F64 = torch.float64
 EXPECTED = {law.name: law.expected for law in LAWS}  # the golden numbers of the doctor
 RATE, NOISE, START, DISCOUNT = 0.7, 0.5, 1.5, 1.0
-SPREAD = NOISE**2 / (2 * RATE)
+STATIONARY = NOISE**2 / (2 * RATE)
 # E∫₀^∞ e^{−ρt} X² dt
-EXACT = START**2 / (DISCOUNT + 2 * RATE) + SPREAD * (1 / DISCOUNT - 1 / (DISCOUNT + 2 * RATE))
+EXACT = START**2 / (DISCOUNT + 2 * RATE) + STATIONARY * (1 / DISCOUNT - 1 / (DISCOUNT + 2 * RATE))
 
 
 def at(times, seed):
     """X at one time each, exactly, from X_0 = START."""
     mean = START * torch.exp(-RATE * times)
-    std = torch.sqrt(SPREAD * (1 - torch.exp(-2 * RATE * times)))
+    std = torch.sqrt(STATIONARY * (1 - torch.exp(-2 * RATE * times)))
     noise = torch.randn(times.shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
     return mean + std * noise
 
@@ -27,7 +27,7 @@ def at(times, seed):
 def paths(count, steps, dt, seed):
     """X_0 … X_{steps−1} on a grid, by exact transitions, [count, steps]."""
     generator = torch.Generator().manual_seed(seed)
-    kept, std = math.exp(-RATE * dt), math.sqrt(SPREAD * (1 - math.exp(-2 * RATE * dt)))
+    kept, std = math.exp(-RATE * dt), math.sqrt(STATIONARY * (1 - math.exp(-2 * RATE * dt)))
     x = torch.full((count,), START, dtype=F64)
     computed = []
     for _ in range(steps):

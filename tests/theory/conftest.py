@@ -92,13 +92,13 @@ class Bed:
         """s(t, x), [B, 1]."""
         return processes.score(self.process, policy(x, t), t)
 
-    def spread(self, t: Tensor) -> Tensor:
+    def state_variance(self, t: Tensor) -> Tensor:
         """v = α²S₀ + σ², the variance of x_t."""
         return self.process.alpha(t) ** 2 * self.variance + self.process.sigma(t) ** 2
 
     def h(self, t: Tensor) -> Tensor:
         """h = α/v."""
-        return self.process.alpha(t) / self.spread(t)
+        return self.process.alpha(t) / self.state_variance(t)
 
     def kept(self, t: Tensor) -> Tensor:
         """Φ = αS₀/v = ∂E[x0 | x_t]/∂x_t."""

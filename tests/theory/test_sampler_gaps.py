@@ -146,11 +146,11 @@ def test_conversions_of_rectified_flow(flow):
     t = torch.linspace(0.02, 0.98, 49, dtype=F64)
     x = torch.randn(49, 1, dtype=F64)
     estimate, kept = flow.exact()(x, t), (1 - t)[:, None]
-    spread = kept**2 * 0.25 + t[:, None] ** 2
-    v = (t[:, None] - kept * 0.25) * (x - kept) / spread - 1.0
+    total = kept**2 * 0.25 + t[:, None] ** 2
+    v = (t[:, None] - kept * 0.25) * (x - kept) / total - 1.0
     torch.testing.assert_close(solvers.velocity_of(flow.process, estimate, t), v)
     torch.testing.assert_close(estimate.noise, x + kept * v)
-    torch.testing.assert_close(flow.score(flow.exact(), x, t), -(x - kept) / spread)
+    torch.testing.assert_close(flow.score(flow.exact(), x, t), -(x - kept) / total)
     back = read(flow.process, velocity, t, x, v)
     torch.testing.assert_close(back.data, estimate.data)
     torch.testing.assert_close(read(flow.process, noise, t, x, estimate.noise).data, estimate.data)

@@ -85,7 +85,7 @@ def test_value_and_control_of_the_quadratic_case(bed):
     x = torch.randn(100, 1, dtype=F64)
     alpha, sigma = bed.process.alpha(t), bed.process.sigma(t)
     data = bed.exact()(x, t).data[:, 0]
-    grown = 1 + 2 / KAPPA * bed.variance * sigma**2 / bed.spread(t)
+    grown = 1 + 2 / KAPPA * bed.variance * sigma**2 / bed.state_variance(t)
     value = -((data - 2) ** 2) / grown - KAPPA / 2 * grown.log()
     torch.testing.assert_close(optimal_value(GAUSSIAN, TARGET, KAPPA, x, alpha, sigma), value)
     control = optimal_score(GAUSSIAN, TARGET, KAPPA, x, alpha, sigma)

@@ -26,7 +26,7 @@ from scoretune.diffusion.kernels import (
 from scoretune.diffusion.lookup import lookup
 from scoretune.diffusion.solvers.base import Field
 from scoretune.diffusion.solvers.dpm_solver import FEW_STEPS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_step
-from scoretune.diffusion.solvers.edm import edm_heun
+from scoretune.diffusion.solvers.edm import Churn, edm_heun
 from scoretune.diffusion.solvers.ode import ddim, ddim_step, euler, euler_step, heun, velocity_of
 from scoretune.diffusion.solvers.predictor_corrector import predictor_corrector
 from scoretune.diffusion.solvers.runge_kutta import rk45
@@ -34,6 +34,7 @@ from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exp
 
 __all__ = [
     "FEW_STEPS",
+    "Churn",
     "ODE_SOLVERS",
     "SOLVERS",
     "Field",
