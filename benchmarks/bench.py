@@ -58,7 +58,7 @@ def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
             backbone.predict(*part(sizes.minibatch)).sum().backward()
 
     def judge() -> None:
-        credit = parts.source.credit
+        credit = parts.method.source.credit
         size, count = credit.minibatch, learned // credit.minibatch
         for _ in range(count):  # the value's slope: through UNet, decoder, reward and critic
             state, time_, tokens = part(size)
@@ -90,8 +90,8 @@ def update(parts: Parts) -> Callable[[], None]:
     def work() -> None:
         number = next(counter)
         train(
-            parts.source,
-            parts.objective,
+            parts.method.source,
+            parts.method.objective,
             parts.optimiser,
             parts.engine,
             updates=[number],
@@ -118,7 +118,7 @@ def critic_over_network(body: str, pairs: int) -> list[float]:
     parts = build(
         overrides.changed(recipes.named("score_as_action"), [f"objective.critic.body={body}"])
     )
-    backbone, critic = parts.policy.backbone, parts.source.credit.critic
+    backbone, critic = parts.policy.backbone, parts.method.source.credit.critic
     condition = backbone.encode(list(parts.held_out.texts[:1]) * 64)
     x = prior(parts.policy, 64, torch.Generator().manual_seed(0))
     t, features = torch.full((64,), 0.5), torch.zeros(64, parts.policy.feature_size)
@@ -180,36 +180,36 @@ def main() -> None:
     options.add_argument("--windows", action="store_true", help="MixGRPO's windows alone, printed")
     options.add_argument("--peers", help="TRL beside ours: an interpreter with trl 0.23.1")
     options.add_argument("--ddpo", type=Path, help="ddpo-pytorch's step beside ours: its file")
-    chosen = options.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)
-    if chosen.peers or chosen.ddpo:
-        peers.write(peers.compare(chosen.peers, chosen.ddpo, chosen.pairs))
+    if arguments.peers or arguments.ddpo:
+        peers.write(peers.compare(arguments.peers, arguments.ddpo, arguments.pairs))
         return
-    if chosen.windows:
-        print(json.dumps(window_costs(chosen.pairs), indent=1))
+    if arguments.windows:
+        print(json.dumps(window_costs(arguments.pairs), indent=1))
         return
     results: dict[str, Any] = {}
     for recipe in ("ddpo", "score_as_action"):
         run = recipes.named(recipe)
         parts = build(run)
-        ratios = paired_ratio(update(parts), bare(parts, run), chosen.pairs)
+        ratios = paired_ratio(update(parts), bare(parts, run), arguments.pairs)
         results[f"{recipe}_update_over_networks"] = round(statistics.median(ratios), 3)
         results[f"{recipe}_update_over_networks_max"] = round(max(ratios), 3)
     for form, changes in FORMS.items():
-        ratios = over_ddpo(changes, chosen.pairs)
+        ratios = over_ddpo(changes, arguments.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
-    results |= window_costs(chosen.pairs)
+    results |= window_costs(arguments.pairs)
     for body in ("backbone", "small"):
-        ratios = critic_over_network(body, chosen.pairs)
+        ratios = critic_over_network(body, arguments.pairs)
         results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)
-    results |= solver_costs(chosen.pairs)
+    results |= solver_costs(arguments.pairs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results["peak_memory_mib"] = round(peak, 0)
     for name, value in results.items():
         print(f"{name}: {value}")
     results["machine"] = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     results["command"] = "make bench"
-    chosen.out.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,16 +66,16 @@ def _share(network: nn.Module, file: Path) -> None:
     versions of transformers understand."""
     from safetensors.torch import load_file, save_file
 
-    own = network.state_dict()
-    plain = {name.removeprefix("text_model."): name for name in own}
+    state = network.state_dict()
+    plain = {name.removeprefix("text_model."): name for name in state}
     if file.exists():
-        found = load_file(file)
-        network.load_state_dict({plain[name]: w for name, w in found.items()}, strict=False)
-        missing = set(plain) - set(found) - {"embeddings.position_ids"}
+        saved = load_file(file)
+        network.load_state_dict({plain[name]: w for name, w in saved.items()}, strict=False)
+        missing = set(plain) - set(saved) - {"embeddings.position_ids"}
         assert not missing, f"{file} lacks {sorted(missing)[:3]}"
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: own[long].contiguous() for name, long in plain.items()}, file)
+        save_file({name: state[long].contiguous() for name, long in plain.items()}, file)
 
 
 def _networks() -> dict[str, nn.Module]:
@@ -164,15 +164,17 @@ class Watch:
     def follow(self, unet: nn.Module, decoder: nn.Module) -> None:
         """Count what these two do from now on, with or without a graph, forwards and back."""
 
-        def asked(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            said: Tensor = output[0] if isinstance(output, tuple) else output.sample
+        def count_states(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            output_states: Tensor = output[0] if isinstance(output, tuple) else output.sample
             self.count("unet calls")
-            self.count("unet states", len(said))
-            if said.requires_grad:
-                self.count("unet states with a graph", len(said))
-                said.register_hook(lambda slope: self.count("unet states backwards", len(slope)))
+            self.count("unet states", len(output_states))
+            if output_states.requires_grad:
+                self.count("unet states with a graph", len(output_states))
+                output_states.register_hook(
+                    lambda slope: self.count("unet states backwards", len(slope))
+                )
 
-        unet.register_forward_hook(asked)
+        unet.register_forward_hook(count_states)
         decoder.register_forward_hook(
             lambda module, given, output: self.count("pictures decoded", len(output))
         )
@@ -224,8 +226,8 @@ def serve(answers: Any, watch: Watch, make: Callable[[str], Epoch], about: Any) 
         wall, start = time.perf_counter(), time.process_time()
         epoch()
         cost = {"cpu": time.process_time() - start, "wall": time.perf_counter() - wall}
-        told = cost | {"parts": watch.seconds, "work": watch.work}
-        print(json.dumps(told), file=answers, flush=True)
+        answer = cost | {"parts": watch.seconds, "work": watch.work}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     python peer_ours.py FOLDER [SETTING=VALUE ...]
 
-FOLDER/weights holds the shared weights. Epochs are updates of `run.build`'s parts through `train`.
+FOLDER/weights holds the shared weights. Epochs are updates of `training.build`'s parts, by `train`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _epoch(recipe: str, changes: list[str], folder: Path, watch: Watch) -> Epoch
         *("optimiser.learning_rate=1e-5", "optimiser.weight_decay=1e-4"),
     ]
     parts = build(overrides.changed(recipes.named(recipe), [*same, *changes]))
-    pipeline, source, number = parts.policy.backbone.pipeline, parts.source, count()
+    pipeline, source, number = parts.policy.backbone.pipeline, parts.method.source, count()
     watch.follow(pipeline.unet, pipeline.vae.decoder)
     credited = getattr(source, "credit", None)  # a kept graph needs none
     if credited is not None:
@@ -58,7 +58,7 @@ def _epoch(recipe: str, changes: list[str], folder: Path, watch: Watch) -> Epoch
     roll = watch.around("rollout", source)
 
     def epoch() -> None:
-        train(roll, parts.objective, parts.optimiser, parts.engine, updates=[next(number)])
+        train(roll, parts.method.objective, parts.optimiser, parts.engine, updates=[next(number)])
         watch.seconds["rollout"] -= watch.seconds.get("credit", 0.0)
 
     return epoch

@@ -90,8 +90,8 @@ def _ours(
 
     def judge() -> None:
         for k in range(STEPS):
-            said = output.clone().requires_grad_()
-            step(k, said).log_prob(noise).sum().backward()
+            predicted = output.clone().requires_grad_()
+            step(k, predicted).log_prob(noise).sum().backward()
 
     return act if what == "act" else judge
 
@@ -114,8 +114,8 @@ def _theirs(
 
     def judge() -> None:
         for t in steps:
-            said = output.clone().requires_grad_()
-            function(scheduler, said, t, x, eta=1.0, prev_sample=noise)[1].sum().backward()
+            predicted = output.clone().requires_grad_()
+            function(scheduler, predicted, t, x, eta=1.0, prev_sample=noise)[1].sum().backward()
 
     return act if what == "act" else judge
 
@@ -127,10 +127,10 @@ def check(
     t = times[3].expand(len(x)), times[4].expand(len(x))
     move = GDDIM(1.0)(process, x, estimates.read(process, estimates.noise, t[0], x, output), *t)
     state = move.draw(torch.Generator().manual_seed(0))
-    told = function(
+    log_prob = function(
         scheduler, output, scheduler.timesteps[3].expand(len(x)), x, eta=1.0, prev_sample=state
     )[1]
-    torch.testing.assert_close(move.log_prob(state) / x[0].numel(), told, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(move.log_prob(state) / x[0].numel(), log_prob, rtol=1e-4, atol=1e-4)
 
 
 if __name__ == "__main__":

@@ -33,16 +33,16 @@ class Side:
     def __init__(self, python: str, script: str, folder: Path, more: list[str]) -> None:
         alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        told = {**os.environ, **alone, **quiet}
+        environment = {**os.environ, **alone, **quiet}
         if python != sys.executable:
-            told.pop("PYTHONPATH", None)  # our packages are of other versions
+            environment.pop("PYTHONPATH", None)  # our packages are of other versions
         self.log = (folder / f"{script}.log").open("w+")
         self.process = subprocess.Popen(
             [python, str(HERE / script), str(folder), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=told,
+            env=environment,
             text=True,
         )
         self.about = self._answer()
@@ -77,11 +77,11 @@ def trainers(python: str, pairs: int, cases: list[str], more: list[str]) -> dict
         ours = Side(sys.executable, "peer_ours.py", folder, more)  # writes the weights, so first
         theirs = Side(python, "peer_trl.py", folder, [])
         try:
-            found = {}
+            numbers = {}
             for case in wanted:
-                found[case] = compared(ours, theirs, case, pairs)
-                print(row(case, found[case]), flush=True)
-            return {"versions": {"ours": ours.about, "trl": theirs.about}, "cases": found}
+                numbers[case] = compared(ours, theirs, case, pairs)
+                print(row(case, numbers[case]), flush=True)
+            return {"versions": {"ours": ours.about, "trl": theirs.about}, "cases": numbers}
         finally:
             ours.close()
             theirs.close()
@@ -119,11 +119,11 @@ def summary(costs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"cpu": median("cpu"), "wall": median("wall"), "parts": parts, "work": work}
 
 
-def row(case: str, found: dict[str, Any]) -> str:
+def row(case: str, numbers: dict[str, Any]) -> str:
     """A line of the table."""
     from peer_model import SAMPLES
 
-    ours, trl, cpu, wall = (found[name] for name in ("ours", "trl", "cpu", "wall"))
+    ours, trl, cpu, wall = (numbers[name] for name in ("ours", "trl", "cpu", "wall"))
 
     def side(cost: dict[str, Any]) -> str:
         work = cost["work"]
@@ -133,7 +133,7 @@ def row(case: str, found: dict[str, Any]) -> str:
             f" {work['optimiser steps']:.0f} steps)"
         )
 
-    met = "" if cpu["median"] >= found["goal"] else f"  below {found['goal']}"
+    met = "" if cpu["median"] >= numbers["goal"] else f"  below {numbers['goal']}"
     return (
         f"{case:16} ours {side(ours)}  trl {side(trl)}  "
         f"{cpu['median']:.2f}x [{cpu['min']:.2f}, {cpu['max']:.2f}]  "
@@ -145,20 +145,21 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": 1}
 
 
-def compare(trl: str | None, ddpo: Path | None, pairs: int = 7, **chosen: Any) -> dict[str, Any]:
+def compare(trl: str | None, ddpo: Path | None, pairs: int = 7, **selection: Any) -> dict[str, Any]:
     """All comparisons that were asked for, printed and as they are written down."""
     # Where things lie on this machine is nobody's business.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
     results: dict[str, Any] = {"machine": machine(), "command": " ".join(words)}
     if trl is not None:
-        results |= trainers(trl, pairs, chosen.get("cases", []), chosen.get("more", []))
+        results |= trainers(trl, pairs, selection.get("cases", []), selection.get("more", []))
     if ddpo is not None:
         from peer_steps import step_costs
 
         results["steps"] = {name: spread(r) for name, r in step_costs(ddpo, 3 * pairs).items()}
-        for name, found in results["steps"].items():
-            met = "" if found["median"] >= GOALS["step"] else f"  below {GOALS['step']}"
-            print(f"{name}: {found['median']:.2f}x [{found['min']:.2f}, {found['max']:.2f}]{met}")
+        for name, numbers in results["steps"].items():
+            met = "" if numbers["median"] >= GOALS["step"] else f"  below {GOALS['step']}"
+            low, high = numbers["min"], numbers["max"]
+            print(f"{name}: {numbers['median']:.2f}x [{low:.2f}, {high:.2f}]{met}")
     return results
 
 
@@ -176,9 +177,11 @@ def main() -> None:
     )
     options.add_argument("--set", nargs="*", default=[], help="settings of ours, as a.b=c")
     options.add_argument("--out", type=Path, default=HERE / "peers.json")
-    chosen = options.parse_args()
-    found = compare(chosen.trl, chosen.ddpo, chosen.pairs, cases=chosen.cases, more=chosen.set)
-    write(found, chosen.out)
+    arguments = options.parse_args()
+    numbers = compare(
+        arguments.trl, arguments.ddpo, arguments.pairs, cases=arguments.cases, more=arguments.set
+    )
+    write(numbers, arguments.out)
 
 
 if __name__ == "__main__":

@@ -52,16 +52,16 @@ def solve(name: str, reading: bool = True) -> int:
     process: Process = RectifiedFlow() if name == "euler" else table()
     prediction = velocity if name == "euler" else noise
     x, output = states()
-    fixed, asked = Estimate(x, output), 0
+    fixed, calls = Estimate(x, output), 0
 
     def field(x: Tensor, t: Tensor) -> Estimate:
-        nonlocal asked
-        asked += 1
+        nonlocal calls
+        calls += 1
         return read(process, prediction, t, x, output) if reading else fixed
 
     with torch.inference_mode():
         SOLVERS[name].function(process, field, x, times_of(process))
-    return asked
+    return calls
 
 
 def schedulers() -> dict[str, Work]:

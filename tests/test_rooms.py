@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from scoretune.commands.reproduce import EXPERIMENTS
+
 HEAVY = {
     *("diffusers", "transformers", "peft", "trl", "fastapi", "uvicorn"),
     *("sklearn", "scipy", "matplotlib", "pyarrow"),
@@ -82,16 +84,26 @@ def test_the_package_itself_imports_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("catalogue", SHARED)
-def test_the_contract_of_independence_names_every_entry(catalogue: str) -> None:
+def independent(catalogue: str) -> list[str]:
+    """What pyproject.toml lists below a folder in its contracts of independence."""
     settings = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     prefix = f"scoretune.{catalogue.replace('/', '.')}."
-    listed = {
+    return [
         module.removeprefix(prefix)
         for contract in settings["tool"]["importlinter"]["contracts"]
         if contract["type"] == "independence"
         for module in contract["modules"]
         if module.startswith(prefix)
-    }
+    ]
+
+
+@pytest.mark.parametrize("catalogue", SHARED)
+def test_the_contract_of_independence_names_every_entry(catalogue: str) -> None:
     modules = {path.stem for path in (SOURCE / catalogue).glob("*.py")}
+    listed = set(independent(catalogue))
     assert listed == modules - {"__init__", "base", "catalog"} - SHARED[catalogue]
+
+
+def test_the_contract_of_independence_names_every_part_of_every_experiment() -> None:
+    parts = [part.module for named in EXPERIMENTS.values() for part in named.values()]
+    assert sorted(independent("commands/reproduce")) == sorted(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -172,6 +173,7 @@ def reproduce(
 ) -> None:
     """Repeat a paper's experiments in miniature; goes on where it was stopped."""
     from scoretune.commands.display import CellBars
+    from scoretune.commands.reproduce.launch import Inputs
     from scoretune.commands.reproduce.launch import reproduce as repeat
 
     _threads(1)
@@ -185,8 +187,7 @@ def reproduce(
             seeds=seeds,
             jobs=jobs,
             quick=quick,
-            model=model,
-            data=data,
+            inputs=Inputs(model, data),
             watcher=bars.watcher,
         )
     if json_:
@@ -269,7 +270,8 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     checked = ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
-    record(run, where, threads)
+    command = shlex.join(["scoretune", *sys.argv[1:]])
+    record(run, where, threads, command=command, checked=checked)
     main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:

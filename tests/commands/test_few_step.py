@@ -1,23 +1,16 @@
-"""Few-step samplers of digits: the distance's golden numbers, the base, the experiment whole."""
+"""Few-step samplers of digits: the base, and the cells of the experiment."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 
 from scoretune.commands.reproduce import digit_base, few_step
-from scoretune.commands.reproduce.base import Page, run_cells
 from scoretune.commands.reproduce.digits import Digits, handwriting, train_reader
 from scoretune.core.records import Condition
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.policy import Backbone, Policy
 from scoretune.rollout import prior, rollout
-
-# ---------------------------------------------------------------------------- the distance
-
 
 # ---------------------------------------------------------------------------- the base
 
@@ -67,24 +60,6 @@ def test_pretraining_learns():
 
 
 # ---------------------------------------------------------------------------- the experiment
-
-
-def test_the_experiment_in_small(tmp_path: Path):
-    cells = few_step.cells(1, True)
-    results = run_cells(cells, tmp_path)
-    again = run_cells(few_step.cells(1, True), tmp_path, watch=lambda *_: pytest.fail("twice"))
-    assert again == results
-    page = Page(tmp_path, "Few-step samplers of digits", "scoretune reproduce")
-    numbers = few_step.present(results, page)
-    page.write(numbers, 0.0)
-    assert (tmp_path / "few_step.svg").exists()
-    assert "CTRL clipped" in (tmp_path / "README.md").read_text(encoding="utf-8")
-    for steps in few_step.STEPS:  # equal work for all
-        arms = [numbers["arms"][f"{arm}, {steps} steps"] for arm in few_step.ARMS]
-        assert {arm["network_evaluations"] for arm in arms} == {2 * 4 * 8 * steps}
-        assert arms[0]["over_dxmi"] == (0.0, 0.0, 0.0)
-    starts = {results[f"run-{arm}-4-0"]["seen"][0]["known"] for arm in ("DxMI", "CTRL")}
-    assert len(starts) == 1  # the same base through the same noise
 
 
 def test_a_grid_of_rates_comes_first_and_uses_a_seed_of_its_own():

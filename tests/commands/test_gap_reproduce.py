@@ -1,48 +1,13 @@
-"""The pages on the reward gap where it is known: both parts rehearse, and their numbers."""
+"""The reward gap where it is known: the numbers behind its pages."""
 
 from __future__ import annotations
-
-import json
-import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from scoretune.commands.reproduce import gap_laws, gap_theory, gap_toy
-from scoretune.commands.reproduce.base import Page, run_cells, spent
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.theory import gaussian, reward_gap
-
-
-def rehearsed(part: Any, folder: Path) -> tuple[dict[str, Any], str]:
-    """The numbers and the page of a quick run, as `reproduce.launch` does it."""
-    cells = part.cells(1, True)
-    page = Page(folder, "A title", "scoretune reproduce reward-gap")
-    numbers = part.present(run_cells(cells, folder), page)
-    page.write(numbers, spent(cells, folder))
-    json.dumps(numbers)
-    return numbers, (folder / "README.md").read_text(encoding="utf-8")
-
-
-def test_closed_forms_rehearse(tmp_path):
-    numbers, page = rehearsed(gap_theory, tmp_path)
-    figures = re.findall(r"!\[.+\]\((.+)\)", page)
-    assert figures == ["rates.svg", "steps.svg"]
-    assert all((tmp_path / figure).stat().st_size > 1000 for figure in figures)
-    slopes = numbers["slopes"]
-    assert [slopes["ve"], slopes["ve_pair"]] == pytest.approx([-1, -1], abs=0.01)
-    assert [slopes["vp"], slopes["vp_pair"]] == pytest.approx([-0.5, -0.5], abs=2e-3)
-    assert numbers["mixture"]["rate"] == pytest.approx(0.60195, abs=1e-5)
-    assert numbers["mixture"]["best"] == pytest.approx(-1.24)
-    assert numbers["steps"]["gaps"]["gDDIM, η = 1"][1] == pytest.approx(0.0856, abs=6e-5)
-    assert "| 10 | -0.470431 | -0.445922 | 0.013346 | 0.024509 | 0.025566 |" in page
-    assert "{" not in page.replace("e^{B/2}", "").replace("e^{−B/2}", "").replace(
-        "e^{r/κ}", ""
-    ).replace("Φ^{−1}", "")
-    for name, row in numbers["checks"].items():  # 4000 samples of each
-        assert abs(row["deviations"]) < 3.5, name
 
 
 def test_pooled_deviations_golden():
@@ -56,17 +21,9 @@ def test_pooled_deviations_golden():
 
 def test_the_law_with_two_modes_says_its_score():
     x, t = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None], torch.full((7,), 0.8).double()
-    noise = gap_laws.said(x, t).noise
+    noise = gap_laws.pair_estimate(x, t).noise
     score = gap_laws.PAIR.diffused(1.0, 0.8).score(x)
     torch.testing.assert_close(noise, -0.8 * score)
-
-
-def test_toy_rehearses(tmp_path):
-    numbers, page = rehearsed(gap_toy, tmp_path)
-    assert "![" in page
-    assert (tmp_path / "gap.svg").stat().st_size > 1000
-    assert set(numbers["arms"]) == {f"{e:g}-{n}" for e in gap_toy.ETAS for n in gap_toy.COUNTS}
-    assert "{" not in page
 
 
 # Gaps before the first update, and what 150 updates come to, by η at 20 steps.

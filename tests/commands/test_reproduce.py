@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import re
+import shlex
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scoretune.commands.reproduce import EXPERIMENTS
+from scoretune import recipes
+from scoretune.commands.reproduce import (
+    EXPERIMENTS,
+    few_step,
+    gap_flow,
+    gap_scenes,
+    gap_toy,
+    gap_window,
+    scenes,
+    scenes_jpeg,
+)
 from scoretune.commands.reproduce.base import Cell, Page, interval, run_cells, spent
 from scoretune.commands.reproduce.fine_tuning import best, fine_tune, gain, points, reached
 from scoretune.commands.sample import draw
+from scoretune.training import overrides
+from scoretune.training.run import ready
+from scoretune.training.run_folder import recorded
 
 PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for part in parts]
 
@@ -35,6 +53,112 @@ def test_every_part_rehearses(experiment, part, command, tmp_path):
     kept = json.loads((tmp_path / part / "result.json").read_text(encoding="utf-8"))
     assert numbers.items() <= kept.items()
     assert str(Path.cwd()) not in page
+    if (experiment, part) in NUMBERS:
+        NUMBERS[experiment, part](numbers, page, figures)
+
+
+def closed_forms(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert figures == ["rates.svg", "steps.svg"]
+    slopes = numbers["slopes"]
+    assert [slopes["ve"], slopes["ve_pair"]] == pytest.approx([-1, -1], abs=0.01)
+    assert [slopes["vp"], slopes["vp_pair"]] == pytest.approx([-0.5, -0.5], abs=2e-3)
+    assert numbers["mixture"]["rate"] == pytest.approx(0.60195, abs=1e-5)
+    assert numbers["mixture"]["best"] == pytest.approx(-1.24)
+    assert numbers["steps"]["gaps"]["gDDIM, η = 1"][1] == pytest.approx(0.0856, abs=6e-5)
+    assert "| 10 | -0.470431 | -0.445922 | 0.013346 | 0.024509 | 0.025566 |" in page
+    formulas = ("e^{B/2}", "e^{−B/2}", "e^{r/κ}", "Φ^{−1}")
+    assert "{" not in functools.reduce(lambda text, name: text.replace(name, ""), formulas, page)
+    for name, row in numbers["checks"].items():  # 4000 samples of each
+        assert abs(row["deviations"]) < 3.5, name
+
+
+def gap_while_learning(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert set(numbers["arms"]) == {f"{e:g}-{n}" for e in gap_toy.ETAS for n in gap_toy.COUNTS}
+    assert figures == ["gap.svg"]
+    assert "{" not in page
+
+
+def few_steps(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert "CTRL clipped" in page
+    for steps in few_step.STEPS:  # equal work for all
+        arms = [numbers["arms"][f"{arm}, {steps} steps"] for arm in few_step.ARMS]
+        assert {arm["network_evaluations"] for arm in arms} == {2 * 4 * 8 * steps}
+        assert arms[0]["over_dxmi"] == [0.0, 0.0, 0.0]
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| 4 | ")]
+    assert len({row[3] for row in rows}) == 1 < len(rows)  # one base, through the same noise
+
+
+def control(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert "| CPG | 0.1 | 1 |" in page
+    assert "η* = 0.4516" in page
+    assert "η* = 1.0884" in page
+    assert figures == ["curves.svg", "parameters.svg"]
+    assert len(numbers["arms"]) == 4 + 3
+    arm = numbers["arms"][0]
+    assert (arm["problem"], arm["method"], arm["dt"], arm["seeds"]) == ("LQ", "CPG", 0.1, 1)
+    assert arm["gap"]["interval"][0] <= arm["gap"]["mean"] <= arm["gap"]["interval"][1]
+
+
+NUMBERS: dict[tuple[str, str], Callable[[dict[str, Any], str, list[str]], None]] = {
+    ("reward-gap", "closed-forms"): closed_forms,
+    ("reward-gap", "toy"): gap_while_learning,
+    ("score-as-action", "few-step"): few_steps,
+    ("continuous-rl", "control"): control,
+}
+"""What more is known of a part's numbers; here, so that no part is rehearsed twice."""
+
+
+# ---------------------------------------------------------------------------- arms
+
+ARMED = [
+    *("gap_flow", "gap_scenes", "gap_window", "guard_hackable", "guard_honest"),
+    *("scenes", "scenes_jpeg"),
+]
+
+
+@pytest.mark.parametrize("module", ARMED)
+def test_every_arm_is_a_run_that_can_be_made(module):
+    """A rehearsal runs one arm: the settings of all are checked here."""
+    part = importlib.import_module(f"scoretune.commands.reproduce.{module}")
+    for cell in part.cells(1, False):
+        if cell.function is fine_tune:
+            run = overrides.changed(
+                recipes.named(cell.arguments["recipe"]), cell.arguments["changes"]
+            )
+            ready(run)
+            assert f"seed={run.seed}" in cell.arguments["changes"]
+
+
+def test_a_rehearsal_runs_the_arm_that_others_are_compared_with():
+    for part in (gap_flow, gap_scenes, gap_window, scenes, scenes_jpeg):
+        (cell,) = part.cells(1, True)
+        assert cell.name in {whole.name for whole in part.cells(1, False)}
+
+
+def test_a_page_compares_every_arm(tmp_path):
+    """By the numbers of one run in the place of all."""
+    judge = [{"overall": 0.5}, {"overall": 0.7}]
+    lines = [
+        {"update": k, "network_evaluations": 10 * k, "judge": overall, "reader": overall}
+        | {"reward": {"deterministic": 0.1 * k}}
+        for k, overall in enumerate(judge)
+    ]
+    gaps = [
+        {"update": k, "rows": [{"eta": eta, "gap": 0.1, "gap_low": 0.0, "gap_high": 0.2}]}
+        for k, eta in enumerate((1.0, 1.0))
+    ]
+    result = {"network_evaluations": 20, "path_kl": 1.0, "seconds": 2.0}
+    run = {"result": result, "evaluations": lines, "gaps": gaps}
+    for part, count in ((gap_flow, 4), (gap_window, 2), (scenes, 5), (scenes_jpeg, 3)):
+        cells = part.cells(2, False)
+        page = Page(tmp_path, "A title", "a command")
+        numbers = part.present({cell.name: run for cell in cells}, page)
+        json.dumps(numbers, allow_nan=False)
+        head = next(k for k, line in enumerate(page.lines) if line.startswith("|---|"))
+        assert page.lines.index("", head) - head - 1 == count
+    assert numbers["GRPO"]["reached DDPO's best at"] == [10, 10]
+    compared = gap_flow.present({c.name: run for c in gap_flow.cells(1, False)}, page)["compared"]
+    assert set(compared) == {"η = 0.5", "η = 1.2", "η = 1.5"}
 
 
 # ---------------------------------------------------------------------------- cells
@@ -129,6 +253,12 @@ def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
             12,
         ]  # (2 + 1) · 2 an update
     assert other["evaluations"][-1]["reward"] == fresh["evaluations"][-1]["reward"]
+    described = json.loads((tmp_path / "runs" / "one" / "run.json").read_text(encoding="utf-8"))
+    _, verb, recipe, *words = shlex.split(described["command"])  # what repeats it
+    assert (verb, recipe, words[-2:]) == ("train", "ddpo", ["--threads", "1"])
+    assert overrides.changed(recipes.named(recipe), words[:-2]) == recorded(
+        tmp_path / "runs" / "one"
+    )
     run, picture = tmp_path / "runs" / "one", tmp_path / "a.png"
     assert draw(run, ["a red seven"], picture, steps=2, seed=0, count=1)
 

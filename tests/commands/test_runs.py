@@ -239,14 +239,13 @@ def test_what_was_drawn_is_said_by_its_place(command, real, tmp_path):
 def test_a_served_reward_tells_milliseconds(capsys):
     service = Service("grey", lambda images, prompts: images.mean((1, 2, 3)))
     server = RewardServer(service, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(urllib.request.Request(server.url, data=b"none"), timeout=10)
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
         thread.join(timeout=10)
     taken = re.search(r" 400 .*, (\d+\.\d\d) ms$", capsys.readouterr().err.strip())
     assert taken and float(taken[1]) > 0

@@ -25,10 +25,10 @@ from scoretune.commands.reproduce.contractive_images import (
     cells,
     samples,
 )
-from scoretune.commands.reproduce.contractive_swiss import CENTRE, roll
 from scoretune.commands.reproduce.denoiser import Denoiser, Perceptron, fitted
 from scoretune.commands.reproduce.image_base import QUICK, network_for
 from scoretune.commands.reproduce.image_data import kinds_in, pictures_of
+from scoretune.commands.reproduce.swiss_roll import CENTRE, roll
 from scoretune.core.errors import UserError
 from scoretune.diffusion.processes import EDM, VE, VP, ContractiveSubVP
 

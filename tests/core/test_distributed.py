@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from scoretune.core.errors import UserError
 from scoretune.diffusion.noise import Rows, rand, randint, randn
 from scoretune.training import build, overrides
 from scoretune.training.engine import TorchEngine
+from scoretune.training.hooks import Silent
 from scoretune.training.loop import train
 
 # Twice the usual precision: Adam's first steps turn a gradient's sign, and hence its rounding, into
@@ -184,13 +184,6 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     launch(run, one, Silent())
     run_two("train", "score_as_action", *SIZES, *EXACT, "--run", str(two))
     return one, two
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ from scoretune.policy import Policy
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides, run_folder
 from scoretune.training.build import held_out_prompts
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import load
 
@@ -268,13 +269,6 @@ def test_samples_that_run_away_are_no_reward():
 
 def tiny_run(tiny: list[str], *changes: str) -> config.Run:
     return overrides.changed(recipes.named("ddpo"), [*tiny, *changes])
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict) -> None: ...
 
 
 def trained(run: config.Run, folder: Path) -> dict:

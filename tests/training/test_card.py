@@ -108,7 +108,7 @@ def test_the_numbers_are_the_runs(run):
     assert f"{result['network_evaluations']} network evaluations" in text
     assert f"| seed | {run_folder.recorded(run).seed} |" in text
     assert json.loads((run / "run.json").read_text())["command"] in text
-    identity = catalog.fingerprint("reader")["parts"][0]["sha256"]
+    identity = catalog.fingerprint("reader", catalog.named_reward("reader"))["parts"][0]["sha256"]
     assert identity in text
 
 

@@ -41,7 +41,7 @@ from scoretune.models import score_network as scores
 from scoretune.models.score_network import ScoreNetwork, score_network
 from scoretune.policy import Policy
 from scoretune.training import from_data, overrides, run_folder
-from scoretune.training.hooks import Average
+from scoretune.training.hooks import Average, Silent
 
 SMALL = [
     "model.source=mlp",
@@ -59,13 +59,6 @@ TINY = {
     "unet": ["model.source=unet", "model.width=8", "model.depth=2"],
     "dit": ["model.source=dit", "model.width=32"],
 }
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 def configured(*changes: str, recipe: str = "supervised") -> config.Run:

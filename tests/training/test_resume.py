@@ -28,16 +28,10 @@ from scoretune import recipes
 from scoretune.core import checkpoints, config
 from scoretune.data.prompts import read_pictures
 from scoretune.training import overrides, run_folder
+from scoretune.training.hooks import Silent
 
 when_asked = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
 FOUR = ("updates=4", "evaluation.every=2", "checkpoints.keep=4")
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
 
 
 def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:

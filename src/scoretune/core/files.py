@@ -8,14 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scoretune.core import distributed
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that is never seen half-written: aside first, then renamed."""
-    aside = path.with_name(path.name + ".writing")
+    aside = _aside(path)
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as safetensors, as `write_whole` writes a text."""
+    from safetensors.torch import save_file
+
+    aside = _aside(path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+    os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    """Each process has its own, as several may write the same file."""
+    return path.with_name(f"{path.name}.{os.getpid()}.writing")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,6 +26,13 @@ class Watcher(Protocol):
     def line(self, numbers: dict[str, Any]) -> None: ...
 
 
+class Silent:
+    """A watcher that shows nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
+
+
 @dataclass
 class Clock:
     """Seconds of work, continued across a resume."""

@@ -26,6 +26,7 @@ from scoretune.models.lora import NAME, adapter_state
 from scoretune.policy import Policy
 from scoretune.training import run_folder
 from scoretune.training.build import build_policy
+from scoretune.training.hooks import Silent
 from scoretune.training.overrides import changed
 from scoretune.training.run import launch, ready
 
@@ -107,12 +108,10 @@ class _Stopped(Exception):
 
 
 @dataclass
-class _Silent:
-    """Watches a run, and ends it where the line of update `until` is written."""
+class _Until(Silent):
+    """Ends a run where the line of update `until` is written, and shows nothing of it."""
 
     until: int | None = None
-
-    def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:
         if numbers.get("update") == self.until:
@@ -194,10 +193,10 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:
-    ready(run)
-    run_folder.record(run, folder, threads=1)
+    checked = ready(run)
+    run_folder.record(run, folder, threads=1, checked=checked)
     try:
-        launch(run, folder, _Silent(until))
+        launch(run, folder, _Until(until), checked)
     except _Stopped:
         return
 

@@ -53,16 +53,16 @@ def projecting(encoder: Any) -> Any:
     """A CLIPTextModel as SD3 wants it: the same weights, and a projection that changes nothing."""
     from transformers import CLIPTextModelWithProjection
 
-    found = CLIPTextModelWithProjection(encoder.config)
-    found.text_model.load_state_dict(encoder.state_dict())
-    nn.init.eye_(found.text_projection.weight)
-    return found
+    projected = CLIPTextModelWithProjection(encoder.config)
+    projected.text_model.load_state_dict(encoder.state_dict())
+    nn.init.eye_(projected.text_projection.weight)
+    return projected
 
 
 def caption_states(encoder: Any, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """States [B, 10, 128] and pooled [B, 128], as StableDiffusion3Pipeline makes them of two."""
-    said = encoder(numbers, output_hidden_states=True)
-    return said.hidden_states[-2].repeat(1, 1, 2), said[0].repeat(1, 2)
+    outputs = encoder(numbers, output_hidden_states=True)
+    return outputs.hidden_states[-2].repeat(1, 1, 2), outputs[0].repeat(1, 2)
 
 
 def flow_stage(networks: dict[str, Any], bank: Bank, recipe: Recipe) -> Stage:

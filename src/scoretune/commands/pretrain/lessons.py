@@ -172,14 +172,14 @@ class Bank:
         self, size: int, noisy: float, dropped: float, rng: np.random.Generator
     ) -> tuple[Tensor, list[str]]:
         """Latents and captions; a share `noisy` of captions names another scene of that task."""
-        chosen = rng.integers(len(self.asks), size=size)
+        indices = rng.integers(len(self.asks), size=size)
         captions = []
-        for index in chosen:
+        for index in indices:
             ask = self.asks[index]
             if rng.random() < noisy:
                 ask = world.mistaken(ask, self.by_task, rng)
             captions.append("" if rng.random() < dropped else ask.text)
-        return self.latents[torch.from_numpy(chosen)], captions
+        return self.latents[torch.from_numpy(indices)], captions
 
 
 def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float]:
@@ -187,23 +187,23 @@ def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float
     rng = recipe.rng(5)
     asks = world.training_asks()
     by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
-    chosen: list[world.Ask] = []
+    drawn: list[world.Ask] = []
     encoded = []
-    while len(chosen) < recipe.pictures:
+    while len(drawn) < recipe.pictures:
         batch = [_any_ask(by_task, rng) for _ in range(256)]
         pictures = draw([world.lay_out(ask, rng) for ask in batch], "pictures", rng)
         with torch.no_grad():
             encoded.append(vae.encode(torch.from_numpy(pictures) * 2 - 1).latent_dist.mode())
-        chosen += batch
-        progress("pictures", min(len(chosen), recipe.pictures), recipe.pictures, {})
+        drawn += batch
+        progress("pictures", min(len(drawn), recipe.pictures), recipe.pictures, {})
     latents = torch.cat(encoded)
     factor = 1.0 / float(latents.std())
-    return Bank(latents * factor, chosen, by_task), factor
+    return Bank(latents * factor, drawn, by_task), factor
 
 
 def _any_ask(by_task: dict[str, list[world.Ask]], rng: np.random.Generator) -> world.Ask:
-    own = by_task[world.TASKS[rng.integers(len(world.TASKS))]]
-    return own[rng.integers(len(own))]
+    asks = by_task[world.TASKS[rng.integers(len(world.TASKS))]]
+    return asks[rng.integers(len(asks))]
 
 
 def _meaning(ask: world.Ask) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scoretune.core.files import write_whole
+
 Numbers = dict[str, Any]
 Watch = Callable[[str, int, int], None]
 """Told the cell that was finished, how many are, and how many there are."""
@@ -40,7 +42,7 @@ def run_cells(
 ) -> dict[str, Numbers]:
     """Every cell's numbers by name. Finished ones are read from `folder`/cells, not done again."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    done = {cell.name: found for cell in cells if (found := _kept(cell, folder)) is not None}
+    done = {cell.name: kept for cell in cells if (kept := _kept(cell, folder)) is not None}
     missing = [cell for cell in cells if cell.name not in done]
 
     def note(cell: Cell, numbers: Numbers) -> None:
@@ -88,14 +90,12 @@ def _do(cell: Cell, folder: Path) -> Numbers:
         "seconds": round(time.monotonic() - start, 1),
         "numbers": numbers,
     }
-    aside = folder / "cells" / f"{cell.name}.writing"
-    aside.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "cells" / f"{cell.name}.json")
+    write_whole(folder / "cells" / f"{cell.name}.json", json.dumps(kept) + "\n")
     return _plain(numbers)
 
 
 def _kept(cell: Cell, folder: Path) -> Numbers | None:
-    """What an earlier run of the very same cell found."""
+    """The numbers of an earlier run of the very same cell, None if there is none."""
     path = folder / "cells" / f"{cell.name}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -62,8 +62,8 @@ def learn(problem: str, method: str, dt: float, seed: int, iterations: int) -> N
     track: dict[str, list[float]] = {name: [] for name in ("value", *PARAMETERS)}
 
     def note(k: int, record: dict[str, float]) -> None:
-        found = (record["value"], policy.slope, policy.intercept, policy.variance)
-        for name, number in zip(track, found, strict=True):
+        values = (record["value"], policy.slope, policy.intercept, policy.variance)
+        for name, number in zip(track, values, strict=True):
             track[name].append(round(float(number), 6))
 
     if method == CPG:
@@ -134,7 +134,7 @@ def arms(results: Mapping[str, Numbers]) -> list[Arm]:
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Tables of gaps to the optimum and of policies; learning curves; parameters by iteration."""
-    found = arms(results)
+    ran = arms(results)
     page.text(
         "Each run starts from the policy N(0, 1), sees states, actions and reward rates, and is "
         "judged by η of its policy in closed form, in continuous time. Gaps are η* − η after the "
@@ -146,11 +146,11 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         page.text(f"## {problem}: η* = {optimum.objective:.4f}")
         page.table(
             ("method", "δt", "seeds", "median gap", "worst", "late worst", "mean gap", *PARAMETERS),
-            [_row(arm) for arm in found if arm.problem == problem]
+            [_row(arm) for arm in ran if arm.problem == problem]
             + [("optimum", "", "", "0", "0", "0", "0", *_digits(optimum))],
         )
-    page.figure("curves", curves(found), "η by iteration, median and range over seeds")
-    page.figure("parameters", parameters(found), "Parameters of CPG's policy by iteration")
+    page.figure("curves", curves(ran), "η by iteration, median and range over seeds")
+    page.figure("parameters", parameters(ran), "Parameters of CPG's policy by iteration")
     page.text(
         "The √KL penalty acts by all or nothing: below a threshold of its coefficient the policy "
         "goes as far as the inner steps carry it, above it stands still. The constant radius is a "
@@ -158,10 +158,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "worst. How much depends on the inner steps, here 20 of Adam at 0.005 in units of the "
         "policy's own standard deviation, which bound a move too."
     )
-    return {"arms": [arm.numbers() for arm in found]}
+    return {"arms": [arm.numbers() for arm in ran]}
 
 
-def curves(found: Sequence[Arm]) -> Any:
+def curves(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and δt; a line for each method; the optimum dashed."""
     from matplotlib.figure import Figure
 
@@ -171,7 +171,7 @@ def curves(found: Sequence[Arm]) -> Any:
         best = PROBLEMS[problem].optimum().objective
         for axes, dt in zip(row, STEPS, strict=True):
             axes.axhline(best, color="black", linestyle="--", linewidth=1, label="optimum")
-            for arm in found:
+            for arm in ran:
                 if (arm.problem, arm.dt) == (problem, dt):
                     _band(axes, [run["value"] for run in arm.runs], arm.method)
             axes.set(title=f"{problem}, δt = {dt}", ylim=(best - 0.6, best + 0.05))
@@ -181,7 +181,7 @@ def curves(found: Sequence[Arm]) -> Any:
     return figure
 
 
-def parameters(found: Sequence[Arm]) -> Any:
+def parameters(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and parameter of CPG's policy; a line for each δt."""
     from matplotlib.figure import Figure
 
@@ -191,7 +191,7 @@ def parameters(found: Sequence[Arm]) -> Any:
         for axes, name in zip(row, PARAMETERS, strict=True):
             best = getattr(PROBLEMS[problem].optimum(), name)
             axes.axhline(best, color="black", linestyle="--", linewidth=1, label="optimum")
-            for arm in found:
+            for arm in ran:
                 if (arm.problem, arm.method) == (problem, CPG):
                     _band(axes, [run[name] for run in arm.runs], f"δt = {arm.dt}")
             axes.set(title=f"{problem}: {name}", xlabel="iteration")

@@ -74,8 +74,8 @@ def real(kind: str, data: str | None, quick: bool, folder: Path) -> Numbers:
     labels, shape = pictures.held_out_labels, tuple(others.shape[1:])
     weights = sum(p.numel() for p in network_for(kind, shape).parameters())
     right = [
-        (reader(part).argmax(1) == found).float().sum()
-        for part, found in zip(others.split(500), labels.split(500), strict=True)
+        (reader(part).argmax(1) == digits).float().sum()
+        for part, digits in zip(others.split(500), labels.split(500), strict=True)
     ]
     return {
         "accuracy": float(sum(right) / len(labels)),
@@ -91,17 +91,17 @@ def real(kind: str, data: str | None, quick: bool, folder: Path) -> Numbers:
 def run(kind: str, process: str, seed: int, data: str | None, quick: bool, folder: Path) -> Numbers:
     """Train under a process; the distance of its samples through every sampler."""
     budget, pictures = QUICK if quick else FULL[kind], pictures_of(kind, data, folder)
-    reader, chosen = reader_for(pictures, budget, folder), PROCESSES[process]
-    model = trained(pictures, chosen, budget, seed)
-    known, found = _known(pictures, reader), dict[str, Any]()
+    reader, forward = reader_for(pictures, budget, folder), PROCESSES[process]
+    model = trained(pictures, forward, budget, seed)
+    features, numbers = _known(pictures, reader), dict[str, Any]()
     for name in (*SAMPLERS, *(OFF if process == BASELINE else ())):
-        x = samples(model, chosen, name, pictures, budget, seed)
+        x = samples(model, forward, name, pictures, budget, seed)
         images = pictures.shown(x)
-        found[name] = frechet_distance(reader.look(images), known)
+        numbers[name] = frechet_distance(reader.look(images), features)
         if name.startswith("ODE") and seed == 0:
             pixels = ((images[:12] + 1) * 127.5).round().to(torch.uint8)
-            found[f"pictures, {name}"] = pixels.permute(0, 2, 3, 1).tolist()
-    return found
+            numbers[f"pictures, {name}"] = pixels.permute(0, 2, 3, 1).tolist()
+    return numbers
 
 
 @torch.no_grad()
@@ -165,12 +165,12 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     numbers: Numbers = {}
     kinds = [name.removesuffix("-real") for name in results if name.endswith("-real")]
     page.text(ABOUT)
-    page.text("\n".join(f"* {name}: {said}." for name, said in SAMPLERS.items()))
+    page.text("\n".join(f"* {name}: {distances}." for name, distances in SAMPLERS.items()))
     page.text(ALSO)
     for kind in kinds:
         about = results[f"{kind}-real"]
         runs = {name: _runs(results, kind, name) for name in PROCESSES}
-        found = {
+        tables = {
             name: {s: interval([run[s] for run in arm]) for s in arm[0] if s in SAMPLERS}
             for name, arm in runs.items()
         }
@@ -182,17 +182,17 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
             for name, arm in runs.items()
         }
         off = {s: interval([run[s] for run in runs[BASELINE]]) for s in OFF}
-        numbers[kind] = about | {"distance": found, "minus VP": over, "off centre": off}
+        numbers[kind] = about | {"distance": tables, "minus VP": over, "off centre": off}
         page.text(_heading(kind, about, len(runs["VP"])))
-        rows = [[name, *(shown(found[name][s], 1) for s in SAMPLERS)] for name in PROCESSES]
+        rows = [[name, *(shown(tables[name][s], 1) for s in SAMPLERS)] for name in PROCESSES]
         rows += [
             [f"{name} − VP", *(shown(over[name][s], 1, sign="+") for s in SAMPLERS)]
             for name in PROCESSES
             if name != "VP"
         ]
         page.table(["process", *SAMPLERS], rows)
-        said = [f"{shown(spread, 1)} through {OFF[s]}" for s, spread in off.items()]
-        page.text(f"Contractive sub-VP started off centre: {', '.join(said)}.")
+        distances = [f"{shown(spread, 1)} through {OFF[s]}" for s, spread in off.items()]
+        page.text(f"Contractive sub-VP started off centre: {', '.join(distances)}.")
     page.figure(
         "images", _draw(numbers), "Fréchet distance by process and sampler, 95 % over seeds"
     )
@@ -204,8 +204,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 def _runs(results: dict[str, Numbers], kind: str, process: str) -> list[Numbers]:
     start = f"{kind}-{process.replace(' ', '-')}-"
     return [
-        found
-        for name, found in results.items()
+        cell
+        for name, cell in results.items()
         if name.startswith(start) and name.removeprefix(start).isdigit()
     ]
 
@@ -226,14 +226,14 @@ def _draw(numbers: Numbers) -> Any:
 
     figure = Figure(figsize=(3.6 * len(numbers) + 2.2, 4.2), layout="constrained")
     panels = figure.subplots(1, len(numbers), squeeze=False)[0]
-    for axes, (kind, found) in zip(panels, numbers.items(), strict=True):
+    for axes, (kind, distances) in zip(panels, numbers.items(), strict=True):
         for k, (process, colour) in enumerate(zip(PROCESSES, COLOURS, strict=False)):
-            spreads = [found["distance"][process][s] for s in SAMPLERS]
+            spreads = [distances["distance"][process][s] for s in SAMPLERS]
             places = [j + (k - 1) * 0.2 for j in range(len(SAMPLERS))]
             means = [s[0] for s in spreads]
             errors = [[s[0] - s[1] for s in spreads], [s[2] - s[0] for s in spreads]]
             axes.errorbar(places, means, yerr=errors, fmt="o", color=colour, ms=4, label=process)
-        axes.axhline(found["floor"], color="#777777", linestyle=":", label="held-out pictures")
+        axes.axhline(distances["floor"], color="#777777", linestyle=":", label="held-out pictures")
         axes.set_xticks(range(len(SAMPLERS)), [s.replace(", ", ",\n") for s in SAMPLERS])
         axes.set(title=TITLES[kind], ylim=(0, None))
         axes.grid(alpha=0.3, axis="y")

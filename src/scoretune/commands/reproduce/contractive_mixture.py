@@ -76,12 +76,12 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def sweep(process: str, of: str, seed: int, n: int, steps: int) -> Numbers:
     """W2 of samples and data, by η."""
-    chosen = PROCESSES[process]
+    forward = PROCESSES[process]
     times = grids.karras(
-        chosen, steps, t_end=LATE if "t = 1e-6" in process else 1e-3, dtype=torch.float64
+        forward, steps, t_end=LATE if "t = 1e-6" in process else 1e-3, dtype=torch.float64
     )
-    found = [distance(chosen, of, eta, times, seed=seed, n=n) for eta in ETAS]
-    return {"distances": found}
+    distances = [distance(forward, of, eta, times, seed=seed, n=n) for eta in ETAS]
+    return {"distances": distances}
 
 
 @torch.no_grad()
@@ -123,14 +123,14 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
             runs = [r["distances"] for k, r in results.items() if k.startswith(f"{of}-{index}-")]
             spreads = [interval(column) for column in zip(*runs, strict=True)]
             numbers[of][name] = spreads
-            known = REFERENCE[of].get(name)
+            reference = REFERENCE[of].get(name)
             entries = [
-                shown(spread, 2) + (f" ({known[k]:.2f})" if known else "")
+                shown(spread, 2) + (f" ({reference[k]:.2f})" if reference else "")
                 for k, spread in enumerate(spreads)
             ]
             rows.append([name, *entries])
-        said = "the score" if of == "score" else "ε̂"
-        page.text(f"## An error of {size:g} in {said}")
+        quantity = "the score" if of == "score" else "ε̂"
+        page.text(f"## An error of {size:g} in {quantity}")
         page.table(["process", *(f"η = {eta:g}" for eta in ETAS)], rows)
     page.figure("mixture", _draw(results), "W2 of samples and data by η, 95 % over seeds")
     page.text(READING)
@@ -145,8 +145,8 @@ def _draw(results: dict[str, Numbers]) -> Any:
         for index, (name, colour) in enumerate(zip(PROCESSES, COLOURS, strict=False)):
             runs = [r["distances"] for k, r in results.items() if k.startswith(f"{of}-{index}-")]
             draw_band(axes, ETAS, runs, colour, name)
-        said = "the score" if of == "score" else "ε̂"
-        axes.set(title=f"error {size:g} of {said}", xlabel="stochasticity η", ylabel="W2")
+        quantity = "the score" if of == "score" else "ε̂"
+        axes.set(title=f"error {size:g} of {quantity}", xlabel="stochasticity η", ylabel="W2")
         axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -59,21 +59,21 @@ def distance(
     process: str, error: float, horizon: float, left_out: int = 2, *, seed: int, n: int = 20_000
 ) -> float:
     """√E|x − x₀|² of ⌊T/δ⌋ steps less the last ones, at whose end the score is infinite."""
-    chosen, step = processes(horizon)[process], ERRORS[error]
+    forward, step = processes(horizon)[process], ERRORS[error]
     generator = torch.Generator().manual_seed(seed)
     steps = int(horizon / step + 1e-9) - left_out
     times = horizon - step * torch.arange(steps + 1, dtype=torch.float64)
     times[0] = horizon
 
     def field(x: torch.Tensor, t: torch.Tensor) -> Estimate:
-        alpha, sigma = expand(chosen.alpha(t), x), expand(chosen.sigma(t), x)
+        alpha, sigma = expand(forward.alpha(t), x), expand(forward.sigma(t), x)
         noise = (x - alpha * POINT - error) / sigma  # −σ times the score
         return Estimate((x - sigma * noise) / alpha, noise)
 
     last = torch.tensor(horizon, dtype=torch.float64)
     noise = torch.randn(n, 1, generator=generator)
-    x = float(chosen.alpha(last)) * POINT + float(chosen.sigma(last)) * noise
-    x = euler_maruyama(chosen, field, x, times, eta=1.0, generator=generator).clamp(-2, 0)
+    x = float(forward.alpha(last)) * POINT + float(forward.sigma(last)) * noise
+    x = euler_maruyama(forward, field, x, times, eta=1.0, generator=generator).clamp(-2, 0)
     return float(((x - POINT) ** 2).mean().sqrt())
 
 
@@ -81,21 +81,21 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Distances at three horizons, for both ends, and over all horizons."""
     page.text(ABOUT)
     numbers: Numbers = {}
-    for left_out, said in ENDS.items():
-        page.text(said)
+    for left_out, text in ENDS.items():
+        page.text(text)
         rows = []
         for error in ERRORS:
             for process in ("OU", "COU"):
                 runs = _runs(results, process, error, left_out)
                 if not runs:
                     continue
-                found = _spreads(runs)
-                numbers[f"{process}, {error:g}, {left_out} left out"] = found
-                known = zip((1.0, 5.0, 20.0), REFERENCE[error][process], strict=True)
+                spreads = _spreads(runs)
+                numbers[f"{process}, {error:g}, {left_out} left out"] = spreads
+                references = zip((1.0, 5.0, 20.0), REFERENCE[error][process], strict=True)
                 entries = [
-                    shown(found[f"{t:g}"]) + (f" ({value:.3f})" if left_out == 2 else "")
-                    for t, value in known
-                    if f"{t:g}" in found
+                    shown(spreads[f"{t:g}"]) + (f" ({value:.3f})" if left_out == 2 else "")
+                    for t, value in references
+                    if f"{t:g}" in spreads
                 ]
                 rows.append([f"{error:g}", process, *entries])
         page.table(["ε", "process", *("T = 1", "T = 5", "T = 20")[: len(rows[0]) - 2]], rows)
@@ -111,7 +111,7 @@ def _spreads(runs: list[Numbers]) -> Numbers:
 
 def _runs(results: dict[str, Numbers], process: str, error: float, left_out: int) -> list[Numbers]:
     start = f"{process}-{error:g}-{left_out}-"
-    return [found for name, found in results.items() if name.startswith(start)]
+    return [run for name, run in results.items() if name.startswith(start)]
 
 
 def _draw(results: dict[str, Numbers]) -> Any:

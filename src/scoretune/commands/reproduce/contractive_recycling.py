@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.contractive_swiss import learned, roll
 from scoretune.commands.reproduce.denoiser import END
 from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion.processes import VE, VP, ContractiveSubVP, Process, SubVP, time_of_ratio
 from scoretune.diffusion.recycling import matched, recycled
 from scoretune.diffusion.solvers import Field, ddim, dpmpp_2m, euler, heun
@@ -50,18 +50,18 @@ def theorem() -> Numbers:
     """τ at three times; largest errors of density and score of a mixture, with and without 1/c."""
     process, law = OTHERS["CsubVP"], tilt.Mixture.of([0.3, 0.7], [[-1.0], [0.5]], 0.1)
     x = torch.linspace(-12, 12, 201, dtype=torch.float64)[:, None]
-    found: Numbers = {"tau": {}, "density": 0.0, "score": 0.0, "without": 0.0}
+    numbers: Numbers = {"tau": {}, "density": 0.0, "score": 0.0, "without": 0.0}
     for t in EXPECTED:
         tau, c = matched(BASE, process, torch.tensor([t], dtype=torch.float64))
-        found["tau"][f"{t:g}"] = float(tau)
-        own = law.diffused(*_levels(process, t))
+        numbers["tau"][f"{t:g}"] = float(tau)
+        marginal = law.diffused(*_levels(process, t))
         base = law.diffused(*_levels(BASE, float(tau)))
-        density = (own.log_density(x).exp() - base.log_density(x / c).exp() / c).abs().max()
-        found["density"] = max(found["density"], float(density))
-        scores = own.score(x), base.score(x / c)
-        found["score"] = max(found["score"], float((scores[0] - scores[1] / c).abs().max()))
-        found["without"] = max(found["without"], float((scores[0] - scores[1]).abs().max()))
-    return found
+        density = (marginal.log_density(x).exp() - base.log_density(x / c).exp() / c).abs().max()
+        numbers["density"] = max(numbers["density"], float(density))
+        scores = marginal.score(x), base.score(x / c)
+        numbers["score"] = max(numbers["score"], float((scores[0] - scores[1] / c).abs().max()))
+        numbers["without"] = max(numbers["without"], float((scores[0] - scores[1]).abs().max()))
+    return numbers
 
 
 def _levels(process: Process, t: float) -> tuple[float, float]:
@@ -104,13 +104,13 @@ def _apart(field: Field, name: str, noise: Tensor) -> float:
 def _wide(field: Field) -> Field:
     """The network in float32, its answer in float64: rounding of x/α is not what is measured."""
 
-    def asked(x: Tensor, t: Tensor) -> Any:
-        said = field(x.float(), t)
+    def in_double(x: Tensor, t: Tensor) -> Any:
+        estimate = field(x.float(), t)
         sigma = BASE.sigma(t)[:, None]
-        data = said.data.double()
-        return type(said)(data, (x - data) / sigma)
+        data = estimate.data.double()
+        return type(estimate)(data, (x - data) / sigma)
 
-    return asked
+    return in_double
 
 
 @torch.no_grad()
@@ -129,14 +129,14 @@ def _flow(field: Field, noise: Tensor) -> float:
 @torch.no_grad()
 def _far(field: Field, process: str, name: str, steps: int, noise: Tensor, real: Tensor) -> float:
     """Sliced W2 of samples and data on a uniform grid of the process's own time, from σ/α = 7."""
-    chosen = OTHERS[process]
-    start, end = time_of_ratio(chosen, torch.tensor([7.0, 2 * END], dtype=torch.float64))
+    target = OTHERS[process]
+    start, end = time_of_ratio(target, torch.tensor([7.0, 2 * END], dtype=torch.float64))
     times = torch.linspace(float(start), float(end), steps + 1, dtype=torch.float64)
-    x = 7 * float(chosen.alpha(start)) * noise
+    x = 7 * float(target.alpha(start)) * noise
     extra = {"generator": torch.Generator().manual_seed(1)} if name.endswith("Maruyama") else {}
-    own = recycled(field, BASE, chosen)
-    x = IN_TIME[name](chosen, own, x, times, **extra)
-    return sliced_wasserstein(own(x, times[-1].expand(len(x))).data, real)
+    borrowed = recycled(field, BASE, target)
+    x = IN_TIME[name](target, borrowed, x, times, **extra)
+    return sliced_wasserstein(borrowed(x, times[-1].expand(len(x))).data, real)
 
 
 # ------------------------------------------------------------------------------------ the page

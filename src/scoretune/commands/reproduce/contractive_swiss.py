@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.denoiser import END, Denoiser, Perceptron, fitted
+from scoretune.commands.reproduce.denoiser import END, Denoiser
 from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import (
     VE,
@@ -45,18 +46,6 @@ SAMPLERS = {
 }
 
 
-def roll(n: int, seed: int) -> Tensor:
-    """Points [n, 2] of the roll less the mean of all."""
-    from sklearn.datasets import make_swiss_roll
-
-    points = torch.tensor(make_swiss_roll(n, noise=0.5, random_state=seed)[0][:, [0, 2]]) / 5
-    return points.float() - torch.tensor(CENTRE)
-
-
-CENTRE = (0.401, 0.0434)
-"""The mean of the points, from a million of them: every process starts from noise of mean 0."""
-
-
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """What two samples of the data are apart, then every process and seed."""
     size = (
@@ -80,22 +69,16 @@ def floor(seed: int, n: int) -> Numbers:
 
 def run(process: str, seed: int, updates: int, n: int, steps: int) -> Numbers:
     """Train under the process, then sample by each sampler from its own prior."""
-    chosen = PROCESSES[process]
-    model = learned(chosen, seed, updates)
-    real, found = roll(n, 1000 + seed), dict[str, Any]()
+    forward = PROCESSES[process]
+    model = learned(forward, seed, updates)
+    real, distances = roll(n, 1000 + seed), dict[str, Any]()
     for name in SAMPLERS:
-        x = drawn(model, chosen, name, n, steps, seed)
-        found[name] = sliced_wasserstein(x, real)
-        found["mean"] = x.mean(0).tolist()
+        x = drawn(model, forward, name, n, steps, seed)
+        distances[name] = sliced_wasserstein(x, real)
+        distances["mean"] = x.mean(0).tolist()
         if seed == 0 and name == "EM":
-            found["points"] = [[round(v, 2) for v in row] for row in x[:1500].tolist()]
-    return found
-
-
-def learned(process: Process, seed: int, updates: int) -> Denoiser:
-    """The perceptron, Adam 2e-3 in batches of 256 of 20,000 points."""
-    torch.manual_seed(seed)
-    return fitted(Perceptron(), roll(20_000, 0), process, updates=updates, batch=256, rate=2e-3)
+            distances["points"] = [[round(v, 2) for v in row] for row in x[:1500].tolist()]
+    return distances
 
 
 @torch.no_grad()
@@ -123,13 +106,15 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     arms, numbers = by_arm(results), dict[str, Any]()
     least = interval([run["distance"] for run in arms["data"]])
     page.text(ABOUT)
-    page.text("\n".join(f"* {name}: {said.format(steps=300)}" for name, said in SAMPLERS.items()))
+    page.text("\n".join(f"* {name}: {text.format(steps=300)}" for name, text in SAMPLERS.items()))
     rows = []
     for name, process in PROCESSES.items():
-        found = {kind: interval([run[kind] for run in arms[name]]) for kind in SAMPLERS}
+        distances = {kind: interval([run[kind] for run in arms[name]]) for kind in SAMPLERS}
         last = torch.tensor(process.horizon, dtype=torch.float64)
-        numbers[name] = found | {"ratio": float(noise_ratio(process, last))}
-        rows.append([name, f"{numbers[name]['ratio']:.3g}", *(shown(s) for s in found.values())])
+        numbers[name] = distances | {"ratio": float(noise_ratio(process, last))}
+        rows.append(
+            [name, f"{numbers[name]['ratio']:.3g}", *(shown(s) for s in distances.values())]
+        )
     rows.append(["two samples of the data", "", *[shown(least)] * len(SAMPLERS)])
     page.table(["process", "ρ_T", *SAMPLERS], rows)
     page.text(READING)

@@ -56,18 +56,18 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def carried(process: str, steps: int) -> Numbers:
     """Amplifications and biases of a process, and an amplification that was simulated."""
-    chosen = PROCESSES[process]
-    last = torch.tensor(chosen.horizon, dtype=torch.float64)
-    found: Numbers = {"ratio": float(noise_ratio(chosen, last)), "prior_std": chosen.prior_std}
+    forward = PROCESSES[process]
+    last = torch.tensor(forward.horizon, dtype=torch.float64)
+    numbers: Numbers = {"ratio": float(noise_ratio(forward, last)), "prior_std": forward.prior_std}
     for variance in VARIANCES:
-        found[f"{variance:g}"] = {
-            "score": [amplified(chosen, variance, eta, "score") for eta in ETAS],
-            "noise": [amplified(chosen, variance, eta, "noise") for eta in ETAS],
-            "bias": [contraction.initial_bias(chosen, variance=variance, eta=eta) for eta in ETAS],
+        numbers[f"{variance:g}"] = {
+            "score": [amplified(forward, variance, eta, "score") for eta in ETAS],
+            "noise": [amplified(forward, variance, eta, "noise") for eta in ETAS],
+            "bias": [contraction.initial_bias(forward, variance=variance, eta=eta) for eta in ETAS],
         }
-    found["simulated"] = simulated(chosen, 0.25, ERROR, steps)
-    found["predicted"] = ERROR * amplified(chosen, 0.25, 1.0, "score")
-    return found
+    numbers["simulated"] = simulated(forward, 0.25, ERROR, steps)
+    numbers["predicted"] = ERROR * amplified(forward, 0.25, 1.0, "score")
+    return numbers
 
 
 def amplified(process: Process, variance: float, eta: float, of: contraction.ErrorOf) -> float:
@@ -84,10 +84,11 @@ def simulated(process: Process, variance: float, error: float, steps: int) -> fl
     shift, slopes = torch.zeros(1, dtype=torch.float64), []
     for start in (0.0, 1.0):
         x = torch.full((len(t), 1), start, dtype=torch.float64)
-        said = field(x, t)
+        estimate = field(x, t)
         sigma = expand(process.sigma(t), x)
         pushed = Estimate(
-            said.data + sigma**2 / expand(process.alpha(t), x) * error, said.noise - sigma * error
+            estimate.data + sigma**2 / expand(process.alpha(t), x) * error,
+            estimate.noise - sigma * error,
         )
         slopes.append(kernel(process, x, pushed, t, t_next).mean[:, 0])
     for low, high in zip(*slopes, strict=True):
@@ -97,7 +98,7 @@ def simulated(process: Process, variance: float, error: float, steps: int) -> fl
 
 def bounds(horizons: list[float]) -> Numbers:
     """Theorem 1 of 2401.13115 and what really happens, data N(.5, 4), θ = σ̄ = 1, by horizon."""
-    found: Numbers = {"OU": [], "COU": []}
+    bounded: Numbers = {"OU": [], "COU": []}
     for horizon in horizons:
         # The score's Lipschitz constant is the largest 1/v: of OU's stationary law, of COU's data.
         for name, process, steep in (
@@ -116,8 +117,8 @@ def bounds(horizons: list[float]) -> Numbers:
             mean, variance = gaussian.arrival(process, mean=0.5, variance=4.0, eta=1.0)
             moved = mean + ERROR * amplified(process, 4.0, 1.0, "score")
             actual = gaussian.wasserstein((moved, variance), (0.5, 4.0))
-            found[name].append({"bound": bound, "sharper": sharper, "actual": actual})
-    return found
+            bounded[name].append({"bound": bound, "sharper": sharper, "actual": actual})
+    return bounded
 
 
 # ------------------------------------------------------------------------------------ the page
@@ -132,7 +133,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         columns = ["process", "ρ_T", "const score error, η = 0", "η = 1", "const ε error, η = 0"]
         page.table(
             [*columns, "η = 1", "bias q, η = 0", "η = 1"],
-            [_row(name, found, f"{variance:g}") for name, found in rows.items()],
+            [_row(name, bound, f"{variance:g}") for name, bound in rows.items()],
         )
     page.figure("trade", _draw(rows), "amplification of a score error against the prior's bias")
     page.text(CHECK)
@@ -143,17 +144,17 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.text(BOUNDS)
     table = []
     for name in ("OU", "COU"):
-        for horizon, found in zip(HORIZONS, results["bounds"][name], strict=True):
-            numbers = [f"{found[kind]:.4g}" for kind in ("bound", "sharper", "actual")]
+        for horizon, bound in zip(HORIZONS, results["bounds"][name], strict=True):
+            numbers = [f"{bound[kind]:.4g}" for kind in ("bound", "sharper", "actual")]
             table.append([name, f"{horizon:g}", *numbers])
     page.table(["process", "T", "Theorem 1", "with L_t = 1/v_t", "really"], table)
     return {"processes": rows, "bounds": results["bounds"]}
 
 
-def _row(name: str, found: Numbers, variance: str) -> list[str]:
-    numbers = found[variance]
+def _row(name: str, carry: Numbers, variance: str) -> list[str]:
+    numbers = carry[variance]
     cells = [f"{x:.3f}" for kind in ("score", "noise") for x in numbers[kind]]
-    return [name, f"{found['ratio']:.3g}", *cells, *(f"{x:.2g}" for x in numbers["bias"])]
+    return [name, f"{carry['ratio']:.3g}", *cells, *(f"{x:.2g}" for x in numbers["bias"])]
 
 
 def _draw(rows: dict[str, Numbers]) -> Any:
@@ -162,9 +163,9 @@ def _draw(rows: dict[str, Numbers]) -> Any:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     marks = dict(zip(rows, "osD^vPX*h", strict=True))
     for axes, kind in zip(figure.subplots(1, 2, sharex=True), ("score", "noise"), strict=True):
-        for name, found in rows.items():
+        for name, carry in rows.items():
             colour = COLOURS[0] if name in CONTRACTIVE else COLOURS[1]
-            place = found["1"]["bias"][1], found["1"][kind][1]
+            place = carry["1"]["bias"][1], carry["1"][kind][1]
             axes.scatter(*place, color=colour, marker=marks[name], s=60, label=name)
         axes.set(xscale="log", xlabel="share of the mean that the start loses, q₁")
         axes.set_ylabel("shift by an error of 1, η = 1")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
-from scoretune.core import config
 from scoretune.core.config import Critic as Settings
+from scoretune.core.config import Sampling
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.named import grid
 from scoretune.policy import Policy
@@ -53,7 +53,7 @@ class Seen:
     returns: Tensor
 
     def part(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What a critic is asked with, of some of the states."""
+        """The inputs of a critic, of some of the states."""
         return (
             self.x[index],
             self.data[index],
@@ -76,41 +76,44 @@ def ablate(seed: int, rounds: int = 24, paths: int = 32, passes: int = 6) -> Num
     run = overrides.changed(recipes.score_as_action(), ["sampling.jitter=true", f"seed={seed}"])
     policy = build_policy(run, torch.device("cpu"))
     prompts, reward = read_prompts("scenes", 200), named_reward("reader")
-    rolled = [look(policy, prompts, reward, run, seed * 1000 + k, paths) for k in range(rounds)]
-    known, unseen = joined(rolled[: -(rounds // 4 or 1)]), joined(rolled[-(rounds // 4 or 1) :])
+    rolled = [
+        look(policy, prompts, reward, run.sampling, seed=seed * 1000 + k, paths=paths)
+        for k in range(rounds)
+    ]
+    training, unseen = joined(rolled[: -(rounds // 4 or 1)]), joined(rolled[-(rounds // 4 or 1) :])
     horizon = policy.backbone.process.horizon
-    found: Numbers = {}
+    explained: Numbers = {}
     alone = torch.cos(unseen.t / horizon * torch.pi / 2) * unseen.guess
-    found[SKIP_ALONE] = explained_variance(alone, unseen.returns)
-    for name, chosen in VARIANTS.items():
+    explained[SKIP_ALONE] = explained_variance(alone, unseen.returns)
+    for name, settings in VARIANTS.items():
         torch.manual_seed(seed)
         critic = critic_for(
             policy.backbone.shape,
             unseen.tokens.shape[-1],
             horizon,
-            width=chosen.width,
-            skip=chosen.skip,
-            inputs=chosen.inputs,
-            features=policy.feature_size if chosen.body == "backbone" else 0,
+            width=settings.width,
+            skip=settings.skip,
+            inputs=settings.inputs,
+            features=policy.feature_size if settings.body == "backbone" else 0,
         )
-        fit(critic, known, passes, chosen.learning_rate)
+        fit(critic, training, passes, settings.learning_rate)
         with torch.no_grad():
             value = critic(*unseen.part(torch.arange(len(unseen.t))))
-        found[name] = explained_variance(value, unseen.returns)
-    return found
+        explained[name] = explained_variance(value, unseen.returns)
+    return explained
 
 
 @torch.no_grad()
 def look(
-    policy: Policy, prompts: Prompts, reward: Reward, run: config.Run, seed: int, paths: int
+    policy: Policy, prompts: Prompts, reward: Reward, sampling: Sampling, *, seed: int, paths: int
 ) -> Seen:
     """One round of rollouts, as a critic sees it."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(prompts), generator=generator)[:paths].tolist()
-    texts = [prompts.texts[i] for i in chosen]
+    indices = torch.randperm(len(prompts), generator=generator)[:paths].tolist()
+    texts = [prompts.texts[i] for i in indices]
     condition = policy.backbone.encode(texts)
     noise = prior(policy, paths, generator)
-    times = grid(policy.backbone.process, run.sampling)
+    times = grid(policy.backbone.process, sampling)
     path = rollout(
         policy, condition, times, generator, noise, acting=Acting(jitter=True, features=True)
     )
@@ -152,22 +155,22 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     from matplotlib.figure import Figure
 
     runs = list(results.values())
-    found = {name: interval([run[name] for run in runs]) for name in runs[0]}
+    spreads = {name: interval([run[name] for run in runs]) for name in runs[0]}
     page.text(
         "The share of the variance of the reward to come that each critic explains, on unseen "
         "rollouts of the base model (10 jittered steps, the reader). 95 % intervals over seeds."
     )
     page.table(
         ["value network", "explained variance"],
-        [[name, shown(spread)] for name, spread in found.items()],
+        [[name, shown(spread)] for name, spread in spreads.items()],
     )
     figure = Figure(figsize=(6.8, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    names = list(found)[::-1]
-    means = [found[name][0] for name in names]
-    errors = [found[name][2] - found[name][0] for name in names]
+    names = list(spreads)[::-1]
+    means = [spreads[name][0] for name in names]
+    errors = [spreads[name][2] - spreads[name][0] for name in names]
     axes.barh(names, means, xerr=errors, color="#0b6e99")
     axes.set_xlabel("explained variance")
     axes.grid(axis="x", alpha=0.3)
     page.figure("critics", figure, "explained variance of value networks")
-    return {"explained_variance": {name: list(map(float, f)) for name, f in found.items()}}
+    return {"explained_variance": {name: list(map(float, f)) for name, f in spreads.items()}}

@@ -55,7 +55,8 @@ def waves(level: Tensor) -> Tensor:
 
 
 class Perceptron(nn.Module):
-    """For points of the plane: 128 units in two layers, told the noise level."""
+    """For points of the plane: 128 units in two layers, given the noise level; no residuals, so
+    that it is none of `models.networks`."""
 
     def __init__(self, dimension: int = 2, width: int = 128) -> None:
         super().__init__()
@@ -87,8 +88,8 @@ def fitted(
         x0 = data[torch.randint(len(data), (batch,))]
         t = first + (process.horizon - first) * torch.rand(batch, dtype=torch.float64)
         ratio = (process.sigma(t) / process.alpha(t)).float()
-        found = model(x0 + expand(ratio, x0) * torch.randn_like(x0), ratio)
-        loss = (((found - x0) / expand(ratio, x0)) ** 2).mean()
+        denoised = model(x0 + expand(ratio, x0) * torch.randn_like(x0), ratio)
+        loss = (((denoised - x0) / expand(ratio, x0)) ** 2).mean()
         for group in optimiser.param_groups:
             group["lr"] = rate * (1 + math.cos(math.pi * update / updates)) / 2
         optimiser.zero_grad()

@@ -5,7 +5,6 @@ Both are trained once by whoever needs them first, and kept beside the experimen
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from scoretune.commands.reproduce.digits import (
     handwriting,
     train_reader,
 )
+from scoretune.core.files import save_tensors
 from scoretune.core.records import Condition, Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
@@ -72,18 +72,16 @@ def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
 
     Two processes that both come first do the same work and write the same file.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = folder / f"base-{budget.pretraining}.safetensors"
     model, reader = Digits(), DigitReader()
     both = nn.ModuleDict({"base": model.network, "reader": reader})
     if not file.exists():
-        known = handwriting()[0]
-        model.network.load_state_dict(pretrain(known, budget.pretraining).network.state_dict())
-        reader.load_state_dict(train_reader(known).state_dict())
-        aside = file.with_suffix(f".{os.getpid()}")
-        save_file(both.state_dict(), aside)
-        os.replace(aside, file)
+        training = handwriting()[0]
+        model.network.load_state_dict(pretrain(training, budget.pretraining).network.state_dict())
+        reader.load_state_dict(train_reader(training).state_dict())
+        save_tensors(file, both.state_dict())
     both.load_state_dict(load_file(file))
     return model, reader
 

@@ -50,9 +50,11 @@ def handwriting(held_out: int = 597) -> tuple[Handwriting, Handwriting]:
 
 
 class DigitNetwork(nn.Module):
-    """A residual perceptron on the 64 pixels, each block told the time: 0.25 M weights.
+    """A residual perceptron on the 64 pixels, each block given the time: 0.25 M weights.
 
-    An image of 8×8 is so small that convolutions would only cost time.
+    An image of 8×8 is so small that convolutions would only cost time. Blocks of one layer and a
+    clock of half the angle: another network than `models.networks.Perceptron`, whose first weights
+    and numbers would be other ones than those of the published pages.
     """
 
     def __init__(self, width: int = 192, blocks: int = 3) -> None:
@@ -66,10 +68,12 @@ class DigitNetwork(nn.Module):
     def forward(self, x: Tensor, share: Tensor) -> Tensor:
         """The output [B, 1, 8, 8] for states x of that shape at the share t/horizon [B]."""
         angle = share[:, None] * torch.tensor(FREQUENCIES, device=x.device) * math.pi / 2
-        told = self.clock(torch.cat([angle.sin(), angle.cos()], 1))
+        embedding = self.clock(torch.cat([angle.sin(), angle.cos()], 1))
         hidden = self.enter(x.flatten(1))
         for tell, layer in zip(self.tell, self.layers, strict=True):
-            hidden = hidden + layer(F.silu(F.layer_norm(hidden, hidden.shape[1:]) + tell(told)))
+            hidden = hidden + layer(
+                F.silu(F.layer_norm(hidden, hidden.shape[1:]) + tell(embedding))
+            )
         return cast(Tensor, self.leave(F.silu(hidden)).view(x.shape))
 
 

@@ -165,20 +165,20 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         baseline = [_level(run, "known") for run in _runs(results, ARMS[0], steps)]
         for arm in ARMS:
             runs = _runs(results, arm, steps)
-            known = [_level(run, "known") for run in runs]
-            found = {
+            distances = [_level(run, "known") for run in runs]
+            arm_numbers = {
                 "rate": RATES[arm][steps],
-                "known": interval(known),
+                "known": interval(distances),
                 "held_out": interval([_level(run, "held_out") for run in runs]),
-                "over_dxmi": interval([x - y for x, y in zip(known, baseline, strict=True)]),
+                "over_dxmi": interval([x - y for x, y in zip(distances, baseline, strict=True)]),
                 "network_evaluations": runs[0]["network_evaluations"],
                 "energy_gap": interval([run["energy_gap"] for run in runs]),
             }
-            numbers["arms"][f"{arm}, {steps} steps"] = found
-            spreads = [shown(found[part], 1) for part in ("known", "held_out", "over_dxmi")]
+            numbers["arms"][f"{arm}, {steps} steps"] = arm_numbers
+            spreads = [shown(arm_numbers[part], 1) for part in ("known", "held_out", "over_dxmi")]
             start = runs[0]["seen"][0]["known"]
-            work = f"{found['network_evaluations']:,}"
-            rows.append([steps, arm, f"{found['rate']:g}", f"{start:.1f}", *spreads, work])
+            work = f"{arm_numbers['network_evaluations']:,}"
+            rows.append([steps, arm, f"{arm_numbers['rate']:g}", f"{start:.1f}", *spreads, work])
     page.text(
         f"## Fine-tuned\n\nA run's result is the mean of its last {LAST} evaluations; mean and "
         "95 % interval over seeds. The difference to DxMI is paired by seed: below 0 is better."
@@ -210,9 +210,9 @@ def _references(base: Numbers, page: Page) -> None:
         f"reader is right on {base['accuracy']:.1%} of them. The base, without fine-tuning:"
     )
     rows = [
-        [name, steps, f"{found['known']:.1f}", f"{found['held_out']:.1f}"]
+        [name, steps, f"{distances['known']:.1f}", f"{distances['held_out']:.1f}"]
         for name in ("sampler", "ddim", "heun")
-        for steps, found in base[name].items()
+        for steps, distances in base[name].items()
     ]
     page.table(["through", "steps", "distance", "to held-out digits"], rows)
 

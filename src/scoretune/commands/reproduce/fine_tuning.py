@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band
 from scoretune.training import overrides
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record, recorded
 
@@ -29,19 +31,9 @@ class Arm(NamedTuple):
 Arms = dict[str, Arm]
 
 QUICK = [
-    *("updates=2", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"),
+    *("updates=1", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"),
     *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=1"),
 ]
-
-
-class Quiet:
-    """Nobody looks on."""
-
-    def stage(self, text: str) -> None:
-        pass
-
-    def line(self, numbers: dict[str, Any]) -> None:
-        pass
 
 
 def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> Numbers:
@@ -50,15 +42,16 @@ def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> N
     where = folder / "runs" / name
     if (where / "run.json").exists() and recorded(where) != run:
         shutil.rmtree(where)  # of a rehearsal, or before a setting changed: nothing to go on with
-    record(run, where, threads=1)
-    result = launch(run, where, Quiet())
-    found: Numbers = {
+    command = shlex.join(["scoretune", "train", recipe, *changes, "--threads", "1"])
+    record(run, where, 1, command=command)
+    result = launch(run, where, Silent())
+    numbers: Numbers = {
         "result": {k: v for k, v in result.items() if k != "run"},
         "evaluations": _lines(where / "evaluations.jsonl"),
     }
     if run.evaluation.gap.steps:
-        found["gaps"] = _lines(where / "gap.jsonl")
-    return found
+        numbers["gaps"] = _lines(where / "gap.jsonl")
+    return numbers
 
 
 def _lines(path: Path) -> list[Numbers]:
@@ -96,11 +89,11 @@ def best(runs: Runs, metric: str) -> float:
 
 def reached(runs: Runs, metric: str, wanted: float) -> list[int | None]:
     """For each run: network evaluations until an evaluation found the wanted level, or None."""
-    found: list[int | None] = []
+    when: list[int | None] = []
     for run in runs:
         work, values = curve(run, metric)
-        found.append(next((w for w, v in zip(work, values, strict=True) if v >= wanted), None))
-    return found
+        when.append(next((w for w, v in zip(work, values, strict=True) if v >= wanted), None))
+    return when
 
 
 def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
@@ -125,9 +118,12 @@ def points(triple: tuple[float, float, float], digits: int = 1, scale: float = 1
 
 
 def cells_of(
-    arms: Arms, reward: str, seeds: int, quick: bool, more: Sequence[str] = ()
+    arms: Arms, reward: str, seeds: int, quick: bool, *, reference: str, more: Sequence[str] = ()
 ) -> list[Cell]:
-    """A cell an arm and seed; `more` changes hold for all of them."""
+    """A cell an arm and seed; `more` changes hold for all of them.
+
+    A rehearsal runs the `reference` alone, the arm with which the page compares the others.
+    """
     extra = [*more, *(QUICK if quick else [])]
     return [
         Cell(
@@ -141,14 +137,16 @@ def cells_of(
             keeps_files=True,
         )
         for seed in range(seeds)
-        for arm in arms.values()
+        for label, arm in arms.items()
+        if label == reference or not quick
     ]
 
 
 def labelled(results: dict[str, Numbers], reward: str, arms: Arms) -> dict[str, Runs]:
-    """The runs of every arm by its label."""
-    found = by_arm(results)
-    return {label: found[f"{reward}-{arm.name}"] for label, arm in arms.items()}
+    """The runs of every arm that was run, by its label."""
+    runs = by_arm(results)
+    names = {label: f"{reward}-{arm.name}" for label, arm in arms.items()}
+    return {label: runs[name] for label, name in names.items() if name in runs}
 
 
 def compared(
@@ -193,9 +191,3 @@ def compared(
         rows,
     )
     return numbers
-
-
-def readers_gains(arms: dict[str, Runs]) -> str:
-    """A sentence on the network that gives the reward, beside the judge who does not."""
-    gains = (f"{label} {points(gain(runs, 'reader'))}" for label, runs in arms.items())
-    return f"In the eyes of the reader, which is optimised: {', '.join(gains)}."

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from scoretune.commands.reproduce import gap_training
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.mix_grpo import ACTING, BATCH, WINDOW
 
-ACTING = ["sampling.kernel=gddim", "sampling.noise=constant"]
-WINDOW = ["sampling.steps=16", "sampling.window.size=2", "sampling.window.every=2"]
-BATCH = ["sizes.prompts=8", "sizes.group=16"]
 MIX = gap_training.arms_of(
     "mix_grpo",
     [*ACTING, *WINDOW, *BATCH, "updates=28", "evaluation.every=14", "evaluation.per_task=20"],

@@ -71,19 +71,19 @@ def closed_forms() -> Numbers:
     """Rewards and gaps of the best law by noise, by decay, under Stable Diffusion's table, and by
     how far it was tuned."""
     law = best()
-    found: Numbers = {"rate": reward_gap.gap_rate(**law), "best": worth(law, None, 0.0)}
+    numbers: Numbers = {"rate": reward_gap.gap_rate(**law), "best": worth(law, None, 0.0)}
     for name, make, levels in (("VE", ve, NOISES), ("VP", vp, DECAYS)):
-        found[name] = {f"{x:g}": row(make(x), law) for x in levels}
+        numbers[name] = {f"{x:g}": row(make(x), law) for x in levels}
     for name, make, fine in (("VE", ve, FINE[0]), ("VP", vp, FINE[1])):
-        found[f"fine {name}"] = [reward_gap.gap(make(x), eta=1.0, **law) for x in fine]
+        numbers[f"fine {name}"] = [reward_gap.gap(make(x), eta=1.0, **law) for x in fine]
         leading = [reward_gap.asymptotic_gap(make(x), **law) for x in fine]
-        found[f"leading {name}"] = leading
-    found["table"] = row(Tabulated.scaled_linear(), law)
-    found["tilts"] = {
+        numbers[f"leading {name}"] = leading
+    numbers["table"] = row(Tabulated.scaled_linear(), law)
+    numbers["tilts"] = {
         f"{weight:g}": [reward_gap.gap(ve(10.0), eta=eta, **best(weight)) for eta in (1.0, 2.0)]
         for weight in KL_WEIGHTS
     }
-    return found
+    return numbers
 
 
 def row(process: Process, law: dict[str, float]) -> Numbers:
@@ -104,7 +104,7 @@ def worth(law: dict[str, float], process: Process | None, eta: float) -> float:
 
 def finite_steps(counts: list[int]) -> Numbers:
     """Gaps to DDIM on the same times, and W2 of each sampler to the law, by number of steps."""
-    found: Numbers = {"ode": [], "distance": {name: [] for name in SAMPLERS}}
+    numbers: Numbers = {"ode": [], "distance": {name: [] for name in SAMPLERS}}
     gaps: dict[str, list[float]] = {name: [] for name in SAMPLERS}
     for count in counts:
         times = grids.karras(STEPPED, count, t_end=END, dtype=F64)
@@ -113,15 +113,15 @@ def finite_steps(counts: list[int]) -> Numbers:
             return reward_gap.expected(arrived(kernel, times), CENTRE)
 
         ode = by(GDDIM(0.0))
-        found["ode"].append(ode)
+        numbers["ode"].append(ode)
         for name, (kernel, _) in SAMPLERS.items():
             gaps[name].append(by(kernel) - ode)
             bias = reward_gap.sampler_bias(STEPPED, kernel, times, VARIANCE, mean=MEAN)
-            found["distance"][name].append(bias)
+            numbers["distance"][name].append(bias)
     exact = {
         name: reward_gap.gap(STEPPED, eta=eta, **best()) for name, (_, eta) in SAMPLERS.items()
     }
-    return found | {"gaps": gaps, "exact": exact}
+    return numbers | {"gaps": gaps, "exact": exact}
 
 
 def arrived(kernel: Kernel, times: Tensor) -> gaussian.Moments:
@@ -131,12 +131,12 @@ def arrived(kernel: Kernel, times: Tensor) -> gaussian.Moments:
 
 def two_modes() -> Numbers:
     """Gaps of a law with two modes, and σ_T/α_T times these, which tend to the rate."""
-    found: Numbers = {"rate": reward_gap.smooth_gap_rate(PAIR, slope)}
+    numbers: Numbers = {"rate": reward_gap.smooth_gap_rate(PAIR, slope)}
     for name, make, fine in (("VE", ve, FINE[0]), ("VP", vp, FINE[1])):
-        found[name] = [reward_gap.smooth_gap(make(x), PAIR, slope) for x in fine]
+        numbers[name] = [reward_gap.smooth_gap(make(x), PAIR, slope) for x in fine]
     for name, make, levels in (("VE rows", ve, NOISES), ("VP rows", vp, DECAYS)):
-        found[name] = {f"{x:g}": reward_gap.smooth_gap(make(x), PAIR, slope) for x in levels}
-    return found | {"best": float(REWARD.mean(PAIR))}
+        numbers[name] = {f"{x:g}": reward_gap.smooth_gap(make(x), PAIR, slope) for x in levels}
+    return numbers | {"best": float(REWARD.mean(PAIR))}
 
 
 def how_much(levels: list[float]) -> Numbers:
@@ -162,32 +162,32 @@ def simulated(seed: int, paths: int, steps: int) -> Numbers:
         rewards = REWARD(x)
         return [float(rewards.mean()), float(rewards.std()) / paths**0.5, claimed]
 
-    found: Numbers = {}
+    checks: Numbers = {}
     ends = torch.tensor([[STEPPED.horizon], [0.0]], dtype=F64).expand(-1, paths)
     for eta in (0.0, *ETAS):
         step = gaussian.transition(STEPPED, start(), *ends, mean=MEAN, variance=VARIANCE, eta=eta)
         claimed = worth(best(), STEPPED, eta)
-        found[f"one exact step, η = {eta:g}"] = seen(step.draw(generator), claimed)
+        checks[f"one exact step, η = {eta:g}"] = seen(step.draw(generator), claimed)
     times = grids.karras(STEPPED, 20, t_end=END, dtype=F64)
     for name, (kernel, _) in SAMPLERS.items():
         field = gaussian.exact(STEPPED, mean=MEAN, variance=VARIANCE)
         x = through(kernel)(STEPPED, field, start(), times, generator=generator)
         claimed = reward_gap.expected(arrived(kernel, times), CENTRE)
-        found[f"20 steps of {name}"] = seen(x, claimed)
+        checks[f"20 steps of {name}"] = seen(x, claimed)
     fine = grids.karras(STEPPED, steps, t_end=END, dtype=F64)
     top = float(REWARD.mean(PAIR))
     by_ode, by_sde = (
         top - reward_gap.lost(PAIR, slope, partial(cdf, STEPPED, PAIR))
         for cdf in (reward_gap.ode_cdf, reward_gap.sde_cdf)
     )
-    x = edm_heun(STEPPED, said, start(), fine)
-    found["two modes, ODE"] = seen(x, by_ode)
-    x = dpm_solver.dpmpp_2m_sde(STEPPED, said, start(), fine, eta=1.0, generator=generator)
-    found["two modes, SDE"] = seen(x, by_sde)
-    return found
+    x = edm_heun(STEPPED, pair_estimate, start(), fine)
+    checks["two modes, ODE"] = seen(x, by_ode)
+    x = dpm_solver.dpmpp_2m_sde(STEPPED, pair_estimate, start(), fine, eta=1.0, generator=generator)
+    checks["two modes, SDE"] = seen(x, by_sde)
+    return checks
 
 
-def said(x: Tensor, t: Tensor) -> Estimate:
+def pair_estimate(x: Tensor, t: Tensor) -> Estimate:
     """The exact estimates of the law with two modes."""
     alpha, sigma = STEPPED.alpha(t), STEPPED.sigma(t)
     data = PAIR.posterior(x, alpha, sigma).mean

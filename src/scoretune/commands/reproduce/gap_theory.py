@@ -42,13 +42,13 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Gaussian data, two modes, how much noise, finite steps, the check."""
-    found = results["gaussian"]
+    gauss = results["gaussian"]
     page.text(ABOUT)
-    _gaussian(found, page)
-    slopes = _slopes(found, results["mixture"])
+    _gaussian(gauss, page)
+    slopes = _slopes(gauss, results["mixture"])
     _mixture(results["mixture"], page)
     page.text(RATES.format(**slopes))
-    page.figure("rates", _draw_rates(found, results["mixture"]), "reward gap by noise")
+    page.figure("rates", _draw_rates(gauss, results["mixture"]), "reward gap by noise")
     _levels(results["levels"], page)
     _steps(results["steps"], page)
     checks = pooled([r for name, r in results.items() if name.startswith("simulated")])
@@ -81,7 +81,7 @@ def _signed(row: Numbers) -> str:
     return f"{row['deviations']:+.2f}"
 
 
-def _slopes(found: Numbers, mixture: Numbers) -> dict[str, float]:
+def _slopes(gauss: Numbers, mixture: Numbers) -> dict[str, float]:
     """Of ln gap against ln T from 100 to 1000, and against B from 10 to 20."""
     noises, decays = FINE
     wide, long = noises.index(100.0), decays.index(10)
@@ -91,8 +91,8 @@ def _slopes(found: Numbers, mixture: Numbers) -> dict[str, float]:
 
     logs = [math.log(noise) for noise in noises]
     return {
-        "ve": rise(found["fine VE"], logs, wide),
-        "vp": rise(found["fine VP"], decays, long),
+        "ve": rise(gauss["fine VE"], logs, wide),
+        "vp": rise(gauss["fine VP"], decays, long),
         "ve_pair": rise(mixture["VE"], logs, wide),
         "vp_pair": rise(mixture["VP"], decays, long),
     }
@@ -101,34 +101,34 @@ def _slopes(found: Numbers, mixture: Numbers) -> dict[str, float]:
 # ------------------------------------------------------------------ the sections
 
 
-def _gaussian(found: Numbers, page: Page) -> None:
+def _gaussian(gauss: Numbers, page: Page) -> None:
     page.text("## Gaussian data")
     columns = ["reward, η = 0", "η = 1", *GAPS]
-    rows = [[t, *_row(r), f"{float(t) * r['gaps'][1]:.4f}"] for t, r in found["VE"].items()]
+    rows = [[t, *_row(r), f"{float(t) * r['gaps'][1]:.4f}"] for t, r in gauss["VE"].items()]
     page.table(["T, VE", *columns, "T · gap, η = 1"], rows)
     rows = [
         [b, *_row(r), f"{math.exp(float(b) / 2) * r['gaps'][1]:.5f}"]
-        for b, r in found["VP"].items()
+        for b, r in gauss["VP"].items()
     ]
     page.table(["B, VP", *columns, "e^{B/2} · gap, η = 1"], rows)
-    gaps = ", ".join(f"{gap:.5f}" for gap in found["table"]["gaps"])
-    page.text(LIMITS.format(rate=found["rate"], best=found["best"], gaps=gaps))
+    gaps = ", ".join(f"{gap:.5f}" for gap in gauss["table"]["gaps"])
+    page.text(LIMITS.format(rate=gauss["rate"], best=gauss["best"], gaps=gaps))
     page.table(
-        ["κ", *found["tilts"]],
+        ["κ", *gauss["tilts"]],
         [
-            [f"gap, η = {eta}", *(f"{gaps[k]:.6f}" for gaps in found["tilts"].values())]
+            [f"gap, η = {eta}", *(f"{gaps[k]:.6f}" for gaps in gauss["tilts"].values())]
             for k, eta in enumerate((1, 2))
         ],
     )
 
 
-def _row(found: Numbers) -> list[str]:
-    return [f"{value:.6f}" for value in (found["ode"], found["sde"], *found["gaps"])]
+def _row(numbers: Numbers) -> list[str]:
+    return [f"{value:.6f}" for value in (numbers["ode"], numbers["sde"], *numbers["gaps"])]
 
 
-def _mixture(found: Numbers, page: Page) -> None:
-    page.text(PAIR_SAID.format(rate=found["rate"], best=found["best"]))
-    rows, levels = found["VE rows"], [f"{noise:g}" for noise in NOISES]
+def _mixture(mixture: Numbers, page: Page) -> None:
+    page.text(PAIR_TEXT.format(rate=mixture["rate"], best=mixture["best"]))
+    rows, levels = mixture["VE rows"], [f"{noise:g}" for noise in NOISES]
     page.table(
         ["T, VE", *levels],
         [
@@ -136,7 +136,7 @@ def _mixture(found: Numbers, page: Page) -> None:
             ["T · gap", *(f"{float(t) * rows[t]:.4f}" for t in levels)],
         ],
     )
-    rows, levels = found["VP rows"], [f"{decay:g}" for decay in DECAYS]
+    rows, levels = mixture["VP rows"], [f"{decay:g}" for decay in DECAYS]
     page.table(
         ["B, VP", *levels],
         [
@@ -146,47 +146,47 @@ def _mixture(found: Numbers, page: Page) -> None:
     )
 
 
-def _levels(found: Numbers, page: Page) -> None:
+def _levels(by_eta: Numbers, page: Page) -> None:
     page.text(LEVELS_SAID)
     names = {"amplified": "error of ε̂", "factor": "path KL", "gaps": "gap, VE, T = 10"}
     page.table(
         ["η", *(f"{level:g}" for level in LEVELS)],
-        [[name, *(f"{value:.4f}" for value in found[key])] for key, name in names.items()],
+        [[name, *(f"{value:.4f}" for value in by_eta[key])] for key, name in names.items()],
     )
 
 
-def _steps(found: Numbers, page: Page) -> None:
+def _steps(stepped: Numbers, page: Page) -> None:
     twenty, names = STEPS.index(20), ("gDDIM, η = 1", "Euler–Maruyama, η = 1")
-    gddim, euler = (found["gaps"][name][twenty] for name in names)
-    page.text(STEPS_SAID.format(gddim=gddim, euler=euler, exact=found["exact"][names[0]]))
+    gddim, euler = (stepped["gaps"][name][twenty] for name in names)
+    page.text(STEPS_TEXT.format(gddim=gddim, euler=euler, exact=stepped["exact"][names[0]]))
     page.table(
         ["gap to DDIM", *(f"{count} steps" for count in STEPS), "exact"],
         [
-            [name, *(f"{gap:.4f}" for gap in gaps), f"{found['exact'][name]:.4f}"]
-            for name, gaps in found["gaps"].items()
+            [name, *(f"{gap:.4f}" for gap in gaps), f"{stepped['exact'][name]:.4f}"]
+            for name, gaps in stepped["gaps"].items()
         ],
     )
     page.table(
         ["W2 to the law", *(f"{count} steps" for count in STEPS)],
-        [[name, *(f"{w2:.4f}" for w2 in row)] for name, row in found["distance"].items()],
+        [[name, *(f"{w2:.4f}" for w2 in row)] for name, row in stepped["distance"].items()],
     )
-    page.figure("steps", _draw_steps(found), "reward gap by number of steps")
+    page.figure("steps", _draw_steps(stepped), "reward gap by number of steps")
 
 
-def _draw_rates(found: Numbers, mixture: Numbers) -> Any:
+def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, name, x in ((left, "VE", FINE[0]), (right, "VP", FINE[1])):
         for gaps, colour, label in (
-            (found[f"fine {name}"], COLOURS[0], "N(⅔, ⅓)"),
+            (gauss[f"fine {name}"], COLOURS[0], "N(⅔, ⅓)"),
             (mixture[name], COLOURS[1], "two modes"),
         ):
             axes.plot(x, gaps, color=colour, marker="o", markersize=3, label=label)
-        axes.plot(x, found[f"leading {name}"], ":", color=COLOURS[5], label="limit / ρ_T")
-        rate = mixture["rate"] / found["rate"]
-        limit = [rate * gap for gap in found[f"leading {name}"]]
+        axes.plot(x, gauss[f"leading {name}"], ":", color=COLOURS[5], label="limit / ρ_T")
+        rate = mixture["rate"] / gauss["rate"]
+        limit = [rate * gap for gap in gauss[f"leading {name}"]]
         axes.plot(x, limit, ":", color=COLOURS[5])
         axes.set_yscale("log", nonpositive="mask")  # two modes and little noise: a gap below 0
         axes.set_ylim(1e-5, 1)
@@ -197,15 +197,15 @@ def _draw_rates(found: Numbers, mixture: Numbers) -> Any:
     return figure
 
 
-def _draw_steps(found: Numbers) -> Any:
+def _draw_steps(stepped: Numbers) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     axes = figure.subplots()
-    for (name, gaps), colour in zip(found["gaps"].items(), COLOURS, strict=False):
+    for (name, gaps), colour in zip(stepped["gaps"].items(), COLOURS, strict=False):
         dash = "-" if name.startswith("gDDIM") else "--"
         axes.plot(STEPS, gaps, dash, color=colour, marker="o", markersize=3, label=name)
-        axes.plot([STEPS[-1] * 1.5], [found["exact"][name]], "<", color=colour)
+        axes.plot([STEPS[-1] * 1.5], [stepped["exact"][name]], "<", color=colour)
     axes.set(xlabel="steps (triangles: without end)", ylabel="reward less that of DDIM")
     axes.set_xscale("log")
     axes.axhline(0, color=COLOURS[5], linewidth=0.8)
@@ -228,7 +228,7 @@ Both last columns tend to −2m(m − c)s = {rate:.4f}; the reward of p* itself 
 noise table of Stable Diffusion 1.5 (B = 5.37) the gaps of η = 0.5, 1, 1.2, 1.5, 2 are {gaps}.
 By how far the policy was tuned, VE with T = 10:
 """
-PAIR_SAID = """
+PAIR_TEXT = """
 ## Two modes
 
 p* = 0.3 N(−1, 0.04) + 0.7 N(1, 0.04), of reward {best:.4f}, η = 1. Any law on the line and any
@@ -245,7 +245,7 @@ By η: how far a constant error of ε̂ moves a sample, in units of s, without l
 (least at η = 1.305); what a change of the score costs in path KL, ((1 + η²)/2η)²; and the gap,
 which hardly grows beyond η = 1.
 """
-STEPS_SAID = """
+STEPS_TEXT = """
 ## Finite steps
 
 With steps the comparison is also one of two errors. VE with T = 5, Karras times to 0.001. The

@@ -55,16 +55,16 @@ def learned(eta: float, count: int, seed: int, updates: int, batch: int) -> Numb
     generator, times = torch.Generator().manual_seed(seed), grid_of(count)
     mean, log_variance = (torch.zeros((), dtype=F64, requires_grad=True) for _ in range(2))
     optimiser = torch.optim.Adam([mean, log_variance], lr=RATE, betas=BETAS)
-    found: Numbers = {"ode": [], "gap": [], "exact": [], "variance": []}
+    curves: Numbers = {"ode": [], "gap": [], "exact": [], "variance": []}
     for update in range(updates + 1):
-        note(found, eta, times, mean.item(), log_variance.exp().item())
+        note(curves, eta, times, mean.item(), log_variance.exp().item())
         if update < updates:
             states = rolled(eta, times, mean.detach(), log_variance.detach(), batch, generator)
             merit = standardise(-((states[-1, :, 0] - CENTRE) ** 2))
             optimiser.zero_grad()
             (-(merit * path_log_prob(eta, times, states, mean, log_variance)).mean()).backward()
             optimiser.step()
-    return found
+    return curves
 
 
 def rolled(
@@ -97,20 +97,20 @@ def path_log_prob(
     return step.log_prob(x_next).view(-1, batch).sum(0)
 
 
-def note(found: Numbers, eta: float, times: Tensor, mean: float, variance: float) -> None:
+def note(curves: Numbers, eta: float, times: Tensor, mean: float, variance: float) -> None:
     """Rewards of the policy N(mean, variance) under DDIM, the gap of gDDIM(η) on the same times,
     and the gap in continuous time."""
 
     def worth(level: float) -> float:
         kernel = GDDIM(level)
-        found = gaussian.after_steps(PROCESS, kernel, times, mean=mean, variance=variance)
-        return reward_gap.expected(found, CENTRE)
+        curves = gaussian.after_steps(PROCESS, kernel, times, mean=mean, variance=variance)
+        return reward_gap.expected(curves, CENTRE)
 
-    found["ode"].append(worth(0.0))
-    found["gap"].append(worth(eta) - worth(0.0))
+    curves["ode"].append(worth(0.0))
+    curves["gap"].append(worth(eta) - worth(0.0))
     exact = reward_gap.gap(PROCESS, mean=mean, variance=variance, centre=CENTRE, eta=eta)
-    found["exact"].append(exact)
-    found["variance"].append(variance)
+    curves["exact"].append(exact)
+    curves["variance"].append(variance)
 
 
 # ------------------------------------------------------------------------------------ the page

@@ -48,7 +48,8 @@ def arms_of(recipe: str, changes: Sequence[str]) -> Arms:
 def cells(arms: Arms, seeds: int, quick: bool) -> list[Cell]:
     """One fine-tuning run for each arm and seed, rewarded by the reader."""
     small = ["evaluation.gap.steps=[3]"] if quick else []
-    return cells_of(arms, "reader", seeds, quick, small)
+    reference = f"η = {REFERENCE:g}"
+    return cells_of(arms, "reader", seeds, quick, reference=reference, more=small)
 
 
 def fine_gap(run: Numbers) -> tuple[list[int], list[float]]:
@@ -64,7 +65,7 @@ def _noisy(line: Numbers) -> Numbers:
 def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
     """Tables, the gap against updates, and what stochasticity was worth to the ODE."""
     runs = labelled(results, "reader", arms)
-    numbers: Numbers = {arm: _numbers(own) for arm, own in runs.items()}
+    numbers: Numbers = {arm: _numbers(seeds) for arm, seeds in runs.items()}
     page.text(
         "Gap: the reader's reward through gDDIM at the run's own η less that through the ODE "
         f"(DDIM), both in {FINE} steps from the same noise, on held-out prompts. Intervals and "
@@ -76,7 +77,7 @@ def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
             *("", "judge's gain through the ODE, points", "ODE reward, final"),
             *("gap at the start, points", "gap at the end", "change of the gap", "path KL"),
         ],
-        [[arm, *_row(found)] for arm, found in numbers.items()],
+        [[arm, *_row(row)] for arm, row in numbers.items()],
     )
     numbers["compared"] = _compared(runs, page)
     page.text(_findings(numbers, runs))
@@ -87,7 +88,7 @@ def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
 
 def _chance(runs: dict[str, Runs]) -> float:
     """Half the 95 % interval over prompts of one run's gap, on average."""
-    rows = [_noisy(line) for own in runs.values() for run in own for line in run["gaps"]]
+    rows = [_noisy(line) for seeds in runs.values() for run in seeds for line in run["gaps"]]
     return float(sum(row["gap_high"] - row["gap_low"] for row in rows)) / len(rows) / 2
 
 
@@ -107,28 +108,28 @@ def _numbers(runs: Runs) -> Numbers:
     }
 
 
-def _row(found: Numbers) -> list[str]:
-    kls = found["path_kl"]
+def _row(numbers: Numbers) -> list[str]:
+    kls = numbers["path_kl"]
     return [
-        points(found["judge gain"]),
-        f"{found['ode reward'][0]:.3f}",
-        *(points(found[name]) for name in ("gap start", "gap end", "gap change")),
+        points(numbers["judge gain"]),
+        f"{numbers['ode reward'][0]:.3f}",
+        *(points(numbers[name]) for name in ("gap start", "gap end", "gap change")),
         f"{min(kls):.1f}–{max(kls):.1f}",
     ]
 
 
 def _compared(runs: dict[str, Runs], page: Page) -> Numbers:
     """The ODE's judge and reward of each η less those of η = 1, paired by seed."""
-    found: Numbers = {}
-    known = runs[f"η = {REFERENCE:g}"]
-    for arm, own in runs.items():
-        if own is known:
+    differences: Numbers = {}
+    reference = runs[f"η = {REFERENCE:g}"]
+    for arm, seeds in runs.items():
+        if seeds is reference:
             continue
-        found[arm] = {
+        differences[arm] = {
             metric: interval(
                 [
                     curve(a, metric)[1][-1] - curve(b, metric)[1][-1]
-                    for a, b in zip(own, known, strict=True)
+                    for a, b in zip(seeds, reference, strict=True)
                 ]
             )
             for metric in ("judge", "reward")
@@ -136,9 +137,9 @@ def _compared(runs: dict[str, Runs], page: Page) -> Numbers:
     page.text(f"Against η = {REFERENCE:g}, at the end, through the ODE, paired by seed:")
     page.table(
         ["", "judge, points", "reward, points"],
-        [[arm, points(both["judge"]), points(both["reward"])] for arm, both in found.items()],
+        [[arm, points(both["judge"]), points(both["reward"])] for arm, both in differences.items()],
     )
-    return found
+    return differences
 
 
 def _findings(numbers: Numbers, runs: dict[str, Runs]) -> str:
@@ -164,9 +165,9 @@ def draw_gaps(runs: dict[str, Runs]) -> Any:
 
     figure = Figure(figsize=(2.6 * len(runs), 3.2), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axes, colour, (arm, own) in zip(panels, COLOURS, runs.items(), strict=False):
-        draw_band(axes, fine_gap(own[0])[0], [fine_gap(run)[1] for run in own], colour, arm)
-        for run in own:
+    for axes, colour, (arm, seeds) in zip(panels, COLOURS, runs.items(), strict=False):
+        draw_band(axes, fine_gap(seeds[0])[0], [fine_gap(run)[1] for run in seeds], colour, arm)
+        for run in seeds:
             axes.plot(*fine_gap(run), color=colour, linewidth=0.7, alpha=0.6)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_title(arm, fontsize=10)
@@ -185,9 +186,9 @@ def draw_ode(runs: dict[str, Runs]) -> Any:
     for axes, metric, label in zip(
         panels, ("reward", "judge"), ("reward through the ODE", "judge accuracy"), strict=True
     ):
-        for colour, (arm, own) in zip(COLOURS, runs.items(), strict=False):
-            updates = [line["update"] for line in own[0]["evaluations"]]
-            draw_band(axes, updates, [curve(run, metric)[1] for run in own], colour, arm)
+        for colour, (arm, seeds) in zip(COLOURS, runs.items(), strict=False):
+            updates = [line["update"] for line in seeds[0]["evaluations"]]
+            draw_band(axes, updates, [curve(run, metric)[1] for run in seeds], colour, arm)
         axes.set_xlabel("update")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -18,7 +18,7 @@ from scoretune.commands.reproduce.fine_tuning import (
     labelled,
     points,
 )
-from scoretune.commands.reproduce.gap_flow import ACTING, BATCH, WINDOW
+from scoretune.commands.reproduce.mix_grpo import ACTING, BATCH, WINDOW
 
 COMMON = [*ACTING, "sampling.eta=1", *BATCH, "updates=14", "evaluation.every=7"]
 PART = [*WINDOW, *COMMON, "sampling.window.every=1"]  # 4 minibatches; the whole path has 30
@@ -35,7 +35,7 @@ ARMS: Arms = {
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """One run for each arm and seed."""
-    return cells_of(ARMS, "reader", seeds, quick)
+    return cells_of(ARMS, "reader", seeds, quick, reference=WHOLE)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
@@ -51,19 +51,19 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     rows = []
     for arm, runs in arms.items():
         work = interval([run["result"]["network_evaluations"] for run in runs])[0]
-        found: Numbers = {
+        row: Numbers = {
             "gain": gain(runs, "judge"),
             "final": final(runs, "judge"),
             "against the whole path": _less(runs, arms[WHOLE]),
             "network_evaluations": work,
         }
-        numbers[arm] = found
+        numbers[arm] = row
         rows.append(
             [
                 arm,
-                points(found["gain"]),
-                f"{found['final'][0]:.3f}",
-                "—" if arm == WHOLE else points(found["against the whole path"]),
+                points(row["gain"]),
+                f"{row['final'][0]:.3f}",
+                "—" if arm == WHOLE else points(row["against the whole path"]),
                 f"{work:,.0f}",
             ]
         )
@@ -74,7 +74,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     return numbers
 
 
-def _less(runs: Runs, known: Runs) -> tuple[float, float, float]:
+def _less(runs: Runs, others: Runs) -> tuple[float, float, float]:
     """Final judge accuracy less that of other runs, paired by seed."""
-    pairs = zip(runs, known, strict=True)
+    pairs = zip(runs, others, strict=True)
     return interval([curve(a, "judge")[1][-1] - curve(b, "judge")[1][-1] for a, b in pairs])

@@ -58,7 +58,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     columns = ("seed", "judge at best", "at update", "alarm at", "of", "judge there", "stopped at")
     page.table(
         [*columns, "judge after rollback", "judge at the end, unguarded"],
-        [[seed, *(_told(value) for value in row.values())] for seed, row in enumerate(rows)],
+        [[seed, *(_shown(value) for value in row.values())] for seed, row in enumerate(rows)],
     )
     page.text(_summary(rows))
     page.text(
@@ -76,8 +76,8 @@ def _row(warned: Numbers, stopped: Numbers, rolled: Numbers) -> Numbers:
     alarms = warned["result"]["guard"]["alarms"]
     alarm = alarms[0] if alarms else None
     # the turning point is the best evaluation before the alarm: afterwards nothing is at stake
-    known = [line for line in lines if alarm is None or line["update"] <= alarm["update"]]
-    best = max(known, key=lambda line: level(line, "judge"))
+    before = [line for line in lines if alarm is None or line["update"] <= alarm["update"]]
+    best = max(before, key=lambda line: level(line, "judge"))
     there = next((ln for ln in lines if alarm and ln["update"] == alarm["update"]), None)
     return {
         "best": level(best, "judge"),
@@ -100,7 +100,7 @@ def _summary(rows: list[Numbers]) -> str:
     return text + (f", at most {max(lags)} evaluations after its best." if lags else ".")
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return "—"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

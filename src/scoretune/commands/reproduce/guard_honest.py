@@ -25,7 +25,7 @@ HONEST = {"score as action": Arm("score_as_action", "score_as_action")}
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """What `scoretune demo` runs, once a seed; and what the guard adds to an evaluation."""
-    runs = cells_of(HONEST, "reader", seeds, quick)
+    runs = cells_of(HONEST, "reader", seeds, quick, reference="score as action")
     return [*runs, Cell("cost", cost, {"changes": QUICK if quick else []})]
 
 
@@ -67,15 +67,15 @@ def cost(changes: list[str]) -> Numbers:
 
 
 class _Counted:
-    """Counts what the network is asked, which evaluations do not count towards training."""
+    """Counts network evaluations; those of an evaluation do not count towards training."""
 
     def __init__(self, policy: Any) -> None:
         self.calls = 0
         policy.backbone.network.register_forward_hook(self._count)
 
     def _count(self, network: Any, given: Any, output: Any) -> None:
-        found = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-        self.calls += len(found)
+        predicted = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        self.calls += len(predicted)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from scoretune.commands.reproduce.denoiser import Denoiser, fitted, waves
 from scoretune.commands.reproduce.digits import DigitNetwork
 from scoretune.commands.reproduce.image_data import Pictures
+from scoretune.core.files import save_tensors
 from scoretune.diffusion.processes import Process
 
 
@@ -41,44 +41,46 @@ QUICK = Budget(4, 8, 1e-3, 40, 20)
 
 
 class Block(nn.Module):
-    """Two convolutions that are told the noise level, around a shortcut."""
+    """Two convolutions around a shortcut, scaled and shifted by the noise level."""
 
-    def __init__(self, channels: int, told: int) -> None:
+    def __init__(self, channels: int, clock_width: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(2))
         self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.tell = nn.Linear(told, 2 * channels)
+        self.tell = nn.Linear(clock_width, 2 * channels)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.layers[0](F.silu(self.norms[0](x)))
-        scale, shift = self.tell(told)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.tell(embedding)[:, :, None, None].chunk(2, 1)
         return x + cast(Tensor, self.layers[1](F.silu(self.norms[1](hidden) * (1 + scale) + shift)))
 
 
 class SmallUNet(nn.Module):
     """A U-Net of two levels on patches of 2×2 pixels: 0.3 M weights at width 32."""
 
-    def __init__(self, channels: int, width: int = 32, told: int = 64) -> None:
+    def __init__(self, channels: int, width: int = 32, clock_width: int = 64) -> None:
         super().__init__()
         wide = 2 * width
-        self.clock = nn.Sequential(nn.Linear(16, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        self.clock = nn.Sequential(
+            nn.Linear(16, clock_width), nn.SiLU(), nn.Linear(clock_width, clock_width), nn.SiLU()
+        )
         self.enter = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.down = nn.Conv2d(width, wide, 3, stride=2, padding=1)
-        self.outer = nn.ModuleList(Block(width, told) for _ in range(2))
-        self.inner = nn.ModuleList(Block(wide, told) for _ in range(3))
+        self.outer = nn.ModuleList(Block(width, clock_width) for _ in range(2))
+        self.inner = nn.ModuleList(Block(wide, clock_width) for _ in range(3))
         self.up = nn.Conv2d(wide, width, 1)
         self.leave = nn.Conv2d(width, 4 * channels, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """The output [B, C, H, W] for x of that shape and ¼ ln ρ, [B]."""
-        told = self.clock(waves(level))
-        fine = self.outer[0](self.enter(F.pixel_unshuffle(x, 2)), told)
+        embedding = self.clock(waves(level))
+        fine = self.outer[0](self.enter(F.pixel_unshuffle(x, 2)), embedding)
         hidden = self.down(fine)
         for block in self.inner:
-            hidden = block(hidden, told)
+            hidden = block(hidden, embedding)
         fine = fine + F.interpolate(self.up(hidden), size=fine.shape[2:])
-        return F.pixel_shuffle(self.leave(F.silu(self.outer[1](fine, told))), 2)
+        return F.pixel_shuffle(self.leave(F.silu(self.outer[1](fine, embedding))), 2)
 
 
 def network_for(kind: str, shape: tuple[int, ...]) -> nn.Module:
@@ -130,15 +132,13 @@ class Reader(nn.Module):
 
 def reader_for(pictures: Pictures, budget: Budget, folder: Path) -> Reader:
     """A reader trained on the labels of these pictures, always the same; kept in `folder`."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = folder / f"reader-{pictures.kind}-{budget.reading}.safetensors"
     reader = Reader(pictures.centred.shape[1])
     if not file.exists():
         reader = _read(pictures, budget.reading)
-        aside = file.with_suffix(f".{os.getpid()}")
-        save_file(reader.state_dict(), aside)
-        os.replace(aside, file)
+        save_tensors(file, reader.state_dict())
     reader.load_state_dict(load_file(file))
     return reader.eval()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.digits import handwriting
 from scoretune.core.errors import UserError
+from scoretune.core.files import save_tensors
 
 MNIST = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 
@@ -43,11 +43,11 @@ def kinds_in(data: str | None) -> list[str]:
     if data is None:
         return ["digits"]
     folder = Path(data)
-    found = [kind for kind, places in PLACES.items() if any((folder / p).exists() for p in places)]
-    if not found:
+    kinds = [kind for kind, places in PLACES.items() if any((folder / p).exists() for p in places)]
+    if not kinds:
         wanted = " or ".join(place for places in PLACES.values() for place in places)
         raise UserError(f"{folder} holds no pictures: expected {wanted} in it")
-    return ["digits", *found]
+    return ["digits", *kinds]
 
 
 def compressed(kind: str, data: str | None) -> bool:
@@ -83,16 +83,14 @@ Part = tuple[Tensor, Tensor]
 
 
 def _kept(kind: str, data: Path, folder: Path) -> list[Part]:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = folder / f"{kind}.safetensors"
     if not file.exists():
         first, other = (_mixed(part) for part in (_mnist if kind == "mnist" else _cifar10)(data))
         tensors = {"images": first[0], "labels": first[1]}
         tensors |= {"held_out": other[0], "held_out_labels": other[1]}
-        aside = file.with_suffix(f".{os.getpid()}")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-        os.replace(aside, file)
+        save_tensors(file, tensors)
     kept = load_file(file)
     return [(kept["images"], kept["labels"]), (kept["held_out"], kept["held_out_labels"])]
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scoretune.commands.reproduce import EXPERIMENTS, Part
 from scoretune.commands.reproduce.base import Page, Watch, run_cells, spent
 from scoretune.core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders of the user's: a model for the part that wants one, and pictures to learn from."""
+
+    model: Path | None = None
+    data: Path | None = None
+
+
+NO_INPUTS = Inputs()
 
 
 def reproduce(
@@ -20,55 +32,58 @@ def reproduce(
     seeds: int = 5,
     jobs: int = 1,
     quick: bool = False,
-    model: Path | None = None,
-    data: Path | None = None,
+    inputs: Inputs = NO_INPUTS,
     watcher: Callable[[str], Watch] | None = None,
 ) -> dict[str, Any]:
     """Run the named experiment's parts in `folder`; every part's numbers by its name.
 
     A stopped experiment goes on where it was: cells that are finished are not repeated.
     """
-    chosen = parts_named(name, parts, model)
+    selected, data = parts_named(name, parts, inputs.model), inputs.data
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data} is not a folder")
     results: dict[str, Any] = {}
-    for part_name, part in chosen.items():
+    for part_name, part in selected.items():
         module = importlib.import_module(f"scoretune.commands.reproduce.{part.module}")
-        extra = {"model": str(model)} if part.wants_model else {}
+        extra = {"model": str(inputs.model)} if part.wants_model else {}
         if part.wants_data and data is not None:
             extra["data"] = str(data)
         cells = module.cells(seeds, quick, **extra)
         home = folder / part_name
         watch = watcher(part_name) if watcher else None
-        found = run_cells(cells, home, jobs=jobs, watch=watch)
+        numbers = run_cells(cells, home, jobs=jobs, watch=watch)
         command = _command(name, part_name, seeds, quick) + _folders(part, data)
         page = Page(home, part.title, command)
-        results[part_name] = module.present(found, page)
+        results[part_name] = module.present(numbers, page)
         page.write(results[part_name], spent(cells, home))
     return results
 
 
 def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str, Part]:
-    """The parts that were asked for; all that need no model of the user's, if none were."""
+    """The parts of these names; without names all that need no model of the user's."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    known = EXPERIMENTS[name]
+    all_parts = EXPERIMENTS[name]
     for part in parts:
-        if part not in known:
-            raise unknown(f"part of {name}", part, known)
-    chosen = {p: known[p] for p in parts or known if parts or model or not known[p].wants_model}
-    for part, meant in chosen.items():
+        if part not in all_parts:
+            raise unknown(f"part of {name}", part, all_parts)
+    selected = {
+        p: all_parts[p]
+        for p in parts or all_parts
+        if parts or model or not all_parts[p].wants_model
+    }
+    for part, meant in selected.items():
         if meant.wants_model and model is None:
             raise UserError(
                 f"part {part!r} needs --model FOLDER/model: make it, in about an hour, with "
                 "scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500"
             )
-    return chosen
+    return selected
 
 
 def _command(name: str, part: str, seeds: int, quick: bool) -> str:
-    said = f"scoretune reproduce {name} --part {part} --seeds {seeds}"
-    return said + (" --quick" if quick else "")
+    command = f"scoretune reproduce {name} --part {part} --seeds {seeds}"
+    return command + (" --quick" if quick else "")
 
 
 def _folders(part: Part, data: Path | None) -> str:

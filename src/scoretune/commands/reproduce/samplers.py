@@ -40,16 +40,16 @@ def look(seed: int, quick: bool, folder: Path) -> Numbers:
     policy = load(folder / "runs" / name)
     held_out, seen = (read_prompts(p, 1 if quick else 30) for p in ("scenes-held-out", "scenes"))
     less = 10 if quick else 1
-    found: Numbers = {"guidance": {}, "solvers": {}}
-    found["training prompts"] = both(policy, seen, "ddim", 20 // less)
+    accuracies: Numbers = {"guidance": {}, "solvers": {}}
+    accuracies["training prompts"] = both(policy, seen, "ddim", 20 // less)
     for guidance in GUIDANCE:
         policy.guidance = guidance
-        found["guidance"][str(guidance)] = both(policy, held_out, "ddim", 20 // less)
+        accuracies["guidance"][str(guidance)] = both(policy, held_out, "ddim", 20 // less)
     policy.guidance = 1.0
     for solver, steps in SOLVERS:
         accuracy = both(policy, held_out, solver, steps // less)
-        found["solvers"][f"{solver}, {steps} steps"] = accuracy
-    return found
+        accuracies["solvers"][f"{solver}, {steps} steps"] = accuracy
+    return accuracies
 
 
 def both(policy: Policy, prompts: Prompts, solver: str, steps: int) -> list[float]:
@@ -73,7 +73,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "prompts: mean accuracy over seeds, base → fine-tuned. On the prompts of the fine-tuning: "
         f"{_arrow([run['training prompts'] for run in runs])}."
     )
-    found: Numbers = {"training prompts": _means([run["training prompts"] for run in runs])}
+    means: Numbers = {"training prompts": _means([run["training prompts"] for run in runs])}
     for part, label in (
         ("guidance", "guidance (DDIM, 20 steps)"),
         ("solvers", "solver, no guidance"),
@@ -82,9 +82,9 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         page.table(
             [label, *names], [["judge", *(_arrow([r[part][n] for r in runs]) for n in names)]]
         )
-        found[part] = {n: _means([r[part][n] for r in runs]) for n in names}
-    page.figure("guidance", _draw(found["guidance"]), "judge accuracy by guidance")
-    return found
+        means[part] = {n: _means([r[part][n] for r in runs]) for n in names}
+    page.figure("guidance", _draw(means["guidance"]), "judge accuracy by guidance")
+    return means
 
 
 def _means(pairs: list[list[float]]) -> list[float]:

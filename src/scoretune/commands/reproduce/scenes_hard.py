@@ -6,32 +6,22 @@ Where captions were noisy, much of what fine-tuning wins is there to be found. H
 from __future__ import annotations
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.fine_tuning import (
-    cells_of,
-    compared,
-    draw_curves,
-    labelled,
-    readers_gains,
-)
-from scoretune.commands.reproduce.scenes import FOLLOWING
+from scoretune.commands.reproduce.fine_tuning import cells_of
+from scoretune.commands.reproduce.prompt_following import FOLLOWING, follow_prompts
 
 ARMS = {arm: FOLLOWING[arm] for arm in ("score as action", "DDPO")}
 
 
 def cells(seeds: int, quick: bool, model: str) -> list[Cell]:
     """One run for each arm and seed on the model in that folder."""
-    where = [f"model.source={model}", "evaluation.prompts=scenes-held-out"]
-    return cells_of(ARMS, "reader", seeds, quick, where)
+    source = [f"model.source={model}", "evaluation.prompts=scenes-held-out"]
+    return cells_of(ARMS, "reader", seeds, quick, reference="DDPO", more=source)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Does the value gradient move what the policy gradient does not?"""
-    arms = labelled(results, "reader", ARMS)
-    page.text(
+    about = (
         "A base trained with `scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500`, "
         "whose captions were never wrong. Reward, measurement and arms as on the shipped model."
     )
-    numbers = compared(arms, "judge", page)
-    page.text(readers_gains(arms))
-    page.figure("hard", draw_curves(arms, "judge", "judge accuracy"), "judge accuracy")
-    return numbers
+    return follow_prompts(results, ARMS, page, about=about, figure="hard")

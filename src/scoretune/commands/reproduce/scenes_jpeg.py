@@ -35,7 +35,7 @@ COMPRESSING: Arms = {
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """One fine-tuning run for each arm and seed."""
-    return cells_of(COMPRESSING, "compressibility", seeds, quick)
+    return cells_of(COMPRESSING, "compressibility", seeds, quick, reference="DDPO")
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:

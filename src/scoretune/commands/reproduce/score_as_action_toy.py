@@ -51,6 +51,7 @@ JUDGED, COUNTS, ON_PLANE = (
     (10, 30, 100),
     [f for f in FORMS if f not in ("explicit", "slope")],
 )
+REHEARSED = ("whole", "rate", "adjoint")  # one of each kind of credit, on ten steps
 
 
 # ------------------------------------------------------------------ cells
@@ -60,20 +61,22 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     """Fine-tuning on the line and on the plane, and the noise of one gradient."""
     size: dict[str, int] = {"updates": 1, "batch": 32} if quick else {}
     rounds = {"rounds": 2} if quick else {}
-    found = []
+    made = []
     for seed in range(seeds):
         for form, steps, jitter, kernel in PLANS:
+            if quick and (form not in REHEARSED or steps > 10):
+                continue
             plan = {"form": form, "steps": steps, "jitter": jitter, "kernel": kernel, "seed": seed}
             name = f"line-{form}-{steps}-{'jittered' if jitter else 'fixed'}-{kernel}-{seed}"
-            found.append(Cell(name, on_the_line, plan | size))
-        for form in ON_PLANE:
+            made.append(Cell(name, on_the_line, plan | size))
+        for form in ON_PLANE[:1] if quick else ON_PLANE:
             plan = {"form": form, "seed": seed}
-            found.append(Cell(f"plane-{form}-{seed}", on_the_plane, plan | size))
-    for form in BY_NOISE:
-        for count in COUNTS:
+            made.append(Cell(f"plane-{form}-{seed}", on_the_plane, plan | size))
+    for form in REHEARSED if quick else BY_NOISE:
+        for count in COUNTS[:1] if quick else COUNTS:
             plan = {"form": form, "count": count}
-            found.append(Cell(f"noise-{form}-{count}", noise_of_gradient, plan | rounds))
-    return found
+            made.append(Cell(f"noise-{form}-{count}", noise_of_gradient, plan | rounds))
+    return made
 
 
 def on_the_line(
@@ -91,10 +94,10 @@ def on_the_line(
     policy = Policy(backbone, KERNELS[kernel])
     learn(policy, form, steps, jitter, seed=seed, updates=updates, batch=batch, rate=0.05)
     policy.kernel = KERNELS["euler"]
-    found: Numbers = {str(count): exactly(policy, count) for count in JUDGED}
+    numbers: Numbers = {str(count): exactly(policy, count) for count in JUDGED}
     for solver, count in SOLVERS.items():
-        found[solver] = by_ode(policy, solver, count)
-    return found
+        numbers[solver] = by_ode(policy, solver, count)
+    return numbers
 
 
 @torch.no_grad()
@@ -157,12 +160,12 @@ def noise_of_gradient(form: str, count: int, rounds: int = 80, batch: int = 32) 
     exact = exact_critic(LINE, REWARDS[1])
     objective, credit = method(form, policy, batch * count, exact)
     paths = source(policy, credit, count, False, batch, 1, 0)
-    table, found = policy.parameters()[0], []
+    table, slopes = policy.parameters()[0], []
     for k in range(rounds):
         loss = objective(paths(k).minibatches[0]).value
         # A unit of θ is two deviations of the data, at every knot.
-        found.append(-2 * float(torch.autograd.grad(loss, table)[0][:, 0].sum()))
-    each = torch.tensor(found)
+        slopes.append(-2 * float(torch.autograd.grad(loss, table)[0][:, 0].sum()))
+    each = torch.tensor(slopes)
     return {"mean": float(each.mean()), "std": float(each.std()) * batch**0.5}
 
 
@@ -190,7 +193,7 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         "10, 50 and 200 steps and without sampling; and by its reward through solvers without "
         "noise, where the optimum has −.375. Intervals are of 95 %, over seeds."
     )
-    rows, found = [], {}
+    rows, numbers = [], {}
     for name, runs in arms.items():
         form, steps, times, kernel = name.split("-")
         values = [interval([run[str(c)]["eta"] for run in runs]) for c in JUDGED]
@@ -199,11 +202,11 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         means += [f"{m:.3f}" for m, _, _ in solved]
         rows.append([FORMS[form], f"{steps} {times}, {kernel}", *means])
         columns = [*JUDGED, *SOLVERS]
-        found[name] = {str(c): list(v) for c, v in zip(columns, values + solved, strict=True)}
+        numbers[name] = {str(c): list(v) for c, v in zip(columns, values + solved, strict=True)}
     judged = [f"η on {count}" for count in JUDGED]
     judged += [f"{solver}, {count}" for solver, count in SOLVERS.items()]
     page.table(["credit", "trained on", *judged], rows)
-    return {"optimum": best, "arms": found}
+    return {"optimum": best, "arms": numbers}
 
 
 def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
@@ -216,15 +219,16 @@ def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
     rows = []
     figure = Figure(figsize=(8.6, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for form in BY_NOISE:
-        runs, label = [cells[f"{form}-{count}"] for count in COUNTS], FORMS[form]
+    counts = [count for count in COUNTS if f"whole-{count}" in cells]
+    for form in (form for form in BY_NOISE if f"{form}-{counts[0]}" in cells):
+        runs, label = [cells[f"{form}-{count}"] for count in counts], FORMS[form]
         rows.append([label, *(f"{run['mean']:.2f} ± {run['std']:.2f}" for run in runs)])
-        axes.loglog(COUNTS, [run["std"] for run in runs], marker="o", label=label)
+        axes.loglog(counts, [run["std"] for run in runs], marker="o", label=label)
     axes.set_xlabel("steps of a path")
     axes.set_ylabel("deviation of one path's gradient")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    page.table(["credit", *(f"{count} steps" for count in COUNTS)], rows)
+    page.table(["credit", *(f"{count} steps" for count in counts)], rows)
     page.figure("noise", figure, "deviation of one path's gradient, by the number of steps")
     return cells
 
@@ -242,13 +246,13 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
     rows = [["the exact tilt", f"{best:.3f}", *exact]]
     pen = torch.Generator().manual_seed(0)
     panels = {"pretrained": PLANE.draw(400, pen), "exact tilt": law.draw(400, pen)}
-    found: Numbers = {}
+    numbers: Numbers = {}
     for form, runs in arms.items():
         eta = interval([run["eta"] for run in runs])
         shares = [sum(part) / len(runs) for part in zip(*(r["shares"] for r in runs), strict=True)]
         rows.append([FORMS[form], shown(eta), *(f"{s:.3f}" for s in shares)])
         panels[form] = torch.tensor(runs[0]["samples"])
-        found[form] = {"eta": list(eta), "shares": shares}
+        numbers[form] = {"eta": list(eta), "shares": shares}
     page.table(["credit", "η", *(f"share of mode {k + 1}" for k in range(4))], rows)
     figure = Figure(figsize=(2.0 * len(panels), 2.2), layout="constrained")
     for k, (title, samples) in enumerate(panels.items()):
@@ -257,4 +261,4 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         axes.scatter(x, y, s=2, alpha=0.6)
         axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     page.figure("plane", figure, "samples before, from the exact tilt, and as learned")
-    return {"optimum": best, "arms": found}
+    return {"optimum": best, "arms": numbers}

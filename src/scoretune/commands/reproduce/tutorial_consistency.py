@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.contractive_swiss import roll
 from scoretune.commands.reproduce.denoiser import Denoiser, Perceptron, fitted
 from scoretune.commands.reproduce.drawing import COLOURS
 from scoretune.commands.reproduce.students import PROCESS, T_MIN, Affine, jump_of, taught
+from scoretune.commands.reproduce.swiss_roll import roll
 from scoretune.diffusion.matching import consistency
+from scoretune.diffusion.processes import VE
 from scoretune.diffusion.solvers import edm_heun
 from scoretune.diffusion.theory import gaussian
 from scoretune.evaluate.metrics import sliced_wasserstein
@@ -46,24 +47,24 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def exact() -> Numbers:
     """Residuals of Heun's step by grid, the one-step law, the gap between CD's and CT's pairs."""
-    found: Numbers = {"residuals": {}, "pairs": {}}
+    numbers: Numbers = {"residuals": {}, "pairs": {}}
     for points in RESIDUALS:
         times = consistency.grid(PROCESS, points, T_MIN)
         t, t_next = times[:-1], times[1:]
         x = MEAN + torch.sqrt(VARIANCE + t**2)[:, None]
         ahead = consistency.ode_step(PROCESS, TEACHER, x, t, t_next, solver="heun")
-        found["residuals"][str(points)] = float((_best(x, t) - _best(ahead, t_next)).abs().max())
+        numbers["residuals"][str(points)] = float((_best(x, t) - _best(ahead, t_next)).abs().max())
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     for points in (40, 80):  # what a student of Heun's steps can reach
         reached = edm_heun(PROCESS, TEACHER, ends, consistency.grid(PROCESS, points, T_MIN))
-        found[f"composed, {points}"] = float(reached[1] - reached[0])
+        numbers[f"composed, {points}"] = float(reached[1] - reached[0])
     low, high = _best(ends, torch.full((2,), 80.0, dtype=torch.float64))[:, 0].tolist()
-    found["one step"] = [low, 80.0 * (high - low)]
+    numbers["one step"] = [low, 80.0 * (high - low)]
     for points in (40, 80):
-        found[f"composed, {points}"] /= high - low
+        numbers[f"composed, {points}"] /= high - low
     for pair in PAIRS:
-        found["pairs"]["{:g}, {:g}".format(*pair)] = _pair_gap(*pair)
-    return found
+        numbers["pairs"]["{:g}, {:g}".format(*pair)] = _pair_gap(*pair)
+    return numbers
 
 
 def _best(x: Tensor, t: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ def on_the_roll(seed: int, updates: int, n: int) -> Numbers:
         times = consistency.grid(PROCESS, 19, T_MIN).float()
         drawn = edm_heun(PROCESS, teacher.under(PROCESS), noise, times)
         few = edm_heun(PROCESS, teacher.under(PROCESS), noise, times[[0, 9, 18]])
-    found = {
+    distances = {
         "data": sliced_wasserstein(roll(n, 2000 + seed), real),
         "teacher, 18 Heun steps": sliced_wasserstein(drawn, real),
         "teacher, 2 Heun steps": sliced_wasserstein(few, real),
@@ -143,14 +144,14 @@ def on_the_roll(seed: int, updates: int, n: int) -> Numbers:
         field = teacher.under(PROCESS) if arm == "distillation" else None
         student = taught(begin, data, field, updates)
         for calls, levels in ((1, (80.0,)), (2, (80.0, 0.6))):
-            found[f"{arm}, {calls} call{'s' * (calls > 1)}"] = _drawn(student, noise, levels, real)
-    return found
+            distances[f"{arm}, {calls} call{'s' * (calls > 1)}"] = _drawn(
+                student, noise, levels, real
+            )
+    return distances
 
 
 def _teacher(data: Tensor, updates: int) -> Denoiser:
     """Trained on ln ρ uniform (VE's clock), which EDM's own clock of equal ρ would starve."""
-    from scoretune.diffusion.processes import VE
-
     model = fitted(Perceptron(), data, VE(0.002, 80.0), updates=updates, batch=256, rate=2e-3)
     for parameter in model.network.parameters():
         parameter.requires_grad_(True)
@@ -175,31 +176,31 @@ def _drawn(student: Denoiser, noise: Tensor, levels: tuple[float, ...], real: Te
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Closed forms, the line, the roll."""
-    known, arms = results["exact"], by_arm(results)
+    closed, arms = results["exact"], by_arm(results)
     page.text(EXACT)
-    residuals = known["residuals"].items()
+    residuals = closed["residuals"].items()
     page.table(
         ["grid times", "largest residual", "expected"],
         [[n, f"{r:.3g}", f"{RESIDUALS[int(n)]:.3g}"] for n, r in residuals],
     )
-    mean, std = known["one step"]
+    mean, std = closed["one step"]
     page.text(
         f"One call from N(0, 80²) gives mean {mean:.6f} and std {std:.6f} (.695625, .499994)."
     )
     page.text(
-        f"All of a grid's Heun steps together lead to {known['composed, 40']:.4f} of f*'s slope at "
-        f"t = 80 with 40 times, and to {known['composed, 80']:.4f} with 80."
+        f"All of a grid's Heun steps together lead to {closed['composed, 40']:.4f} of f*'s slope "
+        f"at t = 80 with 40 times, and to {closed['composed, 80']:.4f} with 80."
     )
     page.text(GAP)
     page.table(
         ["t, t'", "W2²", "expected"],
         [
             [pair, f"{gap:.4f}", f"{want:.4f}"]
-            for (pair, gap), want in zip(known["pairs"].items(), PAIRS.values(), strict=True)
+            for (pair, gap), want in zip(closed["pairs"].items(), PAIRS.values(), strict=True)
         ],
     )
     page.text(LINE)
-    rows, numbers = [], {"exact": known, "line": {}, "roll": {}}
+    rows, numbers = [], {"exact": closed, "line": {}, "roll": {}}
     for arm in LINES:
         runs = arms[f"line-{arm}"]
         error = interval([run["error"] for run in runs])
@@ -211,8 +212,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.table(["", "largest error / s", *heads, "one call: mean", "std"], rows)
     page.text(ROLL)
     for name in arms["roll"][0]:
-        said = "two samples of the data" if name == "data" else name
-        numbers["roll"][said] = interval([run[name] for run in arms["roll"]])
+        label = "two samples of the data" if name == "data" else name
+        numbers["roll"][label] = interval([run[name] for run in arms["roll"]])
     page.table(["", "sliced W2"], [[n, shown(s)] for n, s in numbers["roll"].items()])
     page.figure("consistency", _draw(numbers), "sliced W2 on the roll, and Heun's residuals")
     return numbers

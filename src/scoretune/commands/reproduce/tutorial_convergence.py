@@ -34,7 +34,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def variation(horizons: list[float]) -> Numbers:
     """TV of samples and data for OU with g² = 2, and its bounds, by score error and horizon."""
-    found: Numbers = {}
+    errors: Numbers = {}
     for error in ERRORS:
         rows = []
         for horizon in horizons:
@@ -55,13 +55,13 @@ def variation(horizons: list[float]) -> Numbers:
                 for i in (start, forget)
             ]
             rows.append([actual, *bounds])
-        found[f"{error:g}"] = rows
-    return found
+        errors[f"{error:g}"] = rows
+    return errors
 
 
 def transport(horizons: list[float]) -> Numbers:
     """W2 and its bounds for OU and two contractive processes, with a score error of 0.05."""
-    found: Numbers = {"OU": [], "COU": [], "CVP": []}
+    distances: Numbers = {"OU": [], "COU": [], "CVP": []}
     error = 0.05
     for horizon in horizons:
         kinds: dict[str, Process] = {
@@ -91,8 +91,8 @@ def transport(horizons: list[float]) -> Numbers:
                     concavity=1 / VARIANCE, second_moment=second, score_error=error
                 )
                 row.append(concave)
-            found[name].append(row)
-    return found
+            distances[name].append(row)
+    return distances
 
 
 def by_step(horizons: list[float]) -> Numbers:
@@ -100,14 +100,14 @@ def by_step(horizons: list[float]) -> Numbers:
 
     Data N(0.5, 4), θ = σ̄ = 1.
     """
-    found: Numbers = {"OU": [], "COU": []}
+    distances: Numbers = {"OU": [], "COU": []}
     for horizon in horizons:
         for name, process in (
             ("OU", OU(1.0, 1.0, horizon)),
             ("COU", ContractiveOU(1.0, 1.0, horizon)),
         ):
-            found[name].append([_discretised(process, step) for step in STEPS])
-    return found
+            distances[name].append([_discretised(process, step) for step in STEPS])
+    return distances
 
 
 def _discretised(process: Process, step: float) -> float:
@@ -145,22 +145,22 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.text(VARIATION)
     rows = [
         [error, f"{T:g}", *(f"{value:.4f}" for value in row)]
-        for error, found in results["variation"].items()
-        for T, row in zip(horizons, found, strict=True)
+        for error, table in results["variation"].items()
+        for T, row in zip(horizons, table, strict=True)
     ]
     page.table(["score error ε", "T", "TV", "Thm 5.1", "Cor. 5.2"], rows)
     page.text(TRANSPORT)
     rows = [
         [name, f"{T:g}", *(f"{value:.4g}" for value in row), *([""] * (3 - len(row)))]
-        for name, found in results["transport"].items()
-        for T, row in zip(horizons, found, strict=True)
+        for name, table in results["transport"].items()
+        for T, row in zip(horizons, table, strict=True)
     ]
     page.table(["process", "T", "W2", "Thm 5.4", "log-concave"], rows)
     page.text(BY_STEP)
     rows = [
         [name, f"{T:g}", *(f"{value:.4f}" for value in row)]
-        for name, found in results["steps"].items()
-        for T, row in zip(horizons, found, strict=True)
+        for name, table in results["steps"].items()
+        for T, row in zip(horizons, table, strict=True)
     ]
     page.table(["process", "T", *(f"δ = {step:g}" for step in STEPS)], rows)
     page.figure("convergence", _draw(results, horizons), "errors and bounds by horizon")

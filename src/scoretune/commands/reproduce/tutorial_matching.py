@@ -59,9 +59,11 @@ def identities(points: int) -> Numbers:
     def score(at: Tensor) -> Tensor:
         return -at / 1.3
 
-    own = (x**2 / spread**2).sum(1).mean()  # E‖∇ ln p‖², which explicit and implicit differ by
+    information = (
+        (x**2 / spread**2).sum(1).mean()
+    )  # E‖∇ ln p‖², which explicit and implicit differ by
     losses = {
-        "explicit − E‖∇ ln p‖²": score_matching.explicit(score(x), -x / spread) - own,
+        "explicit − E‖∇ ln p‖²": score_matching.explicit(score(x), -x / spread) - information,
         "implicit": score_matching.implicit(score, x),
         "sliced": score_matching.sliced(
             score, x, directions="gaussian", reduced=False, generator=generator
@@ -78,21 +80,21 @@ def identities(points: int) -> Numbers:
 
 def floors() -> Numbers:
     """Least losses by t_min, and the loss's spread by weight, by quadrature."""
-    found: Numbers = {"least": {}, "spread": {name: [] for name in SPREADS}}
+    numbers: Numbers = {"least": {}, "spread": {name: [] for name in SPREADS}}
     for start in ENDS:
         t, share = _quadrature(start)
         alpha, sigma = PROCESS.alpha(t), PROCESS.sigma(t)
         # σŝ + ε ~ N(0, α²s²/v) at the minimum: the square has mean a and second moment 3a².
         least = alpha**2 * VARIANCE / gaussian.state_variance(PROCESS, t, VARIANCE)
-        found["least"][f"{start:g}"] = float((share * least).sum())
+        numbers["least"][f"{start:g}"] = float((share * least).sum())
         g_sq = PROCESS.sde(t)[1]
         weights = {"σ²": torch.ones_like(t), "g², uniform times": g_sq / sigma**2}
         weights["1"] = 1 / sigma**2
         for name, weight in weights.items():
-            found["spread"][name].append(_spread(share, weight * least))
+            numbers["spread"][name].append(_spread(share, weight * least))
         drawn = share * g_sq / sigma**2  # times in proportion to g²/σ² weigh alike
-        found["spread"]["g², times ∝ g²/σ²"].append(_spread(drawn / drawn.sum(), least))
-    return found
+        numbers["spread"]["g², times ∝ g²/σ²"].append(_spread(drawn / drawn.sum(), least))
+    return numbers
 
 
 def _quadrature(start: float, points: int = 200_001) -> tuple[Tensor, Tensor]:
@@ -147,10 +149,10 @@ def _loss(network: Perceptron, loss: str, t: Tensor, sigma: Tensor) -> Tensor:
 
 
 def noise_of(network: Perceptron, x: Tensor, t: Tensor) -> Tensor:
-    """ε̂ of the network, told ¼ ln ρ."""
+    """ε̂ of the network at ¼ ln ρ."""
     ratio = PROCESS.sigma(t) / PROCESS.alpha(t)
-    said: Tensor = network(x, torch.log(ratio).float() / 4)
-    return said
+    noise: Tensor = network(x, torch.log(ratio).float() / 4)
+    return noise
 
 
 @torch.no_grad()
@@ -162,11 +164,11 @@ def judged(network: Perceptron, start: float) -> Numbers:
     weight = weight / weight.sum()
     spread = gaussian.state_variance(PROCESS, times, VARIANCE).sqrt()
     x = (spread[:, None] * nodes).float().reshape(-1, 1)
-    said = noise_of(network, x, times.repeat_interleave(41)).view(-1, 41).double()
+    predicted = noise_of(network, x, times.repeat_interleave(41)).view(-1, 41).double()
     exact = (PROCESS.sigma(times) / spread)[:, None] * nodes
     least = PROCESS.alpha(times) ** 2 * VARIANCE / spread**2
-    excess = float((share * ((said - exact) ** 2 * weight).sum(1)).sum())
-    slopes = ((said * nodes * weight).sum(1) / (nodes**2 * weight).sum()) / spread
+    excess = float((share * ((predicted - exact) ** 2 * weight).sum(1)).sum())
+    slopes = ((predicted * nodes * weight).sum(1) / (nodes**2 * weight).sum()) / spread
     picked = [int((times - t).abs().argmin()) for t in (0.03, 0.1, 0.3, 1.0)]
     true = PROCESS.sigma(times) / spread**2
     return {
@@ -200,20 +202,20 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         excess = interval([run["excess"] / run["least"] for run in runs])
         slopes = [sum(c) / len(c) for c in zip(*(run["slopes"] for run in runs), strict=True)]
         numbers[arm] = {"loss": loss, "excess": excess, "slopes": slopes}
-        said = [f"{slope:.3f}" for slope in slopes]
-        rows.append([arm, shown(loss, 4), shown(excess, 2, scale=100), *said])
+        texts = [f"{slope:.3f}" for slope in slopes]
+        rows.append([arm, shown(loss, 4), shown(excess, 2, scale=100), *texts])
     heads = [f"slope at t = {t:g}" for t in (0.03, 0.1, 0.3, 1.0)]
     page.table(["trained with", "loss with weight σ²", "excess, %", *heads], rows)
     page.figure("matching", _draw(results["floors"]), "spread of the denoising loss by weight")
     return {"identities": results["identities"], "floors": results["floors"], "learned": numbers}
 
 
-def _draw(found: Numbers) -> Any:
+def _draw(exact: Numbers) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    for k, (name, values) in enumerate(found["spread"].items()):
+    for k, (name, values) in enumerate(exact["spread"].items()):
         places = [j + (k - 1.5) * 0.2 for j in range(len(values))]
         axes.bar(places, values, 0.18, color=COLOURS[k], label=f"weight {name}")
     axes.set_xticks(range(len(ENDS)), [f"t from {start:g}" for start in ENDS])

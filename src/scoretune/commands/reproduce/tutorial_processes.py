@@ -74,22 +74,22 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def examined(process: str, seeds: int, steps: int, paths: int) -> Numbers:
     """Integration errors of a process and of its reverse family, and what paths find."""
-    chosen = PROCESSES[process]
-    last = torch.tensor(_last(chosen), dtype=torch.float64)
-    found: Numbers = {
-        "marginals": marginals(chosen, steps),
-        "prior_std": chosen.prior_std,
-        "alpha": float(chosen.alpha(last)),
-        "ratio": float(noise_ratio(chosen, last)),
+    forward = PROCESSES[process]
+    last = torch.tensor(_last(forward), dtype=torch.float64)
+    numbers: Numbers = {
+        "marginals": marginals(forward, steps),
+        "prior_std": forward.prior_std,
+        "alpha": float(forward.alpha(last)),
+        "ratio": float(noise_ratio(forward, last)),
     }
-    if math.isfinite(found["ratio"]) and last == chosen.horizon:
-        found["moments"] = {f"{eta:g}": moments(chosen, eta, steps) for eta in ETAS}
-        found["exact"] = {f"{eta:g}": list(_arrival(chosen, eta)) for eta in ETAS}
-        found["paths"] = {
-            f"{eta:g}": [simulated(chosen, eta, seed, steps, paths) for seed in range(seeds)]
+    if math.isfinite(numbers["ratio"]) and last == forward.horizon:
+        numbers["moments"] = {f"{eta:g}": moments(forward, eta, steps) for eta in ETAS}
+        numbers["exact"] = {f"{eta:g}": list(_arrival(forward, eta)) for eta in ETAS}
+        numbers["paths"] = {
+            f"{eta:g}": [simulated(forward, eta, seed, steps, paths) for seed in range(seeds)]
             for eta in PATHS_ETAS
         }
-    return found
+    return numbers
 
 
 def _last(process: Process) -> float:
@@ -112,9 +112,9 @@ def marginals(process: Process, steps: int) -> float:
         return torch.stack([f * y[0], 2 * f * y[1] + g_sq])
 
     first = torch.stack([process.alpha(times[0]), process.sigma(times[0]) ** 2])
-    found = runge_kutta(slope, first, times)
+    solution = runge_kutta(slope, first, times)
     exact = torch.stack([process.alpha(times), process.sigma(times) ** 2], 1)
-    return float((found / exact - 1).abs().max())
+    return float((solution / exact - 1).abs().max())
 
 
 def moments(process: Process, eta: float, steps: int) -> float:
@@ -131,7 +131,7 @@ def moments(process: Process, eta: float, steps: int) -> float:
         return torch.stack([mean, 2 * (f + pull) * y[1] - eta**2 * g_sq])
 
     start = torch.tensor([0.0, process.prior_std**2], dtype=torch.float64)
-    found = runge_kutta(slope, start, times)
+    solution = runge_kutta(slope, start, times)
     x = torch.zeros(len(times), 1, dtype=torch.float64)
     kept = gaussian.transition(
         process, x, times[:1].expand(len(x)), times, mean=MEAN, variance=VARIANCE, eta=eta
@@ -142,13 +142,13 @@ def moments(process: Process, eta: float, steps: int) -> float:
     slopes = (ahead.mean - kept.mean)[:, 0]
     variance = slopes**2 * process.prior_std**2 + kept.std[:, 0] ** 2
     scale = gaussian.state_variance(process, times, VARIANCE).sqrt()
-    errors = (found[:, 0] - kept.mean[:, 0]) / scale, (found[:, 1] / variance).sqrt() - 1
+    errors = (solution[:, 0] - kept.mean[:, 0]) / scale, (solution[:, 1] / variance).sqrt() - 1
     return float(torch.stack(errors).abs().max())
 
 
 def runge_kutta(slope: Callable[[Tensor, Tensor], Tensor], first: Tensor, times: Tensor) -> Tensor:
     """The classical scheme of order 4 along `times`: the states [N, *S]."""
-    y, found = first, [first]
+    y, solution = first, [first]
     for k in range(len(times) - 1):
         t, h = times[k], times[k + 1] - times[k]
         one = slope(t, y)
@@ -156,8 +156,8 @@ def runge_kutta(slope: Callable[[Tensor, Tensor], Tensor], first: Tensor, times:
         three = slope(t + h / 2, y + h / 2 * two)
         four = slope(t + h, y + h * three)
         y = y + h / 6 * (one + 2 * two + 2 * three + four)
-        found.append(y)
-    return torch.stack(found)
+        solution.append(y)
+    return torch.stack(solution)
 
 
 @torch.no_grad()
@@ -176,19 +176,19 @@ def simulated(process: Process, eta: float, seed: int, steps: int, paths: int) -
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """The processes, their reverses, and what was simulated."""
-    found = {name: results[f"process-{k}"] for k, name in enumerate(PROCESSES)}
+    processes = {name: results[f"process-{k}"] for k, name in enumerate(PROCESSES)}
     page.text(ABOUT)
     page.table(
         ["process", "α_T", "σ/α at T", "prior std", "(f, g²) against α and σ"],
         [
             [n, f"{r['alpha']:.6g}", f"{r['ratio']:.6g}", f"{r['prior_std']:.6g}"]
             + [f"{r['marginals']:.0e}"]
-            for n, r in found.items()
+            for n, r in processes.items()
         ],
     )
     page.text(REVERSE)
     rows, paths = [], []
-    for name, r in found.items():
+    for name, r in processes.items():
         if "exact" not in r:
             continue
         worst = max(r["moments"].values())
@@ -207,7 +207,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.text(PATHS)
     page.table(["process", "η", "mean (exact)", "std (exact)"], paths)
     page.figure("processes", _draw(), "signal, noise and their quotient by share of the horizon")
-    return found
+    return processes
 
 
 def _draw() -> Any:

@@ -105,13 +105,13 @@ def law(t: Tensor) -> Moments:
 
 def distances(grid: str, counts: list[int]) -> Numbers:
     """W2 by sampler and number of steps."""
-    found: Numbers = {name: [] for name in NAMES}
+    errors: Numbers = {name: [] for name in NAMES}
     for count in counts:
         times = grid_of(grid, count)
         for name in NAMES:
             there = carried(name, times)
-            found[name].append(gaussian.wasserstein(there, law(times[-1])))
-    return found
+            errors[name].append(gaussian.wasserstein(there, law(times[-1])))
+    return errors
 
 
 def carried(name: str, times: Tensor) -> Moments:
@@ -157,7 +157,7 @@ def _denoiser(t: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def corrected(seed: int, counts: list[int], paths: int) -> Numbers:
     """Moments of the predictor–corrector's samples, uniform times, by number of steps."""
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, moments = torch.Generator().manual_seed(seed), []
     for count in counts:
         times = grid_of("uniform", count)
         mean, variance = law(times[0])
@@ -165,23 +165,23 @@ def corrected(seed: int, counts: list[int], paths: int) -> Numbers:
         x = torch.randn(50, paths // 50, generator=generator, dtype=torch.float64)
         x = mean + math.sqrt(variance) * x
         x = solvers.predictor_corrector(PROCESS, FIELD, x, times, snr=0.16, generator=generator)
-        found.append([float(x.mean()), float(x.var())])
-    return {"moments": found}
+        moments.append([float(x.mean()), float(x.var())])
+    return {"moments": moments}
 
 
 def pooled(results: dict[str, Numbers]) -> list[float]:
     """W2 of the predictor–corrector, moments averaged over seeds."""
     runs = [r["moments"] for name, r in results.items() if name.startswith("corrected")]
-    target, found = law(torch.tensor(END, dtype=torch.float64)), []
+    target, errors = law(torch.tensor(END, dtype=torch.float64)), []
     for moments in zip(*runs, strict=True):
         mean, variance = (sum(column) / len(runs) for column in zip(*moments, strict=True))
-        found.append(gaussian.wasserstein((mean, variance), target))
-    return found
+        errors.append(gaussian.wasserstein((mean, variance), target))
+    return errors
 
 
 def adaptive() -> Numbers:
     """Adaptive Runge–Kutta by tolerance: calls and W2."""
-    found: Numbers = {}
+    numbers: Numbers = {}
     for tolerance in (1e-3, 1e-5, 1e-7):
         calls = 0
 
@@ -197,8 +197,8 @@ def adaptive() -> Numbers:
         mean, variance = law(times[0])
         there = (high - low) * mean + low, (high - low) ** 2 * variance
         w2 = gaussian.wasserstein(there, law(times[-1]))
-        found[f"{tolerance:g}"] = {"calls": calls, "distance": w2}
-    return found
+        numbers[f"{tolerance:g}"] = {"calls": calls, "distance": w2}
+    return numbers
 
 
 # ------------------------------------------------------------------------------------ the page
@@ -213,11 +213,11 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         page.text(f"## {grid.capitalize()} grid")
         rows = []
         for name in NAMES:
-            found = results[grid][name]
-            order = f"{_order(found):.2f}" if len(found) == len(COUNTS) else "–"
-            rows.append([name, *(f"{value:.3e}" for value in found), order])
-            if name in EXPECTED[grid] and len(found) == len(COUNTS):
-                three = [found[COUNTS.index(n)] for n in (10, 80, 640)]
+            errors = results[grid][name]
+            order = f"{_order(errors):.2f}" if len(errors) == len(COUNTS) else "–"
+            rows.append([name, *(f"{value:.3e}" for value in errors), order])
+            if name in EXPECTED[grid] and len(errors) == len(COUNTS):
+                three = [errors[COUNTS.index(n)] for n in (10, 80, 640)]
                 pairs = zip(three, EXPECTED[grid][name], strict=True)
                 worst = max([worst, *(abs(a / b - 1) for a, b in pairs)])
         if grid == "uniform":
@@ -237,9 +237,9 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     return results | {"worst": worst, "floor": FLOOR}
 
 
-def _order(found: list[float]) -> float:
+def _order(errors: list[float]) -> float:
     """From 160 to 640 steps."""
-    return math.log2(found[COUNTS.index(160)] / found[COUNTS.index(640)]) / 2
+    return math.log2(errors[COUNTS.index(160)] / errors[COUNTS.index(640)]) / 2
 
 
 def _draw(results: dict[str, Numbers], counts: tuple[int, ...]) -> Any:

@@ -85,19 +85,19 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def path_kls(process: str, grid: str, nodes: int) -> Numbers:
     """Each change's continuous-time path KL, and by number of steps what paths find of it."""
-    chosen, found = PROCESSES[process], dict[str, Numbers]()
+    forward, numbers = PROCESSES[process], dict[str, Numbers]()
     for name, change in CHANGES.items():
-        limit = continuous(chosen, change, 1e-3)
-        found[name] = {"limit": limit, "jittered": {}, "fixed": {}}
+        limit = continuous(forward, change, 1e-3)
+        numbers[name] = {"limit": limit, "jittered": {}, "fixed": {}}
         for n in COUNTS:
-            times = GRIDS[grid](chosen, n, t_end=1e-3)
-            drawn = jittered(chosen, times, nodes // n, torch.Generator().manual_seed(n))
-            each = kls(chosen, times, drawn, change) / limit
+            times = GRIDS[grid](forward, n, t_end=1e-3)
+            drawn = jittered(forward, times, nodes // n, torch.Generator().manual_seed(n))
+            each = kls(forward, times, drawn, change) / limit
             error = float(each.std()) / len(each) ** 0.5
-            found[name]["jittered"][str(n)] = [float(each.mean()), error]
-            fixed = kls(chosen, times, times[:, None], change) / limit
-            found[name]["fixed"][str(n)] = float(fixed)
-    return found
+            numbers[name]["jittered"][str(n)] = [float(each.mean()), error]
+            fixed = kls(forward, times, times[:, None], change) / limit
+            numbers[name]["fixed"][str(n)] = float(fixed)
+    return numbers
 
 
 def clipped(dimension: int, paths: int) -> Numbers:
@@ -139,11 +139,11 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     pairs = {pair: results[f"kl-{pair[0]}-{pair[1]}"] for pair in PAIRS}
     rows = []
-    for (process, grid), found in pairs.items():
-        shown = [f"{found['family']['jittered'][str(n)][0]:.3f}" for n in COUNTS]
-        drawn = [mean for change in found.values() for mean, _ in change["jittered"].values()]
-        fixed = [ratio for change in found.values() for ratio in change["fixed"].values()]
-        limit = f"{found['family']['limit']:.5f}"
+    for (process, grid), changes in pairs.items():
+        shown = [f"{changes['family']['jittered'][str(n)][0]:.3f}" for n in COUNTS]
+        drawn = [mean for change in changes.values() for mean, _ in change["jittered"].values()]
+        fixed = [ratio for change in changes.values() for ratio in change["fixed"].values()]
+        limit = f"{changes['family']['limit']:.5f}"
         rows.append([process, grid, limit, *shown, f"{_worst(drawn):.3f}", f"{_worst(fixed):.3f}"])
     steps = [f"{n} steps" for n in COUNTS]
     page.table(["process", "grid", "limit", *steps, "worst, jittered", "worst, fixed"], rows)
@@ -158,7 +158,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     page.figure("units", _draw(pairs), "path KL over its limit, by the number of steps")
     return {
-        "path_kl": {f"{process}, {grid}": found for (process, grid), found in pairs.items()},
+        "path_kl": {f"{process}, {grid}": changes for (process, grid), changes in pairs.items()},
         "clipped": clips,
     }
 
@@ -173,8 +173,8 @@ def _draw(pairs: dict[tuple[str, str], Numbers]) -> object:
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, how in zip(panels, ("jittered", "fixed"), strict=True):
-        for (process, grid), found in pairs.items():
-            ratios = [found["family"][how][str(n)] for n in COUNTS]
+        for (process, grid), changes in pairs.items():
+            ratios = [changes["family"][how][str(n)] for n in COUNTS]
             values = [r[0] if how == "jittered" else r for r in ratios]
             axes.semilogx(COUNTS, values, marker="o", markersize=3, label=f"{process}, {grid}")
         axes.axhspan(0.98, 1.02, color="#999999", alpha=0.25, linewidth=0)

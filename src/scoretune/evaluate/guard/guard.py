@@ -28,8 +28,7 @@ from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rewards.catalog import REWARDS, named_reward
-from scoretune.rewards.weighted import terms
+from scoretune.rewards.catalog import named_reward, names
 
 PROMPTS, SAMPLES = 6, 36
 """Whose samples are compared with each other, and how many are drawn for that in all."""
@@ -258,8 +257,7 @@ def judge_and_features(
     judge = settings.judge
     if settings.action == "off":
         return None, None
-    optimised = {name.partition("(")[0] for _, name in terms(reward, REWARDS)}
-    if judge is not None and judge.partition("(")[0] in optimised:
+    if judge is not None and judge.partition("(")[0] in names(reward):
         raise UserError(
             f"guard.judge={judge} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"
