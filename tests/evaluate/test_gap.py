@@ -598,7 +598,7 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
         "none": (folder / "none.safetensors", "adapts nothing"),
         "cut": (folder / "cut.safetensors", "cannot be read as safetensors"),
         "pickle": (folder / "weights.bin", "is a pickle"),
-        "pickles": (folder / "old", "holds pickles only"),
+        "pickles": (folder / "old", "is a pickle"),
         "missing": (folder / "nothing.safetensors", "does not exist"),
         "many": (folder, "holds no one"),
     }
