@@ -39,7 +39,7 @@ def reproduce(
             seeds=seeds,
             jobs=jobs,
             quick=quick,
-            inputs=Inputs(model, data),
+            inputs=launch.Inputs(model, data),
             watcher=bars.watcher,
         )
     if json_:
