@@ -28,17 +28,31 @@ help:  ## these lines
 demo: $(STAMP)  ## a first fine-tuning run, start to finish, on this machine
 	@$(BIN)/scoretune demo $(ARGS)
 
-test: check  ## check, then the whole test suite
-	@echo "Testing with $(JOBS) processes …"
-	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS) $(ARGS)
+# Each part says OK or FAILED by its name, the last line says it of all, and no part keeps another
+# from running. What passes is quiet.
+define parts
+@failed=; passed=; \
+part() { name=$$1; repair=$$2; shift 2; \
+  if "$$@"; then echo "$$name: OK"; passed="$$passed $$name"; \
+  else echo "$$name: FAILED. Repair: $$repair"; failed="$$failed $$name"; fi; }; \
+quietly() { said=$$("$$@" 2>&1) || { echo "$$said"; return 1; }; }; \
+finish() { echo "passed:$${passed:- nothing}"; test -z "$$failed" || { echo "FAILED:$$failed"; exit 1; }; }; \
+part format "$(BIN)/ruff format ." $(BIN)/ruff format --check --quiet --output-format concise .; \
+part lint "some by $(BIN)/ruff check --fix ." $(BIN)/ruff check --quiet --output-format concise .; \
+part types "see the lines above; alone: $(BIN)/mypy" $(BIN)/mypy --no-error-summary; \
+part imports "a room imports lower floors only, see docs/architecture.md; alone: $(BIN)/lint-imports" \
+  quietly $(BIN)/lint-imports --no-cache --no-logo
+endef
 
-check: $(STAMP)  ## format, lint and types
-	@echo "Checking format, lint and types …"
-	@status=0; \
-	$(BIN)/ruff format --check --quiet --output-format concise . || { status=1; echo "Repair: $(BIN)/ruff format ."; }; \
-	$(BIN)/ruff check --quiet --output-format concise . || { status=1; echo "Repair some: $(BIN)/ruff check --fix ."; }; \
-	$(BIN)/mypy --no-error-summary || status=1; \
-	exit $$status
+test: $(STAMP)  ## check, and the whole test suite
+	$(parts); \
+	echo "Testing with $(JOBS) processes …"; \
+	part tests "see the lines above; again: $(BIN)/python -m pytest --last-failed" \
+	  env $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS) $(ARGS); \
+	finish
+
+check: $(STAMP)  ## format, lint, types and imports
+	$(parts); finish
 
 bench: $(STAMP)  ## speed of the main paths, one thread
 	@$(ONE_THREAD) $(BIN)/python benchmarks/bench.py $(ARGS)
@@ -49,7 +63,7 @@ pretrain: $(STAMP)  ## train the shipped miniature again from nothing (hours)
 install: $(STAMP)  ## only the environment
 
 clean:  ## remove the environment, caches and builds; runs stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and without its dependencies: where there is no NVIDIA driver, from the index of

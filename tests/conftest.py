@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 # Before torch is imported: the thread pools are made at import.
 os.environ.update(
@@ -46,6 +48,21 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
+def case() -> Callable[..., AbstractContextManager[None]]:
+    """`with case(process, eta):` names the case in what a failure says, in a loop of many."""
+
+    @contextmanager
+    def named(*what: object) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note("case: " + ", ".join(map(str, what)))
+            raise
+
+    return named
+
+
+@pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Changes that make a run of the shipped model take a second: two paths of three steps."""
     return [
@@ -58,6 +75,28 @@ def tiny() -> list[str]:
         "evaluation.steps=2",
         "evaluation.every=0",
     ]
+
+
+class Silent:
+    """A watcher of a run that says nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def line(self, numbers: dict[str, Any]) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the shipped model, to be read only: change a copy (`shutil.copytree`)."""
+    from scoretune import recipes
+    from scoretune.training import overrides, run_folder
+    from scoretune.training.run import launch
+
+    changes = ["model.guidance=2.5", "model.rank=2", "evaluation.gap.steps=[2]"]
+    run = overrides.changed(recipes.named("ddpo"), [*tiny, *changes])
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_folder.record(run, folder, 1)
+    launch(run, folder, Silent())
+    return folder
 
 
 class Outcome(NamedTuple):

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Trajectory
-from scoretune.diffusion import grids, solvers
+from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise
 from scoretune.diffusion.paths import kl_weights, log_snr_steps
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow, Tabulated
+from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.models import toy
 from scoretune.policy import Policy
-from scoretune.rollout import SOLVERS, deterministic, prior, rollout
+from scoretune.rollout import Acting, deterministic, prior, rollout
 
 THETA, MEAN, S0 = 0.7, 1.0, 0.25
 STEPS, BATCH = 6, 5
-every_solver = pytest.mark.parametrize("solver", sorted(SOLVERS))
+every_solver = pytest.mark.parametrize("solver", sorted(ODE_SOLVERS))
 
 
 class Pull(nn.Module):
@@ -46,10 +47,13 @@ def policy_on(process: Process, kernel=None, dimension: int = 1) -> Policy:
     return Policy(Featured(base, Pull()), kernel or GDDIM(1.0))
 
 
-def act(policy: Policy, times: Tensor, batch: int = BATCH, seed: int = 0, **options) -> Trajectory:
+def act(
+    policy: Policy, times: Tensor, batch: int = BATCH, seed: int = 0, *, reference=False, **how
+) -> Trajectory:
     generator = torch.Generator().manual_seed(seed)
     noise = prior(policy, batch, generator)
-    return rollout(policy, Condition.none(batch), times, generator, noise, **options)
+    condition, acting = Condition.none(batch), Acting(**how)
+    return rollout(policy, condition, times, generator, noise, acting=acting, reference=reference)
 
 
 # ---------------------------------------------------------------------------- behind a solver
@@ -102,13 +106,13 @@ def test_a_multistep_solvers_states_are_those_of_shorter_solves():
 def test_what_a_solver_asks_is_counted(solver):
     policy = policy_on(VP())
     act(policy, grids.karras(VP(), STEPS), solver=solver)
-    a_step = solvers.SOLVERS[solver].calls
+    a_step = ODE_SOLVERS[solver].calls
     assert policy.calls == STEPS * a_step * BATCH
 
 
 def test_a_solvers_path_kl_is_that_of_the_reverse_sde():
     """The ODE has none of its own; on Gaussian data θ²/(2S₀) whatever the states."""
-    for solver in SOLVERS:
+    for solver in ODE_SOLVERS:
         path = act(policy_on(VP()), grids.karras(VP(), 100), solver=solver, reference=True)
         total = path.kls.sum(0)
         torch.testing.assert_close(
@@ -177,7 +181,7 @@ def test_looking_on_changes_nothing():
     assert policy.calls == 3 * STEPS * BATCH  # acting twice, and the reference once
 
 
-@pytest.mark.parametrize("options", [{}, {"jitter": True}, *({"solver": s} for s in SOLVERS)])
+@pytest.mark.parametrize("options", [{}, {"jitter": True}, *({"solver": s} for s in ODE_SOLVERS)])
 def test_features_are_of_the_state_they_stand_beside(options):
     path = act(policy_on(VP()), grids.karras(VP(), STEPS), features=True, **options)
     assert path.features.shape == (STEPS, BATCH, 2)
@@ -200,14 +204,14 @@ def test_features_that_a_network_has_not():
 @pytest.mark.parametrize(("kernel", "factor"), [(GDDIM(1.0), 1.0), (GDDIM(0.5), 1.5625)])
 def test_rollouts_report_one_path_kl_at_any_number_of_steps(process, kernel, factor):
     policy = policy_on(process, kernel)
-    found = {}
+    means = {}
     for n, batch in ((5, 8000), (20, 1500), (100, 100)):
         times = grids.shifted(process, n, 1.5, t_end=1e-3)
         kls = act(policy, times, batch, jitter=True, reference=True).kls.sum(0)
         assert float(kls.std()) / batch**0.5 < 0.007 * float(kls.mean())
-        found[n] = float(kls.mean())
+        means[n] = float(kls.mean())
     exact = factor * THETA**2 / (2 * S0)  # a table, which starts at its first node, lacks .5 %
-    for n, kl in found.items():
+    for n, kl in means.items():
         assert kl == pytest.approx(exact, rel=0.02), n
 
 
@@ -224,7 +228,7 @@ def test_the_reference_is_asked_at_the_visited_states(options):
     bare = Policy(toy.Gaussian(VP(), MEAN, S0), GDDIM(1.0))
     with torch.no_grad():
         for k in range(STEPS):
-            known = bare.estimate(path.states[k], path.times[k], path.condition).data
-            torch.testing.assert_close(path.reference_data[k], known, rtol=1e-4, atol=1e-4)
+            pretrained = bare.estimate(path.states[k], path.times[k], path.condition).data
+            torch.testing.assert_close(path.reference_data[k], pretrained, rtol=1e-4, atol=1e-4)
     change = ((path.data - path.reference_data) ** 2).sum(2)
     torch.testing.assert_close(path.kls, path.kl_weights * change)

@@ -1,4 +1,4 @@
-"""The waist of the house: a pretrained network and the kernel it acts through.
+"""A policy: a pretrained network, and the kernel through which it acts.
 
 Acting and judging go through the same door, `transition`, so the likelihood ratio of an unchanged
 policy to itself is exactly 1 by construction. The reference is the same network with its adapter
@@ -25,7 +25,7 @@ from scoretune.diffusion.transitions import wide
 
 
 class Backbone(Protocol):
-    """A pretrained generative model, seen as a network on noisy states of a known process."""
+    """A pretrained generative model, seen as a network on noisy states of a process."""
 
     @property
     def process(self) -> Process:
@@ -48,7 +48,7 @@ class Backbone(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Prompts as the network is told them. Done once a rollout, without gradient."""
+        """The condition of the prompts. Done once a rollout, without gradient."""
         ...
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class WithFeatures(Backbone, Protocol):
 
 @runtime_checkable
 class Distilled(Backbone, Protocol):
-    """A backbone that guidance was distilled into: it is told the scale, and asked once."""
+    """A backbone that guidance was distilled into: its scale is an input of one call."""
 
     scale: float
 
@@ -116,7 +116,7 @@ class Policy:
 
         def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             output, features = look(x, t, tokens)
-            seen.append(features[-(len(x) // self._times) :])
+            seen.append(features[-(len(x) // self._calls_per_state) :])
             return output
 
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
@@ -147,8 +147,8 @@ class Policy:
         t: Tensor,
         condition: Condition,
     ) -> Tensor:
-        self.calls += self._times * len(x)
-        if self._times > 1 and condition.null is None:
+        self.calls += self._calls_per_state * len(x)
+        if self._calls_per_state > 1 and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
         parts = [
             self._guided(predict, x[s], t[s], condition.take(s))
@@ -157,8 +157,8 @@ class Policy:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
-    def _times(self) -> int:
-        """How often the network is asked about a state."""
+    def _calls_per_state(self) -> int:
+        """How many network evaluations a state takes."""
         return 1 if self.guidance == 1.0 else 2
 
     def _guided(
@@ -170,11 +170,11 @@ class Policy:
     ) -> Tensor:
         tokens = condition.tokens
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            if condition.null is None or self._times == 1:
+            if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
             both = torch.cat([condition.null.expand_as(tokens), tokens])
-            said = predict(x.repeat(2, *_ones(x)), t.repeat(2), both)
-        free, bound = wide(said).chunk(2)
+            output = predict(x.repeat(2, *_ones(x)), t.repeat(2), both)
+        free, bound = wide(output).chunk(2)
         return free + self.guidance * (bound - free)
 
     def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Estimate:

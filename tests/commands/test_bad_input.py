@@ -191,6 +191,21 @@ def test_a_setting_that_does_not_fit(told, change, said):
     assert not Path("runs").exists()
 
 
+def test_a_setting_that_nothing_reads(told):
+    text = told("train", "draft", "sizes.share=0.5", "--run", "runs/tried")
+    assert text.startswith("sizes.share=0.5 is of no use here: it is for recipes that learn from")
+    assert not Path("runs").exists()
+
+
+def test_a_file_of_settings_that_cannot_be_read(told, here):
+    assert "cannot read the settings file 'mine.yaml' (No such file" in told("train", "mine.yaml")
+    (here / "mine.yaml").write_text("recipe: ddpo\nupdates 3\nseed: 1\n")
+    assert "cannot read the settings file 'mine.yaml' (line " in told("show", "mine.yaml")
+    (here / "mine.yaml").write_text("recipe: ddpo\nupdaets: 3\n")
+    text = told("train", "mine.yaml")
+    assert text == "mine.yaml: unknown key 'updaets': did you mean 'updates'?"
+
+
 def test_noise_that_a_step_cannot_hold(train):
     text = train("sampling.kernel=renoise", "sampling.eta=3")
     assert "sampling.eta=3 does not suit the grid" in text
@@ -232,8 +247,9 @@ def test_no_recipe(told):
 
 
 @pytest.mark.parametrize("key", ["prompts", "evaluation.prompts"])
-def test_a_prompt_file_that_is_missing(train, key):
-    text = train(f"{key}=nowhere.txt")
+def test_a_prompt_file_that_is_missing(told, key, tiny):
+    changes = [change for change in tiny if "per_task" not in change]
+    text = told("train", "ddpo", *changes, f"{key}=nowhere.txt")
     assert "cannot read the prompt file 'nowhere.txt' (No such file or directory)" in text
     assert "one prompt a line" in text
 
@@ -393,10 +409,8 @@ def test_pictures_that_cannot_be_written(told, here):
 
 
 @pytest.fixture
-def finished(command, here, tiny) -> Path:
-    folder = here / "runs" / "finished"
-    assert command("train", "ddpo", *tiny, "--run", folder).code == 0
-    return folder
+def finished(here, finished_run) -> Path:
+    return Path(shutil.copytree(finished_run, here / "runs" / "finished"))
 
 
 def test_an_export_says_how_it_is_loaded_and_keeps_to_one_form_a_folder(
@@ -500,13 +514,12 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
     assert updates == [0, 0, 2, 2]
 
 
-def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, command, tiny, here):
-    assert command("train", "ddpo", *tiny, "--run", "runs/tried").code == 0
-    text = told("train", "--resume", "runs/tried", "sampling.steps=9")
+def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, finished):
+    text = told("train", "--resume", finished, "sampling.steps=9")
     assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
     assert "leave out 'sampling.steps=9' (to train further, scoretune export" in text
-    assert "leave out 'grpo'" in told("train", "--resume", "runs/tried", "grpo")
-    near = told("train", "--resume", "runs/tried", "hardware.device_batches=2")
+    assert "leave out 'grpo'" in told("train", "--resume", finished, "grpo")
+    near = told("train", "--resume", finished, "hardware.device_batches=2")
     assert "did you mean 'hardware.device_batch'?" in near
 
 

@@ -39,6 +39,7 @@ from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
 from scoretune.training import build, overrides
 from scoretune.training import build as runs
+from scoretune.training.run import launch
 from scoretune.training.run_folder import record
 
 SPEED = planning.speed
@@ -124,7 +125,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ("ddpo", [], "sd"),
         ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
         ("grpo", [], "sd"),
-        ("mix_grpo", ["sampling.steps=4", "updates=5", "sampling.window.every=2"], "sd3"),
+        ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
         (
             "mix_grpo_flash",
             [
@@ -147,7 +148,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
     ],
 )
 def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, source):
-    run = make(recipe, *changes, source=source)
+    run = make(recipe, "updates=1", *changes, source=source)
     parts = runs.build(run)
     facts = facts_of(run, parts.policy)
     for lap in range(parts.method.warm_up):
@@ -166,7 +167,7 @@ def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, sourc
 
 def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, monkeypatch):
     changes = ["sampling.steps=3", "evaluation.gap.steps=[2]", "evaluation.gap.etas=[1]"]
-    run = make("grpo", *changes, "evaluation.every=0")
+    run = make("grpo", *changes, "updates=1", "evaluation.every=0")
     made, ask = [0], Policy._ask
 
     def counted(policy, *arguments):
@@ -179,7 +180,7 @@ def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, m
     monkeypatch.setattr(page, "write_report", lambda folder: None)
     record(run, tmp_path / "run", 1)
     quiet = type("Quiet", (), {"stage": lambda *_: None, "line": lambda *_: None})()
-    result = runs.launch(run, tmp_path / "run", quiet)
+    result = launch(run, tmp_path / "run", quiet)
     found = planning.planned(run, seconds=0)
     foretold = found["network_evaluations"]
     assert foretold["training"] == result["network_evaluations"]
@@ -221,11 +222,12 @@ def test_closed_forms_of_an_update():
 
 def test_texts_are_read_once_where_they_are_remembered(make):
     prompts, held_out = Prompts(("a", "b"), ("t", "t")), Prompts(("b", "c"), ("t", "t"))
-    run = make("ddpo", "guard.action=off")
+    run = make("ddpo", "guard.action=off", "guard.features=null")
+    facts = counts.Facts(VP())
     # Two updates of 4 samples, three evaluations of three samplers: an empty text with each.
-    assert evaluations.encodings(run, prompts, held_out) == 2 * 5 + 3 * 3 * 3
+    assert evaluations.encodings(run, facts, prompts, held_out) == 2 * 5 + 3 * 3 * 3
     cached = overrides.changed(run, ["hardware.cache_prompts=true"])
-    assert evaluations.encodings(cached, prompts, held_out) == 4
+    assert evaluations.encodings(cached, facts, prompts, held_out) == 4
 
 
 def test_a_guard_looks_at_as_many_as_it_draws():
@@ -234,7 +236,7 @@ def test_a_guard_looks_at_as_many_as_it_draws():
     for count, different in ((3, 3), (100, 100), (40, 4), (1, 1)):
         texts = tuple(f"p{i % different}" for i in range(count))
         held_out = Prompts(texts, ("all",) * count)
-        assert evaluations.watched(held_out) == len(guard._few(held_out))
+        assert evaluations.watched(held_out) == len(guard.diversity_prompts(held_out))
 
 
 # ------------------------------------------------------------------------------- weights
@@ -359,7 +361,7 @@ def resident(reset: bool = False) -> tuple[int, int]:
 def test_the_peak_is_that_of_the_process(known):
     run = recipes.named("ddpo")
     _, found = known(run, ["a cat"])
-    policy, rows = build.build_policy(run, torch.device("cpu")), 100
+    policy, rows = build.build_policy(run, torch.device("cpu")), 50
     tokens = policy.backbone.encode(["a red seven"]).tokens.repeat(rows, 1, 1)
     x, t = torch.randn(rows, *policy.backbone.shape), torch.full((rows,), 0.5)
 
@@ -377,7 +379,7 @@ def test_the_peak_is_that_of_the_process(known):
     learn()
     measured, foretold = resident()[0] - before, found.learning.at(rows).peak
     threshold(-3, 2**25)  # as glibc itself has it after a while
-    assert foretold > 1e8
+    assert foretold > 5e7
     # Alone within 2 %; after other tests what they left behind grows too.
     assert 0.85 * foretold < measured < 1.4 * foretold, (measured, foretold)
 

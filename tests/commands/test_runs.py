@@ -13,7 +13,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-import torch
 
 from scoretune import recipes
 from scoretune.commands import display
@@ -23,19 +22,11 @@ from scoretune.core.errors import UserError
 from scoretune.evaluate.scores import Score, rounded
 from scoretune.rewards.remote.server import RewardServer, Service
 from scoretune.training import overrides, run_folder
-from scoretune.training.hooks import Silent
-from scoretune.training.run import launch
 
 
 @pytest.fixture(scope="module")
-def real(tiny, tmp_path_factory) -> Path:
-    """A finished run of the shipped model, made once."""
-    torch.manual_seed(0)
-    run = overrides.changed(recipes.named("ddpo"), [*tiny, "evaluation.gap.steps=[2]"])
-    folder = tmp_path_factory.mktemp("runs") / "real"
-    run_folder.record(run, folder, 1)
-    launch(run, folder, Silent())
-    return folder
+def real(finished_run) -> Path:
+    return finished_run
 
 
 def changed(folder: Path, **values: object) -> None:
@@ -136,7 +127,7 @@ def test_only_what_differs_is_compared(several, real):
     compared = index.compare([several / "done", other])
     rate = run_folder.recorded(real).optimiser.learning_rate
     assert compared.settings == {
-        "model.rank": ("16", "3"),
+        "model.rank": ("2", "3"),
         "optimiser.learning_rate": (str(rate), "0.25"),
     }
     assert compared.names == ("done", "killed")
@@ -248,14 +239,13 @@ def test_what_was_drawn_is_said_by_its_place(command, real, tmp_path):
 def test_a_served_reward_tells_milliseconds(capsys):
     service = Service("grey", lambda images, prompts: images.mean((1, 2, 3)))
     server = RewardServer(service, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(urllib.request.Request(server.url, data=b"none"), timeout=10)
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
         thread.join(timeout=10)
     taken = re.search(r" 400 .*, (\d+\.\d\d) ms$", capsys.readouterr().err.strip())
     assert taken and float(taken[1]) > 0

@@ -18,9 +18,9 @@ def test_the_example_on_the_page_finds_what_the_page_says(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     body = [line for line in example.splitlines() if line.strip()]
     assert len(body) <= 20
-    found: dict[str, object] = {}
-    exec(compile(example, str(PAGE), "exec"), found)
-    policy = found["learned"].policy
+    namespace: dict[str, object] = {}
+    exec(compile(example, str(PAGE), "exec"), namespace)
+    policy = namespace["learned"].policy
     assert policy.slope == pytest.approx((1 - math.sqrt(5)) / 2, abs=0.05)
     assert policy.intercept == pytest.approx(-0.115, abs=0.05)
     assert policy.variance == pytest.approx(0.05, abs=0.01)

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scoretune.commands.doctor.laws.learning import LAWS
 from scoretune.control.critics import Outcomes
 from scoretune.control.experience import Explorer
 from scoretune.control.learning import _first_order
 from scoretune.control.policies import GaussianLinear
 from scoretune.control.problems import LQ, PairTrading
 from scoretune.core.errors import UserError
+
+EXPECTED = {law.name: law.expected for law in LAWS}  # the golden numbers of the doctor
 
 SHIFTED = LQ(start_mean=0.5)  # X_0 ~ N(½, 1)
 HERE, THERE = (0.3, -0.2, 0.5), (-0.4, -0.6, 0.1)
@@ -27,8 +30,8 @@ def entropy(variance):
 def expected(function, moments, policy):
     """E function(x, a) for a quadratic function: two nodes each match mean and variance."""
     (first, second), (slope, intercept, variance) = moments, policy
-    spread, std = math.sqrt(second - first**2), math.sqrt(variance)
-    nodes = [(first + i * spread, j * std) for i in (-1, 1) for j in (-1, 1)]
+    deviation, std = math.sqrt(second - first**2), math.sqrt(variance)
+    nodes = [(first + i * deviation, j * std) for i in (-1, 1) for j in (-1, 1)]
     return sum(function(x, slope * x + intercept + noise) for x, noise in nodes) / 4
 
 
@@ -41,15 +44,15 @@ def local_objective(problem, policy, other):
 
 def slope_of(function, policy, size=1e-5):
     """Central differences in (slope, intercept, log variance)."""
-    found = []
+    computed = []
     for i in range(3):
         ends = []
         for sign in (1, -1):
             moved = [*policy[:2], math.log(policy[2])]
             moved[i] += sign * size
             ends.append(function((*moved[:2], math.exp(moved[2]))))
-        found.append((ends[0] - ends[1]) / (2 * size))
-    return found
+        computed.append((ends[0] - ends[1]) / (2 * size))
+    return computed
 
 
 # ---------------------------------------------------------------------------- LQ
@@ -58,12 +61,12 @@ def slope_of(function, policy, size=1e-5):
 def test_riccati():
     best = LQ().optimum()
     assert (best.k2, best.k1, best.k0) == pytest.approx(
-        (-0.5351837585, -0.1055512755, 0.7191487416), abs=1e-10
+        (EXPECTED["LQ optimum: k₂"], -0.1055512755, 0.7191487416), abs=1e-10
     )
     assert (best.slope, best.intercept, best.variance) == pytest.approx(
-        (-0.3944487245, -0.7888974491, 0.0394448724), abs=1e-10
+        (EXPECTED["LQ optimum: slope"], -0.7888974491, 0.0394448724), abs=1e-10
     )
-    assert best.objective == pytest.approx(0.4515568624, abs=1e-10)
+    assert best.objective == pytest.approx(EXPECTED["LQ optimum: objective"], abs=1e-10)
     assert best.value(0.0) == best.k0
     assert best.value(torch.tensor([0.0, 1.0])).tolist() == pytest.approx(
         [best.k0, best.k0 + best.k1 + best.k2 / 2]
@@ -73,12 +76,12 @@ def test_riccati():
 def test_policy_iteration_converges_at_once():
     problem, policy = LQ(), (0.0, 0.0, 1.0)
     for value in (-1.191439, 0.717067, 0.719149):
-        found = problem.evaluate(*policy)
-        assert found.value(0.0) == pytest.approx(value, abs=1e-6)
+        computed = problem.evaluate(*policy)
+        assert computed.value(0.0) == pytest.approx(value, abs=1e-6)
         # π' ∝ e^{q/γ}: q = −½n(a − mean)² + what doesn't depend on a.
-        n = problem.N - found.k2 * problem.D**2
-        slope = (found.k2 * (problem.B + problem.C * problem.D) - problem.R) / n
-        policy = (slope, (problem.B * found.k1 - problem.Q) / n, problem.temperature / n)
+        n = problem.N - computed.k2 * problem.D**2
+        slope = (computed.k2 * (problem.B + problem.C * problem.D) - problem.R) / n
+        policy = (slope, (problem.B * computed.k1 - problem.Q) / n, problem.temperature / n)
     assert problem.evaluate(*policy).value(0.0) == pytest.approx(problem.optimum().k0, abs=1e-8)
 
 
@@ -152,7 +155,7 @@ class Exact:
 @pytest.mark.parametrize("clocks", [None, 40_000])
 def test_the_policy_gradient_from_paths(clocks):
     """Within 3 standard errors of ∇η, and of the O(δt) bias; clocks or weights alike."""
-    found = []
+    computed = []
     for seed in range(8):
         policy = GaussianLinear(slope=HERE[0], intercept=HERE[1], variance=HERE[2])
         explorer = Explorer(
@@ -169,9 +172,9 @@ def test_the_policy_gradient_from_paths(clocks):
         # The parameters are mean/s and √2·(log variance)/2.
         scale = math.sqrt(HERE[2])
         gradients = policy.weight.grad / scale, policy.bias.grad / scale, policy.log_scale.grad
-        found.append([float(gradients[0]), float(gradients[1]), float(gradients[2]) / 2**0.5])
-    sample = torch.tensor(found)
-    error = sample.std(0) / len(found) ** 0.5
+        computed.append([float(gradients[0]), float(gradients[1]), float(gradients[2]) / 2**0.5])
+    sample = torch.tensor(computed)
+    error = sample.std(0) / len(computed) ** 0.5
     off = (sample.mean(0) - torch.tensor(GRADIENT)).abs()
     assert (off < 3 * error + torch.tensor([0.012, 0.004, 0.003])).all(), (off, error)
     assert (error < 0.15).all()

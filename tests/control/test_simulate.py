@@ -146,9 +146,9 @@ def test_clstd_finds_the_value_of_a_policy():
         generator=seeded(),
     ).explore()
     with torch.no_grad():
-        found = critic(torch.tensor([[-1.0], [0.0], [1.0]]))
+        computed = critic(torch.tensor([[-1.0], [0.0], [1.0]]))
     values = [exact.value(x) for x in (-1.0, 0.0, 1.0)]
-    assert found.tolist() == pytest.approx(values, abs=0.06)
+    assert computed.tolist() == pytest.approx(values, abs=0.06)
 
 
 def test_an_unfitted_critic_says_so():

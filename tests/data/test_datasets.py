@@ -4,6 +4,7 @@ refused in one line."""
 from __future__ import annotations
 
 import gzip
+import json
 import re
 
 import numpy as np
@@ -182,6 +183,14 @@ def test_tables_of_points(tmp_path):
     assert torch.equal(named.states, wanted.flip(1)) and named.names == ("high", "low")
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
     assert torch.equal(read_data(str(tmp_path / "x.csv.gz")).states, wanted)
+    (tmp_path / "x.tsv").write_text(TABLE.replace(",", "\t"))
+    assert torch.equal(read_data(str(tmp_path / "x.tsv")).states, wanted)
+    rows = [{"date": "2020", "low": low, "high": high} for low, high in wanted.tolist()]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("x.json", "x.jsonl"):
+        read = read_data(str(tmp_path / name))
+        assert torch.equal(read.states, wanted) and read.names == ("low", "high")
     (tmp_path / "bare.csv").write_text("1,2\n3,4\n\n")
     bare = read_data(str(tmp_path / "bare.csv"))
     assert bare.names == ("0", "1") and torch.equal(bare.states, torch.tensor([[1.0, 2], [3, 4]]))
@@ -197,7 +206,7 @@ def test_parquet_is_read_like_csv(tmp_path):
         read_data(path)
     found = read_data(path, Reading(columns=("x",)))
     assert found.states.flatten().tolist() == [1, 2, 4] and found.names == ("x",)
-    with pytest.raises(UserError, match=r"column 'name' of x\.parquet holds string, not numbers"):
+    with pytest.raises(UserError, match=r"row 1, column 'name' of .* is 'a', not a number"):
         read_data(path, Reading(columns=("name",)))
     with pytest.raises(UserError, match=r"unknown column of x\.parquet 'z'"):
         read_data(path, Reading(columns=("z",)))
@@ -217,12 +226,12 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
     ("text", "match", "reading"),
     [
         ("", "is empty: write a line of names", Reading()),
-        ("a,b\n1,2\n3\n", "row 3 of .* has 1 cells where the first has 2", Reading()),
+        ("a,b\n1,2\n3\n", "row 3: 1 cells where the first row has 2", Reading()),
         ("a,b\n1,2\nx,4\n", "row 3, column 'a' of .* is 'x', not a number", Reading()),
         ("a,b\n1,2\n,4\n", "row 3, column 'a' of .* is '', not a number", Reading()),
         ("a,b\n1,2\nnan,4\n", "not finite, first in entry 1", Reading()),
         ("a,b\nx,y\nz,w\n", "has no column of numbers", Reading()),
-        ("a,b\n", "has no column of numbers", Reading()),
+        ("a,b\n", "is empty: write a line of names", Reading()),
         (TABLE, "unknown column of x.csv 'hihg': did you mean 'high'", Reading(columns=("hihg",))),
         (TABLE, "row 2, column 'date' of .* is '2020-01'", Reading(columns=("date",))),
         (TABLE, "has 4 rows, too few for windows of 4", Reading(window=4)),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
+from scoretune.data.datasets import read_data
 from scoretune.data.prompts import Prompt, Prompts, order, read_prompts
 from scoretune.rewards.catalog import named_reward
 
@@ -230,8 +231,8 @@ def test_parquet_is_read_without_its_pictures(tmp_path):
         ("p.json", "[]", "is empty"),
         ("p.csv", "id,promt\n1,a cat\n", "has id, promt: did you mean 'promt'?"),
         ("p.csv", "id,question\n1,a cat\n", "has id, question: name one 'prompt'"),
-        ("p.csv", "prompt,task\na cat, asleep,easy\n", "row 2: 3 cells below 2 names: put prompts"),
-        ("p.tsv", "prompt\ttask\na cat\n", "row 2: 1 cells below 2 names: mind the tabs"),
+        ("p.csv", "prompt,task\na cat, asleep,easy\n", "row 2: 3 cells where the first row has 2"),
+        ("p.tsv", "prompt\ttask\na cat\n", "where the first row has 2: mind the tabs"),
         ("p.jsonl", '{"prompt": "a"}\n\n["b", "c"]\n', "line 3: ['b', 'c'] is no prompt"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2, is not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n{"caption": "b"}\n', "line 2: 'prompt' must be a text, and"),
@@ -364,6 +365,11 @@ def test_a_dataset_is_taken_from_the_cache_before_the_hub_is_asked(library):
     assert library[1:] == [("someone/new", True), ("someone/new", False)]
     assert found.texts == ("a cat", "a dog")
     assert found.texts[0].metadata == {"caption": "a cat", "k": 1}
+
+
+def test_a_table_of_the_library_is_data_too(library):
+    data = read_data("datasets:someone/prompts:test")
+    assert data.states.tolist() == [[1], [2]] and data.names == ("k",)
 
 
 def test_a_split_and_a_column_of_a_dataset(library):

@@ -13,7 +13,7 @@ from scoretune import recipes
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import draw, world
 from scoretune.data.scenes.world import CELLS, EMPTY, TASKS, Ask, Item, Layout
-from scoretune.rewards.catalog import verdict_metrics
+from scoretune.evaluate.scores import verdict_metrics
 from scoretune.rewards.reader import (
     CanvasJudge,
     CellReader,

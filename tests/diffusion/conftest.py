@@ -7,7 +7,6 @@ float64 gives (a, b), and a Gaussian law is then propagated without error.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import torch
@@ -23,6 +22,12 @@ PROCESSES = {type(process).__name__: process for process in every_process()}
 @pytest.fixture(params=PROCESSES)
 def process(request: pytest.FixtureRequest) -> Process:
     return PROCESSES[request.param]
+
+
+@pytest.fixture(scope="session")
+def processes() -> dict[str, Process]:
+    """All of them by name, for a loop inside one test."""
+    return PROCESSES
 
 
 @pytest.fixture(scope="session")
@@ -53,19 +58,26 @@ class GaussianData:
         alpha, sigma = float(process.alpha(at)), float(process.sigma(at))
         return alpha * self.m, alpha**2 * self.s_sq + sigma**2
 
-    def coefficients(self, kernel, process, t: Tensor, t_next: Tensor) -> tuple[float, ...]:
-        """(a, b, c²) of one step x' = a x + b + c ξ."""
-        x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        pair, pair_next = t.expand(2), t_next.expand(2)
+    def coefficients(self, kernel, process, t: Tensor, t_next: Tensor) -> list[tuple[float, ...]]:
+        """(a, b, c²) of each step x' = a x + b + c ξ, from t [K] to t_next [K]."""
+        steps = len(t)
+        x = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(steps)[:, None]
+        pair, pair_next = t.repeat(2), t_next.repeat(2)
         step = kernel(process, x, self.field(process)(x, pair), pair, pair_next)
-        b, top = step.mean[:, 0].tolist()
-        return top - b, b, float(step.std.flatten()[0]) ** 2
+        b, top = step.mean[:, 0].reshape(2, steps)
+        return list(
+            zip(
+                (top - b).tolist(),
+                b.tolist(),
+                (step.std.flatten()[:steps] ** 2).tolist(),
+                strict=True,
+            )
+        )
 
     def propagate(self, kernel, process, times: Tensor, start=None) -> tuple[float, float]:
         """(mean, variance) at times[-1] from the exact law at times[0], or from `start`."""
         mean, variance = start or self.law(process, float(times[0]))
-        for t, t_next in pairwise(times):
-            a, b, c_sq = self.coefficients(kernel, process, t, t_next)
+        for a, b, c_sq in self.coefficients(kernel, process, times[:-1], times[1:]):
             mean, variance = a * mean + b, a * a * variance + c_sq
         return mean, variance
 

@@ -34,6 +34,7 @@ from scoretune.diffusion.processes import (
 from scoretune.diffusion.solvers import heun
 from scoretune.models import toy
 from scoretune.models.lora import adapter_state
+from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.training.objectives.consistency import Consistency, Distillation, Training
@@ -86,31 +87,35 @@ def test_any_networks_estimate_makes_edms_function(process, sigma_data):
     bar, root = x / process.alpha(t)[:, None], torch.sqrt(rho**2 + sigma_data**2)
     network = (data - sigma_data**2 / root**2 * bar) / (rho * sigma_data / root)
     skip, out = consistency.coefficients(rho, least, sigma_data)
-    found = consistency.from_estimate(process, estimate, x, t, t_min=t_min, sigma_data=sigma_data)
-    torch.testing.assert_close(found, skip * bar + out * network)
+    computed = consistency.from_estimate(
+        process, estimate, x, t, t_min=t_min, sigma_data=sigma_data
+    )
+    torch.testing.assert_close(computed, skip * bar + out * network)
     # The boundary: at t_min a state is its own answer, whatever the network says.
     there = torch.full((3,), t_min, dtype=torch.float64)
-    found = consistency.from_estimate(
+    computed = consistency.from_estimate(
         process, estimate, x, there, t_min=t_min, sigma_data=sigma_data
     )
-    torch.testing.assert_close(found, x / process.alpha(there)[:, None])
+    torch.testing.assert_close(computed, x / process.alpha(there)[:, None])
 
 
 def test_without_signal_the_function_is_the_denoiser():
     x, data = torch.randn(2, 5, 3)
     estimate = Estimate(data, x)
     t = torch.ones(5)
-    found = consistency.from_estimate(RectifiedFlow(), estimate, x, t, t_min=1e-3, sigma_data=0.5)
-    torch.testing.assert_close(found, data, rtol=0, atol=0)
+    computed = consistency.from_estimate(
+        RectifiedFlow(), estimate, x, t, t_min=1e-3, sigma_data=0.5
+    )
+    torch.testing.assert_close(computed, data, rtol=0, atol=0)
 
 
 def test_half_precision_states_and_gradients():
     x = torch.randn(4, 3).bfloat16()
     data = torch.randn(4, 3, requires_grad=True)
     t = torch.full((4,), 0.5)
-    found = consistency.from_estimate(VP(), Estimate(data, x), x, t, t_min=1e-3, sigma_data=0.5)
-    assert found.dtype == torch.float32
-    (slope,) = torch.autograd.grad(found.sum(), data)
+    computed = consistency.from_estimate(VP(), Estimate(data, x), x, t, t_min=1e-3, sigma_data=0.5)
+    assert computed.dtype == torch.float32
+    (slope,) = torch.autograd.grad(computed.sum(), data)
     rho = noise_ratio(VP(), torch.tensor([0.5, 1e-3]))
     torch.testing.assert_close(slope, (1 - rho[1] / rho[0]).expand(4, 3))
 
@@ -202,8 +207,8 @@ def test_training_pairs_are_not_those_of_distillation(t, t_next, gap):
     distilled = torch.stack([moved, noisy])
     a, b = trained @ trained.T, distilled @ distilled.T
     root = _root(a)
-    found = torch.trace(a + b - 2 * _root(root @ b @ root))
-    assert float(found) == pytest.approx(gap, abs=6e-5)
+    computed = torch.trace(a + b - 2 * _root(root @ b @ root))
+    assert float(computed) == pytest.approx(gap, abs=6e-5)
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -235,9 +240,9 @@ def test_schedules_of_the_papers():
     # CT: 2 … 150 and μ = μ₀^{s₀/N}; iCT: 10 doubles seven times to 1280, and one more each.
     first, last = consistency.ct_points(0, 1000), consistency.ct_points(1000, 1000)
     assert (first, last) == (2, 151)
-    found = [consistency.ct_points(k, 1000) for k in range(1001)]
-    assert found == sorted(found)
-    assert found[250] == math.ceil(math.sqrt(0.25 * (151**2 - 4) + 4) - 1) + 1
+    computed = [consistency.ct_points(k, 1000) for k in range(1001)]
+    assert computed == sorted(computed)
+    assert computed[250] == math.ceil(math.sqrt(0.25 * (151**2 - 4) + 4) - 1) + 1
     assert consistency.ct_decay(2) == pytest.approx(0.9)
     assert consistency.ct_decay(40) == pytest.approx(0.9**0.05)
     stages = [consistency.ict_points(k, 800) for k in range(0, 800, 100)]
@@ -425,7 +430,7 @@ def test_half_precision_weights_have_a_target_that_can_move():
 
 def test_only_the_teacher_is_guided():
     # Guidance asks twice: 2 · 2 for Heun's teacher, once the target, once the student.
-    backbone = toy.Points(VP(), 1, prompt_size=2)
+    backbone = Points(VP(), 1, prompt_size=2)
     policy = Policy(backbone, GDDIM(1.0), guidance=3.0)
     objective = Consistency(policy, Distillation(8))
     batch = Examples(torch.randn(10, 1), backbone.encode(["0 1"] * 10), torch.ones(10))
@@ -456,8 +461,8 @@ def test_an_adapter_is_distilled_from_its_own_base():
     def error() -> float:
         field = objective.policy.field(Condition.none(200))
         with torch.no_grad():
-            said = consistency.function(VP(), field, t_min=1e-3)(x, t)
-        return float((said - end).abs().mean())
+            answer = consistency.function(VP(), field, t_min=1e-3)(x, t)
+        return float((answer - end).abs().mean())
 
     before = error()
     learn(objective, 400, 1e-2, 256)
@@ -511,8 +516,8 @@ def test_training_needs_no_teacher(rule):
         objective(examples(512)).value.backward()
         optimiser.step()
         objective.adapt(399, {})
-    found = (slopes(objective, times)[1] / wanted - 1).abs().max()
-    assert float(found) < 0.5 * float(first)
+    computed = (slopes(objective, times)[1] / wanted - 1).abs().max()
+    assert float(computed) < 0.5 * float(first)
 
 
 @pytest.mark.parametrize("plan", [Distillation(8), Training(40, "ct"), Training(40)])
@@ -537,8 +542,10 @@ def test_a_restored_objective_goes_on_as_if_nothing_had_happened(plan):
     wanted = follow(whole, range(12))
     assert follow(broken, range(6)) == wanted[:6]
     with torch.no_grad():
-        for own, saved in zip(resumed.policy.parameters(), broken.policy.parameters(), strict=True):
-            own.copy_(saved)
+        for parameter, saved in zip(
+            resumed.policy.parameters(), broken.policy.parameters(), strict=True
+        ):
+            parameter.copy_(saved)
     resumed.restore(broken.state())
     assert follow(resumed, range(6, 12)) == wanted[6:]
 

@@ -1,6 +1,7 @@
 """Kernels: exact laws on Gaussian data, papers' formulas, limits, and refusals."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -59,35 +60,39 @@ def _exact_step(process, data, eta, t, s):
     return math.sqrt(v_s / v_t * shrink), v_s * (1 - shrink)
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_kernels_converge_to_the_exact_transition(process, gaussian, name):
+@pytest.mark.parametrize("family", FAMILY)
+def test_kernels_converge_to_the_exact_transition(processes, gaussian, family, case):
     # The composed map x' = a x + b + c ξ tends to formula (2), with order one.
-    (kernel, eta), data = FAMILY[name], gaussian(0.7, 0.25)
-    top = min(3.0, 0.8 * float(noise_ratio(process, _time(process.horizon))))
-    t, s = float(time_of_ratio(process, _time(top))), float(time_of_ratio(process, _time(0.3)))
-    a_exact, c_exact = _exact_step(process, data, eta, t, s)
-    errors = []
-    for n in (60, 120):
-        # Equal steps of ln(σ/α), which are good steps for every process.
-        ratios = torch.linspace(math.log(top), math.log(0.3), n + 1, dtype=F64).exp()
-        times = time_of_ratio(process, ratios)
-        low = data.propagate(kernel, process, times, start=(0.0, 1e-300))
-        high = data.propagate(kernel, process, times, start=(1.0, 1e-300))
-        errors.append(abs(high[0] - low[0] - a_exact) + abs(low[1] - c_exact))
-    assert errors[1] < 0.06
-    assert 1.6 < errors[0] / errors[1] < 2.4
+    for name, process in processes.items():
+        with case(name):
+            (kernel, eta), data = FAMILY[family], gaussian(0.7, 0.25)
+            top = min(3.0, 0.8 * float(noise_ratio(process, _time(process.horizon))))
+            t, s = (float(time_of_ratio(process, _time(ratio))) for ratio in (top, 0.3))
+            a_exact, c_exact = _exact_step(process, data, eta, t, s)
+            errors = []
+            for n in (60, 120):
+                # Equal steps of ln(σ/α), which are good steps for every process.
+                ratios = torch.linspace(math.log(top), math.log(0.3), n + 1, dtype=F64).exp()
+                times = time_of_ratio(process, ratios)
+                low = data.propagate(kernel, process, times, start=(0.0, 1e-300))
+                high = data.propagate(kernel, process, times, start=(1.0, 1e-300))
+                errors.append(abs(high[0] - low[0] - a_exact) + abs(low[1] - c_exact))
+            assert errors[1] < 0.06
+            assert 1.6 < errors[0] / errors[1] < 2.4
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5, 2.0, 10.0])
-def test_gddim_is_exact_for_point_masses_in_one_step(process, gaussian, eta):
-    data = gaussian(0.7, 0.0)
-    t, s = float(time_of_ratio(process, _time(5.0))), float(time_of_ratio(process, _time(0.1)))
-    a, _, c_sq = data.coefficients(GDDIM(eta), process, _time(t), _time(s))
-    a_exact, c_exact = _exact_step(process, data, eta, t, s)
-    assert a == pytest.approx(a_exact, abs=1e-12)
-    assert c_sq == pytest.approx(c_exact, abs=1e-12)
-    mean, variance = data.propagate(GDDIM(eta), process, torch.tensor([t, s], dtype=F64))
-    assert (mean, variance) == pytest.approx(data.law(process, s), rel=1e-9)
+def test_gddim_is_exact_for_point_masses_in_one_step(processes, gaussian, eta, case):
+    for name, process in processes.items():
+        with case(name):
+            data = gaussian(0.7, 0.0)
+            t, s = (float(time_of_ratio(process, _time(ratio))) for ratio in (5.0, 0.1))
+            [(a, _, c_sq)] = data.coefficients(GDDIM(eta), process, _time(t), _time(s))
+            a_exact, c_exact = _exact_step(process, data, eta, t, s)
+            assert a == pytest.approx(a_exact, abs=1e-12)
+            assert c_sq == pytest.approx(c_exact, abs=1e-12)
+            mean, variance = data.propagate(GDDIM(eta), process, torch.tensor([t, s], dtype=F64))
+            assert (mean, variance) == pytest.approx(data.law(process, s), rel=1e-9)
 
 
 def test_gddim_one_is_ddim_one(process):
@@ -254,19 +259,21 @@ def test_weight_of_a_frozen_score_by_fine_steps(process):
     )
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_response_and_stochasticity_of_every_kernel(process, name):
-    kernel, eta = FAMILY[name]
-    t, s = process.horizon * _time(0.6), process.horizon * _time(0.599)
-    x, data = torch.randn(2, 1, 3, dtype=F64)
-
-    def mean(data):
-        noise = (x - expand(process.alpha(t), x) * data) / expand(process.sigma(t), x)
-        return kernel(process, x, Estimate(data, noise), t, s).mean
-
-    followed = mean(data + 1) - mean(data)
-    assert followed == pytest.approx(response(kernel, process, t, s).expand(1, 3), rel=1e-6)
-    assert float(stochasticity(kernel, process, t, s)) == pytest.approx(eta, abs=0.02)
+@pytest.mark.parametrize("family", FAMILY)
+def test_response_and_stochasticity_of_every_kernel(processes, family, case):
+    for name, process in processes.items():
+        with case(name):
+            kernel, eta = FAMILY[family]
+            t, s = process.horizon * _time(0.6), process.horizon * _time(0.599)
+            x, data = torch.randn(2, 1, 3, dtype=F64)
+            alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+            before, after = (
+                kernel(process, x, Estimate(data, (x - alpha * data) / sigma), t, s).mean
+                for data in (data, data + 1)
+            )
+            slope = response(kernel, process, t, s).expand(1, 3)
+            assert after - before == pytest.approx(slope, rel=1e-6)
+            assert float(stochasticity(kernel, process, t, s)) == pytest.approx(eta, abs=0.02)
 
 
 ALL_KERNELS = [kernel for kernel, _ in FAMILY.values()] + [
@@ -279,25 +286,26 @@ ALL_KERNELS = [kernel for kernel, _ in FAMILY.values()] + [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kernel", ALL_KERNELS, ids=str)
-def test_nothing_is_nan_from_horizon_to_data(process, kernel, dtype):
-    times = uniform(process, 7, t_end=0.0, dtype=dtype)
-    if isinstance(kernel, Exponential) and isinstance(process, RectifiedFlow):
-        times[0] = 0.99  # this one cannot begin without any signal
-    t, s = times[:-1], times[1:]
-    x, x0, eps = torch.randn(3, 7, 2, 2, dtype=dtype)
-    step = kernel(process, x, Estimate(x0, eps), t, s)
-    assert step.mean.dtype == dtype
-    assert step.std.shape == (7, 1, 1)
-    assert torch.isfinite(step.mean).all()
-    assert torch.isfinite(step.std).all()
-    assert (step.std >= 0).all()
-    noisy = ~step.deterministic
-    assert torch.isfinite(step.draw()).all()
-    assert noisy.shape == (7,)
-    alone = kernel(process, x[:1], Estimate(x0[:1], eps[:1]), t[:1], s[:1])
-    assert torch.equal(alone.mean, step.mean[:1])  # samples of a batch do not meet
+def test_nothing_is_nan_from_horizon_to_data(processes, kernel, case):
+    for (name, process), dtype in product(processes.items(), (torch.float32, F64)):
+        with case(name, dtype):
+            times = uniform(process, 7, t_end=0.0, dtype=dtype)
+            if isinstance(kernel, Exponential) and isinstance(process, RectifiedFlow):
+                times[0] = 0.99  # this one cannot begin without any signal
+            t, s = times[:-1], times[1:]
+            x, x0, eps = torch.randn(3, 7, 2, 2, dtype=dtype)
+            step = kernel(process, x, Estimate(x0, eps), t, s)
+            assert step.mean.dtype == dtype
+            assert step.std.shape == (7, 1, 1)
+            assert torch.isfinite(step.mean).all()
+            assert torch.isfinite(step.std).all()
+            assert (step.std >= 0).all()
+            noisy = ~step.deterministic
+            assert torch.isfinite(step.draw()).all()
+            assert noisy.shape == (7,)
+            alone = kernel(process, x[:1], Estimate(x0[:1], eps[:1]), t[:1], s[:1])
+            assert torch.equal(alone.mean, step.mean[:1])  # samples of a batch do not meet
 
 
 def test_a_step_of_no_length_is_the_identity(process):

@@ -48,23 +48,24 @@ every_grid = pytest.mark.parametrize(
 
 
 @every_grid
-@pytest.mark.parametrize("n", [2, 3, 8])
-def test_jittered_nodes_lie_in_their_strata(process, grid, n):
-    times = GRIDS[grid](process, n, t_end=1e-3, dtype=F64)
-    nodes = jittered(process, times, 300)
-    assert nodes.shape == (n + 1, 300)
-    assert nodes.dtype == times.dtype
-    assert torch.equal(nodes[0], times[:1].expand(300))
-    assert torch.equal(nodes[-1], times[-1:].expand(300))
-    assert bool((nodes.diff(dim=0) < 0).all())
-    phi, at = angle(process, times), angle(process, nodes)
-    for k in range(1, n):
-        high = phi[0] if k == 1 else (phi[k - 1] + phi[k]) / 2
-        low = phi[-1] if k == n - 1 else (phi[k] + phi[k + 1]) / 2
-        assert bool(((at[k] < high) & (at[k] > low)).all())
-        share = (at[k] - low) / (high - low)  # uniform: mean ½ and deviation 1/√12
-        assert float(share.mean()) == pytest.approx(0.5, abs=4 / 12**0.5 / 300**0.5)
-        assert float(share.std()) == pytest.approx(12**-0.5, rel=0.15)
+def test_jittered_nodes_lie_in_their_strata(process, grid, case):
+    for n in (2, 3, 8):
+        with case(n):
+            times = GRIDS[grid](process, n, t_end=1e-3, dtype=F64)
+            nodes = jittered(process, times, 300)
+            assert nodes.shape == (n + 1, 300)
+            assert nodes.dtype == times.dtype
+            assert torch.equal(nodes[0], times[:1].expand(300))
+            assert torch.equal(nodes[-1], times[-1:].expand(300))
+            assert bool((nodes.diff(dim=0) < 0).all())
+            phi, at = angle(process, times), angle(process, nodes)
+            for k in range(1, n):
+                high = phi[0] if k == 1 else (phi[k - 1] + phi[k]) / 2
+                low = phi[-1] if k == n - 1 else (phi[k] + phi[k + 1]) / 2
+                assert bool(((at[k] < high) & (at[k] > low)).all())
+                share = (at[k] - low) / (high - low)  # uniform: mean ½ and deviation 1/√12
+                assert float(share.mean()) == pytest.approx(0.5, abs=4 / 12**0.5 / 300**0.5)
+                assert float(share.std()) == pytest.approx(12**-0.5, rel=0.15)
 
 
 def test_one_step_has_nothing_to_jitter():
@@ -184,7 +185,7 @@ def test_the_path_kl_is_portable(process, grid):
         assert continuous(process, CHANGES["family"], 1e-6) == pytest.approx(
             THETA**2 / (2 * S0), rel=1e-3
         )
-    for n in COUNTS:
+    for n in COUNTS[::2]:
         times = GRIDS[grid](process, n, t_end=1e-3)
         batch = 100_000 // n
         nodes = jittered(process, times, batch, torch.Generator().manual_seed(n))
@@ -256,14 +257,16 @@ def some_steps(process: Process) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_the_response_is_the_derivative_by_the_data(process, kernel):
-    t, t_next = some_steps(process)
-    x = torch.randn(4, 3, dtype=F64)
-    data = torch.randn(4, 3, dtype=F64, requires_grad=True)
-    mean = kernel(process, x, estimate_of(process, x, t, data), t, t_next).mean
-    slope = torch.autograd.grad(mean.sum(), data)[0]
-    found = response(kernel, process, t, t_next)
-    torch.testing.assert_close(slope, found[:, None].expand(4, 3), rtol=1e-9, atol=1e-12)
+def test_the_response_is_the_derivative_by_the_data(processes, kernel, case):
+    for name, process in processes.items():
+        with case(name):
+            t, t_next = some_steps(process)
+            x = torch.randn(4, 3, dtype=F64)
+            data = torch.randn(4, 3, dtype=F64, requires_grad=True)
+            mean = kernel(process, x, estimate_of(process, x, t, data), t, t_next).mean
+            slope = torch.autograd.grad(mean.sum(), data)[0]
+            found = response(kernel, process, t, t_next)
+            torch.testing.assert_close(slope, found[:, None].expand(4, 3), rtol=1e-9, atol=1e-12)
 
 
 def test_the_response_of_gddim_in_closed_form(process):
@@ -276,15 +279,17 @@ def test_the_response_of_gddim_in_closed_form(process):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_the_response_of_a_short_step_is_that_of_continuous_time(process, eta):
+def test_the_response_of_a_short_step_is_that_of_continuous_time(processes, eta, case):
     """(1+η²)/2 α dℓ, whatever the kernel: what the form `rate` multiplies a slope by."""
-    t = some_steps(process)[0]
-    t_next = t * (1 - 1e-5)
-    step = log_snr(process, t_next) - log_snr(process, t)
-    expected = (1 + eta**2) / 2 * process.alpha(t) * step
-    for kernel in (GDDIM(eta), Renoise(Posterior(eta)), EulerMaruyama(Constant(eta))):
-        found = response(kernel, process, t, t_next)
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+    for name, process in processes.items():
+        with case(name):
+            t = some_steps(process)[0]
+            t_next = t * (1 - 1e-5)
+            step = log_snr(process, t_next) - log_snr(process, t)
+            expected = (1 + eta**2) / 2 * process.alpha(t) * step
+            for kernel in (GDDIM(eta), Renoise(Posterior(eta)), EulerMaruyama(Constant(eta))):
+                found = response(kernel, process, t, t_next)
+                torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +306,13 @@ def test_the_response_of_a_short_step_is_that_of_continuous_time(process, eta):
     ],
     ids=str,
 )
-def test_stochasticity_is_what_was_prescribed(process, kernel, eta):
-    found = stochasticity(kernel, process, *some_steps(process))
-    torch.testing.assert_close(found, torch.full((4,), eta, dtype=F64), rtol=1e-6, atol=1e-9)
+def test_stochasticity_is_what_was_prescribed(processes, kernel, eta, case):
+    for name, process in processes.items():
+        with case(name):
+            found = stochasticity(kernel, process, *some_steps(process))
+            torch.testing.assert_close(
+                found, torch.full((4,), eta, dtype=F64), rtol=1e-6, atol=1e-9
+            )
 
 
 def test_stochasticity_of_a_scale_that_varies():
@@ -315,25 +324,29 @@ def test_stochasticity_of_a_scale_that_varies():
 
 
 @pytest.mark.parametrize("kernel", [Renoise(Posterior(0.6)), Renoise(CPS(0.4))], ids=str)
-def test_a_step_of_given_std_is_as_noisy_as_gddim_of_that_eta(process, kernel):
-    t, t_next = some_steps(process)
-    x = torch.zeros(4, 1, dtype=F64)
-    std = kernel(process, x, Estimate(x, x), t, t_next).std
-    for k, eta in enumerate(stochasticity(kernel, process, t, t_next)):
-        same = GDDIM(float(eta))(process, x, Estimate(x, x), t, t_next).std
-        torch.testing.assert_close(same[k], std[k])
+def test_a_step_of_given_std_is_as_noisy_as_gddim_of_that_eta(processes, kernel, case):
+    for name, process in processes.items():
+        with case(name):
+            t, t_next = some_steps(process)
+            x = torch.zeros(4, 1, dtype=F64)
+            std = kernel(process, x, Estimate(x, x), t, t_next).std
+            for k, eta in enumerate(stochasticity(kernel, process, t, t_next)):
+                same = GDDIM(float(eta))(process, x, Estimate(x, x), t, t_next).std
+                torch.testing.assert_close(same[k], std[k])
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.6, 1.0, 1.5])
-def test_stochasticity_of_ddims_eta_in_small_steps(process, eta):
+def test_stochasticity_of_ddims_eta_in_small_steps(processes, eta, case):
     """DDIM(η) is the family's η as its steps shrink: −ln(1 − η²(1 − q²)) / (2h) → η²."""
-    t = some_steps(process)[0]
-    off = []
-    for step in (1e-2, 1e-3, 1e-4):
-        found = stochasticity(Renoise(Posterior(eta)), process, t, t * (1 - step))
-        off.append(float((found - eta).abs().max()))
-    assert off[2] < 3e-3
-    assert eta == 1.0 or off[2] < 0.2 * off[1] < 0.04 * off[0] + 1e-6
+    for name, process in processes.items():
+        with case(name):
+            t = some_steps(process)[0]
+            off = []
+            for step in (1e-2, 1e-3, 1e-4):
+                found = stochasticity(Renoise(Posterior(eta)), process, t, t * (1 - step))
+                off.append(float((found - eta).abs().max()))
+            assert off[2] < 3e-3
+            assert eta == 1.0 or off[2] < 0.2 * off[1] < 0.04 * off[0] + 1e-6
 
 
 @pytest.mark.parametrize(

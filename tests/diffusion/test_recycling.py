@@ -96,37 +96,37 @@ def test_samplers_in_the_noise_ratio_cannot_tell(process, solver):
     # x/α is the same to rounding on the same grid of ρ.
     base = VE(0.01, 50)
     ratios = noise_ratio(process, karras(process, 12, t_end=0.02 * process.horizon, dtype=F64))
-    own, theirs = time_of_ratio(process, ratios), time_of_ratio(base, ratios)
+    times, theirs = time_of_ratio(process, ratios), time_of_ratio(base, ratios)
     noise = torch.randn(32, 2, dtype=F64)
-    start = process.alpha(own[0]), base.alpha(theirs[0])
-    x = solver(process, recycled(exact(base), base, process), start[0] * noise, own)
+    start = process.alpha(times[0]), base.alpha(theirs[0])
+    x = solver(process, recycled(exact(base), base, process), start[0] * noise, times)
     y = solver(base, exact(base), start[1] * noise, theirs)
-    gap = x / process.alpha(own[-1]) - y / base.alpha(theirs[-1])
+    gap = x / process.alpha(times[-1]) - y / base.alpha(theirs[-1])
     assert float(gap.abs().max()) < 1e-10
 
 
 def test_samplers_in_native_time_can():
     base, process = VE(0.01, 50), ContractiveSubVP()
     ratios = noise_ratio(process, karras(process, 12, t_end=0.02, dtype=F64))
-    own, theirs = time_of_ratio(process, ratios), time_of_ratio(base, ratios)
+    times, theirs = time_of_ratio(process, ratios), time_of_ratio(base, ratios)
     noise = torch.randn(32, 2, dtype=F64)
-    x = heun(process, recycled(exact(base), base, process), process.alpha(own[0]) * noise, own)
+    x = heun(process, recycled(exact(base), base, process), process.alpha(times[0]) * noise, times)
     y = heun(base, exact(base), noise, theirs)
-    assert float((x / process.alpha(own[-1]) - y).abs().max()) > 1e-3
+    assert float((x / process.alpha(times[-1]) - y).abs().max()) > 1e-3
 
 
 def test_a_kernel_step_of_gddim_is_the_same_step():
     base, process = Cosine(), ContractiveSubVP()
-    own = torch.tensor([0.8, 0.6], dtype=F64)
-    tau, c = matched(base, process, own)
+    times = torch.tensor([0.8, 0.6], dtype=F64)
+    tau, c = matched(base, process, times)
     x = torch.randn(1, 5, dtype=F64)
     estimate = Estimate(torch.randn(1, 5, dtype=F64), torch.randn(1, 5, dtype=F64))
-    ours = GDDIM(1.3)(process, x, estimate, own[:1], own[1:])
+    ours = GDDIM(1.3)(process, x, estimate, times[:1], times[1:])
     same = GDDIM(1.3)(base, x / c[0], estimate, tau[:1], tau[1:])
     torch.testing.assert_close(ours.mean, same.mean * c[1])
     torch.testing.assert_close(ours.std, same.std * c[1])
     other = EulerMaruyama(Constant(1.3))
-    native = other(process, x, estimate, own[:1], own[1:]).std / c[1]
+    native = other(process, x, estimate, times[:1], times[1:]).std / c[1]
     assert float((native - other(base, x / c[0], estimate, tau[:1], tau[1:]).std).abs()) > 1e-3
 
 
@@ -142,18 +142,18 @@ def test_noise_per_ratio_is_the_process_s_own():
 
 
 @pytest.mark.parametrize(
-    ("base", "process", "known", "wanted"),
+    ("base", "process", "trained", "wanted"),
     [
         (Tabulated.scaled_linear(), VE(), "14.6146", "50"),
         (ContractiveVP(), ContractiveSubVP(), "0.990846", "7.27255"),
         (VP(), RectifiedFlow(), "152.167", "inf"),
     ],
 )
-def test_a_network_is_not_asked_beyond_its_noise(base, process, known, wanted):
+def test_a_network_is_not_called_beyond_its_noise(base, process, trained, wanted):
     with pytest.raises(ValueError) as error:
         check_recyclable(base, process)
     message = str(error.value)
-    assert f"knows noise up to σ/α = {known}" in message
+    assert f"knows noise up to σ/α = {trained}" in message
     assert f"starts from {wanted}: choose constants" in message
     assert "\n" not in message
 

@@ -233,13 +233,13 @@ def test_log_likelihood_of_a_gaussian(process, gaussian):
             times = grids.uniform(process, steps, t_end, dtype=torch.float64)
         else:
             times = grids.karras(process, steps, t_end=t_end, dtype=torch.float64)
-        found, end = sm.log_likelihood(process, data.field(process), x, times)
-        errors.append(float((found - exact).abs().max()))
+        computed, end = sm.log_likelihood(process, data.field(process), x, times)
+        errors.append(float((computed - exact).abs().max()))
     assert errors[1] < 2e-2 and errors[0] / errors[1] == pytest.approx(4, abs=0.5)  # order 2
     torch.testing.assert_close(end, far, rtol=2e-2, atol=2e-2)
     probe = sm.random_directions(x)  # its Jacobian is diagonal, so Hutchinson's trace is exact
     guess, _ = sm.log_likelihood(process, data.field(process), x, times, probe=probe)
-    torch.testing.assert_close(guess, found)
+    torch.testing.assert_close(guess, computed)
 
 
 # ------------------------------------------------------------------------------- bounds
@@ -251,8 +251,8 @@ def test_log_likelihood_of_a_gaussian(process, gaussian):
 def test_path_kl_of_a_constant_noise_error(eta, expected):
     # ((1+η²)/2η)² ln(ρ_T/ρ_0) ‖Δε‖²: VP down to t = 1e-3, Δε = 0.1.
     times = grids.uniform(VP(), 50, 1e-3, dtype=torch.float64)
-    found = sm.path_kl(VP(), times, torch.full_like(times, 0.01), eta=eta)
-    assert float(found) == pytest.approx(expected, abs=6e-6)
+    computed = sm.path_kl(VP(), times, torch.full_like(times, 0.01), eta=eta)
+    assert float(computed) == pytest.approx(expected, abs=6e-6)
 
 
 def test_the_likelihood_bound_holds_for_a_wrong_score(gaussian):
@@ -302,12 +302,12 @@ def test_errors_of_one_network_are_proportional(share, seed):
     torch.manual_seed(seed)
     for process in (VP(), RectifiedFlow(), ContractiveSubVP()):
         t = at(process, share)[None]
-        x0, eps, said = torch.randn(3, 1, 6, dtype=torch.float64)
+        x0, eps, output = torch.randn(3, 1, 6, dtype=torch.float64)
         x = perturb(process, t, x0, eps)
-        estimate = estimates.read(process, estimates.noise, t, x, said)
-        noise = ((said - eps) ** 2).sum(1)
+        estimate = estimates.read(process, estimates.noise, t, x, output)
+        noise = ((output - eps) ** 2).sum(1)
         data = ((estimate.data - x0) ** 2).sum(1)
-        score = sm.denoising(-said / process.sigma(t), eps, process.sigma(t))
+        score = sm.denoising(-output / process.sigma(t), eps, process.sigma(t))
         torch.testing.assert_close(noise, data / noise_ratio(process, t) ** 2)
         torch.testing.assert_close(noise, process.sigma(t) ** 2 * score)
 
@@ -324,10 +324,10 @@ def test_a_weight_means_the_same_for_every_prediction(process, name):
     for prediction in map(prediction_named, NAMES):
         if process == VE() and prediction.name == "v_prediction":
             continue  # σ of 50 beside α of 1 leaves v too few digits
-        said = target(process, prediction, t, wrong.data, wrong.noise)
-        error = ((said - target(process, prediction, t, x0, eps)) ** 2).sum(1)
-        found = w.on_output(weight, process, prediction, t) * error
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        output = target(process, prediction, t, wrong.data, wrong.noise)
+        error = ((output - target(process, prediction, t, x0, eps)) ** 2).sum(1)
+        computed = w.on_output(weight, process, prediction, t) * error
+        torch.testing.assert_close(computed, wanted, rtol=1e-6, atol=0)
 
 
 def test_weights_of_the_papers():
@@ -354,7 +354,7 @@ def test_weights_of_the_papers():
 def test_weights_on_a_velocity_are_finite_without_signal(name):
     # In float32, at rectified flow's t = 1 and near it: both w and κ are infinite, w/κ² is not.
     t = torch.tensor([1 - 1e-3, 1 - 1e-7, 1.0])
-    found = w.on_output(w.WEIGHTS[name], RectifiedFlow(), estimates.velocity, t)
+    computed = w.on_output(w.WEIGHTS[name], RectifiedFlow(), estimates.velocity, t)
     exact = {
         "noise": (1 - t) ** 2,
         "data": t**2,
@@ -364,7 +364,7 @@ def test_weights_on_a_velocity_are_finite_without_signal(name):
         "edm": (1 - t) ** 2 + 4 * t**2,
         "min_snr": (1 - t) ** 2,
     }[name]
-    torch.testing.assert_close(found, exact, rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(computed, exact, rtol=1e-5, atol=3e-6)
     noise = w.on_output(w.WEIGHTS["noise"], RectifiedFlow(), estimates.noise, t)
     torch.testing.assert_close(noise, torch.ones(3))
 
@@ -444,8 +444,8 @@ def test_spread_of_the_loss_at_the_optimum(t_min, spread):
     means = {name: float((loss * mass).mean()) for name, (loss, mass) in cases.items()}
     for name, expected in spread.items():
         loss, mass = cases[name]
-        found = math.sqrt(float((3 * loss**2 * mass).mean()) / means[name] ** 2 - 1)
-        assert found == pytest.approx(expected, rel=0.1), name
+        computed = math.sqrt(float((3 * loss**2 * mass).mean()) / means[name] ** 2 - 1)
+        assert computed == pytest.approx(expected, rel=0.1), name
     assert means["importance"] == pytest.approx(means["likelihood"], rel=1e-4)  # unbiased
 
 

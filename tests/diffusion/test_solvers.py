@@ -2,17 +2,22 @@
 
 import math
 from functools import partial
+from inspect import signature
+from typing import get_args
 
 import pytest
 import torch
 
+from scoretune.core.config import OdeSolver
 from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.grids import shifted, time_of_ratio, uniform
 from scoretune.diffusion.kernels import CPS, GDDIM, DanceSDE, EulerMaruyama, FlowSDE, Renoise
 from scoretune.diffusion.processes import VP, RectifiedFlow, expand, noise_ratio
 from scoretune.diffusion.solvers import (
+    ODE_SOLVERS,
     SOLVERS,
+    Churn,
     ddim,
     ddim_step,
     dpmpp_2m,
@@ -25,6 +30,7 @@ from scoretune.diffusion.solvers import (
     solver_named,
     velocity_of,
 )
+from scoretune.diffusion.solvers.base import through
 
 F64 = torch.float64
 
@@ -183,8 +189,8 @@ def test_half_precision_is_widened_and_networks_may_stay_narrow(name, gaussian):
     solver, process = SOLVERS[name], VP()
 
     def field(x, t):
-        said = gaussian().field(process)(x, t)
-        return Estimate(said.data.bfloat16(), said.noise.bfloat16())
+        estimate = gaussian().field(process)(x, t)
+        return Estimate(estimate.data.bfloat16(), estimate.noise.bfloat16())
 
     options = {} if solver.deterministic else {"generator": seeded(0)}
     x = torch.randn(3, 4, dtype=torch.bfloat16, generator=seeded(1))
@@ -206,6 +212,25 @@ def test_a_column_of_times_for_each_sample(name, gaussian, monkeypatch):
     for k in range(2):
         alone = solver.function(process, field, x[k : k + 1], rows[:, k], **options)
         torch.testing.assert_close(both[k : k + 1], alone)
+
+
+def test_the_configuration_offers_the_solvers_of_the_table():
+    """`core.config` imports nothing of ours, so its choices are written there once more."""
+    assert set(get_args(OdeSolver)) == set(ODE_SOLVERS)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].kernel])
+def test_a_solver_with_noise_follows_the_kernel_of_its_row(name, gaussian):
+    solver, times, x = SOLVERS[name], uniform(VP(), 6, dtype=F64), torch.ones(2, 1, dtype=F64)
+    field = gaussian().field(VP())
+    ours = solver.function(VP(), field, x, times, eta=0.7, generator=seeded(0))
+    by_kernel = through(solver.kernel(0.7))(VP(), field, x, times, generator=seeded(0))
+    assert torch.equal(ours, by_kernel)
+
+
+def test_the_solvers_that_take_an_eta_say_so():
+    for solver in SOLVERS.values():
+        assert solver.takes_eta == ("eta" in signature(solver.function).parameters)
 
 
 def test_the_public_names_are_here():
@@ -254,9 +279,7 @@ OPTIONS = [
     ("predictor_corrector", {"snr": -0.1}, "predictor_corrector snr must be finite and >= 0"),
     ("predictor_corrector", {"corrections": -1}, "corrections must be a whole number >= 0"),
     ("predictor_corrector", {"corrections": 1.5}, "corrections must be a whole number >= 0"),
-    ("edm_heun", {"churn": -1.0}, "edm_heun churn must be finite and >= 0"),
-    ("edm_heun", {"s_noise": math.inf}, "edm_heun s_noise must be finite"),
-    ("edm_heun", {"s_min": 2.0, "s_max": 1.0}, "edm_heun needs s_max >= s_min, got 1.0 and 2.0"),
+    ("edm_heun", {"churn": -1.0}, "Churn amount must be finite and >= 0"),
     ("rk45", {"rtol": 0.0}, "rk45 needs 0 < rtol < 1 and finite atol > 0"),
     ("rk45", {"atol": math.nan}, "rk45 needs 0 < rtol < 1 and finite atol > 0"),
 ]
@@ -268,6 +291,18 @@ def test_options_are_checked(name, options, message, gaussian):
     with pytest.raises(ValueError, match=message) as error:
         SOLVERS[name].function(VP(), field, torch.ones(2, 1), times, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"s_noise": math.inf}, "Churn s_noise must be finite"),
+        ({"s_min": 2.0, "s_max": 1.0}, "Churn needs s_max >= s_min, got 1.0 and 2.0"),
+    ],
+)
+def test_churn_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        Churn(1.0, **options)
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from scoretune import recipes
+from scoretune.core.config import Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Ramp, Renoise
-from scoretune.diffusion.named import grid, kernel, window
+from scoretune.diffusion.named import SCALES, grid, kernel, window
 from scoretune.diffusion.processes import VP, RectifiedFlow
 from scoretune.diffusion.scales import CPS
 from scoretune.diffusion.windows import Window, anywhere, progressive
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
-from scoretune.rollout import prior, rollout, windowed
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import build, overrides
 
 LAW = tilt.Mixture.of([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.1)
@@ -39,17 +41,24 @@ def policy_on(process=None, act=None) -> Policy:
     return Policy(toy.Controlled(toy.Mixture(process, LAW), control), act or GDDIM(1.2))
 
 
-def roll(policy: Policy, times: Tensor, place: Window, seed: int = 0, noise_seed: int = 7, **more):
-    group = more.get("group", 1)
+def roll(
+    policy: Policy,
+    times: Tensor,
+    place: Window,
+    seed: int = 0,
+    noise_seed: int = 7,
+    group: int = 1,
+    reference: bool = False,
+):
     noise = prior(policy, BATCH // group, torch.Generator().manual_seed(noise_seed))
-    return windowed(
+    return rollout(
         policy,
         Condition.none(BATCH),
         times,
         torch.Generator().manual_seed(seed),
         noise.repeat_interleave(group, 0),
-        window=place,
-        **more,
+        acting=Acting(window=place, group=group),
+        reference=reference,
     )
 
 
@@ -107,8 +116,8 @@ def test_a_run_visits_every_place(changes, places):
     run = overrides.changed(recipes.named("mix_grpo"), ["sampling.noise=constant", *changes])
     process = RectifiedFlow()
     at = window(run.sampling, grid(process, run.sampling), process, run.seed)
-    found = {at(u).start for u in range(400)}
-    assert found == set(range(places))
+    starts = {at(u).start for u in range(400)}
+    assert starts == set(range(places))
     assert {at(u).stop - at(u).start for u in range(400)} == {2}
 
 
@@ -169,13 +178,13 @@ def test_a_shared_road_is_everyones_own():
     policy, times = policy_on(), grids.uniform(RectifiedFlow(), STEPS)
     shared = roll(policy, times, Window(4, 6), group=3)
     noise = shared.states[0]
-    alone = windowed(
+    alone = rollout(
         policy,
         Condition.none(BATCH),
         times,
         torch.Generator().manual_seed(0),
         noise,
-        window=Window(4, 6),
+        acting=Acting(window=Window(4, 6)),
     )
     torch.testing.assert_close(shared.states, alone.states)
     for k in range(5):
@@ -254,8 +263,14 @@ def test_a_noise_by_name(changes, expected):
     assert kernel(overrides.changed(recipes.named("grpo"), changes).sampling) == expected
 
 
+def test_every_noise_of_the_configuration_has_its_scale():
+    """`core.config` imports nothing of ours, so its choices are written there once more."""
+    choices = get_args(Sampling.model_fields["noise"].annotation)
+    assert set(choices) == {*SCALES, "cps"}
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (["sampling.noise=cps"], "set sampling.kernel=renoise"),
         (["sampling.kernel=renoise", "sampling.noise=flow"], "set sampling.noise=constant or cps"),
@@ -266,8 +281,8 @@ def test_a_noise_by_name(changes, expected):
         (["sampling.noise=ramp"], "set eta_end"),
     ],
 )
-def test_a_noise_that_does_not_suit(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_a_noise_that_does_not_suit(changes, message):
+    with pytest.raises(ValueError, match=message):
         kernel(overrides.changed(recipes.named("grpo"), changes).sampling)
 
 
@@ -276,7 +291,7 @@ def test_a_window_longer_than_the_path(order):
     run = overrides.changed(
         recipes.named("mix_grpo"), [f"sampling.window.order={order}", "sampling.window.size=17"]
     )
-    with pytest.raises(UserError, match="leaves no place among the 16 steps"):
+    with pytest.raises(ValueError, match="leaves no place among the 16 steps"):
         window(run.sampling, grid(RectifiedFlow(), run.sampling), RectifiedFlow(), run.seed)
 
 

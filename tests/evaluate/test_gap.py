@@ -23,20 +23,20 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VE, VP, Process, RectifiedFlow
 from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import gap as exact_gap
-from scoretune.evaluate import gap, scores
-from scoretune.evaluate.gap import Ground
-from scoretune.evaluate.gap_plan import (
+from scoretune.evaluate import gap, samples
+from scoretune.evaluate.gap import (
     BASE,
-    NOISY,
     ODE,
+    STOCHASTIC,
     TUNED,
     Cell,
-    Plan,
+    Comparison,
+    Matrix,
     Sampler,
-    planned,
-    told_of,
+    explanation,
+    matrix_of,
 )
-from scoretune.evaluate.measure import measure
+from scoretune.evaluate.scores import evaluation_line, measure
 from scoretune.models import export, lora, stable_diffusion, toy
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.policy import Policy
@@ -47,7 +47,7 @@ from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import load
 
-NOISY_ETAS = (0.5, 1.0, 2.0)
+ETAS = (0.5, 1.0, 2.0)
 
 
 def nothing(count: int) -> Prompts:
@@ -59,11 +59,13 @@ def near(centre: float):
     return lambda images, prompts: -((images[:, 0] - centre) ** 2)
 
 
-def ground(count: int, *, centre: float = 1.0, grid: str = "karras", seed: int = 0) -> Ground:
-    return Ground(nothing(count), near(centre), "near", Sampling(grid=grid), seed)
+def comparison(
+    count: int, *, centre: float = 1.0, grid: str = "karras", seed: int = 0
+) -> Comparison:
+    return Comparison(nothing(count), near(centre), "near", Sampling(grid=grid), seed)
 
 
-def matrix(policy: Policy, plan: Plan, on: Ground) -> list[gap.Row]:
+def matrix(policy: Policy, plan: Matrix, on: Comparison) -> list[gap.Row]:
     found = {cell: gap.rewards_of(policy, cell, on) for cell in plan.cells}
     return gap.rows(plan, found, on, policy.backbone.process)
 
@@ -72,20 +74,20 @@ def matrix(policy: Policy, plan: Plan, on: Ground) -> list[gap.Row]:
 
 
 def test_the_ode_is_always_there_and_noise_needs_an_eta():
-    plan = planned((20, 5, 5), (1.5, 0, 0.5, 0.5), ("gddim", "heun"))
+    plan = matrix_of((20, 5, 5), (1.5, 0, 0.5, 0.5), ("gddim", "heun"))
     names = [str(sampler) for sampler in plan.samplers]
     assert names == ["ddim", "heun", "gddim η=0.5", "gddim η=1.5"]
     assert plan.steps == (5, 20)
     assert len(plan.cells) == len(plan.shown) == 8
-    assert planned((5,), (0.0,)).samplers == (ODE,)
+    assert matrix_of((5,), (0.0,)).samplers == (ODE,)
 
 
 def test_the_fine_grid_is_drawn_but_has_no_row():
-    plan = planned((5, 10), (1,), fine=40, models=(BASE, TUNED))
+    plan = matrix_of((5, 10), (1,), fine=40, models=(BASE, TUNED))
     assert {cell.steps for cell in plan.cells} == {5, 10, 40}
     assert {cell.steps for cell in plan.shown} == {5, 10}
     assert plan.cells[0] == Cell(ODE, 5, BASE)
-    assert len(planned((5, 10), (1,), fine=10).cells) == 4  # of which one grid serves for both
+    assert len(matrix_of((5, 10), (1,), fine=10).cells) == 4  # of which one grid serves for both
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_the_fine_grid_is_drawn_but_has_no_row():
 )
 def test_what_makes_no_matrix(arguments, said):
     with pytest.raises(UserError, match=said):
-        planned(*arguments)
+        matrix_of(*arguments)
 
 
 # ------------------------------------------------------------------------------ known answers
@@ -131,7 +133,7 @@ def test_the_error_on_gaussian_data_is_the_known_one(sampler):
 
 
 def test_every_sampler_has_an_error_or_a_memory():
-    for name in NOISY:
+    for name in STOCHASTIC:
         found = gap.gaussian_w2(VP(), Sampler(name, 1.0), grids.karras(VP(), 10))
         assert (found is None) == (name == "dpmpp_2m_sde")
     times = grids.uniform(RectifiedFlow(), 10)
@@ -141,7 +143,7 @@ def test_every_sampler_has_an_error_or_a_memory():
 
 def reached(process: Process, steps: int, eta: float) -> float:
     """E r of gDDIM's own steps on N(2/3, 1/3) with r = −(x − 1)², exactly."""
-    times = ground(1).times(process, steps)
+    times = comparison(1).times(process, steps)
     mean, variance = gaussian.after_steps(process, GDDIM(eta), times, mean=2 / 3, variance=1 / 3)
     return -((mean - 1) ** 2) - variance
 
@@ -150,11 +152,11 @@ def reached(process: Process, steps: int, eta: float) -> float:
 def test_the_measured_gap_is_the_exact_one_of_n_steps(seed):
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
-    found = matrix(policy, planned((5, 20), (0.5, 2.0), fine=60), ground(1500, seed=seed))
+    found = matrix(policy, matrix_of((5, 20), (0.5, 2.0), fine=40), comparison(640, seed=seed))
     for row in found:
         at, fine = (
             [reached(process, steps, eta) for eta in (row["eta"], 0.0)]
-            for steps in (row["steps"], 60)
+            for steps in (row["steps"], 40)
         )
         exact = {"gap": at[0] - at[1], "bias": at[0] - fine[0], "gap_fine": fine[0] - fine[1]}
         for name, value in exact.items():
@@ -175,7 +177,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
     truth, hits = reached(process, 4, 1.0) - reached(process, 4, 0.0), 0
     for seed in range(100):
-        _, row = matrix(policy, planned((4,), (1,)), ground(128, seed=seed))
+        _, row = matrix(policy, matrix_of((4,), (1,)), comparison(128, seed=seed))
         hits += row["gap_low"] <= truth <= row["gap_high"]
     assert 88 <= hits <= 99  # 95 of 100 are meant
 
@@ -186,8 +188,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
 def test_gap_and_bias_add_up():
     """gap_N = gap_fine + bias(η) − bias(0), to rounding."""
     policy = Policy(toy.Gaussian(VP()), GDDIM(1.0))
-    plan = planned((3, 7), NOISY_ETAS, ("gddim", "dpmpp_2m"), fine=15)
-    found = matrix(policy, plan, ground(50))
+    plan = matrix_of((3, 7), ETAS, ("gddim", "dpmpp_2m"), fine=15)
+    found = matrix(policy, plan, comparison(50))
     plain = {row["steps"]: row for row in found if Sampler(row["solver"], row["eta"]) == ODE}
     assert len(found) == 10
     for row in found:
@@ -196,15 +198,15 @@ def test_gap_and_bias_add_up():
         assert row["gap"] == pytest.approx(row["reward"] - plain[row["steps"]]["reward"], abs=2e-6)
         assert row["ci_low"] < row["reward"] < row["ci_high"]
     assert all(row["gap"] == row["gap_low"] == row["gap_high"] == 0 for row in plain.values())
-    assert "gap(15 steps)" in told_of(plan)
+    assert "gap(15 steps)" in explanation(plan)
 
 
 def test_differences_are_paired():
     """Rewards that differ by nearly a constant have a narrow interval, however far they spread."""
     spread = torch.linspace(-10, 10, 40)
     wiggle = torch.tensor([0.1, -0.1]).repeat(20)
-    plan = planned((4,), (1,), fine=8)
-    noisy, on = plan.samplers[1], ground(40)
+    plan = matrix_of((4,), (1,), fine=8)
+    noisy, on = plan.samplers[1], comparison(40)
     found = {Cell(s, n): spread for s in plan.samplers for n in (4, 8)}
     found[Cell(noisy, 4)] = spread + 2 + wiggle
     _, row = gap.rows(plan, found, on, VP())
@@ -218,10 +220,10 @@ def test_differences_are_paired():
 
 
 def test_what_was_not_found_is_none_and_not_zero():
-    plan = planned((4,), (1, 2))
+    plan = matrix_of((4,), (1, 2))
     spread = torch.linspace(0, 1, 40)
     found = {Cell(ODE, 4): spread, Cell(plan.samplers[2], 4): "cannot"}
-    rows = gap.rows(plan, found, ground(40), VP())
+    rows = gap.rows(plan, found, comparison(40), VP())
     assert [row["eta"] for row in rows] == [0.0, 2.0]
     assert rows[0]["bias"] is None
     assert rows[1]["reason"] == "cannot"
@@ -237,10 +239,10 @@ def test_all_walks_begin_in_the_same_noise_and_cost_no_training():
         return x
 
     for _ in range(2):
-        scores.pictures(policy, nothing(70), 3, walk, batch=64)
+        samples.pictures(policy, nothing(70), walk=walk, seed=3, batch=64)
     assert torch.equal(torch.cat(begun[:2]), torch.cat(begun[2:]))
     first, second = (
-        gap.rewards_of(policy, Cell(s, 4), ground(70)) for s in (ODE, Sampler("gddim", 1e-9))
+        gap.rewards_of(policy, Cell(s, 4), comparison(70)) for s in (ODE, Sampler("gddim", 1e-9))
     )
     torch.testing.assert_close(first, second)  # gDDIM without noise is DDIM
     assert policy.calls == 7
@@ -248,7 +250,7 @@ def test_all_walks_begin_in_the_same_noise_and_cost_no_training():
 
 def test_more_noise_than_a_step_holds_is_a_row_with_a_reason():
     policy = Policy(toy.Gaussian(VP()), GDDIM(1.0))
-    rows = matrix(policy, planned((5,), (1.0, 1.5), ("ddim_eta",)), ground(8, grid="uniform"))
+    rows = matrix(policy, matrix_of((5,), (1.0, 1.5), ("ddim_eta",)), comparison(8, grid="uniform"))
     assert [row["reward"] is None for row in rows] == [False, False, True]
     assert "more noise than a step can hold" in rows[2]["reason"]
     assert rows[2]["gap"] is None
@@ -259,7 +261,7 @@ def test_samples_that_run_away_are_no_reward():
     process = VP()
     policy = Policy(toy.Gaussian(process), GDDIM(1.0))
     cell = Cell(Sampler("euler_maruyama", 1e19), 4)
-    assert gap.rewards_of(policy, cell, ground(8)) == gap.UNSTABLE
+    assert gap.rewards_of(policy, cell, comparison(8)) == gap.UNSTABLE
 
 
 # ------------------------------------------------------------------------------ of a run
@@ -310,8 +312,18 @@ def test_an_evaluation_tells_gap_from_bias(tuned):
 def test_the_same_grid_and_solver_leave_no_bias(tiny):
     run = tiny_run(tiny, "sampling.grid=uniform", "evaluation.steps=3", "model.rank=0")
     policy = load("scenes")
-    found = measure(policy, run, held_out_prompts(run), named_reward("reader"), 0, 0.0)
-    line = found.verdicts.line
+    measured = measure(
+        policy,
+        held_out_prompts(run),
+        reward=named_reward("reader"),
+        reward_name="reader",
+        metrics={},
+        evaluation=run.evaluation,
+        sampling=run.sampling,
+    )
+    line = evaluation_line(
+        measured, run.evaluation, run.sampling, update=0, seconds=0.0, network_evaluations=0
+    )
     assert line["bias"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert policy.calls == 0
 
@@ -349,7 +361,7 @@ def test_a_resumed_run_measures_the_end_once(tuned, tiny):
 def test_when_a_matrix_is_due(tiny, changes, expected):
     run = tiny_run(tiny, "updates=7", "evaluation.gap.steps=[2]", *changes)
     evaluated = [u for u in range(8) if u in (0, 7) or u % 2 == 0]
-    assert [u for u in evaluated if gap.due(run, u)] == expected
+    assert [u for u in evaluated if gap.due(run.evaluation, run.updates, u)] == expected
 
 
 @pytest.mark.parametrize("wrong", ["steps=[0]", "steps=[2.5]", "etas=[-1]", "etas=[]", "every=0"])
@@ -371,6 +383,11 @@ def kept(monkeypatch, shipped) -> Policy:
     """The shipped model, loaded once."""
     monkeypatch.setattr(gap_measure.run_folder, "load", lambda model: shipped)
     return shipped
+
+
+def request(model: str, **changes) -> gap_measure.Request:
+    settings = {"steps": (2,), "etas": (0.0,), "solvers": ("gddim",), "fine": 0}
+    return gap_measure.Request(model=model, **(settings | changes))
 
 
 SHORT = ["--steps", "2,3", "--eta", "0,1", "--per-task", 1, "--fine", 4]
@@ -400,7 +417,7 @@ def test_the_command_writes_rows_and_a_figure(command, kept, tmp_path):
 
 
 def test_finished_cells_are_not_drawn_again(monkeypatch, kept, tmp_path):
-    asked = gap_measure.Asked((2, 3), (0.0, 1.0), per_task=1, fine=0)
+    asked = request("scenes", reward="reader", steps=(2, 3), etas=(0.0, 1.0), per_task=1)
     drawn, plain = [], gap.rewards_of
 
     def stopped(policy, cell, on):
@@ -411,18 +428,18 @@ def test_finished_cells_are_not_drawn_again(monkeypatch, kept, tmp_path):
 
     monkeypatch.setattr(gap, "rewards_of", stopped)
     with pytest.raises(KeyboardInterrupt):
-        gap_measure.measure("scenes", asked, "reader", out=tmp_path)
+        gap_measure.measure(asked, out=tmp_path)
     part = json.loads((tmp_path / "rows.json").read_text())
     assert part["finished"] is False
     assert len(part["rows"]) == 3
     with (tmp_path / "cells.jsonl").open("a") as file:
         file.write('{"key": "cut sho\n')
     monkeypatch.setattr(gap, "rewards_of", lambda *a: drawn.append(a[1]) or plain(*a))
-    whole = gap_measure.measure("scenes", asked, "reader", out=tmp_path)
+    whole = gap_measure.measure(asked, out=tmp_path)
     assert len(drawn) == 4
     assert len(whole["rows"]) == 4
     assert whole["rows"][0] == part["rows"][0]
-    again = gap_measure.measure("scenes", asked, "reader", out=tmp_path)
+    again = gap_measure.measure(asked, out=tmp_path)
     assert again["rows"] == whole["rows"]
     assert len(drawn) == 4
 
@@ -431,11 +448,11 @@ def test_a_cell_of_other_settings_is_another_cell(monkeypatch, kept, tmp_path):
     drawn, plain = [], gap.rewards_of
     monkeypatch.setattr(gap, "rewards_of", lambda *a: drawn.append(a[1]) or plain(*a))
     monkeypatch.setattr(gap_measure, "save_figure", lambda result, folder: None)
-    asked = {"steps": (2,), "etas": (0.0,), "per_task": 1, "fine": 0}
 
-    def count(reward: str = "brightness", **changes) -> int:
+    def count(**changes) -> int:
         before = len(drawn)
-        gap_measure.measure("scenes", gap_measure.Asked(**(asked | changes)), reward, out=tmp_path)
+        settings = {"reward": "brightness", "per_task": 1} | changes
+        gap_measure.measure(request("scenes", **settings), out=tmp_path)
         return len(drawn) - before
 
     assert count() == 1
@@ -454,8 +471,8 @@ def test_a_cell_of_other_settings_is_another_cell(monkeypatch, kept, tmp_path):
 
 
 def test_a_run_before_and_after(tuned):
-    asked = gap_measure.Asked((3,), (0.0, 1.0), fine=0, before=True)
-    found = gap_measure.measure(str(tuned), asked, None)
+    asked = request(str(tuned), steps=(3,), etas=(0.0, 1.0), before=True)
+    found = gap_measure.measure(asked)
     assert found["out"] == str(tuned / "gap")
     models = [row["model"] for row in found["rows"]]
     assert models == [BASE, BASE, TUNED, TUNED]
@@ -538,7 +555,7 @@ def test_a_lora_is_read_back(exported, tmp_path, shape):
         save_file({n.removeprefix("unet."): t for n, t in tensors.items()}, path)
     bare = load("scenes")
     before = says(bare)
-    lora.load(bare.backbone.network, path)
+    lora.load_lora(bare.backbone.network, path)
     assert bare.parameters() == []
     torch.testing.assert_close(says(bare), says(policy))
     with bare.reference():
@@ -559,7 +576,7 @@ def test_ranks_and_alphas_of_their_own(exported, tmp_path):
     other[f"{layer}.alpha"] = torch.tensor(float(len(other[first])))
     save_file(other, tmp_path / "x.safetensors")
     bare = load("scenes")
-    lora.load(bare.backbone.network, tmp_path / "x.safetensors")
+    lora.load_lora(bare.backbone.network, tmp_path / "x.safetensors")
     torch.testing.assert_close(says(bare), says(policy))
 
 
@@ -581,7 +598,7 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
         "none": (folder / "none.safetensors", "adapts nothing"),
         "cut": (folder / "cut.safetensors", "cannot be read as safetensors"),
         "pickle": (folder / "weights.bin", "is a pickle"),
-        "pickles": (folder / "old", "holds pickles only"),
+        "pickles": (folder / "old", "is a pickle"),
         "missing": (folder / "nothing.safetensors", "does not exist"),
         "many": (folder, "holds no one"),
     }
@@ -591,19 +608,20 @@ def test_a_lora_that_does_not_fit_is_said_in_a_line(exported, tmp_path):
     tensors = load_file(exported[1] / lora.NAME)
     for path, said in wrong_files(tmp_path, tensors).values():
         with pytest.raises(UserError, match=said) as caught:
-            lora.load(load("scenes").backbone.network, path)
+            lora.load_lora(load("scenes").backbone.network, path)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="already has an adapter"):
-        lora.load(exported[0].backbone.network, exported[1])
+        lora.load_lora(exported[0].backbone.network, exported[1])
 
 
 def test_the_command_takes_a_lora(command, exported, tmp_path):
-    flags = ["--reward", "brightness", *SHORT, "--before", "--json", "--out", tmp_path]
+    short = ["--steps", 2, "--eta", "0,1", "--per-task", 1, "--fine", 0]
+    flags = ["--reward", "brightness", *short, "--before", "--json", "--out", tmp_path]
     done = command("gap", "scenes", "--lora", exported[1], *flags)
     assert done.code == 0, done.err
     rows = json.loads(done.out.splitlines()[-1])["rows"]
-    assert [row["model"] for row in rows] == [BASE] * 4 + [TUNED] * 4
-    assert rows[0]["reward"] != rows[4]["reward"]
+    assert [row["model"] for row in rows] == [BASE] * 2 + [TUNED] * 2
+    assert rows[0]["reward"] != rows[2]["reward"]
     run = tmp_path / "run"
     run_folder.record(overrides.changed(recipes.named("ddpo"), []), run, threads=1)
     refused = command("gap", run, "--lora", exported[1])

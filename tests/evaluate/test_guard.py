@@ -19,11 +19,13 @@ from scoretune.core import checkpoints, config
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
 from scoretune.evaluate.guard import guard, watches
+from scoretune.evaluate.guard.spectrum import Peaks
 from scoretune.evaluate.guard.watches import Best
-from scoretune.evaluate.measure import Measurement, Verdicts
 from scoretune.evaluate.report.page import write_report
+from scoretune.evaluate.scores import Measurement
 from scoretune.training import overrides, run_folder
 from scoretune.training.build import check
+from scoretune.training.run import launch
 
 # ------------------------------------------------------------------------------ known answers
 
@@ -60,14 +62,14 @@ def test_efrons_bound_holds_for_a_handful_of_prompts(prompts, seed):
 
 
 def test_one_prompt_never_rings():
-    *_, alarm = watches.fallen(Best(0, torch.ones(1)), torch.zeros(1), 1, looks=2, margin=0)
+    *_, alarm = watches.fallen(Best(0, torch.ones(1)), torch.zeros(1), 1, evaluations=2, margin=0)
     assert alarm is None
 
 
-def test_spread():
+def test_diversity():
     """A right triangle and a point: ((3 + 4 + 5)/3 + 0)/2 = 2."""
     triangle = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-    assert watches.spread(torch.stack([triangle, torch.ones(3, 2)])) == pytest.approx(2)
+    assert watches.diversity(torch.stack([triangle, torch.ones(3, 2)])) == pytest.approx(2)
 
 
 def test_gains_are_in_deviations_of_the_base():
@@ -93,7 +95,7 @@ def rings(values: Tensor, looks: int) -> bool:
     """Whether the judge's values [looks, B], compared as a run does, raise an alarm."""
     best = Best(0, values[0])
     for update in range(1, len(values)):
-        *_, alarm = watches.fallen(best, values[update], update, looks=looks, margin=0)
+        *_, alarm = watches.fallen(best, values[update], update, evaluations=looks, margin=0)
         if alarm is not None:
             return True
         if watches.mean(values[update]) > (best.mean or 0):
@@ -156,7 +158,9 @@ def test_spectra_of_noise_seldom_ring(pictures):
     for _ in range(200):
         heights = torch.empty(4, pictures, 24).exponential_(generator=generator)
         found = [
-            watches.patterned(h, places, torch.full((24,), 0.9), 1, looks=5, times=1.0)[1]
+            watches.patterned(
+                Peaks(h, places), torch.full((24,), 0.9), 1, evaluations=5, factor=1.0
+            )[1]
             for h in heights
         ]
         rung += any(alarm is not None for alarm in found)
@@ -167,10 +171,10 @@ def test_a_pattern_is_compared_with_the_base_models_own():
     places = torch.tensor([[0.25, 0.0], [0.5, 0.5]])
     heights = torch.tensor([7.0, 1.0]) + 0.1 * torch.rand(20, 2)
     base, patterned = torch.tensor([2.5, 0.4]), watches.patterned
-    value, alarm = patterned(heights, places, base, 9, looks=3, times=3.0)
+    value, alarm = patterned(Peaks(heights, places), base, 9, evaluations=3, factor=3.0)
     assert alarm is None
     assert value == pytest.approx(7.05 / 2.5, rel=0.01)
-    _, alarm = patterned(heights, places, base, 9, looks=3, times=2.0)
+    _, alarm = patterned(Peaks(heights, places), base, 9, evaluations=3, factor=2.0)
     assert alarm is not None
     assert (alarm.update, alarm.watch) == (9, "pattern")
     assert alarm.limit == pytest.approx(5)
@@ -178,12 +182,25 @@ def test_a_pattern_is_compared_with_the_base_models_own():
     grown = heights + torch.tensor([0.0, 2.5])  # 3.5 times, but not of 0.4
     assert (
         "2 pixels down and 2 pixels across"
-        in patterned(grown, places, base, 9, looks=3, times=3.0)[1].text
+        in patterned(Peaks(grown, places), base, 9, evaluations=3, factor=3.0)[1].text
     )
-    assert patterned(grown[:1], places, base, 9, looks=3, times=3.0)[1] is None
+    assert patterned(Peaks(grown[:1], places), base, 9, evaluations=3, factor=3.0)[1] is None
 
 
-# ------------------------------------------------------------------------ what a sentry remembers
+# ----------------------------------------------------------------------- what a monitor remembers
+
+
+def monitor(run: config.Run, folder: Path, held_out: Prompts, on_alarm: Any) -> guard.Monitor:
+    return guard.monitor(
+        run.guard,
+        run.evaluation,
+        reward=run.reward,
+        source=run.model.source,
+        updates=run.updates,
+        folder=folder,
+        held_out=held_out,
+        on_alarm=on_alarm,
+    )
 
 
 class Stage:
@@ -193,9 +210,9 @@ class Stage:
         self.run = overrides.changed(recipes.named("ddpo"), ["evaluation.every=10", *changes])
         self.told: list[dict[str, Any]] = []
         folder.mkdir(exist_ok=True)
-        self.sentry = guard.sentry(self.run, folder, Prompts(("",), ("all",)), self.told.append)
+        self.monitor = monitor(self.run, folder, Prompts(("",), ("all",)), self.told.append)
         self.spread = 1.0
-        monkeypatch.setattr(guard.Sentry, "_diversity", lambda *_: self.spread)
+        monkeypatch.setattr(guard.Monitor, "_diversity", lambda *_: self.spread)
         monkeypatch.setattr(guard, "adapter_state", lambda network: {"weight": torch.ones(1)})
 
     def show(self, update: int, judge: float | None, path_kl: float = 0.0) -> dict[str, Any]:
@@ -203,10 +220,9 @@ class Stage:
         values = {"reward": torch.linspace(0, 1, 100) + update}
         if judge is not None:
             values["judge"] = (torch.arange(100) < 100 * judge).float()
-        line = {"update": update, "path_kl": path_kl}
-        images = torch.zeros(100, 2)
-        found = Measurement(prompts, Verdicts(prompts.tasks, values, line), images)
-        return self.sentry.look(found, _Nobody()).get("guard", {})  # type: ignore[arg-type]
+        reward = values["reward"]
+        measured = Measurement(prompts, torch.zeros(100, 2), values, reward, reward, path_kl)
+        return self.monitor.observe(measured, _Nobody(), update).get("guard", {})  # type: ignore
 
 
 class _Nobody:
@@ -218,16 +234,16 @@ def test_the_best_is_the_judges_highest(tmp_path, monkeypatch):
     stage = Stage(tmp_path, monkeypatch, "guard.action=stop")
     for update, judge in enumerate([0.4, 0.6, 0.58, 0.55]):
         numbers = stage.show(10 * update, judge)
-    assert stage.sentry.best.update == 10
+    assert stage.monitor.best.update == 10
     assert numbers["fall"] == pytest.approx(0.05)
     # 6 looks are planned, 0 to 50
     chance = watches.threshold(15) * math.sqrt(5) / 100
     assert numbers["chance"] == pytest.approx(chance, abs=1e-4)
-    assert stage.sentry.ended is None
+    assert stage.monitor.ended is None
     stage.show(40, 0.4)
-    assert stage.sentry.ended == 40
-    assert list(stage.sentry.while_calm(range(40, 50))) == []
-    (alarm,) = stage.sentry.summary()["guard"]["alarms"]
+    assert stage.monitor.ended == 40
+    assert list(stage.monitor.until_ended(range(40, 50))) == []
+    (alarm,) = stage.monitor.summary()["guard"]["alarms"]
     assert alarm["text"].startswith("the judge fell from 0.600 at update 10 to 0.400: by 0.200")
     assert [json.loads(t) for t in (tmp_path / "alarms.jsonl").read_text().splitlines()] == [alarm]
 
@@ -236,15 +252,15 @@ def test_a_margin_lets_the_judge_fall_further(tmp_path, monkeypatch):
     stage = Stage(tmp_path, monkeypatch, "guard.action=stop", "guard.margin=0.25")
     for update, judge in enumerate([0.6, 0.36, 0.34]):
         stage.show(10 * update, judge)
-        assert (stage.sentry.ended is None) == (update < 2)
+        assert (stage.monitor.ended is None) == (update < 2)
 
 
 def test_patience(tmp_path, monkeypatch):
     stage = Stage(tmp_path, monkeypatch, "guard.action=stop", "guard.patience=2")
     for update, judge in enumerate([0.9, 0.5, 0.9, 0.5, 0.5]):
-        assert stage.sentry.ended is None
+        assert stage.monitor.ended is None
         stage.show(10 * update, judge)
-    assert stage.sentry.ended == 40
+    assert stage.monitor.ended == 40
 
 
 def test_a_warning_is_said_once(tmp_path, monkeypatch):
@@ -256,8 +272,8 @@ def test_a_warning_is_said_once(tmp_path, monkeypatch):
         (10, "the path KL "),
         (30, "samples of o"),
     ]
-    assert stage.sentry.ended is None
-    assert list(stage.sentry.while_calm(range(3))) == [0, 1, 2]
+    assert stage.monitor.ended is None
+    assert list(stage.monitor.until_ended(range(3))) == [0, 1, 2]
 
 
 def test_an_evaluation_over_a_limit_is_never_the_best(tmp_path, monkeypatch):
@@ -267,7 +283,7 @@ def test_an_evaluation_over_a_limit_is_never_the_best(tmp_path, monkeypatch):
     stage.show(10, 0.5)
     stage.spread = 0.1
     stage.show(20, 0.9)
-    told = stage.sentry.summary()["guard"]
+    told = stage.monitor.summary()["guard"]
     assert (told["ended"], told["kept"], told["best"]["judge"]) == (20, 10, 0.5)
     assert checkpoints.latest(tmp_path / "checkpoints" / "best").name == "step-00000010"
 
@@ -278,19 +294,19 @@ def test_without_a_judge_the_others_watch(tmp_path, monkeypatch):
         numbers = stage.show(10 * update, None, kl)
     assert "judge" not in numbers
     assert numbers["reward_gain"] > 0
-    assert (stage.sentry.ended, stage.sentry.best.update) == (30, 20)
+    assert (stage.monitor.ended, stage.monitor.best.update) == (30, 20)
 
 
 def test_its_memory_goes_through_a_checkpoint(tmp_path, monkeypatch):
     first, again = (Stage(tmp_path / n, monkeypatch, "guard.action=stop") for n in "ab")
     first.show(0, 0.4)
     first.show(10, 0.7)
-    saved = checkpoints.save(tmp_path, 1, first.sentry.state())
-    again.sentry.restore(checkpoints.load(saved))
+    saved = checkpoints.save(tmp_path, 1, first.monitor.state())
+    again.monitor.restore(checkpoints.load(saved))
     assert first.show(20, 0.65) == again.show(20, 0.65)
     assert first.show(30, 0.3) == again.show(30, 0.3)
-    assert first.sentry.summary() == again.sentry.summary()
-    assert again.sentry.ended == 30
+    assert first.monitor.summary() == again.monitor.summary()
+    assert again.monitor.ended == 30
 
 
 @pytest.mark.parametrize(
@@ -299,7 +315,7 @@ def test_its_memory_goes_through_a_checkpoint(tmp_path, monkeypatch):
 )
 def test_samples_of_a_few_prompts(tmp_path, texts, drawn, different):
     prompts = Prompts(tuple(texts), ("all",) * len(texts))
-    chosen = guard.sentry(recipes.named("ddpo"), tmp_path, prompts, print).prompts.texts
+    chosen = monitor(recipes.named("ddpo"), tmp_path, prompts, print).prompts.texts
     assert (len(chosen), len(set(chosen))) == (drawn, different)
     assert list(chosen) == sorted(chosen)  # each prompt's samples stand together
 
@@ -337,8 +353,6 @@ class Watched:
 
 
 def launched(run: config.Run, folder: Path, watcher: Watched | None = None) -> dict[str, Any]:
-    from scoretune.training.run import launch
-
     run_folder.record(run, folder, threads=1)
     return launch(run, folder, watcher or Watched())
 
@@ -362,7 +376,8 @@ def guarded_runs(tmp_path_factory, tiny) -> dict[str, dict[str, Any]]:
     found = {}
     for action in ("off", "warn", "stop", "rollback"):
         folder = tmp_path_factory.mktemp(action)
-        run = overrides.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
+        budget = BUDGET[:2] if action == "off" else BUDGET
+        run = overrides.changed(recipes.named("ddpo"), [*tiny, *budget, f"guard.action={action}"])
         launched(run, folder)
         found[action] = told(folder) | {"folder": folder}
     return found
@@ -457,9 +472,11 @@ def test_a_judge_of_ones_own(tmp_path, tiny):
     ],
 )
 def test_what_cannot_guard_is_refused_before_anything_is_loaded(changes, words):
+    run = overrides.changed(recipes.named("ddpo"), changes)
     with pytest.raises(UserError, match=words):
-        check(overrides.changed(recipes.named("ddpo"), changes))
-    check(overrides.changed(recipes.named("ddpo"), [*changes, "guard.action=off"]))
+        check(run)
+    off = run.guard.model_copy(update={"action": "off"})
+    check(run.model_copy(update={"guard": off}))
 
 
 # -------------------------------------------------------------------------- display and report

@@ -20,31 +20,27 @@ from diffusers import (
 
 from scoretune import recipes
 from scoretune.commands import sample
-from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Renoise, Still
-from scoretune.diffusion.processes import VE, Tabulated, noise_ratio, time_of_ratio
-from scoretune.models import base, export, lora, unconditional
+from scoretune.diffusion.processes import Tabulated
 from scoretune.models import dit as dit_family
+from scoretune.models import export, unconditional
 from scoretune.models.class_labels import Labels
 from scoretune.models.dit import DiffusionTransformer
-from scoretune.models.lora import adapter_state, add_adapter
-from scoretune.models.recycled import recycle
+from scoretune.models.lora import adapter_state, add_adapter, load_lora
+from scoretune.models.pipelines import noise_table
 from scoretune.models.tiny import diffusion_transformer as dit_miniature
 from scoretune.models.tiny import unconditional as unet_miniature
 from scoretune.models.unconditional import ConvolutionalPixelUNet, PixelUNet
-from scoretune.policy import Policy, WithFeatures
-from scoretune.rollout import rollout
-from scoretune.training import build, overrides, run_folder
-from scoretune.training.hooks import Silent
+from scoretune.policy import Policy
+from scoretune.training import build, overrides
 
 CPU = torch.device("cpu")
 CLASSES = ["goldfish", "207", "Tinca tinca", "999"]
 NUMBERS = [1, 207, 0, 999]
 STEPS = 5
-LORA = Path("lora") / "pytorch_lora_weights.safetensors"
 
 
 # ----------------------------------------------------------------------------- tiny pipelines
@@ -334,148 +330,7 @@ def test_features_of_a_unet_without_a_middle(tmp_path):
 # --------------------------------------------------------------------------------- both of them
 
 
-@pytest.fixture(params=["dit", "unet"])
-def family(request) -> tuple[Any, Path, list[str]]:
-    """How one is loaded, its folder, and prompts of it."""
-    load = {"dit": dit_family.load, "unet": unconditional.load}[request.param]
-    prompts = {"dit": CLASSES, "unet": [""] * 4}[request.param]
-    return load, request.getfixturevalue(request.param), prompts
-
-
-def test_features_for_a_critic(family):
-    load, folder, prompts = family
-    found = load(str(folder))
-    assert isinstance(found, WithFeatures)
-    tokens, t = found.encode(prompts).tokens, torch.full((4,), 0.5)
-    x = noise(4, *found.shape).requires_grad_(True)
-    output, features = found.predict_with_features(x, t, tokens)
-    assert torch.equal(output, found.predict(x, t, tokens))
-    assert features.shape == (4, found.feature_size)
-    assert features.dtype == torch.float32
-    (slope,) = torch.autograd.grad(features.sum(), x)
-    assert float(slope.abs().sum()) > 0
-
-
-def test_prompts_can_be_remembered_though_nothing_reads_them(family):
-    load, folder, prompts = family
-    found, fresh = load(str(folder)), load(str(folder))
-    found.remember(prompts)
-    assert torch.equal(found.encode(prompts).tokens, fresh.encode(prompts).tokens)
-
-
-def test_half_precision_acts_and_judges_alike(family):
-    load, folder, prompts = family
-    half, whole = load(str(folder), dtype=torch.bfloat16), load(str(folder))
-    policy, condition = Policy(half, GDDIM(1.0)), half.encode(prompts)
-    times = grids.karras(half.process, 3)
-    start = noise(4, *half.shape)
-    path = rollout(policy, condition, times, torch.Generator().manual_seed(0), start)
-    assert path.states.dtype == torch.float32
-    t, t_next = times[0].expand(4), times[1].expand(4)
-    law = policy.transition(path.states[0], t, t_next, condition)
-    with torch.no_grad():
-        assert torch.equal(law.log_prob(path.states[1]), path.log_probs[0])
-        at = (start, torch.full((4,), 0.5), condition.tokens)
-        torch.testing.assert_close(half.predict(*at).float(), whole.predict(*at), rtol=0, atol=0.1)
-    assert half.decode(path.final).dtype == torch.float32
-
-
-def test_under_another_process_a_step_is_the_same(family):
-    """The network's estimate of the data at the same noise ratio: x and t are moved, x0 is not."""
-    load, folder, prompts = family
-    found = load(str(folder))
-    moved, condition = recycle(found, VE(0.01, 14.0)), found.encode(prompts)
-    t, state = torch.full((4,), 0.4), noise(4, *found.shape)
-    own = time_of_ratio(moved.process, noise_ratio(found.process, t.double())).float()
-    with torch.no_grad():
-        here = Policy(found, GDDIM(1.0)).estimate(state, t, condition).data
-        scaled = state / found.process.alpha(t)[0] * moved.process.alpha(own)[0]
-        there = Policy(moved, GDDIM(1.0)).estimate(scaled, own, condition).data
-    torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("law", ["ratio, unchanged", "infinite log-probabilities", "same seed"])
-def test_the_laws_of_any_model_hold(pixels, law):
-    (asked,) = [each for each in laws_of(Policy(pixels, GDDIM(1.0))) if law in each.name]
-    with torch.no_grad():
-        assert asked.measured(CPU) == pytest.approx(asked.expected, abs=asked.tolerance)
-
-
 # ------------------------------------------------------------------------------- fine-tuning
-
-
-class Watching(Silent):
-    """A watcher that stops the run after the update `until`, if told to."""
-
-    def __init__(self, until: int | None = None) -> None:
-        self.until, self.updates = until, []
-
-    def line(self, numbers: dict[str, Any]) -> None:
-        self.updates.append(numbers.get("update"))
-        if numbers.get("update") == self.until:
-            raise KeyboardInterrupt
-
-
-def launch(run: config.Run, folder: Path, until: int | None = None) -> list[Any]:
-    from scoretune.training.run import launch, ready
-
-    watching = Watching(until)
-    ready(run)
-    run_folder.record(run, folder, threads=1)
-    launch(run, folder, watching)
-    return watching.updates
-
-
-@pytest.fixture
-def tuned(family, tiny, tmp_path):
-    """A configuration of two DDPO updates on a tiny model."""
-    _, folder, prompts = family
-    asked = tmp_path / "prompts.txt"
-    asked.write_text("\n".join(prompts))
-    where = asked if any(prompts) else "none"
-    given = [f"model.source={folder}", f"prompts={where}", "reward=brightness", "model.rank=2"]
-
-    def make(*changes: str) -> config.Run:
-        return overrides.changed(recipes.named("ddpo"), [*tiny, *given, *changes])
-
-    return make
-
-
-def moved(folder: Path, before: Any) -> list[str]:
-    """Which weights of a run's network are no longer what they were."""
-    learned = sample.load(folder).backbone.network.state_dict()
-    return [
-        name for name, w in before.network.state_dict().items() if not torch.equal(w, learned[name])
-    ]
-
-
-def test_a_lora_trains(tuned, tmp_path):
-    assert launch(tuned(), tmp_path / "run") == [1, 2]
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
-    layers = {name.split(".lora")[0] for name in learned}
-    first = min(layers).removesuffix("to_k")
-    assert layers > {f"{first}{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")}
-    assert all(".attn1." in layer or ".attentions." in layer for layer in layers)
-    assert all(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
-    assert (tmp_path / "run" / LORA).exists()
-
-
-def test_every_weight_trains(family, tuned, tmp_path):
-    load, folder, _ = family
-    changes = ["model.rank=0", "optimiser.learning_rate=1e-3"]
-    assert launch(tuned(*changes), tmp_path / "run") == [1, 2]
-    before = load(str(folder))
-    found = moved(tmp_path / "run", before)
-    assert len(found) > len(before.network.state_dict()) / 2
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(tuned, tmp_path):
-    """After the line of update 2, before its checkpoint: it goes on from that of update 1."""
-    launch(tuned("updates=3"), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        launch(tuned("updates=3"), tmp_path / "stopped", until=2)
-    assert launch(tuned("updates=3"), tmp_path / "stopped") == [2, 3]
-    assert (tmp_path / "whole" / LORA).read_bytes() == (tmp_path / "stopped" / LORA).read_bytes()
 
 
 def carried(found: Any, fresh: Any, prompts: list[str], folder: Path) -> None:
@@ -488,38 +343,32 @@ def carried(found: Any, fresh: Any, prompts: list[str], folder: Path) -> None:
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
     path = export.lora(Policy(found, GDDIM(1.0)), folder)
     assert f"{found.part}.".encode() in path.read_bytes()
-    lora.load(fresh.network, folder)
+    load_lora(fresh.network, folder)
     mine = ours(found, prompts)
     torch.testing.assert_close(ours(fresh, prompts), mine, rtol=1e-4, atol=1e-4)
     assert float((mine - bare).abs().max()) > 0.01
 
 
-def test_an_adapter_goes_from_model_to_model(family, tmp_path):
-    """Through our own files: diffusers' pipelines of these networks load no LoRA."""
-    load, folder, prompts = family
-    carried(load(str(folder)), load(str(folder)), prompts, tmp_path)
-
-
-def test_convolutions_are_adapted_where_there_is_no_attention(tmp_path, tiny):
+def test_convolutions_are_adapted_where_there_is_no_attention(tmp_path, tiny, launched):
     where = saved(tmp_path / "model", unet_miniature.unet(attention=False))
     found = unconditional.load(str(where))
     assert isinstance(found, ConvolutionalPixelUNet)
     carried(found, unconditional.load(str(where)), [""] * 2, tmp_path / "lora")
     given = [f"model.source={where}", "prompts=none", "reward=brightness", "model.rank=2"]
     run = overrides.changed(recipes.named("ddpo"), [*tiny, *given])
-    assert launch(run, tmp_path / "run") == [1, 2]
+    assert [line["update"] for line in launched(run, tmp_path / "run")] == [1, 2]
     learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
     assert {name.split(".lora")[0].rpartition(".")[2] for name in learned} == {"conv1", "conv2"}
     assert all(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
 
 
-def test_a_unet_of_classes_trains(tmp_path, tiny):
+def test_a_unet_of_classes_trains(tmp_path, tiny, launched):
     where = saved(tmp_path / "model", unet_miniature.unet(classes=3, channels=1))
     (tmp_path / "classes.txt").write_text("0\n1\n2\n")
     given = [f"model.source={where}", "reward=brightness", "model.rank=2"]
     given += [f"prompts={tmp_path / 'classes.txt'}"]
     dpok = overrides.changed(recipes.named("dpok"), [*tiny, *given])  # its critic reads the class
-    assert launch(dpok, tmp_path / "run") == [1, 2]
+    assert [line["update"] for line in launched(dpok, tmp_path / "run")] == [1, 2]
 
 
 # ---------------------------------------------------------------------------------- bad input
@@ -531,21 +380,12 @@ def built(source: Path) -> Policy:
     return build.build_policy(run, CPU)
 
 
-def test_the_family_is_chosen_by_the_class(dit, unet, tmp_path):
-    assert isinstance(built(dit).backbone, DiffusionTransformer)
-    assert isinstance(built(unet).backbone, PixelUNet)
-    saved(tmp_path, unet_miniature.unet(), DDPMScheduler(), DDPMPipeline)
-    assert isinstance(built(tmp_path).backbone, PixelUNet)
-    with pytest.raises(UserError, match="holds a DiTPipeline, not a DDPMPipeline"):
-        unconditional.load(str(dit))
-
-
-def test_a_run_with_a_wrong_class_is_refused(tiny, dit, tmp_path):
+def test_a_run_with_a_wrong_class_is_refused(tiny, dit, tmp_path, launched):
     (tmp_path / "classes.txt").write_text("goldfish\ngolden retreiver\n")
     given = [f"model.source={dit}", "reward=brightness", f"prompts={tmp_path / 'classes.txt'}"]
     run = overrides.changed(recipes.named("ddpo"), [*tiny, *given])
     with pytest.raises(UserError, match=r"'golden retreiver': did you mean 'golden retriever'\?"):
-        launch(run, tmp_path / "run")
+        launched(run, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -573,32 +413,10 @@ def test_states_that_are_no_pixels_are_refused(tmp_path):
         unconditional.load(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("part", "spoil", "said"),
-    [
-        ("dit", lambda f: shutil.rmtree(f / "transformer"), "cannot load the model"),
-        ("dit", lambda f: shutil.rmtree(f / "vae"), "cannot load the model"),
-        ("unet", lambda f: shutil.rmtree(f / "unet"), "cannot load the model"),
-        ("unet", lambda f: (f / "model_index.json").unlink(), "is no diffusers pipeline"),
-    ],
-)
-def test_bad_folders(request, tmp_path, part, spoil, said):
-    where = Path(shutil.copytree(request.getfixturevalue(part), tmp_path / "copy"))
-    spoil(where)
-    with pytest.raises(UserError, match=said) as caught:
-        built(where)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_size_that_the_unet_cannot_halve(unet):
-    with pytest.raises(UserError, match=r"model\.size=9 is no multiple of 2: set one, in pixels"):
-        unconditional.load(str(unet), size=9)
-
-
 def test_a_scheduler_of_flows_has_no_noise_table():
     with pytest.raises(UserError, match="is a FlowMatchEulerDiscreteScheduler, which has no noise"):
-        base.scheduled("model", FlowMatchEulerDiscreteScheduler())
+        noise_table("model", FlowMatchEulerDiscreteScheduler())
     whole = DDIMScheduler(rescale_betas_zero_snr=True)
-    table = base.scheduled("model", whole)[0].alphas_cumprod
+    table = noise_table("model", whole)[0].alphas_cumprod
     assert float(whole.alphas_cumprod[-1]) < 1e-12 < table[-1] == table[-2] / 2 < 2**-24
     assert table[:-1] == tuple(whole.alphas_cumprod.double().tolist())[:-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +21,10 @@ from scoretune.models import export, lora, user_module
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.recycled import Recycled
 from scoretune.models.tiny import own as miniature
-from scoretune.models.user_module import Own, adaptable
+from scoretune.models.user_module import BareNetwork, adaptable
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.training import build, overrides, run_folder
-from scoretune.training.hooks import Silent
+from scoretune.training import build, overrides
 
 CPU = torch.device("cpu")
 POINTS = {"process": "VP()", "prediction": "epsilon", "shape": [2]}
@@ -153,7 +151,7 @@ def test_random_weights_are_the_same_at_every_call_and_cost_no_randomness(named)
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_states_of_one_or_three_channels_are_pictures(channels):
-    found = Own(miniature.denoiser(), VP(), estimates.noise, (channels, 4, 4))
+    found = BareNetwork(miniature.denoiser(), VP(), estimates.noise, (channels, 4, 4))
     x = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 2.0])
     seen = found.decode(x[:, None, None, None].expand(-1, channels, 4, 4))
     assert seen.shape == (6, 3, 4, 4)
@@ -166,7 +164,7 @@ def test_states_of_one_or_three_channels_are_pictures(channels):
 
 @pytest.mark.parametrize("shape", [(2,), (3, 16), (4, 8, 8)])
 def test_other_states_are_shown_as_they_are(shape):
-    found = Own(miniature.denoiser(), VP(), estimates.noise, shape)
+    found = BareNetwork(miniature.denoiser(), VP(), estimates.noise, shape)
     x = torch.randn(2, *shape)
     assert torch.equal(found.decode(x), x)
     assert torch.equal(found.embed(x), x)
@@ -194,7 +192,7 @@ def test_a_declared_process_is_its_own_and_not_another(named):
     source = named("def denoiser(): return Net()")
     model = config.Model(source=source, process="VP()", prediction="epsilon", shape=(2,))
     run = config.Run(recipe="none", objective=config.PolicyGradient(), model=model)
-    assert isinstance(build.build_policy(run, CPU).backbone, Own)
+    assert isinstance(build.build_policy(run, CPU).backbone, BareNetwork)
 
 
 def test_half_precision_is_that_of_the_module(named):
@@ -227,7 +225,7 @@ def test_half_precision_is_that_of_the_module(named):
 def test_what_is_no_model_says_so_in_a_line(named, code, told):
     source = named(code)
     if told is None:  # a module with one part of a Backbone is a bare module
-        assert isinstance(load(source), Own)
+        assert isinstance(load(source), BareNetwork)
         return
     message = refused(source)
     assert told in message
@@ -283,7 +281,7 @@ def test_an_output_of_another_shape_names_both(named):
 def test_what_is_not_a_tensor_or_not_finite(named):
     code = "class Pair(Net):\n  def forward(self, x, t): return (x,)\ndenoiser = Pair"
     assert "Pair returned a tuple: return a tensor" in raised(load(named(code)), torch.zeros(1, 2))
-    found = Own(nn.Linear(2, 2), VP(), estimates.noise, (2,))
+    found = BareNetwork(nn.Linear(2, 2), VP(), estimates.noise, (2,))
     found.network.forward = lambda x, t: x / (x - 1)
     spoilt = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     assert "Linear put out NaN or infinity at t=0.5" in raised(found, spoilt)
@@ -431,25 +429,8 @@ def mini(*changes: str, tiny: tuple[str, ...] = ()) -> config.Run:
     return overrides.changed(recipes.named("ddpo"), [*tiny, *given, *rest, *changes])
 
 
-class Watching(Silent):
-    def __init__(self, until: int | None = None) -> None:
-        self.until = until
-
-    def line(self, numbers: dict[str, Any]) -> None:
-        if numbers.get("update") == self.until:
-            raise KeyboardInterrupt
-
-
-def launch(run: config.Run, folder: Path, until: int | None = None) -> None:
-    from scoretune.training.run import launch, ready
-
-    ready(run)
-    run_folder.record(run, folder, threads=1)
-    launch(run, folder, Watching(until))
-
-
-def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
-    launch(mini(tiny=tiny), tmp_path / "run")
+def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path, launched):
+    launched(mini(tiny=tiny), tmp_path / "run")
     policy = sample.load(tmp_path / "run")
     learned = adapter_state(policy.backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {
@@ -458,7 +439,7 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
     assert any(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
     fresh = miniature.denoiser()
     before = fresh(torch.ones(1, 1, 8, 8), torch.ones(1))
-    lora.load(fresh, tmp_path / "run")
+    lora.load_lora(fresh, tmp_path / "run")
     x, t = torch.ones(1, 1, 8, 8), torch.ones(1)
     assert torch.equal(fresh(x, t), policy.backbone.predict(x, t, torch.zeros(1, 0, 0)))
     assert float((fresh(x, t) - before).detach().abs().max()) > 1e-3
@@ -468,8 +449,8 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path):
     assert again == (tmp_path / "run" / "lora" / lora.NAME).read_bytes()
 
 
-def test_every_weight_trains_and_is_saved(tiny, tmp_path):
-    launch(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
+def test_every_weight_trains_and_is_saved(tiny, tmp_path, launched):
+    launched(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
     found = sample.load(tmp_path / "run").backbone
     before = miniature.denoiser().state_dict()
     moved = [n for n, w in found.network.state_dict().items() if not torch.equal(w, before[n])]
@@ -485,7 +466,7 @@ def test_every_weight_trains_and_is_saved(tiny, tmp_path):
 def test_tied_weights_are_saved_and_read(tmp_path):
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[1].weight = network[0].weight
-    path = user_module.save(Own(network, VP(), estimates.noise, (2,)), tmp_path)
+    path = user_module.save(BareNetwork(network, VP(), estimates.noise, (2,)), tmp_path)
     assert set(load_file(path)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
@@ -505,12 +486,3 @@ SAID = (
     ("model.process", "model.prediction", "model.shape"),
     ("VP()", "epsilon", "[2]"),
 )
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path):
-    launch(mini(tiny=tiny), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        launch(mini(tiny=tiny), tmp_path / "stopped", until=2)
-    launch(mini(tiny=tiny), tmp_path / "stopped")
-    name = Path("lora") / lora.NAME
-    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()

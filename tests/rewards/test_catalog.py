@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scoretune.core import calls
+from scoretune.core import resolve
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
-from scoretune.rewards import reader, weighted
-from scoretune.rewards.catalog import REWARDS, fingerprint, named_reward
+from scoretune.rewards import catalog, reader
+from scoretune.rewards.catalog import fingerprint, named_reward
+from scoretune.rewards.networks import pretrained
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -64,7 +65,7 @@ PROMPTS = ["a seven", "a red seven", "two fives"]
     ],
 )
 def test_a_sum_is_read(text, terms):
-    assert weighted.terms(text, REWARDS) == terms
+    assert catalog.terms(text) == terms
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,13 @@ def test_two_of_a_kind_are_told_apart_by_their_settings():
     ]
 
 
-def test_constructing_a_learned_reward_reads_nothing():
+def test_constructing_a_learned_reward_reads_nothing(monkeypatch):
+    def read(*arguments, **settings):
+        raise AssertionError(f"read {arguments}")
+
+    for function in ("network", "tokenizer", "file", "preprocessing", "identity"):
+        monkeypatch.setattr(pretrained, function, read)
+    monkeypatch.setattr("builtins.open", read)
     for name in ("clip", "pickscore", "hpsv2(model=nobody/nothing)", "aesthetic(head=nowhere.st)"):
         named_reward(name)
 
@@ -177,7 +184,7 @@ class Thing:
     ],
 )
 def test_a_call_is_read(text, expected):
-    found = calls.made("thing", calls.read(text), Thing)
+    found = resolve.instantiate("thing", resolve.read_call(text), Thing)
     assert found == expected
     assert type(found.share) is float
 
@@ -187,8 +194,11 @@ def test_a_missing_setting_is_named():
         return url
 
     with pytest.raises(UserError, match=r"reward 'x' needs the setting 'url': write x\(url=…\)"):
-        calls.made("reward", calls.read("x"), constructor)
-    assert calls.made("reward", calls.read("x(url=http://a)"), constructor) == "http://a"
+        resolve.instantiate("reward", resolve.read_call("x"), constructor)
+    assert (
+        resolve.instantiate("reward", resolve.read_call("x(url=http://a)"), constructor)
+        == "http://a"
+    )
 
 
 # ---------------------------------------------------------------------------- reader(folder=…)
@@ -220,7 +230,7 @@ def test_a_fingerprint_names_every_part(tmp_path, monkeypatch):
     source = "def red(images, prompts):\n    return images[:, 0].mean((1, 2))\n"
     (tmp_path / "taste_of_names.py").write_text(source)
     name = "reader - 0.5*compressibility(quality=80) + 2*taste_of_names:red + brightness"
-    found = fingerprint(name)
+    found = fingerprint(name, named_reward(name))
     assert json.loads(json.dumps(found)) == found
     assert found["reward"] == name
     assert set(found["libraries"]) == {"scoretune", "torch", "transformers"}
@@ -233,4 +243,20 @@ def test_a_fingerprint_names_every_part(tmp_path, monkeypatch):
     assert (red["name"], red["weight"]) == ("taste_of_names:red", 2.0)
     assert red["sha256 of the source"] == hashlib.sha256(source.encode()).hexdigest()
     assert light["class"] == "scoretune.rewards.pixels:brightness"
-    assert fingerprint("-reader")["parts"][0]["weight"] == -1.0
+    assert fingerprint("-reader", named_reward("-reader"))["parts"][0]["weight"] == -1.0
+
+
+def test_a_fingerprint_builds_nothing_anew(monkeypatch):
+    text = "2*compressibility(quality=80) - brightness"
+    reward = named_reward(text)
+
+    def build(*settings):
+        raise AssertionError("built anew")
+
+    monkeypatch.setattr(catalog.resolve, "instantiate", build)
+    weights = [part["weight"] for part in fingerprint(text, reward)["parts"]]
+    assert weights == [2.0, -1.0]
+
+
+def test_the_names_of_a_reward_are_without_settings():
+    assert catalog.names("reader - 0.5*clip(batch=4) + m:f") == {"reader", "clip", "m:f"}

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
-from scoretune.rewards.catalog import named_reward
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.remote.isolated import WORKER, Isolated
 
 IMAGES = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def mine(tmp_path):
 
     yield make
     for reward in made:
-        reward.process.close()
+        reward.worker.close()
 
 
 def alive(pid: int) -> bool:
@@ -111,7 +111,7 @@ def test_the_two_versions_of_a_package_live_side_by_side(venv, tmp_path, monkeyp
     assert checked(reward, text, IMAGES, PROMPTS).tolist() == [1.5 + 48.0] * 4
     assert reward.fingerprint()["version"] == "1.5"
     assert conflicting.version() == "2.5"
-    reward.process.close()
+    reward.worker.close()
 
 
 def test_the_other_interpreter_has_neither_scoretune_nor_torch(venv, mine):
@@ -188,7 +188,7 @@ def test_what_the_function_prints_does_not_disturb(mine, capfd):
     """
     reward = mine(code)
     assert reward(IMAGES, PROMPTS).tolist() == [1.0] * 4
-    reward.process.close()
+    reward.worker.close()
     out, err = capfd.readouterr()
     assert out == ""
     for words in ("at import", "hello 4", "raw", "from a child"):
@@ -207,7 +207,7 @@ def test_nothing_is_asked_twice(mine):
     reward = mine(code)
     first = reward(IMAGES, PROMPTS)
     assert torch.equal(reward(IMAGES, PROMPTS), first)
-    assert (reward.memory.hits, reward.memory.misses) == (4, 4)
+    assert (reward.score_cache.hits, reward.score_cache.misses) == (4, 4)
 
 
 def test_the_fingerprint_follows_the_file(mine):
@@ -216,6 +216,23 @@ def test_the_fingerprint_follows_the_file(mine):
     assert told["version"] == "3"
     assert told["interpreter"] == ".".join(map(str, sys.version_info[:3]))
     assert mine(code + " ").fingerprint()["sha256"] != told["sha256"]
+
+
+def test_one_interpreter_serves_the_fingerprint_and_the_scores(mine, tmp_path):
+    code = f"""
+        import pathlib
+
+        with pathlib.Path({str(tmp_path / "starts")!r}).open("a") as file:
+            file.write("x")
+
+        def score(images, prompts):
+            return [1.0] * len(images)
+    """
+    reward = mine(code)
+    text = f"isolated(call=mine:score, folder={tmp_path}, images=raw)"
+    assert fingerprint(text, reward)["parts"][0]["call"] == "mine:score"
+    assert reward(IMAGES, PROMPTS).tolist() == [1.0] * 4
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 # ---------------------------------------------------------------------------- what may go wrong
@@ -258,9 +275,9 @@ def test_a_start_that_fails_is_one_line(mine, code, words):
 def test_a_function_that_fails_is_one_line_and_the_process_stays(mine, body, words):
     reward = mine(f"def score(images, prompts):\n    {body}")
     assert words in failure(reward)
-    process = reward.process._child
+    process = reward.worker._child
     assert words in failure(reward)
-    assert reward.process._child is process
+    assert reward.worker._child is process
 
 
 def test_nan_is_told_as_of_any_reward(mine):
@@ -281,8 +298,8 @@ def test_who_takes_too_long_is_killed_with_its_children(mine, tmp_path):
             return [1.0] * len(images)
     """
     reward = mine(code, timeout=1.0)
-    reward.process.ready()
-    pid = reward.process._child.pid
+    reward.worker.ready()
+    pid = reward.worker._child.pid
     start = time.monotonic()
     line = failure(reward)
     assert 1.0 <= time.monotonic() - start < 4
@@ -357,7 +374,7 @@ def test_the_process_ends_with_the_reward(mine, tmp_path):
     write(tmp_path, "short", "def score(images, prompts): return [1.0] * len(images)")
     reward = Isolated("short:score", folder=str(tmp_path), images="raw")
     reward(IMAGES, PROMPTS)
-    pid = reward.process._child.pid
+    pid = reward.worker._child.pid
     assert alive(pid)
     del reward
     gc.collect()
@@ -370,10 +387,10 @@ def test_the_process_ends_with_the_run_however_that_ends(tmp_path, end):
     script = f"""
         import os
         import torch
-        from scoretune.rewards.isolated import Isolated
+        from scoretune.rewards.remote.isolated import Isolated
         reward = Isolated("short:score", folder={str(tmp_path)!r}, images="raw")
         reward(torch.zeros(1, 3, 2, 2), ["a"])
-        print(reward.process._child.pid, flush=True)
+        print(reward.worker._child.pid, flush=True)
         {end}
     """
     done = subprocess.run(
@@ -396,7 +413,7 @@ def test_ctrl_c_while_it_works_leaves_nothing_half_said(mine, monkeypatch):
             return [float(ord(p)) for p in prompts]
     """
     reward = mine(code)
-    reward.process.ready()
+    reward.worker.ready()
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:

@@ -24,7 +24,7 @@ from scoretune.models import pipelines
 from scoretune.rewards.base import Fingerprinted, has_gradient
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.networks import convert, heads, pretrained
-from scoretune.rewards.networks.clip_preprocess import STD, Pixels, read
+from scoretune.rewards.networks.clip_preprocess import STD, Preprocessing, from_config
 
 SIDE, WIDTH = 32, 8
 PROMPTS = ["a red cat", "two dogs, and a bird", "a red cat", "Seven"]
@@ -80,7 +80,7 @@ def cosines(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
         PROMPTS, padding=True, truncation=True, max_length=20, return_tensors="pt"
     )
     with torch.no_grad():
-        out = model(pixel_values=Pixels(side=SIDE, resize=SIDE)(IMAGES), **words)
+        out = model(pixel_values=Preprocessing(side=SIDE, resize=SIDE)(IMAGES), **words)
     scale = model.logit_scale.exp().detach()
     return out.logits_per_image.diagonal() / scale, scale
 
@@ -106,15 +106,15 @@ def test_pixels_are_those_of_the_image_processor(edges, kind):
     image = picture(kind, *edges)
     eight_bit = (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
     theirs = CLIPImageProcessorPil()([eight_bit], return_tensors="pt").pixel_values
-    levels = ((Pixels()(image) - theirs) * torch.tensor(STD)[:, None, None] * 255).abs()
+    levels = ((Preprocessing()(image) - theirs) * torch.tensor(STD)[:, None, None] * 255).abs()
     assert float(levels.max()) < 1.2
     assert float(levels.mean()) < 0.33
     if edges == (224, 224):
-        torch.testing.assert_close(Pixels()(image), theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(Preprocessing()(image), theirs, atol=1e-6, rtol=0)
 
 
 def test_a_picture_that_is_padded_is_black_around():
-    shown = Pixels(side=32, fit="pad").fitted(torch.full((1, 3, 20, 40), 0.5))
+    shown = Preprocessing(side=32, fit="pad").fitted(torch.full((1, 3, 20, 40), 0.5))
     assert shown.shape == (1, 3, 32, 32)
     filled = (shown[0, 0] > 0.01).float()
     assert filled.sum(0).tolist() == [16] * 32
@@ -124,16 +124,17 @@ def test_a_picture_that_is_padded_is_black_around():
 def test_the_rules_of_a_folder_are_read(tmp_path):
     source = str(tmp_path)
 
-    def rules(side: int = 32, **told: object) -> Pixels:
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
-        return read(pretrained.preprocessing(source, revision=None), source, side=side)
+    def rules(side: int = 32, **config: object) -> Preprocessing:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        read = pretrained.preprocessing(source, revision=None)
+        return from_config(read, source, side=side)
 
-    assert rules() == Pixels(32, 32)
+    assert rules() == Preprocessing(32, 32)
     mean, std = [0.5] * 3, [0.25] * 3
     found = rules(size=48, crop_size=32, image_mean=mean, image_std=std, resample=2)
-    assert found == Pixels(32, 48, "crop", "bilinear", (0.5,) * 3, (0.25,) * 3)
+    assert found == Preprocessing(32, 48, "crop", "bilinear", (0.5,) * 3, (0.25,) * 3)
     square = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
-    assert rules(**square) == Pixels(32, 32, "stretch")
+    assert rules(**square) == Preprocessing(32, 32, "stretch")
     with pytest.raises(UserError, match="makes pictures of 32 x 32 pixels, and the model takes 64"):
         rules(64, **square)
     with pytest.raises(UserError, match="has do_normalize=false"):
@@ -155,7 +156,7 @@ def rewards_of(clip: Path, folder: Path) -> dict[str, tuple[str, torch.Tensor]]:
     cosine, scale = cosines(clip)
     vision = CLIPVisionModelWithProjection.from_pretrained(clip)
     with torch.no_grad():
-        embedding = vision(Pixels(side=SIDE, resize=SIDE)(IMAGES)).image_embeds
+        embedding = vision(Preprocessing(side=SIDE, resize=SIDE)(IMAGES)).image_embeds
     seen = embedding / embedding.norm(dim=-1, keepdim=True)
     layers = five_layers(WIDTH)
     save_file(named(layers), folder / "five.safetensors")
@@ -370,7 +371,7 @@ def image_reward(folder: Path) -> tuple[Path, torch.Tensor]:
     text.load_state_dict(own)
     words = bert_tokenizer()(PROMPTS, padding="max_length", max_length=35, return_tensors="pt")
     with torch.no_grad():
-        seen = vision_tower(release, Pixels(side=32, resize=32)(IMAGES))
+        seen = vision_tower(release, Preprocessing(side=32, resize=32)(IMAGES))
         state = text(
             input_ids=words.input_ids,
             attention_mask=words.attention_mask,
@@ -551,7 +552,7 @@ def test_a_reward_without_its_weights_says_where_they_come_from(name):
 
 def test_the_pickle_of_hpsv2_is_refused_with_the_line_that_converts_it():
     told = said("hpsv2(model=HPS_v2.1_compressed.pt)")
-    assert "c.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
+    assert "scoretune.convert.hpsv2(torch.load('HPS_v2.1_compressed.pt', weights_only=True)" in told
 
 
 def test_a_batch_of_none_and_too_few_prompts(clip):
@@ -660,7 +661,9 @@ def test_a_model_of_the_hub_is_read_from_the_cache_and_known_by_its_commit(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = named_reward("clip(model=someone/tiny)")(IMAGES, PROMPTS)
     assert torch.equal(found, named_reward(f"clip(model={clip})")(IMAGES, PROMPTS))
-    (part,) = fingerprint("clip(model=someone/tiny)")["parts"]
+    (part,) = fingerprint("clip(model=someone/tiny)", named_reward("clip(model=someone/tiny)"))[
+        "parts"
+    ]
     assert part["commit"] == commit
     assert part["revision"] == "main"
 
@@ -671,7 +674,7 @@ def test_a_fingerprint_changes_with_the_weights(clip, rewards, tmp_path, kind):
     source = shutil.copytree(blip if kind == "image_reward" else clip, tmp_path / "copy")
     name = of(kind, source, rewards)
     assert isinstance(named_reward(name), Fingerprinted)
-    first = fingerprint(name)
+    first = fingerprint(name, named_reward(name))
     assert json.loads(json.dumps(first)) == first
     (part,) = first["parts"]
     stored = source / "model.safetensors"
@@ -679,4 +682,4 @@ def test_a_fingerprint_changes_with_the_weights(clip, rewards, tmp_path, kind):
     weights = load_file(stored)
     weights[next(iter(weights))] += 1
     save_file(weights, stored, metadata={"format": "pt"})
-    assert fingerprint(name) != first
+    assert fingerprint(name, named_reward(name)) != first

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
 from scoretune.rewards.cache import eight_bit
 from scoretune.rewards.catalog import named_reward
@@ -314,7 +314,7 @@ def test_the_reward_is_the_score_of_what_the_model_itself_reads(trocr):
     expected = [agreement(text, ask) for text, ask in zip(texts, wanted, strict=True)]
     assert found.tolist() == pytest.approx(expected)
     assert found[0] == 1.0 and len(set(found.tolist())) > 1
-    assert reward.memory.misses == 3
+    assert reward.score_cache.misses == 3
 
 
 def test_a_model_that_chats_is_asked_to_read(llava):
@@ -432,14 +432,14 @@ def test_a_judge_remembers_and_has_no_gradient(llava):
     first = reward(IMAGES.clone().requires_grad_(), PROMPTS)
     assert not first.requires_grad
     assert torch.equal(reward(IMAGES, PROMPTS), first)
-    assert (reward.memory.hits, reward.memory.misses) == (3, 3)
-    assert not any(p.requires_grad for p in reward.network.parameters())
+    assert (reward.score_cache.hits, reward.score_cache.misses) == (3, 3)
+    assert not any(p.requires_grad for p in reward.vision_language.network.parameters())
 
 
 def test_half_precision_is_near(llava):
     full = Vlm(str(llava), "is this {prompt} ?", batch=3)
     half = Vlm(str(llava), "is this {prompt} ?", batch=3, dtype="bfloat16")
-    assert half.network.dtype == torch.bfloat16
+    assert half.vision_language.network.dtype == torch.bfloat16
     difference = (full(IMAGES, PROMPTS) - half(IMAGES, PROMPTS)).abs().max()
     assert 0 < float(difference) < 0.1
 
@@ -452,7 +452,7 @@ def test_without_a_template_the_picture_comes_before_the_question(llava, tmp_pat
     folder = tmp_path / "plain"
     shutil.copytree(llava, folder)
     (folder / "chat_template.jinja").unlink()
-    prepare = vision_language.processor(str(folder), revision=None)
+    prepare = vision_language.VisionLanguage(str(folder)).processor
     found = vision_language.questions(
         prepare, np.asarray(eight_bit(IMAGES[:1])), ["is this a cat ?"]
     )
@@ -467,7 +467,7 @@ def test_the_beginning_is_not_told_twice(llava, tmp_path):
 
     from scoretune.rewards.networks import vision_language
 
-    prepare = vision_language.processor(str(llava), revision=None)
+    prepare = vision_language.VisionLanguage(str(llava)).processor
     prepare.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.message import Message
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,15 +24,14 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
-from scoretune.rewards.cache import Memory, eight_bit
+from scoretune.rewards.cache import ScoreCache, eight_bit
 from scoretune.rewards.catalog import named_reward
 from scoretune.rewards.pixels import brightness
 from scoretune.rewards.remote import protocol
-from scoretune.rewards.remote.client import MOST_WAIT, TOKEN, Breaker, Line
+from scoretune.rewards.remote.client import MOST_WAIT, TOKEN, Client, Remote
 from scoretune.rewards.remote.server import MOST_AT_ONCE, RewardServer, Service
-from scoretune.rewards.remote.server_reward import Server
 
 IMAGES = torch.rand(5, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c", "d", "e"]
@@ -38,18 +39,18 @@ GOOD = json.dumps({"scores": [0.5]})
 
 
 @contextmanager
-def told(*replies: tuple) -> Iterator[tuple[str, list]]:
+def replying(*replies: tuple) -> Iterator[tuple[str, list]]:
     """A server that gives these (status, headers, body) in turn, the last one for ever.
 
     Yields its URL and the list of requests: (path, headers, body).
     """
-    asked: list = []
+    requests: list = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked.append((self.path, dict(self.headers), body))
-            status, headers, reply = replies[min(len(asked), len(replies)) - 1]
+            requests.append((self.path, dict(self.headers), body))
+            status, headers, reply = replies[min(len(requests), len(replies)) - 1]
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
@@ -72,50 +73,48 @@ def told(*replies: tuple) -> Iterator[tuple[str, list]]:
                 super().handle()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    with _running(server):
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    with _running(partial(server.serve_forever, 0.01), server.shutdown):
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    server.server_close()
 
 
 @contextmanager
 def served(reward, **settings) -> Iterator[RewardServer]:
     server = RewardServer(Service("mine", reward, **settings), "127.0.0.1", 0)
-    with _running(server):
+    with _running(server.serve, server.stop):
         yield server
 
 
 @contextmanager
-def _running(server) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+def _running(serve, stop) -> Iterator[None]:
+    thread = threading.Thread(target=serve)
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
+        stop()
         thread.join()
-        server.server_close()
 
 
-def patient(url: str, **settings) -> tuple[Line, list[float]]:
-    """A line that notes how long it would have slept."""
+def patient(url: str, **settings) -> tuple[Client, list[float]]:
+    """A client that notes how long it would have slept."""
     slept: list[float] = []
-    return Line(url, sleep=slept.append, dice=random.Random(0), **settings), slept
+    return Client(url, sleep=slept.append, random=random.Random(0), **settings), slept
 
 
 def question(count: int = 1, side: int = 4) -> bytes:
     pixels = np.zeros((count, side, side, 3), np.uint8)
-    return protocol.written(
-        protocol.Question(pixels, tuple(protocol.Told("a", {}) for _ in range(count)))
-    )
+    return protocol.encode_request(pixels, ["a"] * count)
 
 
-def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, dict]:
+def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, Message]:
     request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.loads(answer.read()), dict(answer.headers)
+            return answer.status, json.loads(answer.read()), answer.headers
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.loads(error.read()), dict(error.headers)
+            return error.code, json.loads(error.read()), error.headers
 
 
 # ---------------------------------------------------------------------------- the protocol
@@ -123,8 +122,8 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, dict, dict]:
 
 def test_a_question_arrives_as_it_was_asked():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
-    prompts = tuple(protocol.Told(text, {"text": text, "n": [1]}) for text in ("ä", "", 'b "c"'))
-    arrived = protocol.read(protocol.written(protocol.Question(pixels, prompts)))
+    prompts = tuple(Prompt(text, {"text": text, "n": [1]}) for text in ("ä", "", 'b "c"'))
+    arrived = protocol.decode_request(protocol.encode_request(pixels, prompts))
     assert np.array_equal(arrived.pixels, pixels)
     assert arrived.prompts == prompts
     assert [p.metadata for p in arrived.prompts] == [p.metadata for p in prompts]
@@ -151,12 +150,12 @@ IMAGE = json.loads(question())["images"][0]
         (b"<html>", "HTML instead of JSON: '<html>'"),
         (b"\xff\xfe", "something instead of JSON"),
         (b"[" * 100_000, "something instead of JSON"),
-        (b"[1]", "a JSON list instead of an object"),
-        (changed(version=2), "version '2' of the protocol"),
-        (changed(prompts=None), "no list 'prompts'"),
-        (changed(prompts=["a", 5]), "entry 1 of 'prompts' is not text"),
+        (b"[1]", "the message is '[1]': input should be an object"),
+        (changed(version=2), "version is '2': input should be 1"),
+        (changed(prompts=None), "prompts: field required"),
+        (changed(prompts=["a", 5]), "prompts[1] is '5': input should be a valid string"),
         (changed(prompts=["a"]), "1 prompts, 2 images and 2 metadata"),
-        (changed(metadata=[{}, "x"]), "entry 1 of 'metadata' is not an object"),
+        (changed(metadata=[{}, "x"]), "metadata[1] is 'x': input should be an object"),
         (changed(images=[], prompts=[], metadata=[]), "no images"),
         (changed(images=[IMAGE, "%%%"]), "image 1 is not a PNG in base64"),
         (changed(images=[IMAGE, IMAGE[:60]]), "image 1 is not a PNG in base64"),
@@ -168,27 +167,25 @@ IMAGE = json.loads(question())["images"][0]
     ],
 )
 def test_a_malformed_question_is_told_in_one_line(body, words):
-    with pytest.raises(protocol.Malformed) as caught:
-        protocol.read(body)
+    with pytest.raises(protocol.ProtocolError) as caught:
+        protocol.decode_request(body)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(protocol, "SIDE", 3)
-    with pytest.raises(protocol.Malformed, match="image 0 is 4x4 pixels: at most 3 a side"):
-        protocol.read(question())
+    with pytest.raises(protocol.ProtocolError, match="image 0 is 4x4 pixels: at most 3 a side"):
+        protocol.decode_request(question())
 
 
 def test_metadata_may_be_missing():
-    assert [p.metadata for p in protocol.read(changed(metadata=None)).prompts] == [{}, {}]
+    assert [p.metadata for p in protocol.decode_request(changed(metadata=None)).prompts] == [{}, {}]
 
 
 def test_metadata_that_json_cannot_hold_is_refused():
     with pytest.raises(UserError, match="metadata of a prompt cannot be sent as JSON"):
-        protocol.written(
-            protocol.Question(np.zeros((1, 2, 2, 3), np.uint8), (protocol.Told("a", {"x": set()}),))
-        )
+        protocol.encode_request(np.zeros((1, 2, 2, 3), np.uint8), [Prompt("a", {"x": set()})])
 
 
 # ---------------------------------------------------------------------------- the client
@@ -196,7 +193,7 @@ def test_metadata_that_json_cannot_hold_is_refused():
 
 def test_a_served_reward_is_the_reward_of_the_8_bit_pictures():
     with served(brightness, batch=2) as server:
-        reward = Server(server.url, batch=3)
+        reward = Remote(server.url, batch=3)
         found = checked(reward, "server", IMAGES, PROMPTS)
     exact = brightness((IMAGES * 255).round() / 255, PROMPTS)
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
@@ -207,12 +204,12 @@ def test_questions_go_in_batches_with_their_metadata():
     prompts = [Prompt(text, {"text": text * 2}) for text in PROMPTS]
     seen = []
 
-    def reward(images, asked):
-        seen.append([(str(p), p.metadata["text"]) for p in asked])
+    def reward(images, prompts):
+        seen.append([(str(p), p.metadata["text"]) for p in prompts])
         return images.mean((1, 2, 3))
 
     with served(reward) as server:
-        Server(server.url, batch=2)(IMAGES, prompts)
+        Remote(server.url, batch=2)(IMAGES, prompts)
     assert seen == [
         [("a", "aa"), ("b", "bb")],
         [("c", "cc"), ("d", "dd")],
@@ -221,29 +218,28 @@ def test_questions_go_in_batches_with_their_metadata():
 
 
 def test_a_bare_url_is_a_server():
-    assert named_reward("http://127.0.0.1:9") == Server("http://127.0.0.1:9")
+    assert named_reward("http://127.0.0.1:9") == Remote("http://127.0.0.1:9")
     written = "server(url=https://host:8000/x, timeout=5, batch=2, retries=0, cache=0)"
-    wanted = Server("https://host:8000/x", timeout=5.0, batch=2, retries=0, cache=0)
+    wanted = Remote("https://host:8000/x", timeout=5.0, batch=2, retries=0, cache=0)
     assert named_reward(written) == wanted
 
 
 def test_500_three_times_and_then_recovery():
     bad = (500, {}, '{"error": "out of memory"}')
-    with told(bad, bad, bad, (200, {}, GOOD)) as (url, asked):
-        line, slept = patient(url, retries=3)
-        assert protocol.read_answer(line.post(b"x"), 1) == [0.5]
-    assert len(asked) == 4
+    with replying(bad, bad, bad, (200, {}, GOOD)) as (url, requests):
+        client, slept = patient(url, retries=3)
+        assert protocol.decode_response(client.post(b"x"), 1) == [0.5]
+    assert len(requests) == 4
     dice = random.Random(0)
     assert slept == [base * dice.uniform(0.5, 1.5) for base in (0.5, 1.0, 2.0)]
-    assert line.breaker.failures == 0
 
 
 def test_what_does_not_recover_is_told_with_the_servers_own_words():
-    with told((500, {}, '{"error": "out of\\nmemory"}')) as (url, asked):
-        line, slept = patient(url, retries=2)
+    with replying((500, {}, '{"error": "out of\\nmemory"}')) as (url, requests):
+        client, slept = patient(url, retries=2)
         with pytest.raises(UserError) as caught:
-            line.post(b"x")
-    assert len(asked) == 3 and len(slept) == 2
+            client.post(b"x")
+    assert len(requests) == 3 and len(slept) == 2
     assert str(caught.value) == (
         f"reward server {url} answered 500 (out of memory) (3 attempts): see its log, then repeat "
         "the command, or go on with scoretune train --resume and the run's folder"
@@ -254,20 +250,20 @@ def test_what_does_not_recover_is_told_with_the_servers_own_words():
 def test_retry_after_is_honoured(status):
     soon = formatdate(time.time() + 60, usegmt=True)
     replies = [(status, {"Retry-After": "7"}, ""), (status, {"Retry-After": soon}, "")]
-    with told(*replies, (200, {}, GOOD)) as (url, _):
-        line, slept = patient(url)
-        line.post(b"x")
+    with replying(*replies, (200, {}, GOOD)) as (url, _):
+        client, slept = patient(url)
+        client.post(b"x")
     assert slept[0] == 7.0
     assert 57 < slept[1] <= 60
 
 
 def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
     assert MOST_WAIT < 3600
-    with told((429, {"Retry-After": "3600"}, "")) as (url, asked):
-        line, slept = patient(url)
+    with replying((429, {"Retry-After": "3600"}, "")) as (url, requests):
+        client, slept = patient(url)
         with pytest.raises(UserError, match="asks to wait 3600 s"):
-            line.post(b"x")
-    assert (len(asked), slept) == (1, [])
+            client.post(b"x")
+    assert (len(requests), slept) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -281,19 +277,19 @@ def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
     ],
 )
 def test_a_refusal_is_never_asked_again(status, headers, fix):
-    with told((status, headers, "<html>no</html>")) as (url, asked):
-        line, slept = patient(url)
+    with replying((status, headers, "<html>no</html>")) as (url, requests):
+        client, slept = patient(url)
         with pytest.raises(UserError, match=fix):
-            line.post(b"x")
-    assert (len(asked), slept) == (1, [])
+            client.post(b"x")
+    assert (len(requests), slept) == (1, [])
 
 
 def test_a_server_that_is_down():
-    with told((200, {}, GOOD)) as (url, _):
+    with replying((200, {}, GOOD)) as (url, _):
         pass
-    line, slept = patient(url, retries=2)
+    client, slept = patient(url, retries=2)
     with pytest.raises(UserError) as caught:
-        line.post(b"x")
+        client.post(b"x")
     assert f"reward server {url} cannot be reached:" in str(caught.value)
     assert str(caught.value).endswith(
         "refused (3 attempts): start it, or mend the url, then repeat the command, or go on with "
@@ -310,13 +306,13 @@ def test_a_server_that_is_down():
     ],
 )
 def test_a_server_that_is_slow(body):
-    with told((200, {}, body)) as (url, asked):
-        line, _ = patient(url, retries=1, timeout=0.1)
+    with replying((200, {}, body)) as (url, requests):
+        client, _ = patient(url, retries=1, timeout=0.1)
         start = time.monotonic()
         with pytest.raises(UserError, match=r"gave no answer within 0\.1 s \(2 attempts"):
-            line.post(b"x")
+            client.post(b"x")
         assert time.monotonic() - start < 0.6
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -324,73 +320,36 @@ def test_a_server_that_is_slow(body):
     [
         ('{"scores": [1, 2]}', "it gave 2 scores for 1 images"),
         ("<!doctype html><p>Sign in", "HTML instead of JSON: '<!doctype html><p>Sign in'"),
-        ('{"scores": [NaN]}', "score 0 is nan, not a finite number"),
-        ('{"scores": [1e999]}', "score 0 is inf, not a finite number"),
-        ('{"scores": [1' + "0" * 400 + "]}", "score 0 is inf, not a finite number"),
-        ('{"scores": ["high"]}', "score 0 is '\"high\"', not a number"),
-        ('{"scores": [true]}', "score 0 is 'true', not a number"),
-        ('{"scores": 0.5}', "no list 'scores'"),
-        ('{"reward": [0.5]}', "no list 'scores'"),
-        ('{"version": 7, "scores": [0.5]}', "version '7' of the protocol"),
+        ('{"scores": [NaN]}', "scores[0] is 'nan': input should be a finite number"),
+        ('{"scores": [1e999]}', "scores[0] is 'inf': input should be a finite number"),
+        ('{"scores": [1' + "0" * 400 + "]}", "...': input should be a finite number"),
+        ('{"scores": ["high"]}', "scores[0] is 'high': input should be a valid number"),
+        ('{"scores": [true]}', "scores[0] is 'True': input should be a valid number"),
+        ('{"scores": 0.5}', "scores is '0.5': input should be a valid array"),
+        ('{"reward": [0.5]}', "scores: field required"),
+        ('{"version": 7, "scores": [0.5]}', "version is '7': input should be 1"),
     ],
 )
 def test_an_answer_that_is_none(body, words):
-    with told((200, {}, body)) as (url, asked), pytest.raises(UserError) as caught:
-        Server(url)(IMAGES[:1], ["a"])
+    with replying((200, {}, body)) as (url, requests), pytest.raises(UserError) as caught:
+        Remote(url)(IMAGES[:1], ["a"])
     line = str(caught.value)
     assert words in line and url in line and "train --resume and" in line and "\n" not in line
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr("scoretune.rewards.remote.client.MOST_BYTES", 1000)
-    with told((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
-        Line(url).post(b"x")
-
-
-def test_the_circuit_breaker_opens_rests_and_tries_once():
-    now = [0.0]
-    bad = (503, {}, "")
-    with told(*[bad] * 5, (200, {}, GOOD)) as (url, asked):
-        line, _ = patient(url, retries=0, clock=lambda: now[0])
-        for state in ("", "", ", circuit breaker open for 30 s more"):
-            with pytest.raises(UserError, match=rf"\(1 attempt{state}\)"):
-                line.post(b"x")
-        now[0] = 12.0
-        with pytest.raises(UserError, match=r"3 times in a row .*open for 18 s more"):
-            line.post(b"x")
-        assert len(asked) == 3  # it was not asked
-        now[0], line.retries = 31.0, 5
-        assert line.breaker.state == "half open"
-        with pytest.raises(UserError, match=r"1 attempt, circuit breaker open for 30 s more"):
-            line.post(b"x")
-        assert len(asked) == 4  # once, whatever `retries` says
-        now[0] = 62.0
-        with pytest.raises(UserError):
-            line.post(b"x")
-        now[0] = 93.0
-        line.post(b"x")
-    assert line.breaker.state == "closed"
-    assert line.breaker.failures == 0
-
-
-def test_a_refusal_closes_the_breaker_for_the_server_is_up():
-    breaker = Breaker()
-    breaker.failed()
-    with told((400, {}, "")) as (url, _):
-        line, _ = patient(url)
-        line.breaker = breaker
-        with pytest.raises(UserError):
-            line.post(b"x")
-    assert breaker.failures == 0
+    with replying((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
+        Client(url).post(b"x")
 
 
 def test_waiting_draws_nothing_from_the_runs_random_numbers():
     random.seed(1)
     torch.manual_seed(1)
     before = random.getstate(), torch.get_rng_state()
-    with told((503, {}, ""), (200, {}, GOOD)) as (url, _):
-        Line(url, sleep=lambda _: None).post(b"x")
+    with replying((503, {}, ""), (200, {}, GOOD)) as (url, _):
+        Client(url, sleep=lambda _: None).post(b"x")
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
 
@@ -398,15 +357,15 @@ def test_waiting_draws_nothing_from_the_runs_random_numbers():
 def test_the_token_is_sent_and_a_proxy_is_not_asked_for_this_machine(monkeypatch):
     monkeypatch.setenv(TOKEN, "secret ")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with told((200, {}, GOOD)) as (url, asked):
-        Line(url).post(b"x")
-    assert asked[0][1]["Authorization"] == "Bearer secret"
+    with replying((200, {}, GOOD)) as (url, requests):
+        Client(url).post(b"x")
+    assert requests[0][1]["Authorization"] == "Bearer secret"
 
 
 def test_a_token_that_no_header_can_hold(monkeypatch):
     monkeypatch.setenv(TOKEN, "a\nb")
     with pytest.raises(UserError, match=TOKEN):
-        Line("http://127.0.0.1:9").post(b"x")
+        Client("http://127.0.0.1:9").post(b"x")
 
 
 @pytest.mark.parametrize(
@@ -414,62 +373,62 @@ def test_a_token_that_no_header_can_hold(monkeypatch):
 )
 def test_no_url(url):
     with pytest.raises(UserError, match=r"no url of a server: write http://host:port"):
-        Server(url)
+        Remote(url)
 
 
 def test_a_password_in_a_url_would_be_recorded():
     with pytest.raises(UserError, match=TOKEN) as caught:
-        Server("http://me:hunter2@host")
+        Remote("http://me:hunter2@host")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", [{"timeout": 0}, {"retries": -1}, {"batch": 0}, {"cache": -1}])
 def test_settings_out_of_range(setting):
     with pytest.raises(UserError, match=r"^server\(timeout="):
-        Server("http://host", **setting)
+        Remote("http://host", **setting)
 
 
 def test_the_fingerprint_asks_the_server_and_does_without_it():
     with served(brightness, fingerprint={"weights": {"sha256": "ab"}}) as server:
-        there = Server(server.url).fingerprint()
+        there = Remote(server.url).fingerprint()
     assert there == {
         "url": server.url,
         "served": "mine",
         "served weights": '{"sha256": "ab"}',
     }
-    assert Server(server.url).fingerprint() == {"url": server.url, "served": "unknown"}
+    assert Remote(server.url).fingerprint() == {"url": server.url, "served": "unknown"}
 
 
 # ---------------------------------------------------------------------------- the memory
 
 
 def test_what_was_asked_before_is_not_asked_again():
-    asked = []
+    requests = []
 
     def ask(pixels, prompts):
-        asked.append(list(prompts))
+        requests.append(list(prompts))
         return [float(picture.mean()) for picture in pixels]
 
-    memory, pixels = Memory(10), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(10), eight_bit(IMAGES)
     first = memory.scores(pixels, PROMPTS, ask, 2)
-    assert asked == [["a", "b"], ["c", "d"], ["e"]]
+    assert requests == [["a", "b"], ["c", "d"], ["e"]]
     again = memory.scores(pixels.copy(), PROMPTS, ask, 2)
     assert torch.equal(first, again)
-    assert (len(asked), memory.hits, memory.misses) == (3, 5, 5)
+    assert (len(requests), memory.hits, memory.misses) == (3, 5, 5)
     memory.scores(pixels[:1], ["another prompt"], ask, 2)
     memory.scores(pixels[:1], [Prompt("a", {"text": "x"})], ask, 2)
     changed = pixels[:1].copy()
     changed[0, 0, 0, 0] ^= 1
     memory.scores(changed, ["a"], ask, 2)
     memory.scores(pixels[:1].transpose(0, 2, 1, 3), ["a"], ask, 2)
-    assert (len(asked), memory.hits, memory.misses) == (7, 5, 9)
+    assert (len(requests), memory.hits, memory.misses) == (7, 5, 9)
 
 
 def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each():
     pixels, counts = eight_bit(IMAGES[[0, 0, 1, 0]]), {}
     for size in (5, 0):
         seen = []
-        memory = Memory(size)
+        memory = ScoreCache(size)
         memory.scores(
             pixels, ["a"] * 4, lambda p, q, seen=seen: [seen.append(x) or 0.0 for x in q], 8
         )
@@ -478,7 +437,7 @@ def test_equal_pictures_of_a_batch_are_asked_for_once_and_without_a_memory_each(
 
 
 def test_the_one_asked_for_longest_ago_is_forgotten():
-    memory, pixels = Memory(2), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(2), eight_bit(IMAGES)
 
     def ask(place):
         before = memory.misses
@@ -490,7 +449,7 @@ def test_the_one_asked_for_longest_ago_is_forgotten():
 
 
 def test_what_came_before_a_failure_stays_known():
-    memory, pixels = Memory(10), eight_bit(IMAGES)
+    memory, pixels = ScoreCache(10), eight_bit(IMAGES)
 
     def ask(_, prompts):
         if "c" in prompts:
@@ -531,7 +490,7 @@ def test_concurrent_questions_are_answered_one_at_a_time():
     with served(reward) as server:
 
         def ask(place):
-            found[place] = float(Server(server.url)(IMAGES[[place]], ["a"]))
+            found[place] = float(Remote(server.url)(IMAGES[[place]], ["a"]))
 
         threads = [threading.Thread(target=ask, args=(place,)) for place in range(5)]
         for thread in threads:
@@ -578,7 +537,7 @@ def test_the_client_shows_which_image_did_not_decode(monkeypatch):
     monkeypatch.setattr(protocol, "_png", lambda picture: "AAAA")
     told_which = pytest.raises(UserError, match=r"400 \(image 0 is not a PNG in base64")
     with served(brightness) as server, told_which:
-        Server(server.url)(IMAGES[:2], ["a", "b"])
+        Remote(server.url)(IMAGES[:2], ["a", "b"])
 
 
 def test_what_the_reward_refuses_is_not_asked_again_and_what_broke_is():
@@ -607,18 +566,37 @@ def test_a_token_guards_the_reward_and_what_it_is():
 
 
 def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
-    with told((200, {}, '{"scores": [1]}')) as (url, asked), served(Server(url)) as server:
-        for _ in range(2):  # of two equal pictures one is asked for
+    with replying((200, {}, '{"scores": [1]}')) as (url, requests), served(Remote(url)) as server:
+        for _ in range(2):  # of two equal pictures one is scored
             assert post(server.url, changed())[1] == {"version": 1, "scores": [1.0, 1.0]}
-    assert len(asked) == 1
+    assert len(requests) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert "127.0.0.1 200 2 images, " in first and "remembered" not in first
     assert "127.0.0.1 200 2 images, 2 remembered, " in second
 
 
+def test_a_body_that_does_not_arrive(monkeypatch):
+    monkeypatch.setattr("scoretune.rewards.remote.server.PATIENCE", 0.2)
+    with (
+        served(brightness) as server,
+        socket.create_connection((server.host, server.port), timeout=10) as line,
+    ):
+        line.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in line.recv(2**16)
+        assert server.service.places.acquire(blocking=False)  # its place is free again
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+def test_serving_without_the_extra_names_it(command, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = command("serve-reward", "brightness", "--port", 0)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"serving a reward needs {missing}: pip install 'scoretune[serve]'" in result.err
+
+
 def test_a_port_that_is_taken():
     with served(brightness) as server:
-        port = server.server_address[1]
+        port = server.port
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
             RewardServer(server.service, "127.0.0.1", port)
 
@@ -637,7 +615,7 @@ def test_the_command_serves_and_stops():
         ready = process.stdout.readline()
         assert ready.startswith("brightness is ready at http://127.0.0.1:")
         url = ready.split()[4].rstrip(";")
-        reward = Server(url)
+        reward = Remote(url)
         found = reward(IMAGES, PROMPTS)
         fingerprint = reward.fingerprint()
         process.send_signal(signal.SIGINT)

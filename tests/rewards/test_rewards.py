@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
 from scoretune.data.scenes import world
-from scoretune.rewards import python, reader, weighted
+from scoretune.evaluate.scores import verdict_metrics
+from scoretune.rewards import catalog, reader, weighted
 from scoretune.rewards.base import checked, has_gradient
-from scoretune.rewards.catalog import REWARDS, named_reward, verdict_metrics
+from scoretune.rewards.catalog import named_reward
 from scoretune.rewards.pixels import Compressibility, brightness
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -167,7 +168,7 @@ def test_a_gradient_is_of_the_soft_reading_only():
     ],
 )
 def test_a_sum_is_read(text, terms):
-    assert weighted.terms(text, REWARDS) == terms
+    assert catalog.terms(text) == terms
 
 
 @pytest.mark.parametrize(
@@ -392,7 +393,7 @@ def test_a_function_that_cannot_be_had(here, name, source, told):
     if source is not None:
         (here / f"{name.partition(':')[0]}.py").write_text(source)
     with pytest.raises(UserError) as caught:
-        python.from_path(name)
+        named_reward(name)
     assert told in str(caught.value)
     assert repr(name) in str(caught.value)
 
@@ -410,3 +411,9 @@ def test_the_log_scale_has_a_slope_where_the_reader_is_sure_of_something_else():
     probability = torch.tensor(1e-6, requires_grad=True)
     reader.on_log_scale(probability).backward()
     assert float(probability.grad) > 100  # the probability itself would have slope 1
+
+
+def test_a_function_of_a_file(tmp_path):
+    (tmp_path / "my-taste.py").write_text("def of(images, prompts): return [1.0] * len(images)\n")
+    name = f"{tmp_path}/my-taste.py:of"
+    assert checked(named_reward(name), name, IMAGES, PROMPTS).tolist() == [1.0] * len(IMAGES)

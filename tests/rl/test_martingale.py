@@ -37,8 +37,8 @@ def test_martingale_loss_finds_the_value(brownian):
     # Quadratic in the weights: one Newton step is the minimiser.
     gradient = torch.autograd.functional.jacobian(loss, weights)
     hessian = torch.autograd.functional.hessian(loss, weights)
-    found = -torch.linalg.solve(hessian, gradient)
-    assert found.tolist() == pytest.approx([1, 0], abs=0.06)
+    solved = -torch.linalg.solve(hessian, gradient)
+    assert solved.tolist() == pytest.approx([1, 0], abs=0.06)
 
 
 def test_ctd0_stands_still_at_the_value_only(brownian):
@@ -61,8 +61,8 @@ def features(paths, t):
 
 def test_clstd_finds_the_value(brownian):
     paths, t, dt = brownian
-    found = clstd(features(paths, t), torch.zeros_like(dt), dt, fixed=paths**2)
-    assert found.tolist() == pytest.approx([1, 0], abs=0.03)
+    solved = clstd(features(paths, t), torch.zeros_like(dt), dt, fixed=paths**2)
+    assert solved.tolist() == pytest.approx([1, 0], abs=0.03)
 
 
 def test_clstd_solves_its_equations_and_is_where_ctd0_stands_still():
@@ -167,8 +167,8 @@ def test_returns_are_discounted():
     dt = torch.tensor([0.5, 0.25], dtype=F64)
     rewards, end = torch.tensor([[2.0, 4.0]], dtype=F64), torch.tensor([10.0], dtype=F64)
     last = 4 * 0.25 + 10 * 2.718281828459045**-0.2
-    found = returns_to_go(rewards, end, dt, discount=0.8)
-    assert found[0].tolist() == pytest.approx([2 * 0.5 + last * 2.718281828459045**-0.4, last])
+    solved = returns_to_go(rewards, end, dt, discount=0.8)
+    assert solved[0].tolist() == pytest.approx([2 * 0.5 + last * 2.718281828459045**-0.4, last])
     nearly = returns_to_go(rewards, end, dt, discount=1e-12)
     torch.testing.assert_close(nearly, returns_to_go(rewards, end, dt))
 

@@ -5,19 +5,21 @@ import math
 import pytest
 import torch
 
+from scoretune.commands.doctor.laws.learning import LAWS
 from scoretune.rl import exponential_times, occupation_weights
 
 F64 = torch.float64
+EXPECTED = {law.name: law.expected for law in LAWS}  # the golden numbers of the doctor
 RATE, NOISE, START, DISCOUNT = 0.7, 0.5, 1.5, 1.0
-SPREAD = NOISE**2 / (2 * RATE)
+STATIONARY = NOISE**2 / (2 * RATE)
 # E∫₀^∞ e^{−ρt} X² dt
-EXACT = START**2 / (DISCOUNT + 2 * RATE) + SPREAD * (1 / DISCOUNT - 1 / (DISCOUNT + 2 * RATE))
+EXACT = START**2 / (DISCOUNT + 2 * RATE) + STATIONARY * (1 / DISCOUNT - 1 / (DISCOUNT + 2 * RATE))
 
 
 def at(times, seed):
     """X at one time each, exactly, from X_0 = START."""
     mean = START * torch.exp(-RATE * times)
-    std = torch.sqrt(SPREAD * (1 - torch.exp(-2 * RATE * times)))
+    std = torch.sqrt(STATIONARY * (1 - torch.exp(-2 * RATE * times)))
     noise = torch.randn(times.shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
     return mean + std * noise
 
@@ -25,13 +27,13 @@ def at(times, seed):
 def paths(count, steps, dt, seed):
     """X_0 … X_{steps−1} on a grid, by exact transitions, [count, steps]."""
     generator = torch.Generator().manual_seed(seed)
-    kept, std = math.exp(-RATE * dt), math.sqrt(SPREAD * (1 - math.exp(-2 * RATE * dt)))
+    kept, std = math.exp(-RATE * dt), math.sqrt(STATIONARY * (1 - math.exp(-2 * RATE * dt)))
     x = torch.full((count,), START, dtype=F64)
-    found = []
+    computed = []
     for _ in range(steps):
-        found.append(x)
+        computed.append(x)
         x = kept * x + std * torch.randn(count, generator=generator, dtype=F64)
-    return torch.stack(found, dim=1)
+    return torch.stack(computed, dim=1)
 
 
 def check(samples, exact, bias=0.0):
@@ -41,7 +43,7 @@ def check(samples, exact, bias=0.0):
 
 
 def test_random_clocks_see_the_discounted_occupation():
-    assert pytest.approx(1.0416667, abs=5e-8) == EXACT
+    assert pytest.approx(EXPECTED["occupation time by weights"], abs=5e-8) == EXACT
     clocks = exponential_times(400_000, DISCOUNT, generator=torch.Generator().manual_seed(0))
     check(at(clocks.double(), 1) ** 2 / DISCOUNT, EXACT)
 

@@ -19,22 +19,22 @@ def _alpha(u):
     return torch.exp(-(0.1 * u + 19.9 * u**2 / 2) / 2)
 
 
-def _spread(u):
+def _variance(u):
     return _alpha(u) ** 2 * S0 + 1 - _alpha(u) ** 2
 
 
 def _value(u, x, theta):
     """V^θ(u, x) = −½k((m_T − μ)² + v(u)) − (κθ²/2) I(u) for s_θ = s_pre + θ α/Σ."""
-    alpha, spread = _alpha(u), _spread(u)
-    mean = M0 + theta + alpha * S0 / spread * (x - alpha * (M0 + theta))
-    variance = S0 * (1 - alpha**2) / spread
+    alpha, total = _alpha(u), _variance(u)
+    mean = M0 + theta + alpha * S0 / total * (x - alpha * (M0 + theta))
+    variance = S0 * (1 - alpha**2) / total
     cost = (1 / (1 + (S0 - 1) * alpha**2) - 1 / S0) / (S0 - 1)
     return -K / 2 * ((mean - MU) ** 2 + variance) - KAPPA * theta**2 / 2 * cost
 
 
 def _scores(u, x, theta):
-    reference = -(x - _alpha(u) * M0) / _spread(u)
-    return reference, reference + theta * _alpha(u) / _spread(u)
+    reference = -(x - _alpha(u) * M0) / _variance(u)
+    return reference, reference + theta * _alpha(u) / _variance(u)
 
 
 def _rate(u, x, theta, action):

@@ -33,11 +33,11 @@ class Steps:
 
     def laws(self, mean: float = 0.0, variance: float = 1.0) -> Tensor:
         """Mean and variance [N+1, 2] along the path of x_0 ~ N(mean, variance)."""
-        found = [(mean, variance)]
+        computed = [(mean, variance)]
         for a, b, c in torch.stack([self.rate, self.offset, self.std], 1).tolist():
             mean, variance = a * mean + b, a * a * variance + c * c
-            found.append((mean, variance))
-        return torch.tensor(found, dtype=F64)
+            computed.append((mean, variance))
+        return torch.tensor(computed, dtype=F64)
 
     def with_noise(self, std: Tensor) -> Steps:
         """The same with more noise, of standard deviation std [N] and independent."""
@@ -92,13 +92,13 @@ class Bed:
         """s(t, x), [B, 1]."""
         return processes.score(self.process, policy(x, t), t)
 
-    def spread(self, t: Tensor) -> Tensor:
+    def state_variance(self, t: Tensor) -> Tensor:
         """v = α²S₀ + σ², the variance of x_t."""
         return self.process.alpha(t) ** 2 * self.variance + self.process.sigma(t) ** 2
 
     def h(self, t: Tensor) -> Tensor:
         """h = α/v."""
-        return self.process.alpha(t) / self.spread(t)
+        return self.process.alpha(t) / self.state_variance(t)
 
     def kept(self, t: Tensor) -> Tensor:
         """Φ = αS₀/v = ∂E[x0 | x_t]/∂x_t."""

@@ -81,9 +81,9 @@ ETAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 @pytest.mark.parametrize("name", ARRIVALS)
 def test_where_the_reverse_dynamics_arrive_golden(name):
     for eta, (mean, std) in zip(ETAS, ARRIVALS[name], strict=True):
-        found = gaussian.arrival(PROCESSES[name], mean=1.0, variance=0.25, eta=eta)
-        assert found[0] == pytest.approx(mean, abs=6e-7)
-        assert math.sqrt(found[1]) == pytest.approx(std, abs=6e-7)
+        computed = gaussian.arrival(PROCESSES[name], mean=1.0, variance=0.25, eta=eta)
+        assert computed[0] == pytest.approx(mean, abs=6e-7)
+        assert math.sqrt(computed[1]) == pytest.approx(std, abs=6e-7)
 
 
 @everywhere
@@ -125,13 +125,13 @@ def test_a_point_is_the_limit_of_gaussian_data(name):
     process, t, t_next = PROCESSES[name], torch.tensor([0.8], dtype=F64), torch.tensor([0.3])
     x = torch.tensor([[0.4]], dtype=F64)
     law = {"mean": 0.5, "variance": 1e-14, "eta": 1.3}
-    found = gaussian.transition(process, x, t, t_next.double(), **law)
+    computed = gaussian.transition(process, x, t, t_next.double(), **law)
     kept = (noise_ratio(process, t_next.double()) / noise_ratio(process, t)) ** (1.3**2)
     alpha, sigma = process.alpha(t), process.sigma(t)
     after = process.alpha(t_next.double()), process.sigma(t_next.double())
     noise = (x - alpha * 0.5) / sigma
-    assert torch.allclose(found.mean, after[0] * 0.5 + after[1] * kept * noise, rtol=1e-6)
-    assert torch.allclose(found.std, after[1] * torch.sqrt(1 - kept**2), rtol=1e-6)
+    assert torch.allclose(computed.mean, after[0] * 0.5 + after[1] * kept * noise, rtol=1e-6)
+    assert torch.allclose(computed.std, after[1] * torch.sqrt(1 - kept**2), rtol=1e-6)
 
 
 # ---------------------------------------------------------------- contraction and amplification
@@ -160,13 +160,13 @@ QUARTER = {
 def test_amplification_golden(variance, table):
     for name, expected in table.items():
         process = PROCESSES[name]
-        found = [
+        computed = [
             contraction.amplification(process, variance=variance, eta=eta, of=of)
             for of in ("score", "noise")
             for eta in (0.0, 1.0)
         ]
         biases = [contraction.initial_bias(process, variance=variance, eta=e) for e in (0.0, 1.0)]
-        for one, other in zip([*found, *biases], expected, strict=False):
+        for one, other in zip([*computed, *biases], expected, strict=False):
             assert one == pytest.approx(other, rel=0.012)
 
 
@@ -175,16 +175,16 @@ def test_amplification_golden(variance, table):
 def test_an_error_of_the_noise_knows_only_the_last_ratio(name, eta):
     process = PROCESSES[name]
     ratio = float(noise_ratio(process, torch.tensor(process.horizon, dtype=F64)))
-    found = contraction.amplification(process, variance=0.3, eta=eta, of="noise")
+    computed = contraction.amplification(process, variance=0.3, eta=eta, of="noise")
     closed = contraction.noise_amplification(ratio, variance=0.3, eta=eta)
-    assert found == pytest.approx(closed, rel=1e-9)
+    assert computed == pytest.approx(closed, rel=1e-9)
 
 
 def test_without_a_limit_to_the_noise_golden():
     wanted = {0.5: 5.818, 0.7: 3.970, 1.0: math.pi, 1.2: 3.0016, 1.305: 2.9871, 2.0: 3.333}
     for eta, value in wanted.items():
-        found = contraction.noise_amplification(math.inf, variance=1.0, eta=eta)
-        assert found == pytest.approx(value, abs=6e-4)
+        computed = contraction.noise_amplification(math.inf, variance=1.0, eta=eta)
+        assert computed == pytest.approx(value, abs=6e-4)
     with pytest.raises(ValueError, match="no closed form"):
         contraction.noise_amplification(3.0, variance=1.0, eta=0.5)
     with pytest.raises(ValueError, match="finite"):
@@ -193,9 +193,9 @@ def test_without_a_limit_to_the_noise_golden():
 
 def test_ve_has_a_closed_form():
     for variance in (0.1, 1.0, 4.0):
-        found = contraction.amplification(VE(), variance=variance, eta=1.0)
+        computed = contraction.amplification(VE(), variance=variance, eta=1.0)
         closed = variance * math.log1p(VE().prior_std ** 2 / variance)
-        assert found == pytest.approx(closed, rel=1e-8)
+        assert computed == pytest.approx(closed, rel=1e-8)
 
 
 @everywhere
@@ -212,28 +212,28 @@ def test_memory_is_what_the_rate_integrates_to(name, eta):
 @pytest.mark.parametrize("name", [n for n in contractive_theory.PROCESSES if n != "VE(.01, 50)"])
 def test_a_wrong_score_moves_samples_as_predicted(name):
     process = contractive_theory.PROCESSES[name]
-    found = contractive_theory.simulated(process, 0.25, 0.1, 3000)
+    computed = contractive_theory.simulated(process, 0.25, 0.1, 3000)
     predicted = 0.1 * contraction.amplification(process, variance=0.25, eta=1.0)
-    assert found == pytest.approx(predicted, rel=0.02)
+    assert computed == pytest.approx(predicted, rel=0.02)
 
 
 def test_a_wrong_score_under_vp_golden():
-    found = contractive_theory.simulated(VP(), 0.25, 0.1, 6000)
-    assert found == pytest.approx(0.0758, abs=2e-4)
+    computed = contractive_theory.simulated(VP(), 0.25, 0.1, 6000)
+    assert computed == pytest.approx(0.0758, abs=2e-4)
 
 
 # ---------------------------------------------------------------------------------- bounds
 
 
 def test_theorem_1_golden():
-    found = contractive_theory.bounds([1.0, 2.0, 4.0])
-    bounds = {name: [row["bound"] for row in rows] for name, rows in found.items()}
-    actual = {name: [row["actual"] for row in rows] for name, rows in found.items()}
+    computed = contractive_theory.bounds([1.0, 2.0, 4.0])
+    bounds = {name: [row["bound"] for row in rows] for name, rows in computed.items()}
+    actual = {name: [row["actual"] for row in rows] for name, rows in computed.items()}
     assert bounds["OU"] == pytest.approx([7.56, 58.9, 21606], rel=2e-3)
     assert bounds["COU"] == pytest.approx([2.04, 2.59, 4.24], rel=2e-3)
     assert actual["OU"] == pytest.approx([0.326, 0.197, 0.350], abs=6e-4)
     assert actual["COU"] == pytest.approx([1.20, 1.15, 1.14], abs=6e-3)
-    for rows in found.values():
+    for rows in computed.values():
         assert all(row["actual"] < row["sharper"] <= row["bound"] for row in rows)
 
 
@@ -259,8 +259,8 @@ def test_bounds_are_bounds(name, error):
 def test_the_papers_own_term_where_g_squared_is_2():
     for horizon in (1.0, 4.0):
         process = OU(1.0, math.sqrt(2), horizon)
-        found = contraction.total_variation_bound(process, initial=0.1, score_error=0.2)
-        assert found == pytest.approx(0.1 + 0.2 * math.sqrt(horizon / 2), rel=1e-9)
+        computed = contraction.total_variation_bound(process, initial=0.1, score_error=0.2)
+        assert computed == pytest.approx(0.1 + 0.2 * math.sqrt(horizon / 2), rel=1e-9)
     assert contraction.forgetting_bound(VP(), second_moment=2.0) == pytest.approx(0.00657159)
 
 
@@ -270,26 +270,26 @@ def test_the_papers_own_term_where_g_squared_is_2():
 @pytest.mark.parametrize(("error", "low", "high"), [(1.0, 0.16, 0.21), (0.5, 0.17, 0.22)])
 def test_a_point_and_a_wrong_score(error, low, high):
     for horizon, column in ((1.0, 0), (5.0, 1)):
-        found = {}
+        computed = {}
         for process in ("OU", "COU"):
             runs = [
                 contractive_point.distance(process, error, horizon, seed=seed, n=4000)
                 for seed in range(2)
             ]
-            found[process] = sum(runs) / len(runs)
+            computed[process] = sum(runs) / len(runs)
             wanted = contractive_point.REFERENCE[error][process][column]
-            assert found[process] == pytest.approx(wanted, abs=0.02)
-        assert low < found["OU"] - found["COU"] < high
+            assert computed[process] == pytest.approx(wanted, abs=0.02)
+        assert low < computed["OU"] - computed["COU"] < high
 
 
 def test_steps_of_contractive_ou_are_not_free_of_the_horizon():
     """Data N(.5, 4), θ = σ̄ = 1, step 0.02: the error grows in proportion to T, OU's does not."""
     from scoretune.commands.reproduce.tutorial_convergence import by_step
 
-    found = by_step([1.0, 2.0, 4.0, 8.0])
-    contractive = [row[0] for row in found["COU"]]
+    computed = by_step([1.0, 2.0, 4.0, 8.0])
+    contractive = [row[0] for row in computed["COU"]]
     assert contractive == pytest.approx([0.0173, 0.0354, 0.0713, 0.1407], abs=1e-4)
-    assert [row[0] for row in found["OU"]][2:] == pytest.approx([0.0218, 0.0218], abs=1e-4)
+    assert [row[0] for row in computed["OU"]][2:] == pytest.approx([0.0218, 0.0218], abs=1e-4)
 
 
 def test_a_ve_network_for_contractive_sub_vp_golden():
@@ -314,13 +314,13 @@ def test_euler_maruyama_finds_the_closed_form():
 def test_the_exact_field_is_the_score():
     process, x = SubVP(), torch.linspace(-3, 3, 7, dtype=F64)[:, None]
     t = torch.full((7,), 0.4, dtype=F64)
-    said = gaussian.exact(process, mean=0.3, variance=0.6)(x, t)
-    score = -said.noise[:, 0] / process.sigma(t)
+    estimate = gaussian.exact(process, mean=0.3, variance=0.6)(x, t)
+    score = -estimate.noise[:, 0] / process.sigma(t)
     v = gaussian.state_variance(process, t, 0.6)
     assert torch.allclose(score, -(x[:, 0] - process.alpha(t) * 0.3) / v)
-    mixed = process.alpha(t)[:, None] * said.data + process.sigma(t)[:, None] * said.noise
+    mixed = process.alpha(t)[:, None] * estimate.data + process.sigma(t)[:, None] * estimate.noise
     assert torch.allclose(mixed, x)
-    step = EulerMaruyama(Constant(1.0))(process, x, said, t, t - 1e-6)
+    step = EulerMaruyama(Constant(1.0))(process, x, estimate, t, t - 1e-6)
     law = {"mean": 0.3, "variance": 0.6, "eta": 1.0}
     exact = gaussian.transition(process, x, t, t - 1e-6, **law)
     assert torch.allclose(step.mean, exact.mean, atol=1e-9)

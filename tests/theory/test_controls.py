@@ -38,7 +38,7 @@ def perturbed(control: torch.nn.Module) -> torch.nn.Module:
     return control
 
 
-def said(backbone, x: Tensor, t: Tensor):
+def estimate_at(backbone, x: Tensor, t: Tensor):
     return Policy(backbone, GDDIM(1.0)).estimate(x, t, Condition.none(len(x)))
 
 
@@ -64,9 +64,9 @@ def test_a_control_starts_at_nothing_and_can_be_switched_off(process, base, cont
     x, t = places(process)
     backbone = toy.Controlled(base(process), control(2))
     exact = backbone.base.network.data(x, t)
-    assert torch.equal(said(backbone, x, t).data, exact)
+    assert torch.equal(estimate_at(backbone, x, t).data, exact)
     perturbed(backbone.control)
-    moved = said(backbone, x, t).data
+    moved = estimate_at(backbone, x, t).data
     assert float((moved - exact).detach().abs().max()) > 0.05
     policy = Policy(backbone, GDDIM(1.0))
     with policy.reference():
@@ -84,7 +84,7 @@ def test_a_control_is_a_smooth_function_of_time(process, control):
     t = torch.linspace(1e-3, 1, 4001) * process.horizon
     x = (process.alpha(t) + process.sigma(t))[:, None] * torch.tensor([[0.7, -0.4]])
     with torch.no_grad():
-        correction = said(backbone, x, t).data - backbone.base.network.data(x, t)
+        correction = estimate_at(backbone, x, t).data - backbone.base.network.data(x, t)
     assert bool(torch.isfinite(correction).all())
     assert float(correction.abs().max()) < 5
     assert float(correction.diff(dim=0).abs().max()) < 0.05
@@ -99,7 +99,7 @@ def test_a_constant_control_moves_gaussian_data_by_itself():
     family = toy.Gaussian(process)
     family.network.shift.data.fill_(theta)
     x, t = places(process)
-    ours, theirs = (said(b, x[:, :1], t) for b in (backbone, family))
+    ours, theirs = (estimate_at(b, x[:, :1], t) for b in (backbone, family))
     torch.testing.assert_close(ours.data, theirs.data, atol=2e-4, rtol=1e-4)
     scores = [processes.score(process, e, t) for e in (ours, theirs)]
     torch.testing.assert_close(*scores, atol=2e-3, rtol=1e-3)

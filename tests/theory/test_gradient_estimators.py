@@ -100,7 +100,7 @@ def implicit(bed, p: Paths) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def found(bed) -> dict[tuple[int, str], Tensor]:
+def computed(bed) -> dict[tuple[int, str], Tensor]:
     """Gradients by number of steps and estimator, one a path."""
     torch.manual_seed(0)
     table = {}
@@ -130,9 +130,9 @@ def expected(bed, count: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("count", PATHS)
-def test_estimators_have_their_expectations(bed, found, count):
+def test_estimators_have_their_expectations(bed, computed, count):
     for name, exact in expected(bed, count).items():
-        each = found[count, name]
+        each = computed[count, name]
         error = float(each.std()) / len(each) ** 0.5
         assert float(each.mean()) == pytest.approx(exact, abs=4 * error + 1e-9), name
 
@@ -162,17 +162,17 @@ def test_they_agree_as_the_grid_gets_finer(bed, count, d, b, terminal):
         (1000, (0.12, 0.091, 1.7, 3.14)),
     ],
 )
-def test_variances_are_ordered(found, count, stds):
+def test_variances_are_ordered(computed, count, stds):
     names = ("E", "B", "terminal − V(x_T)", "terminal")
     for name, std in zip(names, stds, strict=True):
-        assert float(found[count, name].std()) == pytest.approx(std, rel=0.15), name
-    assert float(found[count, "D"].std()) < 1e-12  # nothing but the states is random
+        assert float(computed[count, name].std()) == pytest.approx(std, rel=0.15), name
+    assert float(computed[count, "D"].std()) < 1e-12  # nothing but the states is random
     # A baseline that follows the path halves the deviation once more, and no finer grid helps it.
-    following = float(found[count, "terminal − V(x_t)"].std())
+    following = float(computed[count, "terminal − V(x_t)"].std())
     assert stds[1] < following == pytest.approx(0.87, rel=0.2)
 
 
-def test_td_noise_shrinks_with_the_step(found):
+def test_td_noise_shrinks_with_the_step(computed):
     for name in ("E", "B"):  # standard deviation ∝ N^(−1/2)
-        few, many = (float(found[count, name].std()) for count in (100, 1000))
+        few, many = (float(computed[count, name].std()) for count in (100, 1000))
         assert few / many == pytest.approx(10**0.5, rel=0.25), name

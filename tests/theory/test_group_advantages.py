@@ -38,34 +38,34 @@ def gradients(seed: int, shared: bool) -> tuple[Tensor, Tensor]:
     """Each prompt's mean policy gradient [3], and its standard error [3]."""
     actions, rewards = actions_and_rewards(seed)
     advantage = group_advantage(rewards.flatten(), GROUP, shared).view(rewards.shape)
-    found = (advantage * (actions - THETA) / SIGMA**2).mean(2)
-    return found.mean(0), found.std(0) / COUNT**0.5
+    computed = (advantage * (actions - THETA) / SIGMA**2).mean(2)
+    return computed.mean(0), computed.std(0) / COUNT**0.5
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_by_its_own_deviation_every_prompt_pulls_alike(seed):
-    found, error = gradients(seed, shared=False)
+    computed, error = gradients(seed, shared=False)
     ratio = math.gamma(GROUP / 2) / math.gamma((GROUP - 1) / 2)
     deviation = SIGMA * (2 / (GROUP - 1)) ** 0.5 * ratio
     expected = SLOPES.sign() * (GROUP - 1) / GROUP * deviation / SIGMA**2
-    assert bool(((found - expected).abs() < 4 * error).all()), (found, expected, error)
+    assert bool(((computed - expected).abs() < 4 * error).all()), (computed, expected, error)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_by_one_deviation_every_prompt_pulls_by_its_slope(seed):
-    found, error = gradients(seed, shared=True)
+    computed, error = gradients(seed, shared=True)
     spread = SIGMA * float((SLOPES**2).mean()) ** 0.5
     expected = SLOPES * ((GROUP - 1) / GROUP) ** 0.5 / spread
-    assert bool(((found - expected).abs() < 4 * error).all()), (found, expected, error)
+    assert bool(((computed - expected).abs() < 4 * error).all()), (computed, expected, error)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_its_own_deviation_can_turn_the_gradient_round(seed):
     """Two prompts that gain a little outvote one that loses ten times as much."""
     truth = float(SLOPES.mean())
-    own, shared = (gradients(seed, shared) for shared in (False, True))
+    by_group, shared = (gradients(seed, shared) for shared in (False, True))
     assert truth < 0
-    assert float(own[0].mean()) > 4 * float(own[1].max())
+    assert float(by_group[0].mean()) > 4 * float(by_group[1].max())
     assert float(shared[0].mean()) < -4 * float(shared[1].max())
 
 
@@ -97,6 +97,6 @@ def test_a_prompts_own_past_weighs_prompts_as_its_own_group_does():
     memory = {p: rewards[:, i, 1:].flatten().tolist() for i, p in enumerate(prompts)}
     everyone = rewards[:4000, :, 0]
     advantage = running_advantage(everyone.flatten(), prompts * len(everyone), memory, 16)
-    found = advantage.view(-1, 3) * (actions[:4000, :, 0] - THETA) / SIGMA**2
-    error = found.std(0) / len(found) ** 0.5
-    assert bool(((found.mean(0) - SLOPES.sign() / SIGMA).abs() < 4 * error).all())
+    computed = advantage.view(-1, 3) * (actions[:4000, :, 0] - THETA) / SIGMA**2
+    error = computed.std(0) / len(computed) ** 0.5
+    assert bool(((computed.mean(0) - SLOPES.sign() / SIGMA).abs() < 4 * error).all())

@@ -30,7 +30,7 @@ def value(bed, t: Tensor, x: Tensor, theta: float) -> Tensor:
     """V^θ(t, x) = −½k((m_T − μ)² + v_T) − (κθ²/2) I(t), x [..., 1] and t alike or a number."""
     mean = bed.mean + theta
     arrives = mean + bed.kept(t) * (x - bed.process.alpha(t) * mean)
-    left = bed.variance * bed.process.sigma(t) ** 2 / bed.spread(t)
+    left = bed.variance * bed.process.sigma(t) ** 2 / bed.state_variance(t)
     return -K / 2 * ((arrives - MU) ** 2 + left) - KAPPA / 2 * theta**2 * bed.spent(t)
 
 
@@ -52,7 +52,7 @@ def gained(bed, old: float, new: float, under: float) -> float:
     def rate(t: Tensor) -> Tensor:
         total = torch.zeros_like(t)
         for node, weight in zip(nodes, weights, strict=True):
-            x = bed.process.alpha(t) * (bed.mean + under) + bed.spread(t).sqrt() * node
+            x = bed.process.alpha(t) * (bed.mean + under) + bed.state_variance(t).sqrt() * node
             x = x[:, None]
             actions = (bed.score(bed.family(theta), x, t) for theta in (new, old, 0.0))
             q = advantage_rate(slope(bed, t, x, old), *actions, bed.g_sq(t), KAPPA)
@@ -87,20 +87,20 @@ def test_performance_difference_of_the_reverse_sde(bed):
         return advantage_rate(W * bed.kept(t)[:, None], *actions, bed.g_sq(t), KAPPA)
 
     t = torch.linspace(1e-9, 1, 20001, dtype=F64)
-    found = float(torch.trapezoid(rate(t), t))
-    assert found == pytest.approx(0.159998, abs=1e-6)
-    assert found == pytest.approx(linear_eta(bed, 0.9) - linear_eta(bed, 0.1), abs=1e-6)
+    computed = float(torch.trapezoid(rate(t), t))
+    assert computed == pytest.approx(0.159998, abs=1e-6)
+    assert computed == pytest.approx(linear_eta(bed, 0.9) - linear_eta(bed, 0.1), abs=1e-6)
 
 
 def test_a_fine_sampler_has_that_objective(bed):
     times, kernel = torch.linspace(1, 1e-6, 4001, dtype=F64), EulerMaruyama(Memoryless())
-    found = {}
+    computed = {}
     for theta in (0.1, 0.9):
         steps, base = (bed.steps(kernel, p, times) for p in (bed.family(theta), bed.exact()))
         laws = steps.laws()
-        found[theta] = W * float(laws[-1, 0]) - KAPPA * steps.kl(base, laws)
-        assert found[theta] == pytest.approx(linear_eta(bed, theta), abs=2e-3)
-    assert found[0.9] - found[0.1] == pytest.approx(0.159998, abs=1e-3)
+        computed[theta] = W * float(laws[-1, 0]) - KAPPA * steps.kl(base, laws)
+        assert computed[theta] == pytest.approx(linear_eta(bed, theta), abs=2e-3)
+    assert computed[0.9] - computed[0.1] == pytest.approx(0.159998, abs=1e-3)
 
 
 # ------------------------------------------------------------------ deterministic sampler
@@ -109,15 +109,15 @@ def test_a_fine_sampler_has_that_objective(bed):
 def test_everything_holds_for_the_ode(bed):
     # V = reward ∘ flow, ∇V = w√(S₀/v), q = ½g²∇V·(a − s): the same formulas with σ = 0.
     theta, times = 0.3, torch.linspace(1, 0, 801, dtype=F64)
-    kept = float((bed.variance / bed.spread(ONE)).sqrt() * bed.process.alpha(ONE))
+    kept = float((bed.variance / bed.state_variance(ONE)).sqrt() * bed.process.alpha(ONE))
     mean, variance = bed.solve(solvers.heun, bed.family(theta), times)
     assert mean == pytest.approx((bed.mean + theta) * (1 - kept), abs=1e-5)
-    assert variance == pytest.approx(bed.variance / float(bed.spread(ONE)), abs=1e-5)
+    assert variance == pytest.approx(bed.variance / float(bed.state_variance(ONE)), abs=1e-5)
 
     def rate(t: Tensor) -> Tensor:
         x = torch.zeros(len(t), 1, dtype=F64)
         actions = [bed.score(bed.family(p), x, t) for p in (theta, 0.0, 0.0)]
-        slope = W * (bed.variance / bed.spread(t)).sqrt()[:, None]
+        slope = W * (bed.variance / bed.state_variance(t)).sqrt()[:, None]
         return advantage_rate(slope, *actions, bed.g_sq(t) / 2, 0.0)
 
     t = torch.linspace(1e-9, 1, 20001, dtype=F64)
@@ -151,9 +151,9 @@ def test_advantage_rate_is_the_limit_of_one_step(bed):
     rate = float(advantage_rate(slope(bed, t, x, 0.2), a, *scores, bed.g_sq(t), KAPPA))
     assert rate == pytest.approx(-0.7820961, abs=5e-8)
     steps, table = (1e-2, 1e-3, 1e-4, 1e-5), (-0.70059, -0.77401, -0.78129, -0.78202)
-    found = [one_step(bed, 0.4, 0.3, 0.2, 1.3, step) for step in steps]
-    assert found == pytest.approx(table, abs=6e-6)
-    assert (found[1] - rate) / (found[2] - rate) == pytest.approx(10, rel=0.01)  # O(Δ)
+    computed = [one_step(bed, 0.4, 0.3, 0.2, 1.3, step) for step in steps]
+    assert computed == pytest.approx(table, abs=6e-6)
+    assert (computed[1] - rate) / (computed[2] - rate) == pytest.approx(10, rel=0.01)  # O(Δ)
 
 
 def test_advantage_rate_of_the_policy_itself_is_zero(bed):

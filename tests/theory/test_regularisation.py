@@ -75,9 +75,9 @@ def test_the_regulariser_by_monte_carlo(bed):
         log_snr_steps(bed.process, times, nodes),
     )
     for k in range(count):
-        said = optimal(x, nodes[k])
-        total += weights[k] * ((said.data - base(x, nodes[k]).data) ** 2)[:, 0]
-        x = kernel(bed.process, x, said, nodes[k], nodes[k + 1]).draw()
+        estimate = optimal(x, nodes[k])
+        total += weights[k] * ((estimate.data - base(x, nodes[k]).data) ** 2)[:, 0]
+        x = kernel(bed.process, x, estimate, nodes[k], nodes[k + 1]).draw()
     assert float(total.std()) / batch**0.5 < 0.003
     assert float(total.mean()) == pytest.approx(0.596573, rel=0.01)
 
@@ -150,6 +150,12 @@ def test_log_ratios_of_paths_are_girsanov(make_bed, count, batch):
     )
     kl = dimension * one
     assert kl == pytest.approx(0.08, rel=0.02)
-    for found, exact in ((-log_ratio, kl), (log_ratio**2, 2 * kl + kl**2), (log_ratio.exp(), 1.0)):
-        assert float(found.mean()) == pytest.approx(exact, abs=4 * float(found.std()) / batch**0.5)
+    for computed, exact in (
+        (-log_ratio, kl),
+        (log_ratio**2, 2 * kl + kl**2),
+        (log_ratio.exp(), 1.0),
+    ):
+        assert float(computed.mean()) == pytest.approx(
+            exact, abs=4 * float(computed.std()) / batch**0.5
+        )
     assert float((log_ratio**2).mean()) / dimension**2 == pytest.approx(6.5e-4, rel=0.2)

@@ -40,7 +40,7 @@ from scoretune.diffusion.processes import (
     noise_ratio,
     score,
 )
-from scoretune.diffusion.solvers.stochastic import through
+from scoretune.diffusion.solvers.base import through
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
 
@@ -96,10 +96,10 @@ def test_the_best_law_golden():
     [(2, 0.35146), (4, 0.28831), (6, 0.26788), (8, 0.26070), (10.05, 0.25806)],
 )
 def test_gaps_under_vp_golden(decay, golden):
-    found = reward_gap.gap(vp(decay), eta=1.0, **BEST) * math.exp(decay / 2)
-    assert found == pytest.approx(golden, abs=5e-6)
+    computed = reward_gap.gap(vp(decay), eta=1.0, **BEST) * math.exp(decay / 2)
+    assert computed == pytest.approx(golden, abs=5e-6)
     rising = VP(0.1, 2 * decay - 0.1)  # of β, only its integral matters
-    assert reward_gap.gap(rising, eta=1.0, **BEST) * math.exp(decay / 2) == pytest.approx(found)
+    assert reward_gap.gap(rising, eta=1.0, **BEST) * math.exp(decay / 2) == pytest.approx(computed)
 
 
 def test_gaps_under_the_table_of_stable_diffusion_golden(sd15):
@@ -133,8 +133,8 @@ def test_the_gap_is_its_polynomial_in_q(centre):
         q = (variance / (variance + 9)) ** ((1 + eta**2) / 2)
         by_hand = -((m - centre) ** 2) - variance
         by_hand += 2 * m * (m - centre) * q - (m**2 - variance) * q**2
-        found = reward_gap.reward(process, eta=eta, **law)
-        assert found == pytest.approx(by_hand, rel=1e-12)
+        computed = reward_gap.reward(process, eta=eta, **law)
+        assert computed == pytest.approx(by_hand, rel=1e-12)
 
 
 @pytest.mark.parametrize("process", [EDM(1e3), vp(16.0), OU(1.0, math.sqrt(2), 8.0)], ids=repr)
@@ -197,8 +197,8 @@ def test_two_modes_golden():
     assert reward_gap.smooth_gap_rate(PAIR, slope) == pytest.approx(0.60195, abs=1e-5)
     assert reward_gap.smooth_gap(EDM(100.0), PAIR, slope) * 100 == pytest.approx(0.591, abs=1e-3)
     for decay, golden in ((6, 0.5753), (8, 0.5918), (10.05, 0.5983)):
-        found = reward_gap.smooth_gap(vp(decay), PAIR, slope) * math.exp(decay / 2)
-        assert found == pytest.approx(golden, abs=4e-4)
+        computed = reward_gap.smooth_gap(vp(decay), PAIR, slope) * math.exp(decay / 2)
+        assert computed == pytest.approx(golden, abs=4e-4)
     slopes = [reward_gap.smooth_gap(EDM(t), PAIR, slope) for t in (1e3, 1e4)]
     assert math.log10(slopes[1] / slopes[0]) == pytest.approx(-1, abs=2e-3)
 
@@ -236,8 +236,8 @@ def test_two_modes_by_another_quadrature(noise, golden):
 @pytest.mark.parametrize("process", [EDM(2.0), vp(4.0), SubVP()], ids=repr)
 def test_the_quadrature_finds_gaussian_closed_forms(process):
     one = tilt.Mixture.gaussian([2 / 3], 1 / 3)
-    found = reward_gap.smooth_gap(process, one, slope)
-    assert found == pytest.approx(reward_gap.gap(process, eta=1.0, **BEST), abs=1e-10)
+    computed = reward_gap.smooth_gap(process, one, slope)
+    assert computed == pytest.approx(reward_gap.gap(process, eta=1.0, **BEST), abs=1e-10)
     assert reward_gap.smooth_gap_rate(one, slope) == pytest.approx(reward_gap.gap_rate(**BEST))
 
 
@@ -263,16 +263,18 @@ def test_quantiles_are_inverses():
 
 
 def test_gaps_of_few_steps_golden():
-    process, found = EDM(5.0), []
+    process, computed = EDM(5.0), []
     for count in (10, 20, 40, 80, 160, 1000):
         times = grids.karras(process, count, t_end=1e-3, dtype=F64)
         sde, ode = (
             reward_gap.expected(gaussian.after_steps(process, GDDIM(eta), times, **LAW), 1.0)
             for eta in (1.0, 0.0)
         )
-        found.append(sde - ode)
-    assert found == pytest.approx([0.0973, 0.0856, 0.0708, 0.0601, 0.0537, 0.0478], abs=6e-5)
-    assert found[-1] - reward_gap.gap(process, eta=1.0, **BEST) == pytest.approx(0.0012, abs=1e-4)
+        computed.append(sde - ode)
+    assert computed == pytest.approx([0.0973, 0.0856, 0.0708, 0.0601, 0.0537, 0.0478], abs=6e-5)
+    assert computed[-1] - reward_gap.gap(process, eta=1.0, **BEST) == pytest.approx(
+        0.0012, abs=1e-4
+    )
 
 
 STD_OF_FLOW = {  # rectified flow, shift 3, N(1, ¼): std by number of steps
@@ -287,13 +289,13 @@ STD_OF_FLOW = {  # rectified flow, shift 3, N(1, ¼): std by number of steps
 @pytest.mark.parametrize("level", STD_OF_FLOW, ids=str)
 def test_what_flow_samplers_make_of_gaussian_data_golden(level):
     kernel = GDDIM(level) if isinstance(level, float) else EulerMaruyama(level)
-    flow, found = RectifiedFlow(), []
+    flow, computed = RectifiedFlow(), []
     for count in (10, 25, 50, 100, 400):
         times = grids.shifted(flow, count, 3.0, dtype=F64)
         mean, variance = gaussian.after_steps(flow, kernel, times, mean=1.0, variance=0.25)
         assert mean == pytest.approx(1.0, abs=1e-9)
-        found.append(math.sqrt(variance))
-    assert found == pytest.approx(STD_OF_FLOW[level], abs=1e-4)
+        computed.append(math.sqrt(variance))
+    assert computed == pytest.approx(STD_OF_FLOW[level], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +317,10 @@ def test_moments_in_steps_are_those_of_the_kernel(make_bed, process, kernel):
     for start in (None, (0.3, 0.8)):
         steps = bed.steps(kernel, bed.exact(), times)
         wanted = steps.laws(*(start or (0.0, process.prior_std**2)))[-1].tolist()
-        found = gaussian.after_steps(process, kernel, times, mean=1.0, variance=0.25, start=start)
-        assert found == pytest.approx(wanted, rel=1e-9)
+        computed = gaussian.after_steps(
+            process, kernel, times, mean=1.0, variance=0.25, start=start
+        )
+        assert computed == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "edm_heun"])
@@ -326,8 +330,8 @@ def test_solvers_tend_to_the_ode(name):
     for count in (40, 400):
         times = grids.karras(process, count, t_end=1e-5, dtype=F64)
         solver = solvers.SOLVERS[name].function
-        found = gaussian.after_solver(process, solver, times, mean=1.0, variance=0.25)
-        errors.append(gaussian.wasserstein(found, exact))
+        computed = gaussian.after_solver(process, solver, times, mean=1.0, variance=0.25)
+        errors.append(gaussian.wasserstein(computed, exact))
     assert errors[1] < errors[0] / 5
     assert errors[1] < (5e-3 if name == "ddim" else 2e-4)
     times = grids.karras(process, 40, dtype=F64)
@@ -342,8 +346,8 @@ def test_the_bias_of_a_sampler_golden():
     for count, golden in ((10, 1.666e-01), (80, 3.816e-02), (640, 5.829e-03)):
         times = grids.uniform(process, count, t_end=1e-3, dtype=F64)
         start = gaussian.law(process, times[0], mean=1.0, variance=0.25)
-        found = reward_gap.sampler_bias(process, GDDIM(1.0), times, start=start)
-        assert found == pytest.approx(golden, rel=3e-4)
+        computed = reward_gap.sampler_bias(process, GDDIM(1.0), times, start=start)
+        assert computed == pytest.approx(golden, rel=3e-4)
     ends = torch.tensor([1.0, 0.0], dtype=F64)
     ode, sde = (reward_gap.sampler_bias(process, None, ends, eta=eta) for eta in (0.0, 1.0))
     assert ode == pytest.approx(1 - 0.996714, abs=1e-6)
@@ -362,8 +366,8 @@ def test_exact_steps_keep_the_marginals(process, eta):
     times = grids.uniform(process, 9, t_end=end, dtype=F64)
     law = {"mean": 1.0, "variance": 0.25}
     start, wanted = (gaussian.law(process, t, **law) for t in times[[0, -1]])
-    found = gaussian.after_steps(process, None, times, eta=eta, start=start, **law)
-    assert found == pytest.approx(wanted, abs=1e-12)
+    computed = gaussian.after_steps(process, None, times, eta=eta, start=start, **law)
+    assert computed == pytest.approx(wanted, abs=1e-12)
     assert reward_gap.sampler_bias(process, None, times, eta=eta, start=start) < 1e-12
 
 
@@ -377,26 +381,26 @@ GDDIM_W2 = {  # η: W2 at N = 10, 20, 40, 80, 160, 320, 640
 
 def biases(kernel, counts):
     """W2 on uniform times of VP to t = 1e-3, of the steps alone."""
-    process, found = VP(), []
+    process, computed = VP(), []
     for count in counts:
         times = grids.uniform(process, count, t_end=1e-3, dtype=F64)
         start = gaussian.law(process, times[0], mean=1.0, variance=0.25)
-        found.append(reward_gap.sampler_bias(process, kernel, times, start=start))
-    return found
+        computed.append(reward_gap.sampler_bias(process, kernel, times, start=start))
+    return computed
 
 
 @pytest.mark.parametrize("eta", GDDIM_W2)
 def test_the_bias_of_gddim_vanishes_like_a_step_golden(eta):
-    found = biases(GDDIM(eta), [10 * 2**k for k in range(7)])
-    assert found == pytest.approx(GDDIM_W2[eta], rel=4e-4)
+    computed = biases(GDDIM(eta), [10 * 2**k for k in range(7)])
+    assert computed == pytest.approx(GDDIM_W2[eta], rel=4e-4)
     coarse, fine = biases(GDDIM(eta), [10_000, 20_000])
     assert math.log2(coarse / fine) == pytest.approx(1, abs=0.05)
 
 
 def test_the_bias_of_gddim_grows_with_eta():
     for count in (20, 160):
-        found = [biases(GDDIM(eta), [count])[0] for eta in (0.5, 1.0, 1.2, 2.0, 10.0)]
-        assert found == sorted(found)
+        computed = [biases(GDDIM(eta), [count])[0] for eta in (0.5, 1.0, 1.2, 2.0, 10.0)]
+        assert computed == sorted(computed)
 
 
 # ------------------------------------------------------------------ gDDIM at any η
@@ -419,9 +423,9 @@ def test_gddim_has_likelihoods_where_ddim_has_no_step(sd15, dtype, eta):
     step = GDDIM(eta)(sd15, x, Estimate(data, noise), t, t_next)
     log_prob = step.log_prob(step.draw(generator).detach())
     (slopes,) = torch.autograd.grad(log_prob.sum(), data)
-    for found in (step.mean, step.std, log_prob, slopes):
-        assert found.dtype == dtype
-        assert torch.isfinite(found).all()
+    for computed in (step.mean, step.std, log_prob, slopes):
+        assert computed.dtype == dtype
+        assert torch.isfinite(computed).all()
     assert (step.std > 0).all()
     assert (slopes.abs().amax(1) > 0).all()
 
@@ -452,12 +456,12 @@ def test_policy_gradients_through_gddim_are_unbiased(eta, seed):
     scores = [part[:, 0] for part in torch.autograd.grad(total.sum(), (mean, log_variance))]
     rewards = -((x[:, 0] - 1) ** 2)
     rewards = rewards - rewards_of(eta, *at, times, process)
-    for k, found in enumerate(scores):
+    for k, computed in enumerate(scores):
         low, high = (
             rewards_of(eta, *(a + h * (i == k) for i, a in enumerate(at)), times, process)
             for h in (-1e-4, 1e-4)
         )
-        for samples, wanted in ((rewards * found, (high - low) / 2e-4), (found, 0.0)):
+        for samples, wanted in ((rewards * computed, (high - low) / 2e-4), (computed, 0.0)):
             error = float(samples.std()) / math.sqrt(count)
             assert float(samples.mean()) == pytest.approx(wanted, abs=3.5 * error)
 
@@ -498,14 +502,14 @@ def test_path_kl_in_800_steps_golden(eta, golden):
 
 def test_the_most_robust_stochasticity_golden():
     """The amplification of an error of ε̂ is least at η = 1.305, where it is 2.9871."""
-    found = optimize.minimize_scalar(
+    computed = optimize.minimize_scalar(
         lambda eta: contraction.noise_amplification(math.inf, variance=1.0, eta=eta),
         bounds=(0.5, 4),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    assert found.x == pytest.approx(1.305, abs=1e-3)
-    assert found.fun == pytest.approx(2.9871, abs=5e-5)
+    assert computed.x == pytest.approx(1.305, abs=1e-3)
+    assert computed.fun == pytest.approx(2.9871, abs=5e-5)
     for eta, golden in ((0.5, 5.818), (0.7, 3.970), (1.5, 3.025), (3, 4.295), (5, 6.583)):
         amplified = contraction.noise_amplification(math.inf, variance=1.0, eta=eta)
         assert amplified == pytest.approx(golden, abs=6e-4)
@@ -562,8 +566,8 @@ def test_coefficient_preserving_sampling_keeps_its_bias(count, cps):
     times = grids.shifted(process, count, 3.0, dtype=F64)
 
     def apart(kernel):
-        found = gaussian.after_steps(process, kernel, times, mean=1.0, variance=0.25)
-        return gaussian.wasserstein(found, (1.0, 0.25))
+        computed = gaussian.after_steps(process, kernel, times, mean=1.0, variance=0.25)
+        return gaussian.wasserstein(computed, (1.0, 0.25))
 
     assert apart(Renoise(CPS(0.7))) == pytest.approx(cps, abs=5e-5)
     assert apart(GDDIM(1.0)) < 4 / count

@@ -47,8 +47,10 @@ def test_only_true_scores_are_the_same_to_every_sampler(make_bed, eta, pushed, c
     push_policy = bed.moved(lambda t: torch.full_like(t, 0.3))
     for kernel in (EulerMaruyama(Constant(eta)), GDDIM(eta)):
         base = bed.terminal(kernel, bed.exact(), times)[0]
-        found = [bed.terminal(kernel, p, times)[0] - base for p in (push_policy, bed.family(0.3))]
-        assert found == pytest.approx([pushed, consistent], rel=0.01)
+        computed = [
+            bed.terminal(kernel, p, times)[0] - base for p in (push_policy, bed.family(0.3))
+        ]
+        assert computed == pytest.approx([pushed, consistent], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_only_true_scores_are_the_same_to_every_sampler(make_bed, eta, pushed, c
         (5000, 0.00056, 0.000559),
     ],
 )
-def test_noise_on_the_score_vanishes_with_the_step(make_bed, count, found, predicted):
+def test_noise_on_the_score_vanishes_with_the_step(make_bed, count, computed, predicted):
     """a ~ N(s, ½) adds the variance (Σ/N)∫β²e^{−B}: the law depends on the mean of the policy."""
     bed, kernel, times = make_bed(variance=1.0), EulerMaruyama(Memoryless()), uniform(count)
     assert 0.5 / count * bed.integral(
@@ -70,7 +72,7 @@ def test_noise_on_the_score_vanishes_with_the_step(make_bed, count, found, predi
     tried = bed.steps(kernel, bed.moved(torch.ones_like), times)  # what a unit of action does
     shaken = plain.with_noise((tried.offset - plain.offset) * 0.5**0.5)
     extra = float((shaken.laws() - plain.laws())[-1, 1])
-    assert extra == pytest.approx(found, rel=5e-3)
+    assert extra == pytest.approx(computed, rel=5e-3)
 
 
 # ------------------------------------------------------------------ grids (exact propagation)
@@ -143,15 +145,15 @@ def test_conversions_of_rectified_flow(flow):
     # v = (t − (1−t)S₀)(x − (1−t)m₀)/D − m₀, D = (1−t)²S₀ + t²; ε = x + (1−t)v; s = −ε/t.
     t = torch.linspace(0.02, 0.98, 49, dtype=F64)
     x = torch.randn(49, 1, dtype=F64)
-    said, kept = flow.exact()(x, t), (1 - t)[:, None]
-    spread = kept**2 * 0.25 + t[:, None] ** 2
-    v = (t[:, None] - kept * 0.25) * (x - kept) / spread - 1.0
-    torch.testing.assert_close(solvers.velocity_of(flow.process, said, t), v)
-    torch.testing.assert_close(said.noise, x + kept * v)
-    torch.testing.assert_close(flow.score(flow.exact(), x, t), -(x - kept) / spread)
+    estimate, kept = flow.exact()(x, t), (1 - t)[:, None]
+    total = kept**2 * 0.25 + t[:, None] ** 2
+    v = (t[:, None] - kept * 0.25) * (x - kept) / total - 1.0
+    torch.testing.assert_close(solvers.velocity_of(flow.process, estimate, t), v)
+    torch.testing.assert_close(estimate.noise, x + kept * v)
+    torch.testing.assert_close(flow.score(flow.exact(), x, t), -(x - kept) / total)
     back = read(flow.process, velocity, t, x, v)
-    torch.testing.assert_close(back.data, said.data)
-    torch.testing.assert_close(read(flow.process, noise, t, x, said.noise).data, said.data)
+    torch.testing.assert_close(back.data, estimate.data)
+    torch.testing.assert_close(read(flow.process, noise, t, x, estimate.noise).data, estimate.data)
 
 
 def test_the_kl_rate_of_flow_grpo(flow):

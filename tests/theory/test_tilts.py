@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.commands.doctor.laws.learning import LAWS
 from scoretune.diffusion import solvers
 from scoretune.diffusion.kernels import EulerMaruyama, Memoryless
 from scoretune.diffusion.processes import VP, RectifiedFlow
@@ -23,6 +24,7 @@ from scoretune.rl.tilt import (
 )
 
 F64 = torch.float64
+EXPECTED = {law.name: law.expected for law in LAWS}  # the golden numbers of the doctor
 KAPPA = 0.5
 GAUSSIAN = Mixture.gaussian([1.0], 0.25)
 PAIR = Mixture.of([0.3, 0.7], [[-2.0], [1.0]], 0.16)
@@ -60,8 +62,12 @@ def test_a_quadratic_reward_narrows_a_gaussian():
     best, _ = tilted(GAUSSIAN, TARGET, KAPPA)
     assert float(best.mean) == pytest.approx(1.5) and float(best.variance) == pytest.approx(0.125)
     assert float(TARGET.mean(best)) == pytest.approx(-0.375)
-    assert float(tilt_kl(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(0.5966, abs=5e-5)
-    assert float(optimum(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(-0.673287, abs=5e-7)
+    assert float(tilt_kl(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(
+        EXPECTED["tilt of N(1, ¼): KL"], abs=5e-5
+    )
+    assert float(optimum(GAUSSIAN, TARGET, KAPPA)) == pytest.approx(
+        EXPECTED["tilt of N(1, ¼): optimum"], abs=5e-7
+    )
     assert float(TARGET.mean(GAUSSIAN)) == pytest.approx(-1.25)  # η(0)
 
 
@@ -79,7 +85,7 @@ def test_value_and_control_of_the_quadratic_case(bed):
     x = torch.randn(100, 1, dtype=F64)
     alpha, sigma = bed.process.alpha(t), bed.process.sigma(t)
     data = bed.exact()(x, t).data[:, 0]
-    grown = 1 + 2 / KAPPA * bed.variance * sigma**2 / bed.spread(t)
+    grown = 1 + 2 / KAPPA * bed.variance * sigma**2 / bed.state_variance(t)
     value = -((data - 2) ** 2) / grown - KAPPA / 2 * grown.log()
     torch.testing.assert_close(optimal_value(GAUSSIAN, TARGET, KAPPA, x, alpha, sigma), value)
     control = optimal_score(GAUSSIAN, TARGET, KAPPA, x, alpha, sigma)
@@ -197,15 +203,15 @@ def test_the_optimal_control_samples_the_tilt(bed, count, mean, variance, eta):
     times, kernel = torch.linspace(1, 0, count + 1, dtype=F64) ** 2, EulerMaruyama(Memoryless())
     steps, base = (bed.steps(kernel, p, times) for p in (bed.exact(1.5, 0.125), bed.exact()))
     laws = steps.laws()
-    found = laws[-1].tolist()
-    assert found == pytest.approx([mean, variance], abs=5e-5)
-    reward = -((found[0] - 2) ** 2) - found[1]
+    computed = laws[-1].tolist()
+    assert computed == pytest.approx([mean, variance], abs=5e-5)
+    reward = -((computed[0] - 2) ** 2) - computed[1]
     assert reward - KAPPA * steps.kl(base, laws) == pytest.approx(eta, abs=5e-6)
     assert abs(eta - -0.673287) < 0.5 / count
 
 
 def test_the_optimal_control_serves_the_ode_too(bed):
     times = torch.linspace(1, 0, 201, dtype=F64)
-    found = bed.solve(solvers.heun, bed.exact(1.5, 0.125), times)
-    assert found == pytest.approx((1.4975, 0.1257), abs=2e-3)
-    assert math.isclose(found[0], 1.5, abs_tol=0.0066)  # α(T) is not quite 0
+    computed = bed.solve(solvers.heun, bed.exact(1.5, 0.125), times)
+    assert computed == pytest.approx((1.4975, 0.1257), abs=2e-3)
+    assert math.isclose(computed[0], 1.5, abs_tol=0.0066)  # α(T) is not quite 0

@@ -22,21 +22,21 @@ def test_judging_is_exact(bed):
     assert plain["eta"] == pytest.approx(-1.25, abs=0.01) and plain["path_kl"] == 0
     moved = policy()
     moved.backbone.control.table.data[:, 0] = 0.6 / 0.25**0.5
-    found = experiment.exactly(moved, 1000)
+    numbers = experiment.exactly(moved, 1000)
     times = experiment.square(1000).double()
     steps, base = (
         bed.steps(EulerMaruyama(Memoryless()), p, times) for p in (bed.family(0.6), bed.exact())
     )
     laws = steps.laws()
-    assert [found["mean"], found["variance"]] == pytest.approx(laws[-1].tolist(), abs=1e-4)
-    assert found["path_kl"] == pytest.approx(steps.kl(base, laws), rel=1e-3)
-    assert found["path_kl"] == pytest.approx(0.6**2 / (2 * 0.25), rel=0.01)
+    assert [numbers["mean"], numbers["variance"]] == pytest.approx(laws[-1].tolist(), abs=1e-4)
+    assert numbers["path_kl"] == pytest.approx(steps.kl(base, laws), rel=1e-3)
+    assert numbers["path_kl"] == pytest.approx(0.6**2 / (2 * 0.25), rel=0.01)
 
 
 @pytest.mark.parametrize("form", experiment.FORMS)
 def test_every_form_of_credit_learns(form):
-    found = experiment.on_the_line(form, 10, True, "gddim", seed=0, updates=4, batch=256)
-    assert -1.2 < found["50"]["eta"] < -0.6733 + 0.02  # from −1.25, and never past the optimum
+    numbers = experiment.on_the_line(form, 10, True, "gddim", seed=0, updates=4, batch=256)
+    assert -1.2 < numbers["50"]["eta"] < -0.6733 + 0.02  # from −1.25, and never past the optimum
 
 
 def test_noise_of_a_gradient_and_its_mean():

@@ -75,15 +75,15 @@ def error(s: States, values: Tensor) -> float:
 
 
 def test_the_skip_carries_most_of_the_value(everywhere):
-    found = {
+    computed = {
         name: error(everywhere, fitted(everywhere, everywhere.value, skip)[0])
         for name, skip in SKIPS.items()
     }
     assert error(everywhere, everywhere.guess) == pytest.approx(1.558, abs=2e-3)  # R(x̂0) alone
-    assert found["none"] == pytest.approx(0.1998, abs=1e-3)  # F alone
-    assert found["cos_sin"] == pytest.approx(0.0198, abs=1e-3)
+    assert computed["none"] == pytest.approx(0.1998, abs=1e-3)  # F alone
+    assert computed["cos_sin"] == pytest.approx(0.0198, abs=1e-3)
     for name in ("linear", "cos"):
-        assert found[name] < 0.2 * found["none"], name
+        assert computed[name] < 0.2 * computed["none"], name
 
 
 def test_what_no_critic_can_know(everywhere):

@@ -27,7 +27,7 @@ from scoretune.diffusion.processes import VP, noise_ratio
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit import AdjointCredit, RewardSlope
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.sources.on_policy import transitions
@@ -60,10 +60,20 @@ def judged(x: Tensor, who: Tensor) -> Tensor:
     return reward(x) * (1 + who)
 
 
-def act(policy: Policy, times: Tensor, batch: int = BATCH, **options) -> Trajectory:
+def act(
+    policy: Policy, times: Tensor, batch: int = BATCH, reference: bool = False, **how
+) -> Trajectory:
     generator = torch.Generator().manual_seed(0)
     noise = prior(policy, batch, generator).double()
-    return rollout(policy, Condition.none(batch), times, generator, noise, **options)
+    return rollout(
+        policy,
+        Condition.none(batch),
+        times,
+        generator,
+        noise,
+        acting=Acting(**how),
+        reference=reference,
+    )
 
 
 def along(policy: Policy, path: Trajectory, first: Tensor, kl_weight: float) -> Tensor:

@@ -14,28 +14,18 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
-from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
 from scoretune.rewards import catalog
-from scoretune.training import card, overrides, run_folder
-from scoretune.training.hooks import Silent
-from scoretune.training.run import launch
+from scoretune.training import card, run_folder
 
 FLUX = ("transformer", "tokenizer")
 
 
 @pytest.fixture(scope="module")
-def real(tiny, tmp_path_factory) -> Path:
-    """A finished run of the shipped model, made once."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("runs") / "real"
-    run = overrides.changed(recipes.named("ddpo"), [*tiny, "model.guidance=2.5", "model.rank=2"])
-    run_folder.record(run, folder, 1)
-    launch(run, folder, Silent())
-    return folder
+def real(finished_run) -> Path:
+    return finished_run
 
 
 @pytest.fixture
@@ -117,7 +107,7 @@ def test_the_numbers_are_the_runs(run):
     assert f"{result['network_evaluations']} network evaluations" in text
     assert f"| seed | {run_folder.recorded(run).seed} |" in text
     assert json.loads((run / "run.json").read_text())["command"] in text
-    identity = catalog.fingerprint("reader")["parts"][0]["sha256"]
+    identity = catalog.fingerprint("reader", catalog.named_reward("reader"))["parts"][0]["sha256"]
     assert identity in text
 
 
@@ -167,7 +157,7 @@ def test_a_reward_that_is_recorded_is_not_looked_up_again(run):
 @pytest.mark.parametrize("form", [*export.FORMS, "merged"])
 def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     folder = tmp_path / "out"
-    policy = sample.load(run)
+    policy = run_folder.load(run)
     if form == "merged":
         from scoretune.models.export import merge
 
@@ -259,7 +249,7 @@ def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
     assert json.loads(done.out) == expected
     assert calls == [("org/name", True), ("org/name", "merged")]
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    own = sample.load(run).backbone.network.state_dict()
+    own = run_folder.load(run).backbone.network.state_dict()
     kept = "mid_block.resnets.0.conv1.weight"
     assert torch.equal(pipe.unet.state_dict()[kept], own[kept])
 

@@ -16,7 +16,7 @@ from scoretune.diffusion.kernels import GDDIM, response
 from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Policy
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit import (
     CriticCredit,
     GroupCredit,
@@ -42,7 +42,7 @@ def path_of(batch: int = BATCH, seed: int = 0, eta: float = 1.0, **options) -> T
     generator = torch.Generator().manual_seed(seed)
     times = grids.karras(VP(), STEPS)
     noise = prior(policy, batch, generator)
-    return rollout(policy, Condition.none(batch), times, generator, noise, **options)
+    return rollout(policy, Condition.none(batch), times, generator, noise, acting=Acting(**options))
 
 
 def square(x: Tensor, who: Tensor | None = None) -> Tensor:

@@ -16,8 +16,9 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VP
 from scoretune.models import toy
+from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.energy import (
     Costs,
     EnergyCredit,
@@ -42,7 +43,7 @@ NONE = torch.zeros(0)  # tokens that nobody reads
 
 
 def points() -> Policy:
-    return Policy(toy.Points(VP(), DIMENSION), GDDIM(1.0))
+    return Policy(Points(VP(), DIMENSION), GDDIM(1.0))
 
 
 def path_of(policy: Policy, steps: int = STEPS, batch: int = BATCH, seed: int = 0):
@@ -314,7 +315,7 @@ def test_an_energy_without_clock_is_deaf_to_time():
 
 def test_an_energy_may_read_prompts():
     """Data are ±1 as the prompt says and samples anywhere: the energy learns whose are whose."""
-    policy = Policy(toy.Points(VP(), 1, prompt_size=2), GDDIM(1.0))
+    policy = Policy(Points(VP(), 1, prompt_size=2), GDDIM(1.0))
     sign = torch.tensor([1.0, -1.0]).repeat(50)
     condition = policy.backbone.encode([f"{s:g} 0" for s in sign.tolist()])
     torch.manual_seed(0)
@@ -363,7 +364,7 @@ def test_slopes_need_the_kernels_own_path():
         grids.uniform(VP(), 3),
         generator,
         prior(policy, 4, generator),
-        solver="ddim",
+        acting=Acting(solver="ddim"),
     )
     with pytest.raises(UserError, match="leave the solver unset"):
         credited(credit_of(policy), path)

@@ -35,8 +35,8 @@ from scoretune.diffusion.processes import (
     SubVP,
     noise_ratio,
 )
-from scoretune.evaluate import distances
-from scoretune.evaluate.distances import Sampler
+from scoretune.evaluate import data_samples
+from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network as scores
 from scoretune.models.score_network import ScoreNetwork, score_network
 from scoretune.policy import Policy
@@ -250,7 +250,7 @@ def test_it_is_distilled(tmp_path, finished):
     run = overrides.changed(run, ["evaluation.samples=40", "evaluation.steps=1", "sizes.batch=8"])
     result = launch(run, tmp_path / "run")
     assert result["sampler"] == "consistency, 1 step"
-    sampler, names = distances.noted(tmp_path / "run" / "model")
+    sampler, names = data_samples.noted(tmp_path / "run" / "model")
     assert sampler.jumps and names == ["x", "y"]
 
 
@@ -434,7 +434,7 @@ PROCESSES += [ContractiveOU(), ContractiveSubVP(), GeometricVE()]
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("steps", [1, 2, 20])
 def test_times_of_any_process_run_from_the_horizon_to_the_data(process, steps):
-    path = distances.times(process, steps, 1e-3)
+    path = data_samples.times(process, steps, 1e-3)
     assert len(path) == steps + 1 and bool((path.diff() < 0).all())
     assert float(path[0]) == pytest.approx(process.horizon) and float(path[-1]) == 0
     if steps == 20 and bool(noise_ratio(process, path[:1]).isfinite()):
@@ -442,7 +442,7 @@ def test_times_of_any_process_run_from_the_horizon_to_the_data(process, steps):
         assert torch.allclose(roots.diff(), roots.diff().mean().expand(19), rtol=0.02)
         last = float(noise_ratio(process, path[-2:-1].double()))
         least = float(noise_ratio(process, torch.tensor([1e-3], dtype=torch.float64)))
-        assert last == pytest.approx(max(distances.CLEAN, least), rel=0.01)
+        assert last == pytest.approx(max(data_samples.CLEAN, least), rel=0.01)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
@@ -451,11 +451,11 @@ def test_exact_estimates_draw_the_data(process):
     model = score_network("mlp", (40,), process=process, width=16)
     model.mean, model.std = torch.linspace(-3, 3, 40), torch.full((40,), 0.5)
     policy = Policy(model, GDDIM(1.0))
-    found = distances.draw(policy, 300, Sampler(steps=20), seed=0)
+    found = data_samples.draw(policy, 300, DataSampler(steps=20), seed=0)
     plain = (found - model.mean) / model.std
     assert plain.mean().item() == pytest.approx(0, abs=0.04)
     assert plain.std().item() == pytest.approx(1, abs=0.06)
-    again = distances.draw(policy, 300, Sampler(steps=20), seed=0, batch=70)
+    again = data_samples.draw(policy, 300, DataSampler(steps=20), seed=0, batch=70)
     assert torch.allclose(found, again, atol=1e-4)  # whatever the batch
 
 
@@ -463,13 +463,13 @@ def test_distances_are_in_the_datas_own_units():
     model = score_network("mlp", (2,), process=VP(), width=16)
     model.std = torch.tensor([10.0, 1.0])
     points = torch.randn(2000, 2) * model.std
-    moved = distances.distances(points + torch.tensor([10.0, 0.0]), points, model)
+    moved = data_samples.distances(points + torch.tensor([10.0, 0.0]), points, model)
     assert moved["frechet"] == pytest.approx(1, abs=1e-4)
     assert moved["sliced_wasserstein"] == pytest.approx(0.5**0.5, abs=0.03)
     images = score_network("unet", (1, 16, 16), process=VP(), width=8)
     a = torch.rand(300, 1, 16, 16)
-    assert distances.distances(a, a, images)["frechet"] == pytest.approx(0, abs=1e-6)
-    assert distances.distances(a * 0.5, a, images)["frechet"] > 0.1
+    assert data_samples.distances(a, a, images)["frechet"] == pytest.approx(0, abs=1e-6)
+    assert data_samples.distances(a * 0.5, a, images)["frechet"] > 0.1
     assert from_data.JUDGED >= 512
 
 

@@ -16,6 +16,7 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.processes import VP, ContractiveSubVP, Process, RectifiedFlow, expand
 from scoretune.models import toy
+from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.training.objectives.matching import Matching
 
@@ -188,7 +189,7 @@ def test_derivative_losses_have_the_gradient_of_the_denoising_loss(loss, weight,
 # ------------------------------------------------------------------------------ dropout
 
 
-class Told(toy.Points):
+class Told(Points):
     """Remembers what it was told."""
 
     def predict(self, x, t, tokens):

@@ -27,7 +27,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import td_advantage
-from scoretune.rollout import pairs, prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit import GroupCredit
 from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
@@ -53,7 +53,9 @@ def policy_at(theta: float, kernel: Kernel, dimension: int = 1) -> Policy:
 def act(policy: Policy, times: Tensor, batch: int, seed: int = 0, jitter: bool = False):
     generator = torch.Generator().manual_seed(seed)
     noise = prior(policy, batch, generator)
-    return rollout(policy, Condition.none(batch), times, generator, noise, jitter=jitter)
+    return rollout(
+        policy, Condition.none(batch), times, generator, noise, acting=Acting(jitter=jitter)
+    )
 
 
 def flat(
@@ -97,7 +99,7 @@ def gradient(policy: Policy, loss: Tensor) -> float:
 def laws(policy: Policy, times: Tensor):
     """Every step as x' = a x + b + c ξ: (a, b, its Transition at x = 0, 1) in float64."""
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    for t, t_next in pairs(times.double(), x):
+    for t, t_next in pairwise(times.double()[:, None].expand(-1, len(x))):
         step = policy.transition(x, t, t_next, Condition.none(2))
         b, top = step.mean[:, 0]
         yield top - b, b, step

@@ -1,8 +1,8 @@
 """A run that is killed and resumed ends where an undisturbed one ends, to the bit.
 
-In the suite three kills of a forked child. `SCORETUNE_TEN_KILLS=1 python -m pytest -s -k ten
-tests/training/test_resume.py` kills a real `scoretune train` ten times, at random moments of its
-life.
+By default three kills of a forked child in one recipe, and each thing that changes while a run
+trains is restored once. `SCORETUNE_KILLS=1 python -m pytest -s tests/training/test_resume.py`
+kills runs of the other recipes too, and a real `scoretune train` ten times, at random moments.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,22 +26,55 @@ import pytest
 
 from scoretune import recipes
 from scoretune.core import checkpoints, config
-from scoretune.data.prompts import read_pictures
+from scoretune.data.images import read_pictures
 from scoretune.training import overrides, run_folder
 from scoretune.training.hooks import Silent
 
-RECIPES = ["score_as_action", "ddpo", "supervised"]
+when_asked = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
+FOUR = ("updates=4", "evaluation.every=2", "checkpoints.keep=4")
 
 
 def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:
     return overrides.changed(recipes.named(recipe), [*tiny, *changes])
 
 
-def launch(run: config.Run, folder: Path) -> dict[str, Any]:
+def launch(run: config.Run, folder: Path, watcher: Any = None) -> dict[str, Any]:
     from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
-    return launch(run, folder, Silent())
+    return launch(run, folder, watcher or Silent())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory) -> Path:
+    """A run of DDPO over four updates that nothing disturbed, to be read only."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch(configured("ddpo", tiny, *FOUR), folder)
+    return folder
+
+
+@pytest.fixture
+def few_pictures(monkeypatch) -> None:
+    """Sixty pictures to learn from instead of thousands."""
+    monkeypatch.setattr(
+        "scoretune.training.objectives.matching.read_pictures", partial(read_pictures, count=60)
+    )
+
+
+def stopped_after(update: int, whole: Path, folder: Path) -> dict[str, Any]:
+    """A copy of the run `whole` as a kill after `update` leaves it; what its checkpoint holds."""
+    shutil.copytree(whole, folder)
+    for later in (folder / "checkpoints").glob("step-*"):
+        if int(later.name.removeprefix("step-")) > update:
+            shutil.rmtree(later)
+    shutil.rmtree(folder / "lora", ignore_errors=True)
+    (folder / "result.json").unlink()
+    return saved_last(folder)
+
+
+def saved_last(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run holds."""
+    return checkpoints.load(checkpoints.latest(folder / "checkpoints"))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -89,11 +123,16 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
     return child.exitcode or 0
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_three_kills_change_nothing(tmp_path, tiny, recipe, monkeypatch):
-    monkeypatch.setattr(
-        "scoretune.training.objectives.energy.read_pictures", partial(read_pictures, count=60)
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "score_as_action",
+        pytest.param("ddpo", marks=when_asked),
+        pytest.param("supervised", marks=when_asked),
+    ],
+)
+def test_three_kills_change_nothing(tmp_path, tiny, recipe, few_pictures):
     updates = 6 if recipe == "score_as_action" else 4
     run = configured(recipe, tiny, f"updates={updates}", "evaluation.every=2")
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
@@ -111,16 +150,14 @@ def test_three_kills_change_nothing(tmp_path, tiny, recipe, monkeypatch):
     assert_same_run(folder, undisturbed, updates)
 
 
-def test_a_kill_while_saving(tmp_path, tiny, monkeypatch):
+def test_a_kill_while_saving(tmp_path, tiny, monkeypatch, undisturbed):
     """Killed between writing a checkpoint aside and giving it its name."""
-    run = configured("ddpo", tiny, "updates=3")
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    launch(run, undisturbed)
-    rename, seen = os.rename, []
+    run, folder = configured("ddpo", tiny, *FOUR), tmp_path / "killed"
+    rename, renames = os.rename, []
 
     def fatal(*arguments: Any) -> None:
-        seen.append(1)
-        if len(seen) == 2:
+        renames.append(1)
+        if len(renames) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(*arguments)
 
@@ -130,7 +167,7 @@ def test_a_kill_while_saving(tmp_path, tiny, monkeypatch):
     assert checkpoints.latest(folder / "checkpoints").name == "step-00000001"
     assert len(lines_of(folder / "metrics.jsonl")) == 2  # update 2 is logged, and will be again
     launch(run, folder)
-    assert_same_run(folder, undisturbed, 3)
+    assert_same_run(folder, undisturbed, 4)
 
 
 # ---------------------------------------------------------------------------- going on
@@ -138,44 +175,44 @@ def test_a_kill_while_saving(tmp_path, tiny, monkeypatch):
 
 def test_full_fine_tuning_resumes_too(tmp_path, tiny):
     run = configured("ddpo", tiny, "model.rank=0")
-    launch(run, tmp_path / "undisturbed")
-    first = configured("ddpo", tiny, "model.rank=0", "updates=1")
-    launch(first, tmp_path / "stopped")
-    (tmp_path / "stopped" / "run.json").unlink()  # the same run, had it been stopped after one
-    launch(run, tmp_path / "stopped")
-    ours, theirs = (
-        checkpoints.load(checkpoints.latest(tmp_path / name / "checkpoints"))["policy"]
-        for name in ("stopped", "undisturbed")
-    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    stopped_after(1, whole, stopped)
+    launch(run, stopped)
+    ours, theirs = (saved_last(folder)["policy"] for folder in (stopped, whole))
+    assert ours.keys() == theirs.keys()
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
-    results = [
-        json.loads((tmp_path / name / "result.json").read_text())
-        for name in ("stopped", "undisturbed")
-    ]
-    assert results[0]["judge"] == results[1]["judge"]  # the base is the untouched model's
+    ours, theirs = (json.loads((f / "result.json").read_text()) for f in (stopped, whole))
+    assert ours["judge"] == theirs["judge"]  # the base is the untouched model's
 
 
-@pytest.mark.parametrize(("recipe", "critic"), [("score_as_action", True), ("ddpo", False)])
+def test_learning_from_pictures_resumes_too(tmp_path, tiny, few_pictures):
+    """Its source's place in the data is its generator's, which the checkpoint holds."""
+    run = configured("supervised", tiny)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    assert stopped_after(1, whole, stopped)["source"] is not None
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "critic"),
+    [("score_as_action", True), pytest.param("ddpo", False, marks=when_asked)],
+)
 def test_a_trust_region_resumes_too(tmp_path, tiny, recipe, critic):
     """Its coefficient has adapted by the time it is saved, and the next update is under it."""
     trusting = "objective.trust_region=0.5"  # hardly anything moves so far: the penalty halves
-    whole, once = (
-        configured(recipe, tiny, trusting, f"updates={n}", "optimiser.decay=none") for n in (3, 1)
-    )
-    stopped = tmp_path / "stopped"
-    launch(whole, tmp_path / "whole")
-    launch(once, stopped)
-    (stopped / "run.json").unlink()  # the same run, had it been stopped after one
-    saved = checkpoints.load(checkpoints.latest(stopped / "checkpoints"))
+    run = configured(recipe, tiny, trusting, "updates=3", "checkpoints.keep=3")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    saved = stopped_after(1, whole, stopped)
     assert saved["trust"] == {"coefficient": 0.5}
     assert ("critic" in saved["source"]["credit"]) == critic
-    launch(whole, stopped)
-    ours, theirs = (
-        checkpoints.load(checkpoints.latest(tmp_path / name / "checkpoints"))
-        for name in ("stopped", "whole")
-    )
-    assert ours["trust"] == theirs["trust"] == {"coefficient": 0.125}
-    assert adapter_hash(stopped) == adapter_hash(tmp_path / "whole")
+    launch(run, stopped)
+    for folder in (stopped, whole):
+        assert saved_last(folder)["trust"] == {"coefficient": 0.125}
+    assert_same_run(stopped, whole, 3)
 
 
 def test_what_prompts_got_before_resumes_too(tmp_path, tiny):
@@ -183,42 +220,35 @@ def test_what_prompts_got_before_resumes_too(tmp_path, tiny):
     (tmp_path / "prompts.txt").write_text("a seven\na red seven\n")
     running = ["objective.baseline=running", "objective.buffer=4", "objective.min_count=3"]
     changes = [f"prompts={tmp_path / 'prompts.txt'}", "reward=reader + 0.5*brightness", *running]
-    changes += ["objective.combine=advantages", "sizes.prompts=2", "optimiser.decay=none"]
-    whole, once = (configured("ddpo", tiny, *changes, f"updates={n}") for n in (3, 1))
-    stopped = tmp_path / "stopped"
-    launch(whole, tmp_path / "whole")
-    launch(once, stopped)
-    (stopped / "run.json").unlink()  # the same run, had it been stopped after one
-    saved = checkpoints.load(checkpoints.latest(stopped / "checkpoints"))["source"]["credit"]
-    assert set(saved["memories"]) == {"reader", "brightness"}
-    assert [len(got) for got in saved["memories"]["reader"].values()] == [2, 2]
-    launch(whole, stopped)
-    assert adapter_hash(stopped) == adapter_hash(tmp_path / "whole")
-    lines, theirs = (lines_of(tmp_path / n / "metrics.jsonl") for n in ("stopped", "whole"))
-    assert [line | {"seconds": 0} for line in lines] == [line | {"seconds": 0} for line in theirs]
+    changes += ["objective.combine=advantages", "sizes.prompts=2", "checkpoints.keep=3"]
+    run = configured("ddpo", tiny, *changes, "updates=3")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    memories = stopped_after(1, whole, stopped)["source"]["credit"]["memories"]
+    assert set(memories) == {"reader", "brightness"}
+    assert [len(rewards) for rewards in memories["reader"].values()] == [2, 2]
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 3)
+    lines = lines_of(stopped / "metrics.jsonl")
     assert [line["own_history"] for line in lines] == [0.0, 1.0, 1.0]
     for line in lines:
         parts = line["reward/reader"] + line["reward/brightness"]
         assert parts == pytest.approx(line["reward"], abs=1e-6)
 
 
-def test_a_finished_run_resumed_changes_nothing(tmp_path, tiny):
-    run = configured("ddpo", tiny, "evaluation.every=1")
+def test_a_finished_run_resumed_changes_nothing(tmp_path, tiny, undisturbed):
     folder = tmp_path / "run"
-    launch(run, folder)
-    before = {n: (folder / n).read_text() for n in ("metrics.jsonl", "evaluations.jsonl")}
-    weights = adapter_hash(folder)
-    launch(run, folder)
-    assert (folder / "metrics.jsonl").read_text() == before["metrics.jsonl"]
+    shutil.copytree(undisturbed, folder)
+    launch(configured("ddpo", tiny, *FOUR), folder)
+    assert (folder / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
     updates = [line["update"] for line in lines_of(folder / "evaluations.jsonl")]
-    assert updates == [0, 1, 2]
-    assert adapter_hash(folder) == weights
+    assert updates == [0, 2, 4]
+    assert_same_run(folder, undisturbed, 4)
 
 
-def test_another_seed_is_another_run(tmp_path, tiny):
-    for seed in (0, 1):
-        launch(configured("ddpo", tiny, f"seed={seed}"), tmp_path / str(seed))
-    assert adapter_hash(tmp_path / "0") != adapter_hash(tmp_path / "1")
+def test_another_seed_is_another_run(tmp_path, tiny, undisturbed):
+    launch(configured("ddpo", tiny, *FOUR, "seed=1"), tmp_path / "run")
+    assert adapter_hash(tmp_path / "run") != adapter_hash(undisturbed)
 
 
 # ---------------------------------------------------------------------------- ten kills
@@ -227,7 +257,7 @@ TRAIN = [sys.executable, "-c", "from scoretune.cli import main; main()", "train"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_TEN_KILLS" not in os.environ, reason="SCORETUNE_TEN_KILLS=1")
+@when_asked
 def test_ten_kills_of_the_real_command(tmp_path, tiny):
     updates = 24
     changes = [*tiny, f"updates={updates}", "evaluation.every=8"]
@@ -260,26 +290,22 @@ def test_ten_kills_of_the_real_command(tmp_path, tiny):
 # ------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny):
+def test_ctrl_c_ends_the_update_and_keeps_it(tmp_path, tiny, undisturbed):
     """Nothing that was learned is lost, however rarely the run saves."""
-    run = configured("ddpo", tiny, "updates=4", "checkpoints.every=100")
-    whole = launch(run, tmp_path / "whole")
+    run = configured("ddpo", tiny, *FOUR, "checkpoints.every=100")
 
     class Impatient(Silent):
         def line(self, numbers: dict[str, Any]) -> None:
-            if numbers.get("update") == 2:
+            if numbers.get("update") == 2 and "judge" not in numbers:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    from scoretune.training.run import launch as begin
-
     folder, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
-    run_folder.record(run, folder, threads=1)
     with pytest.raises(KeyboardInterrupt):
-        begin(run, folder, Impatient())
+        launch(run, folder, Impatient())
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
     assert signal.getsignal(signal.SIGINT) is before
-    assert begin(run, folder, Silent())["network_evaluations"] == whole["network_evaluations"]
-    assert_same_run(folder, tmp_path / "whole", 4)
+    launch(run, folder)
+    assert_same_run(folder, undisturbed, 4)
 
 
 def test_a_second_ctrl_c_does_not_wait():

@@ -49,9 +49,9 @@ class Live:
             self._print(f"guard: at update {numbers['update']} {numbers['alarm']}")
             return
         update, total = numbers["update"], self.run.updates
-        known = [(form, numbers.get(name)) for name, form in SHOWN.items()]
+        shown = [(form, numbers.get(name)) for name, form in SHOWN.items()]
         # What is added makes 0.0 of -0.0.
-        text = ", ".join(form.format(value + 0.0) for form, value in known if value is not None)
+        text = ", ".join(form.format(value + 0.0) for form, value in shown if value is not None)
         self.progress.update(self.task, completed=update, numbers=text)
         due = time.monotonic() - self.spoke >= EVERY
         if due or not self.began or update == total:

@@ -1,33 +1,52 @@
-"""Using a finished run: draw prompts with it, measure it again."""
+"""`scoretune sample`: draw prompts with a fine-tuned model, or samples of a score network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from scoretune.core import model_folder
-from scoretune.core.config import Run
+import typer
+
+from scoretune.commands.options import PromptFile, Seed, Threads, set_threads
 from scoretune.core.errors import UserError
-from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
-from scoretune.evaluate import distances
-from scoretune.evaluate.measure import measure
-from scoretune.evaluate.report import gallery
-from scoretune.evaluate.scores import sample
-from scoretune.models import score_network
-from scoretune.models.recycled import inner
-from scoretune.policy import Backbone, Policy
-from scoretune.rewards.catalog import named_reward
-from scoretune.training import from_data
-from scoretune.training.build import held_out_prompts
-from scoretune.training.overrides import of_data
-from scoretune.training.run_folder import load, recorded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scoretune.policy import Policy
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model folder.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to draw, if the model knows prompts.")
+    ] = None,
+    file: PromptFile = None,
+    out: Annotated[
+        Path, typer.Option(help="Where to write: .png; without prompts also .npz.")
+    ] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many, without prompts.")] = 64,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the solver.")] = None,
+    solver: Annotated[str | None, typer.Option(help="ddim, dpmpp_2m, heun, gddim, …")] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Draw prompts with a fine-tuned model, side by side; or samples of a network of your own."""
+    from scoretune.data.prompts import read_prompts
+
+    set_threads(threads)
+    if prompts and file is not None:
+        raise UserError("give prompts as words or as --prompts FILE, not both: leave one out")
+    texts = prompts or [] if file is None else read_prompts(file).texts
+    written = draw(run, texts, out, steps=steps, solver=solver, seed=seed, count=count)
+    typer.echo(written)
 
 
 def draw(
     path: Path,
-    prompts: list[str],
+    prompts: Sequence[str],
     out: Path,
     *,
     steps: int | None = None,
@@ -39,46 +58,59 @@ def draw(
 
     Says what was written.
     """
+    from scoretune.evaluate import data_samples
+    from scoretune.evaluate.report import gallery
+    from scoretune.models.recycled import inner
+    from scoretune.models.score_network import ScoreNetwork
+    from scoretune.training.run_folder import load
+
     policy = load(path)
-    own = _own(policy.backbone)
-    if own is None:
+    network = inner(policy.backbone)
+    if not isinstance(network, ScoreNetwork):
         mute = policy.backbone.encode([""]).tokens.numel() == 0  # it knows no prompts
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
-        asked = prompts or [""] * count
-        return _pictures(policy, asked, out, (solver or "ddim", steps or 20), seed)
+        texts = prompts or [""] * count
+        images = _images(policy, texts, solver or "ddim", steps or 20, seed)
+        return _write(images, texts, out)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
-    chosen, names = distances.noted(_home(path))
+    sampler, names = data_samples.noted(_model_folder(path))
     if steps is not None:
-        chosen = replace(chosen, steps=steps)
+        sampler = replace(sampler, steps=steps)
     if solver is not None:
-        chosen = replace(chosen, solver=solver, jumps=False)
-    found = distances.draw(policy, count, chosen, seed)
-    gallery.write(found, own.design.content, out, names)
-    return f"{_counted(count, 'sample')} ({chosen}) in {out}"
+        sampler = replace(sampler, solver=solver, jumps=False)
+    samples = data_samples.draw(policy, count, sampler, seed)
+    gallery.write(samples, network.design.content, out, names)
+    return f"{_counted(count, 'sample')} ({sampler}) in {out}"
 
 
-def _own(backbone: Backbone) -> score_network.ScoreNetwork | None:
-    own = inner(backbone)
-    return own if isinstance(own, score_network.ScoreNetwork) else None
-
-
-def _home(path: Path) -> Path:
+def _model_folder(path: Path) -> Path:
     """The model folder of a run on data, of a fine-tuning of its model, or itself."""
-    found = model_folder.home(path) or model_folder.home(Path(recorded(path).model.source))
-    assert found is not None, "a network of one's own was loaded from there"
-    return found
+    from scoretune.core import model_folder
+    from scoretune.training.run_folder import recorded
+
+    home = model_folder.home(path) or model_folder.home(Path(recorded(path).model.source))
+    assert home is not None, "a network of one's own was loaded from there"
+    return home
 
 
-def _pictures(
-    policy: Policy, prompts: list[str], out: Path, sampler: tuple[str, int], seed: int
-) -> str:
+def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed: int) -> Tensor:
+    from scoretune.data.prompts import Prompts
+    from scoretune.diffusion import grids
+    from scoretune.evaluate.samples import sample
+
+    prompts = Prompts(tuple(texts), ("all",) * len(texts))
+    times = grids.uniform(policy.backbone.process, steps)
+    return sample(policy, prompts, times=times, seed=seed, solver=solver)
+
+
+def _write(images: Tensor, prompts: Sequence[str], out: Path) -> str:
+    """A strip of pictures, or points and series in whatever form `out` ends in; says so."""
     from PIL import Image
 
-    asked = Prompts(tuple(prompts), ("all",) * len(prompts))
-    solver, steps = sampler
-    images = sample(policy, asked, grids.uniform(policy.backbone.process, steps), seed, solver)
+    from scoretune.evaluate.report import gallery
+
     if images.dim() != 4 or images.shape[1] != 3:
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
         return _listed(prompts, "sample", out)
@@ -93,7 +125,7 @@ def _pictures(
     return _listed(prompts, "picture", out)
 
 
-def _listed(prompts: list[str], what: str, out: Path) -> str:
+def _listed(prompts: Sequence[str], what: str, out: Path) -> str:
     """The prompts by their places from the left, and how many of what was written where."""
     places = [f"{i}. {prompt}" for i, prompt in enumerate(prompts, 1)] if any(prompts) else []
     return "\n".join([*places, f"{_counted(len(prompts), what)} in {out}"])
@@ -101,14 +133,3 @@ def _listed(prompts: list[str], what: str, out: Path) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def measure_run(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
-    """Scores of a run's newest checkpoint on its held-out prompts, or its held-out data."""
-    if of_data(run):
-        return from_data.measure(run, folder, features)
-    if features is not None:
-        raise UserError("--features is for networks that learned from data: leave it out")
-    policy = load(folder)
-    prompts = held_out_prompts(run)
-    return measure(policy, run, prompts, named_reward(run.reward), run.updates, 0.0).verdicts.line

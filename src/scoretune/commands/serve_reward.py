@@ -1,4 +1,4 @@
-"""Verbs about rewards."""
+"""`scoretune serve-reward`: a reward over HTTP."""
 
 from __future__ import annotations
 
@@ -35,19 +35,18 @@ def serve_reward(
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not cuda):
         raise UserError(f"--device {device}: there is {'cpu and cuda' if cuda else 'only cpu'}")
     where = device if device != "auto" else "cuda" if cuda else "cpu"
-    service = Service(reward, named_reward(reward), batch, token.strip(), limit * 10**6, where)
-    service.fingerprint = fingerprint(reward)
+    built = named_reward(reward)
+    service = Service(reward, built, batch, token.strip(), limit * 10**6, where)
     server = RewardServer(service, host, port)
+    service.fingerprint = fingerprint(reward, built)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     guarded = "" if token or host in ("127.0.0.1", "localhost") else " (no --token: open to all)"
     typer.echo(f"{reward} is ready at {server.url}{guarded}; Ctrl-C stops")
     try:
-        server.serve_forever(poll_interval=0.1)
+        server.serve()
     except KeyboardInterrupt:
         typer.echo("stopped")
-    finally:
-        server.stop()
 
 
 def _interrupt(*_: object) -> NoReturn:

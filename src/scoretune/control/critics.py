@@ -1,4 +1,4 @@
-"""How the value of the acting policy is found from its paths: three martingale conditions."""
+"""Critics fitted to the paths of the acting policy, by three martingale conditions."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ class _Network:
         self.sweeps = sweeps
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.network(inputs)
-        if found.shape == (*inputs.shape[:-1], 1):
-            return found.squeeze(-1)
-        if found.shape != inputs.shape[:-1]:
+        output: Tensor = self.network(inputs)
+        if output.shape == (*inputs.shape[:-1], 1):
+            return output.squeeze(-1)
+        if output.shape != inputs.shape[:-1]:
             raise UserError(
                 f"the critic must map {list(inputs.shape)} to one number each, "
-                f"got {list(found.shape)}"
+                f"got {list(output.shape)}"
             )
-        return found
+        return output
 
     def descend(self, loss: Callable[[], Tensor]) -> None:
         for _ in range(self.sweeps):

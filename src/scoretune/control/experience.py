@@ -140,8 +140,8 @@ class Explorer:
         )
         steps_of = (rings / width).long().clamp(max=steps - 1)
         path = torch.randint(count, (self.clocks,), generator=self.generator)
-        share = weights.sum() / self.clocks
-        return path * steps + steps_of, share.expand(self.clocks)
+        weight = weights.sum() / self.clocks
+        return path * steps + steps_of, weight.expand(self.clocks)
 
 
 def discounted_return(outcomes: Outcomes, end: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def prepare(
     """The explorer of a user's arguments, with the defaults filled in and checked."""
     check_problem(problem)
     if policy is None:
-        # Sized by a state of another generator, so that a policy of one's own sees the same draws.
+        # Sized by a state of another generator, so that a custom policy sees the same draws.
         seen = problem.observe(problem.start(1, torch.Generator().manual_seed(0))).shape[-1]
         policy = GaussianLinear(seen + (problem.horizon is not None), problem.action_dim)
     if critic is None:

@@ -33,19 +33,20 @@ from scoretune.rl import (
 Watch: TypeAlias = Callable[[int, dict[str, float]], None]
 Improve: TypeAlias = Callable[[int, Points], dict[str, float]]
 
-SOFT_SHARE, PACE = 0.03, 100.0
+SOFT_FRACTION, PACE = 0.03, 100.0
 MOST_KL = 0.5  # of one natural-gradient step: a bad batch must not throw a run off
-JUDGES = 4096  # fresh paths for the final value where it has no closed form
+FRESH_PATHS = 4096  # fresh paths for the final value where it has no closed form
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What an algorithm found.
+    """The result of a training.
 
     `value` is η of the final policy: exact where the problem knows it (`value_error` 0), else the
     mean over fresh paths with its standard error. `history` has one record an iteration: `value`
     (of the policy after the iteration if it is known exactly, else the return of the paths the
-    iteration saw, sampled before it), `kl` from the old policy to the new, and the algorithm's own.
+    iteration saw, sampled before it), `kl` from the old policy to the new, and the algorithm's
+    numbers.
     """
 
     policy: nn.Module
@@ -156,7 +157,7 @@ def natural_step(explorer: Explorer) -> Shrinking:
     temperature there is no such unit and α starts at 0.3.
     """
     scale = explorer.problem.temperature * explorer.mass
-    return Shrinking(SOFT_SHARE / scale if scale > 0 else 0.3, PACE)
+    return Shrinking(SOFT_FRACTION / scale if scale > 0 else 0.3, PACE)
 
 
 def _first_order(explorer: Explorer, points: Points) -> Tensor:
@@ -199,18 +200,18 @@ def _learn(
         history.append(record)
         if on_iteration is not None:
             on_iteration(k, record)
-    return Learned(explorer.policy, explorer.critic, *_judge(explorer), history)
+    return Learned(explorer.policy, explorer.critic, *_final_value(explorer), history)
 
 
-def _judge(explorer: Explorer) -> tuple[float, float]:
+def _final_value(explorer: Explorer) -> tuple[float, float]:
     """η of the final policy and its standard error."""
     exact = explorer.problem.exact_value(explorer.policy)
     if exact is not None:
         return exact, 0.0
-    _, outcomes = explorer.outcomes(explorer.paths(JUDGES))
+    _, outcomes = explorer.outcomes(explorer.paths(FRESH_PATHS))
     with torch.no_grad():
         returns = discounted_return(outcomes, values(explorer.critic, outcomes)[:, -1])
-    return float(returns.mean()), float(returns.std()) / math.sqrt(JUDGES)
+    return float(returns.mean()), float(returns.std()) / math.sqrt(FRESH_PATHS)
 
 
 def _whiten(policy: nn.Module, points: Points) -> None:

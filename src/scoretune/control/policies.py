@@ -82,19 +82,19 @@ class GaussianLinear(nn.Module):
         """
         with torch.no_grad():
             slope, intercept, std = self._law()
-            share = (weight / weight.sum()).unsqueeze(-1)
-            centre = (share * observation).sum(0)
+            fractions = (weight / weight.sum()).unsqueeze(-1)
+            centre = (fractions * observation).sum(0)
             offset = observation - centre
-            units = (share * offset**2).sum(0).sqrt()
+            units = (fractions * offset**2).sum(0).sqrt()
             units = torch.where(units > 0, units, 1.0)
-            correlation = (offset / units).T @ (share * offset / units)
+            correlation = (offset / units).T @ (fractions * offset / units)
             variances, axes = torch.linalg.eigh(correlation)
             # Where nothing varies the unit stays, rather than becoming infinitely small.
-            spread = torch.where(variances > 1e-6, variances, 1.0).sqrt()
-            self.whitening.copy_((axes / spread).T / units)
+            deviations = torch.where(variances > 1e-6, variances, 1.0).sqrt()
+            self.whitening.copy_((axes / deviations).T / units)
             self.centre.copy_(centre)
             self.scale.copy_(std)
-            self.weight.copy_(slope * units @ (axes * spread) / std.unsqueeze(-1))
+            self.weight.copy_(slope * units @ (axes * deviations) / std.unsqueeze(-1))
             self.bias.copy_((intercept + slope @ centre) / std)
             self.log_scale.zero_()
 

@@ -1,19 +1,71 @@
 """The configuration tree: strict and typed. A recipe returns a `Run`; nothing else configures one.
 
-`settings` has what `a.b=c` does to it.
+`training.overrides` has what `a.b=c` does to it. Each section says itself which of its settings
+are never read, given the others (`inert`): a change of such a setting is refused, not ignored.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+NEW_NETWORKS = ("unet", "dit", "mlp")
+SHIPPED_MODELS = ("scenes", "scenes-flow")
+SCENES = ("scenes", "scenes-held-out")
+FUNCTION = r"[\w.]*:\w*"
+"""How a user's own function is named: module:function."""
+
+
+class Checked(str):
+    """With what a setting would be read, where a check of `training` refuses it in more words."""
+
+
+ON_DATA = Checked(
+    "a score network that learns from data: recipe supervised or consistency, with model.source="
+    "unet, dit, mlp or the folder of such a run"
+)
+REWARDED = "a pretrained model"
+ON_POLICY = "a recipe that follows a reward"
 
 
 class Strict(BaseModel):
     """Frozen, and without room for unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        """The settings of this section that a run never reads, and with what it would.
+
+        `on_data`: it trains a score network on data (`training.overrides.of_data`).
+        """
+        return {}
+
+    def leaves(self) -> Iterator[str]:
+        """The names of all settings, those of sections within by their path."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Strict):
+                yield from (f"{name}.{leaf}" for leaf in value.leaves())
+            else:
+                yield name
+
+
+def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
+    """These settings are inert unless the condition holds."""
+    return {} if condition else dict.fromkeys(names, why)
+
+
+def _follows_rewards(run: Run) -> bool:
+    """Whether a run learns from samples of its own policy."""
+    return not isinstance(run.objective, Matching | Consistency)
+
+
+def _by_outcome(run: Run) -> bool:
+    """Whether it learns from likelihood ratios that are credited by how a path ends."""
+    return isinstance(run.objective, PolicyGradient) and run.objective.baseline != "critic"
 
 
 def _listed(value: Any) -> Any:
@@ -26,6 +78,8 @@ def _listed(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+OdeSolver: TypeAlias = Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"]
+"""The names in `diffusion.solvers.ODE_SOLVERS`; a test compares the two."""
 
 
 class Model(Strict):
@@ -36,7 +90,7 @@ class Model(Strict):
         description="'scenes', 'scenes-flow', a folder, a hub id, a network of your own as "
         "module:function; or a new 'unet', 'dit' or 'mlp'",
     )
-    revision: str | None = None
+    revision: str | None = Field(None, description="of a model of the hub: a branch, tag or commit")
     size: int = Field(0, ge=0, description="side of the pictures in pixels; 0: the model's own")
     shape: tuple[int, ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
@@ -45,7 +99,10 @@ class Model(Strict):
     rank: int = Field(
         16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        description="layers that the LoRA adapts, by the ends of their names",
+    )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
     )
@@ -63,11 +120,31 @@ class Model(Strict):
     width: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
     depth: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
+        network = Checked("a network of your own, model.source=module:function")
+        fresh = Checked("a new network, model.source=unet, dit or mlp")
+        return {
+            **_only(self.rank > 0, "a LoRA, model.rank above 0", "targets"),
+            **_only(function, network, "shape"),
+            **_only(new or function, fresh, "prediction"),
+            **_only(new, fresh, "width", "depth"),
+            **_only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
+            **_only(not on_data and not function, "a diffusers pipeline", "size", "without"),
+            **_only(not on_data, REWARDED, "targets"),
+            **_only(
+                not function and self.source not in SHIPPED_MODELS, "a model of the hub", "revision"
+            ),
+            **_only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
+        }
+
 
 class Dataset(Strict):
     """How `data` are read for a network of one's own."""
 
-    kind: Literal["auto", "images", "points", "series"] = "auto"
+    kind: Literal["auto", "images", "points", "series"] = Field(
+        "auto", description="what the data are"
+    )
     key: str | None = Field(None, description="which array of a .npz file")
     columns: Names = Field((), description="of a table; empty takes all that hold numbers")
     window: int = Field(0, ge=0, description="rows that make a series; 0: a row is a point")
@@ -75,6 +152,12 @@ class Dataset(Strict):
     size: int = Field(0, ge=0, description="side to scale and crop pictures to; 0: as they are")
     channels: Literal["auto", "first", "last"] = Field("auto", description="of images in arrays")
     held_out: float = Field(0.1, gt=0, lt=1, description="share that is never learned from")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return {
+            **_only(self.window > 0, "dataset.window above 0", "stride"),
+            **_only(on_data, ON_DATA, *self.leaves()),
+        }
 
 
 class Window(Strict):
@@ -90,24 +173,37 @@ class Window(Strict):
         0.0, ge=0, description="progressive: how fast stays grow shorter towards the data; 0: not"
     )
     decay_from: int = Field(13, ge=0, description="the place from which on they do")
-    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] = Field(
-        "ddim", description="of the other steps"
-    )
+    solver: OdeSolver = Field("ddim", description="of the other steps")
     compress: float = Field(
         1.0, gt=0, le=1, description="share of the steps after the window that is taken"
     )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        others = [name for name in self.leaves() if name != "size"]
+        ratios = "likelihood ratios credited by outcome: mix_grpo, flow_grpo, ddpo"
+        progressive = "sampling.window.order=progressive"
+        return {
+            **_only(self.decay > 0, "sampling.window.decay above 0", "decay_from"),
+            **_only(self.order != "frozen", f"{progressive} or random", "every"),
+            **_only(self.order == "progressive", progressive, "stride", "decay", "decay_from"),
+            **_only(self.size > 0, "sampling.window.size above 0", *others),
+            **_only(_by_outcome(run), ratios, *others),
+            **_only(_by_outcome(run), Checked(ratios), "size"),
+        }
 
 
 class Sampling(Strict):
     """How the policy acts while it trains."""
 
-    kernel: Literal["gddim", "renoise", "euler_maruyama", "exponential"] = "gddim"
+    kernel: Literal["gddim", "renoise", "euler_maruyama", "exponential"] = Field(
+        "gddim", description="how a step is taken"
+    )
     noise: Literal["constant", "ramp", "flow", "dance", "cps"] = Field(
         "constant", description="how noisy at which time; `eta` is its level"
     )
     eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
     eta_end: float | None = Field(None, ge=0, description="ramp: stochasticity at the data")
-    steps: int = Field(10, ge=2)
+    steps: int = Field(10, ge=2, description="of a path")
     grid: Literal["auto", "karras", "uniform", "shifted"] = Field(
         "auto", description="auto: karras; uniform where the noise has no finite ratio to data"
     )
@@ -115,23 +211,68 @@ class Sampling(Strict):
     window: Window = Window()
     shared_noise: bool = Field(False, description="the samples of a prompt begin with one noise")
     jitter: bool = Field(False, description="draw the inner times anew for every path")
-    solver: Literal["ddim", "euler", "heun", "dpmpp_2m"] | None = Field(
+    solver: OdeSolver | None = Field(
         None,
         description="null: the kernel's noise; else an ODE solver, for forms rate and explicit",
     )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        objective, acts = run.objective, _follows_rewards(run)
+        rates = isinstance(objective, ScoreAction) and objective.form in (
+            "auto",
+            "rate",
+            "explicit",
+        )
+        return {
+            **_only(self.noise == "ramp", "sampling.noise=ramp", "eta_end"),
+            **_only(self.grid == "shifted", "sampling.grid=shifted", "shift"),
+            **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
+            **_only(
+                self.solver is None or not rates,
+                "the kernel's noise, sampling.solver=null",
+                *("kernel", "noise", "eta", "eta_end"),
+            ),
+            **_only(
+                rates,
+                Checked("score_as_action with objective.form=auto, rate or explicit"),
+                "solver",
+            ),
+            **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver", "window.size"),
+            **_only(not on_data, REWARDED, *self.leaves()),
+        }
 
 
 class Sizes(Strict):
     """How much is sampled and learned an update."""
 
-    prompts: int = Field(16, ge=1)
+    prompts: int = Field(16, ge=1, description="an update")
     group: int = Field(8, ge=1, description="samples of each prompt")
     batch: int = Field(0, ge=0, description="matching: examples an update; 0: prompts × group")
-    minibatch: int = Field(64, ge=1)
+    minibatch: int = Field(64, ge=1, description="steps, or paths, learned from at once")
     share: float = Field(1.0, gt=0, le=1, description="of each path's steps that are learned from")
     accumulate: int = Field(
         1, ge=0, description="minibatches an optimiser step; 0 makes one step of all"
     )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        acts, objective = _follows_rewards(run), run.objective
+        scores = isinstance(objective, PolicyGradient) and objective.surrogate == "score_function"
+        return {
+            **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
+            **_only(not acts, Checked("recipes on data"), "batch"),
+            **_only(
+                not isinstance(objective, Direct),
+                "recipes that learn from any step of a path (here objective.last says which)",
+                "share",
+            ),
+            **_only(acts, ON_POLICY, "minibatch", "share", "accumulate"),
+            **_only(
+                not scores or not self.accumulate,
+                "objective.surrogate=clipped, since a score function is right for a single step of "
+                "the optimiser a round, sizes.accumulate=0",
+                "accumulate",
+            ),
+        }
 
 
 class Hardware(Strict):
@@ -154,12 +295,18 @@ class Hardware(Strict):
     channels_last: bool = Field(False, description="memory layout of convolutions")
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(not on_data, Checked(REWARDED), *self.leaves())
+
 
 class Tracking(Strict):
     """Where numbers go besides the run folder's metrics.jsonl."""
 
     trackers: Names = Field((), description="tensorboard, wandb, trackio: any of them")
-    project: str = "scoretune"
+    project: str = Field("scoretune", description="what the trackers file the run under")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(bool(self.trackers), "tracking.trackers", "project")
 
 
 class Optimiser(Strict):
@@ -168,30 +315,51 @@ class Optimiser(Strict):
     kind: Literal["adamw", "fused", "8bit"] = Field(
         "adamw", description="fused: one kernel a step; 8bit: bitsandbytes' (an extra)"
     )
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="at the first update")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, as AdamW has it")
+    clip_norm: float = Field(1.0, gt=0, description="longest gradient of a step")
     decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
     ema: float = Field(
         0.0, ge=0, lt=1, description="networks from data: decay of the averaged weights; 0: none"
     )
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(on_data, ON_DATA, "ema")
+
 
 class Critic(Strict):
     """The value network: V = c_skip(t)·reward(x̂0) + c_out(t)·F."""
 
-    learning_rate: float = Field(1e-3, gt=0)
-    width: int = Field(48, ge=8, multiple_of=4)
-    passes: int = Field(2, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, description="of the critic")
+    width: int = Field(48, ge=8, multiple_of=4, description="channels of F")
+    passes: int = Field(2, ge=1, description="over a round's states, each round")
     warmup: int = Field(1, ge=0, description="rounds that only fit the critic, before update 1")
     body: Literal["auto", "small", "backbone"] = Field(
         "auto", description="F: a head on the policy's features (auto: if it has any), or small"
     )
-    skip: Literal["cos_sin", "linear", "cos", "none"] = "cos_sin"
+    skip: Literal["cos_sin", "linear", "cos", "none"] = Field(
+        "cos_sin", description="c_skip and c_out over time; none: V = F alone"
+    )
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
     jacobian: Literal["pretrained", "policy"] = Field(
         "pretrained", description="whose ∂x̂0/∂x carries slopes back to the state"
     )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        objective = run.objective
+        slopes = isinstance(objective, ScoreAction) and objective.form != "ratio"
+        valued = isinstance(objective, ScoreAction) or (
+            isinstance(objective, PolicyGradient) and objective.baseline == "critic"
+        )
+        return {
+            **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
+            **_only(
+                slopes,
+                "score_as_action and objective.form=slope, rate or explicit",
+                "jacobian",
+            ),
+            **_only(valued, "objective.baseline=critic", *self.leaves()),
+        }
 
 
 class Matching(Strict):
@@ -199,15 +367,20 @@ class Matching(Strict):
 
     on_data: ClassVar[bool] = True
     kind: Literal["matching"] = "matching"
-    t_min: float = Field(1e-3, gt=0)
+    t_min: float = Field(1e-3, gt=0, description="smallest time that is learned from")
     weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
         Field("own", description="on the error; own: 1 on what the network predicts")
     )
     times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
         "uniform", description="how times are drawn"
     )
-    loss: Literal["denoising", "sliced", "implicit"] = "denoising"
+    loss: Literal["denoising", "sliced", "implicit"] = Field(
+        "denoising", description="of score matching; the last two from derivatives of the network"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of prompts that are left empty")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(not on_data, Checked(REWARDED), "dropout")
 
 
 class Consistency(Strict):
@@ -221,10 +394,16 @@ class Consistency(Strict):
     points: int = Field(0, ge=0, description="of the finest grid; 0: as the rule's paper has it")
     solver: Literal["heun", "euler"] = Field("heun", description="the teacher's")
     decay: float = Field(0.95, ge=0, lt=1, description="distillation: memory of the target network")
-    t_min: float = Field(1e-3, gt=0)
+    t_min: float = Field(1e-3, gt=0, description="smallest time that is learned from")
     sigma_data: float = Field(
         1.0, gt=0, description="deviation of the states: data are standardised"
     )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        new = run.model.source in NEW_NETWORKS
+        distils = self.rule == "distillation" or (self.rule == "auto" and not new)
+        taught = "objective.rule=distillation of a trained network"
+        return _only(distils, taught, "solver", "decay")
 
 
 class PolicyGradient(Strict):
@@ -232,9 +411,11 @@ class PolicyGradient(Strict):
 
     on_data: ClassVar[bool] = False
     kind: Literal["policy_gradient"] = "policy_gradient"
-    surrogate: Literal["clipped", "score_function"] = "clipped"
-    clip: float = Field(0.2, gt=0)
-    kl_weight: float = Field(0.0, ge=0)
+    surrogate: Literal["clipped", "score_function"] = Field(
+        "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
+    )
+    clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
+    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
     temperature: float = Field(
         1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
     )
@@ -256,6 +437,23 @@ class PolicyGradient(Strict):
     )
     critic: Critic = Critic()
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        one_reward = re.fullmatch(r"\w+(\([^()]*\))?", run.reward) is not None
+        clipped, steps = self.surrogate == "clipped", run.sizes.accumulate
+        return {
+            **_only(clipped, "objective.surrogate=clipped", "clip"),
+            **_only(
+                clipped or not steps,
+                "a single step of the optimiser a round, sizes.accumulate=0",
+                "surrogate",
+            ),
+            **_only(not one_reward, "a sum of rewards, reward=a + 0.5*b", "combine"),
+            **_only(
+                self.baseline == "running", "objective.baseline=running", "buffer", "min_count"
+            ),
+            **_only(self.baseline == "group", "objective.baseline=group", "shared_scale"),
+        }
+
 
 class ScoreAction(Strict):
     """Continuous-time policy optimisation with a critic."""
@@ -265,8 +463,8 @@ class ScoreAction(Strict):
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
-    clip: float = Field(0.2, gt=0)
-    kl_weight: float = Field(0.003, ge=0)
+    clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
+    kl_weight: float = Field(0.003, ge=0, description="of the path KL to the pretrained model")
     exploration: float = Field(
         0.3, gt=0, description="explicit: deviation of tried noise estimates"
     )
@@ -275,13 +473,22 @@ class ScoreAction(Strict):
     )
     critic: Critic = Critic()
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        ratios = self.form in ("auto", "ratio", "explicit")
+        return {
+            **_only(ratios, "objective.form=ratio or explicit", "clip"),
+            **_only(self.form == "explicit", "objective.form=explicit", "exploration"),
+        }
+
 
 class Direct(Strict):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
     on_data: ClassVar[bool] = False
     kind: Literal["direct"] = "direct"
-    through: Literal["steps", "estimate"] = "steps"
+    through: Literal["steps", "estimate"] = Field(
+        "steps", description="what the gradient passes through"
+    )
     last: int = Field(1, ge=1, description="steps, from the end, that are learned from")
     random: bool = Field(False, description="a random number of them, up to `last`")
     graph: Literal["auto", "kept", "steps"] = Field(
@@ -289,7 +496,10 @@ class Direct(Strict):
         description="kept: of all those steps at once; steps: of one at a time, less memory and "
         "slower; auto: kept without a KL weight, hardware.checkpointing or sizes.accumulate",
     )
-    kl_weight: float = Field(0.0, ge=0)
+    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(self.through == "steps", "objective.through=steps", "random", "graph")
 
 
 class Adjoint(Strict):
@@ -297,7 +507,7 @@ class Adjoint(Strict):
 
     on_data: ClassVar[bool] = False
     kind: Literal["adjoint"] = "adjoint"
-    kl_weight: float = Field(0.003, gt=0)
+    kl_weight: float = Field(0.003, gt=0, description="of the path KL to the pretrained model")
 
 
 class Energy(Strict):
@@ -309,8 +519,8 @@ class Energy(Strict):
         "dxmi", description="value slopes where a step arrives, or where it starts"
     )
     learning_rate: float = Field(1e-4, gt=0, description="of the energy")
-    width: int = Field(48, ge=8, multiple_of=4)
-    kl_weight: float = Field(0.0, ge=0)
+    width: int = Field(48, ge=8, multiple_of=4, description="channels of the energy")
+    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
 
 
 class Gap(Strict):
@@ -323,6 +533,12 @@ class Gap(Strict):
         (0.0, 0.5, 1.0, 1.5), min_length=1, description="0 is the ODE"
     )
     every: int = Field(1, ge=1, description="evaluations between two matrices")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return {
+            **_only(bool(self.steps), "evaluation.gap.steps", "etas", "every"),
+            **_only(not on_data, Checked(REWARDED), *self.leaves()),
+        }
 
 
 class Guard(Strict):
@@ -347,6 +563,13 @@ class Guard(Strict):
     )
     patience: int = Field(1, ge=1, description="evaluations in a row before an alarm")
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        others = [name for name in self.leaves() if name != "action"]
+        return {
+            **_only(self.action != "off", "guard.action=warn, stop or rollback", *others),
+            **_only(not on_data, REWARDED, *self.leaves()),
+        }
+
 
 class Evaluation(Strict):
     """How progress is measured: held-out prompts, fixed noise, the deterministic sampler."""
@@ -359,26 +582,36 @@ class Evaluation(Strict):
     per_task: int = Field(
         30, ge=0, description="scenes, or prompts trained on too: how many of each task; 0: all"
     )
-    solver: Literal["ddim", "euler", "heun", "edm_heun", "dpmpp_2m"] = "ddim"
-    steps: int = Field(20, ge=1)
+    solver: OdeSolver = Field("ddim", description="of the deterministic sampler")
+    steps: int = Field(20, ge=1, description="of that sampler")
     every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")
-    seed: int = 20240
+    seed: int = Field(20240, description="of the noise, the same at every evaluation")
     samples: int = Field(500, ge=2, description="networks from data: drawn at each evaluation")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        listed = self.prompts is None or self.prompts in (*SCENES, "none")
+        one_step = isinstance(run.objective, Consistency)
+        return {
+            **_only(on_data, ON_DATA, "samples"),
+            **_only(listed, "evaluation.prompts=null, or scenes", "per_task"),
+            **_only(not on_data, REWARDED, "prompts", "per_task"),
+            **_only(not one_step, "a model that is no consistency model", "solver"),
+        }
 
 
 class Checkpoints(Strict):
     """When to save, and how many to keep."""
 
-    every: int = Field(5, ge=1)
-    keep: int = Field(2, ge=1)
+    every: int = Field(5, ge=1, description="updates between two checkpoints")
+    keep: int = Field(2, ge=1, description="how many, the newest")
 
 
 class Run(Strict):
     """Everything that decides what a run does."""
 
-    recipe: str
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    updates: int = Field(50, ge=1)
+    recipe: str = Field(description="the method that the settings began with")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
+    updates: int = Field(50, ge=1, description="rounds of sampling and learning")
     model: Model = Model()
     prompts: str = Field(
         "scenes",
@@ -410,5 +643,33 @@ class Run(Strict):
     guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
 
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        acts, objective = _follows_rewards(run), self.objective
+        shipped = self.model.source in SHIPPED_MODELS
+        held_out = self.evaluation.prompts is None and not shipped
+        return {
+            **_only(
+                self.prompts in (*SCENES, "none"), "prompts=scenes or none", "prompts_per_task"
+            ),
+            **_only(acts, ON_POLICY, "prompts_per_task"),
+            **_only(acts or held_out, ON_POLICY, "prompts"),
+            **_only(not on_data, REWARDED, "reward", "prompts"),
+            **_only(
+                isinstance(objective, Matching | Consistency | Energy),
+                "supervised, consistency or dxmi",
+                "data",
+            ),
+        }
 
-NEW_NETWORKS = ("unet", "dit", "mlp")
+    def unread(self, on_data: bool) -> dict[str, str]:
+        """Every setting of the tree that this run never reads, and with what it would."""
+        return dict(_unread(self, self, on_data, ""))
+
+
+def _unread(section: Strict, run: Run, on_data: bool, prefix: str) -> Iterator[tuple[str, str]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Strict):
+            yield from _unread(value, run, on_data, f"{prefix}{name}.")
+    for name, why in section.inert(run, on_data).items():  # last: it knows the sections within
+        yield prefix + name, why

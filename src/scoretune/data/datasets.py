@@ -1,9 +1,9 @@
 """Data to learn a score from: pictures, points and time series, from files or from scikit-learn.
 
 `read_data` gives every source the same form, states [n, *S] in the data's own units (pictures in
-[0, 1]): images [n, C, H, W], points [n, d], series [n, columns, window]. Tables (.csv, .csv.gz,
-.parquet) are points, one a row, unless a window cuts them into series. What cannot be learned from
-is refused in one line.
+[0, 1]): images [n, C, H, W], points [n, d], series [n, columns, window]. Tables (`data.formats`)
+are points, one a row, unless a window cuts them into series. What cannot be learned from is refused
+in one line.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoretune.core.errors import UserError, unknown
-from scoretune.data.prompts import read_pictures
-from scoretune.data.tables import Table, read_table
+from scoretune.data import formats
+from scoretune.data.formats import Table, read_table
+from scoretune.data.images import read_folder, read_pictures
 
 Kind = Literal["images", "points", "series"]
-PICTURES = (".png", ".jpg", ".jpeg")
 ARRAYS = (".npz", ".npy")
-TABLES = (".csv", ".csv.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,8 @@ def read_data(source: str, reading: Reading = Reading()) -> Data:
     _check_reading(source, reading)
     if source in BUNDLED:
         data = _resized(BUNDLED[source](), reading.size)
+    elif source.startswith(formats.LIBRARY):
+        data = _tabular(read_table(source, reading.columns), reading, source)
     elif path.is_dir():
         data = _folder(path, reading.size)
     elif not path.exists():
@@ -109,12 +110,12 @@ def read_data(source: str, reading: Reading = Reading()) -> Data:
         raise UserError(f"{near} (or give a folder of pictures, or a file)")
     elif source.endswith(ARRAYS):
         data = _array(path, reading)
-    elif source.endswith(TABLES):
-        data = _tabular(read_table(path, reading.columns), reading, source)
+    elif _is_table(source):
+        data = _tabular(read_table(source, reading.columns), reading, source)
     else:
         raise UserError(
             f"cannot read {source!r}: give a folder of pictures, or a file that ends in "
-            f"{', '.join((*ARRAYS, *TABLES))}"
+            f"{', '.join((*ARRAYS, *formats.READERS))}"
         )
     if reading.kind not in ("auto", data.kind):
         raise UserError(f"{source!r} holds {data.kind}: leave out dataset.kind={reading.kind}")
@@ -161,10 +162,7 @@ BUNDLED: dict[str, Callable[[], Data]] = {
 
 
 def _folder(folder: Path, size: int) -> Data:
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
-    if not files:
-        raise UserError(f"no .png or .jpg pictures in {str(folder)!r}: give a folder of images")
-    images = [_scaled(_pixels(file), size) for file in files]
+    images = [_scaled(image, size) for image in read_folder(folder).values()]
     if len({image.shape[1:] for image in images}) > 1:
         raise UserError(
             f"the pictures in {str(folder)!r} differ in size: make them equal, or set dataset.size"
@@ -172,19 +170,6 @@ def _folder(folder: Path, size: int) -> Data:
     if len({image.shape[0] for image in images}) > 1:
         images = [image.expand(3, -1, -1) for image in images]
     return Data(torch.stack(images), "images")
-
-
-def _pixels(file: Path) -> Tensor:
-    """[C, H, W] in [0, 1], of one channel where the file is grey."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"cannot read the picture {str(file)!r}: {error}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).float() / 255
 
 
 def _scaled(image: Tensor, size: int) -> Tensor:
@@ -223,7 +208,7 @@ def _array(path: Path, reading: Reading) -> Data:
     if kind in ("points", "series") and values.dim() in (1, 2):
         table = plain if plain.dim() == 2 else plain[:, None]
         names = tuple(str(i) for i in range(table.shape[1]))
-        return _tabular(Table(table, names).chosen(reading.columns), reading, str(path))
+        return _tabular(Table(table, names).only(reading.columns), reading, str(path))
     if kind == "series" and values.dim() == 3 and not reading.window:
         names = tuple(str(i) for i in range(values.shape[2]))
         return Data(plain.transpose(1, 2).contiguous(), "series", names)
@@ -240,9 +225,9 @@ def _loaded(path: Path, key: str | None) -> Any:
     import numpy as np
 
     try:
-        found = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
-            names = list(found.files)
+            names = list(array.files)
             if key is not None and key not in names:
                 raise unknown(f"array of {path.name}", key, names)
             if key is None and len(names) != 1:
@@ -250,7 +235,7 @@ def _loaded(path: Path, key: str | None) -> Any:
                     f"{path.name} holds {len(names)} arrays ({', '.join(names)}): choose one with "
                     "dataset.key"
                 )
-            found = found[key or names[0]]
+            array = array[key or names[0]]
         elif key is not None:
             raise UserError(f"{path.name} holds one array: leave out dataset.key")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -258,10 +243,10 @@ def _loaded(path: Path, key: str | None) -> Any:
             f"cannot read {str(path)!r} ({error}): give an array of plain numbers that numpy.save "
             "or numpy.savez wrote"
         ) from error
-    if found.dtype.kind not in "biuf":
-        raise UserError(f"{path.name} holds {found.dtype}, not numbers")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{path.name} holds {array.dtype}, not numbers")
     # torch knows no unsigned integers beyond bytes, and copies what a file maps read-only
-    return np.array(found, dtype=None if found.dtype in (np.uint8, np.bool_) else np.float32)
+    return np.array(array, dtype=None if array.dtype in (np.uint8, np.bool_) else np.float32)
 
 
 def _channels_first(images: Tensor, channels: str, what: str) -> Tensor:
@@ -301,6 +286,10 @@ def _unit(images: Tensor, dtype: torch.dtype, what: str) -> Tensor:
 # -------------------------------------------------------------------------------- tables
 
 
+def _is_table(source: str) -> bool:
+    return formats.ending(Path(source)) in formats.READERS
+
+
 def _tabular(table: Table, reading: Reading, source: str) -> Data:
     if reading.kind == "series" and not reading.window:
         raise UserError(
@@ -329,7 +318,7 @@ def _check_reading(source: str, reading: Reading) -> None:
             f"{source!r} has no arrays, columns or rows: leave out dataset.key, dataset.columns "
             "and dataset.window"
         )
-    if source.endswith(TABLES) and (reading.key or reading.size):
+    if _is_table(source) and (reading.key or reading.size):
         raise UserError(f"{source!r} is a table: leave out dataset.key and dataset.size")
     if reading.stride > 1 and not reading.window:
         raise UserError("dataset.stride is the distance of windows: set dataset.window too")

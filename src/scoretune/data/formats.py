@@ -1,4 +1,7 @@
-"""What the formats of prompt files hold: one text or object a prompt, and where it stands."""
+"""Rows of files of every common kind and of the `datasets` library, for prompts and for tables.
+
+A format is a function from a file's bytes to its rows, and its ending in `READERS`.
+"""
 
 from __future__ import annotations
 
@@ -7,163 +10,126 @@ import difflib
 import gzip
 import io
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from scoretune.core.errors import UserError, first_line, unknown
 
 INSTALL = "pip install 'scoretune[data]'"
+Row = tuple[str, Any]
+"""Where an item stands, for a complaint, and the item: a text, or an object by its columns."""
+LIBRARY = "datasets:"
 
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-Found = tuple[str, Any]
-"""Where an item stands, for a complaint, and the item."""
+
+class Unreadable(ValueError):
+    """Why a file's bytes are not of its format."""
 
 
-def of_file(source: str) -> Iterator[Found]:
-    """The items of a file by its ending. Raises UserError for what cannot be read."""
-    path = Path(source)
-    kind, payload = _kind(path), _bytes(path)
-    if kind == ".parquet":
-        return _parquet(source, io.BytesIO(payload))
+class Malformed(ValueError):
+    """What is wrong within a file, in words that go on from its name."""
+
+
+# --------------------------------------------------------------------------------- formats
+
+
+def _text(payload: bytes) -> str:
     try:
-        text = payload.decode("utf-8-sig")
+        return payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise unreadable(source, "not a UTF-8 text file") from error
-    if kind in (".csv", ".tsv"):
-        return _table(source, text, kind)
-    if kind == ".jsonl":
-        return _json_lines(source, text)
-    if kind == ".json":
-        return _json(source, text)
-    lines = enumerate(io.StringIO(text, None), start=1)
-    return ((f"line {number}", line.strip()) for number, line in lines if line.strip())
+        raise Unreadable("not a UTF-8 text file") from error
 
 
-def column_of(source: str) -> tuple[str, str | None]:
-    """The file and the column of `FILE:COLUMN`, where FILE is a table and the whole is no file."""
-    file, _, column = source.rpartition(":")
-    if column and _kind(Path(file)) in TABLES and not Path(source).exists():
-        return file, column
-    return source, None
+def _lines(payload: bytes) -> Iterator[Row]:
+    for number, line in enumerate(io.StringIO(_text(payload), None), start=1):
+        if line.strip():
+            yield f"line {number}", line.strip()
 
 
-def _kind(path: Path) -> str:
-    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    return suffix.lower()
+def _csv(payload: bytes) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(_text(payload), ""))
+    return _below_names(reader, "put texts with commas in quotes")
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        packed = path.read_bytes()
-        return gzip.decompress(packed) if path.suffix.lower() == ".gz" else packed
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or "not a whole gzip file"
-        raise unreadable(str(path), reason) from error
+def _tsv(payload: bytes) -> Iterator[Row]:
+    """A quote is a character, unless it wraps a whole cell."""
+    whole = re.compile(r'"(?:[^"]|"")*"')
+    cells = (line.rstrip("\n").split("\t") for line in io.StringIO(_text(payload), None))
+    rows = ([c[1:-1].replace('""', '"') if whole.fullmatch(c) else c for c in row] for row in cells)
+    return _below_names(rows, "mind the tabs")
 
 
-def _missing(path: Path) -> UserError:
-    """An error for a file that is not there, with the nearest name of its folder."""
-    there = [one.name for one in path.parent.glob("*") if one.is_file()]
-    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
-    if not near:
-        return unreadable(str(path), "No such file or directory")
-    return UserError(
-        f"there is no prompt file {str(path)!r}: did you mean {str(path.with_name(near[0]))!r}?"
-    )
-
-
-def unreadable(source: str, reason: str) -> UserError:
-    """An error for a file that cannot be read, with the kinds that can."""
-    return UserError(
-        f"cannot read the prompt file {source!r} ({reason}): give a text file with one prompt a "
-        "line, a .csv, .tsv, .json, .jsonl or .parquet file, or 'scenes'"
-    )
-
-
-def _table(source: str, text: str, kind: str) -> Iterator[Found]:
-    """Rows below a line of names. In .tsv a quote is a character, unless it wraps a whole cell."""
-    stream = io.StringIO(text, "" if kind == ".csv" else None)
-    reader = csv.reader(stream) if kind == ".csv" else map(_cells, stream)
+def _below_names(rows: Iterator[list[str]], hint: str) -> Iterator[Row]:
+    """Rows as objects by the names of the first, or by 0, 1, … where that holds numbers alone."""
     names: list[str] = []
     line = 0
     try:
-        for line, cells in enumerate(reader, start=1):
+        for line, cells in enumerate(rows, start=1):
             if not any(cell.strip() for cell in cells):
                 continue
             if not names:
-                names = [cell.strip() for cell in cells]
-                continue
+                bare = all(_number(cell) is not None for cell in cells)
+                names = [str(i) if bare else cell.strip() for i, cell in enumerate(cells)]
+                if not bare:
+                    continue
             if len(cells) != len(names):
-                hint = "put prompts with commas in quotes" if kind == ".csv" else "mind the tabs"
-                raise UserError(
-                    f"{source!r}, row {line}: {len(cells)} cells below {len(names)} names: {hint}"
+                raise Malformed(
+                    f", row {line}: {len(cells)} cells where the first row has {len(names)}: {hint}"
                 )
             yield f"row {line}", dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise UserError(
-            f"{source!r}, row {line + 1}: {error}: write a table with commas"
-        ) from error
+        raise Malformed(f", row {line + 1}: {error}: write a table with commas") from error
 
 
-def _cells(line: str) -> list[str]:
-    cells = line.rstrip("\n").split("\t")
-    whole = re.compile(r'"(?:[^"]|"")*"')
-    return [c[1:-1].replace('""', '"') if whole.fullmatch(c) else c for c in cells]
+def _json_lines(payload: bytes) -> Iterator[Row]:
+    for place, line in _lines(payload):
+        try:
+            yield place, json.loads(line)
+        except ValueError as error:
+            raise Malformed(f", {place}, is not JSON ({error}): write one object a line") from error
 
 
-def _json_lines(source: str, text: str) -> Iterator[Found]:
-    for number, line in enumerate(io.StringIO(text, None), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{source!r}, line {number}, is not JSON ({error}): write one object a line"
-                ) from error
-
-
-def _json(source: str, text: str) -> Iterator[Found]:
+def _json(payload: bytes) -> Iterator[Row]:
     """A list; or lists by their task, as a benchmark of several styles has them."""
     try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"{source!r} is not JSON ({error}): write a list; one object a line is .jsonl"
+        tree = json.loads(_text(payload))
+    except json.JSONDecodeError as error:
+        raise Malformed(
+            f" is not JSON ({error}): write a list; one object a line is .jsonl"
         ) from error
     if isinstance(tree, list):
         yield from ((f"entry {i}", item) for i, item in enumerate(tree, start=1))
         return
     if not isinstance(tree, dict) or not all(isinstance(part, list) for part in tree.values()):
-        raise UserError(
-            f'{source!r} holds no list of prompts: write ["a cat", ...] or [{{"prompt": "a cat"}}]'
-        )
+        raise Malformed(' holds no list of prompts: write ["a cat", ...] or [{"prompt": "a cat"}]')
     for task, part in tree.items():
         for i, item in enumerate(part, start=1):
-            told = {"prompt": item} if isinstance(item, str) else item
-            named = {"task": task, **told} if isinstance(told, dict) else told
-            yield f"{task!r}, entry {i}", named
+            row = {"prompt": item} if isinstance(item, str) else item
+            yield f"{task!r}, entry {i}", {"task": task, **row} if isinstance(row, dict) else row
 
 
-def _parquet(source: str, stream: io.BytesIO) -> Iterator[Found]:
+def _parquet(payload: bytes) -> Iterator[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"{source!r} is .parquet, which needs pyarrow: {INSTALL}") from error
+        raise Malformed(f" is .parquet, which needs pyarrow: {INSTALL}") from error
     try:
-        file = parquet.ParquetFile(stream)
-        table = file.read([f.name for f in file.schema_arrow if _plain(f)])
+        file = parquet.ParquetFile(io.BytesIO(payload))
+        table = file.read([field.name for field in file.schema_arrow if _plain(field)])
     except pyarrow.ArrowException as error:
-        raise unreadable(source, first_line(error)) from error
+        raise Unreadable(str(error).splitlines()[0]) from error
     return _of_arrow(table)
 
 
-def _of_arrow(table: Any) -> Iterator[Found]:
+def _of_arrow(table: Any) -> Iterator[Row]:
     return ((f"row {i}", row) for i, row in enumerate(table.to_pylist(), start=1))
 
 
@@ -172,24 +138,87 @@ def _plain(field: Any) -> bool:
     return "binary" not in str(field.type)
 
 
+READERS: dict[str, Callable[[bytes], Iterator[Row]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
+ENDINGS = tuple(f"{ending}{packed}" for ending in READERS for packed in ("", ".gz"))
+TABLE = f"a table, {', '.join(READERS)}, each perhaps as .gz"
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def rows(source: str, wanted: str = TABLE, name: str = "") -> Iterator[Row]:
+    """The rows of a file by its ending, lines of text where it has another; or of `datasets:ID`.
+
+    Errors call it by `name` and say what is `wanted`. Raises UserError for what cannot be read.
+    """
+    if source.startswith(LIBRARY):
+        yield from of_datasets(source.removeprefix(LIBRARY))[0]
+        return
+    path = Path(source)
+    try:
+        yield from READERS.get(ending(path), _lines)(_payload(path, name))
+    except Unreadable as error:
+        called = f"the {name} {source!r}" if name else repr(source)
+        raise UserError(f"cannot read {called} ({error}): give {wanted}") from error
+    except Malformed as error:
+        raise UserError(f"{source!r}{error}") from error
+
+
+def column_of(source: str) -> tuple[str, str | None]:
+    """The file and the column of `FILE:COLUMN`, where FILE is a table and the whole is no file."""
+    file, _, column = source.rpartition(":")
+    if column and ending(Path(file)) in READERS and not Path(source).exists():
+        return file, column
+    return source, None
+
+
+def ending(path: Path) -> str:
+    """By which a file's format is known: the last, or the one before .gz."""
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    return suffix.lower()
+
+
+def _payload(path: Path, name: str) -> bytes:
+    try:
+        packed = path.read_bytes()
+        return gzip.decompress(packed) if path.suffix.lower() == ".gz" else packed
+    except FileNotFoundError as error:
+        there = [one.name for one in path.parent.glob("*") if one.is_file()]
+        near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
+        if not near:
+            raise Unreadable("No such file or directory") from error
+        raise UserError(
+            f"there is no {name or 'file'} {str(path)!r}: did you mean "
+            f"{str(path.with_name(near[0]))!r}?"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(getattr(error, "strerror", None) or "not a whole gzip file") from error
+
+
 # ------------------------------------------------------------------- the datasets library
 
 
-def of_datasets(name: str) -> tuple[Iterator[Found], str | None]:
+def of_datasets(name: str) -> tuple[Iterator[Row], str | None]:
     """The rows of `ID[:SPLIT[:COLUMN]]` and the column, if one is named; what is cached first.
 
     Without a split: train, or the first that there is. Raises UserError without the library, and
     for an id, split or column that does not exist.
     """
     identity, split, column = [*name.split(":"), "", ""][:3]
-    found = _loaded(identity)
-    split = split or ("train" if "train" in found else next(iter(found)))
-    if split not in found:
-        raise unknown(f"split of the dataset {identity!r}", split, found)
-    rows = found[split]
-    if column and column not in rows.column_names:
-        raise unknown(f"column of the dataset {identity!r}", column, rows.column_names)
-    table = rows.with_format("arrow")[:]
+    splits = _loaded(identity)
+    split = split or ("train" if "train" in splits else next(iter(splits)))
+    if split not in splits:
+        raise unknown(f"split of the dataset {identity!r}", split, splits)
+    dataset = splits[split]
+    if column and column not in dataset.column_names:
+        raise unknown(f"column of the dataset {identity!r}", column, dataset.column_names)
+    table = dataset.with_format("arrow")[:]
     plain = [field.name for field in table.schema if _plain(field)]
     return _of_arrow(table.select(plain)), column or None
 
@@ -198,7 +227,7 @@ def _loaded(identity: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"datasets:{identity} needs the library datasets: {INSTALL}") from error
+        raise UserError(f"{LIBRARY}{identity} needs the library datasets: {INSTALL}") from error
     before = datasets.config.HF_HUB_OFFLINE
     failure: Exception | None = None
     for offline in dict.fromkeys((True, before)):
@@ -214,3 +243,75 @@ def _loaded(identity: str) -> Any:
         f"cannot load the dataset {identity!r} ({reason}): give an id of the hub, or a folder of "
         "tables, as datasets:ID:SPLIT:COLUMN"
     ) from failure
+
+
+# ------------------------------------------------------------------------ tables of numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers [rows, columns] and the columns' names."""
+
+    values: Tensor
+    names: tuple[str, ...]
+
+    def only(self, columns: Sequence[str]) -> Table:
+        """The named columns, in that order; all where none is named."""
+        if not columns:
+            return self
+        for name in columns:
+            if name not in self.names:
+                raise unknown("column", name, self.names)
+        index = [self.names.index(name) for name in columns]
+        return Table(self.values[:, index], tuple(columns))
+
+
+def read_table(source: str, columns: Sequence[str] = ()) -> Table:
+    """The numeric columns of a table, or the named ones; what is missing is NaN.
+
+    Raises UserError for what is no number.
+    """
+    placed = list(rows(source))
+    if not placed:
+        raise UserError(f"{source!r} is empty: write a line of names and one sample a row")
+    for place, row in placed:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{source!r}, {place}: write an object of numbers by their names")
+    names = [str(name) for name in placed[0][1]]
+    for name in columns:
+        if name not in names:
+            raise unknown(f"column of {Path(source).name}", name, names)
+    written = ending(Path(source)) in (".csv", ".tsv")  # where every cell is a text
+    numeric = [name for name in names if _number(_first(placed, name), written) is not None]
+    if not columns and not numeric:
+        raise UserError(f"{source!r} has no column of numbers: write one sample a row")
+    wanted = list(columns) or numeric
+    values = []
+    for place, row in placed:
+        for name in wanted:
+            value = _number(row.get(name, math.nan), written)
+            if value is None:
+                raise UserError(
+                    f"{place}, column {name!r} of {source!r} is {row[name]!r}, not a number: mend "
+                    "it, or name the columns to take with dataset.columns"
+                )
+            values.append(value)
+    table = torch.tensor(values, dtype=torch.float64).view(len(placed), len(wanted))
+    return Table(table.float(), tuple(wanted))
+
+
+def _first(placed: Sequence[Row], name: str) -> Any:
+    """The first cell of a column that is not missing."""
+    return next((row[name] for _, row in placed if row.get(name) is not None), None)
+
+
+def _number(cell: Any, written: bool = True) -> float | None:
+    """A cell as a number, NaN where it is missing; of a text only where all cells are `written`."""
+    if cell is None:
+        return math.nan
+    if not isinstance(cell, (int, float, str) if written else (int, float)):
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -1,23 +1,43 @@
-"""Prompts and data as records, from files or from the shipped world of scenes."""
+"""Prompts as records, from files of every common kind or from the shipped world of scenes.
+
+Whatever else a row of a file says comes with its prompt as metadata, so that a reward may read it.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from scoretune.core.errors import UserError
-from scoretune.data.prompt_files import Prompt, read_rows
+from scoretune.core.errors import UserError, unknown
+from scoretune.data import formats
 from scoretune.data.scenes import world
 
-__all__ = ["Prompt", "Prompts", "order", "read_pictures", "read_prompts"]
-
-
 GOLDEN = (5**0.5 - 1) / 2
+PROMPT_KEYS = ("prompt", "prompts", "caption", "text")
+"""What the column of prompts may be called, the first that there is; capitals do not matter."""
+TASK_KEYS = ("task", "category", "tag")
+WANTED = (
+    "a text file with one prompt a line, a .csv, .tsv, .json, .jsonl or .parquet file, or 'scenes'"
+)
+
+
+class Prompt(str):
+    """A text, and what its file says of it beside: `metadata`, the whole row by its columns.
+
+    Equal to the plain text and hashed like it. A part of it is a plain text again.
+    """
+
+    metadata: Mapping[str, Any]
+
+    def __new__(cls, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.metadata = dict(metadata or {})
+        return prompt
 
 
 @dataclass(frozen=True)
@@ -33,8 +53,8 @@ class Prompts:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        told = (text if isinstance(text, Prompt) else Prompt(text) for text in self.texts)
-        object.__setattr__(self, "texts", tuple(told))
+        texts = (text if isinstance(text, Prompt) else Prompt(text) for text in self.texts)
+        object.__setattr__(self, "texts", tuple(texts))
         object.__setattr__(self, "weights", tuple(self.weights) or (1.0,) * len(self.texts))
         if not len(self.texts) == len(self.tasks) == len(self.weights):
             raise ValueError("prompts need a task each, and a weight each or none at all")
@@ -50,9 +70,9 @@ class Prompts:
         for place, task in enumerate(self.tasks):
             places.setdefault(task, []).append(place)
         kept = sorted(
-            own[j * len(own) // count]
-            for own in places.values()
-            for count in [min(per_task or len(own), len(own))]
+            same[j * len(same) // count]
+            for same in places.values()
+            for count in [min(per_task or len(same), len(same))]
             for j in range(count)
         )
         return Prompts(
@@ -84,7 +104,7 @@ def order(prompts: Prompts, lap: int, seed: int) -> list[int]:
 def read_prompts(source: str, per_task: int = 0) -> Prompts:
     """Prompts from a file, `datasets:ID`, `scenes`, `scenes-held-out`, or `none`.
 
-    What a file may be, and what it may say beside, is in `prompt_files`. `per_task` above 0
+    What a file may be, and what it may say beside, is at `read_rows`. `per_task` above 0
     balances the scenes: that many of each task, repeating short lists; of `none`, for models
     without prompts, it is how many there are.
     Raises UserError for a missing, unreadable or empty file.
@@ -105,49 +125,124 @@ def read_prompts(source: str, per_task: int = 0) -> Prompts:
     )
 
 
-def read_pictures(source: str, seed: int, count: int = 4096) -> tuple[Tensor, list[str]]:
-    """Images [B, 3, H, W] in [0, 1] and captions: `scenes`, or a folder of `name.png` + `name.txt`.
+# ----------------------------------------------------------------------------------- files
 
-    Raises UserError for a folder without pictures or a picture without a caption.
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, the task it belongs to, and how often it is asked for relative to others."""
+
+    prompt: Prompt
+    task: str = "all"
+    weight: float = 1.0
+
+
+def read_rows(source: str) -> list[Row]:
+    """The prompts of a file, of `pairs:FILE:FILE`, or of `datasets:ID[:SPLIT[:COLUMN]]`.
+
+    A file is .csv, .tsv, .json, .jsonl or .parquet, and may name its column as `FILE:COLUMN`; any
+    other is text with one prompt a line; each may be gzipped (.gz). Raises UserError, in one line,
+    for what cannot be read or has no prompts.
     """
-    if source == "scenes":
-        return _drawn_scenes(seed, count)
-    folder = Path(source)
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not files:
-        raise UserError(f"no .png or .jpg pictures in {source!r}: give a folder of images")
-    images, captions = [], []
-    for file in files:
-        caption = file.with_suffix(".txt")
-        if not caption.exists():
+    kind, _, rest = source.partition(":")
+    if kind == "datasets" and rest:
+        placed, column = formats.of_datasets(rest)
+        rows = list(_of_items(source, placed, column))
+    elif kind == "pairs" and rest:
+        rows = _pairs(rest)
+    else:
+        file, column = formats.column_of(source)
+        rows = list(_of_items(file, formats.rows(file, WANTED, "prompt file"), column))
+    if not rows:
+        raise UserError(f"prompt file {source!r} is empty: write one prompt a line")
+    return rows
+
+
+def _pairs(rest: str) -> list[Row]:
+    """Every line of one file with every line of another, as in DDPO (arXiv 2305.13301): `cat` and
+    `riding a bike` make `a cat riding a bike`, of the task `riding a bike`."""
+    first, _, second = rest.partition(":")
+    nouns, actions = ([row.prompt for row in read_rows(file)] for file in (first, second))
+    return [
+        Row(Prompt(f"{_article(noun)} {noun} {action}", {"noun": noun, "action": action}), action)
+        for noun in nouns
+        for action in actions
+    ]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[:1].lower() in "aeiou" else "a"
+
+
+# ------------------------------------------------------------------------- rows of objects
+
+
+def _of_items(
+    source: str, placed: Iterable[formats.Row], column: str | None = None
+) -> Iterator[Row]:
+    """Rows from texts or objects; the first object says which column holds the prompts."""
+    keys: list[str] = []
+    for place, item in placed:
+        if isinstance(item, str):
+            yield Row(Prompt(item.strip()))
+            continue
+        if not isinstance(item, Mapping):
             raise UserError(
-                f"{str(file)!r} has no caption: write it into {caption.name!r} beside it"
+                f"{source!r}, {place}: {_brief(item)} is no prompt: write a text, or an object "
+                'such as {"prompt": "a cat"}'
             )
-        captions.append(caption.read_text(encoding="utf-8").strip())
-        images.append(_pixels(file))
-    if len({image.shape for image in images}) > 1:
-        raise UserError(f"the pictures in {source!r} differ in size: make them equal")
-    return torch.stack(images), captions
+        if column and not keys and column not in item:
+            raise unknown(f"column of {source!r}", column, map(str, item))
+        if not keys:
+            keys = [column or _prompt_key(source, item)]
+        yield _row(f"{source!r}, {place}", item, keys[0])
 
 
-def _drawn_scenes(seed: int, count: int) -> tuple[Tensor, list[str]]:
-    import numpy as np
-
-    from scoretune.data.scenes.draw import draw
-
-    rng = np.random.default_rng((seed, 6))
-    asks = world.balanced(world.training_asks(), -(-count // len(world.TASKS)), seed)
-    layouts = [world.lay_out(ask, rng) for ask in asks]
-    return torch.from_numpy(draw(layouts, "pictures", rng)), [ask.text for ask in asks]
+def _row(where: str, item: Mapping[str, Any], key: str) -> Row:
+    text = item.get(key)
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
+    return Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
 
 
-def _pixels(file: Path) -> Tensor:
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+def _prompt_key(source: str, item: Mapping[str, Any]) -> str:
+    key = _first(item, PROMPT_KEYS)
+    if key is not None:
+        return key
+    near = unknown("column", "prompt", item)
+    hint = str(near).rpartition(": ")[2] if "did you mean" in str(near) else "name one 'prompt'"
+    raise UserError(
+        f"{source!r} has no column {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]}, and has "
+        f"{', '.join(map(str, item)) or 'none'}: {hint}"
+    )
 
+
+def _task(item: Mapping[str, Any]) -> str:
+    key = _first(item, TASK_KEYS)
+    return "all" if key is None or item[key] in (None, "") else str(item[key])
+
+
+def _weight(where: str, item: Mapping[str, Any]) -> float:
+    key = _first(item, ("weight",))
+    if key is None:
+        return 1.0
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the picture {str(file)!r}: {error}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        value = float(item[key])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(
+            f"{where}: the weight must be a number above 0, and is {_brief(item[key])}: leave out "
+            "rows that are not wanted"
+        )
+    return value
+
+
+def _first(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    keys = {str(key).strip().lower(): key for key in item}
+    return next((keys[name] for name in names if name in keys), None)
+
+
+def _brief(item: Any) -> str:
+    text = "missing" if item is None else repr(item)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -25,7 +25,7 @@ Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 
 
 def default_end(process: Process) -> float:
-    """Where a grid ends unless told otherwise."""
+    """Where a grid ends unless `t_end` says otherwise."""
     if isinstance(process, Tabulated):
         return 1 / process.n
     if isinstance(process, RectifiedFlow):
@@ -59,8 +59,8 @@ def karras(
         raise ValueError(
             f"karras needs a finite σ/α at the horizon and {process} has none: use shifted"
         )
-    share = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    times = time_of_ratio(process, (roots[0] + share * (roots[1] - roots[0])) ** rho)
+    fraction = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    times = time_of_ratio(process, (roots[0] + fraction * (roots[1] - roots[0])) ** rho)
     times[0], times[-1] = ends[0], ends[1]
     return times.to(dtype)
 

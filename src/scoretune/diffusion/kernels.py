@@ -198,7 +198,8 @@ Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM | Exponential
 
 Step: TypeAlias = Callable[[Process, Tensor, Estimate, Tensor, Tensor], Transition]
 
-NODES, SHARES = np.polynomial.legendre.leggauss(20)
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(20)
+"""The nodes and the weights of the quadrature on [−1, 1]."""
 
 
 def score_weight(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
@@ -212,9 +213,9 @@ def score_weight(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
 
 
 def _quadrature(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
-    nodes, shares = (torch.as_tensor(a).to(t).reshape(-1, *(1,) * t.dim()) for a in (NODES, SHARES))
+    nodes, weights = (torch.as_tensor(a).to(t).reshape(-1, *(1,) * t.dim()) for a in GAUSS_LEGENDRE)
     r = t_next + (t - t_next) * (1 + nodes) / 2
-    inside = shares * diffusion_sq(process, r) / process.alpha(r)
+    inside = weights * diffusion_sq(process, r) / process.alpha(r)
     # cumsum adds in the same order whatever the batch; sum would not, to the last bit.
     return process.alpha(t_next) * (t - t_next) / 2 * inside.cumsum(0)[-1]
 
@@ -262,9 +263,9 @@ def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
     t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
     x = torch.zeros_like(t)[:, None]
     std = kernel(process, x, Estimate(x, x), t, t_next).std
-    found = (std.view(len(nodes) - 1, -1) != 0).all(1).cpu()
-    if not bool(found.any()):
+    noisy = (std.view(len(nodes) - 1, -1) != 0).all(1).cpu()
+    if not bool(noisy.any()):
         raise ValueError(
             f"{kernel} is deterministic on every step and has no log-probability: raise its noise"
         )
-    return found
+    return noisy

@@ -1,4 +1,4 @@
-"""From the words of settings to objects: kernels, time grids and windows.
+"""Kernels, noise scales, time grids and windows by the names that settings give them.
 
 Every function takes the settings that it reads, any object with those attributes, and raises
 ValueError where they do not fit each other.
@@ -6,7 +6,7 @@ ValueError where they do not fit each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoretune.diffusion import grids, kernels, windows
 from scoretune.diffusion.kernels import noisy_steps
+from scoretune.diffusion.lookup import lookup
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.diffusion.windows import Window
 
@@ -100,15 +101,22 @@ def _posterior(sampling: Noise) -> kernels.Scale:
 
 
 def _scale(sampling: Noise) -> kernels.Scale:
-    if sampling.noise == "flow":
-        return kernels.FlowSDE(sampling.eta)
-    if sampling.noise == "dance":
-        return kernels.DanceSDE(sampling.eta)
-    if sampling.noise == "ramp":
-        if sampling.eta_end is None:
-            raise ValueError("sampling.noise=ramp goes from sampling.eta to another: set eta_end")
-        return kernels.Ramp(sampling.eta, sampling.eta_end)
-    return kernels.Constant(sampling.eta)
+    return lookup("sampling.noise", sampling.noise, SCALES)(sampling)
+
+
+def _ramp(sampling: Noise) -> kernels.Scale:
+    if sampling.eta_end is None:
+        raise ValueError("sampling.noise=ramp goes from sampling.eta to another: set eta_end")
+    return kernels.Ramp(sampling.eta, sampling.eta_end)
+
+
+SCALES: Mapping[str, Callable[[Noise], kernels.Scale]] = {
+    "constant": lambda sampling: kernels.Constant(sampling.eta),
+    "flow": lambda sampling: kernels.FlowSDE(sampling.eta),
+    "dance": lambda sampling: kernels.DanceSDE(sampling.eta),
+    "ramp": _ramp,
+}
+"""Noise scales by their word in `sampling.noise`; `cps` is one of the kernel renoise."""
 
 
 def grid(process: Process, sampling: Steps) -> Tensor:

@@ -22,14 +22,14 @@ class Rows(torch.Generator):
 
 def randn(shape: Sequence[int], generator: torch.Generator | None, **options: Any) -> Tensor:
     """Standard normal numbers of a shape [B, …], a row a sample."""
-    return _own(torch.randn, shape, generator, 0, options)
+    return _rows(torch.randn, shape, generator, 0, options)
 
 
 def rand(
     shape: Sequence[int], generator: torch.Generator | None, *, dim: int = 0, **options: Any
 ) -> Tensor:
     """Uniform numbers in [0, 1) of a shape that has the samples at `dim`."""
-    return _own(torch.rand, shape, generator, dim, options)
+    return _rows(torch.rand, shape, generator, dim, options)
 
 
 def randint(low: int, high: int, batch: int, generator: torch.Generator | None) -> Tensor:
@@ -38,10 +38,10 @@ def randint(low: int, high: int, batch: int, generator: torch.Generator | None) 
     def draw(shape: Sequence[int], **options: Any) -> Tensor:
         return torch.randint(low, high, tuple(shape), **options)
 
-    return _own(draw, (batch,), generator, 0, {})
+    return _rows(draw, (batch,), generator, 0, {})
 
 
-def _own(
+def _rows(
     draw: Callable[..., Tensor],
     shape: Sequence[int],
     generator: torch.Generator | None,
@@ -50,6 +50,6 @@ def _own(
 ) -> Tensor:
     if not isinstance(generator, Rows):
         return draw(tuple(shape), generator=generator, **options)
-    whole, own = list(shape), shape[dim]
+    whole, rows = list(shape), shape[dim]
     whole[dim] *= generator.parts
-    return draw(whole, generator=generator, **options).narrow(dim, generator.part * own, own)
+    return draw(whole, generator=generator, **options).narrow(dim, generator.part * rows, rows)

@@ -1,6 +1,6 @@
 """Sums along a path that mean the same on any grid.
 
-An integral over a path is a sum over the N states at which the network was asked. Each interior
+An integral over a path is a sum over the N states at which the network was called. Each interior
 state stands for a stratum of the path: from half-way to the node before it to half-way to the node
 after it, measured by the angle φ = atan(σ/α), which is finite for every process and in which the
 usual integrands are tame. With `jittered` nodes, uniform in φ within their strata and independent
@@ -38,9 +38,9 @@ def jittered(
     edges = _edges(process, times)
     device = times.device if generator is None else generator.device
     shape = (max(len(times) - 2, 0), batch)
-    share = rand(shape, generator, dim=1, device=device, dtype=torch.float64).to(times.device)
-    share = MARGIN + (1 - 2 * MARGIN) * share
-    inner = edges[:-1, None] + share * edges.diff()[:, None]
+    u = rand(shape, generator, dim=1, device=device, dtype=torch.float64).to(times.device)
+    u = MARGIN + (1 - 2 * MARGIN) * u
+    inner = edges[:-1, None] + u * edges.diff()[:, None]
     nodes = time_of_ratio(process, torch.tan(inner)).to(times.dtype)
     ends = times[:, None].expand(-1, batch)
     return torch.cat([ends[:1], nodes, ends[-1:]])
@@ -78,15 +78,15 @@ def kl_weights(
     """w such that w‖Δx̂‖² is a node's share of the path KL: ½ factor (α/σ)² Δℓ; all shapes alike.
 
     A change Δx̂ of the data estimate changes the score by (α/σ²) Δx̂. A step that forgets the state
-    (η = ∞), x' = α' x̂ + σ' ξ at `t_next`, has no limit in continuous time: its own KL counts,
+    (η = ∞), x' = α' x̂ + σ' ξ at `t_next`, has no limit in continuous time: the step's KL counts,
     ½ (α'/σ')² ‖Δx̂‖².
     """
     cotangent = process.alpha(t) / process.sigma(t)
     weights = kl_factor(eta) * cotangent**2 * log_snr_step / 2
     if t_next is None:
         return weights
-    own = (process.alpha(t_next) / process.sigma(t_next)) ** 2 / 2
-    return torch.where(torch.isinf(eta), own, weights)
+    of_step = (process.alpha(t_next) / process.sigma(t_next)) ** 2 / 2
+    return torch.where(torch.isinf(eta), of_step, weights)
 
 
 def _edges(process: Process, times: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ def matched(base: Process, process: Process, t: Tensor) -> tuple[Tensor, Tensor]
 
 
 def at_base(base: Process, process: Process, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """What a network of `base` is asked instead of (x [B, *S], t [B]): (x/c, τ).
+    """The input of a network of `base` that stands for (x [B, *S], t [B]): (x/c, τ).
 
-    Below the noise that networks of `base` are trained on they are asked at the least noise they
-    know, at the same x/c.
+    Below the noise that networks of `base` are trained on they are called at the least noise of
+    their training, at the same x/c.
     """
     tau, c = matched(base, process, t)
     return x / expand(c, x), tau.clamp(min=default_end(base))
@@ -53,11 +53,11 @@ def recycled(field: Field, base: Process, process: Process) -> Field:
 def check_recyclable(base: Process, process: Process) -> None:
     """Refuse a process whose noise goes beyond what a network of `base` has seen."""
     horizons = (torch.tensor(p.horizon, dtype=torch.float64) for p in (base, process))
-    known, wanted = (
+    trained, needed = (
         float(noise_ratio(p, t)) for p, t in zip((base, process), horizons, strict=True)
     )
-    if wanted > known * EDGE:
+    if needed > trained * EDGE:
         raise ValueError(
-            f"a network of {base} knows noise up to σ/α = {known:.6g} and {process} starts from "
-            f"{wanted:.6g}: choose constants (sigma_max, beta_max or horizon) that start from less"
+            f"a network of {base} knows noise up to σ/α = {trained:.6g} and {process} starts from "
+            f"{needed:.6g}: choose constants (sigma_max, beta_max or horizon) that start from less"
         )

@@ -1,4 +1,4 @@
-"""What a step of a sampler is: a Gaussian, and the four numbers that make one.
+"""The Gaussian law of one step of a sampler, and the four numbers that make it linear.
 
 Shapes: states [B, *S], numbers of a step [B] or, for all steps of a grid, [N, B] and [N, 1].
 """
@@ -77,7 +77,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class Weights:
-    """A step that is linear in what it knows: x_next = state·x + data·x̂ + noise·ε̂ + std·ξ.
+    """A linear step: x_next = state·x + data·x̂ + noise·ε̂ + std·ξ.
 
     Numbers of the shape of the times, one step's [B] or a whole grid's [N, B]. The floats 0 and 1
     cost nothing; no other float is allowed.
@@ -91,10 +91,10 @@ class Weights:
     def over(self, x: Tensor) -> "Weights":
         """The same with dimensions of size 1 for those of x [B, *S], so that they multiply it."""
         state, data, noise = (
-            weight if isinstance(weight, float) else spread(weight, x)
+            weight if isinstance(weight, float) else broadcast(weight, x)
             for weight in (self.state, self.data, self.noise)
         )
-        return Weights(state, data, noise, spread(self.std, x))
+        return Weights(state, data, noise, broadcast(self.std, x))
 
     def each(self) -> list["Weights"]:
         """The numbers of a grid, step by step."""
@@ -107,16 +107,16 @@ class Weights:
     def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
         """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
         terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
-        total, own = None, False  # what is nobody else's may be added to in place
+        total, temporary = None, False  # a temporary may be added to in place
         for weight, value in terms:
             if isinstance(weight, float):
                 total = value if weight else total  # only the first term may weigh 1
             elif total is None:
-                total, own = weight * value, True
-            elif own:
+                total, temporary = weight * value, True
+            elif temporary:
                 total = total.addcmul_(weight, value)
             else:
-                total, own = torch.addcmul(total, weight, value), True
+                total, temporary = torch.addcmul(total, weight, value), True
         if total is None:
             raise ValueError("a step with no weight on x, x̂ and ε̂ goes nowhere")
         return total
@@ -130,7 +130,7 @@ class Weights:
         return [bool(row) for row in (self.std != 0).flatten(1).any(1).tolist()]
 
 
-def spread(numbers: Tensor, x: Tensor) -> Tensor:
+def broadcast(numbers: Tensor, x: Tensor) -> Tensor:
     """Numbers [..., B] as [..., B, 1, …] so that they multiply x [B, *S], in x's wide dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return numbers.to(device=x.device, dtype=dtype).reshape(*numbers.shape, *(1,) * (x.dim() - 1))

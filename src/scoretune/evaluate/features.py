@@ -1,22 +1,19 @@
-"""What pictures (or points) become before a distance between two sets of them is measured."""
+"""Features of pictures (or points), between which distances of two sets are measured."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.resolve import imported
 from scoretune.data.scenes import world
 from scoretune.rewards import reader
 
@@ -37,7 +34,7 @@ class Features:
 
     def _checked(self, images: Tensor) -> Tensor:
         try:
-            found = self.look(images)
+            output = self.look(images)
         except UserError:
             raise
         except Exception as error:  # a network that was made for pictures of another size, or bugs
@@ -45,13 +42,13 @@ class Features:
                 f"features {self.name!r} failed with {type(error).__name__}: {error}; they are "
                 f"asked about images {tuple(images.shape)} in [0, 1]"
             ) from error
-        if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != len(images):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(
                 f"features {self.name!r} returned {shape} for {len(images)} images: return one row "
                 f"an image, shape ({len(images)}, F)"
             )
-        rows = found.flatten(1).float() if found.dim() > 1 else found[:, None].float()
+        rows = output.flatten(1).float() if output.dim() > 1 else output[:, None].float()
         if not bool(torch.isfinite(rows).all()):
             raise UserError(f"features {self.name!r} are not finite numbers")
         return rows
@@ -66,21 +63,21 @@ def named_features(name: str) -> Features:
     images to rows. Raises UserError with the nearest name.
     """
     if ":" in name:
-        return Features(name, _own(name.removeprefix("python:")))
+        return Features(name, _users_own(name.removeprefix("python:")))
     if name not in FEATURES:
         raise unknown("features", name, [*FEATURES, "module:name"])
     return Features(name, FEATURES[name]())
 
 
 def _last_inputs(network: nn.Module, last: nn.Module, images: Tensor) -> Tensor:
-    """What `last`, a layer of `network`, is given when the network looks at images."""
-    seen: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    """The input of `last`, a layer of `network`, when the network looks at images."""
+    inputs: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     try:
         network.to(images.device)(images)
     finally:
         hook.remove()
-    return seen[0]
+    return inputs[0]
 
 
 def _reader() -> Look:
@@ -142,34 +139,12 @@ FEATURES: dict[str, Callable[[], Look]] = {
 }
 
 
-def _own(path: str) -> Look:
+def _users_own(path: str) -> Look:
     """A user's function or nn.Module, from an importable module or a Python file."""
-    place, _, attribute = path.rpartition(":")
-    try:
-        found = getattr(_module(place), attribute)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise UserError(
-            f"cannot import the features {path!r} ({type(error).__name__}: {error}): write them as "
-            "module:name or path/to/file.py:name"
-        ) from error
-    if isinstance(found, type) or not callable(found):
-        what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
-        raise UserError(f"features {path!r} are {what}: name a function or an nn.Module instance")
-    if not isinstance(found, nn.Module):
-        return cast(Look, found)
-    network = found.eval().requires_grad_(False)
+    look = imported("features", path)
+    if isinstance(look, type):
+        raise UserError(f"features {path!r} are a class: name a function or an nn.Module instance")
+    if not isinstance(look, nn.Module):
+        return cast(Look, look)
+    network = look.eval().requires_grad_(False)
     return lambda images: cast(Tensor, network.to(images.device)(images))
-
-
-def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.append(here)
-        return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{place} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -16,7 +16,8 @@ Gaussian data, where it is known exactly. Here η is the stochasticity: 0 the OD
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,36 +26,140 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.config import Run, Sampling
-from scoretune.core.errors import UserError
+from scoretune.core.config import Evaluation, Gap, Sampling
+from scoretune.core.errors import UserError, unknown
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import solvers
 from scoretune.diffusion.named import grid
 from scoretune.diffusion.processes import Process
+from scoretune.diffusion.solvers import ODE_SOLVERS, SOLVERS
 from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
-from scoretune.evaluate import scores
-from scoretune.evaluate.gap_plan import BASE, NOISY, ODE, Cell, Plan, Sampler, planned
+from scoretune.evaluate.samples import Walk, pictures
+from scoretune.evaluate.scores import score, verdicts
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rollout import SOLVERS as STILL
 
 MEAN, VARIANCE = 1.0, 0.25  # of the data for which `gaussian_w2` is worked out
 UNSTABLE = "the samples are not finite: unstable at this η and number of steps"
 
-Found: TypeAlias = Tensor | str
+# ------------------------------------------------------------------------------ which cells
+
+STOCHASTIC = {name: row.kernel for name, row in SOLVERS.items() if row.takes_eta}
+"""Samplers that take any η > 0, and the kernel that each follows; None for one with a memory."""
+BASE, TUNED = "base", "fine-tuned"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A solver of `diffusion.solvers` and its stochasticity, 0 for a deterministic one."""
+
+    solver: str
+    eta: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.solver} η={self.eta:g}" if self.eta else self.solver
+
+
+ODE = Sampler("ddim")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the matrix."""
+
+    sampler: Sampler
+    steps: int
+    model: str = TUNED
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Which cells there are; `fine` is the number of steps that a bias refers to, 0 for none."""
+
+    samplers: tuple[Sampler, ...]
+    steps: tuple[int, ...]
+    fine: int = 0
+    models: tuple[str, ...] = (TUNED,)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All that must be drawn, the ODE of each number of steps first."""
+        numbers = dict.fromkeys([*self.steps, *([self.fine] if self.fine else [])])
+        return [Cell(s, n, m) for m in self.models for n in numbers for s in self.samplers]
+
+    @property
+    def shown(self) -> list[Cell]:
+        """The cells that get a row."""
+        return [Cell(s, n, m) for m in self.models for s in self.samplers for n in self.steps]
+
+
+def matrix_of(
+    steps: Sequence[int],
+    etas: Sequence[float],
+    names: Iterable[str] = ("gddim",),
+    *,
+    fine: int = 0,
+    models: tuple[str, ...] = (TUNED,),
+) -> Matrix:
+    """The matrix of these numbers: the ODE always, each noisy solver at every η > 0.
+
+    Raises UserError for empty lists, numbers out of range and solvers that do not exist.
+    """
+    names = list(dict.fromkeys(names))
+    for option, values in (("steps", steps), ("eta", etas), ("solver", names)):
+        if not values:
+            raise UserError(f"the list of {option} is empty: give at least one, as in 5,10,20")
+    for number in (*steps, *([fine] if fine else [])):
+        if number < 1:
+            raise UserError(f"{number} steps are none: give numbers of at least 1")
+    for eta in etas:
+        if not (math.isfinite(eta) and eta >= 0):
+            raise UserError(f"eta={eta:g} is no stochasticity: give finite numbers of at least 0")
+    for name in names:
+        _check_solver(name)
+    deterministic = [Sampler(name) for name in names if name in ODE_SOLVERS]
+    levels = sorted({float(eta) for eta in etas if eta > 0})
+    stochastic = [Sampler(name, eta) for name in names if name in STOCHASTIC for eta in levels]
+    samplers = tuple(dict.fromkeys([ODE, *deterministic, *stochastic]))
+    return Matrix(samplers, tuple(sorted(set(steps))), fine, models)
+
+
+def _check_solver(name: str) -> None:
+    names = [*ODE_SOLVERS, *STOCHASTIC]
+    if name in SOLVERS and name not in names:
+        raise UserError(
+            f"solver {name!r} has no η or no number of steps to vary: choose of {', '.join(names)}"
+        )
+    if name not in names:
+        raise unknown("solver", name, names)
+
+
+def explanation(matrix: Matrix) -> str:
+    """How gap and bias go together, in a sentence."""
+    fine = matrix.fine
+    if not fine:
+        return "The gap includes what the number of steps does: --fine N states that apart."
+    return (
+        f"gap(N steps) = gap({fine} steps) + bias(η) − bias(0), where the bias is the reward "
+        f"in N steps less that of the same sampler in {fine}."
+    )
+
+
+# ------------------------------------------------------------------------------ their rewards
+
+CellRewards: TypeAlias = Tensor | str
 """The rewards of a cell, one a prompt [B], or why it has none."""
 Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ground:
+class Comparison:
     """What all cells have in common: what is drawn, from which noise, along which kind of grid."""
 
     prompts: Prompts
     reward: Reward
-    name: str
+    reward_name: str
     sampling: Sampling
     seed: int
 
@@ -64,35 +169,36 @@ class Ground:
         return grid(process, self.sampling.model_copy(update=plain))
 
 
-def rewards_of(policy: Policy, cell: Cell, ground: Ground) -> Found:
+def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
     """The reward of every prompt's sample, [B]; a sentence where this sampler cannot do it.
 
     Costs no network evaluations of training. Raises UserError where not even the ODE can.
     """
-    times = ground.times(policy.backbone.process, cell.steps)
-    calls, asks_base = policy.calls, cell.model == BASE and policy.has_reference
+    times = comparison.times(policy.backbone.process, cell.steps)
+    calls, of_base = policy.calls, cell.model == BASE and policy.has_reference
     try:
-        with policy.reference() if asks_base else nullcontext():
-            images = scores.pictures(
-                policy, ground.prompts, ground.seed, _walk(policy, cell.sampler, times)
-            )
+        with policy.reference() if of_base else nullcontext():
+            walk = _walk(policy, cell.sampler, times)
+            images = pictures(policy, comparison.prompts, walk=walk, seed=comparison.seed)
     except ValueError as error:
         return _refused(cell, str(error))
     finally:
         policy.calls = calls
     if not bool(torch.isfinite(images).all()):
         return _refused(cell, UNSTABLE)
-    return scores.verdicts(images, ground.prompts, {ground.name: ground.reward})[ground.name]
+    name = comparison.reward_name
+    return verdicts(images, comparison.prompts, {name: comparison.reward})[name]
 
 
-def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> scores.Walk:
-    solve = solvers.SOLVERS[sampler.solver].function
+def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> Walk:
+    solve = SOLVERS[sampler.solver].function
 
     def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
         x = x.to(condition.tokens.device)
-        noise = {"eta": sampler.eta, "generator": generator} if sampler.solver in NOISY else {}
-        found: Tensor = solve(policy.backbone.process, policy.field(condition), x, times, **noise)
-        return found
+        stochastic = sampler.solver in STOCHASTIC
+        noise = {"eta": sampler.eta, "generator": generator} if stochastic else {}
+        final: Tensor = solve(policy.backbone.process, policy.field(condition), x, times, **noise)
+        return final
 
     return walk
 
@@ -103,48 +209,58 @@ def _refused(cell: Cell, reason: str) -> str:
     return reason
 
 
-def rows(plan: Plan, found: Mapping[Cell, Found], ground: Ground, process: Process) -> list[Row]:
-    """A row a cell with its reward, gap and bias; of cells that were not found yet there are none.
+def rows(
+    matrix: Matrix, rewards: Mapping[Cell, CellRewards], comparison: Comparison, process: Process
+) -> list[Row]:
+    """A row a cell with its reward, gap and bias; none for a cell that has not been drawn.
 
     Intervals are of 95 % over prompts. What is not known is None, and `reason` may say why.
     """
-    told = []
-    for cell in plan.shown:
-        if cell not in found:
-            continue
-        own, sampler = found[cell], cell.sampler
-        fine = Cell(sampler, plan.fine, cell.model)
-        ode, fine_ode = (Cell(ODE, c.steps, c.model) for c in (cell, fine))
-        row: Row = {
-            "model": cell.model,
-            "solver": sampler.solver,
-            "eta": sampler.eta,
-            "steps": cell.steps,
-            **_level(own, ground.prompts.tasks),
-            **_difference("gap", own, found.get(ode), ground.prompts.tasks),
-            **_difference("bias", own, found.get(fine), ground.prompts.tasks),
-            **_difference("gap_fine", found.get(fine), found.get(fine_ode), ground.prompts.tasks),
-            "gaussian_w2": None,
-            "reason": own if isinstance(own, str) else None,
-        }
-        if row["reason"] is None:
-            row["gaussian_w2"] = gaussian_w2(process, sampler, ground.times(process, cell.steps))
-        told.append(row)
-    return told
+    return [
+        _row(matrix, cell, rewards, comparison, process) for cell in matrix.shown if cell in rewards
+    ]
 
 
-def _level(own: Found, tasks: tuple[str, ...]) -> Row:
-    if isinstance(own, str):
+def _row(
+    matrix: Matrix,
+    cell: Cell,
+    rewards: Mapping[Cell, CellRewards],
+    comparison: Comparison,
+    process: Process,
+) -> Row:
+    values, sampler, tasks = rewards[cell], cell.sampler, comparison.prompts.tasks
+    fine = Cell(sampler, matrix.fine, cell.model)
+    ode, fine_ode = (Cell(ODE, c.steps, c.model) for c in (cell, fine))
+    refused = isinstance(values, str)
+    times = comparison.times(process, cell.steps)
+    return {
+        "model": cell.model,
+        "solver": sampler.solver,
+        "eta": sampler.eta,
+        "steps": cell.steps,
+        **_level(values, tasks),
+        **_difference("gap", values, rewards.get(ode), tasks),
+        **_difference("bias", values, rewards.get(fine), tasks),
+        **_difference("gap_fine", rewards.get(fine), rewards.get(fine_ode), tasks),
+        "gaussian_w2": None if refused else gaussian_w2(process, sampler, times),
+        "reason": values if refused else None,
+    }
+
+
+def _level(values: CellRewards, tasks: tuple[str, ...]) -> Row:
+    if isinstance(values, str):
         return dict.fromkeys(("reward", "ci_low", "ci_high"))
-    mean = scores.score(own.double(), tasks)
+    mean = score(values.double(), tasks)
     return _rounded({"reward": mean.overall, "ci_low": mean.low, "ci_high": mean.high})
 
 
-def _difference(name: str, own: Found | None, other: Found | None, tasks: tuple[str, ...]) -> Row:
+def _difference(
+    name: str, values: CellRewards | None, others: CellRewards | None, tasks: tuple[str, ...]
+) -> Row:
     keys = (name, f"{name}_low", f"{name}_high")
-    if not isinstance(own, Tensor) or not isinstance(other, Tensor):
+    if not isinstance(values, Tensor) or not isinstance(others, Tensor):
         return dict.fromkeys(keys)
-    paired = scores.score(own.double() - other.double(), tasks)
+    paired = score(values.double() - others.double(), tasks)
     return _rounded(dict(zip(keys, (paired.overall, paired.low, paired.high), strict=True)))
 
 
@@ -160,42 +276,36 @@ def gaussian_w2(process: Process, sampler: Sampler, times: Tensor) -> float | No
     """
     times = times.double()
     start, end = (gaussian.law(process, t, mean=MEAN, variance=VARIANCE) for t in times[[0, -1]])
-    if sampler.solver in STILL:
-        found = gaussian.after_solver(
-            process, STILL[sampler.solver], times, mean=MEAN, variance=VARIANCE, start=start
+    if sampler.solver in ODE_SOLVERS:
+        solve = ODE_SOLVERS[sampler.solver].function
+        law = gaussian.after_solver(
+            process, solve, times, mean=MEAN, variance=VARIANCE, start=start
         )
-        return round(gaussian.wasserstein(found, end), 6)
-    make = NOISY[sampler.solver]
-    if make is None:
+        return round(gaussian.wasserstein(law, end), 6)
+    kernel = STOCHASTIC[sampler.solver]
+    if kernel is None:
         return None
-    kernel = make(sampler.eta)
-    return round(sampler_bias(process, kernel, times, VARIANCE, mean=MEAN, start=start), 6)
+    error = sampler_bias(process, kernel(sampler.eta), times, VARIANCE, mean=MEAN, start=start)
+    return round(error, 6)
 
 
 # ------------------------------------------------------------------------------ while training
 
 
-def due(run: Run, update: int) -> bool:
-    """Whether the evaluation after this update comes with a matrix: always at both ends."""
-    chosen, every = run.evaluation.gap, run.evaluation.every * run.evaluation.gap.every
-    if not chosen.steps:
+def due(evaluation: Evaluation, updates: int, update: int) -> bool:
+    """Whether the evaluation after this of all `updates` has a matrix: always at both ends."""
+    every = evaluation.every * evaluation.gap.every
+    if not evaluation.gap.steps:
         return False
-    return update in (0, run.updates) or (every > 0 and update % every == 0)
+    return update in (0, updates) or (every > 0 and update % every == 0)
 
 
-def line(policy: Policy, run: Run, prompts: Prompts, reward: Reward, update: int) -> Row:
+def line(policy: Policy, gap: Gap, comparison: Comparison, update: int) -> Row:
     """The matrix of a run's evaluation, as a line of `gap.jsonl`."""
-    chosen = run.evaluation.gap
-    plan = planned(chosen.steps, chosen.etas)
-    ground = Ground(prompts, reward, run.reward, run.sampling, run.evaluation.seed)
-    found = dict(_each(policy, plan, ground))
+    matrix = matrix_of(gap.steps, gap.etas)
+    rewards = {cell: rewards_of(policy, cell, comparison) for cell in matrix.cells}
     return {
         "update": update,
         "network_evaluations": distributed.count(policy.calls),
-        "rows": rows(plan, found, ground, policy.backbone.process),
+        "rows": rows(matrix, rewards, comparison, policy.backbone.process),
     }
-
-
-def _each(policy: Policy, plan: Plan, ground: Ground) -> Iterator[tuple[Cell, Found]]:
-    for cell in plan.cells:
-        yield cell, rewards_of(policy, cell, ground)

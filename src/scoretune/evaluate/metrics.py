@@ -29,9 +29,9 @@ def frechet_distance(features: Tensor, others: Tensor, eps: float = 1e-6) -> flo
     from scipy.linalg import sqrtm
 
     means, covariances = [], []
-    for found in (features.detach().cpu().double(), others.detach().cpu().double()):
-        means.append(found.mean(0))
-        covariances.append(torch.cov(found.T) + eps * torch.eye(found.shape[1]))
+    for rows in (features.detach().cpu().double(), others.detach().cpu().double()):
+        means.append(rows.mean(0))
+        covariances.append(torch.cov(rows.T) + eps * torch.eye(rows.shape[1]))
     first, second = covariances
     root = torch.as_tensor(sqrtm((first @ second).numpy()).real)  # imaginary parts are rounding
     return float(((means[0] - means[1]) ** 2).sum() + torch.trace(first + second - 2 * root))
@@ -197,8 +197,8 @@ def _transport(x: Tensor, y: Tensor, order: float) -> Tensor:
     are integers, so no level is lost to rounding.
     """
     n, m = x.shape[1], y.shape[1]
-    own, other = (torch.arange(1, size + 1, device=x.device) for size in (n, m))
-    levels = torch.cat([own * m, other * n]).unique()
+    first, second = (torch.arange(1, size + 1, device=x.device) for size in (n, m))
+    levels = torch.cat([first * m, second * n]).unique()
     starts = torch.cat([levels.new_zeros(1), levels[:-1]])
     widths = (levels - starts).double() / (n * m)
     moved = torch.pow((x[:, starts // m] - y[:, starts // n]).abs(), order)

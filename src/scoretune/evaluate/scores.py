@@ -1,19 +1,27 @@
-"""Numbers about a policy: how often it does as told, through the sampler it is deployed with."""
+"""Scores of a policy on prompts: values with intervals, and how they differ before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune.core import distributed, fsdp
-from scoretune.core.records import Condition, spans
+from scoretune.core import distributed, files
+from scoretune.core.config import Evaluation, Sampling
+from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts
-from scoretune.policy import Policy, adapter_layers
+from scoretune.diffusion import grids
+from scoretune.diffusion.named import grid
+from scoretune.evaluate.samples import act, part_of, sample
+from scoretune.models.catalog import resolve
+from scoretune.policy import Policy
+from scoretune.rewards import reader
 from scoretune.rewards.base import Reward, checked
-from scoretune.rollout import prior, rollout, sampled
 
 
 @dataclass(frozen=True)
@@ -28,8 +36,8 @@ class Score:
     def as_dict(self) -> dict[str, object]:
         """The score as plain data, rounded for people."""
         numbers = {"overall": self.overall, "low": self.low, "high": self.high}
-        told: dict[str, object] = {name: rounded(value) for name, value in numbers.items()}
-        return {**told, "tasks": {name: rounded(value) for name, value in self.tasks.items()}}
+        plain: dict[str, object] = {name: rounded(value) for name, value in numbers.items()}
+        return {**plain, "tasks": {name: rounded(value) for name, value in self.tasks.items()}}
 
     def as_gain(self) -> dict[str, float]:
         """Mean and interval of a paired difference, rounded for people."""
@@ -47,94 +55,10 @@ def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
     mean = float(values.mean())
     error = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
     by_task = {
-        task: float(values[torch.tensor([own == task for own in tasks])].mean())
+        task: float(values[torch.tensor([name == task for name in tasks])].mean())
         for task in dict.fromkeys(tasks)
     }
     return Score(mean, mean - error, mean + error, by_task)
-
-
-Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
-"""From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
-
-
-@torch.no_grad()
-def pictures(policy: Policy, prompts: Prompts, seed: int, walk: Walk, *, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise.
-
-    Several processes draw a part each, with further noise of its own, and all get all of them.
-    """
-    generator, team = torch.Generator().manual_seed(seed), distributed.team()
-    noise = prior(policy, len(prompts), generator)
-    if team.size > 1:
-        generator.manual_seed(seed + 1_000_003 * (team.rank + 1))
-    images = []
-    own = _share(len(prompts))
-    mine = list(range(own.start, own.stop))
-    if fsdp.is_spread(policy.backbone.network):  # all must ask the network equally often
-        mine += [len(prompts) - 1] * (distributed.most(len(mine)) - len(mine))
-    for span in spans(len(mine), batch):
-        place = mine[span]
-        condition = policy.backbone.encode([prompts.texts[i] for i in place])
-        images.append(policy.backbone.decode(walk(condition, noise[place], generator)))
-    shape = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
-    return distributed.gather(torch.cat([shape, *images])[: own.stop - own.start])
-
-
-def _share(whole: int) -> slice:
-    """What this process draws or judges of `whole`: nearly equal parts, in order."""
-    team = distributed.team()
-    return slice(whole * team.rank // team.size, whole * (team.rank + 1) // team.size)
-
-
-def sample(
-    policy: Policy,
-    prompts: Prompts,
-    times: Tensor,
-    seed: int,
-    solver: str = "ddim",
-    batch: int = 64,
-) -> Tensor:
-    """Images [B, 3, H, W] for the prompts from fixed noise, through a solver."""
-
-    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
-        return sampled(policy, condition, times, x, solver, generator)
-
-    return pictures(policy, prompts, seed, walk, batch=batch)
-
-
-def act(
-    policy: Policy, prompts: Prompts, times: Tensor, seed: int, batch: int = 64
-) -> tuple[Tensor, float | None]:
-    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and its path KL.
-
-    The kernel acts on every step, also where a run has a window of stochastic steps. The path KL is
-    measured on paths with jittered times, so it is the same on any grid. It is None where there is
-    no adapter, hence no pretrained policy to compare with.
-    """
-    adapted = bool(adapter_layers(policy.backbone.network))
-    kls: list[Tensor] = []
-
-    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
-        final = rollout(policy, condition, times, generator, x).final
-        if adapted:
-            kls.append(path_kl(policy, condition, times, generator, x))
-        return final
-
-    images = pictures(policy, prompts, seed, walk, batch=batch)
-    if not adapted:
-        return images, None
-    own = _share(len(prompts))
-    mine = torch.cat([images.new_zeros(0), *kls])[: own.stop - own.start]
-    return images, float(distributed.gather(mine).mean())
-
-
-def path_kl(
-    policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
-) -> Tensor:
-    """An unbiased estimate of each path's KL to the pretrained policy, [B], whatever the grid."""
-    path = rollout(policy, condition, times, generator, x, reference=True, jitter=True)
-    assert path.kls is not None
-    return path.kls.sum(0)
 
 
 @torch.no_grad()
@@ -142,10 +66,160 @@ def verdicts(
     images: Tensor, prompts: Prompts, metrics: Mapping[str, Reward], batch: int = 64
 ) -> dict[str, Tensor]:
     """Every metric on every image: {name: [B]}; several processes judge a part each."""
-    own = _share(len(prompts))
-    mine, texts = images[own], prompts.texts[own]
-    found = {}
+    part = part_of(len(prompts))
+    images, texts = images[part], prompts.texts[part]
+    values = {}
     for name, metric in metrics.items():
-        values = [checked(metric, name, mine[s], texts[s]) for s in spans(len(texts), batch)]
-        found[name] = distributed.gather(torch.cat([mine.new_zeros(0), *values])).cpu()
-    return found
+        parts = [checked(metric, name, images[s], texts[s]) for s in spans(len(texts), batch)]
+        values[name] = distributed.gather(torch.cat([images.new_zeros(0), *parts])).cpu()
+    return values
+
+
+def verdict_metrics(source: str) -> dict[str, Reward]:
+    """For a model of the shipped world: do its reader and its judge find what was asked for?
+
+    Each gives 0 or 1, and only the reader may have been optimised. A model folder that `scoretune
+    pretrain scenes` made has its own two; other models have none.
+    """
+    folder = resolve(source).world
+    if not (folder / "judge.safetensors").exists():
+        return {}
+    return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}
+
+
+# ---------------------------------------------------------------------------- one evaluation
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation of a policy, one value a prompt [B].
+
+    `images` [B, *S] are those of the deterministic sampler, and `values` what they are worth: the
+    "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
+    sampler and of the ODE on its grid. `path_kl` is None without an adapter.
+    """
+
+    prompts: Prompts
+    images: Tensor
+    values: Mapping[str, Tensor]
+    stochastic: Tensor
+    ode: Tensor
+    path_kl: float | None
+
+
+def measure(
+    policy: Policy,
+    prompts: Prompts,
+    *,
+    reward: Reward,
+    reward_name: str,
+    metrics: Mapping[str, Reward],
+    evaluation: Evaluation,
+    sampling: Sampling,
+) -> Measurement:
+    """Evaluate through the deterministic sampler, and the reward through the training one too.
+
+    A run with a window of stochastic steps is evaluated with noise on every one. Does not count
+    towards the network evaluations of training.
+    """
+    calls, process, seed = policy.calls, policy.backbone.process, evaluation.seed
+    final_times = grids.uniform(process, evaluation.steps)
+    images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
+    times = grid(process, sampling)
+    stochastic, kl = act(policy, prompts, times=times, seed=seed)
+    ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
+    policy.calls = calls
+    rewards = [
+        verdicts(some, prompts, {reward_name: reward})[reward_name]
+        for some in (images, stochastic, ode)
+    ]
+    values = {"reward": rewards[0], **verdicts(images, prompts, metrics)}
+    kl = None if kl is None else round(kl, 4)
+    return Measurement(prompts, images, values, rewards[1], rewards[2], kl)
+
+
+def evaluation_line(
+    measured: Measurement,
+    evaluation: Evaluation,
+    sampling: Sampling,
+    *,
+    update: int,
+    seconds: float,
+    network_evaluations: int,
+) -> dict[str, Any]:
+    """An evaluation as a line of `evaluations.jsonl`.
+
+    Two numbers hide in the difference of the two samplers' rewards: `gap`, the stochastic sampler
+    less the ODE (ddim) on the same training grid and from the same noise (arXiv 2510.10767), and
+    `bias`, that ODE less the deterministic sampler of the evaluation: what the number of steps
+    does. Their sum is the difference.
+    """
+    tasks, rewards = measured.prompts.tasks, measured.values["reward"]
+    line: dict[str, Any] = {
+        "update": update,
+        "network_evaluations": network_evaluations,
+        "seconds": round(seconds, 2),
+        "sampler": f"{evaluation.solver}, {evaluation.steps} steps",
+        "reward": {
+            "stochastic": rounded(float(measured.stochastic.mean())),
+            "deterministic": rounded(float(rewards.mean())),
+        },
+        "gap": {
+            **score(measured.stochastic - measured.ode, tasks).as_gain(),
+            "steps": sampling.steps,
+            "eta": sampling.eta,
+        },
+        "bias": score(measured.ode - rewards, tasks).as_gain(),
+    }
+    if measured.path_kl is not None:
+        line["path_kl"] = measured.path_kl
+    scores = {n: score(v, tasks).as_dict() for n, v in measured.values.items() if n != "reward"}
+    return line | scores
+
+
+# --------------------------------------------------------------------------- before and after
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What remains of an evaluation: one value a prompt [B] of each metric, and the log's line."""
+
+    tasks: tuple[str, ...]
+    values: Mapping[str, Tensor]
+    line: dict[str, Any]
+
+    def score(self, name: str) -> Score:
+        return score(self.values[name], self.tasks)
+
+    def save(self, path: Path) -> None:
+        """Keep the base model's verdicts: a resumed run compares with them."""
+        values = {name: value.tolist() for name, value in self.values.items()}
+        plain = {"tasks": self.tasks, "values": values, "line": self.line}
+        files.write_whole(path, json.dumps(plain) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Verdicts:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        values = {name: torch.tensor(value) for name, value in plain["values"].items()}
+        return Verdicts(tuple(plain["tasks"]), values, plain["line"])
+
+
+def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
+    """The result of a run: scores before and after, and the paired gain with its interval."""
+    result: dict[str, Any] = {}
+    gains: dict[str, Any] = {}
+    for name in final.values:
+        gains[name] = score(final.values[name] - base.values[name], final.tasks).as_gain()
+        if name == "reward":  # its levels, under both samplers, are below
+            continue
+        result[name] = {
+            "base": base.score(name).as_dict(),
+            "final": final.score(name).as_dict(),
+        }
+    result["reward"] = final.line["reward"]
+    result["reward_base"] = base.line["reward"]
+    result["path_kl"] = final.line.get("path_kl")
+    for name in ("gap", "bias"):  # a base that was measured by an older version has neither
+        result[name] = {"base": base.line.get(name), "final": final.line.get(name)}
+    result["gain"] = gains
+    return result

@@ -34,7 +34,7 @@ class Pipelined(ABC):
     part: ClassVar[str]
     """What diffusers calls the part that is fine-tuned."""
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """The layers that a LoRA adapts unless told otherwise: attention."""
+    """The layers that a LoRA adapts unless `model.targets` says otherwise: attention."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """What diffusers calls the parts that read prompts."""
     decode_batch: int = field(default=0, kw_only=True)

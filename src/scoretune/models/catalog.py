@@ -252,7 +252,7 @@ def users_own(model: Model) -> Backbone:
 
 
 def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
-    """What a LoRA adapts: attention unless told otherwise, which a perceptron has none of."""
+    """The layers that a LoRA adapts: those that are set, else attention, else those there are."""
     if model.targets != ATTENTION:
         return model.targets
     if isinstance(backbone.network, Perceptron):

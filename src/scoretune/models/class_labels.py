@@ -1,4 +1,4 @@
-"""Classes as prompts: a class's name, or its number as text; and what a network is told of them."""
+"""Classes as prompts: a class's name, or its number as text, and as one-hot vectors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Labels:
 
     def number(self, text: str) -> int:
         """The class that a text names. Raises UserError with the nearest name."""
-        asked = text.strip()
-        if asked in self.names:
-            return self.names[asked]
-        if asked.isdecimal() and int(asked) < self.count:
-            return int(asked)
-        raise UserError(f"unknown class {text!r}: {self._hint(asked)}")
+        name = text.strip()
+        if name in self.names:
+            return self.names[name]
+        if name.isdecimal() and int(name) < self.count:
+            return int(name)
+        raise UserError(f"unknown class {text!r}: {self._hint(name)}")
 
     def one_hot(self, texts: Sequence[str], *, empty: bool) -> Tensor:
         """One token a text, [B, 1, count], 1 at its class and 0 elsewhere.
@@ -39,8 +39,8 @@ class Labels:
         wide = F.one_hot(torch.tensor(numbers), self.count + 1).float()[:, None]
         return wide if empty else wide[..., : self.count]
 
-    def _hint(self, asked: str) -> str:
-        near = difflib.get_close_matches(asked, self.names, n=1, cutoff=0.5)
+    def _hint(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.5)
         if near:
             return f"did you mean {near[0]!r}?"
         either = f", or a name such as {min(self.names)!r}" if self.names else ""

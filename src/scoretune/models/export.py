@@ -264,7 +264,7 @@ def _folder(where: str, revision: str | None) -> Path:
 
 
 def hub() -> Any:
-    """The hub as this machine's user. Raises UserError without a token, or told to be offline."""
+    """The hub as this machine's user. Raises UserError without a token and when offline."""
     from huggingface_hub import HfApi, get_token, is_offline_mode
 
     if is_offline_mode():
@@ -275,7 +275,7 @@ def hub() -> Any:
 
 
 def push(folder: Path, name: str, *, public: bool = False, api: Any = None) -> str:
-    """Upload a folder as the model `ORG/NAME` of the hub, private unless told otherwise; its URL.
+    """Upload a folder as the model `ORG/NAME` of the hub, private unless `public`; its URL.
 
     `api` is `hub()`, or stands for it. Raises UserError where the hub cannot be reached, and for
     what it refuses. A model that is there keeps its visibility.

@@ -32,7 +32,7 @@ class LatentConsistency(UNet):
     output: Prediction
     """What the UNet itself puts out."""
     scale: float = field(default=8.5, kw_only=True)
-    """The guidance scale that the network is told, as w = scale − 1."""
+    """The scale of guidance, embedded as w = scale − 1."""
 
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D]."""

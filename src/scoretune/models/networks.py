@@ -1,7 +1,7 @@
 """The networks of one's own: a perceptron, and diffusers' UNet and DiT, sized for a laptop.
 
 Each takes a state of variance 1 and a clock in [0, 1], and answers in the state's shape. What the
-clock tells and what the answer means is `backbones.scores`' business.
+clock tells and what the answer means is `models.score_network`'s business.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Design:
 
 
 class Perceptron(nn.Module):
-    """A residual perceptron on the flattened state, each block told the time.
+    """A residual perceptron on the flattened state, each block conditioned on the time.
 
     The layers named `mix` are what a LoRA adapts: model.targets=["mix"].
     """
@@ -53,10 +53,10 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor, share: Tensor) -> Tensor:
         angle = share[:, None] * torch.tensor(FREQUENCIES, device=x.device, dtype=x.dtype)
-        told = self.clock(torch.cat([(angle * math.pi).sin(), (angle * math.pi).cos()], 1))
+        clock = self.clock(torch.cat([(angle * math.pi).sin(), (angle * math.pi).cos()], 1))
         hidden = self.enter(x.flatten(1))
         for block in self.blocks:
-            hidden = block(hidden, told)
+            hidden = block(hidden, clock)
         return cast(Tensor, self.leave(F.silu(hidden)).view(x.shape))
 
 
@@ -66,8 +66,8 @@ class _Block(nn.Module):
         self.tell, self.mix = nn.Linear(width, width), nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, told: Tensor) -> Tensor:
-        inner = self.mix(F.layer_norm(hidden, hidden.shape[1:])) + self.tell(told)
+    def forward(self, hidden: Tensor, clock: Tensor) -> Tensor:
+        inner = self.mix(F.layer_norm(hidden, hidden.shape[1:])) + self.tell(clock)
         return hidden + cast(Tensor, self.out(F.silu(inner)))
 
 
@@ -94,7 +94,7 @@ def unet(design: Design) -> nn.Module:
     """diffusers' UNet2DModel: `depth` levels of one residual block, attention at the lowest.
 
     The first level is `width` wide, the next twice and the others four times that: 0.7 M weights
-    for pictures of 8×8 (32, 64), 1.0 M for 28×28 (16, 32, 64) unless told otherwise.
+    for pictures of 8×8 (32, 64), 1.0 M for 28×28 (16, 32, 64) unless set otherwise.
     """
     from diffusers import UNet2DModel
 

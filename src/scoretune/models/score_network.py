@@ -150,15 +150,22 @@ def load(folder: Path) -> ScoreNetwork:
     from safetensors.torch import load_file
 
     try:
-        found = model_folder.described(folder)
+        config = model_folder.described(folder)
         tensors = load_file(folder / "weights.safetensors")
         design = Design(
-            found["kind"], tuple(found["shape"]), found["content"], found["width"], found["depth"]
+            config["kind"],
+            tuple(config["shape"]),
+            config["content"],
+            config["width"],
+            config["depth"],
         )
-        process, prediction = process_named(found["process"]), prediction_named(found["prediction"])
+        process, prediction = (
+            process_named(config["process"]),
+            prediction_named(config["prediction"]),
+        )
         model = ScoreNetwork(design, process, prediction, tensors.pop("mean"), tensors.pop("std"))
-        own = {name.removeprefix("network."): value for name, value in tensors.items()}
-        model.network.load_state_dict(own)
+        weights = {name.removeprefix("network."): value for name, value in tensors.items()}
+        model.network.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"model folder {str(folder)!r} is damaged ({error}): give one that a run from data "
@@ -168,7 +175,7 @@ def load(folder: Path) -> ScoreNetwork:
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """What `save` was told to remember."""
+    """The notes that `save` was given."""
     return cast("dict[str, Any]", model_folder.described(folder).get("notes", {}))
 
 

@@ -1,6 +1,6 @@
 """Stable Diffusion XL and its few-step kin: any diffusers StableDiffusionXLPipeline.
 
-Two CLIP encoders read a prompt; the UNet is told their last but one states side by side, the pooled
+Two CLIP encoders read a prompt; the UNet takes their last but one states side by side, the pooled
 state of the second, and how large the picture is, was and where it was cropped (arXiv 2307.01952
 sec. 2.2). Of the base model only: the refiner is another pipeline.
 """
@@ -44,7 +44,7 @@ class StableDiffusionXL(UNet):
 
     @property
     def side(self) -> int:
-        """Of the pictures, in pixels: what the network is told of their size."""
+        """Side of the pictures in pixels, an input of the UNet."""
         return int(self.shape[-1] * self.pipeline.vae_scale_factor)
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class GuidedStableDiffusionXL(StableDiffusionXL):
     """The same, with a UNet that guidance was distilled into (arXiv 2210.03142), as LCM-SDXL."""
 
     scale: float = field(default=8.0, kw_only=True)
-    """The guidance scale that the network is told, as w = scale − 1."""
+    """The scale of guidance, embedded as w = scale − 1."""
 
     def timestep_cond(self, x: Tensor) -> Tensor | None:
         return self.guidance_embedding(self.scale, x)

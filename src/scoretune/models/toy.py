@@ -1,7 +1,7 @@
 """Points and small vectors: models so small that their optimum is known in closed form.
 
-`Gaussian` and `Mixture` have exact scores, `Controlled` learns a control on top of one of them
-(what fine-tuning is, without the network), and `Points` learns everything.
+`Gaussian` and `Mixture` have exact scores, `Controlled` learns a control on top of one of them:
+what fine-tuning is, without the network.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class HatControl(nn.Module):
         place = torch.sin(angle)[:, None] ** 2 * (self.knots - 1)
         knots = torch.arange(self.knots, device=x.device, dtype=x.dtype)
         hats = (1 - (place.to(x) - knots).abs()).clamp(min=0)
-        told = torch.cat([torch.ones_like(data[:, :1]), data], 1)
-        return torch.einsum("bk,bi,kij->bj", hats, told, self.table.to(x))
+        affine = torch.cat([torch.ones_like(data[:, :1]), data], 1)
+        return torch.einsum("bk,bi,kij->bj", hats, affine, self.table.to(x))
 
 
 class PerceptronControl(nn.Module):
@@ -86,7 +86,7 @@ class PerceptronControl(nn.Module):
 
     def __init__(self, dimension: int, width: int = 64) -> None:
         super().__init__()
-        self.layers = _perceptron(2 * dimension + 6, width, dimension)
+        self.layers = perceptron(2 * dimension + 6, width, dimension)
         for last in self.layers[-1].parameters():
             nn.init.zeros_(last)
 
@@ -120,19 +120,6 @@ class ControlledData(Adapter):
         scaled = (x - expand(alpha, x) * mean) / expand(spread.sqrt(), x)
         control = self.control(scaled, (data - mean) / std, torch.atan2(sigma, alpha * std))
         return data + expand(sigma**2 * std / spread, x) * cast(Tensor, control)
-
-
-class PointNetwork(nn.Module):
-    """A small perceptron on (x, t, condition) for points."""
-
-    def __init__(self, dimension: int, tokens: int = 0, width: int = 128) -> None:
-        super().__init__()
-        self.layers = _perceptron(dimension + 4 + tokens, width, dimension)
-
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        phase = t[:, None] * torch.tensor([1.0, 4.0], device=t.device) * torch.pi / 2
-        clock = torch.cat([phase.sin(), phase.cos()], 1)
-        return cast(Tensor, self.layers(torch.cat([x, clock, tokens.flatten(1)], 1)))
 
 
 class Vectors:
@@ -211,34 +198,7 @@ class Controlled(Vectors):
         return self.base.shape
 
 
-@dataclass
-class Points(Vectors):
-    """A trainable perceptron on points; a prompt is a line of numbers, e.g. "0 1"."""
-
-    process: Process
-    dimension: int = 2
-    prompt_size: int = 0
-    prediction: Prediction = field(default=estimates.noise)
-    network: nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.network = PointNetwork(self.dimension, self.prompt_size)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.dimension,)
-
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        if not self.prompt_size:
-            return Condition(torch.zeros(len(prompts), 1, 0))
-        rows = [[float(word) for word in prompt.split()] for prompt in prompts]
-        tokens = torch.tensor(rows)[:, None]
-        return Condition(tokens, torch.zeros_like(tokens[0]))
-
-    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return cast(Tensor, self.network(x, t, tokens))
-
-
-def _perceptron(size: int, width: int, out: int) -> nn.Sequential:
+def perceptron(size: int, width: int, out: int) -> nn.Sequential:
+    """Three linear layers: [B, size] -> [B, out]."""
     first, middle, last = nn.Linear(size, width), nn.Linear(width, width), nn.Linear(width, out)
     return nn.Sequential(first, nn.SiLU(), middle, nn.SiLU(), last)

@@ -33,7 +33,7 @@ FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @dataclass
-class Own:
+class BareNetwork:
     """A module called as `network(x, t)` with states x [B, *S] and times t [B] of its process.
 
     States of three dimensions with one or three channels are pictures, data in [-1, 1]; any others
@@ -63,8 +63,8 @@ class Own:
         if not isinstance(output, Tensor):
             raise _wrong(self.network, f"returned a {type(output).__name__}: return a tensor")
         if output.shape != x.shape:
-            told = f"returned shape {tuple(output.shape)} for a state of {tuple(x.shape)}"
-            raise _wrong(self.network, f"{told}: they must be equal, see model.shape")
+            shapes = f"returned shape {tuple(output.shape)} for a state of {tuple(x.shape)}"
+            raise _wrong(self.network, f"{shapes}: they must be equal, see model.shape")
         if not bool(torch.isfinite(output).all()):
             spoilt = int((~torch.isfinite(output)).flatten(1).any(1).nonzero()[0])
             raise _wrong(
@@ -101,18 +101,18 @@ def load(
     Raises UserError for a function that cannot be called or returns something else, and for a bare
     module about which the settings do not say enough.
     """
-    found = _returned(source)
-    missing = [name for name in PARTS if name not in dir(found)]
+    returned = _returned(source)
+    missing = [name for name in PARTS if name not in dir(returned)]
     if not missing:
-        _check_whole(source, found, declared=bool(prediction or shape))
-        _freeze(source, found.network)
-        return cast(Backbone, found)
-    if not isinstance(found, nn.Module):
+        _check_whole(source, returned, declared=bool(prediction or shape))
+        _freeze(source, returned.network)
+        return cast(Backbone, returned)
+    if not isinstance(returned, nn.Module):
         raise UserError(
-            f"model {source!r} returned a {type(found).__name__}: return a torch.nn.Module, or a "
-            f"Backbone (this lacks {', '.join(missing)})"
+            f"model {source!r} returned a {type(returned).__name__}: return a torch.nn.Module, or "
+            f"a Backbone (this lacks {', '.join(missing)})"
         )
-    _check_call(source, found)
+    _check_call(source, returned)
     if not (process and prediction and shape):
         named = {"process": process, "prediction": prediction, "shape": shape}
         absent = ", ".join(f"model.{name}" for name, value in named.items() if not value)
@@ -120,12 +120,12 @@ def load(
             f"model {source!r} is a bare network, which does not say what it is: set {absent} "
             "(e.g. model.process=VP() model.prediction=epsilon model.shape=[3,32,32])"
         )
-    _freeze(source, found)
+    _freeze(source, returned)
     with user_errors(f"model.process={process}"):
         noising = process_named(process)
-    own = Own(found.to(dtype), noising, prediction_named(prediction), tuple(shape))
-    _check_readable(own)
-    return own
+    bare = BareNetwork(returned.to(dtype), noising, prediction_named(prediction), tuple(shape))
+    _check_readable(bare)
+    return bare
 
 
 def adaptable(network: nn.Module) -> tuple[str, ...]:
@@ -143,13 +143,13 @@ def adaptable(network: nn.Module) -> tuple[str, ...]:
     fit = {name for name, each in modules.items() if name and _fits(each)} - hidden
     others = modules.keys() - fit
     # A target is also found at the end of other names.
-    chosen = sorted(name for name in fit if not any(o.endswith(f".{name}") for o in others))
-    if not chosen:
+    targets = sorted(name for name in fit if not any(o.endswith(f".{name}") for o in others))
+    if not targets:
         raise UserError(
             f"{type(network).__name__} holds no linear layer or convolution that a LoRA could "
             "adapt: set model.rank=0 to train every weight"
         )
-    return tuple(chosen)
+    return tuple(targets)
 
 
 def save(backbone: Backbone, folder: Path) -> Path:
@@ -200,7 +200,7 @@ def _freeze(source: str, network: nn.Module) -> None:
         torch.backends.mha.set_fastpath_enabled(False)
 
 
-def _check_whole(source: str, found: Any, *, declared: bool) -> None:
+def _check_whole(source: str, returned: Any, *, declared: bool) -> None:
     if declared:
         raise UserError(
             f"model {source!r} returned a whole Backbone, which says what it is: leave out "
@@ -208,12 +208,12 @@ def _check_whole(source: str, found: Any, *, declared: bool) -> None:
         )
     wanted: dict[str, Any] = {"network": nn.Module, "prediction": Prediction, "shape": tuple}
     for name, kind in wanted.items():
-        value = getattr(found, name)
+        value = getattr(returned, name)
         if not isinstance(value, kind):
             raise UserError(
                 f"model {source!r}: its {name} is a {type(value).__name__}, not a {kind.__name__}"
             )
-    if not {"alpha", "sigma", "horizon", "prior_std"} <= set(dir(found.process)):
+    if not {"alpha", "sigma", "horizon", "prior_std"} <= set(dir(returned.process)):
         raise UserError(f"model {source!r}: its process is no Process: give one, e.g. VP()")
 
 
@@ -228,17 +228,17 @@ def _check_call(source: str, network: nn.Module) -> None:
         ) from None
 
 
-def _check_readable(own: Own) -> None:
+def _check_readable(bare: BareNetwork) -> None:
     """Refuse a state without size, or an x0 that cannot be solved for where sampling begins."""
-    if min(own.shape) < 1:
-        raise UserError(f"model.shape={list(own.shape)} holds a side below 1: give e.g. [3,32,32]")
-    t = torch.tensor([own.process.horizon], dtype=torch.float64)
-    a, b = own.prediction.row(own.process, t)
-    determinant = own.process.alpha(t) * b - own.process.sigma(t) * a
+    if min(bare.shape) < 1:
+        raise UserError(f"model.shape={list(bare.shape)} holds a side below 1: give e.g. [3,32,32]")
+    t = torch.tensor([bare.process.horizon], dtype=torch.float64)
+    a, b = bare.prediction.row(bare.process, t)
+    determinant = bare.process.alpha(t) * b - bare.process.sigma(t) * a
     if not bool(determinant.abs() > 1e-7):
         raise UserError(
-            f"model.prediction={own.prediction.name} cannot be read at the noisiest time of "
-            f"{own.process}, where no signal is left: choose v_prediction, velocity or sample"
+            f"model.prediction={bare.prediction.name} cannot be read at the noisiest time of "
+            f"{bare.process}, where no signal is left: choose v_prediction, velocity or sample"
         )
 
 
@@ -248,5 +248,5 @@ def _fits(module: nn.Module) -> bool:
     )
 
 
-def _wrong(network: nn.Module, told: str) -> UserError:
-    return UserError(f"the network {type(network).__name__} {told}")
+def _wrong(network: nn.Module, what: str) -> UserError:
+    return UserError(f"the network {type(network).__name__} {what}")

@@ -52,33 +52,33 @@ class Aesthetic:
         path = Path(self.head).expanduser()
         if not path.is_file():
             raise UserError(f"cannot read the head {self.head!r}: give a .safetensors file")
-        found = pretrained.identity(self.model, revision=self.revision)
-        return found | {"head": self.head, "sha256 of the head": hub.sha256(path)}
+        identity = pretrained.identity(self.model, revision=self.revision)
+        return identity | {"head": self.head, "sha256 of the head": hub.sha256(path)}
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network, head = self._network.to(images.device), self._head.to(images.device)
-        pixels = self._pixels(images).to(network.dtype)
+        pixels = self._preprocess(images).to(network.dtype)
         embedding = network(pixel_values=pixels).image_embeds.float()
         return cast(Tensor, head(F.normalize(embedding, dim=-1)).squeeze(-1))
 
     @cached_property
     def _network(self) -> Any:
         head = self._head  # first: it is refused sooner than the model loads
-        found: Any = pretrained.network(
+        network: Any = pretrained.network(
             "CLIPVisionModelWithProjection",
             self.model,
             revision=self.revision,
             dtype=getattr(torch, self.dtype),
         )
-        heads.check_width(head, self.head, found.config.projection_dim)
-        return found
+        heads.check_width(head, self.head, network.config.projection_dim)
+        return network
 
     @cached_property
     def _head(self) -> nn.Sequential:
         return heads.load(Path(self.head).expanduser())
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._network.config.image_size)
-        told = pretrained.preprocessing(self.model, revision=self.revision)
-        return clip_preprocess.read(told, self.model, side=side)
+        config = pretrained.preprocessing(self.model, revision=self.revision)
+        return clip_preprocess.from_config(config, self.model, side=side)

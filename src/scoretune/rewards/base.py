@@ -83,12 +83,12 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
 
 def _place(error: Exception, reward: Reward) -> str:
     """` at FILE:LINE`, the innermost line of the user's own code; empty where there is none."""
-    own = str(getattr(reward, "__module__", "")).partition(".")[0]
+    package_of_reward = str(getattr(reward, "__module__", "")).partition(".")[0]
     places = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        named = package == own != __name__.partition(".")[0]
+        named = package == package_of_reward != __name__.partition(".")[0]
         if path.is_file() and (named or not _belongs_to_libraries(path)):
             places = f" at {path.name}:{line}"
     return places

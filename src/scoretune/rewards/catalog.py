@@ -7,24 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from scoretune.core import calls, hub
+from scoretune.core import resolve
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.hub import sha256
+from scoretune.core.resolve import Call, Term
 from scoretune.data.scenes import world
-from scoretune.rewards import (
-    aesthetic,
-    clip,
-    image_reward,
-    ocr,
-    pixels,
-    python,
-    reader,
-    vlm,
-    weighted,
-)
+from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, vlm
 from scoretune.rewards.base import Fingerprinted, Reward
-from scoretune.rewards.remote import isolated, server_reward
+from scoretune.rewards.remote import client, isolated
+from scoretune.rewards.weighted import Part, Weighted
 
 
 def _incompressibility(quality: int = 95) -> Reward:
@@ -38,7 +31,7 @@ class FolderReading(reader.Reading):
     folder: Path = Path()
 
     def fingerprint(self) -> dict[str, str]:
-        return {"sha256": hub.sha256(self.folder / "reader.safetensors")}
+        return {"sha256": sha256(self.folder / "reader.safetensors")}
 
 
 def _reader(folder: str = "") -> Reward:
@@ -73,82 +66,87 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "hpsv2": clip.HpsV2,
     "aesthetic": aesthetic.Aesthetic,
     "image_reward": image_reward.ImageReward,
-    "server": server_reward.Server,
+    "server": client.Remote,
     "isolated": isolated.Isolated,
     "ocr": ocr.Ocr,
     "vlm": vlm.Vlm,
 }
+BEFORE_MINUS = ("reader", "compressibility", "incompressibility", "brightness")
+"""The names after which a hyphen without spaces is a minus and no part of a module's name."""
 
 
-def named_reward(name: str) -> Reward:
+def terms(text: str) -> list[Term]:
+    """The weights and terms of a reward's text; of one that is no sum, 1 and the text."""
+    return resolve.read_sum(text, BEFORE_MINUS)
+
+
+def names(text: str) -> set[str]:
+    """The names of a reward's parts, without their settings."""
+    return {term.text.partition("(")[0] for term in terms(text)}
+
+
+def named_reward(text: str) -> Reward:
     """The reward of that name, a user's `module:function`, or a weighted sum of such.
 
     A sum looks like `reader + 0.5*compressibility(quality=80) - 0.1*my_module:function`.
     """
-    terms = weighted.terms(name, REWARDS)
-    if len(terms) == 1 and terms[0][0] == 1:
-        return _single(terms[0][1])
-    short = [text.partition("(")[0] for _, text in terms]
-    return weighted.Weighted(
+    parts = terms(text)
+    if len(parts) == 1 and parts[0].weight == 1:
+        return _single(parts[0].text)
+    short = [part.text.partition("(")[0] for part in parts]
+    return Weighted(
         tuple(
-            weighted.Part(text if short.count(label) > 1 else label, weight, _single(text))
-            for label, (weight, text) in zip(short, terms, strict=True)
+            Part(part.text if short.count(label) > 1 else label, part.weight, _single(part.text))
+            for label, part in zip(short, parts, strict=True)
         )
     )
 
 
-def fingerprint(name: str) -> dict[str, Any]:
+def fingerprint(text: str, reward: Reward) -> dict[str, Any]:
     """What exactly scores: every part of a reward with its weight, settings and class.
 
-    Beside them stand what tells one set of weights from another: a hub id's commit or a folder's
-    sha256, the sha256 of the source of a `module:function`. All of it is JSON.
+    `reward` is what `named_reward(text)` built. Beside the settings stands what tells one set of
+    weights from another: a hub id's commit or a folder's sha256, the sha256 of the source of a
+    `module:function`. All of it is JSON.
     """
+    built = [part.reward for part in reward.parts] if isinstance(reward, Weighted) else [reward]
     return {
-        "reward": name,
+        "reward": text,
         "parts": [
-            {"name": text, "weight": weight} | _identity(text)
-            for weight, text in weighted.terms(name, REWARDS)
+            {"name": term.text, "weight": term.weight} | _identity(term.text, part)
+            for term, part in zip(terms(text), built, strict=True)
         ],
         "libraries": {"scoretune": version("scoretune")}
         | {library: version(library) for library in ("torch", "transformers")},
     }
 
 
-def _identity(text: str) -> dict[str, Any]:
-    reward, call = _single(text), _call(text)
+def _identity(text: str, reward: Reward) -> dict[str, Any]:
+    """The class of one part with its settings, or with the hash of its source."""
+    call = _call(text)
     kind = reward if inspect.isfunction(reward) else type(reward)
-    found: dict[str, Any] = {"class": f"{kind.__module__}:{kind.__qualname__}"}
+    identity: dict[str, Any] = {"class": f"{kind.__module__}:{kind.__qualname__}"}
     if call is None:
         source = inspect.getsourcefile(kind)
-        return found | ({"sha256 of the source": hub.sha256(Path(source))} if source else {})
+        return identity | ({"sha256 of the source": sha256(Path(source))} if source else {})
     constructor = REWARDS[call.name]
     defaults = {k: p.default for k, p in inspect.signature(constructor).parameters.items()}
-    found["settings"] = defaults | calls.values("reward", call, constructor)
-    return found | (dict(reward.fingerprint()) if isinstance(reward, Fingerprinted) else {})
+    identity["settings"] = defaults | resolve.typed_settings("reward", call, constructor)
+    return identity | (dict(reward.fingerprint()) if isinstance(reward, Fingerprinted) else {})
 
 
 def _single(text: str) -> Reward:
+    """The reward of one term."""
     call = _call(text)
     if call is None:
-        return python.from_path(text)
+        return cast(Reward, resolve.imported("reward", text))
     if call.name not in REWARDS:
         raise unknown("reward", call.name, [*REWARDS, "module:function"])
-    return calls.made("reward", call, REWARDS[call.name])
+    return resolve.instantiate("reward", call, REWARDS[call.name])
 
 
-def _call(text: str) -> calls.Call | None:
+def _call(text: str) -> Call | None:
     """The term as a name with settings; None for a `module:function`."""
     if text.startswith(("http://", "https://")):
-        return calls.Call("server", {"url": text})
-    return None if ":" in text.partition("(")[0] else calls.read(text)
-
-
-def verdict_metrics(model: str) -> dict[str, Reward]:
-    """For models of the shipped world: does the reader, does the judge, find what was asked?
-
-    Each gives 0 or 1. A model folder that `scoretune pretrain scenes` made holds its own two.
-    """
-    folder = world.shipped() if model in world.SHIPPED else Path(model)
-    if not (folder / "judge.safetensors").exists():
-        return {}
-    return {n: reader.Reading(reader.load(folder, n), soft=False) for n in ("reader", "judge")}
+        return Call("server", {"url": text})
+    return None if ":" in text.partition("(")[0] else resolve.read_call(text)

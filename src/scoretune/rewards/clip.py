@@ -50,18 +50,18 @@ class Similarity(ABC):
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the processor's folder or hub id, with hashes or commit."""
-        found = pretrained.identity(self.model, revision=self.revision)
+        identity = pretrained.identity(self.model, revision=self.revision)
         source, revision = self._processor
         if source != self.model:
             other = pretrained.identity(source, revision=revision)
-            found |= {f"processor {key}": value for key, value in other.items()}
-        return found
+            identity |= {f"processor {key}": value for key, value in other.items()}
+        return identity
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """cos(image, text), [B], in float32."""
         network = self._network.to(images.device)
-        pixels = self._pixels(images).to(network.dtype)
-        shown = network.get_image_features(pixel_values=pixels).pooler_output
+        pixels = self._preprocess(images).to(network.dtype)
+        image_embeddings = network.get_image_features(pixel_values=pixels).pooler_output
         texts = list(dict.fromkeys(prompts))  # a group's samples share their prompt
         with torch.no_grad():
             words = self._tokenizer(
@@ -71,9 +71,9 @@ class Similarity(ABC):
                 max_length=network.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             ).to(images.device)
-            told = network.get_text_features(**words).pooler_output
-        told = told[[texts.index(prompt) for prompt in prompts]]
-        return F.cosine_similarity(shown.float(), told.float(), dim=-1)
+            text_embeddings = network.get_text_features(**words).pooler_output
+        text_embeddings = text_embeddings[[texts.index(prompt) for prompt in prompts]]
+        return F.cosine_similarity(image_embeddings.float(), text_embeddings.float(), dim=-1)
 
     @abstractmethod
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
@@ -94,11 +94,11 @@ class Similarity(ABC):
         return pretrained.tokenizer(source, revision=revision)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         source, revision = self._processor
         side = int(self._network.config.vision_config.image_size)
-        told = pretrained.preprocessing(source, revision=revision)
-        return clip_preprocess.read(told, source, side=side)
+        config = pretrained.preprocessing(source, revision=revision)
+        return clip_preprocess.from_config(config, source, side=side)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,10 @@ class _OnVitH(Similarity):
     def _processor(self) -> tuple[str, str | None]:
         if self.processor:
             return self.processor, None
-        own = Path(self.model).expanduser()
-        held = (own / "tokenizer_config.json").exists() or (own / "tokenizer.json").exists()
-        return (self.model, None) if held else (VIT_H, None)
+        folder = Path(self.model).expanduser()
+        files = ("tokenizer_config.json", "tokenizer.json")
+        has_tokenizer = any((folder / name).exists() for name in files)
+        return (self.model, None) if has_tokenizer else (VIT_H, None)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class HpsV2(_OnVitH):
         if not self.model or Path(self.model).suffix in hub.PICKLES:
             raise UserError(
                 "hpsv2 needs model=FOLDER; make one of the released pickle, if you trust it: python"
-                ' -c "import torch, scoretune; scoretune.convert.hpsv2(torch.load('
+                ' -c "import scoretune, torch; scoretune.convert.hpsv2(torch.load('
                 f"{self.model or 'HPS_v2.1_compressed.pt'!r}, weights_only=True)['state_dict'], "
                 "'FOLDER')\""
             )
@@ -168,6 +169,6 @@ class HpsV2(_OnVitH):
         return self.cosines(images, prompts)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._network.config.vision_config.image_size)
-        return clip_preprocess.Pixels(side=side, fit="pad")
+        return clip_preprocess.Preprocessing(side=side, fit="pad")

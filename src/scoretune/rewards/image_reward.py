@@ -25,7 +25,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 TOKENS = 35
 
 
-class Reader(nn.Module):
+class Blip(nn.Module):
     """BLIP up to its states: `vision_model.*` and `text_encoder.*`.
 
     Both are the parts of transformers' BlipForImageTextRetrieval, under its names.
@@ -40,12 +40,13 @@ class Reader(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Pixels [B, 3, side, side], token ids and their mask [B, L] -> first states [B, D]."""
-        seen = self.vision_model(pixel_values=pixels.to(self.vision_model.dtype)).last_hidden_state
+        pixels = pixels.to(self.vision_model.dtype)
+        picture_states = self.vision_model(pixel_values=pixels).last_hidden_state
         states = self.text_encoder(
             input_ids=tokens,
             attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones_like(seen[..., 0], dtype=torch.long),
+            encoder_hidden_states=picture_states,
+            encoder_attention_mask=torch.ones_like(picture_states[..., 0], dtype=torch.long),
         ).last_hidden_state
         return cast(Tensor, states[:, 0])
 
@@ -79,14 +80,14 @@ class ImageReward:
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the tokenizer's folder or hub id, with hashes or commit."""
-        found = pretrained.identity(self.model, revision=self.revision)
+        identity = pretrained.identity(self.model, revision=self.revision)
         if self.tokenizer:
             other = pretrained.identity(self.tokenizer, revision=None)
-            found |= {f"tokenizer {key}": value for key, value in other.items()}
-        return found
+            identity |= {f"tokenizer {key}": value for key, value in other.items()}
+        return identity
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        reader, head = (part.to(images.device) for part in self._network)
+        blip, head = (part.to(images.device) for part in self._network)
         words = self._words(
             list(prompts),
             padding="max_length",
@@ -94,7 +95,7 @@ class ImageReward:
             max_length=TOKENS,
             return_tensors="pt",
         ).to(images.device)
-        state = reader(self._pixels(images), words.input_ids, words.attention_mask)
+        state = blip(self._preprocess(images), words.input_ids, words.attention_mask)
         return cast(Tensor, (head(state.float()).squeeze(-1) - MEAN) / STD)
 
     @cached_property
@@ -102,11 +103,11 @@ class ImageReward:
         from transformers import BlipConfig
 
         pretrained.refuse_pickles(self.model, _command(self.model))
-        told = pretrained.file(self.model, "config.json", revision=self.revision)
-        return BlipConfig.from_pretrained(told.parent)
+        path = pretrained.file(self.model, "config.json", revision=self.revision)
+        return BlipConfig.from_pretrained(path.parent)
 
     @cached_property
-    def _network(self) -> tuple[Reader, nn.Sequential]:
+    def _network(self) -> tuple[Blip, nn.Sequential]:
         from accelerate import init_empty_weights
 
         weights = self._weights()
@@ -116,17 +117,17 @@ class ImageReward:
             head = heads.stacked(first)
             # BLIP draws its first token even so: a run's random numbers stay as they were
             with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-                reader = Reader(self._config)
-            reader.load_state_dict(rest, strict=True, assign=True)
+                blip = Blip(self._config)
+            blip.load_state_dict(rest, strict=True, assign=True)
         except (ValueError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.model!r} holds no whole ImageReward ({told}): convert it again: "
+                f"{self.model!r} holds no whole ImageReward ({reason}): convert it again: "
                 f"{_command('ImageReward.pt')}"
             ) from error
         heads.check_width(head, self.model, self._config.text_config.hidden_size)
-        reader.to(getattr(torch, self.dtype))
-        return reader.requires_grad_(False).eval(), head
+        blip.to(getattr(torch, self.dtype))
+        return blip.requires_grad_(False).eval(), head
 
     def _weights(self) -> dict[str, Tensor]:
         from safetensors import SafetensorError
@@ -145,15 +146,15 @@ class ImageReward:
         return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
 
     @cached_property
-    def _pixels(self) -> clip_preprocess.Pixels:
+    def _preprocess(self) -> clip_preprocess.Preprocessing:
         side = int(self._config.vision_config.image_size)
-        return clip_preprocess.Pixels(side=side, resize=side)
+        return clip_preprocess.Preprocessing(side=side, resize=side)
 
 
 def _command(pickle: str) -> str:
     """The line that converts the release."""
     name = pickle if Path(pickle).suffix in hub.PICKLES else "ImageReward.pt"
     return (
-        'python -c "import torch, scoretune; scoretune.convert.image_reward('
+        'python -c "import scoretune, torch; scoretune.convert.image_reward('
         f"torch.load({name!r}, weights_only=True), 'FOLDER')\""
     )

@@ -1,6 +1,7 @@
 """Does the text that a prompt asks for stand in the picture? The reward of Flow-GRPO.
 
-A network of transformers reads the picture; the score compares what it finds with what was wanted.
+A network of transformers reads the picture; the score compares that text with what the
+prompt wants.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
-from scoretune.rewards.cache import Memory, Pixels, eight_bit, metadata_of
-from scoretune.rewards.networks import pretrained, vision_language
+from scoretune.rewards.cache import Cached, Pixels, metadata_of
+from scoretune.rewards.networks import pretrained
+from scoretune.rewards.networks.vision_language import VisionLanguage
 
 QUESTION = "Read the text in this picture. Answer with that text alone."
 _QUOTED = re.compile(
@@ -37,13 +37,13 @@ def distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def agreement(found: str, wanted: str) -> float:
+def agreement(text: str, wanted: str) -> float:
     """1 - min(distance / length of `wanted`, 1), in [0, 1], spaces and case ignored.
 
     As in arXiv 2505.05470, section 4; `wanted` must not be blank.
     """
-    read, asked = ("".join(text.casefold().split()) for text in (found, wanted))
-    return 1 - min(distance(read, asked) / len(asked), 1.0)
+    letters, target = ("".join(words.casefold().split()) for words in (text, wanted))
+    return 1 - min(distance(letters, target) / len(target), 1.0)
 
 
 def wanted_text(prompt: str) -> str:
@@ -51,8 +51,8 @@ def wanted_text(prompt: str) -> str:
 
     Quotes are "…", “…”, ‘…’ and '…'. Raises UserError for a prompt that wants no text.
     """
-    told = metadata_of(prompt).get("text")
-    text = told if isinstance(told, str) else ""
+    column = metadata_of(prompt).get("text")
+    text = column if isinstance(column, str) else ""
     if not text.strip():
         text = " ".join("".join(groups) for groups in _QUOTED.findall(prompt))
     if not text.strip():
@@ -64,7 +64,7 @@ def wanted_text(prompt: str) -> str:
 
 
 @dataclass(frozen=True)
-class Ocr:
+class Ocr(Cached):
     """How much of the wanted text `model` reads in a picture, 0 to 1; without a gradient.
 
     model: folder or hub id of a VisionEncoderDecoderModel (TrOCR, which reads one line) or of any
@@ -91,21 +91,19 @@ class Ocr:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         for prompt in prompts:
             wanted_text(prompt)  # before anything is read
-        self.network.to(images.device)
-        return self.memory.scores(eight_bit(images), prompts, self._ask, self.batch)
+        self.vision_language.to(images.device)
+        return super().__call__(images, prompts)
 
     def read(self, pixels: Pixels) -> list[str]:
         """The text in each picture [B, H, W, 3]."""
-        asked = self._inputs(pixels).to(self.network.device, self.network.dtype)
-        end = getattr(self.processor, "message_end_token", None)  # GOT-OCR does not end by itself
-        stop = {"stop_strings": end, "tokenizer": self.processor.tokenizer} if end else {}
-        with torch.no_grad():
-            tokens = self.network.generate(
-                **asked, max_new_tokens=self.tokens, do_sample=False, **stop
-            )
-        if not self.network.config.is_encoder_decoder:
-            tokens = tokens[:, asked["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        model = self.vision_language
+        inputs = model.inputs(pixels, [self._question] * len(pixels))
+        end = getattr(model.processor, "message_end_token", None)  # GOT-OCR does not end by itself
+        stop = {"stop_strings": end, "tokenizer": model.processor.tokenizer} if end else {}
+        tokens = model.generate(inputs, max_new_tokens=self.tokens, **stop)
+        if not model.network.config.is_encoder_decoder:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = model.processor.batch_decode(tokens, skip_special_tokens=True)
         return [text.split(end)[0] if end else text for text in texts]
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -118,31 +116,14 @@ class Ocr:
         }
 
     @cached_property
-    def memory(self) -> Memory:
-        """The scores that were given before."""
-        return Memory(self.cache)
-
-    @cached_property
-    def network(self) -> Any:
-        """The model, frozen."""
-        dtype = getattr(torch, self.dtype)
-        return vision_language.network(self.model, revision=self.revision, dtype=dtype)
-
-    @cached_property
-    def processor(self) -> Any:
-        """What prepares pictures, and turns tokens into text."""
-        return vision_language.processor(self.model, revision=self.revision)
+    def vision_language(self) -> VisionLanguage:
+        """The model that reads."""
+        return VisionLanguage(self.model, self.revision, self.dtype)
 
     @property
     def _question(self) -> str:
-        chats = bool(getattr(self.processor, "chat_template", None))
-        return self.question or (QUESTION if chats else "")
+        return self.question or (QUESTION if self.vision_language.chats else "")
 
-    def _inputs(self, pixels: Pixels) -> Any:
-        if self._question:
-            return vision_language.questions(self.processor, pixels, [self._question] * len(pixels))
-        return self.processor(images=vision_language.pictures(pixels), return_tensors="pt")
-
-    def _ask(self, pixels: Pixels, prompts: list[str]) -> list[float]:
+    def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
         pairs = zip(self.read(pixels), prompts, strict=True)
-        return [agreement(found, wanted_text(prompt)) for found, prompt in pairs]
+        return [agreement(text, wanted_text(prompt)) for text, prompt in pairs]

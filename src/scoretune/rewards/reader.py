@@ -202,7 +202,7 @@ def _single(value: Tensor) -> Tensor:
 
 
 def _meaning(prompt: str) -> Ask:
-    known = asks_by_text()
-    if prompt not in known:
-        raise unknown("scene prompt (the reader judges scenes of digits only)", prompt, known)
-    return known[prompt]
+    asks = asks_by_text()
+    if prompt not in asks:
+        raise unknown("scene prompt (the reader judges scenes of digits only)", prompt, asks)
+    return asks[prompt]

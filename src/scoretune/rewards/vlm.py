@@ -1,4 +1,4 @@
-"""A vision-language model as judge: a question about each picture in, odds of the answer out."""
+"""A vision-language model as reward: a question about each picture in, odds of the answer out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
-from scoretune.rewards.cache import Memory, Pixels, eight_bit
-from scoretune.rewards.networks import pretrained, vision_language
+from scoretune.rewards.cache import Cached, Pixels
+from scoretune.rewards.networks import pretrained
+from scoretune.rewards.networks.vision_language import VisionLanguage
 
 QUESTION = "Does this picture show the following? {prompt}\nAnswer with %s."
 RATING = "How well does this picture show the following? {prompt}\nAnswer with a number, %s to %s."
 
 
 @dataclass(frozen=True)
-class Vlm:
+class Vlm(Cached):
     """What `model` answers about a picture, read off its next-token probabilities p; no gradient.
 
     With `answers` "yes,no" the score is p(yes) / (p(yes) + p(no)), in [0, 1] (arXiv 2404.01291
@@ -52,8 +53,8 @@ class Vlm:
         _worth(self)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.network.to(images.device)
-        return self.memory.scores(eight_bit(images), prompts, self._ask, self.batch)
+        self.vision_language.to(images.device)
+        return super().__call__(images, prompts)
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model with its hashes or commit, what it is asked, and what counts as an answer."""
@@ -65,36 +66,22 @@ class Vlm:
         }
 
     @cached_property
-    def memory(self) -> Memory:
-        """The scores that were given before."""
-        return Memory(self.cache)
+    def vision_language(self) -> VisionLanguage:
+        """The model that answers."""
+        return VisionLanguage(self.model, self.revision, self.dtype)
 
-    @cached_property
-    def network(self) -> Any:
-        """The model, frozen."""
-        dtype = getattr(torch, self.dtype)
-        return vision_language.network(self.model, revision=self.revision, dtype=dtype)
-
-    @cached_property
-    def processor(self) -> Any:
-        """What prepares pictures and questions."""
-        return vision_language.processor(self.model, revision=self.revision)
-
-    def _ask(self, pixels: Pixels, prompts: list[str]) -> list[float]:
-        asked = self.question or _question(self)
-        texts = [asked.replace("{prompt}", prompt) for prompt in prompts]
-        inputs = vision_language.questions(self.processor, pixels, texts)
-        with torch.no_grad():
-            # By way of `generate`, which knows each model's positions behind padding.
-            said = self.network.generate(
-                **inputs.to(self.network.device, self.network.dtype),
-                max_new_tokens=1,
-                do_sample=False,
-                num_beams=1,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        logs = said.logits[0].float().log_softmax(-1)
+    def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
+        question = self.question or _question(self)
+        texts = [question.replace("{prompt}", prompt) for prompt in prompts]
+        # By way of `generate`, which knows each model's positions behind padding.
+        output = self.vision_language.generate(
+            self.vision_language.inputs(pixels, texts),
+            max_new_tokens=1,
+            num_beams=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logs = output.logits[0].float().log_softmax(-1)
         words = torch.stack([logs[:, tokens].logsumexp(-1) for tokens in self._tokens], -1)
         worth = torch.tensor(list(_worth(self).values()), device=words.device)
         return [float(score) for score in words.softmax(-1) @ worth]
@@ -102,29 +89,32 @@ class Vlm:
     @cached_property
     def _tokens(self) -> list[list[int]]:
         """The tokens that begin each answer: those that are the whole of it, in any form."""
-        return [_forms(self.processor.tokenizer, word, self.model) for word in _worth(self)]
+        return [
+            _forms(self.vision_language.processor.tokenizer, word, self.model)
+            for word in _worth(self)
+        ]
 
 
-def _worth(judge: Vlm) -> dict[str, float]:
+def _worth(reward: Vlm) -> dict[str, float]:
     """What each answer is worth."""
-    if judge.scale:
-        ends = re.fullmatch(r"(\d+)-(\d+)", judge.scale)
+    if reward.scale:
+        ends = re.fullmatch(r"(\d+)-(\d+)", reward.scale)
         low, high = (int(ends[1]), int(ends[2])) if ends else (0, 0)
         if not low < high <= low + 100:
-            raise UserError(f"vlm(scale={judge.scale}): write it as 1-5, the lower number first")
+            raise UserError(f"vlm(scale={reward.scale}): write it as 1-5, the lower number first")
         return {str(rating): float(rating) for rating in range(low, high + 1)}
-    words = [word.strip() for word in re.split("[,/]", judge.answers)]
+    words = [word.strip() for word in re.split("[,/]", reward.answers)]
     if len(words) < 2 or not all(words) or len({word.casefold() for word in words}) < len(words):
         raise UserError(
-            f'vlm(answers={judge.answers!r}): write two or more different words, as "yes,no"'
+            f'vlm(answers={reward.answers!r}): write two or more different words, as "yes,no"'
         )
     return {word: float(place == 0) for place, word in enumerate(words)}
 
 
-def _question(judge: Vlm) -> str:
+def _question(reward: Vlm) -> str:
     """What is asked unless the user says otherwise."""
-    words = list(_worth(judge))
-    if judge.scale:
+    words = list(_worth(reward))
+    if reward.scale:
         return RATING % (words[0], words[-1])
     return QUESTION % " or ".join(words)
 
@@ -133,11 +123,11 @@ def _forms(tokenizer: Any, word: str, model: str) -> list[int]:
     """The single tokens that spell a word, in small letters or not, after a space or not."""
     cases = {word, word.lower(), word.capitalize(), word.upper()}
     forms = sorted(cases | {f" {case}" for case in cases})
-    found = {tuple(tokenizer.encode(form, add_special_tokens=False)) for form in forms}
+    encoded = {tuple(tokenizer.encode(form, add_special_tokens=False)) for form in forms}
     # Some tokenizers put a space before all they read: there a bare digit is in the table only.
-    known = tokenizer.get_vocab()
-    single = {tokens[0] for tokens in found if len(tokens) == 1}
-    single |= {known[case] for case in cases if case in known}
+    vocabulary = tokenizer.get_vocab()
+    single = {tokens[0] for tokens in encoded if len(tokens) == 1}
+    single |= {vocabulary[case] for case in cases if case in vocabulary}
     single -= {tokenizer.unk_token_id}
     if not single:
         raise UserError(

@@ -86,9 +86,12 @@ def clstd(
     test = phi[..., :-1, :] if tests is None else tests.detach().to(torch.float64)
     width = dt.to(torch.float64).expand_as(rewards).unsqueeze(-1)
     change = phi[..., 1:, :] - phi[..., :-1, :] * (1 + discount * width)
-    known = features.new_zeros(features.shape[:-1]) if fixed is None else fixed.detach()
+    offset = features.new_zeros(features.shape[:-1]) if fixed is None else fixed.detach()
     source = td_advantage(
-        known.to(torch.float64), rewards.detach().to(torch.float64), width.squeeze(-1), discount
+        offset.to(torch.float64),
+        rewards.detach().to(torch.float64),
+        width.squeeze(-1),
+        discount,
     )
     matrix = torch.einsum("...i,...j->ij", test, change)
     target = -torch.einsum("...i,...->i", test, source)

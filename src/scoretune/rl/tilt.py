@@ -37,11 +37,12 @@ class Mixture:
     @staticmethod
     def of(weights: list[float], means: list[list[float]], variance: float) -> Mixture:
         """Components of one variance, float64; weights need not sum to 1."""
-        shares = torch.tensor(weights, dtype=torch.float64)
-        if not (bool((shares > 0).all()) and variance > 0):
+        probabilities = torch.tensor(weights, dtype=torch.float64)
+        if not (bool((probabilities > 0).all()) and variance > 0):
             raise ValueError(f"need weights and variance > 0, got {weights} and {variance}")
         centres = torch.tensor(means, dtype=torch.float64)
-        return Mixture(shares.log().log_softmax(0), centres, torch.full_like(shares, variance))
+        variances = torch.full_like(probabilities, variance)
+        return Mixture(probabilities.log().log_softmax(0), centres, variances)
 
     @staticmethod
     def gaussian(mean: list[float], variance: float) -> Mixture:
@@ -74,8 +75,8 @@ class Mixture:
 
     def score(self, x: Tensor) -> Tensor:
         """∇ ln p(x), [B, D]."""
-        share = self._joint(x).softmax(-1) / self.variances
-        return (share[..., None] * (self.means - x[..., None, :])).sum(-2)
+        pull = self._joint(x).softmax(-1) / self.variances
+        return (pull[..., None] * (self.means - x[..., None, :])).sum(-2)
 
     def posterior(self, x: Tensor, alpha: Level, sigma: Level) -> Mixture:
         """The law of x0 given αx0 + σε = x: a batch of mixtures, [B]."""
@@ -112,8 +113,8 @@ class Mixture:
     def _joint(self, x: Tensor) -> Tensor:
         """ln w_k N(x; μ_k, τ_k²), [B, K]."""
         square = ((x[..., None, :] - self.means) ** 2).sum(-1)
-        spread = torch.log(2 * math.pi * self.variances)
-        return self.log_weights - square / (2 * self.variances) - x.shape[-1] / 2 * spread
+        log_scale = torch.log(2 * math.pi * self.variances)
+        return self.log_weights - square / (2 * self.variances) - x.shape[-1] / 2 * log_scale
 
     def _column(self, level: Level) -> Tensor:
         return torch.as_tensor(level, dtype=self.means.dtype, device=self.means.device)[..., None]

@@ -24,9 +24,8 @@ from scoretune.models.catalog import load_backbone, lora_targets, move, resolve,
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader, load_pipeline
 from scoretune.policy import Distilled, Policy
-from scoretune.rewards import weighted
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
-from scoretune.rewards.catalog import REWARDS, named_reward
+from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
 from scoretune.training.engine import TorchEngine
 from scoretune.training.objectives import KINDS
@@ -66,7 +65,7 @@ def check(run: Run) -> Checked:
     _check_world(run)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
-    guard.check(run)
+    guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
@@ -197,7 +196,7 @@ def _check_world(run: Run) -> None:
             f"prompts=scenes, the default, are of the shipped digits, which {source!r} has not "
             "learned: set prompts=FILE (one a line), or prompts=none, and a reward"
         )
-    if "reader" in {name.partition("(")[0] for _, name in weighted.terms(run.reward, REWARDS)}:
+    if "reader" in names(run.reward):
         raise UserError(
             f"reward=reader, the default, judges the shipped digits, which {source!r} has not "
             "learned: set reward=NAME, or a function of yours as reward=module:function"

@@ -18,7 +18,7 @@ from scoretune.evaluate.report import render
 from scoretune.evaluate.report.record import Record, Row, at, number, read_record
 from scoretune.models import pipelines
 from scoretune.models.catalog import resolve
-from scoretune.rewards.catalog import fingerprint
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training.overrides import of_data
 from scoretune.training.run_folder import recorded
 
@@ -189,7 +189,7 @@ def _reward(subject: Subject) -> dict[str, object]:
     when = ""
     if identity is None:
         try:
-            identity, when = fingerprint(name), " (when this card was written)"
+            identity, when = fingerprint(name, named_reward(name)), " (when this card was written)"
         except Exception:  # a user's own code may be gone from this machine, or fail in any way
             return {"reward": f"`{name}`"}
     parts = at(identity, "parts") or [identity]

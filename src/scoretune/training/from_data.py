@@ -22,8 +22,8 @@ from scoretune.data.datasets import Data, Reading, read_data
 from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
-from scoretune.evaluate import distances
-from scoretune.evaluate.distances import Sampler
+from scoretune.evaluate import data_samples
+from scoretune.evaluate.data_samples import DataSampler
 from scoretune.evaluate.report import data_page, gallery
 from scoretune.models import score_network
 from scoretune.models.lora import restore_adapter
@@ -142,15 +142,15 @@ def _model_folder(run: Run) -> Path:
     return home
 
 
-def sampler_of(run: Run) -> Sampler:
+def sampler_of(run: Run) -> DataSampler:
     """How the run's model is measured."""
     evaluation, objective = run.evaluation, run.objective
     assert isinstance(objective, Matching | Consistency)
     if isinstance(objective, Consistency):
-        return Sampler(
+        return DataSampler(
             evaluation.solver, evaluation.steps, objective.t_min, True, objective.sigma_data
         )
-    return Sampler(evaluation.solver, evaluation.steps, objective.t_min)
+    return DataSampler(evaluation.solver, evaluation.steps, objective.t_min)
 
 
 # ----------------------------------------------------------------------------------- measuring
@@ -217,13 +217,13 @@ class DataRun:
         parts, evaluation, sampler = self.parts, self.run.evaluation, sampler_of(self.run)
         calls = parts.policy.calls
         with parts.average.in_place():
-            samples = distances.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
+            samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
             numbers = {
                 "sampler": str(sampler),
                 "held_out_loss": held_out_loss(parts, evaluation.seed),
-                **distances.distances(samples, parts.held_out.states, parts.model),
+                **data_samples.distances(samples, parts.held_out.states, parts.model),
             }
-            distances.save(parts.model, self.folder / "model", sampler, parts.data.names)
+            data_samples.save(parts.model, self.folder / "model", sampler, parts.data.names)
         parts.policy.calls = calls
         return numbers, samples
 
@@ -233,7 +233,7 @@ def floor(parts: Parts, evaluation: Evaluation) -> dict[str, float]:
     perfect model's."""
     generator = torch.Generator().manual_seed(evaluation.seed)
     order = torch.randperm(len(parts.data), generator=generator)[: evaluation.samples]
-    return distances.distances(parts.data.states[order], parts.held_out.states, parts.model)
+    return data_samples.distances(parts.data.states[order], parts.held_out.states, parts.model)
 
 
 def progress_of(run: Run, folder: Path, parts: Parts) -> Progress:
@@ -288,17 +288,17 @@ def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, An
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
     evaluation, sampler = run.evaluation, sampler_of(run)
     with parts.average.in_place():
-        samples = distances.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
+        samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
         line = {
             "update": update,
             "sampler": str(sampler),
             "held_out_loss": held_out_loss(parts, evaluation.seed),
-            **distances.distances(samples, parts.held_out.states, parts.model),
+            **data_samples.distances(samples, parts.held_out.states, parts.model),
             "real": floor(parts, evaluation),
         }
     if features is not None:
         held_out = parts.held_out.states
-        line[features] = distances.featured(samples, held_out, parts.model, features)
+        line[features] = data_samples.featured(samples, held_out, parts.model, features)
     return line
 
 
@@ -307,6 +307,6 @@ def trained(folder: Path) -> Policy:
     newest, home = checkpoints.latest(folder / "checkpoints"), model_folder.home(folder)
     if newest is None or home is None:
         raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
-    policy = distances.policy_of(home)
+    policy = data_samples.policy_of(home)
     restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
     return policy

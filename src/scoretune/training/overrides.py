@@ -1,20 +1,20 @@
 """Changes to a configuration: `a.b=c` from a command line, checked against the tree.
 
-An unknown key is an error that names the nearest key, and a value of the wrong kind one that names
-its place.
+An unknown key is an error that names the nearest key, a value of the wrong kind one that names
+its place, and a setting that the run never reads one that says what would read it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
 from scoretune.core import model_folder
-from scoretune.core.config import NEW_NETWORKS, Consistency, Matching, Run
+from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -48,42 +48,78 @@ def own_prediction(source: str) -> str | None:
 
 
 def changed(run: Run, assignments: Iterable[str]) -> Run:
-    """The run with `a.b=c` applied. Raises UserError for unknown keys and unfit values.
+    """The run with `a.b=c` applied. Raises UserError for unknown keys, unfit values, and values of
+    settings that the run then never reads.
 
     A model.source that is a network of one's own brings the defaults of training on data; the
     changes go over them in any order.
     """
+    return assigned(run, [parsed(assignment) for assignment in assignments])
+
+
+def assigned(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
+    """`changed` by pairs of a path and a value."""
     tree = run.model_dump()
-    wanted = [_parsed(assignment) for assignment in assignments]
-    for path, value in [*_defaults(run, dict(wanted)), *wanted]:
+    for path, value in _defaults(run, dict(changes)):
         _assign(tree, path, value)
-    return validated(tree)
+    before = dict(_leaves(tree))
+    for path, value in changes:
+        _assign(tree, path, value)
+    new = validated(tree)
+    _refuse_inert(new, before, [path for path, _ in changes])
+    return new
 
 
-def _defaults(run: Run, wanted: dict[str, Any]) -> list[tuple[str, Any]]:
+def _refuse_inert(run: Run, before: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Refuse a change of what the run never reads: ignored, it would pass for tried."""
+    unread = run.unread(of_data(run))
+    for name, value in _leaves(run.model_dump()):
+        touched = any(name == path or name.startswith(f"{path}.") for path in paths)
+        use = unread.get(name, Checked())
+        if touched and not isinstance(use, Checked) and value != before.get(name, value):
+            raise UserError(
+                f"{name}={_text(value)} is of no use here: it is for {use}; leave it out, or "
+                "change that"
+            )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a tree by its path."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What follows from the change of the model's source."""
-    if "model.source" not in wanted:
+    if "model.source" not in changes:
         return []
-    source = str(wanted.get("model.source", run.model.source))
-    chosen = run.objective
+    source, objective = str(changes["model.source"]), run.objective
     if is_function(source):
         return [("prompts", "none")]
     predicts = own_prediction(source)
     if predicts is None or of_data(run):
         return []
-    if not isinstance(chosen, Matching | Consistency):
+    if not isinstance(objective, Matching | Consistency):
         return [("prompts", "none")]
-    found = dict(FROM_DATA)
+    defaults = dict(FROM_DATA)
     if source in NEW_NETWORKS:
-        found |= FROM_NOTHING
-    if isinstance(chosen, Consistency):
-        found["evaluation.steps"] = 1
-    elif wanted.get("model.prediction", predicts) in ("v_prediction", "velocity"):
-        found |= ANY_PROCESS  # the other two have variance 1 at all times
-    return list(found.items())
+        defaults |= FROM_NOTHING
+    if isinstance(objective, Consistency):
+        defaults["evaluation.steps"] = 1
+    elif changes.get("model.prediction", predicts) in ("v_prediction", "velocity"):
+        defaults |= ANY_PROCESS  # the other two have variance 1 at all times
+    return list(defaults.items())
 
 
-def _parsed(assignment: str) -> tuple[str, Any]:
+def parsed(assignment: str) -> tuple[str, Any]:
+    """The path and the value of `a.b=c`."""
     path, equals, text = assignment.partition("=")
     if not equals:
         raise UserError(f"cannot read {assignment!r}: changes look like sampling.steps=20")
@@ -102,34 +138,22 @@ def validated(tree: dict[str, Any]) -> Run:
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
 
 
-_KINDS = (
-    "matching",
-    "consistency",
-    "policy_gradient",
-    "score_action",
-    "direct",
-    "adjoint",
-    "energy",
+_KINDS = tuple(
+    cast(str, kind.model_fields["kind"].default)
+    for kind in get_args(Run.model_fields["objective"].annotation)
 )
+"""Of objectives: pydantic puts them into the place of an error."""
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
     node, parts = tree, path.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, dict) or part not in node:
-            raise unknown("key", path, _keys(tree))
+            raise unknown("key", path, [name for name, _ in _leaves(tree)])
         if depth == len(parts) - 1:
             node[part] = value
         else:
             node = node[part]
-
-
-def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in tree.items():
-        inner = _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-        found += inner or [prefix + key]
-    return found
 
 
 def _literal(text: str) -> Any:

@@ -16,11 +16,20 @@ from scoretune.core.config import Run
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
 from scoretune.evaluate import gap
+from scoretune.evaluate.gap import Comparison
 from scoretune.evaluate.guard import guard
-from scoretune.evaluate.guard.guard import Sentry
-from scoretune.evaluate.measure import Measurement, Verdicts, compare, measure, preview_indices
+from scoretune.evaluate.guard.guard import Monitor
 from scoretune.evaluate.report import gallery
 from scoretune.evaluate.report.page import write_report
+from scoretune.evaluate.samples import preview_indices, save_preview
+from scoretune.evaluate.scores import (
+    Measurement,
+    Verdicts,
+    compare,
+    evaluation_line,
+    measure,
+    verdict_metrics,
+)
 from scoretune.models import export, user_module
 from scoretune.training import build, card, from_data, trackers
 from scoretune.training.engine import TorchEngine
@@ -165,8 +174,17 @@ def _data_run(run: Run, folder: Path, watcher: Watcher, parts: from_data.Parts) 
 
 
 def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -> _Job:
-    watch = guard.sentry(run, folder, parts.held_out, watcher.line)
-    kept = {"trust": parts.method.adaptive, "guard": watch, "engine": parts.engine}
+    monitor = guard.monitor(
+        run.guard,
+        run.evaluation,
+        reward=run.reward,
+        source=run.model.source,
+        updates=run.updates,
+        folder=folder,
+        held_out=parts.held_out,
+        on_alarm=watcher.line,
+    )
+    kept = {"trust": parts.method.adaptive, "guard": monitor, "engine": parts.engine}
     progress = Progress(
         folder=folder,
         policy=parts.policy,
@@ -177,12 +195,12 @@ def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -
         keep=run.checkpoints.keep,
     )
     first = progress.restore()
-    progress.forget_after(first, ended=watch.ended is not None)
+    progress.forget_after(first, ended=monitor.ended is not None)
     tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
     return _Job(
         run=run,
         watcher=watcher,
-        subject=FineTuning(run, folder, parts, watcher, progress, tracking, watch),
+        subject=FineTuning(run, folder, parts, watcher, progress, tracking, monitor),
         method=parts.method,
         optimiser=parts.optimiser,
         engine=parts.engine,
@@ -202,52 +220,55 @@ class FineTuning:
     watcher: Watcher
     progress: Progress
     trackers: Trackers
-    guard: Sentry
+    monitor: Monitor
 
     def begin(self) -> None:
         """Measure the base model: a resumed run compares with it."""
-        before = self.evaluate(0)
+        before, verdicts = self.evaluate(0)
         if distributed.team().main:
-            before.verdicts.save(self.folder / "base.json")
+            verdicts.save(self.folder / "base.json")
             _show(before, self.folder / "previews", "before")
 
     def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
-        return self.guard.while_calm(updates)
+        return self.monitor.until_ended(updates)
 
-    def evaluate(self, update: int) -> Measurement:
+    def evaluate(self, update: int) -> tuple[Measurement, Verdicts]:
         """Measure, ask the guard, and write a line of the log, and one of the gap if it is due."""
-        measured = self._measured(update)
-        line = measured.verdicts.line | self.guard.look(measured, self.parts.policy)
+        measured, verdicts = self._measured(update)
+        run, parts = self.run, self.parts
+        line = verdicts.line | self.monitor.observe(measured, parts.policy, update)
         files.append_line(self.progress.evaluations, line)
         shown = preview_indices(measured.prompts)
         pictures = measured.images[shown] if measured.images.dim() == 4 else None
         self.trackers.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
-        if gap.due(self.run, update):
+        if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
-            parts = self.parts
-            matrix = gap.line(parts.policy, self.run, parts.held_out, parts.reward, update)
+            seed = run.evaluation.seed
+            comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
+            matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
             files.append_line(self.progress.gaps, matrix)
-        return measured
+        return measured, verdicts
 
     def finish(self) -> dict[str, Any]:
         """Measure, or settle what the guard ended; export, compare, and write the page."""
-        run, watch, policy = self.run, self.guard, self.parts.policy
-        final = self.evaluate(run.updates) if watch.ended is None else None
-        if watch.ended is not None:  # perhaps by that very evaluation
-            weights_of = watch.settle(policy)
-            self.progress.save(watch.ended)
+        run, monitor, policy = self.run, self.monitor, self.parts.policy
+        final = self.evaluate(run.updates) if monitor.ended is None else None
+        if monitor.ended is not None:  # perhaps by that very evaluation
+            weights_of = monitor.settle(policy)
+            self.progress.save(monitor.ended)
             final = self._measured(weights_of)
         assert final is not None
+        measured, verdicts = final
         calls = self.progress.calls()
         if not distributed.team().main:
             return {}
-        _show(final, self.folder / "previews", "after")
+        _show(measured, self.folder / "previews", "after")
         if run.model.rank:
             export.lora(policy, self.folder / "lora")
         elif is_function(run.model.source):
             user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
-        result = compare(base, final.verdicts) | watch.summary()
+        result = compare(base, verdicts) | monitor.summary()
         result |= {
             "network_evaluations": calls,
             "seconds": round(self.progress.clock.seconds(), 1),
@@ -259,17 +280,35 @@ class FineTuning:
         write_report(self.folder)
         return result
 
-    def _measured(self, update: int) -> Measurement:
+    def _measured(self, update: int) -> tuple[Measurement, Verdicts]:
         self.watcher.stage("evaluating on held-out prompts")
-        parts, seconds = self.parts, self.progress.clock.seconds()
-        return measure(parts.policy, self.run, parts.held_out, parts.reward, update, seconds)
+        run, parts, seconds = self.run, self.parts, self.progress.clock.seconds()
+        measured = measure(
+            parts.policy,
+            parts.held_out,
+            reward=parts.reward,
+            reward_name=run.reward,
+            metrics=verdict_metrics(run.model.source),
+            evaluation=run.evaluation,
+            sampling=run.sampling,
+        )
+        line = evaluation_line(
+            measured,
+            run.evaluation,
+            run.sampling,
+            update=update,
+            seconds=seconds,
+            network_evaluations=self.progress.calls(),
+        )
+        return measured, Verdicts(measured.prompts.tasks, measured.values, line)
 
 
 def _show(measured: Measurement, folder: Path, name: str) -> None:
     """Pictures in a grid that the report cuts up; points and series drawn for themselves."""
     images = measured.images
     if images.dim() == 4 and images.shape[2] == images.shape[3]:
-        measured.save_preview(folder, name)
+        accepted = measured.values.get("judge")
+        save_preview(images, measured.prompts, accepted=accepted, folder=folder, name=name)
     else:
         kind = {2: "points", 3: "series", 4: "images"}[images.dim()]
         gallery.show(images, kind, folder / f"{name}.png")

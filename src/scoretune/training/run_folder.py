@@ -18,9 +18,9 @@ from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
-from scoretune.rewards.catalog import fingerprint
+from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training import from_data
-from scoretune.training.build import build_policy
+from scoretune.training.build import Checked, build_policy
 from scoretune.training.overrides import changed, of_data, validated
 
 MACHINE = ("hardware", "tracking", "checkpoints")
@@ -28,10 +28,18 @@ MACHINE = ("hardware", "tracking", "checkpoints")
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def record(run: Run, folder: Path, threads: int, *, command: str = "launched from Python") -> None:
+def record(
+    run: Run,
+    folder: Path,
+    threads: int,
+    *,
+    command: str = "launched from Python",
+    checked: Checked | from_data.Parts | None = None,
+) -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on.
 
     `command` is what a user types to repeat the run; one that is launched from Python has none.
+    `checked` is what `ready` gave for this run: its reward is not built anew for its fingerprint.
     """
     path = folder / "run.json"
     if not distributed.team().main:
@@ -54,7 +62,7 @@ def record(run: Run, folder: Path, threads: int, *, command: str = "launched fro
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **_versions()},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reward": None if of_data(run) else fingerprint(run.reward),
+        "reward": None if of_data(run) else _fingerprint(run, checked),
         "config": run.model_dump(),
     }
     try:
@@ -64,6 +72,11 @@ def record(run: Run, folder: Path, threads: int, *, command: str = "launched fro
         raise UserError(
             f"cannot write to {str(folder)!r} ({error.strerror}): choose --run"
         ) from error
+
+
+def _fingerprint(run: Run, checked: Checked | from_data.Parts | None) -> dict[str, Any]:
+    built = checked.reward if isinstance(checked, Checked) else named_reward(run.reward)
+    return fingerprint(run.reward, built)
 
 
 def resumed(folder: Path, words: Sequence[str]) -> Run:

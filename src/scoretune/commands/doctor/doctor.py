@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 OnLaw = Callable[[Law, int, int], None]
-"""Told which law is measured next, how many were before it, and of how many."""
+"""Called with the law that is measured next, how many were before it, and of how many."""
 
 FAILS = "[bold red]FAILS[/]"
 
 
 def installation_laws() -> tuple[Law, ...]:
-    """Everything that is asked of an installation."""
+    """The laws of an installation."""
     from scoretune.commands.doctor.laws import (
         installed,
         learning,
@@ -39,7 +39,7 @@ def installation_laws() -> tuple[Law, ...]:
 
 
 def model_laws(path: str) -> tuple[Law, ...]:
-    """What is asked of a run folder, a model folder or a shipped model."""
+    """The laws of a run folder, a model folder or a shipped model."""
     import torch
 
     from scoretune.commands.doctor.laws.models import laws_of

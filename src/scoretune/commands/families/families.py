@@ -7,7 +7,6 @@ goes on bit for bit. Nothing is downloaded.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from scoretune import recipes
-from scoretune.commands.families.parity import FAMILIES, Asked, Family
+from scoretune.commands.families.parity import FAMILIES, Family, Request
+from scoretune.core import hub
 from scoretune.core.config import Run
 from scoretune.core.errors import unknown
 from scoretune.models.lora import NAME, adapter_state
@@ -52,7 +52,7 @@ FULL = ("updates=1", "model.rank=0", "optimiser.learning_rate=1e-3")
 
 
 @dataclass
-class Found:
+class Report:
     """What was measured of one family; None where it did not come to that.
 
     `parity` and `export` are the largest differences from diffusers' pictures, `applied` that of
@@ -73,7 +73,7 @@ class Found:
     error: str = ""
     failed: list[str] = field(default_factory=list)
 
-    def judge(self) -> None:
+    def conclude(self) -> None:
         """Name what does not hold."""
         held = {
             "parity": self.parity is not None and self.parity <= TOLERANCE,
@@ -122,74 +122,66 @@ OnFamily = Callable[[str, int, int], None]
 """Told which family is measured next, how many were before it, and of how many."""
 
 
-def chosen(only: Sequence[str]) -> tuple[Family, ...]:
+def selected(only: Sequence[str]) -> tuple[Family, ...]:
     """The families of these names, all if there are none. Raises UserError for an unknown one."""
-    known = {family.name: family for family in FAMILIES}
+    families = {family.name: family for family in FAMILIES}
     for name in only:
-        if name not in known:
-            raise unknown("family", name, known)
+        if name not in families:
+            raise unknown("family", name, families)
     return tuple(family for family in FAMILIES if not only or family.name in only)
 
 
-def examine(only: Sequence[str] = (), on_family: OnFamily | None = None) -> list[Found]:
+def examine(only: Sequence[str] = (), on_family: OnFamily | None = None) -> list[Report]:
     """Measure families by name, or every one, in a folder that is removed afterwards."""
-    asked, found = chosen(only), []
-    _quieten()
+    families, reports = selected(only), []
+    hub.quieten()
     with (
         tempfile.TemporaryDirectory(prefix="scoretune-") as folder,
         torch.random.fork_rng(devices=[]),
     ):
-        for done, family in enumerate(asked):
+        for done, family in enumerate(families):
             if on_family:
-                on_family(family.name, done, len(asked))
-            found.append(measure(family, Path(folder) / family.name))
-    return found
+                on_family(family.name, done, len(families))
+            reports.append(measure(family, Path(folder) / family.name))
+    return reports
 
 
-def _quieten() -> None:
-    """Before diffusers is imported: saving a miniature is nothing to tell of."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def measure(family: Family, folder: Path) -> Found:
+def measure(family: Family, folder: Path) -> Report:
     """One family; whatever goes wrong on the way is a finding, not a crash."""
-    start, found = time.monotonic(), Found(family.name)
+    start, report = time.monotonic(), Report(family.name)
     try:
-        _measure(family, folder, found)
+        _measure(family, folder, report)
     except Exception as error:  # an unsound installation may raise anything
-        found.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    found.seconds = round(time.monotonic() - start, 1)
-    found.judge()
-    return found
+        report.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    report.seconds = round(time.monotonic() - start, 1)
+    report.conclude()
+    return report
 
 
-def _measure(family: Family, folder: Path, found: Found) -> None:
+def _measure(family: Family, folder: Path, report: Report) -> None:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     run, model = _configured(family, folder)
     bare = build_policy(changed(run, ["model.rank=0"]), CPU)
-    found.parity = family.parity(Asked(bare, model, family.prompts))
+    report.parity = family.parity(Request(bare, model, family.prompts))
     _train(run, folder / "whole")
     tuned = run_folder.load(folder / "whole")
     learned = adapter_state(tuned.backbone.network)
-    found.lora = max(float(w.abs().max()) for name, w in learned.items() if "lora_B" in name)
+    report.lora = max(float(w.abs().max()) for name, w in learned.items() if "lora_B" in name)
     with tuned.reference():
-        found.reference = _change(bare, tuned, family.prompts)
-    asked = Asked(tuned, model, family.prompts, folder / "whole" / "lora")
-    found.export = family.parity(asked)
-    found.applied = family.parity(Asked(tuned, model, family.prompts))
+        report.reference = _change(bare, tuned, family.prompts)
+    request = Request(tuned, model, family.prompts, folder / "whole" / "lora")
+    report.export = family.parity(request)
+    report.applied = family.parity(Request(tuned, model, family.prompts))
     _train(run, folder / "parts", until=2)  # its checkpoint is of update 1
     _train(run, folder / "parts")
-    hashes = [_hash(folder / name / "lora" / NAME) for name in ("whole", "parts")]
-    found.resume, found.weights = hashes[0] == hashes[1], hashes[0][:12]
+    hashes = [hub.sha256(folder / name / "lora" / NAME) for name in ("whole", "parts")]
+    report.resume, report.weights = hashes[0] == hashes[1], hashes[0][:12]
     _train(changed(run, FULL), folder / "full")
     before, after = (
         p.backbone.network.state_dict() for p in (bare, run_folder.load(folder / "full"))
     )
-    found.full = max(float((after[name] - w).abs().max()) for name, w in before.items())
+    report.full = max(float((after[name] - w).abs().max()) for name, w in before.items())
 
 
 def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
@@ -201,10 +193,10 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:
-    ready(run)
-    run_folder.record(run, folder, threads=1)
+    checked = ready(run)
+    run_folder.record(run, folder, threads=1, checked=checked)
     try:
-        launch(run, folder, _Until(until))
+        launch(run, folder, _Until(until), checked)
     except _Stopped:
         return
 
@@ -219,7 +211,3 @@ def _change(one: Policy, other: Policy, prompts: tuple[str, ...]) -> float:
         t = torch.full((len(prompts),), 0.5 * backbone.process.horizon)
         outputs.append(backbone.predict(x, t, backbone.encode(prompts).tokens))
     return float((outputs[0] - outputs[1]).abs().max())
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -40,8 +40,8 @@ STEPS = 5
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What both are asked to draw: prompts, by the model in `folder`, with a LoRA or without."""
+class Request:
+    """What both draw: prompts, by the model in `folder`, with a LoRA or without."""
 
     policy: Policy
     folder: Path
@@ -64,7 +64,7 @@ class Asked:
         return torch.Generator().manual_seed(1)
 
 
-Parity = Callable[[Asked], float]
+Parity = Callable[[Request], float]
 
 
 @dataclass(frozen=True)
@@ -79,87 +79,89 @@ class Family:
 
 
 @torch.no_grad()
-def table(asked: Asked) -> float:
+def table(request: Request) -> float:
     """Text to pictures by a noise table: DDIM (arXiv 2010.02502)."""
-    pipe, process = _pipeline(asked), cast(Tabulated, asked.policy.backbone.process)
+    pipe, process = _pipeline(request), cast(Tabulated, request.policy.backbone.process)
     _ddim(pipe)
-    theirs = _pictures(pipe(**_worded(asked), latents=asked.noise))
+    theirs = _pictures(pipe(**_arguments(request), latents=request.noise))
     times = grids.diffusers_times(process, STEPS, spacing="trailing")
-    return _apart(_ours(asked, times, "ddim"), theirs)
+    return _largest_difference(_ours(request, times, "ddim"), theirs)
 
 
 @torch.no_grad()
-def flow(asked: Asked) -> float:
+def flow(request: Request) -> float:
     """Text to pictures by a rectified flow: Euler at the scheduler's own times."""
-    pipe, noise = _pipeline(asked), asked.noise
+    pipe, noise = _pipeline(request), request.noise
     length = pipe.transformer.config.get("_max_sequence_length", 256)
     if type(pipe).__name__ == "FluxPipeline":
         noise = pipe._pack_latents(noise, *noise.shape)
-    theirs = _pictures(pipe(**_worded(asked), latents=noise, max_sequence_length=length))
-    return _apart(_ours(asked, pipe.scheduler.sigmas, "euler"), theirs)
+    theirs = _pictures(pipe(**_arguments(request), latents=noise, max_sequence_length=length))
+    return _largest_difference(_ours(request, pipe.scheduler.sigmas, "euler"), theirs)
 
 
 @torch.no_grad()
-def consistency(asked: Asked) -> float:
+def consistency(request: Request) -> float:
     """Text to pictures in one call of the network, which is all of it without fresh noise."""
-    policy, pipe = asked.policy, _pipeline(asked)
-    found = pipe(**{**_worded(asked), "num_inference_steps": 1}, latents=asked.noise)
-    condition = policy.backbone.encode(asked.prompts)
-    data = policy.estimate(asked.noise, torch.ones(len(asked.prompts)), condition).data
-    return _apart(policy.backbone.decode(data), _pictures(found))
+    policy, pipe = request.policy, _pipeline(request)
+    drawn = pipe(**{**_arguments(request), "num_inference_steps": 1}, latents=request.noise)
+    condition = policy.backbone.encode(request.prompts)
+    data = policy.estimate(request.noise, torch.ones(len(request.prompts)), condition).data
+    return _largest_difference(policy.backbone.decode(data), _pictures(drawn))
 
 
 @torch.no_grad()
-def labels(asked: Asked) -> float:
+def labels(request: Request) -> float:
     """Classes to pictures, by a DiTPipeline."""
-    classes = [int(prompt) for prompt in asked.prompts]
-    return _drawn_alone(asked, {"class_labels": classes, "guidance_scale": asked.guidance})
+    classes = [int(prompt) for prompt in request.prompts]
+    return _drawn_alone(request, {"class_labels": classes, "guidance_scale": request.guidance})
 
 
 @torch.no_grad()
-def pixels(asked: Asked) -> float:
+def pixels(request: Request) -> float:
     """Pictures without prompts, by a DDIMPipeline."""
-    return _drawn_alone(asked, {"batch_size": len(asked.prompts)})
+    return _drawn_alone(request, {"batch_size": len(request.prompts)})
 
 
-def _drawn_alone(asked: Asked, told: dict[str, Any]) -> float:
+def _drawn_alone(request: Request, arguments: dict[str, Any]) -> float:
     """DDIM by a pipeline that draws the noise itself."""
-    pipe, process = _pipeline(asked), cast(Tabulated, asked.policy.backbone.process)
+    pipe, process = _pipeline(request), cast(Tabulated, request.policy.backbone.process)
     _ddim(pipe)
-    told = {"num_inference_steps": STEPS, "output_type": "np", **told}
+    arguments = {"num_inference_steps": STEPS, "output_type": "np", **arguments}
     times = grids.diffusers_times(process, STEPS, spacing="trailing")
-    return _apart(_ours(asked, times, "ddim"), _pictures(pipe(generator=asked.generator, **told)))
+    return _largest_difference(
+        _ours(request, times, "ddim"), _pictures(pipe(generator=request.generator, **arguments))
+    )
 
 
 @torch.no_grad()
-def module(asked: Asked) -> float:
+def module(request: Request) -> float:
     """The miniature that is no pipeline, stepped by diffusers' scheduler: states, not pictures."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     network, scheduler = own.denoiser(), FlowMatchEulerDiscreteScheduler()
-    if asked.lora is not None:
-        load_lora(network, asked.lora)
+    if request.lora is not None:
+        load_lora(network, request.lora)
     scheduler.set_timesteps(STEPS)
-    x = asked.noise
+    x = request.noise
     for step in scheduler.timesteps:
         velocity = network(x, (step / 1000).expand(len(x)))
         x = scheduler.step(velocity, step, x, return_dict=False)[0]
-    condition = asked.policy.backbone.encode(asked.prompts)
-    mine = deterministic(asked.policy, condition, scheduler.sigmas, asked.noise, "euler")
-    return _apart(mine, x)
+    condition = request.policy.backbone.encode(request.prompts)
+    mine = deterministic(request.policy, condition, scheduler.sigmas, request.noise, "euler")
+    return _largest_difference(mine, x)
 
 
-def _pipeline(asked: Asked) -> Any:
+def _pipeline(request: Request) -> Any:
     """The folder as diffusers loads it, with the LoRA on it if there is one."""
-    kind = str(pipelines.described(str(asked.folder))["_class_name"])
-    pipe = pipelines.load_pipeline(kind, str(asked.folder), revision=None, dtype=torch.float32)
-    if asked.lora is not None:
+    kind = str(pipelines.described(str(request.folder))["_class_name"])
+    pipe = pipelines.load_pipeline(kind, str(request.folder), revision=None, dtype=torch.float32)
+    if request.lora is not None:
         loader = getattr(pipe, "load_lora_weights", None)
         if loader is None:
-            part = cast(Pipelined, inner(asked.policy.backbone)).part
-            load_lora(getattr(pipe, part), asked.lora)
+            part = cast(Pipelined, inner(request.policy.backbone)).part
+            load_lora(getattr(pipe, part), request.lora)
         else:
-            loader(asked.lora)
+            loader(request.lora)
     return pipe
 
 
@@ -179,13 +181,13 @@ def _ddim(pipe: Any) -> None:
     )
 
 
-def _worded(asked: Asked) -> dict[str, Any]:
-    """What every pipeline of text to pictures is told."""
-    backbone = asked.policy.backbone
+def _arguments(request: Request) -> dict[str, Any]:
+    """The arguments of every pipeline of text to pictures."""
+    backbone = request.policy.backbone
     side = backbone.shape[-1] * cast(Pipelined, inner(backbone)).pipeline.vae_scale_factor
     return {
-        "prompt": list(asked.prompts),
-        "guidance_scale": asked.guidance,
+        "prompt": list(request.prompts),
+        "guidance_scale": request.guidance,
         "num_inference_steps": STEPS,
         "height": side,
         "width": side,
@@ -193,17 +195,17 @@ def _worded(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _ours(asked: Asked, times: Tensor, solver: str) -> Tensor:
-    backbone = asked.policy.backbone
-    condition = backbone.encode(asked.prompts)
-    return backbone.decode(deterministic(asked.policy, condition, times, asked.noise, solver))
+def _ours(request: Request, times: Tensor, solver: str) -> Tensor:
+    backbone = request.policy.backbone
+    condition = backbone.encode(request.prompts)
+    return backbone.decode(deterministic(request.policy, condition, times, request.noise, solver))
 
 
-def _pictures(found: Any) -> Tensor:
-    return torch.from_numpy(found.images).permute(0, 3, 1, 2)
+def _pictures(output: Any) -> Tensor:
+    return torch.from_numpy(output.images).permute(0, 3, 1, 2)
 
 
-def _apart(mine: Tensor, theirs: Tensor) -> float:
+def _largest_difference(mine: Tensor, theirs: Tensor) -> float:
     return float((mine - theirs).abs().max())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from scoretune.commands.families.families import Found
+    from scoretune.commands.families.families import Report
 
 COLUMNS = ("parity", "lora", "full", "export", "resume")
 
@@ -27,20 +27,20 @@ def families(
 
     torch.set_num_threads(threads)
     start = time.monotonic()
-    found = _watched(only or ())
+    reports = _watched(only or ())
     if json_:
-        typer.echo(json.dumps([each.as_dict() for each in found]))
+        typer.echo(json.dumps([each.as_dict() for each in reports]))
     else:
-        _show(found, time.monotonic() - start)
-    raise typer.Exit(int(any(each.failed for each in found)))
+        _show(reports, time.monotonic() - start)
+    raise typer.Exit(int(any(each.failed for each in reports)))
 
 
-def _watched(only: Sequence[str]) -> list[Found]:
+def _watched(only: Sequence[str]) -> list[Report]:
     """Measure behind a progress bar."""
     from scoretune.commands.display import CellBars
-    from scoretune.commands.families.families import chosen, examine
+    from scoretune.commands.families.families import examine, selected
 
-    chosen(only)  # an unknown name needs no bar
+    selected(only)  # an unknown name needs no bar
     bars = CellBars()
     task = bars.progress.add_task("families", total=None, numbers="loading")
 
@@ -48,12 +48,12 @@ def _watched(only: Sequence[str]) -> list[Found]:
         bars.progress.update(task, completed=done, total=total, numbers=name)
 
     with bars.progress:
-        found = examine(only, note)
-        bars.progress.update(task, completed=len(found), total=len(found), numbers="")
-    return found
+        reports = examine(only, note)
+        bars.progress.update(task, completed=len(reports), total=len(reports), numbers="")
+    return reports
 
 
-def _show(found: Sequence[Found], seconds: float) -> None:
+def _show(reports: Sequence[Report], seconds: float) -> None:
     """A table of all families, then one line that says what to make of it."""
     from rich.console import Console
     from rich.table import Table
@@ -63,15 +63,15 @@ def _show(found: Sequence[Found], seconds: float) -> None:
     table.add_column("family", no_wrap=True)
     for column in (*COLUMNS, "weights", "s"):
         table.add_column(column, justify="right", no_wrap=True)
-    for each in found:
+    for each in reports:
         cells = [_cell(getattr(each, name), name in each.failed) for name in COLUMNS]
         table.add_row(each.family, *cells, each.weights[:8], f"{each.seconds:.0f}")
     console.print(table)
-    bad = [each for each in found if each.failed]
+    bad = [each for each in reports if each.failed]
     for each in bad:
-        told = f"FAILS: {each.family}: {each.because}"
-        console.print(told, markup=False, soft_wrap=True)
-    text = f"{len(found) - len(bad)} of {len(found)} families work, in {seconds:.0f} s"
+        line = f"FAILS: {each.family}: {each.because}"
+        console.print(line, markup=False, soft_wrap=True)
+    text = f"{len(reports) - len(bad)} of {len(reports)} families work, in {seconds:.0f} s"
     console.print(text, markup=False)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scoretune.evaluate.gap_plan import ODE, Sampler
+from scoretune.evaluate.gap import ODE, Row, Sampler
 
-Row = dict[str, Any]
 NOTHING = "–"
 
 
@@ -43,18 +42,18 @@ def show_table(result: Row) -> None:
 
     console, rows = Console(soft_wrap=False), result["rows"]
     for model in models_of(rows):
-        own = [row for row in rows if row["model"] == model]
+        model_rows = [row for row in rows if row["model"] == model]
         title = f"{result['reward']} of the {model} model, {result['prompts']} prompts"
         table = Table(title=title, title_justify="left")
         table.add_column("steps")
-        for steps in numbers_of(own):
+        for steps in numbers_of(model_rows):
             table.add_column(str(steps), justify="right", no_wrap=True)
-        for sampler in samplers_of(own):
-            entries = {r["steps"]: r for r in own if sampler_of(r) == sampler}
-            cells = [_cell(entries.get(steps)) for steps in numbers_of(own)]
+        for sampler in samplers_of(model_rows):
+            entries = {r["steps"]: r for r in model_rows if sampler_of(r) == sampler}
+            cells = [_cell(entries.get(steps)) for steps in numbers_of(model_rows)]
             table.add_row(_label(sampler, result["fine"]), *cells, end_section=True)
         console.print(table)
-        for reason in dict.fromkeys(row["reason"] for row in own if row["reason"]):
+        for reason in dict.fromkeys(row["reason"] for row in model_rows if row["reason"]):
             console.print(f"{NOTHING} {reason}", markup=False, highlight=False)
     console.print(
         "Reward and differences with 95 % intervals over prompts; bold: clear of zero. "
@@ -103,10 +102,10 @@ def save_figure(result: Row, folder: Path) -> None:
     figure = Figure(figsize=(13, 4.1 * len(models)), layout="constrained")
     grid = figure.subplots(len(models), 3, squeeze=False, width_ratios=(1, 1, 1.25))
     for line, model in zip(grid, models, strict=True):
-        own = [row for row in rows if row["model"] == model]
-        _curves(line[0], own, "reward", ("ci_low", "ci_high"))
-        _curves(line[1], own, "gap", ("gap_low", "gap_high"))
-        _matrix(line[2], own, limit=max(map(_extent, rows), default=0.0))
+        model_rows = [row for row in rows if row["model"] == model]
+        _curves(line[0], model_rows, "reward", ("ci_low", "ci_high"))
+        _curves(line[1], model_rows, "gap", ("gap_low", "gap_high"))
+        _matrix(line[2], model_rows, limit=max(map(_extent, rows), default=0.0))
         line[0].set_title(f"{model} model", loc="left")
         line[0].set_ylabel(f"{result['reward']}, mean of {result['prompts']} prompts")
         line[1].set_ylabel("gap: reward less the ODE's, same steps")
@@ -129,12 +128,12 @@ def _curves(axes: Any, rows: Sequence[Row], key: str, ends: tuple[str, str]) -> 
     """A line a sampler with its intervals, side by side, for at one place they would hide."""
     shown = [s for s in samplers_of(rows) if not (key == "gap" and s == ODE)]
     for i, sampler in enumerate(shown):
-        own = sorted((row for row in rows if sampler_of(row) == sampler), key=_steps)
-        low, high = ([abs(row[end] - row[key]) for row in own] for end in ends)
+        model_rows = sorted((row for row in rows if sampler_of(row) == sampler), key=_steps)
+        low, high = ([abs(row[end] - row[key]) for row in model_rows] for end in ends)
         aside = 1 + 0.03 * (i - (len(shown) - 1) / 2)
         axes.errorbar(
-            [row["steps"] * aside for row in own],
-            [row[key] for row in own],
+            [row["steps"] * aside for row in model_rows],
+            [row[key] for row in model_rows],
             yerr=[low, high],
             label=str(sampler),
             **_style(sampler, samplers_of(rows)),
@@ -150,8 +149,8 @@ def _style(sampler: Sampler, among: Sequence[Sampler]) -> dict[str, Any]:
 
     line = {"marker": "o", "markersize": 4, "elinewidth": 0.9, "linewidth": 1.8}
     if not sampler.eta:
-        known = sampler == ODE
-        return line | {"color": "black" if known else "grey", "linestyle": "-" if known else ":"}
+        ode = sampler == ODE
+        return line | {"color": "black" if ode else "grey", "linestyle": "-" if ode else ":"}
     solvers = list(dict.fromkeys(other.solver for other in among if other.eta))
     top = max(other.eta for other in among)
     return line | {

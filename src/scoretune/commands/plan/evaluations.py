@@ -9,8 +9,7 @@ from scoretune.core.config import Run
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
-from scoretune.evaluate.gap import due
-from scoretune.evaluate.gap_plan import planned
+from scoretune.evaluate.gap import due, matrix_of
 from scoretune.evaluate.guard import guard
 from scoretune.training.overrides import of_data
 
@@ -39,18 +38,15 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
         each += watched(held_out) * plain
     total = each * len(evaluations(run))
     for update in evaluations(run):
-        if due(run, update):
-            cells = planned(settings.gap.steps, settings.gap.etas).cells
+        if due(settings, run.updates, update):
+            cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
             total += count * sum(cell.steps for cell in cells)
     return total * facts.guided
 
 
 def watched(held_out: Prompts) -> int:
     """Samples in which a guard looks for diversity."""
-    count = min(guard.PROMPTS, len(set(held_out.texts)))
-    if not count:
-        return 0
-    return count * max(2, min(guard.SAMPLES, len(held_out)) // count)
+    return len(guard.diversity_prompts(held_out)) if held_out.texts else 0
 
 
 def drawn(run: Run, held_out: Prompts) -> int:
@@ -64,8 +60,8 @@ def _matrices(run: Run) -> int:
     settings = run.evaluation.gap
     if not settings.steps:
         return 0
-    cells = len(planned(settings.steps, settings.etas).cells)
-    return cells * sum(due(run, update) for update in evaluations(run))
+    cells = len(matrix_of(settings.steps, settings.etas).cells)
+    return cells * sum(due(run.evaluation, run.updates, update) for update in evaluations(run))
 
 
 def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from scoretune import recipes
 from scoretune.commands.plan.counts import Facts, costs_of, one_update, training, warm_up
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
 from scoretune.commands.plan.memory import elsewhere, peak, phases
@@ -22,7 +21,7 @@ from scoretune.diffusion.processes import VP, Process, RectifiedFlow
 from scoretune.models.catalog import PRECISIONS
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
-from scoretune.training import overrides
+from scoretune.training import overrides, settings_file
 from scoretune.training.build import held_out_prompts
 from scoretune.training.overrides import of_data
 from scoretune.training.run_folder import recorded
@@ -34,10 +33,11 @@ TRIALS = 8
 
 
 def settings_of(named: str, changes: list[str]) -> Run:
-    """The settings of a recipe or a run folder, changed. Raises UserError for neither."""
+    """The settings of a recipe, a settings file or a run folder, changed; UserError for none."""
     folder = Path(named)
-    run = recorded(folder) if (folder / "run.json").exists() else recipes.named(named)
-    return overrides.changed(run, changes)
+    if (folder / "run.json").exists():
+        return overrides.changed(recorded(folder), changes)
+    return settings_file.named(named, changes)
 
 
 def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:

@@ -22,7 +22,7 @@ from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import named_reward
 from scoretune.rl import martingale_loss
-from scoretune.rollout import prior, rollout
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import overrides
 from scoretune.training.build import build_policy
 from scoretune.training.credit.values import Critic, critic_for, explained_variance
@@ -114,7 +114,9 @@ def look(
     condition = policy.backbone.encode(texts)
     noise = prior(policy, paths, generator)
     times = grid(policy.backbone.process, sampling)
-    path = rollout(policy, condition, times, generator, noise, jitter=True, features=True)
+    path = rollout(
+        policy, condition, times, generator, noise, acting=Acting(jitter=True, features=True)
+    )
     assert path.features is not None
     steps = len(path.data)
     returns = reward(policy.backbone.decode(path.final), texts)

@@ -15,7 +15,7 @@ from scoretune.commands.reproduce.drawing import COLOURS
 from scoretune.commands.reproduce.fine_tuning import QUICK, Arm, cells_of, level
 from scoretune.core import config
 from scoretune.evaluate.guard import guard
-from scoretune.evaluate.measure import measure
+from scoretune.evaluate.scores import measure, verdict_metrics
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides
 from scoretune.training.build import build_policy, held_out_prompts
@@ -37,11 +37,28 @@ def cost(changes: list[str]) -> Numbers:
     reward = named_reward(run.reward)
     counted = _Counted(policy)
     with tempfile.TemporaryDirectory() as folder:
-        sentry = guard.sentry(run, Path(folder), held_out, lambda numbers: None)
+        monitor = guard.monitor(
+            run.guard,
+            run.evaluation,
+            reward=run.reward,
+            source=run.model.source,
+            updates=run.updates,
+            folder=Path(folder),
+            held_out=held_out,
+            on_alarm=lambda numbers: None,
+        )
         start = time.process_time()
-        measurement = measure(policy, run, held_out, reward, 0, 0.0)
+        measured = measure(
+            policy,
+            held_out,
+            reward=reward,
+            reward_name=run.reward,
+            metrics=verdict_metrics(run.model.source),
+            evaluation=run.evaluation,
+            sampling=run.sampling,
+        )
         between, calls = time.process_time(), counted.calls
-        sentry.look(measurement, policy)
+        monitor.observe(measured, policy, 0)
     end = time.process_time()
     return {
         "evaluation": {"calls": calls, "seconds": round(between - start, 2)},

@@ -8,9 +8,9 @@ from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
 from scoretune.commands.reproduce.fine_tuning import QUICK, fine_tune
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion import grids
-from scoretune.evaluate.scores import sample, verdicts
+from scoretune.evaluate.samples import sample
+from scoretune.evaluate.scores import verdict_metrics, verdicts
 from scoretune.policy import Policy
-from scoretune.rewards.catalog import verdict_metrics
 from scoretune.training.run_folder import load
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
@@ -57,7 +57,7 @@ def both(policy: Policy, prompts: Prompts, solver: str, steps: int) -> list[floa
     times, judge = grids.uniform(policy.backbone.process, steps), verdict_metrics("scenes")["judge"]
 
     def accuracy() -> float:
-        images = sample(policy, prompts, times, NOISE, solver)
+        images = sample(policy, prompts, times=times, seed=NOISE, solver=solver)
         return float(verdicts(images, prompts, {"judge": judge})["judge"].mean())
 
     with policy.reference():

@@ -27,7 +27,7 @@ from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Kernel, Memoryless
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
-from scoretune.rollout import deterministic, prior, rollout
+from scoretune.rollout import Acting, deterministic, prior, rollout
 
 FORMS = {
     "whole": "reward of the whole path, as DDPO",
@@ -136,7 +136,9 @@ def on_the_plane(form: str, seed: int, updates: int = 150, batch: int = 512) -> 
     generator = torch.Generator().manual_seed(seed)
     paths = min(16_000, 32 * batch)
     noise, nobody = prior(policy, paths, generator), Condition.none(paths)
-    path = rollout(policy, nobody, square(100), generator, noise, reference=True, jitter=True)
+    path = rollout(
+        policy, nobody, square(100), generator, noise, acting=Acting(jitter=True), reference=True
+    )
     assert path.kls is not None
     reward, kl = float(REWARDS[2](path.final).mean()), float(path.kls.sum(0).mean())
     nearest = (path.final[:, None] - PLANE.means.float()).norm(dim=2).argmin(1)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from scoretune.core.errors import unknown
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLURALS = tuple(word + ("es" if word == "six" else "s") for word in DIGITS)
 COLOURS = ("red", "green", "blue", "yellow")
@@ -130,7 +132,12 @@ def asks_by_text() -> dict[str, Ask]:
 
 
 def shipped(name: str = "scenes") -> Path:
-    """The folder of a shipped model; that of `scenes` also holds their reader and their judge."""
+    """The folder of a shipped model; that of `scenes` also holds their reader and their judge.
+
+    Raises UserError for a name that is none of `SHIPPED`.
+    """
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
     return Path(__file__).parents[2] / "assets" / SHIPPED[name]
 
 
@@ -163,12 +170,12 @@ def held_out_asks() -> list[Ask]:
 def balanced(asks: list[Ask], per_task: int, seed: int) -> list[Ask]:
     """`per_task` prompts of each task, repeating a short list; the same for the same seed."""
     rng = np.random.default_rng(seed)
-    chosen: list[Ask] = []
+    sample: list[Ask] = []
     for task in TASKS:
-        own = [ask for ask in asks if ask.task == task]
-        order = [own[i] for i in rng.permutation(len(own))]
-        chosen += [order[i % len(order)] for i in range(per_task)]
-    return chosen
+        of_task = [ask for ask in asks if ask.task == task]
+        order = [of_task[i] for i in rng.permutation(len(of_task))]
+        sample += [order[i % len(order)] for i in range(per_task)]
+    return sample
 
 
 def lay_out(ask: Ask, rng: np.random.Generator) -> Layout:

@@ -39,7 +39,7 @@ def from_estimate(
 ) -> Tensor:
     """f(x, t) [B, *S] from a network's estimate, whatever the network predicts.
 
-    F is read from the denoiser D by EDM's own preconditioning, F = (D − σ_d²/(ρ²+σ_d²) x̄) /
+    F is read from the denoiser D by EDM's preconditioning, F = (D − σ_d²/(ρ²+σ_d²) x̄) /
     (ρσ_d/√(ρ²+σ_d²)), which makes f = c_skip x̄ + c_out F
 
         f = (1 − ρ_min/ρ) D + (c_skip − (1 − ρ_min/ρ) σ_d²/(ρ²+σ_d²)) x̄:
@@ -107,11 +107,11 @@ def grid(
     if not bool(torch.isfinite(last)):
         last = torch.tensor(most, dtype=torch.float64)
         ends[0] = grids.time_of_ratio(process, last)
-    share = torch.linspace(0, 1, points, dtype=torch.float64)
+    fraction = torch.linspace(0, 1, points, dtype=torch.float64)
     root, root_least = last ** (1 / rho), least ** (1 / rho)
-    found = grids.time_of_ratio(process, (root + share * (root_least - root)) ** rho)
-    found[0], found[-1] = ends
-    return found
+    times = grids.time_of_ratio(process, (root + fraction * (root_least - root)) ** rho)
+    times[0], times[-1] = ends
+    return times
 
 
 # ------------------------------------------------------------------ what training is made of
@@ -140,8 +140,8 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
     The mass of ln ρ ~ N(mean, std²) between the two, scaled to sum 1 (arXiv 2310.14189 Table 1).
     """
     mass = torch.special.erf((torch.log(ratios) - mean) / (math.sqrt(2) * std))
-    share: Tensor = mass[:-1] - mass[1:]
-    return share / share.sum()
+    between: Tensor = mass[:-1] - mass[1:]
+    return between / between.sum()
 
 
 def pseudo_huber(difference: Tensor, c: float | None = None) -> Tensor:

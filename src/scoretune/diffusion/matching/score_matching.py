@@ -41,8 +41,8 @@ def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
 
 def implicit(score: Vector, x: Tensor) -> Tensor:
     """‖ŝ‖² + 2∇·ŝ, [B], with the exact divergence: one derivative for each dimension."""
-    value, spread = divergence(score, x)
-    return _squared(value) + 2 * spread
+    value, trace = divergence(score, x)
+    return _squared(value) + 2 * trace
 
 
 def sliced(
@@ -59,9 +59,9 @@ def sliced(
     (vᵀŝ)². Rademacher directions have no variance where the Jacobian is diagonal.
     """
     probe = random_directions(x, directions, generator)
-    value, spread = divergence(score, x, probe)
+    value, trace = divergence(score, x, probe)
     last = _squared(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
-    return last + 2 * spread
+    return last + 2 * trace
 
 
 def divergence(vector: Vector, x: Tensor, probe: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -118,10 +118,10 @@ def log_likelihood(
 
     for now, after in pairwise(times.to(x.device).flip(0)):
         step = expand(after - now, gain)
-        slope, spread = flow(state, now)
-        ahead, spread_ahead = flow(state + step * slope, after)
+        slope, trace = flow(state, now)
+        ahead, trace_ahead = flow(state + step * slope, after)
         state = state + step / 2 * (slope + ahead)
-        gain = gain + step / 2 * (spread + spread_ahead)
+        gain = gain + step / 2 * (trace + trace_ahead)
     return _log_prior(process, state) + gain, state
 
 

@@ -3,7 +3,7 @@
 A weight is a function (process, t [B]) -> [B] that multiplies ‖ε̂ − ε‖². Errors of one network are
 proportional to each other, ‖ε̂ − ε‖² = SNR ‖x̂0 − x0‖² = σ² ‖ŝ − s‖², so this one unit serves all.
 
-A law of times is a quantile function: (process, share [B], t_min) -> (t [B], factor [B]) turns
+A law of times is a quantile function: (process, u [B], t_min) -> (t [B], factor [B]) turns
 uniform numbers in [0, 1) into times of [t_min, horizon]. The factor goes on the loss. It is 1 where
 the law itself is the emphasis that is wanted, and p_uniform/p where the law must not change the
 expectation under uniform times.
@@ -115,26 +115,26 @@ WEIGHTS: dict[str, Weight] = {
 }
 
 
-def uniform(process: Process, share: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
+def uniform(process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
     """t uniform on [t_min, horizon]."""
-    return t_min + (process.horizon - t_min) * share, torch.ones_like(share)
+    return t_min + (process.horizon - t_min) * u, torch.ones_like(u)
 
 
-def importance(process: Process, share: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
+def importance(process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
     """p(t) ∝ g²/σ², which is ln ρ uniform (arXiv 2101.09258), with factor p_uniform/p.
 
     With the likelihood weight every time then counts alike: the product is
     2 ln(ρ_T/ρ_min)/(T − t_min). Needs a finite ρ at the horizon.
     """
-    ends = _ratio_ends(process, share, t_min)
+    ends = _ratio_ends(process, u, t_min)
     if not math.isfinite(float(ends[1])):
         raise ValueError(
             f"importance needs a finite σ/α at the horizon and {process} has none: use uniform"
         )
     span = torch.log(ends[1] / ends[0])
-    t = _within(process, time_of_ratio(process, ends[0] * torch.exp(share.to(ends) * span)), t_min)
+    t = _within(process, time_of_ratio(process, ends[0] * torch.exp(u.to(ends) * span)), t_min)
     factor = 2 * span / (process.horizon - t_min) / likelihood(process, t)
-    return t.to(share), factor.to(share)
+    return t.to(u), factor.to(u)
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ class LogNormal:
     def __post_init__(self) -> None:
         _check_positive("LogNormal std", self.std)
 
-    def __call__(self, process: Process, share: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
-        ends = _ratio_ends(process, share, t_min)
+    def __call__(self, process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
+        ends = _ratio_ends(process, u, t_min)
         low, high = torch.special.ndtr((torch.log(ends) - self.mean) / self.std)
-        normal = torch.special.ndtri(low + share.to(ends) * (high - low))
+        normal = torch.special.ndtri(low + u.to(ends) * (high - low))
         ratio = torch.exp(self.mean + self.std * normal)
         t = _within(process, time_of_ratio(process, ratio), t_min)
-        return t.to(share), torch.ones_like(share)
+        return t.to(u), torch.ones_like(u)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class LogitNormal:
     def __post_init__(self) -> None:
         _check_positive("LogitNormal std", self.std)
 
-    def __call__(self, process: Process, share: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
-        moved = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))
+    def __call__(self, process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
+        moved = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         return uniform(process, moved, t_min)
 
 
@@ -179,11 +179,11 @@ TIMES: dict[str, Times] = {
 }
 
 
-def _ratio_ends(process: Process, share: Tensor, t_min: float) -> Tensor:
-    """(ρ(t_min), ρ(horizon)), [2] in float64 on the device of `share`."""
+def _ratio_ends(process: Process, u: Tensor, t_min: float) -> Tensor:
+    """(ρ(t_min), ρ(horizon)), [2] in float64 on the device of `u`."""
     if not 0 < t_min < process.horizon:
         raise ValueError(f"t_min must lie in (0, {process.horizon}), got {t_min}")
-    ends = torch.tensor([t_min, process.horizon], dtype=torch.float64, device=share.device)
+    ends = torch.tensor([t_min, process.horizon], dtype=torch.float64, device=u.device)
     return noise_ratio(process, ends)
 
 

@@ -3,7 +3,8 @@
 A process offers `alpha(t)`, `sigma(t)` (any shape, dtype preserved), `horizon` and `prior_std`,
 with data at t = 0 and noise at the horizon. It may add closed forms: `sde(t) -> (f, g²)` or
 `rates(t) -> (α', σ')`, whichever is finite where it is needed, and `time(ratio)`, the time at which
-σ/α is that. Those whose drift is turned round are in `contractive`, a network's own in `tabulated`.
+σ/α is that. Those whose drift is turned round are in `contractive`, a network's training table is
+in `tabulated`.
 """
 
 import math

@@ -108,10 +108,10 @@ class Tabulated:
         return self._on(t.device, t.dtype)[index.long()], place - index
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        known = self._copies.get((device, dtype))
-        if known is None:
-            known = self._copies[(device, dtype)] = self._coefficients.to(device, dtype)
-        return known
+        table = self._copies.get((device, dtype))
+        if table is None:
+            table = self._copies[(device, dtype)] = self._coefficients.to(device, dtype)
+        return table
 
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:

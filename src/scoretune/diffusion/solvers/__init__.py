@@ -1,37 +1,41 @@
-"""Every sampler by name, and the deterministic ones of the probability-flow ODE.
+"""Every sampler by name: the table `SOLVERS`.
 
-`field(x, t) -> Estimate` with x [B, *S] and t [B]; `times` is a decreasing tensor [N+1], and the
-result is the state at times[-1]. States are kept in float32 or wider. Stochastic samplers live in
-`samplers`, `langevin` and `multistep`.
+A sampler is a function `(process, field, x, times, *, …) -> x0`, with `field(x, t) -> Estimate`,
+x [B, *S] at times[0] and the result at times[-1]. The deterministic ones are in `ode`,
+`dpm_solver`, `edm` and `runge_kutta`, those with noise in `stochastic`, `dpm_solver` and
+`predictor_corrector`. A new one is a function in a file here and its row in the table: the command
+line, the reward gap, the contract tests and the doctor read it there. The choices of the
+configuration, which imports nothing of ours, are compared with it by a test.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 
-from torch import Tensor, lerp
+from torch import Tensor
 
-from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.kernels import EulerMaruyama, Renoise, Still
+from scoretune.diffusion.kernels import (
+    GDDIM,
+    Constant,
+    EulerMaruyama,
+    Exponential,
+    Kernel,
+    Posterior,
+    Renoise,
+)
 from scoretune.diffusion.lookup import lookup
-from scoretune.diffusion.processes import Process, expand, rates
-from scoretune.diffusion.solvers.base import Field, asked, on_grid
+from scoretune.diffusion.solvers.base import Field
 from scoretune.diffusion.solvers.dpm_solver import FEW_STEPS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_step
-from scoretune.diffusion.solvers.edm import edm_heun
+from scoretune.diffusion.solvers.edm import Churn, edm_heun
+from scoretune.diffusion.solvers.ode import ddim, ddim_step, euler, euler_step, heun, velocity_of
 from scoretune.diffusion.solvers.predictor_corrector import predictor_corrector
 from scoretune.diffusion.solvers.runge_kutta import rk45
-from scoretune.diffusion.solvers.stochastic import (
-    ddim_eta,
-    euler_maruyama,
-    exponential,
-    gddim,
-    through,
-)
-from scoretune.diffusion.transitions import Weights, wide
+from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
 
 __all__ = [
     "FEW_STEPS",
+    "Churn",
+    "ODE_SOLVERS",
     "SOLVERS",
     "Field",
     "Solver",
@@ -55,88 +59,56 @@ __all__ = [
 ]
 
 
-def velocity_of(process: Process, estimate: Estimate, t: Tensor) -> Tensor:
-    """The probability-flow velocity u = α'x̂ + σ'ε̂ = f x − ½g²s, [B, *S]."""
-    alpha_rate, sigma_rate = rates(process, t)
-    x0, eps = estimate.data, estimate.noise
-    return expand(alpha_rate, x0) * x0 + expand(sigma_rate, eps) * eps
-
-
-def euler_step(
-    process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
-) -> Tensor:
-    """x' = x + (t' − t) u: order 1 in native time."""
-    return EulerMaruyama(Still())(process, x, estimate, t, t_next).mean
-
-
-def ddim_step(process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor) -> Tensor:
-    """x' = α'x̂ + σ'ε̂ (arXiv 2010.02502 eq. 12, η = 0): order 1, exact for point-mass data."""
-    return Renoise(Still())(process, x, estimate, t, t_next).mean
-
-
-def euler(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
-    """Euler on the probability-flow ODE in native time: order 1, finite from rectified flow's 1."""
-    return through(EulerMaruyama(Still()))(process, field, x, times)
-
-
-def ddim(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
-    """DDIM, η = 0: order 1, the same x/α on the same ρ-grid for every process."""
-    return through(Renoise(Still()))(process, field, x, times)
-
-
-def heun(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
-    """Heun (trapezoid) on the probability-flow ODE in native time: order 2, two calls a step.
-
-    A step that ends at σ = 0 stays an Euler step, as in EDM (arXiv 2206.00364 Alg. 1): networks
-    are not trained there and σ' may be infinite.
-    """
-    nodes, x = on_grid(process, x, times), wide(x)
-    steps = EulerMaruyama(Still()).weights(process, nodes[:-1], nodes[1:]).over(x)
-    half = nodes.diff(dim=0) / 2
-    alpha_rate, sigma_rate = (rate[1:] for rate in rates(process, nodes))
-    ends = Weights(1.0, half * alpha_rate, half * sigma_rate, half).over(x)
-    last = (process.sigma(nodes[1:]) == 0).any(1).tolist()
-    walk = zip(steps.each(), ends.each(), last, pairwise(asked(nodes, x)), strict=True)
-    for step, end, final, (t, t_next) in walk:
-        ahead = step.mean(x, field(x, t))
-        # x + d(u + u')/2 is half-way between x and x + d u, and from there on by d u'/2.
-        x = ahead if final else end.mean(lerp(x, ahead, 0.5), field(ahead, t_next))
-    return x
-
-
 @dataclass(frozen=True)
 class Solver:
     """A sampler and what to expect of it.
 
     `order` is that of its error in law on smooth data, 0 where an error stays however small the
-    steps. `calls` are the network's calls a step, None where it chooses its own steps.
+    steps. `calls` are the network's calls a step, None where it chooses its own steps. A sampler
+    that `takes_eta` has that option, and `kernel` makes of an η the kernel that it follows; None
+    for one that remembers earlier steps.
     """
 
     function: Callable[..., Tensor]
     order: int
     calls: int | None
     deterministic: bool
+    takes_eta: bool = False
+    kernel: Callable[[float], Kernel] | None = None
+
+
+def _ode(function: Callable[..., Tensor], order: int, calls: int | None) -> Solver:
+    return Solver(function, order, calls, deterministic=True)
+
+
+def _of_kernel(function: Callable[..., Tensor], kernel: Callable[[float], Kernel]) -> Solver:
+    return Solver(function, 1, 1, deterministic=False, takes_eta=True, kernel=kernel)
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        "euler": Solver(euler, 1, 1, deterministic=True),
-        "heun": Solver(heun, 2, 2, deterministic=True),
-        "ddim": Solver(ddim, 1, 1, deterministic=True),
-        "dpmpp_2m": Solver(dpmpp_2m, 2, 1, deterministic=True),
-        "edm_heun": Solver(edm_heun, 2, 2, deterministic=True),
-        "rk45": Solver(rk45, 5, None, deterministic=True),
-        "euler_maruyama": Solver(euler_maruyama, 1, 1, deterministic=False),
-        "ddim_eta": Solver(ddim_eta, 1, 1, deterministic=False),
-        "gddim": Solver(gddim, 1, 1, deterministic=False),
-        "exponential": Solver(exponential, 1, 1, deterministic=False),
-        "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 2, 1, deterministic=False),
+        "euler": _ode(euler, 1, 1),
+        "heun": _ode(heun, 2, 2),
+        "ddim": _ode(ddim, 1, 1),
+        "dpmpp_2m": _ode(dpmpp_2m, 2, 1),
+        "edm_heun": _ode(edm_heun, 2, 2),
+        "rk45": _ode(rk45, 5, None),
+        "euler_maruyama": _of_kernel(euler_maruyama, lambda eta: EulerMaruyama(Constant(eta))),
+        "ddim_eta": _of_kernel(ddim_eta, lambda eta: Renoise(Posterior(eta))),
+        "gddim": _of_kernel(gddim, GDDIM),
+        "exponential": _of_kernel(exponential, lambda eta: Exponential(Constant(eta))),
+        "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 2, 1, deterministic=False, takes_eta=True),
         "predictor_corrector": Solver(predictor_corrector, 0, 2, deterministic=False),
     }
 )
 """Every sampler with its default options; `deterministic` ones need no generator."""
 
+ODE_SOLVERS: Mapping[str, Solver] = MappingProxyType(
+    {name: row for name, row in SOLVERS.items() if row.deterministic and row.calls is not None}
+)
+"""Those without noise that call the network at the nodes of the grid alone."""
 
-def solver_named(name: str) -> Solver:
-    """The sampler of that name. Raises ValueError with the nearest one."""
-    return lookup("solver", name, SOLVERS)
+
+def solver_named(name: str, table: Mapping[str, Solver] = SOLVERS) -> Solver:
+    """The sampler of that name in a table. Raises ValueError with the nearest one."""
+    return lookup("solver", name, table)

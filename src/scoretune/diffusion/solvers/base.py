@@ -1,17 +1,19 @@
-"""Walking down a grid of times: what every sampler checks, and the form in which it sees time.
+"""What samplers share: their loop, and the checks and the form of the grid that they step along.
 
 `times` is a decreasing tensor [N+1], or [N+1, B] with a column for each sample. Numbers that depend
 on time alone are worked out for the whole grid before the first step.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from scoretune.diffusion import transitions
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import Schedule
+from scoretune.diffusion.kernels import Kernel
+from scoretune.diffusion.processes import Process, Schedule
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
 """What a network says about x [B, *S] at the times t [B]."""
@@ -21,7 +23,7 @@ SLACK = 1e-6
 
 
 def on_grid(process: Schedule, x: Tensor, times: Tensor) -> Tensor:
-    """The nodes as [N+1, 1], or [N+1, B] for times of one's own, on their device.
+    """The nodes as [N+1, 1], or [N+1, B] where each sample has its own, on their device.
 
     Raises ValueError unless they fall from within the horizon to no less than 0 and fit x.
     """
@@ -40,9 +42,46 @@ def on_grid(process: Schedule, x: Tensor, times: Tensor) -> Tensor:
     return times if times.dim() == 2 else times[:, None]
 
 
-def asked(nodes: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """The times at which a field is asked, [B] on x's device: one a node."""
+def node_times(nodes: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """The times of the nodes as a field takes them, each [B] on x's device."""
     return nodes.to(x.device).expand(-1, len(x)).unbind()
+
+
+class Sampler(Protocol):
+    """What `through` returns."""
+
+    def __call__(
+        self,
+        process: Process,
+        field: Field,
+        x: Tensor,
+        times: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor: ...
+
+
+def through(kernel: Kernel) -> Sampler:
+    """The sampler that follows a kernel: x ← mean(x, x̂, ε̂) + std·ξ at each step of the grid."""
+
+    def sample(
+        process: Process,
+        field: Field,
+        x: Tensor,
+        times: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        nodes, x = on_grid(process, x, times), transitions.wide(x)
+        steps = kernel.weights(process, nodes[:-1], nodes[1:]).over(x)
+        grid = zip(steps.each(), steps.noisy(), node_times(nodes[:-1], x), strict=True)
+        for step, noisy, t in grid:
+            x = step.mean(x, field(x, t))
+            if noisy:
+                x = torch.addcmul(x, step.std, transitions.fresh(x, generator))
+        return x
+
+    return sample
 
 
 def check_count(name: str, value: int) -> None:

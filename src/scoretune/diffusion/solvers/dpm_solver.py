@@ -7,8 +7,8 @@ from scoretune.diffusion import transitions
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level, ratio_quotient
-from scoretune.diffusion.solvers.base import Field, asked, on_grid, where_finite
-from scoretune.diffusion.transitions import Weights, spread
+from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
+from scoretune.diffusion.transitions import Weights, broadcast
 
 FEW_STEPS = 15
 """Below this many steps DPM-Solver++ makes its last step of first order (arXiv 2211.01095)."""
@@ -46,8 +46,8 @@ def dpmpp_2m_sde(
     steps = first_order(process, nodes[:-1], nodes[1:], eta).over(x)
     leans = _leans(process, nodes, lower_order_final)
     leaning = [bool(row) for row in (leans != 0).any(1).tolist()]
-    noisy, leans, previous = steps.noisy(), spread(leans, x), x
-    for k, (step, t) in enumerate(zip(steps.each(), asked(nodes[:-1], x), strict=True)):
+    noisy, leans, previous = steps.noisy(), broadcast(leans, x), x
+    for k, (step, t) in enumerate(zip(steps.each(), node_times(nodes[:-1], x), strict=True)):
         estimate = field(x, t)
         x = step.mean(x, estimate)
         if leaning[k]:
@@ -75,7 +75,7 @@ def dpmpp_2m_step(
     if previous is None:
         return ahead
     data, before = previous
-    lean = spread(_lean_of(process, before, t, t_next), x)
+    lean = broadcast(_lean_of(process, before, t, t_next), x)
     return _lean(ahead, step, lean, estimate.data, data)
 
 

@@ -8,7 +8,7 @@ from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import EulerMaruyama, Kernel, Memoryless
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, asked, check_count, on_grid
+from scoretune.diffusion.solvers.base import Field, check_count, node_times, on_grid
 
 REVERSE_SDE = EulerMaruyama(Memoryless())
 
@@ -36,9 +36,9 @@ def predictor_corrector(
     nodes, x = on_grid(process, x, times), transitions.wide(x)
     steps = predictor.weights(process, nodes[:-1], nodes[1:]).over(x)
     noises = [*steps.noisy()[:-1], False]
-    sigmas = transitions.spread(process.sigma(nodes[:-1]), x)
-    walk = zip(steps.each(), noises, sigmas, asked(nodes[:-1], x), strict=True)
-    for step, noisy, sigma, t in walk:
+    sigmas = transitions.broadcast(process.sigma(nodes[:-1]), x)
+    grid = zip(steps.each(), noises, sigmas, node_times(nodes[:-1], x), strict=True)
+    for step, noisy, sigma, t in grid:
         for _ in range(corrections):
             x = langevin_step(x, field(x, t), sigma, snr, transitions.fresh(x, generator))
         x = step.mean(x, field(x, t))

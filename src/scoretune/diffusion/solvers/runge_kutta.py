@@ -25,7 +25,7 @@ def rk45(
 
     In the angle φ = atan(σ/α) and y = x/√(α² + σ²) the flow is dy/dφ = cos φ ε̂ − sin φ x̂, which is
     finite at both ends of every process: at α = 0 and at σ = 0. The batch is one system in float64
-    on the CPU, with one error norm; the field is asked in x's dtype. No gradients.
+    on the CPU, with one error norm; the field is called in x's dtype. No gradients.
     """
     from scipy.integrate import solve_ivp
 
@@ -48,10 +48,12 @@ def rk45(
         return rate.to("cpu", torch.float64).flatten().numpy()
 
     begin = (x.to("cpu", torch.float64) / _length(process, start)).flatten().numpy()
-    found = solve_ivp(slope, angles, begin, method="RK45", rtol=rtol, atol=atol)
-    if not found.success:
-        raise ValueError(f"rk45 gave up between times {start:.6g} and {end:.6g}: {found.message}")
-    return torch.from_numpy(found.y[:, -1] * _length(process, end)).to(x).reshape(x.shape)
+    solution = solve_ivp(slope, angles, begin, method="RK45", rtol=rtol, atol=atol)
+    if not solution.success:
+        raise ValueError(
+            f"rk45 gave up between times {start:.6g} and {end:.6g}: {solution.message}"
+        )
+    return torch.from_numpy(solution.y[:, -1] * _length(process, end)).to(x).reshape(x.shape)
 
 
 def _length(process: Process, t: Tensor) -> float:

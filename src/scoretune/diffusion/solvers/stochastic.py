@@ -1,66 +1,25 @@
-"""Samplers of one network call a step: a kernel, followed from the first time to the last.
+"""Samplers with noise of one network call a step: each follows a kernel of constant η.
 
-`(process, field, x, times, *, ..., generator) -> x0` with x [B, *S] at times[0]; the result is the
+`(process, field, x, times, *, eta, generator) -> x0` with x [B, *S] at times[0]; the result is the
 state at times[-1]. A step without noise draws none, and a step to σ = 0 has none. States are kept
 in float32 or wider; a CPU generator serves any device.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from scoretune.diffusion import transitions
 from scoretune.diffusion.kernels import (
     GDDIM,
     Constant,
     EulerMaruyama,
     Exponential,
-    Kernel,
     Posterior,
     Renoise,
 )
 from scoretune.diffusion.processes import Process
-from scoretune.diffusion.solvers.base import Field, asked, on_grid
+from scoretune.diffusion.solvers.base import Field, through
 
 Generator = torch.Generator | None
-
-
-class Sampler(Protocol):
-    """What `through` returns."""
-
-    def __call__(
-        self,
-        process: Process,
-        field: Field,
-        x: Tensor,
-        times: Tensor,
-        *,
-        generator: Generator = None,
-    ) -> Tensor: ...
-
-
-def through(kernel: Kernel) -> Sampler:
-    """The sampler that follows a kernel: x ← mean(x, x̂, ε̂) + std·ξ at each step of the grid."""
-
-    def sample(
-        process: Process,
-        field: Field,
-        x: Tensor,
-        times: Tensor,
-        *,
-        generator: Generator = None,
-    ) -> Tensor:
-        nodes, x = on_grid(process, x, times), transitions.wide(x)
-        steps = kernel.weights(process, nodes[:-1], nodes[1:]).over(x)
-        walk = zip(steps.each(), steps.noisy(), asked(nodes[:-1], x), strict=True)
-        for step, noisy, t in walk:
-            x = step.mean(x, field(x, t))
-            if noisy:
-                x = torch.addcmul(x, step.std, transitions.fresh(x, generator))
-        return x
-
-    return sample
 
 
 def euler_maruyama(

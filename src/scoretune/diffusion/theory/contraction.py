@@ -108,9 +108,9 @@ def wasserstein_bound(
     g_sq, f = diffusion_sq(process, t), drift_rate(process, t)
     steep = 1 / state_variance(process, t, variance) if lipschitz is None else lipschitz
 
-    def bound(share: float) -> float:
-        grown = torch.exp(_running(-2 * f + 2 * (steep + share) * g_sq, t))
-        carried = score_error**2 / (2 * share) * _trapezoid(g_sq * grown, t)
+    def bound(slack: float) -> float:
+        grown = torch.exp(_running(-2 * f + 2 * (steep + slack) * g_sq, t))
+        carried = score_error**2 / (2 * slack) * _trapezoid(g_sq * grown, t)
         return math.sqrt(initial_error**2 * float(grown[-1]) + carried)
 
     if h is not None:

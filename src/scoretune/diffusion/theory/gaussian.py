@@ -49,10 +49,10 @@ def exact(process: Process, *, mean: float | Tensor, variance: float | Tensor) -
 
     def field(x: Tensor, t: Tensor) -> Estimate:
         alpha, sigma = process.alpha(t), process.sigma(t)
-        spread = expand(state_variance(process, t, variance), x)
+        v = expand(state_variance(process, t, variance), x)
         away = x - expand(alpha, x) * mean
-        data = mean + expand(alpha, x) * variance / spread * away
-        return Estimate(data, expand(sigma, x) / spread * away)
+        data = mean + expand(alpha, x) * variance / v * away
+        return Estimate(data, expand(sigma, x) / v * away)
 
     return field
 
@@ -132,8 +132,8 @@ def after_steps(
         offset = process.alpha(t_next) * mean
     else:
         weights = kernel.weights(process, t, t_next)
-        spread = state_variance(process, t, variance)
-        slope = weights.state + (weights.data * alpha * variance + weights.noise * sigma) / spread
+        v = state_variance(process, t, variance)
+        slope = weights.state + (weights.data * alpha * variance + weights.noise * sigma) / v
         offset, std = (weights.state * alpha + weights.data) * mean, weights.std
     centre, square = (0.0, process.prior_std**2) if start is None else start
     for a, b, at, c in torch.stack([slope, offset, alpha * mean, std], 1).tolist():

@@ -51,8 +51,8 @@ def reward(
 
     For VE, where α = 1 and π = σ_T, it is −(m − c)² − s² + 2m(m − c)q_η − (m² − s²)q_η².
     """
-    found = arrival(process, mean=mean, variance=variance, eta=eta, prior_std=prior_std)
-    return expected(found, centre)
+    moments = arrival(process, mean=mean, variance=variance, eta=eta, prior_std=prior_std)
+    return expected(moments, centre)
 
 
 def gap(
@@ -104,8 +104,10 @@ def sampler_bias(
     `gaussian.law` at times[0] as `start`, the steps alone. Without a kernel, the start alone: the
     exact dynamics of `eta`.
     """
-    found = after_steps(process, kernel, times, mean=mean, variance=variance, eta=eta, start=start)
-    return wasserstein(found, law(process, times[-1].double(), mean=mean, variance=variance))
+    reached = after_steps(
+        process, kernel, times, mean=mean, variance=variance, eta=eta, start=start
+    )
+    return wasserstein(reached, law(process, times[-1].double(), mean=mean, variance=variance))
 
 
 # ------------------------------------------------------------------ any law on the line
@@ -131,19 +133,19 @@ def cdf(mixture: Law, x: Tensor) -> Tensor:
     """F(x) of points [K]: [K], or [B, K] of a batch of B mixtures."""
     means, stds = mixture.means.squeeze(-1)[..., None], mixture.variances.sqrt()[..., None]
     below = torch.special.ndtr((x - means) / stds)
-    shares: Tensor = (mixture.log_weights.exp()[..., None] * below).sum(-2)
-    return shares
+    probabilities: Tensor = (mixture.log_weights.exp()[..., None] * below).sum(-2)
+    return probabilities
 
 
-def quantile(mixture: Law, shares: Tensor) -> Tensor:
-    """F^{-1} of shares [K] by bisection, [K]; 40 deviations beyond all where it is infinite."""
+def quantile(mixture: Law, probabilities: Tensor) -> Tensor:
+    """F^{-1} of probabilities [K] by bisection, [K]; 40 deviations beyond all where infinite."""
     beyond = 40 * mixture.variances.sqrt()
     centres = mixture.means.squeeze(-1)
-    low = torch.full_like(shares, float((centres - beyond).min()))
-    high = torch.full_like(shares, float((centres + beyond).max()))
+    low = torch.full_like(probabilities, float((centres - beyond).min()))
+    high = torch.full_like(probabilities, float((centres + beyond).max()))
     for _ in range(80):
         middle = (low + high) / 2
-        under = cdf(mixture, middle) < shares
+        under = cdf(mixture, middle) < probabilities
         low, high = torch.where(under, middle, low), torch.where(under, high, middle)
     return (low + high) / 2
 
@@ -156,8 +158,8 @@ def ode_cdf(process: Process, data: Law, x: Tensor, prior_std: float | None = No
     """
     std = process.prior_std if prior_std is None else prior_std
     last = quantile(data.diffused(*_end(process)), cdf(data, x))
-    shares: Tensor = torch.special.ndtr(last / std)
-    return shares
+    probabilities: Tensor = torch.special.ndtr(last / std)
+    return probabilities
 
 
 def sde_cdf(process: Process, data: Law, x: Tensor, prior_std: float | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretune.core import checkpoints, distributed, files
-from scoretune.core.config import Run
+from scoretune.core.config import Evaluation, Guard
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
@@ -23,21 +23,19 @@ from scoretune.evaluate.features import Features, named_features
 from scoretune.evaluate.guard import watches
 from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
-from scoretune.evaluate.measure import Measurement
-from scoretune.evaluate.scores import sample, verdicts
-from scoretune.models.catalog import resolve
+from scoretune.evaluate.samples import sample
+from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
-from scoretune.rewards.catalog import REWARDS, named_reward, verdict_metrics
-from scoretune.rewards.weighted import terms
+from scoretune.rewards.catalog import named_reward, names
 
 PROMPTS, SAMPLES = 6, 36
 """Whose samples are compared with each other, and how many are drawn for that in all."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What one evaluation shows: values a prompt [B], and None for what there is not."""
 
     reward: Tensor
@@ -48,49 +46,49 @@ class Seen:
 
 
 @dataclass
-class Sentry:
-    """Watches over one run, of which `looks` evaluations are planned; `tell` passes alarms on.
+class Monitor:
+    """Watches over one run, of which so many `evaluations` are planned; `on_alarm` is told alarms.
 
-    Without `features` it is off.
+    Without `features` it is off. `prompts` are those whose samples are compared with each other.
 
     `base` is what the base model showed, `best` the judge's best evaluation without an alarm,
     `streaks` for how long each watch has been beyond its limit, `ended` the update of the alarm
     that ended the run.
     """
 
-    run: Run
+    settings: Guard
+    evaluation: Evaluation
     folder: Path
     judge: Reward | None
     features: Features | None
     prompts: Prompts
-    looks: int
-    tell: Callable[[dict[str, Any]], None]
+    evaluations: int
+    on_alarm: Callable[[dict[str, Any]], None]
     base: dict[str, Any] | None = None
     best: Best | None = None
     streaks: dict[str, int] = field(default_factory=dict)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     ended: int | None = None
 
-    def look(self, found: Measurement, policy: Policy) -> dict[str, Any]:
+    def observe(self, measured: Measurement, policy: Policy, update: int) -> dict[str, Any]:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
-        update = int(found.verdicts.line["update"])
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
-        seen = self._see(found, self._diversity(policy, self.features))
+        seen = self._observation(measured, self._diversity(policy, self.features))
         self.base = self.base or _base(seen)
         numbers, over = self._compared(seen, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
-        rung = {alarm["watch"] for alarm in self.alarms}
-        new = [a for a in over if a.watch not in rung and self._lasts(a.watch)]
+        raised = {alarm["watch"] for alarm in self.alarms}
+        new = [a for a in over if a.watch not in raised and self._lasts(a.watch)]
         for alarm in new:
-            self._ring(alarm)
-        if new and self.run.guard.action != "warn":
+            self._raise(alarm)
+        if new and self.settings.action != "warn":
             self.ended = update
         elif not over and self._is_best(seen):
             self._keep(Best(update, seen.judge), policy)
         return {"guard": numbers}
 
-    def while_calm(self, updates: Iterable[int]) -> Iterator[int]:
+    def until_ended(self, updates: Iterable[int]) -> Iterator[int]:
         """The updates, until an alarm ends the run."""
         for update in updates:
             if self.ended is not None:
@@ -100,10 +98,10 @@ class Sentry:
     def settle(self, policy: Policy) -> int:
         """Give an ended run the weights that it keeps; the update they are of."""
         assert self.ended is not None
-        if self.run.guard.action != "rollback":
+        if self.settings.action != "rollback":
             return self.ended
         distributed.wait()  # for the process that writes
-        newest = checkpoints.latest(self._kept)
+        newest = checkpoints.latest(self._best_folder)
         assert newest is not None and self.best is not None, "the base model was kept at update 0"
         restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
         return self.best.update
@@ -112,16 +110,16 @@ class Sentry:
         """What the result of the run says; `kept` is the update of its weights, if it was ended."""
         if self.features is None:
             return {}
-        rolled = self.ended is not None and self.run.guard.action == "rollback"
+        rolled = self.ended is not None and self.settings.action == "rollback"
         best = self.best or Best(0, None)
-        found = {
-            "action": self.run.guard.action,
+        result = {
+            "action": self.settings.action,
             "alarms": self.alarms,
             "ended": self.ended,
             "kept": best.update if rolled else self.ended,
             "best": {"update": best.update, "judge": best.mean},
         }
-        return {"guard": found}
+        return {"guard": result}
 
     def state(self) -> dict[str, Any]:
         best = self.best
@@ -139,63 +137,71 @@ class Sentry:
         self.alarms, self.ended = state["alarms"], state["ended"]
 
     @property
-    def _kept(self) -> Path:
+    def _best_folder(self) -> Path:
         return self.folder / "checkpoints" / "best"
 
-    def _see(self, found: Measurement, diversity: float) -> Seen:
-        values, images = found.verdicts.values, found.images
+    def _observation(self, measured: Measurement, diversity: float) -> Observation:
+        values, images = measured.values, measured.images
         judge = values.get("judge")
         if self.judge is not None:
-            named = {str(self.run.guard.judge): self.judge}
-            (judge,) = verdicts(images, found.prompts, named).values()
-        return Seen(
+            named = {str(self.settings.judge): self.judge}
+            (judge,) = verdicts(images, measured.prompts, named).values()
+        return Observation(
             reward=values["reward"],
             judge=judge,
-            path_kl=found.verdicts.line.get("path_kl"),
+            path_kl=measured.path_kl,
             diversity=diversity,
             peaks=grid_peaks(images) if images.dim() == 4 else None,
         )
 
     def _diversity(self, policy: Policy, features: Features) -> float:
         """Of the same prompts from the same noise each time; does not count as training."""
-        chosen, calls = self.run.evaluation, policy.calls
-        times = grids.uniform(policy.backbone.process, chosen.steps)
-        images = sample(policy, self.prompts, times, chosen.seed + 1, chosen.solver)
+        evaluation, calls = self.evaluation, policy.calls
+        images = sample(
+            policy,
+            self.prompts,
+            times=grids.uniform(policy.backbone.process, evaluation.steps),
+            seed=evaluation.seed + 1,
+            solver=evaluation.solver,
+        )
         policy.calls = calls
         rows = features(images)
-        return watches.spread(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
+        return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 
     def _compared(
-        self, seen: Seen, update: int, base: dict[str, Any]
+        self, seen: Observation, update: int, base: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Alarm]]:
         """Every watch against its limit: numbers to write down, and what is over."""
-        limits, found = self.run.guard, []
-        share = seen.diversity / base["diversity"] if base["diversity"] else 1.0
-        numbers = {"reward_gain": watches.gain(seen.reward, base["reward"]), "diversity": share}
-        found.append(watches.collapsed(share, update, limits.diversity))
+        limits = self.settings
+        ratio = seen.diversity / base["diversity"] if base["diversity"] else 1.0
+        numbers = {"reward_gain": watches.gain(seen.reward, base["reward"]), "diversity": ratio}
+        alarms = [watches.collapsed(ratio, update, limits.diversity)]
         if seen.judge is not None:
             numbers["judge"] = watches.mean(seen.judge)
             numbers["judge_gain"] = watches.gain(seen.judge, base["judge"])
         if seen.judge is not None and self.best is not None:
             numbers["fall"], numbers["chance"], alarm = watches.fallen(
-                self.best, seen.judge, update, looks=self.looks, margin=limits.margin
+                self.best, seen.judge, update, evaluations=self.evaluations, margin=limits.margin
             )
-            found.append(alarm)
+            alarms.append(alarm)
         if limits.path_kl is not None and seen.path_kl is not None:
-            found.append(watches.strayed(seen.path_kl, update, limits.path_kl))
+            alarms.append(watches.strayed(seen.path_kl, update, limits.path_kl))
         if seen.peaks is not None:
-            heights, places = seen.peaks.heights.cpu(), seen.peaks.frequencies
             numbers["pattern"], alarm = watches.patterned(
-                heights, places, base["peaks"], update, looks=self.looks, times=limits.pattern
+                seen.peaks,
+                base["peaks"],
+                update,
+                evaluations=self.evaluations,
+                factor=limits.pattern,
             )
-            found.append(alarm)
+            alarms.append(alarm)
         rounded = {name: round(value, 4) for name, value in numbers.items()}
-        return rounded, [alarm for alarm in found if alarm is not None]
+        return rounded, [alarm for alarm in alarms if alarm is not None]
 
     def _lasts(self, watch: str) -> bool:
-        return self.streaks[watch] >= self.run.guard.patience
+        return self.streaks[watch] >= self.settings.patience
 
-    def _is_best(self, seen: Seen) -> bool:
+    def _is_best(self, seen: Observation) -> bool:
         """The judge's highest; without a judge the newest evaluation that was all right."""
         if self.best is None or self.best.mean is None or seen.judge is None:
             return True
@@ -203,55 +209,76 @@ class Sentry:
 
     def _keep(self, best: Best, policy: Policy) -> None:
         self.best = best
-        if self.run.guard.action == "rollback":
+        if self.settings.action == "rollback":
             weights = {"policy": adapter_state(policy.backbone.network)}
-            checkpoints.save(self._kept, best.update, weights, keep=1)
+            checkpoints.save(self._best_folder, best.update, weights, keep=1)
 
-    def _ring(self, alarm: Alarm) -> None:
+    def _raise(self, alarm: Alarm) -> None:
         line = asdict(alarm)
         self.alarms = [*self.alarms, line]
         files.append_line(self.folder / "alarms.jsonl", line)
-        self.tell({"update": alarm.update, "alarm": alarm.text})
+        self.on_alarm({"update": alarm.update, "alarm": alarm.text})
 
 
-def sentry(
-    run: Run, folder: Path, held_out: Prompts, tell: Callable[[dict[str, Any]], None]
-) -> Sentry:
-    """The guard that a configuration asks for."""
-    judge, features = check(run)
-    every = run.evaluation.every
-    looks = 2 + ((run.updates - 1) // every if every else 0)  # the base, in between, the last
-    return Sentry(run, folder, judge, features, _few(held_out), looks, tell)
+def monitor(
+    settings: Guard,
+    evaluation: Evaluation,
+    *,
+    reward: str,
+    source: str,
+    updates: int,
+    folder: Path,
+    held_out: Prompts,
+    on_alarm: Callable[[dict[str, Any]], None],
+) -> Monitor:
+    """The guard of a run of so many updates, by the names of its reward and its model's source."""
+    judge, features = judge_and_features(settings, reward=reward, source=source)
+    every = evaluation.every
+    evaluations = 2 + ((updates - 1) // every if every else 0)  # the base, in between, the last
+    return Monitor(
+        settings,
+        evaluation,
+        folder,
+        judge,
+        features,
+        diversity_prompts(held_out),
+        evaluations,
+        on_alarm,
+    )
 
 
-def check(run: Run) -> tuple[Reward | None, Features | None]:
-    """The judge that is named, if one is, and the features; refuses what could not guard."""
-    named = run.guard.judge
-    if run.guard.action == "off":
+def judge_and_features(
+    settings: Guard, *, reward: str, source: str
+) -> tuple[Reward | None, Features | None]:
+    """The judge that is named, if one is, and the features; (None, None) where the guard is off.
+
+    Raises UserError for what could not guard: a judge that is part of the reward, unknown names.
+    """
+    judge = settings.judge
+    if settings.action == "off":
         return None, None
-    optimised = {name.partition("(")[0] for _, name in terms(run.reward, REWARDS)}
-    if named is not None and named.partition("(")[0] in optimised:
+    if judge is not None and judge.partition("(")[0] in names(reward):
         raise UserError(
-            f"guard.judge={named} is optimised itself, and rises when it is gamed: name a reward "
+            f"guard.judge={judge} is optimised itself, and rises when it is gamed: name a reward "
             "that is not part of reward, or leave it out"
         )
-    shipped = "judge" in verdict_metrics(str(resolve(run.model.source).world))
-    features = named_features(run.guard.features or ("judge" if shipped else "pixels"))
-    return None if named is None else named_reward(named), features
+    shipped = "judge" in verdict_metrics(source)
+    features = named_features(settings.features or ("judge" if shipped else "pixels"))
+    return None if judge is None else named_reward(judge), features
 
 
-def _few(held_out: Prompts) -> Prompts:
-    """A few of the prompts, spread over all of them, each several times: no more in all than there
-    are, if that makes pairs."""
+def diversity_prompts(held_out: Prompts) -> Prompts:
+    """A few of the prompts, from all over them, each several times: no more in all than there are,
+    if that makes pairs."""
     texts = list(dict.fromkeys(held_out.texts))
     count = min(PROMPTS, len(texts))
-    times = max(2, min(SAMPLES, len(held_out)) // count)
-    chosen = [texts[(2 * i + 1) * len(texts) // (2 * count)] for i in range(count)]
-    repeated = tuple(text for text in chosen for _ in range(times))
+    repeats = max(2, min(SAMPLES, len(held_out)) // count)
+    few = [texts[(2 * i + 1) * len(texts) // (2 * count)] for i in range(count)]
+    repeated = tuple(text for text in few for _ in range(repeats))
     return Prompts(repeated, ("all",) * len(repeated))
 
 
-def _base(seen: Seen) -> dict[str, Any]:
+def _base(seen: Observation) -> dict[str, Any]:
     return {
         "reward": watches.moments(seen.reward),
         "judge": None if seen.judge is None else watches.moments(seen.judge),

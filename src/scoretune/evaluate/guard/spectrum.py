@@ -54,20 +54,20 @@ def grid_peaks(images: Tensor) -> Peaks | None:
     rows, columns = (size // PERIOD * PERIOD for size in images.shape[-2:])
     if min(rows, columns) < LEAST:
         return None
-    shares = _shares(images[..., :rows, :columns])
-    mean = shares.mean(0)
+    power = _relative_power(images[..., :rows, :columns])
+    mean = power.mean(0)
     spots, heights = [], []
     for down, across in product(range(PERIOD // 2 + 1), repeat=2):
         if down == across == 0:
             continue
         near = _near(mean, down, across)
         place = (down * rows // PERIOD, across * columns // PERIOD)
-        heights.append(shares[:, place[0], place[1]] / near.clamp(min=SILENCE))
+        heights.append(power[:, place[0], place[1]] / near.clamp(min=SILENCE))
         spots.append((down / PERIOD, across / PERIOD))
     return Peaks(torch.stack(heights, 1).float(), torch.tensor(spots))
 
 
-def _shares(images: Tensor) -> Tensor:
+def _relative_power(images: Tensor) -> Tensor:
     """Power by frequency over the quadrant, [B, H/2 + 1, W/2 + 1], of all above 1/16.
 
     Channels are added up, and the two diagonals of a frequency averaged. A flat picture has none.
@@ -85,12 +85,12 @@ def _shares(images: Tensor) -> Tensor:
 
 def _near(mean: Tensor, down: int, across: int) -> Tensor:
     """The median of the mean spectrum near a grid frequency, grid frequencies left out."""
-    spans, own = [], []
+    spans, on_grid = [], []
     for size, multiple in zip(mean.shape, (down, across), strict=True):
         spacing = (size - 1) * 2 // PERIOD
         reach = 3 * spacing // 4 if multiple else 0  # on an axis: along it alone
         first, last = multiple * spacing - reach, multiple * spacing + reach
         spans.append(torch.arange(first, min(last, size - 1) + 1, device=mean.device))
-        own.append(spans[-1] % spacing == 0)
+        on_grid.append(spans[-1] % spacing == 0)
     patch = mean[spans[0]][:, spans[1]]
-    return patch[~(own[0][:, None] & own[1])].quantile(0.5)
+    return patch[~(on_grid[0][:, None] & on_grid[1])].quantile(0.5)

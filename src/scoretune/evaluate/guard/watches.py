@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoretune.evaluate.guard.spectrum import Peaks
+
 LEVEL = 0.025
 """How likely chance alone rings over a whole run, at most: for the judge, and for patterns."""
 
@@ -41,15 +43,15 @@ class Best:
 
 
 def fallen(
-    best: Best, now: Tensor, update: int, *, looks: int, margin: float
+    best: Best, now: Tensor, update: int, *, evaluations: int, margin: float
 ) -> tuple[float, float, Alarm | None]:
     """How far a judge is below its best, what chance explains of that, and the alarm.
 
-    An alarm where the fall is more than both chance and `margin`. Over `looks` evaluations of which
-    any may have been the best, `fall` is asked about no more than looks·(looks − 1)/2 pairs.
+    An alarm where the fall is more than both chance and `margin`. Over N `evaluations`, any of
+    which may have been the best, `fall` compares no more than N(N − 1)/2 pairs.
     """
     assert best.values is not None and best.mean is not None
-    fell, chance = fall(best.values, now, threshold(looks * (looks - 1) // 2))
+    fell, chance = fall(best.values, now, threshold(evaluations * (evaluations - 1) // 2))
     if fell <= max(chance, margin):
         return fell, chance, None
     text = f"the judge fell from {best.mean:.3f} at update {best.update} to {mean(now):.3f}: by "
@@ -96,42 +98,42 @@ def strayed(path_kl: float, update: int, budget: float) -> Alarm | None:
     return Alarm(update, "path_kl", path_kl, budget, text)
 
 
-def spread(features: Tensor) -> float:
+def diversity(features: Tensor) -> float:
     """How much samples of one prompt differ: the mean distance in features [P, S, F], P prompts.
 
     2/(P·S·(S−1)) · Σ_p Σ_{i<j} ‖f_pi − f_pj‖.
     """
-    return float(torch.stack([torch.pdist(own.double()).mean() for own in features]).mean())
+    return float(torch.stack([torch.pdist(rows.double()).mean() for rows in features]).mean())
 
 
-def collapsed(share: float, update: int, limit: float) -> Alarm | None:
+def collapsed(ratio: float, update: int, limit: float) -> Alarm | None:
     """Samples of one prompt that differ less than `limit` times as much as the base model's."""
-    if share >= limit:
+    if ratio >= limit:
         return None
-    text = f"samples of one prompt differ {share:.2f} times as much as the base model's, and "
+    text = f"samples of one prompt differ {ratio:.2f} times as much as the base model's, and "
     text += f"{limit:g} is the least"
-    return Alarm(update, "diversity", share, limit, text)
+    return Alarm(update, "diversity", ratio, limit, text)
 
 
 def patterned(
-    heights: Tensor, frequencies: Tensor, base: Tensor, update: int, *, looks: int, times: float
+    peaks: Peaks, base: Tensor, update: int, *, evaluations: int, factor: float
 ) -> tuple[float, Alarm | None]:
     """The highest peak of a spectrum relative to the base model's, and the alarm.
 
-    heights [B, F] of `artefacts.grid_peaks`, base [F] their means of the base model, of which a
-    height below 1 is no pattern and counts as 1. An alarm where a mean height is beyond chance more
-    than `times` the base model's, at one of F frequencies and of looks − 1 evaluations.
+    `base` [F] are the mean heights of the base model, of which one below 1 is no pattern and counts
+    as 1. An alarm where a mean height is beyond chance more than `factor` times the base model's,
+    at one of F frequencies and of evaluations − 1.
     """
-    own = base.clamp(min=1.0).double()
-    z = threshold(heights.shape[1] * (looks - 1))
-    excess = heights.double() - times * own
-    beyond = (excess.mean(0) - by_chance(excess, z)) / own
+    heights, least = peaks.heights.cpu(), base.clamp(min=1.0).double()
+    z = threshold(heights.shape[1] * (evaluations - 1))
+    excess = heights.double() - factor * least
+    beyond = (excess.mean(0) - by_chance(excess, z)) / least
     where = int(beyond.argmax())
-    height = float((heights.mean(0) / own).max())
+    height = float((heights.mean(0) / least).max())
     if float(beyond[where]) <= 0:
         return height, None
-    value, limit = float(heights[:, where].mean()), times * float(own[where])
-    down, across = frequencies[where].tolist()
+    value, limit = float(heights[:, where].mean()), factor * float(least[where])
+    down, across = peaks.frequencies[where].tolist()
     text = f"a periodic pattern of {period(down, across)}: its power is {value:.1f} times that of "
     text += f"neighbouring frequencies, and the base model's {float(base[where]):.1f} times"
     return height, Alarm(update, "pattern", value, limit, text)

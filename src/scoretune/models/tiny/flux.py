@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from scoretune.models.tiny import words
-from scoretune.models.tiny.stable_diffusion_xl import autoencoder, encoder, jittered
+from scoretune.models.tiny.stable_diffusion_xl import autoencoder, encoder, jittered, t5
 
 SIDE = 4
-"""Of the latents that it draws unless told otherwise; a picture is eight times as large."""
+"""Of the latents that it draws unless set otherwise; a picture is eight times as large."""
 TOKENS = 6
 """How many T5 reads."""
 STATES, POOLED = 12, 16
@@ -19,7 +19,7 @@ STATES, POOLED = 12, 16
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Save the pipeline, told its guidance as [dev] is, in a folder; returns the folder."""
+    """Save the pipeline, with distilled guidance as [dev], in a folder; returns the folder."""
     pipeline(seed).save_pretrained(folder)
     return folder
 
@@ -40,7 +40,7 @@ def pipeline(seed: int = 0, *, distilled: bool = True) -> Any:
         vae=vae,
         text_encoder=encoder(POOLED).eval(),
         tokenizer=words.tokenizer(),
-        text_encoder_2=t5().eval(),
+        text_encoder_2=t5(STATES).eval(),
         tokenizer_2=words.tokenizer(),
     )
 
@@ -62,19 +62,3 @@ def transformer(distilled: bool = True) -> Any:
     )
     network.register_to_config(_sample_size=SIDE, _max_sequence_length=TOKENS)
     return network
-
-
-def t5() -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=words.VOCABULARY,
-            d_model=STATES,
-            d_kv=4,
-            d_ff=2 * STATES,
-            num_layers=1,
-            num_heads=2,
-            pad_token_id=0,
-        )
-    )

@@ -31,7 +31,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def pipeline(seed: int = 0, prediction: str = "epsilon", guidance: int | None = 8) -> Any:
-    """A LatentConsistencyModelPipeline; `guidance` is the width of what it is told of guidance."""
+    """A LatentConsistencyModelPipeline; `guidance` is the width of its embedded guidance."""
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 
     scheduler = LCMScheduler(**TABLE, prediction_type=prediction)
@@ -41,7 +41,7 @@ def pipeline(seed: int = 0, prediction: str = "epsilon", guidance: int | None = 
 
 
 def plain(scheduler: Any, seed: int = 0) -> Any:
-    """A StableDiffusionPipeline of the same size: not told of guidance, as SD-Turbo is not."""
+    """A StableDiffusionPipeline of the same size: without embedded guidance, as SD-Turbo."""
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline(

@@ -22,7 +22,7 @@ SETTINGS = (
 
 
 class Denoiser(nn.Module):
-    """Convolutions, told the time by a linear layer of sines."""
+    """Convolutions, conditioned on the time by a linear layer of sines."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity [B, 1, 8, 8] at states x [B, 1, 8, 8] and times t [B] in [0, 1]."""
         angles = t[:, None] * torch.tensor([1.0, 4.0], device=t.device, dtype=t.dtype)
-        told = self.clock(torch.cat([angles.sin(), angles.cos()], 1))
-        return cast(Tensor, self.leave(self.mix(self.enter(x) + told[:, :, None, None])))
+        clock = self.clock(torch.cat([angles.sin(), angles.cos()], 1))
+        return cast(Tensor, self.leave(self.mix(self.enter(x) + clock[:, :, None, None])))
 
 
 def denoiser() -> nn.Module:

@@ -25,7 +25,7 @@ def pipeline(
     """A StableDiffusionXLPipeline with SDXL's own scheduler.
 
     Without `first` only the second encoder reads; `zeros` stand for the empty prompt; `guidance` is
-    the width of what the network is told of guidance, for a distilled one.
+    the width of the embedded guidance that a distilled network takes.
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -70,13 +70,30 @@ def encoder(width: int, projection: int = 0) -> Any:
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
+def t5(width: int) -> Any:
+    """A T5 text encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=words.VOCABULARY,
+            d_model=width,
+            d_kv=4,
+            d_ff=2 * width,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+        )
+    )
+
+
 def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any:
-    """A UNet on states of `width`; with `pooled`, as SDXL's, told of that and of sizes too."""
+    """A UNet on states of `width`; with `pooled`, as SDXL's, on that and on sizes too."""
     from diffusers import UNet2DConditionModel
 
-    told: dict[str, Any] = {}
+    added: dict[str, Any] = {}
     if pooled:
-        told = {
+        added = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + pooled,
@@ -94,7 +111,7 @@ def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any
         norm_num_groups=4,
         cross_attention_dim=width,
         time_cond_proj_dim=guidance,
-        **told,
+        **added,
     ).eval()
 
 

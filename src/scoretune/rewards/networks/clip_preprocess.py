@@ -1,4 +1,4 @@
-"""What CLIP is shown: pictures resized, cropped and normalised, with a gradient.
+"""The preprocessing of CLIP: pictures resized, cropped and normalised, with a gradient.
 
 As transformers' CLIPImageProcessorPil does it, but in floats: only its rounding to 8 bits after
 each pass of the resize is left out, which is less than two levels of 255 on 8-bit pictures.
@@ -22,7 +22,7 @@ _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubi
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Preprocessing:
     """Images [B, 3, H, W] in [0, 1] -> [B, 3, side, side], normalised.
 
     crop: the shorter edge becomes `resize` pixels and the middle `side` x `side` is kept. pad: the
@@ -67,23 +67,23 @@ class Pixels:
         return F.pad(images, (left, right - left, top, down - top))
 
 
-def read(told: Mapping[str, Any], source: str, *, side: int) -> Pixels:
+def from_config(config: Mapping[str, Any], source: str, *, side: int) -> Preprocessing:
     """The rules in a preprocessor_config.json, for a model that takes `side` pixels.
 
     CLIP's own where it is empty. Raises UserError, which names the source, for rules that are not
-    among those of Pixels.
+    among those of Preprocessing.
     """
-    if not told:
-        return Pixels(side=side, resize=side)
-    _check(told, source, side)
-    edge = _edge(told.get("size", side))
-    return Pixels(
+    if not config:
+        return Preprocessing(side=side, resize=side)
+    _check(config, source, side)
+    edge = _edge(config.get("size", side))
+    return Preprocessing(
         side=side,
         resize=side if edge is None else edge,
         fit="stretch" if edge is None else "crop",
-        filter=_FILTERS[told.get("resample", 3)],
-        mean=tuple(told.get("image_mean") or MEAN),
-        std=tuple(told.get("image_std") or STD),
+        filter=_FILTERS[config.get("resample", 3)],
+        mean=tuple(config.get("image_mean") or MEAN),
+        std=tuple(config.get("image_std") or STD),
     )
 
 
@@ -92,16 +92,16 @@ def _edge(size: Any) -> int | None:
     return size.get("shortest_edge") if isinstance(size, dict) else int(size)
 
 
-def _check(told: Mapping[str, Any], source: str, side: int) -> None:
+def _check(config: Mapping[str, Any], source: str, side: int) -> None:
     where = f"the preprocessing that {source!r} asks for"
     for step in ("do_resize", "do_rescale", "do_normalize"):
-        if not told.get(step, True):
+        if not config.get(step, True):
             raise UserError(f"{where} has {step}=false: give the folder or hub id of a CLIP model")
-    if told.get("resample", 3) not in _FILTERS:
-        raise UserError(f"{where} has resample={told['resample']}: it must be 2 or 3 (bicubic)")
-    size = told.get("size", side)
+    if config.get("resample", 3) not in _FILTERS:
+        raise UserError(f"{where} has resample={config['resample']}: it must be 2 or 3 (bicubic)")
+    size = config.get("size", side)
     frames = [size] if _edge(size) is None else []
-    frames += [told.get("crop_size", side)] if told.get("do_center_crop", True) else []
+    frames += [config.get("crop_size", side)] if config.get("do_center_crop", True) else []
     for frame in frames:
         edges = (frame.get("height"), frame.get("width")) if isinstance(frame, dict) else (frame,)
         if set(edges) != {side}:

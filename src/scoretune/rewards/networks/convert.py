@@ -1,7 +1,9 @@
-"""Published reward models under the names of transformers: pure renaming, every weight accounted.
+"""Checkpoint conversion of published reward models: pure renaming, every weight accounted.
 
-The releases are pickles of other libraries. A user who trusts one reads it once with
-`torch.load(file, weights_only=True)`; from there on the folder made here is read instead.
+Users call it `scoretune.convert`. The releases are pickles of other libraries: whoever trusts one
+reads it once with `torch.load(file, weights_only=True)` and converts it by
+`scoretune.convert.hpsv2(weights, folder)` or `scoretune.convert.image_reward(weights, folder)`;
+from there on the folder is read instead.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scoretune.core.errors import UserError
+from scoretune.rewards.networks import pretrained
 
 Rules = Sequence[tuple[str, str]]
 
@@ -58,7 +61,7 @@ def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[st
 
     Raises UserError for a name that no rule knows, unless it matches `unused`.
     """
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for key, value in weights.items():
         if re.fullmatch(unused, key):
             continue
@@ -67,8 +70,8 @@ def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[st
             name = re.sub(f"^{old}", new, name)
         if name == key and key != "logit_scale":
             raise UserError(f"no rule for the weight {key!r}: this is another model, or release")
-        found[name] = value
-    return found
+        converted[name] = value
+    return converted
 
 
 def image_reward_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,15 +90,15 @@ def open_clip_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Queries, keys and values lie in one matrix there and in three here; the two projections are
     transposed.
     """
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, value in renamed(weights, _CLIP, _CLIP_UNUSED).items():
         if ".in_proj." in name:
             for part, piece in zip("qkv", value.chunk(3), strict=True):
-                found[name.replace("in_proj", f"{part}_proj")] = piece.clone()
+                converted[name.replace("in_proj", f"{part}_proj")] = piece.clone()
         else:
             transposed = name in ("visual_projection.weight", "text_projection.weight")
-            found[name] = value.t().contiguous() if transposed else value
-    return found
+            converted[name] = value.t().contiguous() if transposed else value
+    return converted
 
 
 def image_reward(weights: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -150,15 +153,15 @@ def hpsv2(
     """
     from transformers import CLIPConfig, CLIPModel
 
-    from scoretune.rewards.networks import pretrained
-
-    told = pretrained.file(like, "config.json", revision=None)
-    model = CLIPModel(CLIPConfig.from_pretrained(told.parent))
+    path = pretrained.file(like, "config.json", revision=None)
+    model = CLIPModel(CLIPConfig.from_pretrained(path.parent))
     try:
         model.load_state_dict(open_clip_weights(weights), strict=True)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"these weights are not those of a model like {like!r}: {said}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"these weights are not those of a model like {like!r}: {reason}"
+        ) from error
     model.save_pretrained(folder)
 
 

@@ -1,9 +1,11 @@
-"""Questions about pictures, put to a model of transformers that reads both."""
+"""Vision-language models of transformers: pictures and questions in, tokens out."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,60 +14,95 @@ from numpy.typing import NDArray
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
+from scoretune.rewards.base import Precision
 from scoretune.rewards.networks import pretrained
 
 KIND = "AutoModelForImageTextToText"
 _UNUSED = "encoder.pooler."  # of TrOCR: its files lack it, and nothing that it makes is read
 
 
-def network(source: str, *, revision: str | None, dtype: torch.dtype) -> Any:
-    """The frozen image-text-to-text model of a folder or hub id, whole and from safetensors.
+@dataclass(frozen=True)
+class VisionLanguage:
+    """An image-text-to-text model of a folder or hub id, loaded when it is needed, and frozen."""
 
-    Raises UserError where there is none, where weights are missing, and for pickles.
-    """
-    import transformers
+    source: str
+    revision: str | None = None
+    dtype: Precision = "float32"
 
-    hub.quieten()
-    save = f"t.{KIND}.from_pretrained({source!r}).save_pretrained('FOLDER')"
-    pretrained.refuse_pickles(source, f'python -c "import transformers as t; {save}"')
-    found, told = hub.offline_first(
-        source,
-        "an image-text-to-text model of transformers with safetensors weights",
-        lambda here: getattr(transformers, KIND).from_pretrained(
-            source,
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=here,
-            output_loading_info=True,
-            dtype=dtype,
-        ),
-    )
-    missing = {key for key in told["missing_keys"] if not key.startswith(_UNUSED)}
-    pretrained.whole(source, type(found).__name__, missing)
-    return found.requires_grad_(False).eval()
+    @cached_property
+    def network(self) -> Any:
+        """The model, frozen. Raises UserError unless all of it is there, and for pickles."""
+        import transformers
 
-
-def processor(source: str, *, revision: str | None) -> Any:
-    """What prepares pictures and text for the model of a folder or hub id; it pads on the left.
-
-    Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
-    """
-    hub.quieten()
-    found = hub.offline_first(
-        source, "a model with its processor", lambda here: _processor(source, revision, here)
-    )
-    parts = [getattr(found, name, None) for name in ("tokenizer", "image_processor")]
-    if None in parts:
-        raise UserError(
-            f"{source!r} holds a {type(found).__name__}, which does not prepare pictures and text: "
-            "save the model's processor beside it with processor.save_pretrained(folder)"
+        hub.quieten()
+        save = f"t.{KIND}.from_pretrained({self.source!r}).save_pretrained('FOLDER')"
+        pretrained.refuse_pickles(self.source, f'python -c "import transformers as t; {save}"')
+        model, report = hub.offline_first(
+            self.source,
+            "an image-text-to-text model of transformers with safetensors weights",
+            lambda here: getattr(transformers, KIND).from_pretrained(
+                self.source,
+                revision=self.revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=here,
+                output_loading_info=True,
+                dtype=getattr(torch, self.dtype),
+            ),
         )
-    tokenizer = found.tokenizer
-    tokenizer.padding_side = "left"  # so that the last token of each question comes last
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return found
+        missing = {key for key in report["missing_keys"] if not key.startswith(_UNUSED)}
+        pretrained.whole(self.source, type(model).__name__, missing)
+        return model.requires_grad_(False).eval()
+
+    @cached_property
+    def processor(self) -> Any:
+        """What prepares pictures and text, padded on the left, and turns tokens into text.
+
+        Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
+        """
+        hub.quieten()
+        processor = hub.offline_first(
+            self.source,
+            "a model with its processor",
+            lambda here: _processor(self.source, self.revision, here),
+        )
+        parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor")]
+        if None in parts:
+            raise UserError(
+                f"{self.source!r} holds a {type(processor).__name__}, which does not prepare "
+                "pictures and text: save the model's processor beside it with "
+                "processor.save_pretrained(folder)"
+            )
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"  # so that the last token of each question comes last
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return processor
+
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+        return bool(getattr(self.processor, "chat_template", None))
+
+    def to(self, device: torch.device) -> None:
+        """Move the network."""
+        self.network.to(device)
+
+    def inputs(self, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
+        """The inputs for one text about each picture [B, H, W, 3]; for empty texts, pictures alone.
+
+        On the network's device, pictures in its precision.
+        """
+        if any(texts):
+            inputs = questions(self.processor, pixels, texts)
+        else:
+            inputs = self.processor(images=pictures(pixels), return_tensors="pt")
+        return inputs.to(self.network.device, self.network.dtype)
+
+    def generate(self, inputs: Any, **settings: Any) -> Any:
+        """What `generate` of transformers gives, without sampling and without a gradient."""
+        with torch.no_grad():
+            return self.network.generate(**inputs, do_sample=False, **settings)
 
 
 def _processor(source: str, revision: str | None, here: bool) -> Any:
@@ -94,13 +131,15 @@ def _without_videos(source: str, place: dict[str, Any]) -> Any:
             return type(part)
         return kind.check_argument_for_proper_class(self, name, part)
 
-    still: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": accept})
+    subclass: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": accept})
     parts = {
         "image_processor": transformers.AutoImageProcessor.from_pretrained(source, **place),
         "tokenizer": transformers.AutoTokenizer.from_pretrained(source, **place),
     }
-    told, _ = kind.get_processor_dict(source, **place)
-    return still.from_args_and_dict([parts.get(name) for name in kind.get_attributes()], told)
+    settings, _ = kind.get_processor_dict(source, **place)
+    return subclass.from_args_and_dict(
+        [parts.get(name) for name in kind.get_attributes()], settings
+    )
 
 
 def pictures(pixels: NDArray[np.uint8]) -> list[Any]:
@@ -116,16 +155,16 @@ def questions(prepare: Any, pixels: NDArray[np.uint8], texts: Sequence[str]) -> 
     With the chat template of the processor where it has one, and else the token that stands for a
     picture on a line before the question.
     """
-    asked = [_put(prepare, text) for text in texts]
+    filled = [_templated(prepare, text) for text in texts]
     start = prepare.tokenizer.bos_token
     # A template may have written the token of the beginning, which is not to be there twice.
-    begun = bool(start) and asked[0].startswith(start)
-    extra = {"add_special_tokens": False} if begun else {}
-    shown = [[picture] for picture in pictures(pixels)]
-    return prepare(images=shown, text=asked, padding=True, return_tensors="pt", **extra)
+    has_start = bool(start) and filled[0].startswith(start)
+    extra = {"add_special_tokens": False} if has_start else {}
+    nested = [[picture] for picture in pictures(pixels)]
+    return prepare(images=nested, text=filled, padding=True, return_tensors="pt", **extra)
 
 
-def _put(prepare: Any, text: str) -> str:
+def _templated(prepare: Any, text: str) -> str:
     if getattr(prepare, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": text}]
         turn = [{"role": "user", "content": content}]

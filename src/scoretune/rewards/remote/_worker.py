@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 LENGTHS = struct.Struct(">QQ")
 
 
-class Told(str):
+class Prompt(str):
     """A prompt, and what belongs to it beside its text."""
 
     metadata: dict[str, Any]
@@ -41,11 +41,11 @@ def main() -> None:
     os.close(nothing)
     path, kind = sys.argv[1:]
     try:
-        function, told = load(path)
+        function, description = load(path)
     except BaseException as error:  # SystemExit too: the user's import may do anything
         send(sink, {"broken": last_line(error)})
         return
-    send(sink, {"ready": told})
+    send(sink, {"ready": description})
     while True:
         frame = receive(source)
         if frame is None:
@@ -67,27 +67,27 @@ def load(path: str) -> tuple[Callable[..., Any], dict[str, str]]:
         function = getattr(function, part)
     if not callable(function):
         raise TypeError(f"{path!r} is a {type(function).__name__}, not a function")
-    told = {"interpreter": ".".join(map(str, sys.version_info[:3]))}
-    told["version"] = str(getattr(module, "__version__", ""))
+    description = {"interpreter": ".".join(map(str, sys.version_info[:3]))}
+    description["version"] = str(getattr(module, "__version__", ""))
     file = getattr(module, "__file__", None)
     if file and os.path.exists(file):
         with open(file, "rb") as source:
-            told["sha256"] = hashlib.sha256(source.read()).hexdigest()
-    return function, told
+            description["sha256"] = hashlib.sha256(source.read()).hexdigest()
+    return function, description
 
 
 def score(
     function: Callable[..., Any],
     kind: str,
-    asked: dict[str, Any],
+    request: dict[str, Any],
     pixels: bytes,
 ) -> list[float]:
-    """What the function says, as plain numbers: lists, arrays and tensors have a length."""
-    prompts = [Told(text) for text in asked["prompts"]]
-    for place, metadata in enumerate(asked["metadata"]):
+    """What the function returns, as plain numbers: lists, arrays and tensors have a length."""
+    prompts = [Prompt(text) for text in request["prompts"]]
+    for place, metadata in enumerate(request["metadata"]):
         prompts[place].metadata = metadata
-    found = function(pictures(kind, asked["shape"], pixels), prompts)
-    return [float(value) for value in found]
+    values = function(pictures(kind, request["shape"], pixels), prompts)
+    return [float(value) for value in values]
 
 
 def pictures(kind: str, shape: list[int], pixels: bytes) -> Any:

@@ -1,22 +1,29 @@
-"""Questions to a URL, asked again while there is hope that they will be answered."""
+"""A reward behind a URL, `server(url=http://host:8000)` or the URL alone, and its HTTP client.
+
+The protocol is `rewards.remote.protocol`: `scoretune serve-reward` speaks it, and so can any web
+server.
+"""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from threading import Lock
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from scoretune.core.errors import UserError
+from scoretune.rewards.cache import Cached, Pixels
+from scoretune.rewards.remote import protocol
+
+if TYPE_CHECKING:
+    import httpx2
+    from tenacity import RetryCallState
 
 TOKEN = "SCORETUNE_REWARD_TOKEN"
 """The environment variable that holds the token, which a run's record must not."""
@@ -25,7 +32,51 @@ MOST_WAIT = 120.0
 RESUME = "then repeat the command, or go on with scoretune train --resume and the run's folder"
 
 
-class _Passing(Exception):
+@dataclass(frozen=True)
+class Remote(Cached):
+    """Has the server at `url` score pictures; without a gradient.
+
+    `timeout` is in seconds, for a request of at most `batch` images; `retries` come after the first
+    attempt; `cache` scores are kept. Raises UserError for a URL that is none.
+    """
+
+    url: str
+    timeout: float = 30.0
+    retries: int = 3
+    batch: int = 16
+    cache: int = 4096
+
+    def __post_init__(self) -> None:
+        if not (self.timeout > 0 and self.retries >= 0 and self.batch >= 1 and self.cache >= 0):
+            raise UserError(
+                f"server(timeout={self.timeout:g}, retries={self.retries}, batch={self.batch}, "
+                f"cache={self.cache}): timeout must be above 0, batch 1 or more, the others 0 or "
+                "more"
+            )
+        check_url(self.url)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The URL, and what the server says of itself now."""
+        health = self.client.health()
+        served = health.get("fingerprint")
+        served = served if isinstance(served, dict) else {}
+        parts = {f"served {key}": json.dumps(value) for key, value in sorted(served.items())}
+        return {"url": self.url, "served": str(health.get("reward", "unknown")), **parts}
+
+    @cached_property
+    def client(self) -> Client:
+        """The HTTP client, with its connection settings."""
+        return Client(self.url, self.timeout, self.retries)
+
+    def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
+        body = self.client.post(protocol.encode_request(pixels, prompts))
+        try:
+            return protocol.decode_response(body, len(prompts))
+        except protocol.ProtocolError as error:
+            self.client.fail(f"breaks the protocol: {error}", "mend the server or the url", error)
+
+
+class Transient(Exception):
     """A failure that may pass: try again, after `wait` seconds if the server said so."""
 
     def __init__(self, text: str, fix: str, wait: float = 0.0) -> None:
@@ -34,141 +85,122 @@ class _Passing(Exception):
 
 
 @dataclass
-class Breaker:
-    """Stops asking a server that is down: after `most` failures in a row it refuses for `rest`
-    seconds, then lets one question through. `clock` gives seconds."""
+class Client:
+    """Requests to one URL, repeated while a failure may pass.
 
-    most: int = 3
-    rest: float = 30.0
-    clock: Callable[[], float] = time.monotonic
-    failures: int = 0
-    opened: float | None = None
-
-    @property
-    def state(self) -> str:
-        """`closed` (asks), `open for 12 s more` (refuses) or `half open` (asks once)."""
-        if self.opened is None:
-            return "closed"
-        left = self.opened + self.rest - self.clock()
-        return f"open for {left:.0f} s more" if left > 0 else "half open"
-
-    def succeeded(self) -> None:
-        """The server answered."""
-        self.failures, self.opened = 0, None
-
-    def failed(self) -> None:
-        """The server did not answer, however often it was asked."""
-        self.failures += 1
-        if self.failures >= self.most:
-            self.opened = self.clock()
-
-
-@dataclass
-class Line:
-    """Questions to one URL, asked again while there is hope; one at a time.
-
-    Connection errors, timeouts, 5xx and 429 are asked again up to `retries` times, after
+    Connection errors, timeouts, 5xx and 429 are retried up to `retries` times, after
     0.5 s * 2^k times a random number in [0.5, 1.5], and no sooner than Retry-After says. Nothing
-    else is asked again. Raises UserError for a URL that is none.
+    else is retried. Raises UserError for a URL that is none.
     """
 
     url: str
     timeout: float = 30.0
     retries: int = 3
     sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
     # Its own generator: waiting for a server must not move the run's random numbers.
-    dice: random.Random = field(default_factory=random.Random)
-    breaker: Breaker = field(init=False)
-    _lock: Any = field(default_factory=Lock, init=False)
+    random: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         check_url(self.url)
-        self.breaker = Breaker(clock=self.clock)
 
     def post(self, body: bytes) -> bytes:
         """The body of the answer. Raises UserError with the URL, what is wrong and the fix."""
-        with self._lock:
-            state = self.breaker.state
-            if state.startswith("open"):
-                many = self.breaker.failures
-                self.fail(f"failed {many} times in a row (circuit breaker {state})", "see its log")
-            attempt, last = 0, 0 if state == "half open" else self.retries
-            while True:
-                try:
-                    answer = self._once(self.url, body, self.timeout)
-                except _Passing as error:
-                    if attempt == last or error.wait > MOST_WAIT:
-                        self._give_up(attempt + 1, error)
-                    backoff = min(0.5 * 2**attempt, 30.0) * self.dice.uniform(0.5, 1.5)
-                    self.sleep(max(backoff, error.wait))
-                    attempt += 1
-                except UserError:  # it answered, if not as we wish
-                    self.breaker.succeeded()
-                    raise
-                else:
-                    self.breaker.succeeded()
-                    return answer
+        import tenacity
 
-    def _give_up(self, attempts: int, error: _Passing) -> NoReturn:
-        self.breaker.failed()
-        tries = f"{attempts} attempt{'s' if attempts > 1 else ''}"
-        state = self.breaker.state
-        resting = "" if state == "closed" else f", circuit breaker {state}"
-        self.fail(f"{error} ({tries}{resting})", error.fix, error)
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=tenacity.stop_after_attempt(self.retries + 1),
+            wait=self._pause,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            return attempts(self._request, self.url, body, self.timeout)
+        except Transient as error:
+            count = attempts.statistics["attempt_number"]
+            tries = f"{count} attempt{'s' if count > 1 else ''}"
+            self.fail(f"{error} ({tries})", error.fix, error)
 
     def health(self) -> dict[str, Any]:
-        """What `/health` says, asked once; empty where nobody answers or in another tongue."""
+        """What `/health` says, asked once; empty where nobody answers or not as JSON."""
         parts = urlsplit(self.url)
         url = parts._replace(path=parts.path.rstrip("/") + "/health").geturl()
         try:
-            body = self._once(url, None, min(self.timeout, 5.0))
-            found = json.loads(body)
-        except (_Passing, UserError, ValueError, RecursionError):
+            health = json.loads(self._request(url, None, min(self.timeout, 5.0)))
+        except (Transient, UserError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return health if isinstance(health, dict) else {}
 
-    def _once(self, url: str, body: bytes | None, timeout: float) -> bytes:
+    def fail(self, what: str, fix: str, cause: Exception | None = None) -> NoReturn:
+        """Raise the one line: the URL, what is wrong with it, the fix, and how to go on."""
+        raise UserError(f"reward server {self.url} {what}: {fix}, {RESUME}") from cause
+
+    @cached_property
+    def _http(self) -> httpx2.Client:
+        """Proxies of the environment, but never for this machine itself; no redirects.
+
+        After a redirect a POST would become a GET, and the token would go elsewhere. A connection
+        is closed after its answer: a server may have dropped it before the next batch.
+        """
+        import httpx2
+
+        return httpx2.Client(
+            verify=self.url.startswith("https:"),  # else it would read certificates for nothing
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            trust_env=not _is_local(self.url),
+        )
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds before the next attempt."""
+        error = state.outcome.exception() if state.outcome else None
+        backoff = min(0.5 * 2.0 ** (state.attempt_number - 1), 30.0) * self.random.uniform(0.5, 1.5)
+        return max(backoff, error.wait if isinstance(error, Transient) else 0.0)
+
+    def _request(self, url: str, body: bytes | None, timeout: float) -> bytes:
+        """One attempt: POST with a body, GET without."""
+        import httpx2
+
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if token := os.environ.get(TOKEN, "").strip():
             headers["Authorization"] = f"Bearer {_printable(token)}"
-        request = urllib.request.Request(url, body, headers)
-        until = self.clock() + timeout
+        method, until = "GET" if body is None else "POST", time.monotonic() + timeout
         try:
-            with _opener(url).open(request, timeout=timeout) as response:
-                return self._whole(response, until)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refused(error)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise self._slow() from error
-            what = str(reason) or type(reason).__name__
-            raise _Passing(f"cannot be reached: {what}", "start it, or mend the url") from error
+            with self._http.stream(
+                method, url, content=body, headers=headers, timeout=timeout
+            ) as response:
+                if not response.is_success:
+                    self._refuse(response)
+                return self._read(response, until)
+        except httpx2.TimeoutException as error:
+            raise self._slow() from error
+        except httpx2.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise Transient(f"cannot be reached: {what}", "start it, or mend the url") from error
 
-    def _whole(self, response: http.client.HTTPResponse, until: float) -> bytes:
+    def _read(self, response: httpx2.Response, until: float) -> bytes:
         parts, size = [], 0
-        while part := response.read1(2**16):
+        for part in response.iter_bytes():  # as they arrive
             parts.append(part)
             size += len(part)
             if size > MOST_BYTES:
                 self.fail("gave an endless answer", "see that the url is a reward server's")
-            if self.clock() > until:
+            if time.monotonic() > until:
                 raise self._slow()
         return b"".join(parts)
 
-    def _slow(self) -> _Passing:
-        return _Passing(
+    def _slow(self) -> Transient:
+        return Transient(
             f"gave no answer within {self.timeout:g} s", "raise timeout=, or lower batch="
         )
 
-    def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
-        told = f"answered {error.code} ({_explanation(error)})"
-        if error.code == 429 or error.code >= 500:
-            wait = _seconds(error.headers.get("Retry-After"))
-            asked = f" and asks to wait {wait:.0f} s" if wait else ""
-            raise _Passing(told + asked, "see its log", wait) from error
+    def _refuse(self, response: httpx2.Response) -> NoReturn:
+        """Raise what a status other than 2xx means."""
+        status = response.status_code
+        text = f"answered {status} ({_explanation(response)})"
+        if status == 429 or status >= 500:
+            wait = _seconds(response.headers.get("Retry-After"))
+            pause = f" and asks to wait {wait:.0f} s" if wait else ""
+            raise Transient(text + pause, "see its log", wait)
         fixes = {
             401: f"put its token into the environment variable {TOKEN}",
             403: f"put its token into the environment variable {TOKEN}",
@@ -176,28 +208,18 @@ class Line:
             405: "mend the path of the url",
             413: "lower batch=",
         }
-        moved = f"give the url {error.headers.get('Location')}"
-        self.fail(told, moved if error.code < 400 else fixes.get(error.code, "mend what it names"))
-
-    def fail(self, what: str, fix: str, cause: Exception | None = None) -> NoReturn:
-        """Raise the one line: the URL, what is wrong with it, the fix, and how to go on."""
-        raise UserError(f"reward server {self.url} {what}: {fix}, {RESUME}") from cause
+        moved = f"give the url {response.headers.get('Location')}"
+        self.fail(text, moved if status < 400 else fixes.get(status, "mend what it names"))
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: a POST would become a GET, and the token would go elsewhere."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+def _may_pass(error: BaseException) -> bool:
+    """Whether to try again: not where the server asks for more patience than anyone has."""
+    return isinstance(error, Transient) and error.wait <= MOST_WAIT
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    """Through the proxy that the environment names, but never to this machine itself."""
+def _is_local(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    near = host in ("localhost", "::1") or host.startswith("127.")
-    return urllib.request.build_opener(
-        _Straight, *([urllib.request.ProxyHandler({})] if near else [])
-    )
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _printable(token: str) -> str:
@@ -206,13 +228,13 @@ def _printable(token: str) -> str:
     return token
 
 
-def _explanation(error: urllib.error.HTTPError) -> str:
+def _explanation(response: httpx2.Response) -> str:
     """The server's own line on a refusal, or the status in words."""
     try:
-        told = json.loads(error.read(2**16))["error"]
+        text = json.loads(next(response.iter_bytes(2**16), b""))["error"]
     except Exception:  # anything may stand in an error page, or nothing
-        told = error.reason
-    return " ".join(str(told).split())[:300]
+        text = response.reason_phrase
+    return " ".join(str(text).split())[:300]
 
 
 def _seconds(header: str | None) -> float:

@@ -1,35 +1,44 @@
 """A function with packages of its own as a reward: in another process, of another interpreter.
 
 `isolated(call=module:function, python=/path/to/venv/bin/python)` starts that interpreter on
-`_worker.py`, which needs neither scoretune nor torch, and speaks to it by pipes: JSON and raw
-pixels, never pickles. Needs a POSIX system.
+`_worker.py`, which needs neither scoretune nor torch, and exchanges frames with it by pipes: JSON
+and raw pixels, never pickles. A frame is two big-endian 64-bit lengths, a JSON object of the first,
+and bytes of the second. Needs a POSIX system.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import selectors
 import shutil
+import signal
+import struct
+import subprocess
 import sys
+import threading
+import time
+import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-from torch import Tensor
+from typing import IO, Any, Literal, NoReturn
 
 from scoretune.core.errors import UserError
-from scoretune.rewards.cache import Memory, Pixels, eight_bit, metadata_of
-from scoretune.rewards.remote.foreign import Process
+from scoretune.rewards.cache import Cached, Pixels, metadata_of
 
+LENGTHS = struct.Struct(">QQ")
 WORKER = Path(__file__).with_name("_worker.py")
 # As a command, not as a file: the folder of the file would hide packages of the same names.
 START = "import sys; del sys.argv[0]; exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
 
 
 @dataclass(frozen=True)
-class Isolated:
+class Isolated(Cached):
     """Calls `call` (module:function, found in `folder` or installed there) under `python`.
 
     The function takes (images, prompts) and returns one number an image. `images` says how it gets
@@ -49,34 +58,25 @@ class Isolated:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.memory.scores(eight_bit(images), prompts, self._ask, self.batch)
-
     def fingerprint(self) -> Mapping[str, str]:
         """The function, its interpreter, its module's version and the hash of its file."""
-        told = self.process.ready()
-        return {"call": self.call, "python": self.python, **told}
+        return {"call": self.call, "python": self.python, **self.worker.ready()}
 
     @cached_property
-    def memory(self) -> Memory:
-        """The scores that were given before."""
-        return Memory(self.cache)
-
-    @cached_property
-    def process(self) -> Process:
-        """The process at the other end, started at the first question."""
-        python = _found(self.python) or self.python
+    def worker(self) -> Worker:
+        """The process at the other end, started at the first request."""
+        python = _interpreter(self.python) or self.python
         command = (python, "-c", START, str(WORKER), self.call, self.images)
         folder = str(Path(self.folder).expanduser())
-        return Process(self.call, command, folder, self.timeout)
+        return Worker(self.call, command, folder, self.timeout)
 
-    def _ask(self, pixels: Pixels, prompts: list[str]) -> list[float]:
-        asked = {
+    def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
+        request = {
             "shape": pixels.shape[:3],
             "prompts": [str(prompt) for prompt in prompts],
             "metadata": [metadata_of(prompt) for prompt in prompts],
         }
-        scores = self.process.ask(asked, pixels.tobytes())
+        scores = self.worker.scores(request, pixels.tobytes())
         if len(scores) != len(prompts):
             raise UserError(
                 f"reward {self.call!r} gave {len(scores)} numbers for {len(prompts)} images: "
@@ -88,7 +88,7 @@ class Isolated:
 def _check(reward: Isolated) -> None:
     if not re.fullmatch(r"[\w.]+:[\w.]+", reward.call):
         raise UserError(f"isolated(call={reward.call}): write it as module:function")
-    if _found(reward.python) is None:
+    if _interpreter(reward.python) is None:
         raise UserError(
             f"isolated(python={reward.python}): no such interpreter; make one with "
             "python -m venv FOLDER, and give FOLDER/bin/python"
@@ -104,7 +104,195 @@ def _check(reward: Isolated) -> None:
         raise UserError("isolated(...) needs Linux or macOS: use scoretune serve-reward instead")
 
 
-def _found(python: str) -> str | None:
+def _interpreter(python: str) -> str | None:
     """The interpreter's absolute path; a link stays one, for a venv is found by its own."""
-    found = shutil.which(os.path.expanduser(python))
-    return None if found is None else os.path.abspath(found)
+    path = shutil.which(os.path.expanduser(python))
+    return None if path is None else os.path.abspath(path)
+
+
+# ------------------------------------------------------------------------ the process
+
+
+class WorkerEnded(Exception):
+    """The process is gone; the text says how it ended."""
+
+
+class Worker:
+    """A process that is started when it is needed, and ended with this object or this interpreter.
+
+    It runs `command` in `folder` and is given `timeout` seconds to start and to answer. Errors call
+    it `name`.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], folder: str, timeout: float) -> None:
+        self.name, self.command, self.folder = name, tuple(command), folder
+        self.timeout = timeout
+        self._child: subprocess.Popen[bytes] | None = None
+        self._description: dict[str, str] = {}
+        self._last_line: deque[str] = deque(maxlen=1)
+        self._lock = threading.Lock()
+        self._end: weakref.finalize[..., Any] | None = None
+
+    def ready(self) -> Mapping[str, str]:
+        """What the function is: `interpreter`, `version`, `sha256`. Starts it where it is not."""
+        with self._lock:
+            self._started()
+            return dict(self._description)
+
+    def scores(self, request: Mapping[str, Any], pixels: bytes) -> list[float]:
+        """The scores; a process that crashes is started once more for the same request."""
+        try:
+            body = json.dumps(request).encode()
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the metadata of a prompt cannot be sent as JSON ({error}): keep to text, "
+                "numbers, lists and objects"
+            ) from error
+        frame = LENGTHS.pack(len(body), len(pixels)) + body + pixels
+        with self._lock:
+            try:
+                answer = self._exchange(self._started(), frame, "gave no answer")
+            except WorkerEnded:
+                try:
+                    answer = self._exchange(self._started(), frame, "gave no answer")
+                except WorkerEnded as error:
+                    self._fail(f"crashed twice on the same images: {error}", "run it by hand")
+        if "error" in answer:
+            self._fail(f"failed with {answer['error']}", "mend the function")
+        return [float(score) for score in answer["scores"]]
+
+    def close(self) -> None:
+        """End the process, and all that it started."""
+        if self._end is not None:
+            self._end()
+        self._child = self._end = None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is not None:
+            return self._child
+        try:
+            child = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=self.folder,
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._fail(f"cannot be started: {error}", "check python=")
+        self._child, self._last_line = child, deque(maxlen=1)
+        assert child.stderr is not None
+        drain = threading.Thread(target=_drain, args=(child.stderr, self._last_line), daemon=True)
+        drain.start()
+        self._end = weakref.finalize(self, _end, child, drain)
+        try:
+            answer = self._exchange(child, b"", "did not start")
+        except WorkerEnded as error:
+            self._fail(f"did not start: {error}", "run its import by hand with that python")
+        if "broken" in answer:
+            self.close()
+            self._fail(
+                f"cannot be imported by {self.command[0]}: {answer['broken']}",
+                "install what is missing there, or mend folder=",
+            )
+        self._description = answer["ready"]
+        return child
+
+    def _exchange(self, child: subprocess.Popen[bytes], frame: bytes, slow: str) -> dict[str, Any]:
+        """Write the frame, read one. Ends the process where it is slow or gone."""
+        try:
+            return _send_and_receive(child, frame, time.monotonic() + self.timeout)
+        except TimeoutError:
+            self.close()
+            self._fail(
+                f"{slow} within {self.timeout:g} s and was killed", "raise timeout=, or mend it"
+            )
+        except (OSError, EOFError, ValueError) as error:
+            last = self._last_line
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(1.0)  # so that the exit code is its own, not of our kill
+            self.close()
+            how = _in_words(child.returncode)
+            raise WorkerEnded(f"{how}, last words {last[0]!r}" if last else how) from error
+        except BaseException:  # Ctrl-C in between: half an exchange cannot be gone on with
+            self.close()
+            raise
+
+    def _fail(self, what: str, fix: str) -> NoReturn:
+        raise UserError(
+            f"reward {self.name!r} {what}: {fix}, then go on with: scoretune train --resume RUN"
+        )
+
+
+def _send_and_receive(child: subprocess.Popen[bytes], frame: bytes, until: float) -> dict[str, Any]:
+    """Raises TimeoutError after `until`, EOFError or OSError where the other end is gone."""
+    assert child.stdin is not None and child.stdout is not None
+    view = memoryview(frame)
+    os.set_blocking(child.stdin.fileno(), False)
+    while view:
+        _wait(child.stdin, selectors.EVENT_WRITE, until)
+        view = view[os.write(child.stdin.fileno(), view[: 2**16]) :]
+    first, second = LENGTHS.unpack(_read(child.stdout, LENGTHS.size, until))
+    message: dict[str, Any] = json.loads(_read(child.stdout, first, until))
+    _read(child.stdout, second, until)
+    return message
+
+
+def _read(stream: IO[bytes], size: int, until: float) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        _wait(stream, selectors.EVENT_READ, until)
+        part = os.read(stream.fileno(), min(size - len(received), 2**16))
+        if not part:
+            raise EOFError
+        received += part
+    return bytes(received)
+
+
+def _wait(stream: IO[bytes], event: int, until: float) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, event)
+        if not selector.select(max(until - time.monotonic(), 0)):
+            raise TimeoutError
+
+
+def _drain(stream: IO[bytes], last: deque[str]) -> None:
+    """Pass on what the process says to people, and keep its last line."""
+    for line in iter(stream.readline, b""):
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            last.append(text)
+            with suppress(OSError, ValueError):  # nobody listens any more
+                print(text, file=sys.stderr)
+
+
+def _end(child: subprocess.Popen[bytes], drain: threading.Thread) -> None:
+    """Kill the process and all of its group; leave no zombie and no open pipe."""
+    with suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.wait()
+    drain.join(1.0)
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+
+
+def _in_words(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"it exited with {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _environment() -> dict[str, str]:
+    """This one without what tells Python where its packages are: they are of this interpreter."""
+    removed = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+    kept = {key: value for key, value in os.environ.items() if key not in removed}
+    return {**kept, "PYTHONUNBUFFERED": "1"}

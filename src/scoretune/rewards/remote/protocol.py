@@ -1,22 +1,23 @@
-"""What a reward server and its client say to each other: version 1 of the protocol.
+"""What a reward server and its client exchange: version 1 of the protocol.
 
-A client asks by `POST` at the server's own address, with the body
+A client sends `POST` to the server's address with a `ScoreRequest`
 
     {"version": 1, "prompts": ["a cat", ...], "metadata": [{}, ...], "images": ["iVBORw0...", ...]}
 
 where the three lists are equally long, every image is a PNG in base64, all of one size, and
-`metadata` (which may be missing) holds what belongs to a prompt beside its text. The answer is
+`metadata` (which may be missing) holds what belongs to a prompt beside its text. The answer is a
+`ScoreResponse`
 
     {"version": 1, "scores": [0.25, ...]}
 
 with one finite number an image; higher is better. A refusal is `{"error": "one line"}` with a
-status of 400 or above; 429 and 5xx mean that the same question may be asked again, no sooner than
-the header `Retry-After` says. `GET` of the address with `/health` behind it answers
+status of 400 or above; 429 and 5xx mean that the same request may be sent again, no sooner than
+the header `Retry-After` says. `GET` of the address with `/health` behind it gives a `Health`
 
     {"version": 1, "ready": true, "reward": "brightness", "fingerprint": {...}}
 
-A message without a version is taken as version 1. With a token, both are asked with the header
-`Authorization: Bearer TOKEN`.
+A message without a version is taken as version 1, and fields that are not named here are ignored.
+With a token, both are sent with the header `Authorization: Bearer TOKEN`.
 """
 
 from __future__ import annotations
@@ -24,145 +25,128 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompt
+from scoretune.rewards.cache import Pixels, metadata_of
 
-VERSION = 1
 SIDE = 8192
 """The longest side of a picture, in pixels, that is decoded."""
 
 
-class Malformed(ValueError):
-    """A message that is not what the protocol says; its text is one line that says where."""
+class Message(BaseModel):
+    """What every message has: the version of the protocol."""
+
+    model_config = ConfigDict(strict=True)
+    version: Literal[1] = 1
 
 
-class Told(str):
-    """A prompt and what belongs to it: a `str` with `metadata`."""
+class ScoreRequest(Message):
+    """Pictures and their prompts, to be scored."""
 
-    metadata: Mapping[str, Any]
+    prompts: list[str]
+    metadata: list[dict[str, Any]] | None = None
+    images: list[str]
 
-    def __new__(cls, text: str, metadata: Mapping[str, Any]) -> Told:
-        made = super().__new__(cls, text)
-        made.metadata = dict(metadata)
-        return made
+
+class ScoreResponse(Message):
+    """One number a picture."""
+
+    scores: list[FiniteFloat]
+
+
+class Health(Message):
+    """Whether a server is ready and, for callers that it trusts, what exactly scores there."""
+
+    ready: bool
+    reward: str | None = None
+    fingerprint: dict[str, Any] | None = None
+
+
+class ProtocolError(ValueError):
+    """A message that breaks the protocol; its text is one line that says where."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Batch:
     """Pictures [B, H, W, 3] in 8 bits, and their B prompts."""
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    prompts: tuple[Told, ...]
+    pixels: Pixels
+    prompts: tuple[Prompt, ...]
 
 
-def written(question: Question) -> bytes:
+def encode_request(pixels: Pixels, prompts: Sequence[str]) -> bytes:
     """The body of a request. Raises UserError for metadata that JSON cannot hold."""
-    metadata = [dict(prompt.metadata) for prompt in question.prompts]
+    request = ScoreRequest(
+        prompts=[str(prompt) for prompt in prompts],
+        metadata=[{str(k): v for k, v in metadata_of(prompt).items()} for prompt in prompts],
+        images=[_png(picture) for picture in pixels],
+    )
     try:
-        json.dumps(metadata, allow_nan=False)
+        return json.dumps(request.model_dump(), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the metadata of a prompt cannot be sent as JSON ({error}): keep to text, finite "
             "numbers, lists and objects"
         ) from error
-    message = {
-        "version": VERSION,
-        "prompts": [str(prompt) for prompt in question.prompts],
-        "metadata": metadata,
-        "images": [_png(picture) for picture in question.pixels],
-    }
-    return json.dumps(message).encode()
 
 
-def read(body: bytes) -> Question:
-    """The question in a request. Raises Malformed, naming the prompt or image that is wrong."""
-    message = _message(body)
-    prompts = _list(message, "prompts", str, "text")
-    images = _list(message, "images", str, "base64 text")
-    metadata = message.get("metadata")
-    if metadata is None:
-        metadata = [{} for _ in prompts]
-    else:
-        metadata = _list(message, "metadata", dict, "an object")
+def decode_request(body: bytes) -> Batch:
+    """The pictures and prompts of a request. Raises ProtocolError, which names what is wrong."""
+    request = _parsed(ScoreRequest, body)
+    prompts, images = request.prompts, request.images
+    metadata = [{} for _ in prompts] if request.metadata is None else request.metadata
     if not len(prompts) == len(images) == len(metadata):
-        raise Malformed(
+        raise ProtocolError(
             f"{len(prompts)} prompts, {len(images)} images and {len(metadata)} metadata: "
             "send one of each"
         )
     if not images:
-        raise Malformed("no images: send at least one")
+        raise ProtocolError("no images: send at least one")
     pictures = [_picture(text, place) for place, text in enumerate(images)]
     for place, picture in enumerate(pictures):
         if picture.shape != pictures[0].shape:
-            raise Malformed(
+            raise ProtocolError(
                 f"image {place} is {_size(picture)} and image 0 is {_size(pictures[0])}: send "
                 "images of one size"
             )
-    told = [Told(text, data) for text, data in zip(prompts, metadata, strict=True)]
-    return Question(np.stack(pictures), tuple(told))
+    texts = zip(prompts, metadata, strict=True)
+    return Batch(np.stack(pictures), tuple(Prompt(text, extra) for text, extra in texts))
 
 
-def answered(scores: Sequence[float]) -> bytes:
-    """The body of an answer."""
-    return json.dumps({"version": VERSION, "scores": list(scores)}).encode()
-
-
-def read_answer(body: bytes, count: int) -> list[float]:
-    """The `count` scores in an answer. Raises Malformed."""
-    scores = _message(body).get("scores")
-    if not isinstance(scores, list):
-        raise Malformed("its answer has no list 'scores'")
+def decode_response(body: bytes, count: int) -> list[float]:
+    """The `count` scores of an answer. Raises ProtocolError."""
+    scores = _parsed(ScoreResponse, body).scores
     if len(scores) != count:
-        raise Malformed(f"it gave {len(scores)} scores for {count} images")
-    return [_finite(score, place) for place, score in enumerate(scores)]
+        raise ProtocolError(f"it gave {len(scores)} scores for {count} images")
+    return scores
 
 
-def _finite(score: object, place: int) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise Malformed(f"score {place} is {_short(json.dumps(score))}, not a number")
+M = TypeVar("M", bound=Message)
+
+
+def _parsed(kind: type[M], body: bytes) -> M:
     try:
-        value = float(score)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise Malformed(f"score {place} is {value}, not a finite number")
-    return value
-
-
-def _message(body: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
         start = _short(body[:200].decode("utf-8", "replace"))
-        kind = "HTML" if start.lstrip("'").lstrip().startswith("<") else "something"
-        raise Malformed(f"{kind} instead of JSON: {start}") from None
-    if not isinstance(message, dict):
-        raise Malformed(f"a JSON {type(message).__name__} instead of an object")
-    if message.get("version", VERSION) != VERSION:
-        raise Malformed(
-            f"version {_short(str(message['version']))} of the protocol, where this side speaks "
-            f"version {VERSION}"
-        )
-    return message
+        what = "HTML" if start.lstrip("'").lstrip().startswith("<") else "something"
+        raise ProtocolError(f"{what} instead of JSON: {start}")
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    value = "" if first["type"] == "missing" else f" is {_short(str(first['input']))}"
+    reason = first["msg"][:1].lower() + first["msg"][1:]
+    raise ProtocolError(f"{place.lstrip('.') or 'the message'}{value}: {reason}")
 
 
-def _list(message: Mapping[str, Any], key: str, kind: type, name: str) -> list[Any]:
-    found = message.get(key)
-    if not isinstance(found, list):
-        raise Malformed(f"no list {key!r}")
-    for place, entry in enumerate(found):
-        if not isinstance(entry, kind):
-            raise Malformed(f"entry {place} of {key!r} is not {name}")
-    return found
-
-
-def _png(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+def _png(picture: Pixels) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -170,7 +154,7 @@ def _png(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _picture(text: str, place: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _picture(text: str, place: int) -> Pixels:
     from PIL import Image
 
     try:
@@ -179,11 +163,13 @@ def _picture(text: str, place: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
                 return np.asarray(file.convert("RGB"))
             size = f"{file.width}x{file.height}"
     except Exception as error:  # a broken picture raises many kinds: binascii, struct, zlib, PIL
-        raise Malformed(f"image {place} is not a PNG in base64 ({type(error).__name__})") from error
-    raise Malformed(f"image {place} is {size} pixels: at most {SIDE} a side")
+        raise ProtocolError(
+            f"image {place} is not a PNG in base64 ({type(error).__name__})"
+        ) from error
+    raise ProtocolError(f"image {place} is {size} pixels: at most {SIDE} a side")
 
 
-def _size(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+def _size(picture: Pixels) -> str:
     return f"{picture.shape[1]}x{picture.shape[0]}"
 
 

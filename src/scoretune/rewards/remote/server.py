@@ -1,33 +1,49 @@
-"""A reward behind HTTP: the server's side of `protocol`, on the standard library alone."""
+"""A reward behind HTTP: the server's side of `protocol`, on FastAPI and uvicorn.
 
-from __future__ import annotations
+Without `from __future__ import annotations`: FastAPI reads the annotations of the endpoints, which
+name what is imported inside a function.
+"""
 
+import asyncio
 import hmac
-import json
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.cache import Cached
 from scoretune.rewards.remote import protocol
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
 
 MOST_BYTES = 256 * 2**20
 MOST_AT_ONCE = 16
 PATIENCE = 60.0
+"""Seconds in which a request's body must arrive."""
+
+
+class Refusal(Exception):
+    """A request that is answered by a status of 400 or above and one line."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass
 class Service:
-    """A reward for many callers, one question at a time: `batch` images at once, on `device`.
+    """A reward for many callers, one request at a time: `batch` images at once, on `device`.
 
     Bodies above `limit` bytes are refused, and so are callers without the `token`, if there is one.
     `fingerprint` says what exactly scores.
@@ -46,163 +62,176 @@ class Service:
     )
 
     def scores(self, body: bytes) -> tuple[list[float], str]:
-        """The scores of a request's body, and how many of them were remembered, in words.
+        """The scores of a request's body, and how many of them were cached, in words.
 
-        Raises wire.Malformed for a body that is not the protocol's, UserError for a reward that
-        fails.
+        Raises ProtocolError for a body that breaks the protocol, UserError for a reward that fails.
         """
-        question = protocol.read(body)
-        images = torch.from_numpy(question.pixels).permute(0, 3, 1, 2).float() / 255
-        memory = getattr(self.reward, "memory", None)
+        request = protocol.decode_request(body)
+        images = torch.from_numpy(request.pixels).permute(0, 3, 1, 2).float() / 255
+        cache = self.reward.score_cache if isinstance(self.reward, Cached) else None
         with self.lock, torch.no_grad():
-            before = 0 if memory is None else memory.hits
+            before = cache.hits if cache else 0
             parts = [
-                self._part(images[start : start + self.batch], question.prompts[start:])
+                self._part(images[start : start + self.batch], request.prompts[start:])
                 for start in range(0, len(images), self.batch)
             ]
-            recalled = 0 if memory is None else memory.hits - before
-        told = f"{len(images)} images" + (f", {recalled} remembered" if recalled else "")
-        return torch.cat(parts).tolist(), told
+            hits = cache.hits - before if cache else 0
+        note = f"{len(images)} images" + (f", {hits} remembered" if hits else "")
+        return torch.cat(parts).tolist(), note
 
-    def _part(self, images: Tensor, prompts: tuple[protocol.Told, ...]) -> Tensor:
-        asked = prompts[: len(images)]
-        return checked(self.reward, self.name, images.to(self.device), asked).cpu()
+    def _part(self, images: Tensor, prompts: tuple[Prompt, ...]) -> Tensor:
+        prompts = prompts[: len(images)]
+        return checked(self.reward, self.name, images.to(self.device), prompts).cpu()
 
-    def health(self, trusted: bool) -> Mapping[str, Any]:
-        """What `/health` says; strangers are told no more than that it is ready."""
-        told: dict[str, Any] = {"version": protocol.VERSION, "ready": True}
-        if trusted:
-            told |= {"reward": self.name, "fingerprint": dict(self.fingerprint)}
-        return told
+    def health(self, trusted: bool) -> protocol.Health:
+        """What `/health` says; callers without the token learn no more than that it is ready."""
+        if not trusted:
+            return protocol.Health(ready=True)
+        return protocol.Health(ready=True, reward=self.name, fingerprint=dict(self.fingerprint))
 
     def trusts(self, header: str | None) -> bool:
         """Whether an `Authorization` header names the token, or none is needed."""
         given = (header or "").encode("utf-8", "replace")
         return not self.token or hmac.compare_digest(given, f"Bearer {self.token}".encode())
 
+    @contextmanager
+    def place(self, header: str | None) -> Iterator[None]:
+        """One of the places for callers. Raises Refusal for strangers, and where none is free."""
+        if not self.trusts(header):
+            raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
+        if not self.places.acquire(blocking=False):
+            raise Refusal(429, f"{MOST_AT_ONCE} questions wait already")
+        try:
+            yield
+        finally:
+            self.places.release()
 
-class Refusal(Exception):
-    """A request that is answered by a status above 400 and one line."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class RewardServer(ThreadingHTTPServer):
+class RewardServer:
     """Serves a Service at (host, port); port 0 takes a free one. Raises UserError if it cannot."""
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, service: Service, host: str, port: int) -> None:
+        uvicorn = _uvicorn()
         self.service = service
         try:
-            super().__init__((host, port), _Handler)
+            self._socket = socket.create_server((host, port), backlog=64)
         except (OSError, OverflowError) as error:
             raise UserError(
                 f"cannot listen at {host}:{port} ({error}): choose another --port or --host"
             ) from error
-
-    def server_bind(self) -> None:
-        """As the standard library does it, but for asking a name server who we are."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application(service),
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                ws="none",
+                timeout_graceful_shutdown=10,
+            )
+        )
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
+        return f"http://{self.host}:{self.port}"
 
-    def stop(self, patience: float = 10.0) -> None:
-        """Let the question in hand be answered, for `patience` seconds at most, and close."""
-        if self.service.lock.acquire(timeout=patience):
-            self.service.lock.release()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller who hangs up is no news; anything else is one line."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError):
-            _log(f"{client_address[0]} failed with {type(error).__name__}: {error}")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: RewardServer
-    timeout = PATIENCE  # of a caller who says nothing
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0].rstrip("/") != "/health":
-            self._answer(404, {"error": "GET /health, or POST /"})
-            return
-        service = self.server.service
-        self._answer(200, service.health(service.trusts(self.headers.get("Authorization"))))
-
-    def do_POST(self) -> None:
-        began, told = time.monotonic(), ""
+    def serve(self) -> None:
+        """Serve until `stop` or a signal, which is raised again when all is answered."""
         try:
-            scores, told = self._scores()
-            status, message = 200, json.loads(protocol.answered(scores))
-        except Refusal as refusal:
-            status, message = refusal.status, {"error": str(refusal)}
-        except protocol.Malformed as error:
-            status, message = 400, {"error": str(error)}
-        except UserError as error:
-            # What the reward refuses will be refused again; what broke may work the next time.
-            status, message = 422 if error.__cause__ is None else 500, {"error": str(error)}
-        told = told or " ".join(str(message["error"]).split())
-        taken = 1000 * (time.monotonic() - began)
-        _log(f"{self.client_address[0]} {status} {told}, {taken:.2f} ms")
-        self._answer(status, message)
-
-    def _scores(self) -> tuple[list[float], str]:
-        service = self.server.service
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            raise Refusal(411, "send a Content-Length")
-        size = int(length[:20])
-        problem = self._problem(size)
-        if problem is not None:
-            self._discard(min(size, MOST_BYTES))  # who still speaks cannot hear
-            raise problem
-        if not service.places.acquire(blocking=False):
-            self._discard(size)
-            raise Refusal(429, f"{MOST_AT_ONCE} questions wait already")
-        try:
-            body = self.rfile.read(size)
-            if len(body) < size:
-                raise Refusal(400, f"the body ends after {len(body)} of {size} bytes")
-            return service.scores(body)
+            self._server.run(sockets=[self._socket])
         finally:
-            service.places.release()
+            self._socket.close()
 
-    def _problem(self, size: int) -> Refusal | None:
-        service = self.server.service
-        if not service.trusts(self.headers.get("Authorization")):
-            return Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
-        if self.path.partition("?")[0] != "/":
-            return Refusal(404, f"nothing is at {self.path[:80]!r}: POST /")
-        if size > service.limit:
-            return Refusal(413, f"{size} bytes, and {service.limit} at most: send fewer images")
-        return None
-
-    def _discard(self, size: int) -> None:
-        while size > 0 and (part := self.rfile.read(min(size, 2**16))):
-            size -= len(part)
-
-    def _answer(self, status: int, message: Mapping[str, Any]) -> None:
-        body = json.dumps(message).encode()
-        self.send_response_only(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if status == 429:
-            self.send_header("Retry-After", "1")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        _log(f"{self.client_address[0]} {format % arguments}")
+    def stop(self) -> None:
+        """Have `serve` end, from another thread: what is being scored is answered first."""
+        self._server.should_exit = True
 
 
-def _log(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+def application(service: Service) -> "FastAPI":
+    """The web application: `POST /` scores, `GET /health` says what; every answer is JSON."""
+    from fastapi import FastAPI, Request
+    from fastapi.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+
+    app = FastAPI(title="scoretune serve-reward", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/")
+    async def score(request: Request) -> protocol.ScoreResponse:
+        request.state.began = time.monotonic()
+        with service.place(request.headers.get("Authorization")):
+            body = await _body(request, service.limit)
+            scores, note = await run_in_threadpool(service.scores, body)
+        _log(request, 200, note)
+        return protocol.ScoreResponse(scores=scores)
+
+    @app.get("/health", response_model_exclude_none=True)
+    async def health(request: Request) -> protocol.Health:
+        return service.health(service.trusts(request.headers.get("Authorization")))
+
+    for kind in (Refusal, protocol.ProtocolError, UserError, HTTPException, Exception):
+        app.add_exception_handler(kind, _refuse)
+    return app
+
+
+async def _refuse(request: "Request", error: Exception) -> "Response":
+    """The answer to a request that fails: a status and `{"error": "one line"}`."""
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    status, text = 500, str(error)
+    if isinstance(error, Refusal):
+        status = error.status
+    elif isinstance(error, protocol.ProtocolError):
+        status = 400
+    elif isinstance(error, UserError):
+        # What the reward refuses will be refused again; what broke may work the next time.
+        status = 422 if error.__cause__ is None else 500
+    elif isinstance(error, HTTPException):
+        status = error.status_code
+        text = f"nothing is at {request.url.path[:80]!r}: POST /, or GET /health"
+    if status not in (408, 413):  # of which enough was read already
+        with suppress(Exception):  # the body is read, or its sender gone
+            await _body(request, 0)  # who still sends does not hear
+    _log(request, status, text)
+    return JSONResponse({"error": text}, status, {"Retry-After": "1"} if status == 429 else None)
+
+
+async def _body(request: "Request", limit: int) -> bytes:
+    """The body of a request. Raises Refusal for one that is too long or does not arrive."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limit:
+                    parts.append(part)
+                elif size > limit + MOST_BYTES:
+                    break
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {PATIENCE:g} s") from None
+    if size > limit:
+        raise Refusal(413, f"{size} bytes, and {limit} at most: send fewer images")
+    return b"".join(parts)
+
+
+def _log(request: "Request", status: int, text: str) -> None:
+    """One line a request, with the milliseconds that it took."""
+    caller, now = request.client.host if request.client else "-", time.monotonic()
+    taken = 1000 * (now - getattr(request.state, "began", now))
+    line = f"{caller} {status} {' '.join(text.split())}, {taken:.2f} ms"
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _uvicorn() -> Any:
+    """uvicorn, where it and FastAPI are installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(
+            f"serving a reward needs {error.name}: pip install 'scoretune[serve]'"
+        ) from error
+    return uvicorn

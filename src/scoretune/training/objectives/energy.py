@@ -10,7 +10,7 @@ import torch
 
 from scoretune.core import config
 from scoretune.core.errors import UserError
-from scoretune.data.prompts import read_pictures
+from scoretune.data.images import read_pictures
 from scoretune.training.credit.energy import EnergyCredit
 from scoretune.training.credit.values import critic_for
 from scoretune.training.objectives.base import ScoreAction

@@ -16,7 +16,7 @@ from torch import Tensor
 from scoretune.core import config
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.records import Condition, Examples, Loss
-from scoretune.data.prompts import read_pictures
+from scoretune.data.images import read_pictures
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.matching.weightings import Times, TimesName, Weight, WeightName

@@ -18,7 +18,7 @@ from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
-from scoretune.rollout import prior, rollout, windowed
+from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.base import Credit, Credited
 from scoretune.training.sources.base import deal_out, gathered, mean_over_processes
 from scoretune.training.sources.step_choice import Chooser
@@ -82,29 +82,21 @@ class OnPolicy:
         return rows.manual_seed(self.seed * 1_000_003 + update)
 
     def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
-        group = self.sizes.group if self.shared_noise else 1
-        noise = self.noise(len(condition), generator)
-        if self.window is not None:
-            return windowed(
-                self.policy,
-                condition,
-                self.times,
-                generator,
-                noise,
-                window=self.window(update),
-                group=group,
-                reference=self.reference,
-            ).to(self.home or self.policy.device)
+        acting = Acting(
+            jitter=self.jitter,
+            solver=self.solver,
+            window=None if self.window is None else self.window(update),
+            group=self.sizes.group if self.shared_noise else 1,
+            features=self.features,
+        )
         return rollout(
             self.policy,
             condition,
             self.times,
             generator,
-            noise,
+            self.noise(len(condition), generator),
+            acting=acting,
             reference=self.reference,
-            jitter=self.jitter,
-            solver=self.solver,
-            features=self.features,
             home=self.home,
         )
 

@@ -43,7 +43,7 @@ def shipped(rank: int = 0) -> Policy:
     return policy
 
 
-def asked(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Condition]:
+def inputs(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Condition]:
     """Two noisy states, their times and their prompts."""
     move(policy.backbone, device)
     x = torch.randn(2, *policy.backbone.shape, generator=torch.Generator().manual_seed(4))
@@ -65,14 +65,16 @@ def adapter_off(device: torch.device) -> float:
 
 def adapter_is_felt(device: torch.device) -> float:
     """Whether a changed adapter changes the estimate: 1 or 0."""
-    plain, adapted = (policy.estimate(*asked(policy, device)) for policy in (shipped(), shipped(4)))
+    plain, adapted = (
+        policy.estimate(*inputs(policy, device)) for policy in (shipped(), shipped(4))
+    )
     return float((plain.data - adapted.data).abs().max() > 1e-3)
 
 
 def without_gradient(device: torch.device) -> float:
     """How many tensors of the adapter the log-probability of a step tells nothing about."""
     policy = shipped(4)
-    x, t, condition = asked(policy, device)
+    x, t, condition = inputs(policy, device)
     with torch.enable_grad():
         step = policy.transition(x, t, t / 2, condition)
         total = step.log_prob(x).sum()
@@ -93,7 +95,7 @@ def against_ddim_scheduler(device: torch.device) -> float:
     import diffusers
 
     policy = shipped()
-    x, _, condition = asked(policy, device)
+    x, _, condition = inputs(policy, device)
     scheduler = diffusers.DDIMScheduler(
         **TABLE, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing"
     )
@@ -109,7 +111,7 @@ def against_dpm_solver(device: torch.device) -> float:
     import diffusers
 
     policy = shipped()
-    x, _, condition = asked(policy, device)
+    x, _, condition = inputs(policy, device)
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **TABLE,
         solver_type="midpoint",
@@ -123,18 +125,20 @@ def against_dpm_solver(device: torch.device) -> float:
     return float((ours - _followed(scheduler, 20, policy, x, condition)).abs().max())
 
 
-def _followed(scheduler: Any, steps: int, policy: Policy, x: Tensor, told: Condition) -> Tensor:
+def _followed(
+    scheduler: Any, steps: int, policy: Policy, x: Tensor, condition: Condition
+) -> Tensor:
     """Where a scheduler of diffusers leads."""
     scheduler.set_timesteps(steps, device=x.device)
     network = policy.backbone.network
     for index in scheduler.timesteps:
-        output = network(x, index, encoder_hidden_states=told.tokens).sample
+        output = network(x, index, encoder_hidden_states=condition.tokens).sample
         x = scheduler.step(output, index, x).prev_sample
     return x
 
 
 def judged(device: torch.device) -> float:
-    """The share of freshly drawn scenes in which the shipped judge finds what was asked."""
+    """The share of freshly drawn scenes that the shipped judge calls right."""
     rng, asks = np.random.default_rng(0), world.held_out_asks()[:64]
     pictures = draw.draw([world.lay_out(ask, rng) for ask in asks], "pictures", rng)
     judge = reader.load(world.shipped(), "judge").to(device)
@@ -151,7 +155,7 @@ def float32_products(device: torch.device) -> float:
 def bfloat16_network(device: torch.device) -> float:
     """Relative error of the shipped network in bfloat16."""
     policy = shipped()
-    x, t, condition = asked(policy, device)
+    x, t, condition = inputs(policy, device)
     label = 1000 * t - 1
     exact = policy.backbone.network(x, label, encoder_hidden_states=condition.tokens).sample
     narrow = copy.deepcopy(policy.backbone.network).to(torch.bfloat16)

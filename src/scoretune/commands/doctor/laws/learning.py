@@ -74,8 +74,8 @@ def likelihood(device: torch.device) -> float:
     x = torch.linspace(-0.5, 2.5, 9, dtype=F64, device=device)[:, None]
     times = grids.karras(process, 400, t_end=1e-4, dtype=F64)
     alpha, sigma = float(process.alpha(times[-1])), float(process.sigma(times[-1]))
-    found, _ = score_matching.log_likelihood(process, exact_field(process), x, times)
-    return float((found.cpu() - made.diffused(alpha, sigma).log_density(x.cpu())).abs().max())
+    log_density, _ = score_matching.log_likelihood(process, exact_field(process), x, times)
+    return float((log_density.cpu() - made.diffused(alpha, sigma).log_density(x.cpu())).abs().max())
 
 
 # ---------------------------------------------------------------------------- control
@@ -108,8 +108,8 @@ def occupation_by_weights(device: torch.device) -> float:
 
 
 def _second_moment(t: Tensor) -> Tensor:
-    spread = 0.25 / 1.4
-    return 1.5**2 * torch.exp(-1.4 * t) - spread * torch.expm1(-1.4 * t)
+    stationary = 0.25 / 1.4
+    return 1.5**2 * torch.exp(-1.4 * t) - stationary * torch.expm1(-1.4 * t)
 
 
 def value_without_signal(device: torch.device) -> float:

@@ -25,7 +25,7 @@ ETAS = (0.5, 1.0)
 
 
 def laws_of(policy: Policy, base: Policy | None = None) -> tuple[Law, ...]:
-    """What to ask of a model; with `base`, the model before it was fine-tuned, its adapter too."""
+    """The laws of a model; with `base`, the model before it was fine-tuned, its adapter too."""
     draws = Draws(policy)
     laws = [
         Law("model: ratio, unchanged", 1, draws.ratio, 0, "one door for all"),
@@ -53,15 +53,15 @@ def laws_of(policy: Policy, base: Policy | None = None) -> tuple[Law, ...]:
 
 
 class Draws:
-    """Measurements on one policy, on the device that each is asked for."""
+    """Measurements on one policy, on the device that is an argument of each."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.known: dict[tuple[torch.device, float], Tensor] = {}
+        self.statistics: dict[tuple[torch.device, float], Tensor] = {}
         self.solved: dict[tuple[torch.device, str], Tensor] = {}
 
     def ratio(self, device: torch.device) -> float:
-        """The likelihood ratio of a step, farthest from 1, judged again by who took it."""
+        """The likelihood ratio of a step, farthest from 1, by the policy that took it."""
         policy, path = self._path(device, 4, 6)
         assert path.log_probs is not None
         ratios = []
@@ -69,8 +69,8 @@ class Draws:
             t, t_next = path.times[k], path.times[k + 1]
             again = policy.transition(path.states[k], t, t_next, path.condition)
             ratios.append(torch.exp(again.log_prob(path.states[k + 1]) - old))
-        found = torch.stack(ratios).flatten()
-        return float(found[(found - 1).abs().argmax()])
+        every = torch.stack(ratios).flatten()
+        return float(every[(every - 1).abs().argmax()])
 
     def not_finite(self, device: torch.device) -> float:
         """How many steps of a path have no finite log-probability."""
@@ -90,8 +90,8 @@ class Draws:
         """
 
         def measured(device: torch.device) -> float:
-            fine, found = self._solved(device, "heun", 30), self._solved(device, name, steps)
-            apart = (found - fine).flatten(1).pow(2).mean(1).sqrt()
+            fine, coarse = self._solved(device, "heun", 30), self._solved(device, name, steps)
+            apart = (coarse - fine).flatten(1).pow(2).mean(1).sqrt()
             return float(apart.median() / fine.std())
 
         return measured
@@ -128,21 +128,21 @@ class Draws:
 
     def _statistics(self, device: torch.device, eta: float) -> Tensor:
         """Mean, mean square and largest size of each sample, [SAMPLES, 3]."""
-        if (device, eta) not in self.known:
+        if (device, eta) not in self.statistics:
             seed = round(10 * eta)  # independent of the samples it is compared with
             policy, condition, x = self._start(device, SAMPLES, seed)
             times = ending(policy.backbone.process, STEPS)
             if eta == 0:
-                found = deterministic(policy, condition, times, x)
+                samples = deterministic(policy, condition, times, x)
             else:
                 noisy = replace(policy, kernel=GDDIM(eta))
                 generator = torch.Generator().manual_seed(100 + seed)
-                found = rollout(noisy, condition, times, generator, x).final
-            rows = found.flatten(1).double()
-            self.known[device, eta] = torch.stack(
+                samples = rollout(noisy, condition, times, generator, x).final
+            rows = samples.flatten(1).double()
+            self.statistics[device, eta] = torch.stack(
                 [rows.mean(1), rows.pow(2).mean(1), rows.abs().amax(1)], 1
             )
-        return self.known[device, eta]
+        return self.statistics[device, eta]
 
     def _path(self, device: torch.device, batch: int, steps: int) -> tuple[Policy, Trajectory]:
         policy, condition, x = self._start(device, batch, 1)

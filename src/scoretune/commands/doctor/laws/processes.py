@@ -33,19 +33,19 @@ _REGULAR = {"RectifiedFlow": 0.9, "Cosine": 0.95}
 EVERY: tuple[tuple[Process, float], ...] = tuple(
     (process, _REGULAR.get(type(process).__name__, 1.0)) for process in every_process()
 )
-"""Each process, and the share of its horizon on which its SDE is not singular."""
+"""Each process, and until which part of its horizon its SDE is not singular."""
 
 
-def integrates(process: Process, share: float) -> Measured:
+def integrates(process: Process, until: float) -> Measured:
     """Largest error of ln α = ∫f, and relative error of ρ² = ∫g²/α², by Simpson's rule."""
 
     def measured(device: torch.device) -> float:
-        t = process.horizon * torch.linspace(0.01, share, 1981, dtype=F64, device=device)
+        t = process.horizon * torch.linspace(0.01, until, 1981, dtype=F64, device=device)
         alpha, ratio_sq = process.alpha(t), noise_ratio(process, t) ** 2
         grown = _integral(drift_rate(process, t), t)
-        spread = _integral(diffusion_sq(process, t) / alpha**2, t)
+        added = _integral(diffusion_sq(process, t) / alpha**2, t)
         first = (torch.log(alpha[2::2] / alpha[0]) - grown).abs()
-        second = (ratio_sq[2::2] - ratio_sq[0] - spread).abs() / ratio_sq[2::2]
+        second = (ratio_sq[2::2] - ratio_sq[0] - added).abs() / ratio_sq[2::2]
         return float(torch.maximum(first, second).max())
 
     return measured
@@ -70,19 +70,19 @@ def ratio_at_horizon(process: Process) -> Measured:
 def times_are_inverse(device: torch.device) -> float:
     """Largest relative error of ρ(time_of_ratio(ρ)) over all processes."""
     errors = []
-    for process, share in EVERY:
-        t = process.horizon * torch.linspace(0.05, share, 40, dtype=F64, device=device)
+    for process, until in EVERY:
+        t = process.horizon * torch.linspace(0.05, until, 40, dtype=F64, device=device)
         ratio = noise_ratio(process, t)
-        found = noise_ratio(process, time_of_ratio(process, ratio))
-        errors.append(float((found / ratio - 1).abs().max()))
+        again = noise_ratio(process, time_of_ratio(process, ratio))
+        errors.append(float((again / ratio - 1).abs().max()))
     return max(errors)
 
 
 def float32_is_enough(device: torch.device) -> float:
     """Largest relative error of α and σ in float32, down to 1/1000 of the horizon."""
     errors = []
-    for process, share in EVERY:
-        wide = process.horizon * torch.linspace(1e-3, share, 200, dtype=F64, device=device).float()
+    for process, until in EVERY:
+        wide = process.horizon * torch.linspace(1e-3, until, 200, dtype=F64, device=device).float()
         for function in (process.alpha, process.sigma):
             errors.append(float((function(wide) / function(wide.double()) - 1).abs().max()))
     return max(errors)
@@ -101,8 +101,8 @@ COU = ContractiveOU(1.0, math.sqrt(2), 3.0)
 
 LAWS = (
     *(
-        Law(f"{type(p).__name__}: α, σ from f, g²", 0, integrates(p, share), 1e-6, _SDE)
-        for p, share in EVERY
+        Law(f"{type(p).__name__}: α, σ from f, g²", 0, integrates(p, until), 1e-6, _SDE)
+        for p, until in EVERY
     ),
     Law("VP(.1, 20): α at 1", 0.00657159, at_horizon(VP().alpha, VP()), 1e-8, _SDE),
     Law("VP(.1, 20): σ/α at 1", 152.167, ratio_at_horizon(VP()), 1e-3, _SDE),

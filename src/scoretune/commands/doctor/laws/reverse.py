@@ -69,8 +69,8 @@ def arrivals(device: torch.device) -> float:
             continue
         for eta in (0.0, 0.5, 1.0):
             closed = gaussian.arrival(process, eta=eta, **EXACT)
-            found = integrated(process, eta, device)
-            errors += [abs(a - b) for a, b in zip(closed, found, strict=True)]
+            numeric = integrated(process, eta, device)
+            errors += [abs(a - b) for a, b in zip(closed, numeric, strict=True)]
     return max(errors)
 
 
@@ -93,8 +93,8 @@ def one_call(device: torch.device) -> float:
     """Mean of N(0, 80²) after one call of the exact consistency function for N(.7, ¼)."""
     t = torch.full((1,), 80.0, dtype=F64, device=device)
     x = torch.zeros(1, 1, dtype=F64, device=device)
-    found = consistency.exact_gaussian(EDM(), x, t, t_min=0.002, mean=0.7, variance=0.25)
-    return float(found)
+    mean = consistency.exact_gaussian(EDM(), x, t, t_min=0.002, mean=0.7, variance=0.25)
+    return float(mean)
 
 
 def recycled_time(device: torch.device) -> float:
@@ -107,8 +107,8 @@ def recycled_estimate(device: torch.device) -> float:
     t = torch.linspace(0.1, 1, 30, dtype=F64, device=device)
     x = torch.linspace(-9, 9, 30, dtype=F64, device=device)[:, None]
     trained, wanted = (gaussian.exact(process, **EXACT) for process in (VE(), CONTRACTIVE))
-    moved, own = recycled(trained, VE(), CONTRACTIVE)(x, t), wanted(x, t)
-    return float(torch.stack([moved.data - own.data, moved.noise - own.noise]).abs().max())
+    moved, exact = recycled(trained, VE(), CONTRACTIVE)(x, t), wanted(x, t)
+    return float(torch.stack([moved.data - exact.data, moved.noise - exact.noise]).abs().max())
 
 
 def amplified(device: torch.device) -> float:
@@ -120,8 +120,8 @@ def gap_of(process: Process, eta: float) -> Measured:
     """What the SDE earns beyond the ODE, by these integrals, for the reward −(x − 2)²."""
 
     def measured(device: torch.device) -> float:
-        noisy, still = (integrated(process, level, device) for level in (eta, 0.0))
-        return reward_gap.expected(noisy, 2.0) - reward_gap.expected(still, 2.0)
+        by_sde, by_ode = (integrated(process, level, device) for level in (eta, 0.0))
+        return reward_gap.expected(by_sde, 2.0) - reward_gap.expected(by_ode, 2.0)
 
     return measured
 

@@ -1,7 +1,7 @@
 """Laws of samplers on Gaussian data, where an exact score makes every sampler affine.
 
-Data are N(1, ¼). A step's mean is a·x + b: asked at x = 0 and x = 1 in float64 it tells (a, b), and
-means and variances are then carried along without any random numbers.
+Data are N(1, ¼). A step's mean is a·x + b: its values at x = 0 and x = 1 in float64 give (a, b),
+and means and variances are then carried along without any random numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from scoretune.diffusion.theory import gaussian
 F64 = torch.float64
 Moments = tuple[float, float]
 Solver = Callable[[Process, solvers.Field, Tensor, Tensor], Tensor]
-KERNELS = (GDDIM, EulerMaruyama, Renoise, Exponential)
 Measured = Callable[[torch.device], float]
 
 SECOND_ORDER: Solver = partial(solvers.dpmpp_2m, lower_order_final=False)
@@ -72,7 +71,7 @@ def carried(
     """Mean and variance at times[-1], from the exact law at times[0] unless there is a `start`."""
     times = times.to(device)
     mean, variance = start or moments_at(process, times[0])
-    through = _kernel_steps if isinstance(sampler, KERNELS) else _solver_steps
+    through = _kernel_steps if isinstance(sampler, Kernel) else _solver_steps
     for low, high, std in through(sampler, process, times):
         mean, variance = (high - low) * mean + low, (high - low) ** 2 * variance + std**2
     return mean, variance
@@ -102,8 +101,8 @@ def distance(sampler: Solver | Kernel, grid: str, n: int) -> Measured:
     def measured(device: torch.device) -> float:
         make = grids.karras if grid == "karras" else grids.uniform
         times = make(process, n, t_end=1e-3, dtype=F64)
-        found = carried(sampler, process, times, device)
-        return gaussian.wasserstein(found, moments_at(process, times[-1]))
+        moments = carried(sampler, process, times, device)
+        return gaussian.wasserstein(moments, moments_at(process, times[-1]))
 
     return measured
 
@@ -118,8 +117,8 @@ def same_in_ratio(sampler: Solver | Kernel) -> Measured:
     """Largest difference in the mean and deviation of x/α between processes, from σ/α 7 to .01."""
 
     def measured(device: torch.device) -> float:
-        found = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
-        return float((found.amax(0) - found.amin(0)).max())
+        laws = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
+        return float((laws.amax(0) - laws.amin(0)).max())
 
     return measured
 
@@ -210,8 +209,7 @@ LAWS = (
     _golden("exponential", Exponential(Constant(1.0)), "uniform", 1.652e-2),
     *(
         Law(f"order of {name}", solver.order, order(solver.function), 0.1, "its definition")
-        for name, solver in solvers.SOLVERS.items()
-        if solver.deterministic and solver.calls is not None  # rk45 chooses its own steps
+        for name, solver in solvers.ODE_SOLVERS.items()
     ),
     Law("order of gDDIM(½)", 1, order(GDDIM(0.5)), 0.1, "arXiv 2206.05564"),
     Law("rk45: W2", 0, distance(solvers.rk45, "karras", 2), 1e-4, "its tolerances of 1e-5"),

@@ -43,8 +43,8 @@ def inverts(prediction: Prediction) -> Measured:
             t = torch.linspace(0.1, 0.9, 40, dtype=F64, device=device)
             x = estimates.perturb(process, t, x0, eps)
             output = estimates.target(process, prediction, t, x0, eps)
-            found = estimates.read(process, prediction, t, x, output)
-            errors += [found.data - x0, found.noise - eps]
+            estimate = estimates.read(process, prediction, t, x, output)
+            errors += [estimate.data - x0, estimate.noise - eps]
         return float(torch.stack(errors).abs().max())
 
     return measured
@@ -69,8 +69,8 @@ def _pair(device: torch.device) -> tuple[Transition, Transition]:
 def log_prob_is_a_sum(device: torch.device) -> float:
     """Largest difference from torch's own Normal, summed over twenty dimensions."""
     step, other = _pair(device)
-    own = Normal(step.mean, step.std.expand_as(step.mean)).log_prob(other.mean)
-    return float((step.log_prob(other.mean) - own.sum((1, 2))).abs().max())
+    theirs = Normal(step.mean, step.std.expand_as(step.mean)).log_prob(other.mean)
+    return float((step.log_prob(other.mean) - theirs.sum((1, 2))).abs().max())
 
 
 def kl_is_a_sum(device: torch.device) -> float:

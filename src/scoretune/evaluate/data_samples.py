@@ -1,4 +1,4 @@
-"""Samples of a network of one's own, and how far they are from data."""
+"""Samples of a network that was trained on data, and their distances to the data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POOLED = 8
 
 
 @dataclass(frozen=True)
-class Sampler:
+class DataSampler:
     """How a model draws: a solver, or (`jumps`) the consistency function; `steps` calls."""
 
     solver: str = "dpmpp_2m"
@@ -45,46 +45,52 @@ class Sampler:
         return f"{'consistency' if self.jumps else self.solver}, {count}"
 
 
-def save(model: ScoreNetwork, folder: Path, sampler: Sampler, names: Sequence[str] = ()) -> None:
+def save(
+    model: ScoreNetwork, folder: Path, sampler: DataSampler, names: Sequence[str] = ()
+) -> None:
     """Write a model folder that knows how its samples are drawn, and what their columns are."""
     score_network.save(model, folder, {"sampler": asdict(sampler), "names": list(names)})
 
 
-def noted(folder: Path) -> tuple[Sampler, list[str]]:
+def noted(folder: Path) -> tuple[DataSampler, list[str]]:
     """The sampler and the columns' names that a model folder was saved with."""
     try:
         notes = score_network.notes(folder)
-        return Sampler(**notes["sampler"]), [str(name) for name in notes["names"]]
+        return DataSampler(**notes["sampler"]), [str(name) for name in notes["names"]]
     except (TypeError, KeyError) as error:
         raise UserError(
             f"model folder {str(folder)!r} does not say how to draw ({error}): save the model with "
-            "scoretune.evaluate.distances.save"
+            "scoretune.evaluate.data_samples.save"
         ) from error
 
 
 @torch.no_grad()
-def draw(policy: Policy, count: int, sampler: Sampler, seed: int, batch: int = 128) -> Tensor:
+def draw(policy: Policy, count: int, sampler: DataSampler, seed: int, batch: int = 128) -> Tensor:
     """Samples [count, *S] in the data's own units, from fixed noise."""
     model = policy.backbone
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, *model.shape), generator=generator)
-    drawn = []
+    parts = []
     for span in spans(count, batch):
         eps = noise[span].to(policy.device)
         condition = model.encode([""] * len(eps))
-        make = _jumped if sampler.jumps else _solved
-        drawn.append(model.decode(make(policy, condition, sampler, eps, generator)))
-    found = torch.cat(drawn)
-    if not bool(found.isfinite().all()):
+        walk = _jumped if sampler.jumps else _solved
+        parts.append(model.decode(walk(policy, condition, sampler, eps, generator)))
+    samples = torch.cat(parts)
+    if not bool(samples.isfinite().all()):
         raise UserError(
             f"samples of {sampler} are not finite: train longer or at a lower rate, or choose "
             "another process or sampler"
         )
-    return found[:, : model.shape[0]]  # a grey picture is decoded to three channels
+    return samples[:, : model.shape[0]]  # a grey picture is decoded to three channels
 
 
 def _solved(
-    policy: Policy, condition: Condition, sampler: Sampler, eps: Tensor, generator: torch.Generator
+    policy: Policy,
+    condition: Condition,
+    sampler: DataSampler,
+    eps: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     process = policy.backbone.process
     path = times(process, sampler.steps, sampler.t_min)
@@ -93,7 +99,11 @@ def _solved(
 
 
 def _jumped(
-    policy: Policy, condition: Condition, sampler: Sampler, eps: Tensor, generator: torch.Generator
+    policy: Policy,
+    condition: Condition,
+    sampler: DataSampler,
+    eps: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     process, t_min = policy.backbone.process, sampler.t_min
     path = consistency.grid(process, sampler.steps + 1, t_min)[:-1].float()
@@ -121,21 +131,21 @@ def times(process: Process, steps: int, t_min: float) -> Tensor:
 # ------------------------------------------------------------------------------- distances
 
 
-def distances(found: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, float]:
+def distances(samples: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, float]:
     """Sliced Wasserstein and Fréchet distance of samples to data, both in the data's own units.
 
     Of pictures: pixels, averaged to 8×8 blocks where they are larger. Of points and series:
     numbers in standard deviations of the data.
     """
-    first, second = (_features(part, model) for part in (found, real))
-    known = {"sliced_wasserstein": metrics.sliced_wasserstein(first, second)}
+    first, second = (_features(part, model) for part in (samples, real))
+    values = {"sliced_wasserstein": metrics.sliced_wasserstein(first, second)}
     if first.shape[1] > 1:
-        known["frechet"] = metrics.frechet_distance(first, second)
-    return {name: round(float(value), 6) for name, value in known.items()}
+        values["frechet"] = metrics.frechet_distance(first, second)
+    return {name: round(float(value), 6) for name, value in values.items()}
 
 
 def featured(
-    found: Tensor, real: Tensor, model: ScoreNetwork, name: str
+    samples: Tensor, real: Tensor, model: ScoreNetwork, name: str
 ) -> dict[str, dict[str, float]]:
     """Fréchet and kernel distance of pictures in the named features, with 95 % intervals.
 
@@ -143,18 +153,18 @@ def featured(
     """
     if model.design.content != "images":
         raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
-    look = named_features(name)
-    three = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (found, real)]
-    first, second = (look(images) for images in three)
+    features = named_features(name)
+    colour = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (samples, real)]
+    first, second = (features(images) for images in colour)
     distances = {"frechet": metrics.frechet_distance, "kernel": metrics.kernel_distance}
-    measured = {}
+    values = {}
     for label, distance in distances.items():
-        spread = metrics.with_interval(distance, first, second, resamples=RESAMPLES)
-        measured[label] = {
-            part: round(value, 6)
-            for part, value in zip(("value", "low", "high"), spread, strict=True)
+        interval = metrics.with_interval(distance, first, second, resamples=RESAMPLES)
+        values[label] = {
+            end: round(value, 6)
+            for end, value in zip(("value", "low", "high"), interval, strict=True)
         }
-    return measured
+    return values
 
 
 def _features(data: Tensor, model: ScoreNetwork) -> Tensor:

@@ -1,0 +1,146 @@
+"""Pictures that a policy draws for prompts, from the same noise each time, and a sheet of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoretune.core import distributed, files, fsdp
+from scoretune.core.records import Condition, spans
+from scoretune.data.prompts import Prompts
+from scoretune.policy import Policy, adapter_layers
+from scoretune.rollout import Acting, prior, rollout, sampled
+
+PREVIEW_COLUMNS = 6
+
+Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
+"""From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
+
+
+@torch.no_grad()
+def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
+    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise.
+
+    Several processes draw a part each, with further noise of its own, and all get all of them.
+    """
+    generator, team = torch.Generator().manual_seed(seed), distributed.team()
+    noise = prior(policy, len(prompts), generator)
+    if team.size > 1:
+        generator.manual_seed(seed + 1_000_003 * (team.rank + 1))
+    images = []
+    part = part_of(len(prompts))
+    indices = list(range(part.start, part.stop))
+    count = len(indices)
+    if fsdp.is_spread(policy.backbone.network):  # all must ask the network equally often
+        indices += [len(prompts) - 1] * (distributed.most(count) - count)
+    for span in spans(len(indices), batch):
+        rows = indices[span]
+        condition = policy.backbone.encode([prompts.texts[i] for i in rows])
+        images.append(policy.backbone.decode(walk(condition, noise[rows], generator)))
+    none = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
+    return distributed.gather(torch.cat([none, *images])[:count])
+
+
+def part_of(count: int) -> slice:
+    """What this process draws or judges of `count`: nearly equal parts, in order."""
+    team = distributed.team()
+    return slice(count * team.rank // team.size, count * (team.rank + 1) // team.size)
+
+
+def sample(
+    policy: Policy,
+    prompts: Prompts,
+    *,
+    times: Tensor,
+    seed: int,
+    solver: str = "ddim",
+    batch: int = 64,
+) -> Tensor:
+    """Images [B, 3, H, W] for the prompts from fixed noise, through a solver."""
+
+    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
+        return sampled(policy, condition, times, x, solver, generator)
+
+    return pictures(policy, prompts, walk=walk, seed=seed, batch=batch)
+
+
+def act(
+    policy: Policy, prompts: Prompts, *, times: Tensor, seed: int, batch: int = 64
+) -> tuple[Tensor, float | None]:
+    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and its path KL.
+
+    The kernel acts on every step, also where a run has a window of stochastic steps. The path KL is
+    measured on paths with jittered times, so it is the same on any grid. It is None where there is
+    no adapter, hence no pretrained policy to compare with.
+    """
+    adapted = bool(adapter_layers(policy.backbone.network))
+    kls: list[Tensor] = []
+
+    def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
+        final = rollout(policy, condition, times, generator, x).final
+        if adapted:
+            kls.append(path_kl(policy, condition, times, generator, x))
+        return final
+
+    images = pictures(policy, prompts, walk=walk, seed=seed, batch=batch)
+    if not adapted:
+        return images, None
+    part = part_of(len(prompts))
+    values = torch.cat([images.new_zeros(0), *kls])[: part.stop - part.start]
+    return images, float(distributed.gather(values).mean())
+
+
+def path_kl(
+    policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
+) -> Tensor:
+    """An unbiased estimate of each path's KL to the pretrained policy, [B], whatever the grid."""
+    path = rollout(
+        policy, condition, times, generator, x, acting=Acting(jitter=True), reference=True
+    )
+    assert path.kls is not None
+    return path.kls.sum(0)
+
+
+# ------------------------------------------------------------------------------- previews
+
+
+def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
+    """The first few prompts of each task (or of all, where there is one task)."""
+    tasks = list(dict.fromkeys(prompts.tasks))
+    count = per_task if len(tasks) > 1 else per_task * PREVIEW_COLUMNS
+    places = {task: [i for i, name in enumerate(prompts.tasks) if name == task] for task in tasks}
+    return [i for task in tasks for i in places[task][:count]]
+
+
+def save_preview(
+    images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
+) -> None:
+    """A sheet of images [B, 3, H, W] as `name.png`; `prompts.json` says what they show.
+
+    `accepted` [B] has 1 where a judge finds what was asked for, None without a judge.
+    """
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    indices = preview_indices(prompts)
+    pixels = (images[indices].cpu() * 255).round().byte()
+    rows = -(-len(indices) // PREVIEW_COLUMNS)
+    side = pixels.shape[-1]
+    sheet = torch.zeros(rows * PREVIEW_COLUMNS, 3, side, side, dtype=torch.uint8)
+    sheet[: len(indices)] = pixels
+    canvas = sheet.unflatten(0, (rows, PREVIEW_COLUMNS)).permute(0, 3, 1, 4, 2)
+    Image.fromarray(canvas.flatten(0, 1).flatten(1, 2).numpy()).save(folder / f"{name}.png")
+    path = folder / "prompts.json"
+    captions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    captions |= {
+        "prompts": [prompts.texts[i] for i in indices],
+        "columns": PREVIEW_COLUMNS,
+        "side": side,
+    }
+    if accepted is not None:
+        captions[f"{name}_right"] = [bool(accepted[i] > 0.5) for i in indices]
+    files.write_whole(path, json.dumps(captions, indent=2) + "\n")
