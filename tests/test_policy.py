@@ -77,13 +77,13 @@ def acted(policy: Policy, batch: int, steps: int = 6, seed: int = 0):
 
 def judged(policy: Policy, path, rows: slice) -> Tensor:
     """Log-probabilities [N, b] of some samples' steps, as training computes them: with gradient."""
-    rows = []
+    log_probs = []
     for k in range(len(path.log_probs)):
         x, x_next = path.states[k, rows], path.states[k + 1, rows]
         t, t_next = (path.times[k + j, rows] for j in (0, 1))
         transition = policy.transition(x, t, t_next, path.condition.take(rows))
-        rows.append(transition.log_prob(x_next).detach())
-    return torch.stack(rows)
+        log_probs.append(transition.log_prob(x_next).detach())
+    return torch.stack(log_probs)
 
 
 # ---------------------------------------------------------------------------- ratio one

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from scoretune.core.errors import UserError
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import (
     EDM,
@@ -191,7 +190,7 @@ def test_names_of_processes():
     ],
 )
 def test_bad_names_are_one_line(text, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ValueError) as error:
         process_named(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
