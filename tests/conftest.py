@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Before torch is imported: the thread pools are made at import.
 os.environ.update(
@@ -77,18 +77,12 @@ def tiny() -> list[str]:
     ]
 
 
-class Silent:
-    """A watcher of a run that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def line(self, numbers: dict[str, Any]) -> None: ...
-
-
 @pytest.fixture(scope="session")
 def finished_run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the shipped model, to be read only: change a copy (`shutil.copytree`)."""
     from scoretune import recipes
     from scoretune.training import overrides, run_folder
+    from scoretune.training.hooks import Silent
     from scoretune.training.run import launch
 
     changes = ["model.guidance=2.5", "model.rank=2", "evaluation.gap.steps=[2]"]

@@ -21,9 +21,9 @@ HEAVY = {
 }
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"
 SHARED = {  # of each catalogue: what its entries may import, and what gathers them
-    "rewards": {"cache", "python", "weighted"},
+    "rewards": {"cache", "weighted"},
     "models": {
-        *("class_labels", "export", "lora", "merging", "networks", "pipelines", "recycled"),
+        *("class_labels", "export", "lora", "networks", "pipelines", "recycled"),
     },
     "training/objectives": {"method"},
     "training/credit": {"values"},

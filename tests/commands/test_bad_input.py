@@ -517,7 +517,10 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
 def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, finished):
     text = told("train", "--resume", finished, "sampling.steps=9")
     assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
-    assert "leave out 'sampling.steps=9' (to train further, scoretune export" in text
+    assert (
+        "leave out 'sampling.steps=9' (to train further, start another run with model.source="
+        in text
+    )
     assert "leave out 'grpo'" in told("train", "--resume", finished, "grpo")
     near = told("train", "--resume", finished, "hardware.device_batches=2")
     assert "did you mean 'hardware.device_batch'?" in near
