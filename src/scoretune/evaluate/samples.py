@@ -35,7 +35,7 @@ def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: 
     part = part_of(len(prompts))
     indices = list(range(part.start, part.stop))
     count = len(indices)
-    if fsdp.is_spread(policy.backbone.network):  # all must ask the network equally often
+    if fsdp.is_sharded(policy.backbone.network):  # all must ask the network equally often
         indices += [len(prompts) - 1] * (distributed.most(count) - count)
     for span in spans(len(indices), batch):
         rows = indices[span]

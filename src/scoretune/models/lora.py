@@ -52,7 +52,7 @@ def adapter_state(network: nn.Module) -> dict[str, Tensor]:
 
     Of weights that are spread over several processes the main one gets them whole, the others none.
     """
-    return {name: fsdp.whole(p.data) for name, p in _trained(network).items()}
+    return {name: fsdp.full_state(p.data) for name, p in _trained(network).items()}
 
 
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -61,7 +61,7 @@ def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
     if trained.keys() != state.keys():
         raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
     for name, parameter in trained.items():
-        fsdp.put(parameter, state[name])
+        fsdp.copy_into(parameter, state[name])
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:

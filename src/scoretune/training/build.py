@@ -135,7 +135,7 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
         policy = Policy(backbone, kernel(run.sampling), guidance)
     engine.furnish(policy, run.model, run.hardware)
     if sharded:
-        fsdp.spread(backbone.network, device)
+        fsdp.shard(backbone.network, device)
     return policy
 
 

@@ -72,7 +72,7 @@ class Progress:
             "seconds": self.clock.seconds(),
             "network_evaluations": self.calls(),
             "policy": adapter_state(self.policy.backbone.network),
-            "optimiser": fsdp.whole(self.optimiser.state_dict()),
+            "optimiser": fsdp.full_state(self.optimiser.state_dict()),
             "source": self.source.state(),
             **{name: other.state() if other else None for name, other in self.others.items()},
             "random": checkpoints.random_state(),

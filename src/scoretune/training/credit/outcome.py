@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Scores, Trajectory
+from scoretune.core.records import Scores, Stateless, Trajectory
 from scoretune.training.credit.base import Credited, RewardFn, combined
 
 
@@ -38,7 +38,7 @@ def group_advantage(rewards: Tensor, group: int, shared_scale: bool = True) -> T
 
 
 @dataclass
-class GroupCredit:
+class GroupCredit(Stateless):
     """Every step of a path is credited with how its reward compares to its prompt's others.
 
     With a group of 1 it is compared with the whole batch, whatever the prompts. With `weights`, of
@@ -64,12 +64,6 @@ class GroupCredit:
             else standardise(rewards)
         )
         return compared.clamp(-self.bound, self.bound)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 # --------------------------------------------------------- compared with its prompt's past

@@ -25,16 +25,8 @@ from scoretune.diffusion.matching import consistency
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.models.lora import adapter_state
 from scoretune.policy import Policy
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    DataSetup,
-    Method,
-    Paths,
-    Setup,
-    check_first_time,
-    unconditional,
-)
+from scoretune.training.objectives import method
+from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,7 @@ class ConsistencyKind:
                 "there is nothing to distil in a new network: set model.source to the folder of a "
                 "run on data, or objective.rule=ict"
             )
-        check_first_time(settings.t_min, process)
+        method.check_first_time(settings.t_min, process)
 
     def build_from_data(self, settings: config.Consistency, setup: DataSetup) -> Method:
         objective = Consistency(
@@ -239,7 +231,7 @@ class ConsistencyKind:
             t_min=settings.t_min,
             sigma_data=settings.sigma_data,
         )
-        return Method(objective, unconditional(setup), objective)
+        return Method(objective, method.unconditional(setup), objective)
 
     def costs(self, settings: config.Consistency, context: Context, paths: Paths) -> Costs:
         distils = rule_of(settings, new_network=context.new_network) == "distillation"

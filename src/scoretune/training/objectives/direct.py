@@ -23,19 +23,9 @@ from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.training.credit.adjoint import AdjointCredit
 from scoretune.training.credit.base import Credit
 from scoretune.training.credit.reward_gradient import RewardSlope
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_follows_gradient,
-    check_has_noise,
-    check_on_rewards,
-    check_shard,
-    on_policy,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.differentiable import Differentiable
 from scoretune.training.sources.step_choice import Chooser, last_steps, one_of_last
 
@@ -78,20 +68,20 @@ class DirectKind:
     follows_reward = True
 
     def check(self, settings: config.Direct, context: Context) -> None:
-        check_on_rewards(context)
-        check_follows_gradient(context)
-        check_has_noise(context)
+        method.check_on_rewards(context)
+        method.check_follows_gradient(context)
+        method.check_has_noise(context)
         if settings.graph == "kept" and not _may_keep_graph(settings, context):
             raise UserError(
                 "objective.graph=kept knows no path KL, and makes one step of the optimiser an "
                 "update: set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
             )
         uneven = settings.through == "steps" and settings.random
-        check_shard(context, "objective.random", uneven)
+        method.check_shard(context, "objective.random", uneven)
 
     def build(self, settings: config.Direct, setup: Setup) -> Method:
         credit, choose = self._credit(settings, setup)
-        paths = on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
+        paths = method.on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
         if keeps_graph(settings, setup.context):
             objective = Direct(setup.policy, setup.reward, setup.context.reward)
             return Method(objective, Differentiable(paths, settings.last, settings.random))

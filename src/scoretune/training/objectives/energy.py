@@ -13,18 +13,9 @@ from scoretune.core.errors import UserError
 from scoretune.data.images import read_pictures
 from scoretune.training.credit.energy import EnergyCredit
 from scoretune.training.credit.values import critic_for
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_has_noise,
-    check_on_rewards,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 
@@ -39,11 +30,11 @@ class EnergyKind:
                 f"recipe {context.recipe!r} fits an energy to all samples at once, in one process: "
                 "start it without torchrun"
             )
-        check_on_rewards(context)
-        check_has_noise(context)
+        method.check_on_rewards(context)
+        method.check_has_noise(context)
 
     def build(self, settings: config.Energy, setup: Setup) -> Method:
-        paths = on_policy(
+        paths = method.on_policy(
             setup,
             self._credit(settings, setup),
             any_steps(setup.context.sizes.share),
@@ -52,7 +43,7 @@ class EnergyKind:
         return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
 
     def costs(self, settings: config.Energy, context: Context, paths: Paths) -> Costs:
-        trained = trained_steps(context.sizes.share, paths.steps)
+        trained = method.trained_steps(context.sizes.share, paths.steps)
         return Costs(trained, references=settings.kl_weight > 0)
 
     def _credit(self, settings: config.Energy, setup: Setup) -> EnergyCredit:

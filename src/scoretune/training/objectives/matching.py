@@ -22,19 +22,8 @@ from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.matching.weightings import Times, TimesName, Weight, WeightName
 from scoretune.diffusion.processes import Process, expand
 from scoretune.policy import Policy
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    DataSetup,
-    Method,
-    Paths,
-    Setup,
-    batch_size,
-    check_divisible,
-    check_first_time,
-    check_shard,
-    unconditional,
-)
+from scoretune.training.objectives import method
+from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
 from scoretune.training.sources.dataset import Dataset
 
 Form: TypeAlias = Literal["denoising", "sliced", "implicit"]
@@ -138,8 +127,9 @@ class MatchingKind:
     def check(self, settings: config.Matching, context: Context) -> None:
         sizes = context.sizes
         name = "sizes.batch" if sizes.batch else "sizes.prompts × sizes.group"
-        check_divisible(name, batch_size(sizes), context.processes)
-        check_shard(context, "objective.loss other than denoising", settings.loss != "denoising")
+        method.check_divisible(name, method.batch_size(sizes), context.processes)
+        derives = settings.loss != "denoising"
+        method.check_shard(context, "objective.loss other than denoising", derives)
 
     def build(self, settings: config.Matching, setup: Setup) -> Method:
         """Pictures and captions, for a model that is there."""
@@ -147,7 +137,7 @@ class MatchingKind:
         images, captions = read_pictures(setup.data, setup.seed)
         x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
         weight = torch.ones(len(x0), device=policy.device)
-        batch = batch_size(setup.context.sizes)
+        batch = method.batch_size(setup.context.sizes)
         source = Dataset(x0, condition, weight, batch, setup.seed)
         return Method(self._loss(settings, policy), source)
 
@@ -159,13 +149,13 @@ class MatchingKind:
                 f"objective.dropout={settings.dropout:g} does not suit a network of one's own: "
                 "there are no prompts; leave it out"
             )
-        check_first_time(settings.t_min, process)
+        method.check_first_time(settings.t_min, process)
         with user_errors(f"objective.times={settings.times}"):
             weightings.TIMES[settings.times](process, torch.tensor([0.2, 0.8]), settings.t_min)
 
     def build_from_data(self, settings: config.Matching, setup: DataSetup) -> Method:
         """States without captions, for a network of one's own."""
-        return Method(self._loss(settings, setup.policy), unconditional(setup))
+        return Method(self._loss(settings, setup.policy), method.unconditional(setup))
 
     def costs(self, settings: config.Matching, context: Context, paths: Paths) -> Costs:
         return Costs(1)

@@ -22,19 +22,9 @@ from scoretune.rl import clipped_surrogate
 from scoretune.training.credit.base import Credit
 from scoretune.training.credit.critic import Outcome, fitted_critic
 from scoretune.training.credit.outcome import GroupCredit, RunningCredit
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_has_noise,
-    check_on_rewards,
-    check_trust_region,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 
@@ -85,9 +75,9 @@ class PolicyGradientKind:
 
     def check(self, settings: config.PolicyGradient, context: Context) -> None:
         by_critic = settings.baseline == "critic"
-        check_on_rewards(context, ends_alone=not by_critic)
-        check_has_noise(context)
-        check_trust_region(settings.trust_region, context.sizes)
+        method.check_on_rewards(context, ends_alone=not by_critic)
+        method.check_has_noise(context)
+        method.check_trust_region(settings.trust_region, context.sizes)
         if by_critic and settings.combine == "advantages":
             raise UserError(
                 "objective.combine=advantages compares every reward by itself, and a critic values "
@@ -102,17 +92,16 @@ class PolicyGradientKind:
     def build(self, settings: config.PolicyGradient, setup: Setup) -> Method:
         clip = settings.clip if settings.surrogate == "clipped" else None
         trust = TrustRegion.of(settings.trust_region)
-        objective = PolicyGradient(
-            setup.policy, clip, settings.kl_weight, settings.temperature, trust
-        )
+        kl_weight = settings.kl_weight
+        objective = PolicyGradient(setup.policy, clip, kl_weight, settings.temperature, trust)
         credit, features = self._credit(settings, setup)
         choose = any_steps(setup.context.sizes.share, noisy=True)
-        paths = on_policy(setup, credit, choose, kl_weight=settings.kl_weight, features=features)
+        paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight, features=features)
         return Method(objective, paths, trust, self._warm_up(settings))
 
     def costs(self, settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
         return Costs(
-            trained_steps(context.sizes.share, paths.noisy),
+            method.trained_steps(context.sizes.share, paths.noisy),
             references=settings.kl_weight > 0,
             ratios=True,
             warm_up=self._warm_up(settings),

@@ -12,20 +12,9 @@ import math
 
 from scoretune.core import config
 from scoretune.training.credit.critic import CriticCredit, Form, fitted_critic, rule_named
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, TrustRegion
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_follows_gradient,
-    check_has_noise,
-    check_on_rewards,
-    check_trust_region,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 
@@ -35,15 +24,15 @@ class ScoreActionKind:
     follows_reward = True
 
     def check(self, settings: config.ScoreAction, context: Context) -> None:
-        check_on_rewards(context)
-        check_trust_region(settings.trust_region, context.sizes)
+        method.check_on_rewards(context)
+        method.check_trust_region(settings.trust_region, context.sizes)
         at_visited = settings.form in ("rate", "explicit")
         critic_alone = at_visited and settings.critic.skip == "none"
         if settings.form in ("slope", "rate", "explicit") and not critic_alone:
-            check_follows_gradient(context)
+            method.check_follows_gradient(context)
         becomes_rate = settings.form == "auto" and context.differentiable is not False
         if not at_visited and not becomes_rate:
-            check_has_noise(context)
+            method.check_has_noise(context)
 
     def build(self, settings: config.ScoreAction, setup: Setup) -> Method:
         form = form_of(settings, bool(setup.context.differentiable))
@@ -54,7 +43,7 @@ class ScoreActionKind:
         rule = rule_named(form, settings.exploration)
         critic = fitted_critic(settings.critic, setup.policy, rule, settings.kl_weight)
         choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
-        paths = on_policy(
+        paths = method.on_policy(
             setup,
             critic,
             choose,
@@ -66,7 +55,7 @@ class ScoreActionKind:
     def costs(self, settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
         form = form_of(settings, bool(context.differentiable))
         ratios = form == "ratio" and context.sampling.solver is None
-        trained = trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
+        trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
         slopes = form != "ratio"
         return Costs(
             trained,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.records import Condition, Examples, Round
+from scoretune.core.records import Condition, Examples, Round, Stateless
 
 
 @dataclass
-class Dataset:
+class Dataset(Stateless):
     """Draws weighted examples of clean states with their conditions."""
 
     x0: Tensor
@@ -31,9 +30,3 @@ class Dataset:
         index = index[team.own(self.batch)]
         batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
         return Round([batch], {}, counts=(self.batch,))
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
