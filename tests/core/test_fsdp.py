@@ -54,15 +54,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
     folder.mkdir(exist_ok=True)
     parts = build(run)
     kept = {"engine": parts.engine}
-    progress = Progress(
-        folder=folder,
-        policy=parts.policy,
-        optimiser=parts.optimiser,
-        source=parts.method.source,
-        others=kept,
-        updates=run.updates,
-        keep=run.checkpoints.keep,
-    )
+    progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
     first = progress.restore()
     train(
         parts.method.source,

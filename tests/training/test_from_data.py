@@ -470,7 +470,7 @@ def test_distances_are_in_the_datas_own_units():
     a = torch.rand(300, 1, 16, 16)
     assert data_samples.distances(a, a, images)["frechet"] == pytest.approx(0, abs=1e-6)
     assert data_samples.distances(a * 0.5, a, images)["frechet"] > 0.1
-    assert from_data.JUDGED >= 512
+    assert from_data.HELD_OUT_LEAST >= 512
 
 
 def test_pictures_are_compared_in_any_features(command, tmp_path, monkeypatch):

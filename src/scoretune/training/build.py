@@ -27,9 +27,9 @@ from scoretune.policy import Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
-from scoretune.training.engine import TorchEngine
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Context, Method, Setup
+from scoretune.training.progress import Learner
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,10 @@ class Checked:
     differentiable: bool | None
 
 
-@dataclass(frozen=True)
-class Parts:
+@dataclass
+class Parts(Learner):
     """Everything a fine-tuning run is made of."""
 
-    policy: Policy
-    method: Method
-    optimiser: torch.optim.Optimizer
-    engine: TorchEngine
     reward: Reward
     held_out: Prompts
 
