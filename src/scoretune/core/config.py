@@ -7,7 +7,7 @@ are never read, given the others (`inert`): a change of such a setting is refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -43,14 +43,27 @@ class Strict(BaseModel):
         """
         return {}
 
-    def leaves(self) -> Iterator[str]:
+    def unread(self, run: Run, on_data: bool) -> dict[str, str]:
+        """`inert` of this section and of those within, by path."""
+        unread: dict[str, str] = {}
+        for name, section in vars(self).items():
+            if isinstance(section, Strict):
+                inner = section.unread(run, on_data)
+                unread |= {f"{name}.{path}": why for path, why in inner.items()}
+        return unread | self.inert(run, on_data)  # last: it knows the sections within
+
+    def leaves(self) -> list[str]:
         """The names of all settings, those of sections within by their path."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Strict):
-                yield from (f"{name}.{leaf}" for leaf in value.leaves())
-            else:
-                yield name
+        return [path for path, _ in leaves(self.model_dump())]
+
+
+def leaves(tree: Mapping[str, Any], joint: str = ".", path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings by its path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, joint, f"{path}{key}{joint}")
+        else:
+            yield f"{path}{key}", value
 
 
 def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
@@ -362,7 +375,13 @@ class Critic(Strict):
         }
 
 
-class Matching(Strict):
+class Objective(Strict):
+    """What is minimised; `on_data`: it is learned from data, not from the policy's own samples."""
+
+    on_data: ClassVar[bool] = False
+
+
+class Matching(Objective):
     """Score matching on data."""
 
     on_data: ClassVar[bool] = True
@@ -383,7 +402,7 @@ class Matching(Strict):
         return _only(not on_data, Checked(REWARDED), "dropout")
 
 
-class Consistency(Strict):
+class Consistency(Objective):
     """One call of the network says where a path began (arXiv 2303.01469, 2310.14189)."""
 
     on_data: ClassVar[bool] = True
@@ -406,10 +425,9 @@ class Consistency(Strict):
         return _only(distils, taught, "solver", "decay")
 
 
-class PolicyGradient(Strict):
+class PolicyGradient(Objective):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["policy_gradient"] = "policy_gradient"
     surrogate: Literal["clipped", "score_function"] = Field(
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
@@ -455,10 +473,9 @@ class PolicyGradient(Strict):
         }
 
 
-class ScoreAction(Strict):
+class ScoreAction(Objective):
     """Continuous-time policy optimisation with a critic."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["score_action"] = "score_action"
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
         "auto", description="auto: rate if the reward has a gradient, else ratio"
@@ -481,10 +498,9 @@ class ScoreAction(Strict):
         }
 
 
-class Direct(Strict):
+class Direct(Objective):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["direct"] = "direct"
     through: Literal["steps", "estimate"] = Field(
         "steps", description="what the gradient passes through"
@@ -502,18 +518,16 @@ class Direct(Strict):
         return _only(self.through == "steps", "objective.through=steps", "random", "graph")
 
 
-class Adjoint(Strict):
+class Adjoint(Objective):
     """Adjoint matching: regression onto lean adjoints under the pretrained model."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["adjoint"] = "adjoint"
     kl_weight: float = Field(0.003, gt=0, description="of the path KL to the pretrained model")
 
 
-class Energy(Strict):
+class Energy(Objective):
     """D(x)MI: the reward is learned, an energy that tells data from samples."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["energy"] = "energy"
     update: Literal["dxmi", "ctrl"] = Field(
         "dxmi", description="value slopes where a step arrives, or where it starts"
@@ -660,16 +674,3 @@ class Run(Strict):
                 "data",
             ),
         }
-
-    def unread(self, on_data: bool) -> dict[str, str]:
-        """Every setting of the tree that this run never reads, and with what it would."""
-        return dict(_unread(self, self, on_data, ""))
-
-
-def _unread(section: Strict, run: Run, on_data: bool, prefix: str) -> Iterator[tuple[str, str]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Strict):
-            yield from _unread(value, run, on_data, f"{prefix}{name}.")
-    for name, why in section.inert(run, on_data).items():  # last: it knows the sections within
-        yield prefix + name, why
