@@ -27,7 +27,7 @@ from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.training import build, engine, overrides
 from scoretune.training.engine import TorchEngine
-from scoretune.training.hooks import Save
+from scoretune.training.hooks import Every
 from scoretune.training.loop import train
 from scoretune.training.progress import Progress
 
@@ -63,7 +63,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
         parts.engine,
         updates=range(first, until),
         clip_norm=run.optimiser.clip_norm,
-        hooks=[Save(progress.save, run.checkpoints.every, run.updates)],
+        hooks=[Every(run.checkpoints.every, run.updates, progress.save, at_last=True)],
     )
     return parts.policy
 

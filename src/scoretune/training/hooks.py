@@ -65,19 +65,6 @@ class Log:
 
 
 @dataclass
-class Save:
-    """A checkpoint every so many updates, and at the last."""
-
-    save: Callable[[int], None]
-    every: int
-    last: int
-
-    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        if update % self.every == 0 or update == self.last:
-            self.save(update)
-
-
-@dataclass
 class Decay:
     """Lowers the learning rate linearly to 0 at the last update, as a function of the update."""
 
@@ -148,14 +135,17 @@ class Average:
 
 @dataclass
 class Every:
-    """Calls `act(update)` every so many updates, not at the last (0: never)."""
+    """Calls `act(update)` every so many updates (0: never), and at the last if `at_last`, not
+    otherwise."""
 
     every: int
     last: int
     act: Callable[[int], None]
+    at_last: bool = False
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        if self.every and update % self.every == 0 and update != self.last:
+        due = self.every and update % self.every == 0
+        if self.at_last if update == self.last else due:
             self.act(update)
 
 

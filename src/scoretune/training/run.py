@@ -37,7 +37,7 @@ from scoretune.models import export, user_module
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.training import build, card, from_data, loop, trackers
-from scoretune.training.hooks import Every, Log, Save, Stopping, Watcher, decay
+from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay
 from scoretune.training.overrides import of_data
 from scoretune.training.progress import Learner, Progress
 from scoretune.training.trackers import Trackers
@@ -167,7 +167,7 @@ class Training(ABC):
             *([adaptive.adapt] if adaptive else []),
             *self.between(),
             Every(run.evaluation.every, run.updates, evaluate),
-            Save(progress.save, run.checkpoints.every, run.updates),
+            Every(run.checkpoints.every, run.updates, progress.save, at_last=True),
         ]
 
     def write_result(self, result: dict[str, Any], calls: int, **more: str) -> None:

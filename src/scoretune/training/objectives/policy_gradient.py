@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.core.records import Loss, Steps
 from scoretune.policy import Policy
 from scoretune.rewards.weighted import Weighted
-from scoretune.rl import clipped_surrogate
 from scoretune.training.credit.base import Credit
 from scoretune.training.credit.critic import Outcome, fitted_critic
 from scoretune.training.credit.outcome import GroupCredit, RunningCredit
 from scoretune.training.objectives import method
-from scoretune.training.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
+from scoretune.training.objectives.base import TrustRegion, clipped, given, penalised, step_ratio
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
@@ -45,24 +42,15 @@ class PolicyGradient:
     trust: TrustRegion | None = None
 
     def __call__(self, steps: Steps) -> Loss:
-        needs = "a likelihood ratio needs a stochastic step: leave sampling.solver unset"
         estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
-        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
-        log_ratio = transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
-        log_ratio = log_ratio / self.temperature
+        log_ratio = step_ratio(self.policy, estimate, steps) / self.temperature
         advantage = given(steps.advantage, "a policy gradient needs advantages")
-        if self.clip is None:
-            gain, metrics = advantage * log_ratio, {}
-        else:
-            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
-            metrics = ratio_metrics(log_ratio, self.clip)
-        if self.kl_weight:
-            gain = gain - self.kl_weight * path_kl(estimate, steps)
-        moved = moved_kl(estimate, steps)
-        if self.trust is not None:
-            gain = gain - self.trust.coefficient * moved
-        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
-        return Loss(-steps.path_steps * gain.mean(), metrics)
+        gain, metrics = advantage * log_ratio, dict[str, float]()
+        if self.clip is not None:
+            gain, metrics = clipped(log_ratio, advantage, self.clip)
+        return penalised(
+            gain, estimate, steps, kl_weight=self.kl_weight, trust=self.trust, metrics=metrics
+        )
 
 
 # ------------------------------------------------------------------------------------- the method
