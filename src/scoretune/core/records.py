@@ -134,11 +134,8 @@ class Steps(Rows):
 
 @dataclass(frozen=True)
 class Scores:
-    """What a round's samples are worth: `total` [B], for `prompts` (of B texts).
-
-    With several rewards, `parts` are the values [B] of each by its name, weighted and not yet
-    added up: their sum is the total.
-    """
+    """The rewards `total` [B] of a round's samples, for `prompts` (B texts); `parts` are those of
+    several rewards by name, [B] each, weighted: they add up to the total."""
 
     total: Tensor
     prompts: tuple[str, ...] = ()
@@ -192,11 +189,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Round:
-    """One update's worth of learning: minibatches, and numbers about how they came about.
+    """The minibatches of an update, and metrics of how they were made.
 
-    `accumulate` minibatches make one step of the optimiser; 0 means all of them. Where several
-    processes make the round together, `counts` are the sizes of the whole minibatches, of which
-    this process has some.
+    `accumulate` minibatches make one step of the optimiser; 0 means all of them. `counts` are the
+    sizes of whole minibatches, of which each of several processes has a part.
     """
 
     minibatches: list[Any]

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,20 @@ def adapter_state(network: nn.Module) -> dict[str, Tensor]:
     Of weights that are spread over several processes the main one gets them whole, the others none.
     """
     return {name: fsdp.full_state(p.data) for name, p in _trained(network).items()}
+
+
+@contextmanager
+def exchanged(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within this context the parameters of these names have these values, the others their own."""
+    parameters = {name: p for name, p in network.named_parameters() if name in weights}
+    before = {name: p.data for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = weights[name].to(parameter)
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
 
 
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:

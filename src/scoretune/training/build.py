@@ -1,5 +1,4 @@
-"""From a configuration to what a fine-tuning run is made of. Everything is checked before anything
-is loaded, so that a mistake costs a second, and what was read or built once is handed on."""
+"""From a configuration to what a fine-tuning run is made of, checked before anything is loaded."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scoretune.core import distributed, files
 from scoretune.core.config import Optimiser
 from scoretune.core.records import Hook
+from scoretune.models.lora import exchanged
 
 
 class Watcher(Protocol):
@@ -109,18 +110,9 @@ class Average:
         for name, weight in self._trained().items():
             self.mean[name].lerp_(weight, new)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """Within this context the network has the averaged weights."""
-        trained = self._trained()
-        kept = {name: p.data for name, p in trained.items()}
-        for name, p in trained.items():
-            p.data = self.mean[name]
-        try:
-            yield
-        finally:
-            for name, p in trained.items():
-                p.data = kept[name]
+        return exchanged(self.network, self.mean)
 
     def state(self) -> dict[str, Tensor]:
         return self.mean

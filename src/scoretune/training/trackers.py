@@ -1,8 +1,7 @@
 """Where numbers and pictures go besides metrics.jsonl: TensorBoard, Weights & Biases, Trackio.
 
-All go through accelerate's tracker classes. A tracker is a guest: one that fails is named once and
-left out from then on, and the run goes on. What a run writes into its own folder never depends on
-them.
+All go through accelerate's tracker classes. One that fails is named once and left out from then on;
+the run goes on, and what it writes into its own folder never depends on them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
-from scoretune.core.records import Rows, Scores, Trajectory, spans
+from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
@@ -122,66 +122,59 @@ class CriticCredit:
         self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, *, slopes: bool = False
     ) -> Views:
         """Values of the states numbered `at` of the samples b, in parts that fit the memory."""
-        view = self._view_with_slope if slopes else self._view
-        parts = [view(path, reward_fn, at[s], b[s]) for s in spans(len(at), self.minibatch)]
+        parts = [
+            self._view(path, reward_fn, at[s], b[s], slopes) for s in spans(len(at), self.minibatch)
+        ]
         given = [name for name, value in vars(parts[0]).items() if value is not None]
         return Views(**{n: torch.cat([getattr(part, n) for part in parts]) for n in given})
 
-    @torch.no_grad()
-    def _view(self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor) -> Views:
-        data = torch.cat([path.data, path.final[None]])[at, b]
-        features = None
-        if path.features is not None:
-            features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
-        return self._valued(path, reward_fn, at, b, path.states[at, b], data, features)
-
-    def _view_with_slope(
-        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor
+    def _view(
+        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, slopes: bool
     ) -> Views:
-        """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
+        """The value; with slopes also ∇_x V by automatic differentiation, through x̂0(x), at the end
+        the reward's own."""
+        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.tokens[b]
+        data, ended = torch.cat([path.data, path.final[None]])[at, b], at == len(path.data)
+        features = None
+        if slopes:
+            x.requires_grad_()
+            data, features = self._through(x, data, t, path.condition.take(b), ended)
+        elif path.features is not None:
+            features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
+        with torch.set_grad_enabled(slopes):
+            needs_reward = self.critic.skip is not none or bool(ended.any())
+            guess = reward_fn(data, b) if needs_reward else torch.zeros_like(t)
+            value = self.critic(x, data, t, tokens, guess, features)
+            value = torch.where(ended, guess, value)
+        slope = None
+        if slopes:
+            if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
+                require_gradient(guess)
+            slope = torch.autograd.grad(value.sum(), x)[0]
+        view = Views(x, data, t, tokens, guess, value, features, slope)
+        return Views(**{n: p.detach() for n, p in vars(view).items() if p is not None})
 
-        The value is that of the policy's x̂0. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
+    def _through(
+        self, x: Tensor, data: Tensor, t: Tensor, condition: Condition, ended: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """x̂0 as a function of the state x, and the features that a critic shares.
+
+        The value is the policy's x̂0, `data`. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
         `jacobian` is "policy": of a true score it is α/σ² times the posterior covariance, which
         turns the reward's gradient into directions that data vary in and never against it. A
         trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
         gradient round on the way, and learning then runs away from its optimum.
         """
-        x = path.states[at, b].requires_grad_()
-        t, condition, features = path.times[at, b], path.condition.take(b), None
+        features = None
         frozen = self.jacobian == "pretrained" and self.policy.has_reference
         with self.policy.reference() if frozen else nullcontext():
             if self.shares_features:
                 estimate, features = self.policy.estimate_with_features(x, t, condition)
             else:
                 estimate = self.policy.estimate(x, t, condition)
-        estimated = torch.cat([path.data, path.final[None]])[at, b]
-        moving = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
+        moving = torch.where(expand(ended, x).bool(), x, estimate.data)
         # Straight through: the value of the acting estimate, the gradient of the one just made.
-        data = estimated + (moving - moving.detach())
-        view = self._valued(path, reward_fn, at, b, x, data, features)
-        if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
-            require_gradient(view.guess)
-        slope = torch.autograd.grad(view.value.sum(), x)[0]
-        parts = vars(view).items()
-        return Views(**{n: p.detach() for n, p in parts if p is not None}, slope=slope)
-
-    def _valued(
-        self,
-        path: Trajectory,
-        reward_fn: RewardFn,
-        at: Tensor,
-        b: Tensor,
-        x: Tensor,
-        data: Tensor,
-        features: Tensor | None,
-    ) -> Views:
-        t, tokens = path.times[at, b], path.condition.tokens[b]
-        ended = at == len(path.data)
-        needs_reward = self.critic.skip is not none or bool(ended.any())
-        guess = reward_fn(data, b) if needs_reward else torch.zeros_like(t)
-        value = self.critic(x, data, t, tokens, guess, features)
-        value = torch.where(ended, guess, value)
-        return Views(x, data, t, tokens, guess, value, features)
+        return data + (moving - moving.detach()), features
 
     def _fit(self, path: Trajectory, read: Read, returns: Tensor) -> dict[str, float]:
         """Fit by the martingale loss ½(G − V)²Δt; what the critic explained before the fit, and the

@@ -1,5 +1,5 @@
-"""Credit by outcome: every step of a path deserves what the finished sample got, compared with the
-others of its prompt in this round, or with what its prompt got before."""
+"""Credit by outcome: each step's advantage is that of the finished sample, within its prompt's
+group or against its prompt's past."""
 
 from __future__ import annotations
 
