@@ -135,6 +135,7 @@ class Model(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
+        shipped = self.source in SHIPPED_MODELS
         network = Checked("a network of your own, model.source=module:function")
         fresh = Checked("a new network, model.source=unet, dit or mlp")
         return {
@@ -145,9 +146,7 @@ class Model(Strict):
             **_only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
             **_only(not on_data and not function, "a diffusers pipeline", "size", "without"),
             **_only(not on_data, REWARDED, "targets"),
-            **_only(
-                not function and self.source not in SHIPPED_MODELS, "a model of the hub", "revision"
-            ),
+            **_only(not function and not shipped, "a model of the hub", "revision"),
             **_only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
         }
 
@@ -231,25 +230,16 @@ class Sampling(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         objective, acts = run.objective, _follows_rewards(run)
-        rates = isinstance(objective, ScoreAction) and objective.form in (
-            "auto",
-            "rate",
-            "explicit",
-        )
+        forms = ("auto", "rate", "explicit")
+        rates = isinstance(objective, ScoreAction) and objective.form in forms
+        whose = Checked("score_as_action with objective.form=auto, rate or explicit")
+        noise = "the kernel's noise, sampling.solver=null"
         return {
             **_only(self.noise == "ramp", "sampling.noise=ramp", "eta_end"),
             **_only(self.grid == "shifted", "sampling.grid=shifted", "shift"),
             **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
-            **_only(
-                self.solver is None or not rates,
-                "the kernel's noise, sampling.solver=null",
-                *("kernel", "noise", "eta", "eta_end"),
-            ),
-            **_only(
-                rates,
-                Checked("score_as_action with objective.form=auto, rate or explicit"),
-                "solver",
-            ),
+            **_only(self.solver is None or not rates, noise, "kernel", "noise", "eta", "eta_end"),
+            **_only(rates, whose, "solver"),
             **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver", "window.size"),
             **_only(not on_data, REWARDED, *self.leaves()),
         }
@@ -270,21 +260,17 @@ class Sizes(Strict):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         acts, objective = _follows_rewards(run), run.objective
         scores = isinstance(objective, PolicyGradient) and objective.surrogate == "score_function"
+        any_step = "recipes that learn from any step of a path (here objective.last says which)"
+        several = (
+            "objective.surrogate=clipped, since a score function is right for a single step of the "
+            "optimiser a round, sizes.accumulate=0"
+        )
         return {
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
-            **_only(
-                not isinstance(objective, Direct),
-                "recipes that learn from any step of a path (here objective.last says which)",
-                "share",
-            ),
+            **_only(not isinstance(objective, Direct), any_step, "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate"),
-            **_only(
-                not scores or not self.accumulate,
-                "objective.surrogate=clipped, since a score function is right for a single step of "
-                "the optimiser a round, sizes.accumulate=0",
-                "accumulate",
-            ),
+            **_only(not scores or not self.accumulate, several, "accumulate"),
         }
 
 
@@ -367,9 +353,7 @@ class Critic(Strict):
         return {
             **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
-                slopes,
-                "score_as_action and objective.form=slope, rate or explicit",
-                "jacobian",
+                slopes, "score_as_action and objective.form=slope, rate or explicit", "jacobian"
             ),
             **_only(valued, "objective.baseline=critic", *self.leaves()),
         }
@@ -458,13 +442,10 @@ class PolicyGradient(Objective):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         one_reward = re.fullmatch(r"\w+(\([^()]*\))?", run.reward) is not None
         clipped, steps = self.surrogate == "clipped", run.sizes.accumulate
+        one_step = "a single step of the optimiser a round, sizes.accumulate=0"
         return {
             **_only(clipped, "objective.surrogate=clipped", "clip"),
-            **_only(
-                clipped or not steps,
-                "a single step of the optimiser a round, sizes.accumulate=0",
-                "surrogate",
-            ),
+            **_only(clipped or not steps, one_step, "surrogate"),
             **_only(not one_reward, "a sum of rewards, reward=a + 0.5*b", "combine"),
             **_only(
                 self.baseline == "running", "objective.baseline=running", "buffer", "min_count"
@@ -661,16 +642,12 @@ class Run(Strict):
         acts, objective = _follows_rewards(run), self.objective
         shipped = self.model.source in SHIPPED_MODELS
         held_out = self.evaluation.prompts is None and not shipped
+        listed = self.prompts in (*SCENES, "none")
+        reads = isinstance(objective, Matching | Consistency | Energy)
         return {
-            **_only(
-                self.prompts in (*SCENES, "none"), "prompts=scenes or none", "prompts_per_task"
-            ),
+            **_only(listed, "prompts=scenes or none", "prompts_per_task"),
             **_only(acts, ON_POLICY, "prompts_per_task"),
             **_only(acts or held_out, ON_POLICY, "prompts"),
             **_only(not on_data, REWARDED, "reward", "prompts"),
-            **_only(
-                isinstance(objective, Matching | Consistency | Energy),
-                "supervised, consistency or dxmi",
-                "data",
-            ),
+            **_only(reads, "supervised, consistency or dxmi", "data"),
         }

@@ -34,13 +34,10 @@ class EnergyKind:
         method.check_has_noise(context)
 
     def build(self, settings: config.Energy, setup: Setup) -> Method:
-        paths = method.on_policy(
-            setup,
-            self._credit(settings, setup),
-            any_steps(setup.context.sizes.share),
-            kl_weight=settings.kl_weight,
-        )
-        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
+        credit, kl_weight = self._credit(settings, setup), settings.kl_weight
+        choose = any_steps(setup.context.sizes.share)
+        paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight)
+        return Method(ScoreAction(setup.policy, kl_weight), paths)
 
     def costs(self, settings: config.Energy, context: Context, paths: Paths) -> Costs:
         trained = method.trained_steps(context.sizes.share, paths.steps)
@@ -51,14 +48,10 @@ class EnergyKind:
         policy, backbone = setup.policy, setup.policy.backbone
         images, captions = read_pictures(setup.data, setup.seed)
         condition = backbone.encode(captions)
+        shape, horizon = backbone.shape, backbone.process.horizon
+        size, width = condition.tokens.shape[-1], settings.width
         energy, value = (
-            critic_for(
-                backbone.shape,
-                condition.tokens.shape[-1],
-                backbone.process.horizon,
-                width=settings.width,
-                inputs="noisy",
-            ).body.to(policy.device)
+            critic_for(shape, size, horizon, width=width, inputs="noisy").body.to(policy.device)
             for _ in range(2)
         )
         parameters = [*energy.parameters(), *value.parameters()]

@@ -161,14 +161,7 @@ class MatchingKind:
         return Costs(1)
 
     def _loss(self, settings: config.Matching, policy: Policy) -> Matching:
-        return Matching(
-            policy,
-            settings.t_min,
-            weight=settings.weight,
-            times=settings.times,
-            loss=settings.loss,
-            dropout=settings.dropout,
-        )
+        return Matching(policy, **settings.model_dump(exclude={"kind"}))
 
 
 KIND = MatchingKind()

@@ -36,34 +36,25 @@ class ScoreActionKind:
 
     def build(self, settings: config.ScoreAction, setup: Setup) -> Method:
         form = form_of(settings, bool(setup.context.differentiable))
+        policy, kl_weight, exploration = setup.policy, settings.kl_weight, settings.exploration
         trust = TrustRegion.of(settings.trust_region)
-        objective = ScoreAction(
-            setup.policy, settings.kl_weight, settings.clip, settings.exploration, trust
-        )
-        rule = rule_named(form, settings.exploration)
-        critic = fitted_critic(settings.critic, setup.policy, rule, settings.kl_weight)
+        objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
+        critic = fitted_critic(settings.critic, policy, rule_named(form, exploration), kl_weight)
         choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
-        paths = method.on_policy(
-            setup,
-            critic,
-            choose,
-            kl_weight=settings.kl_weight,
-            features=critic.shares_features,
-        )
+        features = critic.shares_features
+        paths = method.on_policy(setup, critic, choose, kl_weight=kl_weight, features=features)
         return Method(objective, paths, trust, settings.critic.warmup)
 
     def costs(self, settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
         form = form_of(settings, bool(context.differentiable))
         ratios = form == "ratio" and context.sampling.solver is None
         trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
-        slopes = form != "ratio"
+        slopes, decodes = form != "ratio", settings.critic.skip != "none"
         return Costs(
             trained,
             references=settings.kl_weight > 0,
             credit_calls=paths.samples * trained if slopes else 0,
-            credit_graph=("both" if settings.critic.skip != "none" else "network")
-            if slopes
-            else "",
+            credit_graph="" if not slopes else "both" if decodes else "network",
             credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
             warm_up=settings.critic.warmup,
         )
