@@ -40,25 +40,10 @@ class Progress:
     keep: int
     clock: Clock = field(default_factory=Clock)
 
-    @property
-    def metrics(self) -> Path:
-        """Where the numbers of updates are written, a line each."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """Where evaluations are written, a line each."""
-        return self.folder / "evaluations.jsonl"
-
-    @property
-    def gaps(self) -> Path:
-        """Where the matrices of `evaluation.gap` are written, a line each."""
-        return self.folder / "gap.jsonl"
-
-    @property
-    def alarms(self) -> Path:
-        """Where a guard writes its alarms, a line each."""
-        return self.folder / "alarms.jsonl"
+    def log(self, name: str) -> Path:
+        """Where JSON lines are written: of updates as `metrics`, of `evaluations`, of the matrices
+        of `evaluation.gap` as `gap`, and of a guard's `alarms`."""
+        return self.folder / f"{name}.jsonl"
 
     def calls(self) -> int:
         """Network evaluations of all processes."""
@@ -105,8 +90,7 @@ class Progress:
         What a stopped run wrote before its first checkpoint, or at its end, is measured again; but
         not the evaluation at which a guard `ended` it, after which its weights may have changed.
         """
-        files.forget_after(self.metrics, first)
+        files.forget_after(self.log("metrics"), first)
         last = first if ended else min(first, self.updates - 1) if first else -1
-        files.forget_after(self.alarms, last)
-        files.forget_after(self.evaluations, last)
-        files.forget_after(self.gaps, last)
+        for name in ("alarms", "evaluations", "gap"):
+            files.forget_after(self.log(name), last)

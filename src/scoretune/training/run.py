@@ -161,7 +161,7 @@ class Training(ABC):
             self.watcher.stage("training")
 
         return [
-            Log(progress.metrics, progress.clock, progress.calls, self.watcher.line),
+            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
             *([adaptive.adapt] if adaptive else []),
@@ -204,7 +204,7 @@ class FineTuning(Training):
         measured, verdicts = self._measured(update)
         run, parts = self.run, self.parts
         line = verdicts.line | self.monitor.observe(measured, parts.policy, update)
-        files.append_line(self.progress.evaluations, line)
+        files.append_line(self.progress.log("evaluations"), line)
         shown = preview_indices(measured.prompts)
         pictures = measured.images[shown] if measured.images.dim() == 4 else None
         self.trackers.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
@@ -213,7 +213,7 @@ class FineTuning(Training):
             seed = run.evaluation.seed
             comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
             matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
-            files.append_line(self.progress.gaps, matrix)
+            files.append_line(self.progress.log("gap"), matrix)
         return measured, verdicts
 
     def finish(self) -> dict[str, Any]:
@@ -244,13 +244,13 @@ class FineTuning(Training):
 
     def _measured(self, update: int) -> tuple[Measurement, Verdicts]:
         self.watcher.stage("evaluating on held-out prompts")
-        run, parts, progress = self.run, self.parts, self.progress
+        parts, progress = self.parts, self.progress
         seconds = progress.clock.seconds()
-        measured = measured_run(run, parts.policy, parts.held_out, parts.reward)
+        measured = measured_run(self.run, parts.policy, parts.held_out, parts.reward)
         line = evaluation_line(
             measured,
-            run.evaluation,
-            run.sampling,
+            self.run.evaluation,
+            self.run.sampling,
             update=update,
             seconds=seconds,
             network_evaluations=progress.calls(),
@@ -290,7 +290,7 @@ class DataRun(Training):
         gallery.show(samples, data.kind, path, names=data.names, real=real)
         seconds = round(self.progress.clock.seconds(), 2)
         line = {"update": update, "network_evaluations": calls, "seconds": seconds, **numbers}
-        files.append_line(self.progress.evaluations, line)
+        files.append_line(self.progress.log("evaluations"), line)
         self.trackers.evaluated(line)
         return line
 
