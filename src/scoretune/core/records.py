@@ -152,7 +152,7 @@ class Scores:
         return len(self.total)
 
     @property
-    def own(self) -> Tensor:
+    def local(self) -> Tensor:
         """What this process's samples are worth."""
         return self.total[self.mine]
 

@@ -203,11 +203,10 @@ def compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any])
 
 def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
     """The numbers of a run's newest checkpoint on its held-out data, also in named features."""
+    checkpoints.newest(folder)  # there is one
     torch.manual_seed(run.seed)
     parts = build(run)
     update = progress_of(run, folder, parts).restore()
-    if not update:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
     with parts.average.in_place():
         numbers, samples = measured(run, parts)
         line = {"update": update, **numbers, "real": floor(parts, run.evaluation)}
@@ -219,9 +218,8 @@ def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, An
 
 def trained(folder: Path) -> Policy:
     """The policy of a run on data: the averaged weights of its newest checkpoint."""
-    newest, home = checkpoints.latest(folder / "checkpoints"), model_folder.home(folder)
-    if newest is None or home is None:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    state, home = checkpoints.load(checkpoints.newest(folder)), model_folder.home(folder)
+    assert home is not None, "only runs with such a folder come here"
     policy = data_samples.policy_of(home)
-    restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
+    restore_adapter(policy.backbone.network, state["average"])
     return policy

@@ -126,8 +126,5 @@ def load(path: str | Path) -> Policy:
     if model_folder.home(folder) is not None:  # runs on data keep their model
         return from_data.trained(folder)
     policy = build_policy(recorded(folder), torch.device("cpu"))
-    newest = checkpoints.latest(folder / "checkpoints")
-    if newest is None:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
-    restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
+    restore_adapter(policy.backbone.network, checkpoints.load(checkpoints.newest(folder))["policy"])
     return policy

@@ -114,7 +114,7 @@ class CriticCredit:
         running = torch.zeros_like(path.times[:-1])
         if path.kls is not None:
             running = -self.kl_weight * path.kls
-        final = scores.own
+        final = scores.local
         to_go = returns_to_go(running.T, final, torch.ones_like(running[:, 0])).T
         return running, torch.cat([to_go, final[None]])
 

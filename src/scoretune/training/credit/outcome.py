@@ -58,11 +58,10 @@ class GroupCredit(Stateless):
 
     def compare(self, name: str, rewards: Tensor) -> Tensor:
         """How each of the rewards [B] compares with its group's or, alone in it, the batch's."""
-        compared = (
-            group_advantage(rewards, self.group, self.shared_scale)
-            if self.group > 1
-            else standardise(rewards)
-        )
+        if self.group > 1:
+            compared = group_advantage(rewards, self.group, self.shared_scale)
+        else:
+            compared = standardise(rewards)
         return compared.clamp(-self.bound, self.bound)
 
 
@@ -74,10 +73,7 @@ Memory = dict[str, list[float]]
 
 
 def remembered(
-    memory: Memory,
-    prompts: Sequence[str],
-    rewards: Sequence[float],
-    buffer: int,
+    memory: Memory, prompts: Sequence[str], rewards: Sequence[float], buffer: int
 ) -> Memory:
     """The memory with new rewards added, at most the last `buffer` of each prompt."""
     history = {prompt: list(memory.get(prompt, ())) for prompt in prompts}
@@ -147,14 +143,10 @@ class RunningCredit:
             return compared.clamp(-self.bound, self.bound)
 
         advantage = combined(scores, compare, self.weights)[b]
-        return Credited(
-            advantage=advantage, metrics={"own_history": self._own_history(scores.prompts)}
-        )
-
-    def _own_history(self, prompts: Sequence[str]) -> float:
-        """The share of samples that were compared with their own prompt's memory."""
         memory = next(iter(self.memories.values()))
-        return sum(len(memory[p]) >= self.min_count for p in prompts) / len(prompts)
+        compared = [len(memory[prompt]) >= self.min_count for prompt in scores.prompts]
+        # The share of samples that were compared with their prompt's memory.
+        return Credited(advantage, metrics={"own_history": sum(compared) / len(compared)})
 
     def state(self) -> dict[str, Any]:
         return {"memories": dict(self.memories)}

@@ -22,6 +22,7 @@ from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.matching import consistency
 from scoretune.diffusion.processes import Process, noise_ratio
+from scoretune.diffusion.transitions import wide
 from scoretune.models.lora import adapter_state, exchanged
 from scoretune.policy import Policy
 from scoretune.training.objectives import method
@@ -175,8 +176,7 @@ class Consistency:
     def _copy(self) -> dict[str, Tensor]:
         """What is trained, in float32 or wider: an average in half precision would stand still."""
         weights = adapter_state(self.policy.backbone.network)
-        wide = {name: torch.promote_types(p.dtype, torch.float32) for name, p in weights.items()}
-        return {name: p.detach().to(wide[name], copy=True) for name, p in weights.items()}
+        return {name: wide(p.detach()).clone() for name, p in weights.items()}
 
 
 # ------------------------------------------------------------------------------------- the method

@@ -39,5 +39,5 @@ def gathered(scores: Scores) -> Scores:
         distributed.gather(scores.total),
         tuple(distributed.gather_texts(scores.prompts)),
         {name: distributed.gather(part) for name, part in scores.parts.items()},
-        team.own(len(scores) * team.size),
+        team.rows(len(scores) * team.size),
     )

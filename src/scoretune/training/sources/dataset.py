@@ -27,6 +27,6 @@ class Dataset(Stateless):
         team = distributed.team()
         # The objective draws times and noise; those of several processes must not be alike.
         torch.manual_seed(self.seed * 1_000_003 + update + 7_368_787 * team.rank)
-        index = index[team.own(self.batch)]
+        index = index[team.rows(self.batch)]
         batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
         return Round([batch], {}, counts=(self.batch,))

@@ -31,7 +31,7 @@ class Differentiable:
     def __call__(self, update: int) -> Round:
         paths, policy = self.paths, self.paths.policy
         generator = paths.generator(update)
-        texts = paths.own_prompts()
+        texts = paths.local_prompts()
         condition = policy.backbone.encode(texts)
         weights = next(policy.backbone.network.parameters())
         exact = torch.promote_types(weights.dtype, torch.float32)
