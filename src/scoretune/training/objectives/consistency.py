@@ -181,43 +181,42 @@ class Consistency:
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = False
 
-class ConsistencyKind:
-    """Consistency distillation and training, of networks of one's own."""
 
-    follows_reward = False
+def check(settings: config.Consistency, context: Context) -> None:
+    raise UserError(
+        "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
+        "a run on data, or to a new unet, dit or mlp"
+    )
 
-    def check(self, settings: config.Consistency, context: Context) -> None:
+
+def build(settings: config.Consistency, setup: Setup) -> Method:
+    raise AssertionError("refused by `check`")
+
+
+def check_from_data(settings: config.Consistency, process: Process, *, new_network: bool) -> None:
+    if settings.rule == "distillation" and new_network:
         raise UserError(
-            "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
-            "a run on data, or to a new unet, dit or mlp"
+            "there is nothing to distil in a new network: set model.source to the folder of a "
+            "run on data, or objective.rule=ict"
         )
+    method.check_first_time(settings.t_min, process)
 
-    def build(self, settings: config.Consistency, setup: Setup) -> Method:
-        raise AssertionError("refused by `check`")
 
-    def check_from_data(
-        self, settings: config.Consistency, process: Process, *, new_network: bool
-    ) -> None:
-        if settings.rule == "distillation" and new_network:
-            raise UserError(
-                "there is nothing to distil in a new network: set model.source to the folder of a "
-                "run on data, or objective.rule=ict"
-            )
-        method.check_first_time(settings.t_min, process)
+def build_from_data(settings: config.Consistency, setup: DataSetup) -> Method:
+    objective = Consistency(
+        setup.policy,
+        plan_of(settings, new_network=setup.new_network, updates=setup.updates),
+        t_min=settings.t_min,
+        sigma_data=settings.sigma_data,
+    )
+    return Method(objective, method.unconditional(setup), objective)
 
-    def build_from_data(self, settings: config.Consistency, setup: DataSetup) -> Method:
-        objective = Consistency(
-            setup.policy,
-            plan_of(settings, new_network=setup.new_network, updates=setup.updates),
-            t_min=settings.t_min,
-            sigma_data=settings.sigma_data,
-        )
-        return Method(objective, method.unconditional(setup), objective)
 
-    def costs(self, settings: config.Consistency, context: Context, paths: Paths) -> Costs:
-        distils = rule_of(settings, new_network=context.new_network) == "distillation"
-        return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
+def costs(settings: config.Consistency, context: Context, paths: Paths) -> Costs:
+    distils = rule_of(settings, new_network=context.new_network) == "distillation"
+    return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
 
 
 def rule_of(
@@ -235,6 +234,3 @@ def plan_of(settings: config.Consistency, *, new_network: bool, updates: int) ->
     if rule == "distillation":
         return Distillation(settings.points or 40, settings.solver, settings.decay)
     return Training(updates, rule, settings.points or None)
-
-
-KIND = ConsistencyKind()

@@ -119,7 +119,7 @@ class Costs:
 
 
 class Kind(Protocol):
-    """What the file of an objective offers; `settings` are of its section of the configuration."""
+    """What the module of an objective offers; `settings` are its section of the configuration."""
 
     follows_reward: bool
     """Whether it may follow the gradient of the reward of decoded states."""

@@ -55,61 +55,58 @@ class PolicyGradient:
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = False
 
-class PolicyGradientKind:
-    """REINFORCE, DDPO, DPOK, GRPO and the flow family."""
 
-    follows_reward = False
-
-    def check(self, settings: config.PolicyGradient, context: Context) -> None:
-        by_critic = settings.baseline == "critic"
-        method.check_on_rewards(context, ends_alone=not by_critic)
-        method.check_has_noise(context)
-        method.check_trust_region(settings.trust_region, context.sizes)
-        if by_critic and settings.combine == "advantages":
-            raise UserError(
-                "objective.combine=advantages compares every reward by itself, and a critic values "
-                "their sum: set objective.combine=rewards, or objective.baseline=group or running"
-            )
-        if context.sampling.window.size and context.sampling.jitter:
-            raise UserError(
-                "sampling.window has a solver of its own, on a fixed grid: leave "
-                "sampling.jitter=false"
-            )
-
-    def build(self, settings: config.PolicyGradient, setup: Setup) -> Method:
-        clip = settings.clip if settings.surrogate == "clipped" else None
-        trust = TrustRegion.of(settings.trust_region)
-        kl_weight = settings.kl_weight
-        objective = PolicyGradient(setup.policy, clip, kl_weight, settings.temperature, trust)
-        credit, features = self._credit(settings, setup)
-        choose = any_steps(setup.context.sizes.share, noisy=True)
-        paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight, features=features)
-        return Method(objective, paths, trust, self._warm_up(settings))
-
-    def costs(self, settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
-        return Costs(
-            method.trained_steps(context.sizes.share, paths.noisy),
-            references=settings.kl_weight > 0,
-            ratios=True,
-            warm_up=self._warm_up(settings),
+def check(settings: config.PolicyGradient, context: Context) -> None:
+    by_critic = settings.baseline == "critic"
+    method.check_on_rewards(context, ends_alone=not by_critic)
+    method.check_has_noise(context)
+    method.check_trust_region(settings.trust_region, context.sizes)
+    if by_critic and settings.combine == "advantages":
+        raise UserError(
+            "objective.combine=advantages compares every reward by itself, and a critic values "
+            "their sum: set objective.combine=rewards, or objective.baseline=group or running"
+        )
+    if context.sampling.window.size and context.sampling.jitter:
+        raise UserError(
+            "sampling.window has a solver of its own, on a fixed grid: leave sampling.jitter=false"
         )
 
-    def _credit(self, settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
-        """The credit rule, and whether its critic reads the network's features."""
-        if settings.baseline == "critic":
-            critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
-            return critic, critic.shares_features
-        weights: Mapping[str, float] = {}
-        if isinstance(setup.reward, Weighted) and settings.combine == "advantages":
-            weights = setup.reward.weights
-        if settings.baseline == "running":
-            return RunningCredit(settings.buffer, settings.min_count, weights=weights), False
-        group = setup.context.sizes.group
-        return GroupCredit(group, settings.shared_scale, weights=weights), False
 
-    def _warm_up(self, settings: config.PolicyGradient) -> int:
-        return settings.critic.warmup if settings.baseline == "critic" else 0
+def build(settings: config.PolicyGradient, setup: Setup) -> Method:
+    clip = settings.clip if settings.surrogate == "clipped" else None
+    trust = TrustRegion.of(settings.trust_region)
+    kl_weight = settings.kl_weight
+    objective = PolicyGradient(setup.policy, clip, kl_weight, settings.temperature, trust)
+    credit, features = _credit(settings, setup)
+    choose = any_steps(setup.context.sizes.share, noisy=True)
+    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight, features=features)
+    return Method(objective, paths, trust, _warm_up(settings))
 
 
-KIND = PolicyGradientKind()
+def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
+    return Costs(
+        method.trained_steps(context.sizes.share, paths.noisy),
+        references=settings.kl_weight > 0,
+        ratios=True,
+        warm_up=_warm_up(settings),
+    )
+
+
+def _credit(settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
+    """The credit rule, and whether its critic reads the network's features."""
+    if settings.baseline == "critic":
+        critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
+        return critic, critic.shares_features
+    weights: Mapping[str, float] = {}
+    if isinstance(setup.reward, Weighted) and settings.combine == "advantages":
+        weights = setup.reward.weights
+    if settings.baseline == "running":
+        return RunningCredit(settings.buffer, settings.min_count, weights=weights), False
+    group = setup.context.sizes.group
+    return GroupCredit(group, settings.shared_scale, weights=weights), False
+
+
+def _warm_up(settings: config.PolicyGradient) -> int:
+    return settings.critic.warmup if settings.baseline == "critic" else 0
