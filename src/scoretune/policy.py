@@ -23,6 +23,9 @@ from scoretune.diffusion.kernels import Kernel, Transition
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.transitions import wide
 
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A network's output at (x, t, tokens)."""
+
 
 class Backbone(Protocol):
     """A pretrained generative model, seen as a network on noisy states of a process."""
@@ -140,13 +143,7 @@ class Policy:
             )
         return self.backbone
 
-    def _ask(
-        self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        x: Tensor,
-        t: Tensor,
-        condition: Condition,
-    ) -> Tensor:
+    def _ask(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.calls += self._calls_per_state * len(x)
         if self._calls_per_state > 1 and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
@@ -161,19 +158,13 @@ class Policy:
         """How many network evaluations a state takes."""
         return 1 if self.guidance == 1.0 else 2
 
-    def _guided(
-        self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        x: Tensor,
-        t: Tensor,
-        condition: Condition,
-    ) -> Tensor:
+    def _guided(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         tokens = condition.tokens
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
             both = torch.cat([condition.null.expand_as(tokens), tokens])
-            output = predict(x.repeat(2, *_ones(x)), t.repeat(2), both)
+            output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
         free, bound = wide(output).chunk(2)
         return free + self.guidance * (bound - free)
 
@@ -248,7 +239,3 @@ def adapter_layers(network: nn.Module) -> list[Any]:
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     kinds = (Adapter,) if tuners is None else (Adapter, tuners.BaseTunerLayer)
     return [module for module in network.modules() if isinstance(module, kinds)]
-
-
-def _ones(x: Tensor) -> tuple[int, ...]:
-    return (1,) * (x.dim() - 1)

@@ -146,15 +146,11 @@ def _moons() -> Data:
     return Data(torch.tensor(points, dtype=torch.float32), "points", ("x", "y"))
 
 
-def _scenes() -> Data:
-    return Data(read_pictures("scenes", 0)[0], "images")
-
-
 BUNDLED: dict[str, Callable[[], Data]] = {
     "digits": _digits,
     "swiss-roll": _swiss_roll,
     "moons": _moons,
-    "scenes": _scenes,
+    "scenes": lambda: Data(read_pictures("scenes", 0)[0], "images"),
 }
 
 

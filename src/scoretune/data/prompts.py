@@ -5,6 +5,7 @@ Whatever else a row of a file says comes with its prompt as metadata, so that a 
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -163,15 +164,12 @@ def _pairs(rest: str) -> list[Row]:
     `riding a bike` make `a cat riding a bike`, of the task `riding a bike`."""
     first, _, second = rest.partition(":")
     nouns, actions = ([row.prompt for row in read_rows(file)] for file in (first, second))
-    return [
-        Row(Prompt(f"{_article(noun)} {noun} {action}", {"noun": noun, "action": action}), action)
-        for noun in nouns
-        for action in actions
-    ]
-
-
-def _article(noun: str) -> str:
-    return "an" if noun[:1].lower() in "aeiou" else "a"
+    rows = []
+    for noun, action in itertools.product(nouns, actions):
+        article = "an" if noun[:1].lower() in "aeiou" else "a"
+        metadata = {"noun": noun, "action": action}
+        rows.append(Row(Prompt(f"{article} {noun} {action}", metadata), action))
+    return rows
 
 
 # ------------------------------------------------------------------------- rows of objects
@@ -181,7 +179,7 @@ def _of_items(
     source: str, placed: Iterable[formats.Row], column: str | None = None
 ) -> Iterator[Row]:
     """Rows from texts or objects; the first object says which column holds the prompts."""
-    keys: list[str] = []
+    key = ""
     for place, item in placed:
         if isinstance(item, str):
             yield Row(Prompt(item.strip()))
@@ -191,18 +189,13 @@ def _of_items(
                 f"{source!r}, {place}: {_brief(item)} is no prompt: write a text, or an object "
                 'such as {"prompt": "a cat"}'
             )
-        if column and not keys and column not in item:
+        if column and not key and column not in item:
             raise unknown(f"column of {source!r}", column, map(str, item))
-        if not keys:
-            keys = [column or _prompt_key(source, item)]
-        yield _row(f"{source!r}, {place}", item, keys[0])
-
-
-def _row(where: str, item: Mapping[str, Any], key: str) -> Row:
-    text = item.get(key)
-    if not isinstance(text, str):
-        raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
-    return Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
+        key = key or column or _prompt_key(source, item)
+        where, text = f"{source!r}, {place}", item.get(key)
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
+        yield Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
 
 
 def _prompt_key(source: str, item: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
+from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process
 
@@ -198,6 +199,22 @@ def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
     if size % patch:
         raise UserError(f"model.size={size} is no multiple of {patch}: set one, in pixels")
     return (config.in_channels, *(size // factor,) * 2)
+
+
+def check_readable(network: str, process: Process, prediction: Prediction) -> None:
+    """Refuse a prediction that does not tell x0 at the noisiest time, where sampling begins.
+
+    The determinant αb − σa of `estimates.read`, over the length of (a, b) and (α, σ), tells it.
+    """
+    t = torch.tensor([process.horizon, (process.horizon + grids.default_end(process)) / 2])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = prediction.row(process, t)
+    relative = (alpha * b - sigma * a) / (torch.hypot(a, b) * torch.hypot(alpha, sigma))
+    if not bool((relative.abs() > 1e-7).all()):
+        raise UserError(
+            f"{network} cannot be read at the noisiest time of {process}, where no signal is left: "
+            "choose v_prediction, velocity or sample"
+        )
 
 
 def packed(states: Tensor, pooled: Tensor) -> Tensor:

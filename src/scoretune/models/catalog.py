@@ -171,7 +171,11 @@ def load_backbone(model: Model, *, loader: Loader = load_pipeline) -> Backbone:
     backbone = _loaded(settings, source, loader)
     for run in source.runs:
         apply_run(backbone.network, run)
-    return _under(settings, backbone)
+    if settings.process is None:
+        return backbone
+    with user_errors(f"model.process={settings.process}"):
+        process = process_named(settings.process)
+        return backbone if process == backbone.process else recycle(backbone, process)
 
 
 def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
@@ -273,12 +277,3 @@ def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> N
                 part.to(device)
     elif network:
         base.network.to(device)
-
-
-def _under(model: Model, backbone: Backbone) -> Backbone:
-    """The backbone under the process that `model.process` names, if it names one."""
-    if model.process is None:
-        return backbone
-    with user_errors(f"model.process={model.process}"):
-        process = process_named(model.process)
-        return backbone if process == backbone.process else recycle(backbone, process)

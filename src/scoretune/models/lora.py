@@ -23,6 +23,7 @@ NAME = "pytorch_lora_weights.safetensors"
 # Of the network that denoises: in a file for a whole pipeline, and in peft's.
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 KOHYA = ("lora_unet_", "lora_transformer_")
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # peft's names of A and B
 ADAPTER = "default"
 """peft's name of the one adapter of a network."""
 
@@ -119,7 +120,7 @@ def load_lora(network: nn.Module, path: str | Path) -> None:
         raise UserError("this model already has an adapter: --lora goes on a model without one")
     file = _file(Path(path))
     tensors, settings = _read(file, network)
-    ranks = {name.removesuffix(".lora_A.weight"): len(w) for name, w in tensors.items() if _a(name)}
+    ranks = {n.removesuffix(DOWN): len(w) for n, w in tensors.items() if n.endswith(DOWN)}
     _check(file, tensors, ranks, dict(network.named_modules()))
     common = Counter(ranks.values()).most_common(1)[0][0]
     config = LoraConfig(
@@ -145,10 +146,6 @@ def load_lora(network: nn.Module, path: str | Path) -> None:
     network.requires_grad_(False)
 
 
-def _a(name: str) -> bool:
-    return name.endswith(".lora_A.weight")
-
-
 def _exactly(ranks: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, float]:
     """Alphas of layers by their full names: those that tensors gave, else the ranks."""
     if "lora_alpha" in settings:
@@ -172,11 +169,11 @@ def _check(
                 "bfloat16 or float16, which may be mixed"
             )
     for name in ranks:
-        up = tensors.get(f"{name}.lora_B.weight")
+        up = tensors.get(name + UP)
         if up is None:
             raise UserError(f"the LoRA {str(file)!r} lacks half of the layer {name}: get it anew")
         if isinstance(layers[name], nn.Linear):
-            theirs = (len(up), tensors[f"{name}.lora_A.weight"].shape[1])
+            theirs = (len(up), tensors[name + DOWN].shape[1])
             ours = (layers[name].out_features, layers[name].in_features)
             if theirs != ours:
                 sizes = " and ".join(f"{inputs} to {outputs}" for outputs, inputs in (theirs, ours))
@@ -228,7 +225,8 @@ def _read(file: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
     if any(".lora_down." in name for name in tensors):
         return _of_kohya(file, tensors, network)
     named = convert_unet_state_dict_to_peft(_bare(tensors))
-    alphas = {n.removesuffix(".alpha"): float(named.pop(n)) for n in list(named) if _alpha(n)}
+    names = [name for name in named if name.endswith(".alpha")]
+    alphas = {name.removesuffix(".alpha"): float(named.pop(name)) for name in names}
     return named, {"alphas": alphas} | settings
 
 
@@ -289,10 +287,6 @@ def _of_original(file: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
     named = read[0] if isinstance(read, tuple) else read
     plain: dict[str, Tensor] = convert_unet_state_dict_to_peft(_bare(named))
     return plain
-
-
-def _alpha(name: str) -> bool:
-    return name.endswith(".alpha")
 
 
 def _bare(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import Pipelined
+from scoretune.models.base import Pipelined, latent_shape
 
 P = TypeVar("P", bound=Pipelined)
 
@@ -172,6 +172,13 @@ def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
     smallest = float(signal[signal > 0].min())
     least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
     return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
+
+
+def by_noise_table(model: type[P], pipeline: Any, source: str, size: int) -> P:
+    """A model of that class under its scheduler's noise table. Raises UserError without one."""
+    process, prediction = noise_table(source, pipeline.scheduler)
+    network = getattr(pipeline, model.part)
+    return model(pipeline, process, prediction, latent_shape(pipeline, network.config, size))
 
 
 def _index_of(folder: Path) -> dict[str, Any]:

@@ -36,6 +36,12 @@ class Cached(ABC):
         """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
         return self.score_cache.scores(eight_bit(images), prompts, self._score, self.batch)
 
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.cache < 0:
+            raise UserError(
+                f"batch={self.batch}, cache={self.cache}: batch must be 1 or more, cache 0 or more"
+            )
+
     @cached_property
     def score_cache(self) -> ScoreCache:
         """The scores that were given before."""
@@ -76,8 +82,6 @@ class ScoreCache:
     """
 
     def __init__(self, size: int) -> None:
-        if size < 0:
-            raise UserError(f"cache={size}: give how many scores to remember, 0 for none")
         self.size, self.hits, self.misses = size, 0, 0
         self._scores: OrderedDict[bytes, float] = OrderedDict()
         self._lock = Lock()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -52,7 +52,7 @@ class Blip(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImageReward:
+class ImageReward(Batched):
     """(head(first token) − 0.167) / 1.033: about −2 to 2. Has a gradient by the images.
 
     model: a folder or hub id with config.json (a BlipConfig), model.safetensors and a tokenizer.
@@ -67,34 +67,24 @@ class ImageReward:
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_batch(self.batch)
+        super().__post_init__()
         if not self.model:
             raise UserError(
                 "image_reward needs model=FOLDER; make one of the released pickle, if you trust "
                 f"it: {_command('ImageReward.pt')}"
             )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
-        return in_batches(self._score, images, prompts, self.batch)
-
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the tokenizer's folder or hub id, with hashes or commit."""
         identity = pretrained.identity(self.model, revision=self.revision)
         if self.tokenizer:
-            other = pretrained.identity(self.tokenizer, revision=None)
-            identity |= {f"tokenizer {key}": value for key, value in other.items()}
+            identity |= pretrained.identity(self.tokenizer, revision=None, part="tokenizer ")
         return identity
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         blip, head = (part.to(images.device) for part in self._network)
-        words = self._words(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        ).to(images.device)
+        fit = {"padding": "max_length", "truncation": True, "max_length": TOKENS}
+        words = self._tokenizer(list(prompts), return_tensors="pt", **fit).to(images.device)
         state = blip(self._preprocess(images), words.input_ids, words.attention_mask)
         return cast(Tensor, (head(state.float()).squeeze(-1) - MEAN) / STD)
 
@@ -141,7 +131,7 @@ class ImageReward:
             raise UserError(f"cannot read {str(path)!r} ({error}): fetch it again") from error
 
     @cached_property
-    def _words(self) -> Any:
+    def _tokenizer(self) -> Any:
         source = self.tokenizer or self.model
         return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
 

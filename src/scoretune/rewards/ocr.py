@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
-from scoretune.rewards.cache import Cached, Pixels, metadata_of
+from scoretune.rewards.cache import Pixels, metadata_of
 from scoretune.rewards.networks import pretrained
-from scoretune.rewards.networks.vision_language import VisionLanguage
+from scoretune.rewards.networks.vision_language import Answered
 
 QUESTION = "Read the text in this picture. Answer with that text alone."
 _QUOTED = re.compile(
@@ -64,7 +63,7 @@ def wanted_text(prompt: str) -> str:
 
 
 @dataclass(frozen=True)
-class Ocr(Cached):
+class Ocr(Answered):
     """How much of the wanted text `model` reads in a picture, 0 to 1; without a gradient.
 
     model: folder or hub id of a VisionEncoderDecoderModel (TrOCR, which reads one line) or of any
@@ -82,16 +81,13 @@ class Ocr(Cached):
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.batch < 1 or self.cache < 0:
-            raise UserError(
-                f"ocr(tokens={self.tokens}, batch={self.batch}, cache={self.cache}): tokens and "
-                "batch must be 1 or more, cache 0 or more"
-            )
+        super().__post_init__()
+        if self.tokens < 1:
+            raise UserError(f"ocr(tokens={self.tokens}): tokens must be 1 or more")
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         for prompt in prompts:
             wanted_text(prompt)  # before anything is read
-        self.vision_language.to(images.device)
         return super().__call__(images, prompts)
 
     def read(self, pixels: Pixels) -> list[str]:
@@ -114,11 +110,6 @@ class Ocr(Cached):
             "tokens": str(self.tokens),
             "dtype": self.dtype,
         }
-
-    @cached_property
-    def vision_language(self) -> VisionLanguage:
-        """The model that reads."""
-        return VisionLanguage(self.model, self.revision, self.dtype)
 
     @property
     def _question(self) -> str:

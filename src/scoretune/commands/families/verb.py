@@ -42,15 +42,8 @@ def _watched(only: Sequence[str]) -> list[Report]:
 
     selected(only)  # an unknown name needs no bar
     bars = CellBars()
-    task = bars.progress.add_task("families", total=None, numbers="loading")
-
-    def note(name: str, done: int, total: int) -> None:
-        bars.progress.update(task, completed=done, total=total, numbers=name)
-
     with bars.progress:
-        reports = examine(only, note)
-        bars.progress.update(task, completed=len(reports), total=len(reports), numbers="")
-    return reports
+        return examine(only, bars.watcher("families"))
 
 
 def _show(reports: Sequence[Report], seconds: float) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from scoretune.commands.runs.index import Comparison
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.charts import Axes, Series, chart, read_points, thinned
 from scoretune.evaluate.report.record import EVALUATIONS
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 HUES, DASHES = 6, ("", " dashed", " dotted")  # classes of CSS; with both, 18 runs look different
 MOST_DOTS = 30

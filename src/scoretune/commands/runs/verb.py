@@ -133,8 +133,7 @@ def _show(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _below(run: str, folder: Path) -> str:
-    inside = Path(run).relative_to(folder)
-    return run if str(inside) == "." else str(inside)
+    return run if Path(run) == folder else str(Path(run).relative_to(folder))
 
 
 def shortened(name: str, most: int = 24) -> str:

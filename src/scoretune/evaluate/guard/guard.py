@@ -44,6 +44,15 @@ class Observation:
     diversity: float
     peaks: Peaks | None
 
+    def as_base(self) -> dict[str, Any]:
+        """What later evaluations are compared with."""
+        return {
+            "reward": watches.moments(self.reward),
+            "judge": None if self.judge is None else watches.moments(self.judge),
+            "diversity": self.diversity,
+            "peaks": None if self.peaks is None else self.peaks.heights.cpu().mean(0),
+        }
+
 
 @dataclass
 class Monitor:
@@ -75,13 +84,17 @@ class Monitor:
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
         seen = self._observation(measured, self._diversity(policy, self.features))
-        self.base = self.base or _base(seen)
+        self.base = self.base or seen.as_base()
         numbers, over = self._compared(seen, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
         raised = {alarm["watch"] for alarm in self.alarms}
-        new = [a for a in over if a.watch not in raised and self._lasts(a.watch)]
+        lasting = [a for a in over if self.streaks[a.watch] >= self.settings.patience]
+        new = [alarm for alarm in lasting if alarm.watch not in raised]
         for alarm in new:
-            self._raise(alarm)
+            line = asdict(alarm)
+            self.alarms = [*self.alarms, line]
+            files.append_line(self.folder / "alarms.jsonl", line)
+            self.on_alarm({"update": alarm.update, "alarm": alarm.text})
         if new and self.settings.action != "warn":
             self.ended = update
         elif not over and self._is_best(seen):
@@ -198,9 +211,6 @@ class Monitor:
         rounded = {name: round(value, 4) for name, value in numbers.items()}
         return rounded, [alarm for alarm in alarms if alarm is not None]
 
-    def _lasts(self, watch: str) -> bool:
-        return self.streaks[watch] >= self.settings.patience
-
     def _is_best(self, seen: Observation) -> bool:
         """The judge's highest; without a judge the newest evaluation that was all right."""
         if self.best is None or self.best.mean is None or seen.judge is None:
@@ -212,12 +222,6 @@ class Monitor:
         if self.settings.action == "rollback":
             weights = {"policy": adapter_state(policy.backbone.network)}
             checkpoints.save(self._best_folder, best.update, weights, keep=1)
-
-    def _raise(self, alarm: Alarm) -> None:
-        line = asdict(alarm)
-        self.alarms = [*self.alarms, line]
-        files.append_line(self.folder / "alarms.jsonl", line)
-        self.on_alarm({"update": alarm.update, "alarm": alarm.text})
 
 
 def monitor(
@@ -276,12 +280,3 @@ def diversity_prompts(held_out: Prompts) -> Prompts:
     few = [texts[(2 * i + 1) * len(texts) // (2 * count)] for i in range(count)]
     repeated = tuple(text for text in few for _ in range(repeats))
     return Prompts(repeated, ("all",) * len(repeated))
-
-
-def _base(seen: Observation) -> dict[str, Any]:
-    return {
-        "reward": watches.moments(seen.reward),
-        "judge": None if seen.judge is None else watches.moments(seen.judge),
-        "diversity": seen.diversity,
-        "peaks": None if seen.peaks is None else seen.peaks.heights.cpu().mean(0),
-    }

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.format import MINUS, THIN, grouped, percent
 from scoretune.evaluate.report.record import Row, number
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 WIDTH, HEIGHT = 500, 284  # of a line chart, in drawing units
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 20.0, 36.0, 54.0  # margins with room for a phone's larger text

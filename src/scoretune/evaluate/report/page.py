@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from markupsafe import Markup
 
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.format import moment
@@ -26,9 +28,6 @@ from scoretune.evaluate.report.sections import (
     tasks,
     training,
 )
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 
 class Section(Protocol):

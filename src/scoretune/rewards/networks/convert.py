@@ -75,12 +75,7 @@ def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[st
 
 
 def image_reward_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ImageReward-v1.0's state dict under the names of `rewards/image_reward.py`.
-
-    `blip.visual_encoder.*` (a ViT as in timm) -> `vision_model.*`, `blip.text_encoder.*` ->
-    `text_encoder.*` unchanged, `mlp.layers.*` -> `head.layers.*`. The projections that the reward
-    does not use are left out.
-    """
+    """ImageReward-v1.0's state dict under the names of `rewards/image_reward.py`."""
     return renamed(weights, _BLIP, _BLIP_UNUSED)
 
 

@@ -11,14 +11,36 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
+from scoretune.rewards.cache import Cached
 from scoretune.rewards.networks import pretrained
 
 KIND = "AutoModelForImageTextToText"
-_UNUSED = "encoder.pooler."  # of TrOCR: its files lack it, and nothing that it makes is read
+_UNUSED = ("encoder.pooler.",)  # of TrOCR: its files lack it, and nothing that it makes is read
+
+
+class Answered(Cached):
+    """What rewards share that are read off the answers of a vision-language model.
+
+    A subclass is a frozen dataclass with these fields, and those of `Cached`.
+    """
+
+    model: str
+    revision: str | None
+    dtype: Precision
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.vision_language.network.to(images.device)
+        return super().__call__(images, prompts)
+
+    @cached_property
+    def vision_language(self) -> VisionLanguage:
+        """The model that answers."""
+        return VisionLanguage(self.model, self.revision, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -32,27 +54,10 @@ class VisionLanguage:
     @cached_property
     def network(self) -> Any:
         """The model, frozen. Raises UserError unless all of it is there, and for pickles."""
-        import transformers
-
-        hub.quieten()
-        save = f"t.{KIND}.from_pretrained({self.source!r}).save_pretrained('FOLDER')"
-        pretrained.refuse_pickles(self.source, f'python -c "import transformers as t; {save}"')
-        model, report = hub.offline_first(
-            self.source,
-            "an image-text-to-text model of transformers with safetensors weights",
-            lambda here: getattr(transformers, KIND).from_pretrained(
-                self.source,
-                revision=self.revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=here,
-                output_loading_info=True,
-                dtype=getattr(torch, self.dtype),
-            ),
+        dtype = getattr(torch, self.dtype)
+        return pretrained.network(
+            KIND, self.source, revision=self.revision, dtype=dtype, unused=_UNUSED
         )
-        missing = {key for key in report["missing_keys"] if not key.startswith(_UNUSED)}
-        pretrained.whole(self.source, type(model).__name__, missing)
-        return model.requires_grad_(False).eval()
 
     @cached_property
     def processor(self) -> Any:
@@ -83,10 +88,6 @@ class VisionLanguage:
     def chats(self) -> bool:
         """Whether it has a chat template."""
         return bool(getattr(self.processor, "chat_template", None))
-
-    def to(self, device: torch.device) -> None:
-        """Move the network."""
-        self.network.to(device)
 
     def inputs(self, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
         """The inputs for one text about each picture [B, H, W, 3]; for empty texts, pictures alone.

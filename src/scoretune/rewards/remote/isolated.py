@@ -56,7 +56,22 @@ class Isolated(Cached):
     images: Literal["pil", "numpy", "raw"] = "pil"
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        if not re.fullmatch(r"[\w.]+:[\w.]+", self.call):
+            raise UserError(f"isolated(call={self.call}): write it as module:function")
+        if _interpreter(self.python) is None:
+            raise UserError(
+                f"isolated(python={self.python}): no such interpreter; make one with "
+                "python -m venv FOLDER, and give FOLDER/bin/python"
+            )
+        if not Path(self.folder).expanduser().is_dir():
+            raise UserError(f"isolated(folder={self.folder}): no such folder; give the module's")
+        if not self.timeout > 0:
+            raise UserError(f"isolated(timeout={self.timeout:g}): timeout must be above 0")
+        if os.name != "posix":
+            raise UserError(
+                "isolated(...) needs Linux or macOS: use scoretune serve-reward instead"
+            )
 
     def fingerprint(self) -> Mapping[str, str]:
         """The function, its interpreter, its module's version and the hash of its file."""
@@ -83,25 +98,6 @@ class Isolated(Cached):
                 "return one an image"
             )
         return scores
-
-
-def _check(reward: Isolated) -> None:
-    if not re.fullmatch(r"[\w.]+:[\w.]+", reward.call):
-        raise UserError(f"isolated(call={reward.call}): write it as module:function")
-    if _interpreter(reward.python) is None:
-        raise UserError(
-            f"isolated(python={reward.python}): no such interpreter; make one with "
-            "python -m venv FOLDER, and give FOLDER/bin/python"
-        )
-    if not Path(reward.folder).expanduser().is_dir():
-        raise UserError(f"isolated(folder={reward.folder}): no such folder; give the module's")
-    if not (reward.timeout > 0 and reward.batch >= 1 and reward.cache >= 0):
-        raise UserError(
-            f"isolated(timeout={reward.timeout:g}, batch={reward.batch}, cache={reward.cache}): "
-            "timeout must be above 0, batch 1 or more, cache 0 or more"
-        )
-    if os.name != "posix":
-        raise UserError("isolated(...) needs Linux or macOS: use scoretune serve-reward instead")
 
 
 def _interpreter(python: str) -> str | None:
