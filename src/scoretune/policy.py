@@ -218,10 +218,7 @@ class Policy:
 
 
 class Adapter(nn.Module):
-    """A part that training adds to a frozen network, and that can be switched off.
-
-    The two names are those of peft's tuner layers, so that a policy treats both alike.
-    """
+    """A part added to a frozen network that can be switched off, by the names of a peft layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Prompts as records, from files of every common kind or from the shipped world of scenes.
-
-Whatever else a row of a file says comes with its prompt as metadata, so that a reward may read it.
-"""
+"""Prompts, with what their files say beside them, or those of the shipped world of scenes."""
 
 from __future__ import annotations
 
@@ -43,11 +40,7 @@ class Prompt(str):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt texts, the task each belongs to (one task for all where there are none), and how often
-    each is asked for relative to the others (alike unless told otherwise).
-
-    Each text is a `Prompt`: its `metadata` is what the file says of it beside.
-    """
+    """Prompt texts with their `metadata`, the task of each, and how often it is asked for."""
 
     texts: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -103,12 +96,10 @@ def order(prompts: Prompts, lap: int, seed: int) -> list[int]:
 
 
 def read_prompts(source: str, per_task: int = 0) -> Prompts:
-    """Prompts from a file, `datasets:ID`, `scenes`, `scenes-held-out`, or `none`.
+    """Prompts from what `read_rows` reads, `scenes`, `scenes-held-out`, or `none`.
 
-    What a file may be, and what it may say beside, is at `read_rows`. `per_task` above 0
-    balances the scenes: that many of each task, repeating short lists; of `none`, for models
-    without prompts, it is how many there are.
-    Raises UserError for a missing, unreadable or empty file.
+    `per_task` above 0 balances the scenes: that many of each task, repeating short lists; of `none`
+    it is how many there are. Raises UserError for a missing, unreadable or empty file.
     """
     if source in ("scenes", "scenes-held-out"):
         asks = world.training_asks() if source == "scenes" else world.held_out_asks()

@@ -136,10 +136,7 @@ def distances(samples: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, f
 def featured(
     samples: Tensor, real: Tensor, model: ScoreNetwork, name: str
 ) -> dict[str, dict[str, float]]:
-    """Fréchet and kernel distance of pictures in the named features, with 95 % intervals.
-
-    They want more pictures than the network has features; see `metrics.with_interval`.
-    """
+    """Fréchet and kernel distance in the named features, with 95 % intervals of `with_interval`."""
     if model.design.content != "images":
         raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
     features = named_features(name)

@@ -94,10 +94,7 @@ def _judge() -> Look:
 
 
 def _inception() -> Look:
-    """The network of the original FID code, from the package torch-fidelity, [B, 2048].
-
-    Its weights are fetched once and come as a pickle, of which nothing but tensors is read.
-    """
+    """FID's network, from torch-fidelity, [B, 2048]; only tensors are read of its pickle."""
     try:
         source = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except ImportError as error:

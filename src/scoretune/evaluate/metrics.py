@@ -152,16 +152,12 @@ def with_interval(
 ) -> tuple[float, float, float]:
     """(value, low, high) of a distance between what x [n, F] and y [n', F] were drawn from.
 
-    Plug-in distances are too high by about c/n (arXiv 1911.07023), and a bootstrap of points drawn
-    with replacement would add the same bias once more and centre its interval on it. So the metric
-    is also computed on `resamples` random halves, without replacement, of both samples. Halves have
-    twice the bias, hence `value` = 2·metric(all) − mean(halves); and their spread given the data is
-    that of the whole sample, since (1/(n/2))·(1 − 1/2) = 1/n (delete-half jackknife, Shao and Wu
-    1989), hence value ± z·std(halves). Neither end is cut at 0: near 0 an honest estimate of a
-    distance is sometimes below.
+    Plug-in distances are too high by about c/n (arXiv 1911.07023), and a bootstrap with replacement
+    adds that bias once more. So the metric is also computed on `resamples` random halves of both
+    samples. Halves have twice the bias, hence `value` = 2·metric(all) − mean(halves); their spread
+    is that of the whole (delete-half jackknife, Shao and Wu 1989), hence value ± z·std(halves).
 
-    Needs a few times more points in a half than there are features; with fewer the bias is no
-    longer c/n and the interval too optimistic.
+    Neither end is cut at 0. Needs a few times more points in a half than there are features.
     """
     _check(x, y, least=4)
     if not (resamples >= 2 and 0 < level < 1):

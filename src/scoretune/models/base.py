@@ -64,10 +64,7 @@ class Pipelined(ABC):
 
     @torch.no_grad()
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """Encode these prompts once and for all, and let go of the encoders.
-
-        Only these can be encoded afterwards, and the empty one.
-        """
+        """Encode these prompts and the empty one for good, and let go of the encoders."""
         texts = list(dict.fromkeys([*prompts, ""]))
         cache: dict[str, Tensor] = {}
         for start in range(0, len(texts), batch):

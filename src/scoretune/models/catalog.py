@@ -75,8 +75,7 @@ class FinishedRun:
 class Resolved:
     """What a `model.source` is, and where.
 
-    A source may be a run of fine-tuning, which began with another model, perhaps a run too: `runs`
-    are these, oldest first, and everything else is of the model below them all.
+    `runs` are the fine-tunings that it is made of, oldest first; the rest is of the model below.
     """
 
     source: str

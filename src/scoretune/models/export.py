@@ -40,10 +40,7 @@ def lora(policy: Policy, folder: Path) -> Path:
 
 
 def peft(policy: Policy, folder: Path) -> Path:
-    """Write `adapter_model.safetensors` and its `adapter_config.json`.
-
-    `PeftModel.from_pretrained(network, folder)` reads them, `network` being the pipeline's own.
-    """
+    """Write `adapter_model.safetensors` and its config, for `PeftModel.from_pretrained`."""
     settings = _settings(policy) | {"inference_mode": True}
     weights = {f"base_model.model.{name}": w for name, w in _weights(policy).items()}
     path = folder / "adapter_model.safetensors"

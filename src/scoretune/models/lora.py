@@ -110,8 +110,7 @@ def _delta(layer: Any) -> Tensor:
 def load_lora(network: nn.Module, path: str | Path) -> None:
     """Give a bare network the LoRA in a file, a folder or a run folder, in float32 and frozen.
 
-    Forms of diffusers, peft and kohya are read. Raises UserError for what cannot be read, is a
-    pickle, or belongs to another network.
+    Raises UserError for what no form fits, is a pickle, or belongs to another network.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict

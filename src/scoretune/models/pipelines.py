@@ -25,10 +25,7 @@ LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
 
 
 def described(source: str, revision: str | None = None) -> dict[str, Any]:
-    """The index of a pipeline's parts, `model_index.json`, of a folder or a hub id.
-
-    Raises UserError where there is none.
-    """
+    """`model_index.json` of a folder or hub id, by part. Raises UserError where there is none."""
     if hub.is_local(source):
         return _index_of(Path(source))
     import diffusers  # only now: importing it warns of torchvision

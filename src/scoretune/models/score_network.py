@@ -39,10 +39,7 @@ CLOCK = 7.0
 
 @dataclass
 class ScoreNetwork:
-    """A trainable model of standardised data, without prompts.
-
-    `mean` and `std` broadcast to a state: data = mean + std · x0.
-    """
+    """A trainable model of standardised data, without prompts: data = mean + std · x0."""
 
     design: Design
     process: Process
@@ -95,10 +92,7 @@ def clock(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def save(model: ScoreNetwork, folder: Path, notes: Mapping[str, Any] | None = None) -> Path:
-    """Write `config.json` and `weights.safetensors`, replacing older ones; `load` reads them.
-
-    `notes` are kept in the configuration for whoever samples from the model.
-    """
+    """Write `weights.safetensors` and, with `notes` for whoever samples, `config.json`."""
     config = {
         "format": model_folder.FORMAT,
         "process": repr(model.process),

@@ -76,10 +76,9 @@ class GuidedStableDiffusionXL(StableDiffusionXL):
 
 
 def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
-    """The model of a pipeline, guidance distilled into it or not.
+    """The model of a pipeline. Raises UserError for foreign encoders and the refiner's UNet.
 
     In half precision an autoencoder that overflows in it (`force_upcast`) is kept in float32.
-    Raises UserError for encoders that do not belong to the UNet, and for the refiner's UNet.
     """
     if pipeline.text_encoder is None:
         pipeline.register_modules(tokenizer=None)  # else the second encoder reads the first's words

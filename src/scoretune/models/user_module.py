@@ -159,10 +159,7 @@ def adaptable(network: nn.Module) -> tuple[str, ...]:
 
 
 def save(backbone: Backbone, folder: Path) -> Path:
-    """Write `model.safetensors`, the network's state dict by the names of its own module.
-
-    `module.load_state_dict(safetensors.torch.load_file(path))` is the inverse.
-    """
+    """Write the network's state dict by its own names, as `module.load_state_dict` takes it."""
     state = backbone.network.state_dict()
     save_tensors(folder / WEIGHTS, {name: weight.clone() for name, weight in state.items()})
     return folder / WEIGHTS

@@ -53,10 +53,7 @@ class Cached(ABC):
 
 
 def eight_bit(images: Tensor) -> Pixels:
-    """What a screen shows of images [B, 3, H, W] in [0, 1]; beyond that range they are cut off.
-
-    Raises UserError for a picture that holds NaN or infinity.
-    """
+    """Images [B, 3, H, W] in [0, 1] in 8 bits, clipped. Raises UserError for NaN or infinity."""
     images = images.detach().float()
     broken = (~torch.isfinite(images)).flatten(1).any(1)
     if bool(broken.any()):
@@ -98,8 +95,7 @@ class ScoreCache:
     ) -> Tensor:
         """Scores [B] in float32: those kept, and those that `score` gives for `batch` at a time.
 
-        Of equal pictures with equal prompts only one is scored. What was scored before `score`
-        raises stays kept.
+        Of equal pairs only one is scored. What was scored before `score` raises stays kept.
         """
         keys = self._keys(pixels, prompts)
         scores = self._recall(keys)

@@ -103,11 +103,9 @@ def named_reward(text: str) -> Reward:
 
 
 def fingerprint(text: str, reward: Reward) -> dict[str, Any]:
-    """What exactly scores: every part of a reward with its weight, settings and class.
+    """What exactly scores, as JSON: every part of a reward with weight, settings, class and hashes.
 
-    `reward` is what `named_reward(text)` built. Beside the settings stands what tells one set of
-    weights from another: a hub id's commit or a folder's sha256, the sha256 of the source of a
-    `module:function`. All of it is JSON.
+    `reward` is what `named_reward(text)` built.
     """
     built = [part.reward for part in reward.parts] if isinstance(reward, Weighted) else [reward]
     return {

@@ -26,10 +26,7 @@ TOKENS = 35
 
 
 class Blip(nn.Module):
-    """BLIP up to its states: `vision_model.*` and `text_encoder.*`.
-
-    Both are the parts of transformers' BlipForImageTextRetrieval, under its names.
-    """
+    """BLIP up to its states, by the names of transformers' BlipForImageTextRetrieval."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

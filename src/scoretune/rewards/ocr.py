@@ -1,8 +1,4 @@
-"""Does the text that a prompt asks for stand in the picture? The reward of Flow-GRPO.
-
-A network of transformers reads the picture; the score compares that text with what the
-prompt wants.
-"""
+"""Whether a network reads in a picture what its prompt asks for: the reward of Flow-GRPO."""
 
 from __future__ import annotations
 
@@ -37,10 +33,7 @@ def distance(one: str, other: str) -> int:
 
 
 def agreement(text: str, wanted: str) -> float:
-    """1 - min(distance / length of `wanted`, 1), in [0, 1], spaces and case ignored.
-
-    As in arXiv 2505.05470, section 4; `wanted` must not be blank.
-    """
+    """1 - min(distance / length, 1) of `wanted`, spaces and case ignored (arXiv 2505.05470)."""
     letters, target = ("".join(words.casefold().split()) for words in (text, wanted))
     return 1 - min(distance(letters, target) / len(target), 1.0)
 

@@ -150,8 +150,7 @@ def is_fulfilled(logits: Tensor, asks: list[Ask]) -> Tensor:
 def on_log_scale(probability: Tensor, floor: float = 1e-3) -> Tensor:
     """log(1 + p/floor) / log(1 + 1/floor): 0 at p = 0, 1 at p = 1, and never flat between.
 
-    A reader that is sure of the wrong digit gives p near 0 and a slope of p near 0, just where a
-    slope is needed most; on a log scale a picture that is less wrong is worth more.
+    A reader sure of the wrong digit gives p near 0 with a slope near 0, where it is needed most.
     """
     return torch.log1p(probability / floor) / math.log1p(1 / floor)
 
@@ -177,11 +176,9 @@ class Reading:
 
 @cache
 def load(folder: Path, name: str) -> nn.Module:
-    """The reader or the judge of a folder, frozen, in float32. `name` says which.
+    """The reader or the judge of a folder, frozen, in float32: one network for all who ask for it.
 
-    One network for everyone who asks, on the device where it was last used; and no random number
-    is drawn for weights that are replaced at once: how often a run looks at its progress must not
-    change the run.
+    No random number is drawn for it: how often a run looks at its progress must not change the run.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

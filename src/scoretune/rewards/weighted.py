@@ -1,7 +1,4 @@
-"""Several rewards as one: `reader + 0.5*clip(batch=4) - 0.1*my_module:function`.
-
-`core.resolve.read_sum` reads the text.
-"""
+"""Several rewards as one, as `core.resolve.read_sum` reads them: `reader + 0.5*clip(batch=4)`."""
 
 from __future__ import annotations
 

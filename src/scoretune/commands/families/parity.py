@@ -166,10 +166,7 @@ def _pipeline(request: Request) -> Any:
 
 
 def _ddim(pipe: Any) -> None:
-    """Give a pipeline the deterministic sampler of its own table, from its last node to its first.
-
-    Estimates are not clipped: a clipped one has no likelihood.
-    """
+    """DDIM on all of the pipeline's own table; clipped estimates would have no likelihood."""
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(

@@ -132,10 +132,7 @@ def asks_by_text() -> dict[str, Ask]:
 
 
 def shipped(name: str = "scenes") -> Path:
-    """The folder of a shipped model; that of `scenes` also holds their reader and their judge.
-
-    Raises UserError for a name that is none of `SHIPPED`.
-    """
+    """A shipped model's folder; that of `scenes` has reader and judge. Raises UserError else."""
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
     return Path(__file__).parents[2] / "assets" / SHIPPED[name]

@@ -56,13 +56,11 @@ class Observation:
 
 @dataclass
 class Monitor:
-    """Watches over one run, of which so many `evaluations` are planned; `on_alarm` is told alarms.
+    """Watches over one run of so many `evaluations`; `on_alarm` is told alarms.
 
-    Without `features` it is off. `prompts` are those whose samples are compared with each other.
-
-    `base` is what the base model showed, `best` the judge's best evaluation without an alarm,
-    `streaks` for how long each watch has been beyond its limit, `ended` the update of the alarm
-    that ended the run.
+    Without `features` it is off. `prompts` are those whose samples are compared with each other,
+    `base` is what the base model showed, `best` the best evaluation without an alarm, `streaks` how
+    long each watch has been beyond its limit, `ended` the update of the alarm that ended the run.
     """
 
     settings: Guard

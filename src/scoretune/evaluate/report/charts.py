@@ -1,8 +1,5 @@
-"""Charts of pages, as SVG: lines with bands over time, and bars before and after.
-
-Every colour is a CSS class, so one drawing serves light and dark pages. What is drawn where is
-computed here; `templates/chart.html` and `templates/bars.html` draw it.
-"""
+"""Charts of pages as SVG: lines with bands over time, and bars before and after. What is where is
+computed here, templates draw it, and CSS classes colour it for light and dark pages."""
 
 from __future__ import annotations
 

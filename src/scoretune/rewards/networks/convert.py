@@ -57,10 +57,7 @@ _CLIP_UNUSED = r"attn_mask"  # a triangle, made anew
 
 
 def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[str, Tensor]:
-    """The weights under the names that the rules give, one rule after the other.
-
-    Raises UserError for a name that no rule knows, unless it matches `unused`.
-    """
+    """The weights renamed by each rule in turn. Raises UserError for a name that none knows."""
     converted: dict[str, Tensor] = {}
     for key, value in weights.items():
         if re.fullmatch(unused, key):

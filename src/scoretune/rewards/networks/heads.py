@@ -21,10 +21,7 @@ FIVE = tuple(f"layers.{place}" for place in (0, 2, 4, 6, 7))  # 1, 3 and 5 are d
 
 
 def load(path: Path) -> nn.Sequential:
-    """The frozen head of a .safetensors file, in float32.
-
-    Raises UserError for a missing file, a pickle, and weights that are no head.
-    """
+    """The frozen head of a .safetensors file, in float32. Raises UserError for anything else."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -106,10 +106,7 @@ def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
 
 
 def identity(source: str, *, revision: str | None, part: str = "") -> dict[str, str]:
-    """What exactly a source is: the sha256 of a folder's safetensors, or a hub id's commit.
-
-    `part` is put before every key.
-    """
+    """The sha256 of a folder's safetensors, or a hub id's commit; keys begin with `part`."""
     if hub.is_local(source):
         weights = sorted(Path(hub.place(source)).glob("*.safetensors"))
         exact = {f"sha256 {path.name}": hub.sha256(path) for path in weights}

@@ -90,10 +90,7 @@ class VisionLanguage:
         return bool(getattr(self.processor, "chat_template", None))
 
     def inputs(self, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
-        """The inputs for one text about each picture [B, H, W, 3]; for empty texts, pictures alone.
-
-        On the network's device, pictures in its precision.
-        """
+        """Inputs of a text about each picture [B, H, W, 3], or of pictures alone, on the device."""
         if any(texts):
             inputs = questions(self.processor, pixels, texts)
         else:

@@ -1,8 +1,4 @@
-"""A reward behind a URL, `server(url=http://host:8000)` or the URL alone, and its HTTP client.
-
-The protocol is `rewards.remote.protocol`: `scoretune serve-reward` speaks it, and so can any web
-server.
-"""
+"""`server(url=http://host:8000)`, or the URL alone: a reward by `protocol`, and its HTTP client."""
 
 from __future__ import annotations
 

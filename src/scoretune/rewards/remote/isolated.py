@@ -114,10 +114,9 @@ class WorkerEnded(Exception):
 
 
 class Worker:
-    """A process that is started when it is needed, and ended with this object or this interpreter.
+    """A process that starts when needed, and ends with this object or this interpreter.
 
-    It runs `command` in `folder` and is given `timeout` seconds to start and to answer. Errors call
-    it `name`.
+    It runs `command` in `folder` and has `timeout` seconds to start and to answer.
     """
 
     def __init__(self, name: str, command: Sequence[str], folder: str, timeout: float) -> None:
