@@ -114,16 +114,16 @@ class Policy:
         self, x: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Estimate, Tensor]:
         """`estimate`, and what the network made of the state on the way, [B, F], for a critic."""
-        seen: list[Tensor] = []
+        collected: list[Tensor] = []
         look = self._with_features().predict_with_features
 
         def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             output, features = look(x, t, tokens)
-            seen.append(features[-(len(x) // self._calls_per_state) :])
+            collected.append(features[-(len(x) // self._calls_per_state) :])
             return output
 
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
-        return estimate, torch.cat(seen)
+        return estimate, torch.cat(collected)
 
     @property
     def has_features(self) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoretune.core.config import Dataset
 from scoretune.core.errors import UserError, unknown
 from scoretune.data import formats
 from scoretune.data.formats import Table, read_table
@@ -25,19 +26,7 @@ from scoretune.data.images import read_folder, read_pictures
 
 Kind = Literal["images", "points", "series"]
 ARRAYS = (".npz", ".npy")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source is read. Zeros, empty ones and `auto` leave it to the data."""
-
-    kind: Literal["auto", "images", "points", "series"] = "auto"
-    key: str | None = None
-    columns: tuple[str, ...] = ()
-    window: int = 0
-    stride: int = 1
-    size: int = 0
-    channels: Literal["auto", "first", "last"] = "auto"
+AS_THEY_ARE = Dataset()
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class Data:
         return replace(self, states=self.states[index])
 
 
-def read_data(source: str, reading: Reading = Reading()) -> Data:
+def read_data(source: str, reading: Dataset = AS_THEY_ARE) -> Data:
     """The data of a name (`digits`, `swiss-roll`, `moons`, `scenes`), a folder or a file.
 
     Raises UserError for what is missing, unreadable, empty, ragged or not finite.
@@ -191,7 +180,7 @@ def _resized(data: Data, size: int) -> Data:
 # -------------------------------------------------------------------------------- arrays
 
 
-def _array(path: Path, reading: Reading) -> Data:
+def _array(path: Path, reading: Dataset) -> Data:
     values = torch.from_numpy(_loaded(path, reading.key))
     plain, what = values.float(), f"{path.name} of shape {tuple(values.shape)}"
     kind = reading.kind
@@ -286,7 +275,7 @@ def _is_table(source: str) -> bool:
     return formats.ending(Path(source)) in formats.READERS
 
 
-def _tabular(table: Table, reading: Reading, source: str) -> Data:
+def _tabular(table: Table, reading: Dataset, source: str) -> Data:
     if reading.kind == "series" and not reading.window:
         raise UserError(
             f"say how many rows of {source!r} make a series: dataset.window, for instance 24"
@@ -307,7 +296,7 @@ def _tabular(table: Table, reading: Reading, source: str) -> Data:
 # -------------------------------------------------------------------------------- checks
 
 
-def _check_reading(source: str, reading: Reading) -> None:
+def _check_reading(source: str, reading: Dataset) -> None:
     pictures = source in BUNDLED or Path(source).is_dir()
     if pictures and (reading.key or reading.columns or reading.window or reading.kind == "series"):
         raise UserError(

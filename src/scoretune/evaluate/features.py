@@ -72,7 +72,7 @@ def named_features(name: str) -> Features:
 def _last_inputs(network: nn.Module, last: nn.Module, images: Tensor) -> Tensor:
     """The input of `last`, a layer of `network`, when the network looks at images."""
     inputs: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
         network.to(images.device)(images)
     finally:

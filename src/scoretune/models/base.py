@@ -18,6 +18,13 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process
 
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+"""`model.precision` as dtypes."""
 DECODED = 2**22
 """Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
 

@@ -28,7 +28,7 @@ from scoretune.models import (
     unconditional,
     user_module,
 )
-from scoretune.models.base import Pipelined
+from scoretune.models.base import PRECISIONS, Pipelined
 from scoretune.models.lora import (
     ATTENTION,
     add_adapter,
@@ -52,12 +52,6 @@ _FAMILIES: tuple[Family[Any], ...] = (
 )
 FAMILIES: dict[str, Family[Any]] = {kind: each for each in _FAMILIES for kind in each.kinds}
 """The family of each class of pipelines."""
-PRECISIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
 
 
 # --------------------------------------------------------------------------- what a source is
@@ -184,7 +178,7 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         learned.network.to(dtype)
         return learned
     if source.kind == "function":
-        return users_own(model)
+        return user_module.load(model)
     index = pipelines.described(source.where, model.revision)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
@@ -240,17 +234,6 @@ def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     raise UserError(
         f"{where!r} says that it holds a {kind}, but its network, a {network}, {fits}: give "
         "model_index.json the right _class_name, or another folder"
-    )
-
-
-def users_own(model: Model) -> Backbone:
-    """What a user's function returns; of a bare module the settings say what it is."""
-    return user_module.load(
-        model.source,
-        process=model.process,
-        prediction=model.prediction,
-        shape=model.shape,
-        dtype=PRECISIONS[model.precision],
     )
 
 

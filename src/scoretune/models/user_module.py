@@ -17,13 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.config import Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.files import save_tensors
 from scoretune.core.records import Condition
 from scoretune.core.resolve import imported
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, process_named
-from scoretune.models.base import Pipelined, check_readable
+from scoretune.models.base import PRECISIONS, Pipelined, check_readable
 from scoretune.policy import Backbone
 
 PARTS = ("process", "prediction", "shape", "network", "encode", "predict", "decode", "embed")
@@ -87,20 +88,14 @@ class BareNetwork:
         return images * 2 - 1
 
 
-def load(
-    source: str,
-    *,
-    process: str | None,
-    prediction: str | None,
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-) -> Backbone:
-    """What the function `source` returns, as a backbone; a whole one is used as it is.
+def load(model: Model) -> Backbone:
+    """What the function `model.source` returns, as a backbone; a whole one is used as it is.
 
     Random weights are the same at every call, and the caller's random numbers are left alone.
     Raises UserError for a function that cannot be called or returns something else, and for a bare
     module about which the settings do not say enough.
     """
+    source, process, prediction, shape = model.source, model.process, model.prediction, model.shape
     returned = _returned(source)
     missing = [name for name in PARTS if name not in dir(returned)]
     if not missing:
@@ -127,7 +122,7 @@ def load(
         raise UserError(f"model.shape={list(shape)} holds a side below 1: give e.g. [3,32,32]")
     output = prediction_named(prediction)
     check_readable(f"model.prediction={output.name}", noising, output)
-    return BareNetwork(returned.to(dtype), noising, output, tuple(shape))
+    return BareNetwork(returned.to(PRECISIONS[model.precision]), noising, output, shape)
 
 
 def adaptable(network: nn.Module) -> tuple[str, ...]:

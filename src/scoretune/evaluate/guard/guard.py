@@ -81,9 +81,9 @@ class Monitor:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
-        seen = self._observation(measured, self._diversity(policy, self.features))
-        self.base = self.base or seen.as_base()
-        numbers, over = self._compared(seen, update, self.base)
+        observed = self._observation(measured, self._diversity(policy, self.features))
+        self.base = self.base or observed.as_base()
+        numbers, over = self._compared(observed, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
         raised = {alarm["watch"] for alarm in self.alarms}
         lasting = [a for a in over if self.streaks[a.watch] >= self.settings.patience]
@@ -95,8 +95,8 @@ class Monitor:
             self.on_alarm({"update": alarm.update, "alarm": alarm.text})
         if new and self.settings.action != "warn":
             self.ended = update
-        elif not over and self._is_best(seen):
-            self._keep(Best(update, seen.judge), policy)
+        elif not over and self._is_best(observed):
+            self._keep(Best(update, observed.judge), policy)
         return {"guard": numbers}
 
     def until_ended(self, updates: Iterable[int]) -> Iterator[int]:
@@ -180,26 +180,30 @@ class Monitor:
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 
     def _compared(
-        self, seen: Observation, update: int, base: dict[str, Any]
+        self, observed: Observation, update: int, base: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Alarm]]:
         """Every watch against its limit: numbers to write down, and what is over."""
         limits = self.settings
-        ratio = seen.diversity / base["diversity"] if base["diversity"] else 1.0
-        numbers = {"reward_gain": watches.gain(seen.reward, base["reward"]), "diversity": ratio}
+        ratio = observed.diversity / base["diversity"] if base["diversity"] else 1.0
+        numbers = {"reward_gain": watches.gain(observed.reward, base["reward"]), "diversity": ratio}
         alarms = [watches.collapsed(ratio, update, limits.diversity)]
-        if seen.judge is not None:
-            numbers["judge"] = watches.mean(seen.judge)
-            numbers["judge_gain"] = watches.gain(seen.judge, base["judge"])
-        if seen.judge is not None and self.best is not None:
+        if observed.judge is not None:
+            numbers["judge"] = watches.mean(observed.judge)
+            numbers["judge_gain"] = watches.gain(observed.judge, base["judge"])
+        if observed.judge is not None and self.best is not None:
             numbers["fall"], numbers["chance"], alarm = watches.fallen(
-                self.best, seen.judge, update, evaluations=self.evaluations, margin=limits.margin
+                self.best,
+                observed.judge,
+                update,
+                evaluations=self.evaluations,
+                margin=limits.margin,
             )
             alarms.append(alarm)
-        if limits.path_kl is not None and seen.path_kl is not None:
-            alarms.append(watches.strayed(seen.path_kl, update, limits.path_kl))
-        if seen.peaks is not None:
+        if limits.path_kl is not None and observed.path_kl is not None:
+            alarms.append(watches.strayed(observed.path_kl, update, limits.path_kl))
+        if observed.peaks is not None:
             numbers["pattern"], alarm = watches.patterned(
-                seen.peaks,
+                observed.peaks,
                 base["peaks"],
                 update,
                 evaluations=self.evaluations,
@@ -209,11 +213,11 @@ class Monitor:
         rounded = {name: round(value, 4) for name, value in numbers.items()}
         return rounded, [alarm for alarm in alarms if alarm is not None]
 
-    def _is_best(self, seen: Observation) -> bool:
+    def _is_best(self, observed: Observation) -> bool:
         """The judge's highest; without a judge the newest evaluation that was all right."""
-        if self.best is None or self.best.mean is None or seen.judge is None:
+        if self.best is None or self.best.mean is None or observed.judge is None:
             return True
-        return watches.mean(seen.judge) > self.best.mean
+        return watches.mean(observed.judge) > self.best.mean
 
     def _keep(self, best: Best, policy: Policy) -> None:
         self.best = best
