@@ -33,38 +33,30 @@ class Backbone(Protocol):
     @property
     def process(self) -> Process:
         """How data are noised."""
-        ...
 
     @property
     def prediction(self) -> Prediction:
         """What the network was trained to output."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one state, *S."""
-        ...
 
     @property
     def network(self) -> nn.Module:
         """The part that is fine-tuned."""
-        ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The condition of the prompts. Done once a rollout, without gradient."""
-        ...
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """The network's raw output [B, *S] at states x [B, *S] and times t [B]."""
-        ...
 
     def decode(self, x0: Tensor) -> Tensor:
         """Finished states as people see them: for images [B, 3, H, W] in [0, 1]."""
-        ...
 
     def embed(self, images: Tensor) -> Tensor:
         """The inverse of `decode`, without gradient: data as clean states [B, *S]."""
-        ...
 
 
 @runtime_checkable
@@ -74,14 +66,12 @@ class WithFeatures(Backbone, Protocol):
     @property
     def feature_size(self) -> int:
         """F, the number of features of one state."""
-        ...
 
     def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The same output as `predict`, and features [B, F] in float32 of the same forward pass.
 
         Both are differentiable with respect to x and to the network's weights.
         """
-        ...
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -32,6 +33,17 @@ def save_tensors(
     save_file(plain, aside, metadata)
     aside.chmod(0o644)  # it is written for the owner alone
     os.replace(aside, path)
+
+
+def load_tensors(path: Path, fix: str, *, kind: str = "") -> dict[str, Tensor]:
+    """The tensors of a .safetensors file of a `kind`. Raises UserError, which says the fix."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {kind}{str(path)!r} ({error}): {fix}") from error
 
 
 def _aside(path: Path) -> Path:

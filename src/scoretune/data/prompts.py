@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -109,19 +109,13 @@ def read_prompts(source: str, per_task: int = 0) -> Prompts:
     if source == "none":
         count = per_task or 64
         return Prompts(("",) * count, ("all",) * count)
-    rows = read_rows(source)
-    return Prompts(
-        tuple(row.prompt for row in rows),
-        tuple(row.task for row in rows),
-        tuple(row.weight for row in rows),
-    )
+    return Prompts(*zip(*read_rows(source), strict=True))
 
 
 # ----------------------------------------------------------------------------------- files
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A prompt, the task it belongs to, and how often it is asked for relative to others."""
 
     prompt: Prompt

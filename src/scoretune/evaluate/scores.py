@@ -212,10 +212,7 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         gains[name] = score(final.values[name] - base.values[name], final.tasks).as_gain()
         if name == "reward":  # its levels, under both samplers, are below
             continue
-        result[name] = {
-            "base": base.score(name).as_dict(),
-            "final": final.score(name).as_dict(),
-        }
+        result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
     result["path_kl"] = final.line.get("path_kl")

@@ -29,13 +29,7 @@ from scoretune.models import (
     user_module,
 )
 from scoretune.models.base import PRECISIONS, Pipelined
-from scoretune.models.lora import (
-    ATTENTION,
-    add_adapter,
-    load_lora,
-    merge_adapter,
-    restore_adapter,
-)
+from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
 from scoretune.models.pipelines import Family, Loader, load_pipeline
 from scoretune.models.recycled import inner, recycle

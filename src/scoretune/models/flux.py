@@ -111,9 +111,6 @@ def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
 
 
 FAMILY = Family(
-    kinds=("FluxPipeline",),
-    networks=("FluxTransformer2DModel",),
-    build=build,
-    needed=Flux.encoders,
+    kinds=("FluxPipeline",), networks=("FluxTransformer2DModel",), build=build, needed=Flux.encoders
 )
 load = FAMILY.load

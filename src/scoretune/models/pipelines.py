@@ -45,12 +45,7 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def load_pipeline(
-    kind: str,
-    source: str,
-    *,
-    revision: str | None,
-    dtype: torch.dtype,
-    without: Sequence[str] = (),
+    kind: str, source: str, *, revision: str | None, dtype: torch.dtype, without: Sequence[str] = ()
 ) -> Any:
     """The frozen pipeline of that class; parts in `without`, and those it lacks, are None.
 

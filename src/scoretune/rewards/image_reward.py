@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
+from scoretune.core.files import load_tensors
 from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
@@ -97,14 +98,16 @@ class ImageReward(Batched):
     def _network(self) -> tuple[Blip, nn.Sequential]:
         from accelerate import init_empty_weights
 
-        weights = self._weights()
+        config = self._config  # first: it refuses what is no such folder
+        path = pretrained.file(self.model, "model.safetensors", revision=self.revision)
+        weights = load_tensors(path, "fetch it again")
         first = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
         rest = {k: v for k, v in weights.items() if not k.startswith("head.")}
         try:
             head = heads.stacked(first)
             # BLIP draws its first token even so: a run's random numbers stay as they were
             with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-                blip = Blip(self._config)
+                blip = Blip(config)
             blip.load_state_dict(rest, strict=True, assign=True)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -112,20 +115,9 @@ class ImageReward(Batched):
                 f"{self.model!r} holds no whole ImageReward ({reason}): convert it again: "
                 f"{_command('ImageReward.pt')}"
             ) from error
-        heads.check_width(head, self.model, self._config.text_config.hidden_size)
+        heads.check_width(head, self.model, config.text_config.hidden_size)
         blip.to(getattr(torch, self.dtype))
         return blip.requires_grad_(False).eval(), head
-
-    def _weights(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        _ = self._config  # refuses what is no such folder
-        path = pretrained.file(self.model, "model.safetensors", revision=self.revision)
-        try:
-            return cast("dict[str, Tensor]", load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {str(path)!r} ({error}): fetch it again") from error
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import unknown
+from scoretune.core.files import load_tensors
 from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
 
 READS = len(DIGITS) + 1 + len(COLOURS)
@@ -180,22 +181,12 @@ def load(folder: Path, name: str) -> nn.Module:
 
     No random number is drawn for it: how often a run looks at its progress must not change the run.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / f"{name}.safetensors"
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {str(path)!r} ({error}): reinstall scoretune") from error
+    weights = load_tensors(folder / f"{name}.safetensors", "reinstall scoretune")
     with torch.device("meta"):
         network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
-    network.load_state_dict({k: _single(v) for k, v in weights.items()}, assign=True)
+    single = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    network.load_state_dict(single, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _single(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _meaning(prompt: str) -> Ask:

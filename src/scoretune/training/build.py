@@ -220,9 +220,7 @@ def _check_source(model: Model) -> None:
             "recipe supervised, then set model.source to the folder of that run"
         )
     if is_function(model.source) and not (model.width or model.depth):
-        user_module.load(
-            model
-        )  # before there is a run folder: it may want settings that are not there
+        user_module.load(model)  # before there is a run folder: settings may be missing
         return
     names = [*SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, names, cutoff=0.7)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scoretune.commands.options import Json, Threads, set_threads
+
 if TYPE_CHECKING:
     from scoretune.commands.families.families import Report
 
@@ -19,13 +21,11 @@ def families(
     only: Annotated[
         list[str] | None, typer.Option(help="This family alone; may be repeated.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    threads: Threads = 1,
+    json_: Json = False,
 ) -> None:
     """Measure every family of models on a miniature of it; exits with 1 if one fails."""
-    import torch
-
-    torch.set_num_threads(threads)
+    set_threads(threads)
     start = time.monotonic()
     reports = _watched(only or ())
     if json_:

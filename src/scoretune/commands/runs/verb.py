@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scoretune.commands.options import Json
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.format import NOTHING, duration, plain
 
@@ -30,7 +31,7 @@ def runs(
     out: Annotated[
         Path | None, typer.Option(help="compare: write the curves of all to this page, .html.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    json_: Json = False,
 ) -> None:
     """List runs, newest first; compare some; or open the report of one."""
     first, *rest = words or ["runs"]

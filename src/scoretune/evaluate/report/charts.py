@@ -131,11 +131,7 @@ def bars(rows: Sequence[tuple[str, float, float]], style: str, label: str) -> Ma
 
 
 def read_points(
-    rows: Sequence[Row],
-    x: str,
-    *y: str,
-    low: tuple[str, ...] = (),
-    high: tuple[str, ...] = (),
+    rows: Sequence[Row], x: str, *y: str, low: tuple[str, ...] = (), high: tuple[str, ...] = ()
 ) -> tuple[Point, ...]:
     """The rows of a log that have both numbers; `y`, `low` and `high` are paths of keys."""
     return tuple(

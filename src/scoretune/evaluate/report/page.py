@@ -37,7 +37,6 @@ class Section(Protocol):
 
     def context(self, record: Record) -> dict[str, Any] | None:
         """What its template shows; None leaves it out."""
-        ...
 
 
 SECTIONS: Sequence[Section] = (
