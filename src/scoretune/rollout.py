@@ -165,11 +165,8 @@ def solve_along(
     solver: str,
     home: torch.device | None = None,
 ) -> Acted:
-    """Through an ODE solver along nodes [N+1, B], recording the states at which it calls the field.
-
-    A solver of higher order calls it more than once at a node; the last of these calls is at the
-    state that it went on from.
-    """
+    """By an ODE solver along nodes [N+1, B], recording the states at which it calls the field: at
+    each node the last call, at the state that it went on from."""
     calls: dict[int, tuple[Tensor, Tensor]] = {}
     place = -1
 

@@ -31,10 +31,8 @@ AS_THEY_ARE = Dataset()
 
 @dataclass(frozen=True)
 class Data:
-    """States [n, *S] in the data's own units; `names` of the columns of points and series.
-
-    Neighbouring windows share rows: up to `overlap` windows after one do.
-    """
+    """States [n, *S] in the data's own units, and the columns' `names`; up to `overlap` windows
+    after one share its rows."""
 
     states: Tensor
     kind: Kind
@@ -59,10 +57,8 @@ class Data:
         return [d for d in range(self.states.dim()) if d != 1]
 
     def split(self, held_out: float, seed: int) -> tuple[Data, Data]:
-        """What is learned from, and the share that is held out: at random, or the end of a series.
-
-        Windows of the end that share rows with what is learned from belong to neither.
-        """
+        """What is learned from and what is held out: at random, or the end of a series, where the
+        windows of the two share no rows."""
         count = min(max(1, round(held_out * len(self))), len(self) - 1)
         if self.kind == "series" and self.overlap:
             kept = len(self) - count - self.overlap
@@ -80,10 +76,7 @@ class Data:
 
 
 def read_data(source: str, reading: Dataset = AS_THEY_ARE) -> Data:
-    """The data of a name (`digits`, `swiss-roll`, `moons`, `scenes`), a folder or a file.
-
-    Raises UserError for what is missing, unreadable, empty, ragged or not finite.
-    """
+    """The data of a name in BUNDLED, a folder or a file. Raises UserError for what is unfit."""
     path = Path(source)
     _check_reading(source, reading)
     if source in BUNDLED:

@@ -25,10 +25,7 @@ WANTED = (
 
 
 class Prompt(str):
-    """A text, and what its file says of it beside: `metadata`, the whole row by its columns.
-
-    Equal to the plain text and hashed like it. A part of it is a plain text again.
-    """
+    """A text with `metadata`, the row of its file by columns; equal and hashed as the text."""
 
     metadata: Mapping[str, Any]
 

@@ -1,9 +1,7 @@
 """Distances between two samples, and between two Gaussians in closed form.
 
-Points and features are [n, F] and [n', F]; the two samples need not be equally many. Squared
-distances are called so in the docstring: `frechet_distance`, `kernel_distance` and `mmd` are
-squares, as the field reports them, the Wasserstein distances are roots. Everything is computed
-in float64 on the CPU or CUDA device of its inputs, and nothing here has a gradient.
+Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance` and `mmd` are squares, as the
+field reports them, Wasserstein distances roots. All is in float64, and without a gradient.
 """
 
 from __future__ import annotations
@@ -78,11 +76,8 @@ def wasserstein_1d(x: Tensor, y: Tensor, order: float = 2.0) -> float:
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int = 200, generator: torch.Generator | None = None
 ) -> float:
-    """SW2: the root of the mean of W2² along random directions (arXiv 1902.00434 eq. 9).
-
-    Samples of different sizes are compared by their quantiles. Without a generator the directions
-    are always the same ones.
-    """
+    """SW2: the root of the mean of W2² along random directions (arXiv 1902.00434 eq. 9), which
+    without a generator are always the same."""
     _check(x, y)
     lines = directions(x.shape[1], projections, generator).to(x.device)
     first, second = ((lines @ part.double().T).sort().values for part in (x, y))

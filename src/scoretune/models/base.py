@@ -222,11 +222,7 @@ def check_readable(network: str, process: Process, prediction: Prediction) -> No
 
 
 def packed(states: Tensor, pooled: Tensor) -> Tensor:
-    """Text states [B, L, D] and a pooled state [B, P] as one condition, [B, L + ⌈P/D⌉, D].
-
-    A condition has tokens only, so the pooled state comes last, as one more row of them or as many
-    as it fills, zeros behind it.
-    """
+    """Text states [B, L, D] and, in rows behind them, a pooled state [B, P]: [B, L + ⌈P/D⌉, D]."""
     rows, width = _rows(pooled.shape[-1], states.shape[-1]), states.shape[-1]
     padded = F.pad(pooled.to(states), (0, rows * width - pooled.shape[-1]))
     return torch.cat([states, padded.unflatten(1, (rows, width))], 1)

@@ -102,8 +102,7 @@ class Resolved:
 
 
 def resolve(source: str) -> Resolved:
-    """A shipped name, a folder, a run folder, a function or a hub id, as what it is. Reads no
-    weights; whether a folder or hub id holds a model is for its loader to say.
+    """What a shipped name, folder, run folder, function or hub id is, without reading weights.
 
     Raises UserError for the folder of a run that has no weights yet.
     """

@@ -49,10 +49,7 @@ def add_adapter(network: nn.Module, rank: int, targets: tuple[str, ...] = ATTENT
 
 
 def adapter_state(network: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name: the adapter, or everything under full fine-tuning.
-
-    Of weights that are spread over several processes the main one gets them whole, the others none.
-    """
+    """The trained tensors by name; of spread weights the main process gets them, others none."""
     return {name: fsdp.whole(p.data) for name, p in _trained(network).items()}
 
 

@@ -47,10 +47,7 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
 def load_pipeline(
     kind: str, source: str, *, revision: str | None, dtype: torch.dtype, without: Sequence[str] = ()
 ) -> Any:
-    """The frozen pipeline of that class; parts in `without`, and those it lacks, are None.
-
-    Raises UserError when it is of another class, cannot be read or holds pickled weights.
-    """
+    """The frozen pipeline of that class. Raises UserError for another class, and for pickles."""
     index = described(source, revision)
     if index.get("_class_name") != kind:
         raise UserError(
@@ -142,11 +139,7 @@ class Family(Generic[P]):
 
 
 def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
-    """The noise table and the prediction that the scheduler of the model `source` is made for.
-
-    Raises UserError where there is no table, as with the schedulers of flows, and for a prediction
-    that is not known.
-    """
+    """A scheduler's noise table and prediction. Raises UserError without one, as those of flows."""
     table = getattr(scheduler, "alphas_cumprod", None)
     kind = scheduler.config.get("prediction_type", "epsilon")
     if table is None:

@@ -22,10 +22,9 @@ from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 class Aesthetic(Batched):
     """head(e / |e|) with e the CLIP image embedding: about 1 to 10, whatever the prompt.
 
-    head: a .safetensors file, converted from a published .pth: the five-layer
-    `sac+logos+ava1-l14-linearMSE` (the reward of DDPO, arXiv 2305.13301) or a linear one as
-    `sa_0_4_vit_l_14_linear`. model: the CLIP that it was trained on, folder or hub id, of which
-    only the picture's half is loaded. Has a gradient by the images.
+    head: a .safetensors file, converted from a published .pth: `sac+logos+ava1-l14-linearMSE` (the
+    reward of DDPO, arXiv 2305.13301) or a linear one. model: the CLIP it was trained on, folder or
+    hub id. Has a gradient by the images.
     """
 
     head: str = ""

@@ -86,10 +86,7 @@ def names(text: str) -> set[str]:
 
 
 def named_reward(text: str) -> Reward:
-    """The reward of that name, a user's `module:function`, or a weighted sum of such.
-
-    A sum looks like `reader + 0.5*compressibility(quality=80) - 0.1*my_module:function`.
-    """
+    """The reward of that name, a user's `module:function`, or a sum as `a + 0.5*b(c=1)`."""
     parts = terms(text)
     if len(parts) == 1 and parts[0].weight == 1:
         return _single(parts[0].text)

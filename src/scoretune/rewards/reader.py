@@ -160,8 +160,7 @@ def on_log_scale(probability: Tensor, floor: float = 1e-3) -> Tensor:
 class Reading:
     """Scores images [B, 3, 32, 32] in [0, 1] against prompts: [B] numbers in [0, 1].
 
-    `soft` gives the probability of fulfilment on a log scale, which has a gradient; otherwise the
-    verdict, 0 or 1.
+    `soft`: the probability of fulfilment on a log scale, with a gradient; else the verdict.
     """
 
     network: nn.Module

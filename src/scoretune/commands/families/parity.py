@@ -1,9 +1,5 @@
-"""Every family of models: its miniature, and how far we are from what diffusers draws with it.
-
-Both begin in the same noise and step at the same times. What is returned is the largest absolute
-difference of the pictures, in [0, 1], or of a state, with or without a LoRA that diffusers loads
-itself; where its pipeline loads none, `load_lora` puts it on.
-"""
+"""Every family of models: its miniature, and the largest difference of what we and diffusers draw
+with it from the same noise at the same times, with or without a LoRA."""
 
 from __future__ import annotations
 

@@ -256,10 +256,7 @@ def monitor(
 def judge_and_features(
     settings: Guard, *, reward: str, source: str
 ) -> tuple[Reward | None, Features | None]:
-    """The judge that is named, if one is, and the features; (None, None) where the guard is off.
-
-    Raises UserError for what could not guard: a judge that is part of the reward, unknown names.
-    """
+    """The named judge, if any, and the features. Raises UserError for a judge that is optimised."""
     judge = settings.judge
     if settings.action == "off":
         return None, None

@@ -1,8 +1,6 @@
-"""The page that says what a run achieved: `report.html`, one file that loads nothing.
+"""The page that says what a run achieved, or lacks: `report.html`, one file that loads nothing.
 
-Whatever the run folder lacks is named on the page: a run that was killed still gets its report.
-A section is a module with `context` and a template of the same name; `context` reads the record and
-returns what the template shows, or None to leave the section out.
+A section is a module with `context`, what its template of the same name shows, or None.
 """
 
 from __future__ import annotations

@@ -24,11 +24,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 def pipeline(
     seed: int = 0, *, first: bool = True, zeros: bool = True, guidance: int | None = None
 ) -> Any:
-    """A StableDiffusionXLPipeline with SDXL's own scheduler.
-
-    Without `first` only the second encoder reads; `zeros` stand for the empty prompt; `guidance` is
-    the width of the embedded guidance that a distilled network takes.
-    """
+    """A StableDiffusionXLPipeline; `zeros` for the empty prompt, `guidance` of so many numbers."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(seed)

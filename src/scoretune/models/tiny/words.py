@@ -14,10 +14,7 @@ PROMPTS = ("a red circle", "a blue square and a green sea", "a dark sky", "a bri
 
 
 def tokenizer(length: int = 10, words: Iterable[str] = WORDS) -> Any:
-    """Words to numbers, <start> before and <end> behind; any other word is <unknown>.
-
-    The ids of <pad>, <start> and <end> are 0, 1 and 2; `length` is `model_max_length`.
-    """
+    """Words to numbers: <pad> 0, <start> 1 before, <end> 2 behind, any other word <unknown>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

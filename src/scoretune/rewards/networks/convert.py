@@ -1,9 +1,7 @@
 """Checkpoint conversion of published reward models: pure renaming, every weight accounted.
 
 Users call it `scoretune.convert`. The releases are pickles of other libraries: whoever trusts one
-reads it once with `torch.load(file, weights_only=True)` and converts it by
-`scoretune.convert.hpsv2(weights, folder)` or `scoretune.convert.image_reward(weights, folder)`;
-from there on the folder is read instead.
+converts it once, `scoretune.convert.hpsv2(torch.load(file, weights_only=True), folder)`.
 """
 
 from __future__ import annotations

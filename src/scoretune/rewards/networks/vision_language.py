@@ -61,10 +61,7 @@ class VisionLanguage:
 
     @cached_property
     def processor(self) -> Any:
-        """What prepares pictures and text, padded on the left, and turns tokens into text.
-
-        Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
-        """
+        """Prepares pictures, by Pillow, and text, padded left. Raises UserError for no such."""
         hub.quieten()
         processor = hub.offline_first(
             self.source,
@@ -148,11 +145,7 @@ def pictures(pixels: NDArray[np.uint8]) -> list[Any]:
 
 
 def questions(prepare: Any, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
-    """The model's inputs for one question about each picture [B, H, W, 3], padded on the left.
-
-    With the chat template of the processor where it has one, and else the token that stands for a
-    picture on a line before the question.
-    """
+    """Inputs of a question a picture [B, H, W, 3], padded left, by chat template or image token."""
     filled = [_templated(prepare, text) for text in texts]
     start = prepare.tokenizer.bos_token
     # A template may have written the token of the beginning, which is not to be there twice.

@@ -1,9 +1,8 @@
 """A function with packages of its own as a reward: in another process, of another interpreter.
 
 `isolated(call=module:function, python=/path/to/venv/bin/python)` starts that interpreter on
-`_worker.py`, which needs neither scoretune nor torch, and exchanges frames with it by pipes: JSON
-and raw pixels, never pickles. A frame is two big-endian 64-bit lengths, a JSON object of the first,
-and bytes of the second. Needs a POSIX system.
+`_worker.py`, which needs neither scoretune nor torch and says how frames of JSON and raw pixels are
+exchanged with it by pipes. Needs a POSIX system.
 """
 
 from __future__ import annotations
