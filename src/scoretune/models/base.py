@@ -113,12 +113,10 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
-        return torch.cat([self._pixels(part) for part in x0.split(self._decoded_at_once(x0))])
-
-    def _decoded_at_once(self, x0: Tensor) -> int:
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         pixels = math.prod(x0.shape[2:]) * factor**2
-        return self.decode_batch or max(1, DECODED // pixels)
+        parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
+        return torch.cat([self._pixels(part) for part in parts])
 
     def _pixels(self, x0: Tensor) -> Tensor:
         vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0

@@ -69,7 +69,8 @@ def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def deltas(network: nn.Module) -> dict[str, Tensor]:
     """What a LoRA adds to the weights of each layer, scale · B A in float32, by its name."""
-    return {name: _delta(layer) for name, layer in _tuned(network).items()}
+    layers = _tuned(network).items()
+    return {name: layer.get_delta_weight(ADAPTER).float() for name, layer in layers}
 
 
 @torch.no_grad()
@@ -97,11 +98,6 @@ def _tuned(network: nn.Module) -> dict[str, Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {n: layer for n, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
-
-
-def _delta(layer: Any) -> Tensor:
-    change: Tensor = layer.get_delta_weight(ADAPTER)
-    return change.float()
 
 
 def load_lora(network: nn.Module, path: str | Path) -> None:

@@ -25,25 +25,20 @@ def families(
     json_: Json = False,
 ) -> None:
     """Measure every family of models on a miniature of it; exits with 1 if one fails."""
+    from scoretune.commands.display import CellBars
+    from scoretune.commands.families.families import examine, selected
+
     set_threads(threads)
     start = time.monotonic()
-    reports = _watched(only or ())
+    selected(only or ())  # an unknown name needs no bar
+    bars = CellBars()
+    with bars.progress:
+        reports = examine(only or (), bars.watcher("families"))
     if json_:
         typer.echo(json.dumps([each.as_dict() for each in reports]))
     else:
         _show(reports, time.monotonic() - start)
     raise typer.Exit(int(any(each.failed for each in reports)))
-
-
-def _watched(only: Sequence[str]) -> list[Report]:
-    """Measure behind a progress bar."""
-    from scoretune.commands.display import CellBars
-    from scoretune.commands.families.families import examine, selected
-
-    selected(only)  # an unknown name needs no bar
-    bars = CellBars()
-    with bars.progress:
-        return examine(only, bars.watcher("families"))
 
 
 def _show(reports: Sequence[Report], seconds: float) -> None:

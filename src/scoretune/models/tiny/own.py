@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 SOURCE = "scoretune.models.tiny.own:denoiser"
-SHAPE = (1, 8, 8)
 SETTINGS = (
     f"model.source={SOURCE}",
     "model.process=RectifiedFlow()",
