@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import scoretune
+from networks import score_network
 from scoretune import recipes
 from scoretune.core import checkpoints, config
 from scoretune.diffusion.kernels import GDDIM
@@ -38,7 +39,7 @@ from scoretune.diffusion.processes import (
 from scoretune.evaluate import data_samples
 from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network as scores
-from scoretune.models.score_network import ScoreNetwork, score_network
+from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.training import from_data, overrides, run_folder
 from scoretune.training.hooks import Average, Silent

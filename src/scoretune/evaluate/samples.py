@@ -119,10 +119,7 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images [B, 3, H, W] as `name.png`; `prompts.json` says what they show.
-
-    `accepted` [B] has 1 where a judge finds what was asked for, None without a judge.
-    """
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

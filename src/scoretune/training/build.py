@@ -18,8 +18,8 @@ from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
-from scoretune.models import score_network
-from scoretune.models.catalog import load_backbone, lora_targets, move, resolve, users_own
+from scoretune.models import score_network, user_module
+from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader, load_pipeline
 from scoretune.policy import Distilled, Policy
@@ -215,7 +215,7 @@ def _check_source(model: Model) -> None:
             "recipe supervised, then set model.source to the folder of that run"
         )
     if is_function(model.source) and not (model.width or model.depth):
-        users_own(model)  # before there is a run folder: it may want settings that are not there
+        user_module.load(model)  # before there is a run folder: settings may be missing
         return
     names = [*SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, names, cutoff=0.7)

@@ -14,7 +14,7 @@ from scoretune.core import checkpoints, distributed, model_folder
 from scoretune.core.config import NEW_NETWORKS, Consistency, Evaluation, Hardware, Matching, Run
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Examples, spans
-from scoretune.data.datasets import Data, Reading, read_data
+from scoretune.data.datasets import Data, read_data
 from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
@@ -81,8 +81,7 @@ def check(run: Run) -> None:
 def build(run: Run) -> Parts:
     """The data, network and method of a configuration."""
     check(run)
-    settings = run.dataset.model_dump(exclude={"held_out"})
-    data = read_data(run.data, Reading(**settings))
+    data = read_data(run.data, run.dataset)
     learned, held_out = data.split(run.dataset.held_out, run.seed)
     device = distributed.device()
     model = _model(run, learned)

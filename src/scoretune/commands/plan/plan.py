@@ -18,7 +18,7 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
-from scoretune.models.catalog import PRECISIONS
+from scoretune.models.base import PRECISIONS
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides, settings_file
