@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.control import KL, GaussianLinear, Shrinking, SqrtKL, cpg, cppo
 from scoretune.control.problems import LQ, PairTrading
 from scoretune.control.trust import Trust
@@ -33,6 +34,7 @@ ITERATIONS |= {("pair trading", True): 300, ("pair trading", False): 150}
 SIZES = {"LQ": (1000, 40_000), "pair trading": (500, 20_000)}  # CPPO's trajectories and clocks
 LATE = 30  # iterations over which a settled policy should be at rest
 PARAMETERS = ("slope", "intercept", "variance")
+SIZE = (11, 6.2)  # of a figure, in inches
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -163,10 +165,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 def curves(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and δt; a line for each method; the optimum dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = figure.subplots(len(PROBLEMS), len(STEPS), sharey="row", squeeze=False)
+    figure, panels = subplots(len(PROBLEMS), len(STEPS), sharey="row", grid="none", size=SIZE)
     for row, problem in zip(panels, PROBLEMS, strict=True):
         best = PROBLEMS[problem].optimum().objective
         for axes, dt in zip(row, STEPS, strict=True):
@@ -183,10 +182,7 @@ def curves(ran: Sequence[Arm]) -> Any:
 
 def parameters(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and parameter of CPG's policy; a line for each δt."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = figure.subplots(len(PROBLEMS), len(PARAMETERS), squeeze=False)
+    figure, panels = subplots(len(PROBLEMS), len(PARAMETERS), grid="none", size=SIZE)
     for row, problem in zip(panels, PROBLEMS, strict=True):
         for axes, name in zip(row, PARAMETERS, strict=True):
             best = getattr(PROBLEMS[problem].optimum(), name)

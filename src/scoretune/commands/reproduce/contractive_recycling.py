@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import END
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, name_ticks, subplots
 from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion.processes import VE, VP, ContractiveSubVP, Process, SubVP, time_of_ratio
 from scoretune.diffusion.recycling import matched, recycled
@@ -173,10 +173,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(spreads: dict[str, Any]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 3, sharey=True), IN_TIME, strict=True):
+    figure, panels = subplots(1, 3, sharey=True, size=(9.6, 3.8))
+    for axes, name in zip(panels, IN_TIME, strict=True):
         for process, colour in zip(OTHERS, COLOURS, strict=False):
             bands = spreads[process][name]
             axes.plot(STEPS, [b[0] for b in bands], color=colour, marker="o", ms=4, label=process)
@@ -184,12 +182,9 @@ def _draw(spreads: dict[str, Any]) -> Any:
                 STEPS, [b[1] for b in bands], [b[2] for b in bands], color=colour, alpha=0.15, lw=0
             )
         axes.set(title=name, xlabel="steps of native time", xscale="log", yscale="log")
-        axes.set_xticks(STEPS, [str(k) for k in STEPS])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        name_ticks(axes, STEPS)
     figure.axes[0].set_ylabel("sliced W2")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside right center")
+    legend_outside(figure, "right center")
     return figure
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
 from scoretune.training import overrides
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
@@ -98,16 +98,11 @@ def reached(runs: Runs, metric: str, wanted: float) -> list[int | None]:
 
 def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
     """Means over seeds with 95 % bands, against network evaluations."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = subplots(size=(6.8, 4.2))
     for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
         work = [w / 1000 for w in curve(runs[0], metric)[0]]
         draw_band(axes, work, [curve(run, metric)[1] for run in runs], colour, arm)
-    axes.set_xlabel("network evaluations of training (thousands)")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="network evaluations of training (thousands)", ylabel=label)
     axes.legend(frameon=False)
     return figure
 

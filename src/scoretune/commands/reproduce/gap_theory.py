@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, name_ticks, subplots
 from scoretune.commands.reproduce.gap_laws import (
     DECAYS,
     ETAS,
@@ -174,10 +174,7 @@ def _steps(stepped: Numbers, page: Page) -> None:
 
 
 def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = subplots(1, 2, size=(9.6, 3.9))
     for axes, name, x in ((left, "VE", FINE[0]), (right, "VP", FINE[1])):
         for gaps, colour, label in (
             (gauss[f"fine {name}"], COLOURS[0], "N(⅔, ⅓)"),
@@ -190,7 +187,6 @@ def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
         axes.plot(x, limit, ":", color=COLOURS[5])
         axes.set_yscale("log", nonpositive="mask")  # two modes and little noise: a gap below 0
         axes.set_ylim(1e-5, 1)
-        axes.grid(alpha=0.3)
     left.set(title="VE: slope −1", xlabel="T = σ_T", xscale="log", ylabel="gap, η = 1")
     right.set(title="VP: slope −½", xlabel="B = ∫β", xticks=range(0, 21, 5))
     left.legend(frameon=False)
@@ -198,10 +194,7 @@ def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
 
 
 def _draw_steps(stepped: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(size=(7.2, 3.9))
     for (name, gaps), colour in zip(stepped["gaps"].items(), COLOURS, strict=False):
         dash = "-" if name.startswith("gDDIM") else "--"
         axes.plot(STEPS, gaps, dash, color=colour, marker="o", markersize=3, label=name)
@@ -209,9 +202,7 @@ def _draw_steps(stepped: Numbers) -> Any:
     axes.set(xlabel="steps (triangles: without end)", ylabel="reward less that of DDIM")
     axes.set_xscale("log")
     axes.axhline(0, color=COLOURS[5], linewidth=0.8)
-    axes.set_xticks(STEPS, [str(count) for count in STEPS])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    name_ticks(axes, STEPS)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

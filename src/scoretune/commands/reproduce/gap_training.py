@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
 from scoretune.commands.reproduce.fine_tuning import (
     Arm,
     Arms,
@@ -161,36 +161,28 @@ def _list(names: Sequence[str]) -> str:
 
 def draw_gaps(runs: dict[str, Runs]) -> Any:
     """The gap in fine steps against updates, a panel an arm."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(runs), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axes, colour, (arm, seeds) in zip(panels, COLOURS, runs.items(), strict=False):
+    size = (2.6 * len(runs), 3.2)
+    figure, panels = subplots(1, len(runs), sharey=True, squeeze=False, size=size)
+    for axes, colour, (arm, seeds) in zip(panels[0], COLOURS, runs.items(), strict=False):
         draw_band(axes, fine_gap(seeds[0])[0], [fine_gap(run)[1] for run in seeds], colour, arm)
         for run in seeds:
             axes.plot(*fine_gap(run), color=colour, linewidth=0.7, alpha=0.6)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_title(arm, fontsize=10)
         axes.set_xlabel("update")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("reward gap, SDE − ODE")
+    figure.axes[0].set_ylabel("reward gap, SDE − ODE")
     return figure
 
 
 def draw_ode(runs: dict[str, Runs]) -> Any:
     """Reward and judge through the ODE against updates, all arms."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure, panels = subplots(1, 2, size=(8.6, 3.6))
     for axes, metric, label in zip(
         panels, ("reward", "judge"), ("reward through the ODE", "judge accuracy"), strict=True
     ):
         for colour, (arm, seeds) in zip(COLOURS, runs.items(), strict=False):
             updates = [line["update"] for line in seeds[0]["evaluations"]]
             draw_band(axes, updates, [curve(run, metric)[1] for run in seeds], colour, arm)
-        axes.set_xlabel("update")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
+        axes.set(xlabel="update", ylabel=label)
     panels[1].legend(frameon=False, fontsize=8)
     return figure

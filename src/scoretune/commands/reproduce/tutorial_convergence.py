@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.diffusion.processes import OU, ContractiveOU, ContractiveVP, Process
 from scoretune.diffusion.theory import contraction, gaussian
 
@@ -178,10 +178,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(results: dict[str, Numbers], horizons: tuple[float, ...]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.0, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = subplots(1, 3, size=(10.0, 3.9))
     for colour, (error, rows) in zip(COLOURS, results["variation"].items(), strict=False):
         left.plot(horizons, [row[0] for row in rows], color=colour, label=f"TV, ε = {error}")
         left.plot(horizons, [row[1] for row in rows], "--", color=colour, label="its bound")
@@ -196,7 +193,6 @@ def _draw(results: dict[str, Numbers], horizons: tuple[float, ...]) -> Any:
             right.plot(horizons, values, dash, color=colour, label=f"{name}, δ = {step:g}")
     right.set(title="W2 by Euler–Maruyama's steps", xlabel="horizon T")
     for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="x-small")
     return figure
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, name_ticks, subplots
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Exponential, Kernel
 from scoretune.diffusion.processes import VP, half_log_snr
@@ -243,24 +243,19 @@ def _order(errors: list[float]) -> float:
 
 
 def _draw(results: dict[str, Numbers], counts: tuple[int, ...]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    figure, panels = subplots(1, 2, sharey=True, size=(10.4, 4.6))
     shown = (*ODES, "Euler–Maruyama, η = 1", "gDDIM, η = 1", "exponential, η = 1", TWO_STEP)
     colours = [*COLOURS, "#3b3b98", "#b04a8b", "#2a9d8f"]
-    for axes, grid in zip(figure.subplots(1, 2, sharey=True), ("uniform", "karras"), strict=True):
+    for axes, grid in zip(panels, ("uniform", "karras"), strict=True):
         for name, colour in zip(shown, colours, strict=True):
             dash = "-" if name in ODES else "--"
             axes.plot(counts, results[grid][name], dash, color=colour, marker="o", ms=3, label=name)
         axes.set(title=f"{grid} grid", xlabel="steps", xscale="log", yscale="log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        name_ticks(axes, counts)
     by_samples = pooled(results)
     figure.axes[0].plot(counts, by_samples, ":", color="black", marker="s", ms=3, label=CORRECTED)
     figure.axes[0].set_ylabel("W2 to the law at t = 1e-3")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside right center")
+    legend_outside(figure, "right center", fontsize="small")
     return figure
 
 
