@@ -28,7 +28,7 @@ from scoretune.diffusion.solvers import (
     heun,
     predictor_corrector,
 )
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
 
 F64 = torch.float64
@@ -405,7 +405,7 @@ def test_each_sampler_follows_its_kernel(gaussian):
         for t, t_next in pairwise(times):
             t, t_next = t.expand(4), t_next.expand(4)
             state = kernel(process, state, field(state, t), t, t_next).draw(draws)
-        ours = through(kernel)(process, field, x, times, generator=seeded(5))
+        ours = KernelSampler(kernel)(process, field, x, times, generator=seeded(5))
         torch.testing.assert_close(ours, state, rtol=1e-4, atol=1e-4)
 
 

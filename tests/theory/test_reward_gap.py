@@ -40,7 +40,7 @@ from scoretune.diffusion.processes import (
     noise_ratio,
     score,
 )
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
 
@@ -552,7 +552,7 @@ def test_samplers_agree_with_what_is_said_of_them():
     for eta in (0.0, 1.2, 10.0):
         x = process.prior_std * torch.randn(count, 1, generator=generator, dtype=F64)
         field = gaussian.exact(process, **LAW)
-        x = through(GDDIM(eta))(process, field, x, times, generator=generator)
+        x = KernelSampler(GDDIM(eta))(process, field, x, times, generator=generator)
         mean, variance = gaussian.after_steps(process, GDDIM(eta), times, **LAW)
         assert float(x.mean()) == pytest.approx(mean, abs=3 * math.sqrt(variance / count))
         assert float(x.var()) == pytest.approx(variance, rel=3 * math.sqrt(2 / count))

@@ -7,6 +7,7 @@ done with a network that was trained under VE.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from scoretune.diffusion.solvers.stochastic import euler_maruyama, gddim
 from scoretune.evaluate.metrics import sliced_wasserstein
 from scoretune.rl import tilt
 
+Walk = Callable[..., Tensor]
+
 BASE = VE(0.01, 50.0)
 OTHERS: dict[str, Process] = {
     "VE": BASE,
@@ -33,8 +36,8 @@ OTHERS: dict[str, Process] = {
 }
 EXPECTED = {0.1: 0.168928, 0.5: 0.546024, 1.0: 0.773644}  # τ of CsubVP's times
 STEPS = (10, 20, 40, 80)
-IN_RATIO = {"DDIM": ddim, "DPM-Solver++ 2M": dpmpp_2m, "gDDIM(1)": gddim}
-IN_TIME = {"Euler": euler, "Heun": heun, "Euler–Maruyama": euler_maruyama}
+IN_RATIO: dict[str, Walk] = {"DDIM": ddim, "DPM-Solver++ 2M": dpmpp_2m, "gDDIM(1)": gddim}
+IN_TIME: dict[str, Walk] = {"Euler": euler, "Heun": heun, "Euler–Maruyama": euler_maruyama}
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from scoretune.commands.reproduce.base import interval
+
+Grid = Literal["both", "x", "y", "none"]
 
 COLOURS = ("#0b6e99", "#c8553d", "#5b8c3a", "#8a5aa8", "#c99a2e", "#555555")
 
 
 def subplots(
-    rows: int = 1, columns: int = 1, *, size: tuple[float, float], grid: str = "both", **more: Any
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float], grid: Grid = "both", **more: Any
 ) -> tuple[Any, Any]:
     """A matplotlib Figure of `size` inches and its panels, as `Figure.subplots` gives them.
 
@@ -21,8 +23,9 @@ def subplots(
 
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, **more)
-    for axes in figure.axes if grid != "none" else ():
-        axes.grid(alpha=0.3, axis=grid)
+    if grid != "none":
+        for axes in figure.axes:
+            axes.grid(alpha=0.3, axis=grid)
     return figure, panels
 
 

@@ -65,12 +65,9 @@ def gap(
     prior_std: float | None = None,
 ) -> float:
     """R(η) − R(0): what the deployed ODE lacks (> 0) of the sampler that was tuned."""
-
-    def worth(level: float) -> float:
-        moments = arrival(process, mean=mean, variance=variance, eta=level, prior_std=prior_std)
-        return expected(moments, centre)
-
-    return worth(eta) - worth(0.0)
+    law = {"mean": mean, "variance": variance, "centre": centre}
+    by_sde, by_ode = (reward(process, eta=e, prior_std=prior_std, **law) for e in (eta, 0.0))
+    return by_sde - by_ode
 
 
 def gap_rate(*, mean: float, variance: float, centre: float) -> float:
