@@ -75,8 +75,8 @@ ROWS = [(grid, sampler) for grid, rows in GOLDEN.items() for sampler in rows]
 
 def name_of(value):
     if isinstance(value, partial):
-        options = {k: v for k, v in value.keywords.items() if k == "eta"}
-        return " ".join([value.func.__name__, *(f"{k}={v}" for k, v in options.items())])
+        (name,) = (name for name, row in SOLVERS.items() if row.function is value.func)
+        return " ".join([name, *(f"{k}={v}" for k, v in value.keywords.items() if k == "eta")])
     return value if isinstance(value, str) else getattr(value, "__name__", str(value))
 
 

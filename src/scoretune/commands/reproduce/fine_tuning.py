@@ -80,6 +80,12 @@ def final(runs: Runs, metric: str) -> tuple[float, float, float]:
     return interval([curve(run, metric)[1][-1] for run in runs])
 
 
+def ahead(runs: Runs, others: Runs, metric: str) -> tuple[float, float, float]:
+    """At the end, less that of other runs, paired by seed: mean and 95 % interval."""
+    pairs = zip(runs, others, strict=True)
+    return interval([curve(a, metric)[1][-1] - curve(b, metric)[1][-1] for a, b in pairs])
+
+
 def best(runs: Runs, metric: str) -> float:
     """The best mean over seeds that any evaluation found."""
     curves = [curve(run, metric)[1] for run in runs]

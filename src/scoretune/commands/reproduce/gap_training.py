@@ -7,6 +7,7 @@ own η, both at a number of steps at which neither errs much; the gap is their d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
@@ -15,6 +16,7 @@ from scoretune.commands.reproduce.fine_tuning import (
     Arm,
     Arms,
     Runs,
+    ahead,
     cells_of,
     curve,
     final,
@@ -22,6 +24,7 @@ from scoretune.commands.reproduce.fine_tuning import (
     labelled,
     points,
 )
+from scoretune.commands.reproduce.mix_grpo import ACTING, BATCH, WINDOW
 
 ETAS = (0.5, 1.0, 1.2, 1.5)
 FINE = 50  # steps of the evaluations of the gap
@@ -45,11 +48,31 @@ def arms_of(recipe: str, changes: Sequence[str]) -> Arms:
     }
 
 
-def cells(arms: Arms, seeds: int, quick: bool) -> list[Cell]:
-    """One fine-tuning run for each arm and seed, rewarded by the reader."""
-    small = ["evaluation.gap.steps=[3]"] if quick else []
-    reference = f"η = {REFERENCE:g}"
-    return cells_of(arms, "reader", seeds, quick, reference=reference, more=small)
+@dataclass(frozen=True)
+class GapWhileTraining:
+    """The experiment on some arms."""
+
+    arms: Arms
+
+    def cells(self, seeds: int, quick: bool) -> list[Cell]:
+        """One fine-tuning run for each arm and seed, rewarded by the reader."""
+        small = ["evaluation.gap.steps=[3]"] if quick else []
+        reference = f"η = {REFERENCE:g}"
+        return cells_of(self.arms, "reader", seeds, quick, reference=reference, more=small)
+
+    def present(self, results: dict[str, Numbers], page: Page) -> Numbers:
+        """Tables, the gap against updates, and what stochasticity was worth to the ODE."""
+        return present(labelled(results, "reader", self.arms), page)
+
+
+SCENES = GapWhileTraining(arms_of("ddpo", ["updates=24", "evaluation.every=8"]))
+"""The miniature Stable Diffusion under DDPO (arXiv 2510.10767 §4).
+
+gDDIM is the training kernel: plain DDIM cannot hold more noise than η ≈ 1 (`Posterior.limit`)."""
+FLOW_CHANGES = ("updates=28", "evaluation.every=14", "evaluation.per_task=20")
+FLOW = GapWhileTraining(arms_of("mix_grpo", [*ACTING, *WINDOW, *BATCH, *FLOW_CHANGES]))
+"""The rectified-flow miniature under MixGRPO (arXiv 2510.10767 §4): gDDIM inside the window, DDIM
+outside it. The gap is measured with noise on every step."""
 
 
 def fine_gap(run: Numbers) -> tuple[list[int], list[float]]:
@@ -62,9 +85,8 @@ def _noisy(line: Numbers) -> Numbers:
     return next(row for row in line["rows"] if row["eta"] > 0)
 
 
-def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
-    """Tables, the gap against updates, and what stochasticity was worth to the ODE."""
-    runs = labelled(results, "reader", arms)
+def present(runs: dict[str, Runs], page: Page) -> Numbers:
+    """The page about the runs of every arm."""
     numbers: Numbers = {arm: _numbers(seeds) for arm, seeds in runs.items()}
     page.text(
         "Gap: the reader's reward through gDDIM at the run's own η less that through the ODE "
@@ -126,13 +148,7 @@ def _compared(runs: dict[str, Runs], page: Page) -> Numbers:
         if seeds is reference:
             continue
         differences[arm] = {
-            metric: interval(
-                [
-                    curve(a, metric)[1][-1] - curve(b, metric)[1][-1]
-                    for a, b in zip(seeds, reference, strict=True)
-                ]
-            )
-            for metric in ("judge", "reward")
+            metric: ahead(seeds, reference, metric) for metric in ("judge", "reward")
         }
     page.text(f"Against η = {REFERENCE:g}, at the end, through the ODE, paired by seed:")
     page.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ PROMPTS = ("a red circle", "a blue square and a green sea", "a dark sky", "a bri
 """Prompts of these words, none of more than nine tokens."""
 
 
-def tokenizer(length: int = 10) -> PreTrainedTokenizerFast:
+def tokenizer(length: int = 10, words: Iterable[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words to numbers, <start> before and <end> behind; any other word is <unknown>.
 
     The ids of <pad>, <start> and <end> are 0, 1 and 2; `length` is `model_max_length`.
@@ -23,7 +24,7 @@ def tokenizer(length: int = 10) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys((*SPECIAL, *words)))}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(

@@ -32,14 +32,8 @@ def laws_of(policy: Policy, base: Policy | None = None) -> tuple[Law, ...]:
         Law("model: infinite log-probabilities", 0, draws.not_finite, 0, "definition"),
         Law("model: same seed", 0, draws.repeats, 0, "determinism"),
         *(
-            Law(
-                f"model: {solver} against Heun",
-                0,
-                partial(draws.solver, name=solver, steps=80),
-                0.1,
-                "the same ODE",
-            )
-            for solver in ("ddim", "dpmpp_2m")
+            Law(f"model: {name} against Heun", 0, partial(draws.solver, name=name), 0.1, _SAME)
+            for name in ("ddim", "dpmpp_2m")
         ),
         *(
             Law(
@@ -54,9 +48,8 @@ def laws_of(policy: Policy, base: Policy | None = None) -> tuple[Law, ...]:
         ),
     ]
     if base is not None and policy.has_reference:
-        laws.append(
-            Law("model: adapter off", 0, partial(draws.reference, base=base), 1e-5, "one network")
-        )
+        off = partial(draws.reference, base=base)
+        laws.append(Law("model: adapter off", 0, off, 1e-5, "one network"))
     return tuple(laws)
 
 
