@@ -168,11 +168,10 @@ def test_the_gap_grows_with_eta_and_saturates():
 
 def test_no_gap_without_a_wrong_prior():
     # α_T m = 0 and π² = v_T: the prior is the law of x_T.
-    law = {"mean": 0.0, "variance": 0.4, "centre": 1.0}
+    law = {"mean": 0.0, "variance": 1.0, "centre": 1.0}  # the stationary law of OU, and of VP
     for eta in ETAS:
-        assert reward_gap.gap(EDM(2.0), eta=eta, prior_std=math.sqrt(4.4), **law) == pytest.approx(
-            0, abs=1e-15
-        )
+        for process in (OU(), VP()):
+            assert reward_gap.gap(process, eta=eta, **law) == pytest.approx(0, abs=1e-15)
         assert reward_gap.gap(RectifiedFlow(), eta=eta, **BEST) == pytest.approx(0, abs=1e-15)
 
 

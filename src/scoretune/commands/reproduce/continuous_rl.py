@@ -68,21 +68,12 @@ def learn(problem: str, method: str, dt: float, seed: int, iterations: int) -> N
         for name, number in zip(track, values, strict=True):
             track[name].append(round(float(number), 6))
 
+    common: dict[str, Any] = {"dt": dt, "iterations": iterations, "seed": seed, "policy": policy}
     if method == CPG:
-        cpg(control, dt=dt, iterations=iterations, seed=seed, policy=policy, on_iteration=note)
-        return dict(track)
-    trajectories, clocks = SIZES[problem]
-    cppo(
-        control,
-        dt=dt,
-        iterations=iterations,
-        seed=seed,
-        policy=policy,
-        trajectories=trajectories,
-        clocks=clocks,
-        trust=TRUSTS[method],
-        on_iteration=note,
-    )
+        cpg(control, **common, on_iteration=note)
+    else:
+        common |= dict(zip(("trajectories", "clocks"), SIZES[problem], strict=True))
+        cppo(control, **common, trust=TRUSTS[method], on_iteration=note)
     return dict(track)
 
 
@@ -111,13 +102,8 @@ class Arm:
         gaps = self.gaps()
         mean, low, high = interval(gaps)
         parameters = {name: median(self.final(name)) for name in PARAMETERS}
-        gap: Numbers = {
-            "median": median(gaps),
-            "worst": max(gaps),
-            "mean": mean,
-            "interval": [low, high],
-        }
-        gap["unrest"] = self.unrest()
+        gap: Numbers = {"median": median(gaps), "worst": max(gaps), "mean": mean}
+        gap |= {"interval": [low, high], "unrest": self.unrest()}
         about = {"problem": self.problem, "method": self.method, "dt": self.dt}
         return {**about, "seeds": len(self.runs), "gap": gap, **parameters}
 
@@ -205,17 +191,9 @@ def _band(axes: Any, tracks: Sequence[Sequence[float]], label: str) -> None:
 
 def _row(arm: Arm) -> tuple[object, ...]:
     gaps = arm.gaps()
-    numbers = [f"{median(arm.final(name)):.4f}" for name in PARAMETERS]
-    return (
-        arm.method,
-        arm.dt,
-        len(gaps),
-        f"{median(gaps):.4f}",
-        f"{max(gaps):.4f}",
-        f"{arm.unrest():.4f}",
-        shown(interval(gaps), 4),
-        *numbers,
-    )
+    worst = (f"{gap:.4f}" for gap in (median(gaps), max(gaps), arm.unrest()))
+    numbers = (f"{median(arm.final(name)):.4f}" for name in PARAMETERS)
+    return (arm.method, arm.dt, len(gaps), *worst, shown(interval(gaps), 4), *numbers)
 
 
 def _digits(optimum: Any) -> list[str]:

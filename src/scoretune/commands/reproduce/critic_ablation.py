@@ -55,14 +55,8 @@ class Seen:
 
     def part(self, index: Tensor) -> tuple[Tensor, ...]:
         """The inputs of a critic, of some of the states."""
-        return (
-            self.x[index],
-            self.data[index],
-            self.t[index],
-            self.tokens[index],
-            self.guess[index],
-            self.features[index],
-        )
+        inputs = (self.x, self.data, self.t, self.tokens, self.guess, self.features)
+        return tuple(part[index] for part in inputs)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:

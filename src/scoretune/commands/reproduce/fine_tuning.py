@@ -118,6 +118,12 @@ def points(triple: tuple[float, float, float], digits: int = 1, scale: float = 1
     return shown(triple, digits, scale=scale, sign="+")
 
 
+def cell_of(name: str, recipe: str, changes: Sequence[str]) -> Cell:
+    """A run of that name."""
+    arguments = {"recipe": recipe, "changes": changes, "name": name}
+    return Cell(name, fine_tune, arguments, keeps_files=True)
+
+
 def cells_of(
     arms: Arms, reward: str, seeds: int, quick: bool, *, reference: str, more: Sequence[str] = ()
 ) -> list[Cell]:
@@ -127,15 +133,10 @@ def cells_of(
     """
     extra = [*more, *(QUICK if quick else [])]
     return [
-        Cell(
+        cell_of(
             f"{reward}-{arm.name}-{seed}",
-            fine_tune,
-            {
-                "recipe": arm.recipe,
-                "changes": [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
-                "name": f"{reward}-{arm.name}-{seed}",
-            },
-            keeps_files=True,
+            arm.recipe,
+            [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
         )
         for seed in range(seeds)
         for label, arm in arms.items()
@@ -184,11 +185,6 @@ def compared(
                 f"{min(seconds):.0f}–{max(seconds):.0f}",
             ]
         )
-    page.table(
-        [
-            *("", "gain", "final", "network evaluations"),
-            *(f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"),
-        ],
-        rows,
-    )
+    columns = ["", "gain", "final", "network evaluations"]
+    page.table([*columns, f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"], rows)
     return numbers

@@ -128,22 +128,17 @@ def _row(numbers: Numbers) -> list[str]:
 
 def _mixture(mixture: Numbers, page: Page) -> None:
     page.text(PAIR_TEXT.format(rate=mixture["rate"], best=mixture["best"]))
-    rows, levels = mixture["VE rows"], [f"{noise:g}" for noise in NOISES]
-    page.table(
-        ["T, VE", *levels],
-        [
-            ["gap", *(f"{rows[t]:.6f}" for t in levels)],
-            ["T · gap", *(f"{float(t) * rows[t]:.4f}" for t in levels)],
-        ],
-    )
-    rows, levels = mixture["VP rows"], [f"{decay:g}" for decay in DECAYS]
-    page.table(
-        ["B, VP", *levels],
-        [
-            ["gap", *(f"{rows[b]:.6f}" for b in levels)],
-            ["e^{B/2} · gap", *(f"{math.exp(float(b) / 2) * rows[b]:.4f}" for b in levels)],
-        ],
-    )
+    for label, name, levels, factor in (
+        ("T", "VE", NOISES, lambda noise: noise),
+        ("B", "VP", DECAYS, lambda decay: math.exp(decay / 2)),
+    ):
+        gaps = [mixture[f"{name} rows"][f"{level:g}"] for level in levels]
+        grown = [f"{factor(x) * gap:.4f}" for x, gap in zip(levels, gaps, strict=True)]
+        product = "T · gap" if name == "VE" else "e^{B/2} · gap"
+        page.table(
+            [f"{label}, {name}", *(f"{level:g}" for level in levels)],
+            [["gap", *(f"{gap:.6f}" for gap in gaps)], [product, *grown]],
+        )
 
 
 def _levels(by_eta: Numbers, page: Page) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.commands.reproduce.fine_tuning import QUICK, Runs, fine_tune, level
+from scoretune.commands.reproduce.fine_tuning import QUICK, Runs, cell_of, level
 
 REWARD = "reader + 10*brightness"
 EVERY = 4
@@ -29,15 +29,10 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run for each action and seed."""
     more = [*QUICK, "guard.path_kl=1e-9"] if quick else []  # so that a rehearsal has an alarm
     return [
-        Cell(
+        cell_of(
             f"{action}-{seed}",
-            fine_tune,
-            {
-                "recipe": "score_as_action",
-                "changes": [*CHANGES, *more, f"seed={seed}", f"guard.action={action}"],
-                "name": f"{action}-{seed}",
-            },
-            keeps_files=True,
+            "score_as_action",
+            [*CHANGES, *more, f"seed={seed}", f"guard.action={action}"],
         )
         for seed in range(seeds)
         for action in ACTIONS

@@ -16,12 +16,9 @@ from scoretune.training.run_folder import load
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 SOLVERS = (
-    ("ddim", 10),
-    ("ddim", 20),
-    ("ddim", 50),
+    *(("ddim", steps) for steps in (10, 20, 50)),
     ("heun", 20),
-    ("dpmpp_2m", 10),
-    ("dpmpp_2m", 20),
+    *(("dpmpp_2m", steps) for steps in (10, 20)),
 )
 NOISE = 20240  # the seed of all samples
 
