@@ -184,8 +184,6 @@ def test_what_has_no_optimum_is_refused():
         tilted(GAUSSIAN, Quadratic.around([0.0], -2.0), KAPPA)
     with pytest.raises(ValueError, match="weights and variance"):
         Mixture.of([1.0, 0.0], [[0.0], [1.0]], 0.1)
-    with pytest.raises(ValueError, match="one dimension"):
-        expectation(PLANE, lambda z: z[..., 0])
 
 
 # ------------------------------------------------------------------ the tilt by sampling

@@ -79,7 +79,9 @@ def real(kind: str, data: str | None, quick: bool, folder: Path) -> Numbers:
     ]
     return {
         "accuracy": float(sum(right) / len(labels)),
-        "floor": frechet_distance(reader.look(others[: budget.samples]), _known(pictures, reader)),
+        "floor": frechet_distance(
+            reader.look(others[: budget.samples]), _training_features(pictures, reader)
+        ),
         "parameters": weights,
         "learned_from": len(pictures.centred),
         "data_std": float(pictures.centred.std()),
@@ -93,7 +95,7 @@ def run(kind: str, process: str, seed: int, data: str | None, quick: bool, folde
     budget, pictures = QUICK if quick else FULL[kind], pictures_of(kind, data, folder)
     reader, forward = reader_for(pictures, budget, folder), PROCESSES[process]
     model = trained(pictures, forward, budget, seed)
-    features, numbers = _known(pictures, reader), dict[str, Any]()
+    features, numbers = _training_features(pictures, reader), dict[str, Any]()
     for name in (*SAMPLERS, *(OFF if process == BASELINE else ())):
         x = samples(model, forward, name, pictures, budget, seed)
         images = pictures.shown(x)
@@ -152,7 +154,7 @@ def _walk(
     return field(x, times[-1].expand(len(x))).data
 
 
-def _known(pictures: Pictures, reader: Reader) -> Tensor:
+def _training_features(pictures: Pictures, reader: Reader) -> Tensor:
     """Features of 10,000 pictures that the networks learned from."""
     return reader.look(pictures.shown(pictures.centred[:10_000]))
 

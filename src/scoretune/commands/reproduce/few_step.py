@@ -65,7 +65,7 @@ def measure_base(quick: bool, folder: Path) -> Numbers:
     read = reader(held_out.images).argmax(1) == held_out.digits
     return {
         "accuracy": float(read.float().mean()),
-        "real": frechet_distance(measure.held_out, measure.known),
+        "real": frechet_distance(measure.held_out, measure.training),
         "sampler": {str(n): measure(policy, n) for n in counts},
         "ddim": {str(n): measure(policy, n, "ddim") for n in STEPS},
         "heun": {str(n): measure(policy, n, "heun") for n in STEPS},

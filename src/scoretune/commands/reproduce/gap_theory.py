@@ -142,7 +142,7 @@ def _mixture(mixture: Numbers, page: Page) -> None:
 
 
 def _levels(by_eta: Numbers, page: Page) -> None:
-    page.text(LEVELS_SAID)
+    page.text(LEVELS_TEXT)
     names = {"amplified": "error of ε̂", "factor": "path KL", "gaps": "gap, VE, T = 10"}
     page.table(
         ["η", *(f"{level:g}" for level in LEVELS)],
@@ -224,7 +224,7 @@ RATES = """
 Slopes of ln gap against ln T, from 100 to 1000: {ve:.4f} (Gaussian), {ve_pair:.4f} (two modes); −1
 is the rate 1/T. Against B, from 10 to 20: {vp:.4f} and {vp_pair:.4f}; −½ is the rate e^{{−B/2}}.
 """
-LEVELS_SAID = """
+LEVELS_TEXT = """
 ## How much noise
 
 By η: how far a constant error of ε̂ moves a sample, in units of s, without limit to the noise

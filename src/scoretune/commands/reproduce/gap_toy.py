@@ -133,7 +133,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         page.table(
             ["η", "reward of the ODE", *(f"gap at {u}" for u in SHOWN), "in continuous time"], rows
         )
-    page.text(SAID.format(**verdicts(summary)))
+    page.text(READING.format(**verdicts(summary)))
     page.figure("gap", _draw(arms), "reward gap while training, by η and number of steps")
     return {"arms": summary, "verdicts": verdicts(summary)}
 
@@ -193,7 +193,7 @@ Adam with rate 0.02 and β = (0.9, 0.99), normalised rewards −(x − 1)², Kar
 last policy would have without any error of the steps. All of it is worked out exactly; seeds differ
 by what was sampled to learn.
 """
-SAID = """
+READING = """
 The gap closes while the policy learns, if not at once: with small η or many steps it first grows,
 while μ is on its way. Of the first gap, at most {left} is left before the last update, at 10, 20
 and 80 steps and over all η. The deployed ODE's mean reward never falls with η at {rising} steps,

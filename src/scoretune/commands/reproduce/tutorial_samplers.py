@@ -192,8 +192,8 @@ def adaptive() -> Numbers:
 
         ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         times = torch.tensor([1.0, END], dtype=torch.float64)
-        found_at = solvers.rk45(PROCESS, counted, ends, times, rtol=tolerance, atol=tolerance)
-        low, high = found_at[:, 0].tolist()
+        reached = solvers.rk45(PROCESS, counted, ends, times, rtol=tolerance, atol=tolerance)
+        low, high = reached[:, 0].tolist()
         mean, variance = law(times[0])
         there = (high - low) * mean + low, (high - low) ** 2 * variance
         w2 = gaussian.wasserstein(there, law(times[-1]))
@@ -227,7 +227,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         f"The largest relative difference to an independent implementation, over both tables at "
         f"10, 80 and 640 steps, is {worst:.1e}, the rounding of its four digits."
     )
-    page.text(FLOOR_SAID.format(floor=FLOOR))
+    page.text(FLOOR_TEXT.format(floor=FLOOR))
     adaptive_rows = results["adaptive"].items()
     page.table(
         ["rtol = atol of Runge–Kutta 4(5)", "calls", "W2"],
@@ -264,7 +264,7 @@ W2 to the exact law at t = 1e-3 by number of steps. Solid: samplers of the proba
 the others add noise. Order: from 160 to 640 steps. Heun calls the network twice a step. Kernels of
 any stochasticity η converge, with the same order; what differs is how soon.
 """
-FLOOR_SAID = """
+FLOOR_TEXT = """
 Two things that steps do not mend. Euler–Maruyama with η = 2 is unstable on 10 uniform steps. The
 predictor–corrector does not converge: a Langevin step of signal-to-noise 0.16 has stationary
 variance v/(1 − snr²), which leaves {floor:.5f} for data of standard deviation ½. Its row is by
