@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import re
 import shlex
@@ -18,15 +17,18 @@ from scoretune import recipes
 from scoretune.commands.reproduce import (
     EXPERIMENTS,
     few_step,
-    gap_flow,
-    gap_scenes,
     gap_toy,
+    gap_training,
     gap_window,
-    scenes,
+    guard_hackable,
+    guard_honest,
+    prompt_following,
     scenes_jpeg,
 )
 from scoretune.commands.reproduce.base import Cell, Page, interval, run_cells, spent
 from scoretune.commands.reproduce.fine_tuning import best, fine_tune, gain, points, reached
+from scoretune.commands.reproduce.gap_training import FLOW
+from scoretune.commands.reproduce.prompt_following import SHIPPED
 from scoretune.commands.sample import draw
 from scoretune.training import overrides
 from scoretune.training.run import ready
@@ -110,16 +112,20 @@ NUMBERS: dict[tuple[str, str], Callable[[dict[str, Any], str, list[str]], None]]
 
 # ---------------------------------------------------------------------------- arms
 
-ARMED = [
-    *("gap_flow", "gap_scenes", "gap_window", "guard_hackable", "guard_honest"),
-    *("scenes", "scenes_jpeg"),
-]
+ARMED = {
+    "gap flow": gap_training.FLOW,
+    "gap scenes": gap_training.SCENES,
+    "gap window": gap_window,
+    "guard hackable": guard_hackable,
+    "guard honest": guard_honest,
+    "scenes": prompt_following.SHIPPED,
+    "scenes jpeg": scenes_jpeg,
+}
 
 
-@pytest.mark.parametrize("module", ARMED)
-def test_every_arm_is_a_run_that_can_be_made(module):
+@pytest.mark.parametrize("part", ARMED.values(), ids=ARMED)
+def test_every_arm_is_a_run_that_can_be_made(part):
     """A rehearsal runs one arm: the settings of all are checked here."""
-    part = importlib.import_module(f"scoretune.commands.reproduce.{module}")
     for cell in part.cells(1, False):
         if cell.function is fine_tune:
             run = overrides.changed(
@@ -130,7 +136,7 @@ def test_every_arm_is_a_run_that_can_be_made(module):
 
 
 def test_a_rehearsal_runs_the_arm_that_others_are_compared_with():
-    for part in (gap_flow, gap_scenes, gap_window, scenes, scenes_jpeg):
+    for part in (FLOW, gap_training.SCENES, gap_window, SHIPPED, scenes_jpeg):
         (cell,) = part.cells(1, True)
         assert cell.name in {whole.name for whole in part.cells(1, False)}
 
@@ -149,7 +155,7 @@ def test_a_page_compares_every_arm(tmp_path):
     ]
     result = {"network_evaluations": 20, "path_kl": 1.0, "seconds": 2.0}
     run = {"result": result, "evaluations": lines, "gaps": gaps}
-    for part, count in ((gap_flow, 4), (gap_window, 2), (scenes, 5), (scenes_jpeg, 3)):
+    for part, count in ((FLOW, 4), (gap_window, 2), (SHIPPED, 5), (scenes_jpeg, 3)):
         cells = part.cells(2, False)
         page = Page(tmp_path, "A title", "a command")
         numbers = part.present({cell.name: run for cell in cells}, page)
@@ -157,7 +163,7 @@ def test_a_page_compares_every_arm(tmp_path):
         head = next(k for k, line in enumerate(page.lines) if line.startswith("|---|"))
         assert page.lines.index("", head) - head - 1 == count
     assert numbers["GRPO"]["reached DDPO's best at"] == [10, 10]
-    compared = gap_flow.present({c.name: run for c in gap_flow.cells(1, False)}, page)["compared"]
+    compared = FLOW.present({c.name: run for c in FLOW.cells(1, False)}, page)["compared"]
     assert set(compared) == {"η = 0.5", "η = 1.2", "η = 1.5"}
 
 

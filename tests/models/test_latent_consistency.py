@@ -22,7 +22,7 @@ from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import CPS, Renoise, Still
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.models import latent_consistency, stable_diffusion
 from scoretune.models.latent_consistency import LatentConsistency, boundary
 from scoretune.models.tiny import latent_consistency as miniature
@@ -81,7 +81,7 @@ def times_of(pipe: Any, steps: int) -> torch.Tensor:
 def ours(found: Any, times: torch.Tensor, x: torch.Tensor, kernel: Any = FRESH) -> torch.Tensor:
     field = Policy(found, kernel).field(found.encode(PROMPTS))
     noises = torch.Generator().manual_seed(5)
-    return through(kernel)(found.process, field, x, times, generator=noises)
+    return KernelSampler(kernel)(found.process, field, x, times, generator=noises)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from scoretune.diffusion import processes
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import VP, Process, expand
 from scoretune.models import toy
+from scoretune.rl.tilt import Mixture, gauss_hermite
 
 F64 = torch.float64
 Field = Callable[[Tensor, Tensor], Estimate]
@@ -146,3 +147,14 @@ def bed() -> Bed:
 @pytest.fixture(scope="session")
 def make_bed() -> type[Bed]:
     return Bed
+
+
+def expectation(law: Mixture, function: Callable[[Tensor], Tensor], nodes: int = 40) -> Tensor:
+    """E f(x), [*B], by Gauss–Hermite: exact to rounding for polynomials below 2·nodes.
+
+    Only in one dimension; `function` takes [..., 1] to [...].
+    """
+    points, weights = gauss_hermite(nodes, law.means)
+    x = law.means + law.variances.sqrt()[..., None] * points
+    inner = (function(x[..., None]) * weights).sum(-1)
+    return (law.log_weights.exp() * inner).sum(-1)

@@ -40,7 +40,7 @@ from scoretune.diffusion.processes import (
     noise_ratio,
     score,
 )
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
 
@@ -168,11 +168,10 @@ def test_the_gap_grows_with_eta_and_saturates():
 
 def test_no_gap_without_a_wrong_prior():
     # α_T m = 0 and π² = v_T: the prior is the law of x_T.
-    law = {"mean": 0.0, "variance": 0.4, "centre": 1.0}
+    law = {"mean": 0.0, "variance": 1.0, "centre": 1.0}  # the stationary law of OU, and of VP
     for eta in ETAS:
-        assert reward_gap.gap(EDM(2.0), eta=eta, prior_std=math.sqrt(4.4), **law) == pytest.approx(
-            0, abs=1e-15
-        )
+        for process in (OU(), VP()):
+            assert reward_gap.gap(process, eta=eta, **law) == pytest.approx(0, abs=1e-15)
         assert reward_gap.gap(RectifiedFlow(), eta=eta, **BEST) == pytest.approx(0, abs=1e-15)
 
 
@@ -552,7 +551,7 @@ def test_samplers_agree_with_what_is_said_of_them():
     for eta in (0.0, 1.2, 10.0):
         x = process.prior_std * torch.randn(count, 1, generator=generator, dtype=F64)
         field = gaussian.exact(process, **LAW)
-        x = through(GDDIM(eta))(process, field, x, times, generator=generator)
+        x = KernelSampler(GDDIM(eta))(process, field, x, times, generator=generator)
         mean, variance = gaussian.after_steps(process, GDDIM(eta), times, **LAW)
         assert float(x.mean()) == pytest.approx(mean, abs=3 * math.sqrt(variance / count))
         assert float(x.var()) == pytest.approx(variance, rel=3 * math.sqrt(2 / count))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tests.theory.conftest import expectation
 from torch import Tensor
 
 from scoretune.diffusion.processes import VP
@@ -39,7 +40,7 @@ class States(NamedTuple):
 
 def look(x: Tensor, t: Tensor, weight: Tensor) -> States:
     posterior = LAW.posterior(x, PROCESS.alpha(t), PROCESS.sigma(t))
-    return States(x, t, weight, posterior.expectation(reward), reward(posterior.mean), posterior)
+    return States(x, t, weight, expectation(posterior, reward), reward(posterior.mean), posterior)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_the_skip_carries_most_of_the_value(everywhere):
 
 
 def test_what_no_critic_can_know(everywhere):
-    second = everywhere.posterior.expectation(lambda x: reward(x) ** 2)
+    second = expectation(everywhere.posterior, lambda x: reward(x) ** 2)
     assert float((everywhere.weight * (second - everywhere.value**2)).sum()) == pytest.approx(
         13.67, abs=0.01
     )
@@ -97,7 +98,7 @@ def test_the_guess_is_exact_for_a_linear_reward_and_off_by_the_variance_for_this
     # V = R(x̂0) + ½R''·Var(x0 | x): the Jensen gap is minus the posterior variance.
     gap = everywhere.value - everywhere.guess
     torch.testing.assert_close(gap, -everywhere.posterior.variance, atol=1e-9, rtol=1e-7)
-    linear = everywhere.posterior.expectation(lambda x: 3 * x[..., 0])
+    linear = expectation(everywhere.posterior, lambda x: 3 * x[..., 0])
     torch.testing.assert_close(linear, 3 * everywhere.posterior.mean[:, 0])
 
 

@@ -7,7 +7,7 @@ and returns [B]. Most prescribe η; `Posterior` and `CPS` prescribe the std of a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -16,6 +16,16 @@ from torch import Tensor
 from scoretune.diffusion.processes import Process, rates
 
 Prescribes: TypeAlias = Literal["eta", "std", "nothing"]
+
+
+class _Levels:
+    """A scale by noise levels, its fields, which must be finite and >= 0."""
+
+    prescribes: ClassVar[Prescribes] = "eta"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            check_level(f"{type(self).__name__} {field.name}", getattr(self, field.name))
 
 
 @dataclass(frozen=True)
@@ -40,65 +50,48 @@ class Memoryless:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Levels):
     """The same η at every time."""
 
     eta: float
-    prescribes: ClassVar[Prescribes] = "eta"
-
-    def __post_init__(self) -> None:
-        check_level("Constant eta", self.eta)
 
     def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
         return torch.full_like(t, self.eta)
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(_Levels):
     """η linear in t, from `first` at the horizon to `last` at the data."""
 
     first: float
     last: float
-    prescribes: ClassVar[Prescribes] = "eta"
-
-    def __post_init__(self) -> None:
-        check_level("Ramp first", self.first)
-        check_level("Ramp last", self.last)
 
     def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
         return self.last + (self.first - self.last) * t / process.horizon
 
 
 @dataclass(frozen=True)
-class FlowSDE:
+class FlowSDE(_Levels):
     """Flow-GRPO's noise a√(t/(1−t)) (arXiv 2505.05470), which is η = a/√2 at every time."""
 
     a: float = 0.7
-    prescribes: ClassVar[Prescribes] = "eta"
-
-    def __post_init__(self) -> None:
-        check_level("FlowSDE a", self.a)
 
     def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
         return torch.full_like(t, self.a / math.sqrt(2))
 
 
 @dataclass(frozen=True)
-class DanceSDE:
+class DanceSDE(_Levels):
     """DanceGRPO's constant noise ηg = level (arXiv 2505.07818): η = level/g(t)."""
 
     level: float = 0.3
-    prescribes: ClassVar[Prescribes] = "eta"
-
-    def __post_init__(self) -> None:
-        check_level("DanceSDE level", self.level)
 
     def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
         return self.level / torch.sqrt(step_diffusion_sq(process, t, t_next))
 
 
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(_Levels):
     """DDIM(η)'s std (arXiv 2010.02502 eq. 16): c = η σ' √(1 − (ρ'/ρ)²).
 
     η = 1 is ancestral DDPM. Exists while c <= σ', that is η² <= 1/(1 − (ρ'/ρ)²): see `limit`.
@@ -107,9 +100,6 @@ class Posterior:
 
     eta: float
     prescribes: ClassVar[Prescribes] = "std"
-
-    def __post_init__(self) -> None:
-        check_level("Posterior eta", self.eta)
 
     def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
         fresh = torch.sqrt(1 - ratio_quotient(process, t, t_next) ** 2)

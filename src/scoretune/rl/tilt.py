@@ -14,7 +14,6 @@ a reward of degree two stays a Gaussian mixture all the way, so nothing here is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,18 +85,6 @@ class Mixture:
         means = self.means + gain[..., None] * (x[..., None, :] - noisy.means)
         variances = self.variances * s**2 / noisy.variances
         return Mixture(noisy._joint(x).log_softmax(-1), means, variances)
-
-    def expectation(self, function: Callable[[Tensor], Tensor], nodes: int = 40) -> Tensor:
-        """E f(x), [*B], by Gauss–Hermite: exact to rounding for polynomials below 2·nodes.
-
-        Only in one dimension; `function` takes [..., 1] to [...].
-        """
-        if self.means.shape[-1] != 1:
-            raise ValueError(f"quadrature is for one dimension, not {self.means.shape[-1]}")
-        points, weights = gauss_hermite(nodes, self.means)
-        x = self.means + self.variances.sqrt()[..., None] * points
-        inner = (function(x[..., None]) * weights).sum(-1)
-        return (self.log_weights.exp() * inner).sum(-1)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Samples [count, D] of one mixture (no batch of them)."""

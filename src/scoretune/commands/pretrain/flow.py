@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.commands.pretrain.lessons import Bank, Recipe, ramp
+from scoretune.commands.pretrain.lessons import Error
 from scoretune.commands.pretrain.networks import tokens
-from scoretune.commands.pretrain.stage import Stage
 
 PATCH = 2  # latents a side of one token
 WIDTH = 128
@@ -65,30 +64,18 @@ def caption_states(encoder: Any, numbers: Tensor) -> tuple[Tensor, Tensor]:
     return outputs.hidden_states[-2].repeat(1, 1, 2), outputs[0].repeat(1, 2)
 
 
-def flow_stage(networks: dict[str, Any], bank: Bank, recipe: Recipe) -> Stage:
-    network, encoder, words = networks["transformer"], networks["text"], networks["words"]
-    trained = nn.ModuleDict({"transformer": network, "text": encoder})
+def velocity_error(network: Any, encoder: Any, words: Any) -> Error:
+    """Of the velocity that a transformer predicts."""
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = recipe.rng(6, step)
-        noisy = recipe.caption_noise * ramp(step / recipe.denoiser_steps, recipe.clean_share)
-        latents, captions = bank.batch(recipe.batch, noisy, recipe.drop_caption, rng)
+    def error(latents: Tensor, captions: list[str]) -> Tensor:
         # ln(t/(1−t)) is the log noise-to-signal ratio: the same emphasis as the other denoiser's.
         t = torch.sigmoid(0.6 + 1.2 * torch.randn(len(latents)))
         eps, share = torch.randn_like(latents), t[:, None, None, None]
         states, pooled = caption_states(encoder, tokens(words, captions))
         guess = network((1 - share) * latents + share * eps, states, pooled, 1000 * t).sample
-        return F.mse_loss(guess, eps - latents), {"caption noise": noisy}
+        return F.mse_loss(guess, eps - latents)
 
-    return Stage(
-        "flow",
-        recipe.denoiser_steps,
-        {"denoiser": trained},
-        loss,
-        recipe.learning_rate,
-        recipe.seed,
-        average=networks["average"],
-    )
+    return error
 
 
 def pipeline(vae: Any, network: Any, encoder: Any, words: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,12 @@ class Recipe:
         return np.random.default_rng((self.seed, *place))
 
 
+def asks_by_task() -> dict[str, list[world.Ask]]:
+    """The asks of training, by their task."""
+    asks = world.training_asks()
+    return {task: [ask for ask in asks if ask.task == task] for task in world.TASKS}
+
+
 def any_layout(rng: np.random.Generator) -> world.Layout:
     """A layout without any held-out rule: readers must read everything."""
     digits = np.where(rng.random(4) < 0.45, world.EMPTY, rng.integers(10, size=4))
@@ -46,8 +53,7 @@ def any_layout(rng: np.random.Generator) -> world.Layout:
 
 
 def autoencoder_stage(model: Any, recipe: Recipe) -> Stage:
-    asks = world.training_asks()
-    by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
+    by_task = asks_by_task()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = recipe.rng(1, step)
@@ -92,8 +98,7 @@ def grounding_stage(encoder: Any, words: Any, recipe: Recipe) -> Stage:
     From the caption's last word each item's digit and colour and the relation are read off
     linearly: what pre-training on image-text pairs gives CLIP.
     """
-    asks = world.training_asks()
-    by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
+    by_task = asks_by_task()
     sizes = (11, 11, 5, 5, 5, 4)  # two digits, two colours, relation, number of items
     torch.manual_seed(recipe.seed)
     heads = nn.Linear(64, sum(sizes))
@@ -108,45 +113,46 @@ def grounding_stage(encoder: Any, words: Any, recipe: Recipe) -> Stage:
             error = error + F.cross_entropy(logits, truth)
         return error, {}
 
-    return Stage(
-        "grounding",
-        recipe.grounding_steps,
-        {"text": encoder, "heads": heads},
-        loss,
-        2e-3,
-        recipe.seed,
-    )
+    modules = {"text": encoder, "heads": heads}
+    return Stage("grounding", recipe.grounding_steps, modules, loss, 2e-3, recipe.seed)
 
 
-def denoiser_stage(networks: dict[str, Any], bank: Bank, recipe: Recipe) -> Stage:
-    from diffusers import DDIMScheduler
+Error = Callable[[Tensor, list[str]], Tensor]
+"""What a denoiser gets wrong about noisy latents [B, 4, 8, 8] with their captions, a scalar."""
 
-    unet, encoder, words = networks["unet"], networks["text"], networks["words"]
-    table = DDIMScheduler(**schedule()).alphas_cumprod
-    log_ratio = 0.5 * torch.log((1 - table) / table)  # ln(sigma / alpha) at each label
-    trained = nn.ModuleDict({"unet": unet, "text": encoder})
+
+def denoising_stage(
+    name: str, trained: nn.Module, average: nn.Module, bank: Bank, recipe: Recipe, error: Error
+) -> Stage:
+    """A denoiser and its text encoder on the bank, with captions that become noisy."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = recipe.rng(4, step)
+        rng = recipe.rng({"denoiser": 4, "flow": 6}[name], step)
         noisy = recipe.caption_noise * ramp(step / recipe.denoiser_steps, recipe.clean_share)
-        latents, captions = bank.batch(recipe.batch, noisy, recipe.drop_caption, rng)
-        labels = choose_labels(log_ratio, recipe.batch)
+        batch = bank.batch(recipe.batch, noisy, recipe.drop_caption, rng)
+        return error(*batch), {"caption noise": noisy}
+
+    steps, rate = recipe.denoiser_steps, recipe.learning_rate
+    return Stage(name, steps, {"denoiser": trained}, loss, rate, recipe.seed, average=average)
+
+
+def noise_error(unet: Any, encoder: Any, words: Any) -> Error:
+    """Of the noise that a U-Net predicts, on Stable Diffusion's table."""
+    from diffusers import DDIMScheduler
+
+    table = DDIMScheduler(**schedule()).alphas_cumprod
+    log_ratio = 0.5 * torch.log((1 - table) / table)  # ln(sigma / alpha) at each label
+
+    def error(latents: Tensor, captions: list[str]) -> Tensor:
+        labels = choose_labels(log_ratio, len(latents))
         eps = torch.randn_like(latents)
         alpha = table[labels].sqrt()[:, None, None, None]
         sigma = (1 - table[labels]).sqrt()[:, None, None, None]
         hidden = encoder(tokens(words, captions)).last_hidden_state
         guess = unet(alpha * latents + sigma * eps, labels, hidden).sample
-        return F.mse_loss(guess, eps), {"caption noise": noisy}
+        return F.mse_loss(guess, eps)
 
-    return Stage(
-        "denoiser",
-        recipe.denoiser_steps,
-        {"denoiser": trained},
-        loss,
-        recipe.learning_rate,
-        recipe.seed,
-        average=networks["average"],
-    )
+    return error
 
 
 def choose_labels(log_ratio: Tensor, batch: int) -> Tensor:
@@ -184,9 +190,7 @@ class Bank:
 
 def fill_bank(vae: Any, recipe: Recipe, progress: Progress) -> tuple[Bank, float]:
     """Draw and encode the training pictures; also the factor that gives latents unit variance."""
-    rng = recipe.rng(5)
-    asks = world.training_asks()
-    by_task = {task: [a for a in asks if a.task == task] for task in world.TASKS}
+    rng, by_task = recipe.rng(5), asks_by_task()
     drawn: list[world.Ask] = []
     encoded = []
     while len(drawn) < recipe.pictures:

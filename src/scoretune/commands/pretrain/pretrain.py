@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from scoretune.commands.pretrain import flow
 from scoretune.commands.pretrain.lessons import (
     Bank,
+    Error,
     Recipe,
     autoencoder_stage,
-    denoiser_stage,
+    denoising_stage,
     fill_bank,
     grounding_stage,
+    noise_error,
     reading_stage,
 )
 from scoretune.commands.pretrain.networks import (
@@ -55,22 +57,37 @@ class Ground:
 def pretrain(folder: Path, recipe: Recipe, progress: Progress) -> Path:
     """Run every stage, resuming whatever is there; returns the folder of the finished model."""
     ground = _ground(folder, recipe, progress, denoiser)
-    trained = {"unet": ground.network, "text": ground.encoder}
-    average = copy.deepcopy(nn.ModuleDict(trained)).requires_grad_(False)
-    networks = {**trained, "words": ground.words, "average": average}
-    denoiser_stage(networks, ground.bank, recipe).run(folder, recipe.save_every, progress)
+    trained = nn.ModuleDict({"unet": ground.network, "text": ground.encoder})
+    error = noise_error(ground.network, ground.encoder, ground.words)
+    average = _denoise("denoiser", trained, error, ground, folder, recipe, progress)
     return export(_diffusion_pipeline(ground, average), folder / "model", ground, recipe)
 
 
 def pretrain_flow(folder: Path, recipe: Recipe, progress: Progress) -> Path:
     """The same for the rectified flow; in a folder of the other miniature only its own stage."""
     ground = _ground(folder, recipe, progress, flow.transformer)
-    trained = {"transformer": ground.network, "text": flow.projecting(ground.encoder)}
-    average = copy.deepcopy(nn.ModuleDict(trained)).requires_grad_(False)
-    networks = {**trained, "words": ground.words, "average": average}
-    flow.flow_stage(networks, ground.bank, recipe).run(folder, recipe.save_every, progress)
+    encoder = flow.projecting(ground.encoder)
+    trained = nn.ModuleDict({"transformer": ground.network, "text": encoder})
+    error = flow.velocity_error(ground.network, encoder, ground.words)
+    average = _denoise("flow", trained, error, ground, folder, recipe, progress)
     pipe = flow.pipeline(ground.vae, average["transformer"], average["text"], ground.words)
     return export(pipe, folder / "flow-model", ground, recipe)
+
+
+def _denoise(
+    name: str,
+    trained: nn.ModuleDict,
+    error: Error,
+    ground: Ground,
+    folder: Path,
+    recipe: Recipe,
+    progress: Progress,
+) -> nn.ModuleDict:
+    """Train the denoiser and its text encoder; the average of their weights."""
+    average = copy.deepcopy(trained).requires_grad_(False)
+    stage = denoising_stage(name, trained, average, ground.bank, recipe, error)
+    stage.run(folder, recipe.save_every, progress)
+    return average
 
 
 def _ground(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """A module of this folder; `wants_model` ones are given a model folder by the user.
+    """MODULE of this folder, or MODULE:OBJECT in it, with `cells` and `present`.
 
-    `wants_data` ones also learn from the pictures in a folder of the user's, if there is one.
+    `wants_model` ones are given a model folder by the user; `wants_data` ones also learn from the
+    pictures in a folder of the user's, if there is one.
     """
 
-    module: str
+    place: str
     title: str
     wants_model: bool = False
     wants_data: bool = False
@@ -40,8 +41,12 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "reward-gap": {
         "closed-forms": Part("gap_theory", "The reward gap, exactly"),
         "toy": Part("gap_toy", "The reward gap while a Gaussian is fine-tuned"),
-        "scenes": Part("gap_scenes", "The miniature Stable Diffusion under DDPO, and its gap"),
-        "flow": Part("gap_flow", "The rectified-flow miniature under MixGRPO, and its gap"),
+        "scenes": Part(
+            "gap_training:SCENES", "The miniature Stable Diffusion under DDPO, and its gap"
+        ),
+        "flow": Part(
+            "gap_training:FLOW", "The rectified-flow miniature under MixGRPO, and its gap"
+        ),
         "window": Part("gap_window", "A window of two steps against the whole path"),
     },
     "score-as-action": {
@@ -49,10 +54,12 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),
         "critic": Part("critic_ablation", "Value networks on the miniature Stable Diffusion"),
         "few-step": Part("few_step", "Few-step samplers of digits"),
-        "scenes": Part("scenes", "The miniature Stable Diffusion learns to follow prompts"),
+        "scenes": Part(
+            "prompt_following:SHIPPED", "The miniature Stable Diffusion learns to follow prompts"
+        ),
         "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
-        "hard": Part("scenes_hard", "A base with clean captions", wants_model=True),
+        "hard": Part("prompt_following:HARD", "A base with clean captions", wants_model=True),
     },
     "tutorial": {
         "processes": Part(

@@ -1,6 +1,6 @@
 """What every experiment is: cells of work that can be stopped and resumed, and a page about them.
 
-A part of an experiment is a module with `cells(seeds, quick) -> list[Cell]` and
+A part of an experiment is a module, or an object, with `cells(seeds, quick) -> list[Cell]` and
 `present(results, page) -> dict`: the numbers of all cells, by name, become text and figures.
 """
 

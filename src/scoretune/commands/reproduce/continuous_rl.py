@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.control import KL, GaussianLinear, Shrinking, SqrtKL, cpg, cppo
 from scoretune.control.problems import LQ, PairTrading
 from scoretune.control.trust import Trust
@@ -33,6 +34,7 @@ ITERATIONS |= {("pair trading", True): 300, ("pair trading", False): 150}
 SIZES = {"LQ": (1000, 40_000), "pair trading": (500, 20_000)}  # CPPO's trajectories and clocks
 LATE = 30  # iterations over which a settled policy should be at rest
 PARAMETERS = ("slope", "intercept", "variance")
+SIZE = (11, 6.2)  # of a figure, in inches
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -66,21 +68,12 @@ def learn(problem: str, method: str, dt: float, seed: int, iterations: int) -> N
         for name, number in zip(track, values, strict=True):
             track[name].append(round(float(number), 6))
 
+    common: dict[str, Any] = {"dt": dt, "iterations": iterations, "seed": seed, "policy": policy}
     if method == CPG:
-        cpg(control, dt=dt, iterations=iterations, seed=seed, policy=policy, on_iteration=note)
-        return dict(track)
-    trajectories, clocks = SIZES[problem]
-    cppo(
-        control,
-        dt=dt,
-        iterations=iterations,
-        seed=seed,
-        policy=policy,
-        trajectories=trajectories,
-        clocks=clocks,
-        trust=TRUSTS[method],
-        on_iteration=note,
-    )
+        cpg(control, **common, on_iteration=note)
+    else:
+        common |= dict(zip(("trajectories", "clocks"), SIZES[problem], strict=True))
+        cppo(control, **common, trust=TRUSTS[method], on_iteration=note)
     return dict(track)
 
 
@@ -109,13 +102,8 @@ class Arm:
         gaps = self.gaps()
         mean, low, high = interval(gaps)
         parameters = {name: median(self.final(name)) for name in PARAMETERS}
-        gap: Numbers = {
-            "median": median(gaps),
-            "worst": max(gaps),
-            "mean": mean,
-            "interval": [low, high],
-        }
-        gap["unrest"] = self.unrest()
+        gap: Numbers = {"median": median(gaps), "worst": max(gaps), "mean": mean}
+        gap |= {"interval": [low, high], "unrest": self.unrest()}
         about = {"problem": self.problem, "method": self.method, "dt": self.dt}
         return {**about, "seeds": len(self.runs), "gap": gap, **parameters}
 
@@ -163,10 +151,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 def curves(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and δt; a line for each method; the optimum dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = figure.subplots(len(PROBLEMS), len(STEPS), sharey="row", squeeze=False)
+    figure, panels = subplots(len(PROBLEMS), len(STEPS), sharey="row", grid="none", size=SIZE)
     for row, problem in zip(panels, PROBLEMS, strict=True):
         best = PROBLEMS[problem].optimum().objective
         for axes, dt in zip(row, STEPS, strict=True):
@@ -183,10 +168,7 @@ def curves(ran: Sequence[Arm]) -> Any:
 
 def parameters(ran: Sequence[Arm]) -> Any:
     """A panel for each problem and parameter of CPG's policy; a line for each δt."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = figure.subplots(len(PROBLEMS), len(PARAMETERS), squeeze=False)
+    figure, panels = subplots(len(PROBLEMS), len(PARAMETERS), grid="none", size=SIZE)
     for row, problem in zip(panels, PROBLEMS, strict=True):
         for axes, name in zip(row, PARAMETERS, strict=True):
             best = getattr(PROBLEMS[problem].optimum(), name)
@@ -209,17 +191,9 @@ def _band(axes: Any, tracks: Sequence[Sequence[float]], label: str) -> None:
 
 def _row(arm: Arm) -> tuple[object, ...]:
     gaps = arm.gaps()
-    numbers = [f"{median(arm.final(name)):.4f}" for name in PARAMETERS]
-    return (
-        arm.method,
-        arm.dt,
-        len(gaps),
-        f"{median(gaps):.4f}",
-        f"{max(gaps):.4f}",
-        f"{arm.unrest():.4f}",
-        shown(interval(gaps), 4),
-        *numbers,
-    )
+    worst = (f"{gap:.4f}" for gap in (median(gaps), max(gaps), arm.unrest()))
+    numbers = (f"{median(arm.final(name)):.4f}" for name in PARAMETERS)
+    return (arm.method, arm.dt, len(gaps), *worst, shown(interval(gaps), 4), *numbers)
 
 
 def _digits(optimum: Any) -> list[str]:

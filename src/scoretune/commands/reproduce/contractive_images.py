@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.commands.reproduce.denoiser import END, Denoiser
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, subplots
 from scoretune.commands.reproduce.image_base import (
     FULL,
     QUICK,
@@ -79,7 +79,9 @@ def real(kind: str, data: str | None, quick: bool, folder: Path) -> Numbers:
     ]
     return {
         "accuracy": float(sum(right) / len(labels)),
-        "floor": frechet_distance(reader.look(others[: budget.samples]), _known(pictures, reader)),
+        "floor": frechet_distance(
+            reader.look(others[: budget.samples]), _training_features(pictures, reader)
+        ),
         "parameters": weights,
         "learned_from": len(pictures.centred),
         "data_std": float(pictures.centred.std()),
@@ -93,7 +95,7 @@ def run(kind: str, process: str, seed: int, data: str | None, quick: bool, folde
     budget, pictures = QUICK if quick else FULL[kind], pictures_of(kind, data, folder)
     reader, forward = reader_for(pictures, budget, folder), PROCESSES[process]
     model = trained(pictures, forward, budget, seed)
-    features, numbers = _known(pictures, reader), dict[str, Any]()
+    features, numbers = _training_features(pictures, reader), dict[str, Any]()
     for name in (*SAMPLERS, *(OFF if process == BASELINE else ())):
         x = samples(model, forward, name, pictures, budget, seed)
         images = pictures.shown(x)
@@ -152,7 +154,7 @@ def _walk(
     return field(x, times[-1].expand(len(x))).data
 
 
-def _known(pictures: Pictures, reader: Reader) -> Tensor:
+def _training_features(pictures: Pictures, reader: Reader) -> Tensor:
     """Features of 10,000 pictures that the networks learned from."""
     return reader.look(pictures.shown(pictures.centred[:10_000]))
 
@@ -222,11 +224,9 @@ def _heading(kind: str, about: Numbers, seeds: int) -> str:
 
 
 def _draw(numbers: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(numbers) + 2.2, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(numbers), squeeze=False)[0]
-    for axes, (kind, distances) in zip(panels, numbers.items(), strict=True):
+    size = (3.6 * len(numbers) + 2.2, 4.2)
+    figure, panels = subplots(1, len(numbers), squeeze=False, size=size, grid="y")
+    for axes, (kind, distances) in zip(panels[0], numbers.items(), strict=True):
         for k, (process, colour) in enumerate(zip(PROCESSES, COLOURS, strict=False)):
             spreads = [distances["distance"][process][s] for s in SAMPLERS]
             places = [j + (k - 1) * 0.2 for j in range(len(SAMPLERS))]
@@ -236,21 +236,17 @@ def _draw(numbers: Numbers) -> Any:
         axes.axhline(distances["floor"], color="#777777", linestyle=":", label="held-out pictures")
         axes.set_xticks(range(len(SAMPLERS)), [s.replace(", ", ",\n") for s in SAMPLERS])
         axes.set(title=TITLES[kind], ylim=(0, None))
-        axes.grid(alpha=0.3, axis="y")
-    panels[0].set_ylabel("Fréchet distance")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=5)
+    figure.axes[0].set_ylabel("Fréchet distance")
+    legend_outside(figure, "lower center", ncols=5)
     return figure
 
 
 def _sheet(results: dict[str, Numbers], kind: str) -> Any:
     """A row of pictures for each process, from the same noise."""
-    from matplotlib.figure import Figure
-
     rows = [(name, "pictures, ODE") for name in PROCESSES]
     rows.append((BASELINE, "pictures, ODE, off centre"))
-    figure = Figure(figsize=(9.6, 1.05 * len(rows)), layout="constrained")
-    for axes, (name, which) in zip(figure.subplots(len(rows), 1), rows, strict=True):
+    figure, panels = subplots(len(rows), 1, size=(9.6, 1.05 * len(rows)), grid="none")
+    for axes, (name, which) in zip(panels, rows, strict=True):
         pictures = torch.tensor(_runs(results, kind, name)[0][which])
         gap = torch.full_like(pictures[0][:, : max(1, pictures.shape[2] // 14)], 255)
         strip = torch.cat([part for picture in pictures for part in (picture, gap)], 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, legend_outside, subplots
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import (
@@ -138,19 +138,15 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(results: dict[str, Numbers]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    for axes, (of, size) in zip(figure.subplots(1, 2), ERRORS.items(), strict=True):
+    figure, panels = subplots(1, 2, size=(9.6, 4.0))
+    for axes, (of, size) in zip(panels, ERRORS.items(), strict=True):
         for index, (name, colour) in enumerate(zip(PROCESSES, COLOURS, strict=False)):
             runs = [r["distances"] for k, r in results.items() if k.startswith(f"{of}-{index}-")]
             draw_band(axes, ETAS, runs, colour, name)
         quantity = "the score" if of == "score" else "ε̂"
         axes.set(title=f"error {size:g} of {quantity}", xlabel="stochasticity η", ylabel="W2")
-        axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside right center")
+    legend_outside(figure, "right center")
     return figure
 
 

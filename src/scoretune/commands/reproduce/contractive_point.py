@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, legend_outside, subplots
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import OU, ContractiveOU, Process, expand
 from scoretune.diffusion.solvers.stochastic import euler_maruyama
@@ -115,22 +115,16 @@ def _runs(results: dict[str, Numbers], process: str, error: float, left_out: int
 
 
 def _draw(results: dict[str, Numbers]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True)
+    figure, grid = subplots(2, 2, sharex=True, size=(9.6, 4.8))
     for axes, error in zip(grid.flat, ERRORS, strict=True):
         for colour, process in zip(COLOURS, ("OU", "COU"), strict=False):
             runs = _runs(results, process, error, 2)
             curves = [run["distances"] for run in runs]
             draw_band(axes, runs[0]["horizons"], curves, colour, process)
         axes.set(title=f"score off by {error:g}/v, step {ERRORS[error]:g}", ylabel="W2")
-        axes.grid(alpha=0.3)
     for axes in grid[1]:
         axes.set_xlabel("horizon T")
-    figure.legend(
-        *grid[0][0].get_legend_handles_labels(), frameon=False, loc="outside right center"
-    )
+    legend_outside(figure, "right center")
     return figure
 
 

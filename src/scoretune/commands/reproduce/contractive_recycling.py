@@ -7,6 +7,7 @@ done with a network that was trained under VE.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import END
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, name_ticks, subplots
 from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion.processes import VE, VP, ContractiveSubVP, Process, SubVP, time_of_ratio
 from scoretune.diffusion.recycling import matched, recycled
@@ -23,6 +24,8 @@ from scoretune.diffusion.solvers.runge_kutta import rk45
 from scoretune.diffusion.solvers.stochastic import euler_maruyama, gddim
 from scoretune.evaluate.metrics import sliced_wasserstein
 from scoretune.rl import tilt
+
+Walk = Callable[..., Tensor]
 
 BASE = VE(0.01, 50.0)
 OTHERS: dict[str, Process] = {
@@ -33,8 +36,8 @@ OTHERS: dict[str, Process] = {
 }
 EXPECTED = {0.1: 0.168928, 0.5: 0.546024, 1.0: 0.773644}  # τ of CsubVP's times
 STEPS = (10, 20, 40, 80)
-IN_RATIO = {"DDIM": ddim, "DPM-Solver++ 2M": dpmpp_2m, "gDDIM(1)": gddim}
-IN_TIME = {"Euler": euler, "Heun": heun, "Euler–Maruyama": euler_maruyama}
+IN_RATIO: dict[str, Walk] = {"DDIM": ddim, "DPM-Solver++ 2M": dpmpp_2m, "gDDIM(1)": gddim}
+IN_TIME: dict[str, Walk] = {"Euler": euler, "Heun": heun, "Euler–Maruyama": euler_maruyama}
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -173,10 +176,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(spreads: dict[str, Any]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 3, sharey=True), IN_TIME, strict=True):
+    figure, panels = subplots(1, 3, sharey=True, size=(9.6, 3.8))
+    for axes, name in zip(panels, IN_TIME, strict=True):
         for process, colour in zip(OTHERS, COLOURS, strict=False):
             bands = spreads[process][name]
             axes.plot(STEPS, [b[0] for b in bands], color=colour, marker="o", ms=4, label=process)
@@ -184,12 +185,9 @@ def _draw(spreads: dict[str, Any]) -> Any:
                 STEPS, [b[1] for b in bands], [b[2] for b in bands], color=colour, alpha=0.15, lw=0
             )
         axes.set(title=name, xlabel="steps of native time", xscale="log", yscale="log")
-        axes.set_xticks(STEPS, [str(k) for k in STEPS])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        name_ticks(axes, STEPS)
     figure.axes[0].set_ylabel("sliced W2")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside right center")
+    legend_outside(figure, "right center")
     return figure
 
 

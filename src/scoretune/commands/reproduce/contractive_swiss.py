@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import END, Denoiser
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import (
@@ -127,15 +127,9 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(arms: dict[str, list[Numbers]]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
+    figure, panels = subplots(2, 3, sharex=True, sharey=True, size=(9.6, 6.6), grid="none")
     real = roll(1500, 1000)
-    for axes, (name, colour) in zip(
-        figure.subplots(2, 3, sharex=True, sharey=True).flat,
-        zip(PROCESSES, COLOURS, strict=True),
-        strict=True,
-    ):
+    for axes, name, colour in zip(panels.flat, PROCESSES, COLOURS, strict=True):
         axes.scatter(real[:, 0], real[:, 1], s=2, color="#bbbbbb", linewidths=0, rasterized=True)
         points = torch.tensor(arms[name][0]["points"])
         axes.scatter(points[:, 0], points[:, 1], s=2, color=colour, linewidths=0, rasterized=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, subplots
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import Constant, EulerMaruyama
 from scoretune.diffusion.processes import (
@@ -158,11 +158,9 @@ def _row(name: str, carry: Numbers, variance: str) -> list[str]:
 
 
 def _draw(rows: dict[str, Numbers]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    figure, panels = subplots(1, 2, sharex=True, size=(9.6, 4.2))
     marks = dict(zip(rows, "osD^vPX*h", strict=True))
-    for axes, kind in zip(figure.subplots(1, 2, sharex=True), ("score", "noise"), strict=True):
+    for axes, kind in zip(panels, ("score", "noise"), strict=True):
         for name, carry in rows.items():
             colour = COLOURS[0] if name in CONTRACTIVE else COLOURS[1]
             place = carry["1"]["bias"][1], carry["1"][kind][1]
@@ -170,11 +168,9 @@ def _draw(rows: dict[str, Numbers]) -> Any:
         axes.set(xscale="log", xlabel="share of the mean that the start loses, q₁")
         axes.set_ylabel("shift by an error of 1, η = 1")
         axes.set_title("constant error of the score" if kind == "score" else "constant error of ε̂")
-        axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
     figure.axes[1].set_ylim(0, 3.5)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside right center")
+    legend_outside(figure, "right center", fontsize="small")
     return figure
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.core.config import Critic as Settings
 from scoretune.core.config import Sampling
 from scoretune.data.prompts import Prompts, read_prompts
@@ -54,14 +55,8 @@ class Seen:
 
     def part(self, index: Tensor) -> tuple[Tensor, ...]:
         """The inputs of a critic, of some of the states."""
-        return (
-            self.x[index],
-            self.data[index],
-            self.t[index],
-            self.tokens[index],
-            self.guess[index],
-            self.features[index],
-        )
+        inputs = (self.x, self.data, self.t, self.tokens, self.guess, self.features)
+        return tuple(part[index] for part in inputs)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -152,8 +147,6 @@ def fit(critic: Critic, seen: Seen, passes: int, rate: float) -> None:
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """A table and a bar chart of explained variances."""
-    from matplotlib.figure import Figure
-
     runs = list(results.values())
     spreads = {name: interval([run[name] for run in runs]) for name in runs[0]}
     page.text(
@@ -164,13 +157,11 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         ["value network", "explained variance"],
         [[name, shown(spread)] for name, spread in spreads.items()],
     )
-    figure = Figure(figsize=(6.8, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = subplots(size=(6.8, 3.4), grid="x")
     names = list(spreads)[::-1]
     means = [spreads[name][0] for name in names]
     errors = [spreads[name][2] - spreads[name][0] for name in names]
     axes.barh(names, means, xerr=errors, color="#0b6e99")
     axes.set_xlabel("explained variance")
-    axes.grid(axis="x", alpha=0.3)
     page.figure("critics", figure, "explained variance of value networks")
     return {"explained_variance": {name: list(map(float, f)) for name, f in spreads.items()}}

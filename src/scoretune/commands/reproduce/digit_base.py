@@ -98,7 +98,7 @@ class Measure:
     samples: int
 
     def __post_init__(self) -> None:
-        self.known, self.held_out = (self.reader.look(h.images) for h in handwriting())
+        self.training, self.held_out = (self.reader.look(h.images) for h in handwriting())
 
     def __call__(self, policy: Policy, steps: int, solver: str | None = None) -> dict[str, float]:
         """Always from the same noise; through the policy's kernel, or an ODE solver."""
@@ -111,7 +111,7 @@ class Measure:
             x0 = deterministic(policy, condition, times, noise, solver)
         features = self.reader.look(policy.backbone.decode(x0))
         return {
-            "known": frechet_distance(features, self.known),
+            "known": frechet_distance(features, self.training),
             "held_out": frechet_distance(features, self.held_out),
         }
 

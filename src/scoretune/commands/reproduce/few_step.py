@@ -24,7 +24,7 @@ from scoretune.commands.reproduce.digit_base import (
     prepared,
 )
 from scoretune.commands.reproduce.digits import DigitReader, handwriting
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
 from scoretune.core.config import Sizes
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
@@ -65,7 +65,7 @@ def measure_base(quick: bool, folder: Path) -> Numbers:
     read = reader(held_out.images).argmax(1) == held_out.digits
     return {
         "accuracy": float(read.float().mean()),
-        "real": frechet_distance(measure.held_out, measure.known),
+        "real": frechet_distance(measure.held_out, measure.training),
         "sampler": {str(n): measure(policy, n) for n in counts},
         "ddim": {str(n): measure(policy, n, "ddim") for n in STEPS},
         "heun": {str(n): measure(policy, n, "heun") for n in STEPS},
@@ -236,10 +236,8 @@ def _grid(results: dict[str, Numbers], page: Page, numbers: Numbers) -> None:
 
 
 def _draw(results: dict[str, Numbers]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    for axes, steps in zip(figure.subplots(1, len(STEPS)), STEPS, strict=True):
+    figure, panels = subplots(1, len(STEPS), size=(9.0, 3.8))
+    for axes, steps in zip(panels, STEPS, strict=True):
         for colour, arm in zip(COLOURS, ARMS, strict=False):
             seen = [run["seen"] for run in _runs(results, arm, steps)]
             rounds = [evaluation["round"] for evaluation in seen[0]]
@@ -251,7 +249,6 @@ def _draw(results: dict[str, Numbers]) -> Any:
         )
         axes.set(title=f"{steps} steps", xlabel="iteration", ylabel="Fréchet distance")
         axes.set_yscale("log")
-        axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize="small")
     return figure
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
 from scoretune.training import overrides
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
@@ -80,6 +80,12 @@ def final(runs: Runs, metric: str) -> tuple[float, float, float]:
     return interval([curve(run, metric)[1][-1] for run in runs])
 
 
+def ahead(runs: Runs, others: Runs, metric: str) -> tuple[float, float, float]:
+    """At the end, less that of other runs, paired by seed: mean and 95 % interval."""
+    pairs = zip(runs, others, strict=True)
+    return interval([curve(a, metric)[1][-1] - curve(b, metric)[1][-1] for a, b in pairs])
+
+
 def best(runs: Runs, metric: str) -> float:
     """The best mean over seeds that any evaluation found."""
     curves = [curve(run, metric)[1] for run in runs]
@@ -98,16 +104,11 @@ def reached(runs: Runs, metric: str, wanted: float) -> list[int | None]:
 
 def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
     """Means over seeds with 95 % bands, against network evaluations."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = subplots(size=(6.8, 4.2))
     for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
         work = [w / 1000 for w in curve(runs[0], metric)[0]]
         draw_band(axes, work, [curve(run, metric)[1] for run in runs], colour, arm)
-    axes.set_xlabel("network evaluations of training (thousands)")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="network evaluations of training (thousands)", ylabel=label)
     axes.legend(frameon=False)
     return figure
 
@@ -115,6 +116,12 @@ def draw_curves(arms: dict[str, Runs], metric: str, label: str) -> Any:
 def points(triple: tuple[float, float, float], digits: int = 1, scale: float = 100) -> str:
     """`+20.5 [+16.7, +24.2]`, in points of a hundred."""
     return shown(triple, digits, scale=scale, sign="+")
+
+
+def cell_of(name: str, recipe: str, changes: Sequence[str]) -> Cell:
+    """A run of that name."""
+    arguments = {"recipe": recipe, "changes": changes, "name": name}
+    return Cell(name, fine_tune, arguments, keeps_files=True)
 
 
 def cells_of(
@@ -126,15 +133,10 @@ def cells_of(
     """
     extra = [*more, *(QUICK if quick else [])]
     return [
-        Cell(
+        cell_of(
             f"{reward}-{arm.name}-{seed}",
-            fine_tune,
-            {
-                "recipe": arm.recipe,
-                "changes": [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
-                "name": f"{reward}-{arm.name}-{seed}",
-            },
-            keeps_files=True,
+            arm.recipe,
+            [*arm.changes, f"reward={reward}", f"seed={seed}", *extra],
         )
         for seed in range(seeds)
         for label, arm in arms.items()
@@ -183,11 +185,6 @@ def compared(
                 f"{min(seconds):.0f}–{max(seconds):.0f}",
             ]
         )
-    page.table(
-        [
-            *("", "gain", "final", "network evaluations"),
-            *(f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"),
-        ],
-        rows,
-    )
+    columns = ["", "gain", "final", "network evaluations"]
+    page.table([*columns, f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"], rows)
     return numbers

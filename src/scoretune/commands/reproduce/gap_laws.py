@@ -20,7 +20,7 @@ from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Kernel
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import EDM, VP, Process, Tabulated, expand
 from scoretune.diffusion.solvers import dpm_solver
-from scoretune.diffusion.solvers.base import through
+from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.solvers.edm import edm_heun
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 from scoretune.rl import tilt
@@ -171,7 +171,7 @@ def simulated(seed: int, paths: int, steps: int) -> Numbers:
     times = grids.karras(STEPPED, 20, t_end=END, dtype=F64)
     for name, (kernel, _) in SAMPLERS.items():
         field = gaussian.exact(STEPPED, mean=MEAN, variance=VARIANCE)
-        x = through(kernel)(STEPPED, field, start(), times, generator=generator)
+        x = KernelSampler(kernel)(STEPPED, field, start(), times, generator=generator)
         claimed = reward_gap.expected(arrived(kernel, times), CENTRE)
         checks[f"20 steps of {name}"] = seen(x, claimed)
     fine = grids.karras(STEPPED, steps, t_end=END, dtype=F64)

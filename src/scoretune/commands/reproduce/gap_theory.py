@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, name_ticks, subplots
 from scoretune.commands.reproduce.gap_laws import (
     DECAYS,
     ETAS,
@@ -128,26 +128,21 @@ def _row(numbers: Numbers) -> list[str]:
 
 def _mixture(mixture: Numbers, page: Page) -> None:
     page.text(PAIR_TEXT.format(rate=mixture["rate"], best=mixture["best"]))
-    rows, levels = mixture["VE rows"], [f"{noise:g}" for noise in NOISES]
-    page.table(
-        ["T, VE", *levels],
-        [
-            ["gap", *(f"{rows[t]:.6f}" for t in levels)],
-            ["T · gap", *(f"{float(t) * rows[t]:.4f}" for t in levels)],
-        ],
-    )
-    rows, levels = mixture["VP rows"], [f"{decay:g}" for decay in DECAYS]
-    page.table(
-        ["B, VP", *levels],
-        [
-            ["gap", *(f"{rows[b]:.6f}" for b in levels)],
-            ["e^{B/2} · gap", *(f"{math.exp(float(b) / 2) * rows[b]:.4f}" for b in levels)],
-        ],
-    )
+    for label, name, levels, factor in (
+        ("T", "VE", NOISES, lambda noise: noise),
+        ("B", "VP", DECAYS, lambda decay: math.exp(decay / 2)),
+    ):
+        gaps = [mixture[f"{name} rows"][f"{level:g}"] for level in levels]
+        grown = [f"{factor(x) * gap:.4f}" for x, gap in zip(levels, gaps, strict=True)]
+        product = "T · gap" if name == "VE" else "e^{B/2} · gap"
+        page.table(
+            [f"{label}, {name}", *(f"{level:g}" for level in levels)],
+            [["gap", *(f"{gap:.6f}" for gap in gaps)], [product, *grown]],
+        )
 
 
 def _levels(by_eta: Numbers, page: Page) -> None:
-    page.text(LEVELS_SAID)
+    page.text(LEVELS_TEXT)
     names = {"amplified": "error of ε̂", "factor": "path KL", "gaps": "gap, VE, T = 10"}
     page.table(
         ["η", *(f"{level:g}" for level in LEVELS)],
@@ -174,10 +169,7 @@ def _steps(stepped: Numbers, page: Page) -> None:
 
 
 def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = subplots(1, 2, size=(9.6, 3.9))
     for axes, name, x in ((left, "VE", FINE[0]), (right, "VP", FINE[1])):
         for gaps, colour, label in (
             (gauss[f"fine {name}"], COLOURS[0], "N(⅔, ⅓)"),
@@ -190,7 +182,6 @@ def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
         axes.plot(x, limit, ":", color=COLOURS[5])
         axes.set_yscale("log", nonpositive="mask")  # two modes and little noise: a gap below 0
         axes.set_ylim(1e-5, 1)
-        axes.grid(alpha=0.3)
     left.set(title="VE: slope −1", xlabel="T = σ_T", xscale="log", ylabel="gap, η = 1")
     right.set(title="VP: slope −½", xlabel="B = ∫β", xticks=range(0, 21, 5))
     left.legend(frameon=False)
@@ -198,10 +189,7 @@ def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
 
 
 def _draw_steps(stepped: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(size=(7.2, 3.9))
     for (name, gaps), colour in zip(stepped["gaps"].items(), COLOURS, strict=False):
         dash = "-" if name.startswith("gDDIM") else "--"
         axes.plot(STEPS, gaps, dash, color=colour, marker="o", markersize=3, label=name)
@@ -209,9 +197,7 @@ def _draw_steps(stepped: Numbers) -> Any:
     axes.set(xlabel="steps (triangles: without end)", ylabel="reward less that of DDIM")
     axes.set_xscale("log")
     axes.axhline(0, color=COLOURS[5], linewidth=0.8)
-    axes.set_xticks(STEPS, [str(count) for count in STEPS])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    name_ticks(axes, STEPS)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -238,7 +224,7 @@ RATES = """
 Slopes of ln gap against ln T, from 100 to 1000: {ve:.4f} (Gaussian), {ve_pair:.4f} (two modes); −1
 is the rate 1/T. Against B, from 10 to 20: {vp:.4f} and {vp_pair:.4f}; −½ is the rate e^{{−B/2}}.
 """
-LEVELS_SAID = """
+LEVELS_TEXT = """
 ## How much noise
 
 By η: how far a constant error of ε̂ moves a sample, in units of s, without limit to the noise

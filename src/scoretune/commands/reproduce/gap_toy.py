@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, legend_outside, subplots
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import EDM
@@ -133,7 +133,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         page.table(
             ["η", "reward of the ODE", *(f"gap at {u}" for u in SHOWN), "in continuous time"], rows
         )
-    page.text(SAID.format(**verdicts(summary)))
+    page.text(READING.format(**verdicts(summary)))
     page.figure("gap", _draw(arms), "reward gap while training, by η and number of steps")
     return {"arms": summary, "verdicts": verdicts(summary)}
 
@@ -174,21 +174,14 @@ def verdicts(summary: Numbers) -> dict[str, Any]:
 
 
 def _draw(arms: dict[str, list[Numbers]]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, 3.9), layout="constrained")
-    for axes, count in zip(figure.subplots(1, len(COUNTS), sharey=True), COUNTS, strict=True):
+    figure, panels = subplots(1, len(COUNTS), sharey=True, size=(10.4, 3.9))
+    for axes, count in zip(panels, COUNTS, strict=True):
         for eta, colour in zip(ETAS, COLOURS, strict=True):
             curves = [run["gap"] for run in arms[f"{eta:g}-{count}"]]
             draw_band(axes, list(range(len(curves[0]))), curves, colour, f"η = {eta:g}")
         axes.set(title=f"{count} steps", xlabel="update", yscale="log")
-        axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("reward of gDDIM(η) less that of DDIM")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside right center",
-        frameon=False,
-    )
+    legend_outside(figure, "right center")
     return figure
 
 
@@ -200,7 +193,7 @@ Adam with rate 0.02 and β = (0.9, 0.99), normalised rewards −(x − 1)², Kar
 last policy would have without any error of the steps. All of it is worked out exactly; seeds differ
 by what was sampled to learn.
 """
-SAID = """
+READING = """
 The gap closes while the policy learns, if not at once: with small η or many steps it first grows,
 while μ is on its way. Of the first gap, at most {left} is left before the last update, at 10, 20
 and 80 steps and over all η. The deployed ODE's mean reward never falls with η at {rising} steps,

@@ -7,14 +7,16 @@ own η, both at a number of steps at which neither errs much; the gap is their d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
-from scoretune.commands.reproduce.drawing import COLOURS, draw_band
+from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
 from scoretune.commands.reproduce.fine_tuning import (
     Arm,
     Arms,
     Runs,
+    ahead,
     cells_of,
     curve,
     final,
@@ -22,6 +24,7 @@ from scoretune.commands.reproduce.fine_tuning import (
     labelled,
     points,
 )
+from scoretune.commands.reproduce.mix_grpo import ACTING, BATCH, WINDOW
 
 ETAS = (0.5, 1.0, 1.2, 1.5)
 FINE = 50  # steps of the evaluations of the gap
@@ -45,11 +48,31 @@ def arms_of(recipe: str, changes: Sequence[str]) -> Arms:
     }
 
 
-def cells(arms: Arms, seeds: int, quick: bool) -> list[Cell]:
-    """One fine-tuning run for each arm and seed, rewarded by the reader."""
-    small = ["evaluation.gap.steps=[3]"] if quick else []
-    reference = f"η = {REFERENCE:g}"
-    return cells_of(arms, "reader", seeds, quick, reference=reference, more=small)
+@dataclass(frozen=True)
+class GapWhileTraining:
+    """The experiment on some arms."""
+
+    arms: Arms
+
+    def cells(self, seeds: int, quick: bool) -> list[Cell]:
+        """One fine-tuning run for each arm and seed, rewarded by the reader."""
+        small = ["evaluation.gap.steps=[3]"] if quick else []
+        reference = f"η = {REFERENCE:g}"
+        return cells_of(self.arms, "reader", seeds, quick, reference=reference, more=small)
+
+    def present(self, results: dict[str, Numbers], page: Page) -> Numbers:
+        """Tables, the gap against updates, and what stochasticity was worth to the ODE."""
+        return present(labelled(results, "reader", self.arms), page)
+
+
+SCENES = GapWhileTraining(arms_of("ddpo", ["updates=24", "evaluation.every=8"]))
+"""The miniature Stable Diffusion under DDPO (arXiv 2510.10767 §4).
+
+gDDIM is the training kernel: plain DDIM cannot hold more noise than η ≈ 1 (`Posterior.limit`)."""
+FLOW_CHANGES = ("updates=28", "evaluation.every=14", "evaluation.per_task=20")
+FLOW = GapWhileTraining(arms_of("mix_grpo", [*ACTING, *WINDOW, *BATCH, *FLOW_CHANGES]))
+"""The rectified-flow miniature under MixGRPO (arXiv 2510.10767 §4): gDDIM inside the window, DDIM
+outside it. The gap is measured with noise on every step."""
 
 
 def fine_gap(run: Numbers) -> tuple[list[int], list[float]]:
@@ -62,9 +85,8 @@ def _noisy(line: Numbers) -> Numbers:
     return next(row for row in line["rows"] if row["eta"] > 0)
 
 
-def present(results: dict[str, Numbers], arms: Arms, page: Page) -> Numbers:
-    """Tables, the gap against updates, and what stochasticity was worth to the ODE."""
-    runs = labelled(results, "reader", arms)
+def present(runs: dict[str, Runs], page: Page) -> Numbers:
+    """The page about the runs of every arm."""
     numbers: Numbers = {arm: _numbers(seeds) for arm, seeds in runs.items()}
     page.text(
         "Gap: the reader's reward through gDDIM at the run's own η less that through the ODE "
@@ -126,13 +148,7 @@ def _compared(runs: dict[str, Runs], page: Page) -> Numbers:
         if seeds is reference:
             continue
         differences[arm] = {
-            metric: interval(
-                [
-                    curve(a, metric)[1][-1] - curve(b, metric)[1][-1]
-                    for a, b in zip(seeds, reference, strict=True)
-                ]
-            )
-            for metric in ("judge", "reward")
+            metric: ahead(seeds, reference, metric) for metric in ("judge", "reward")
         }
     page.text(f"Against η = {REFERENCE:g}, at the end, through the ODE, paired by seed:")
     page.table(
@@ -161,36 +177,28 @@ def _list(names: Sequence[str]) -> str:
 
 def draw_gaps(runs: dict[str, Runs]) -> Any:
     """The gap in fine steps against updates, a panel an arm."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(runs), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axes, colour, (arm, seeds) in zip(panels, COLOURS, runs.items(), strict=False):
+    size = (2.6 * len(runs), 3.2)
+    figure, panels = subplots(1, len(runs), sharey=True, squeeze=False, size=size)
+    for axes, colour, (arm, seeds) in zip(panels[0], COLOURS, runs.items(), strict=False):
         draw_band(axes, fine_gap(seeds[0])[0], [fine_gap(run)[1] for run in seeds], colour, arm)
         for run in seeds:
             axes.plot(*fine_gap(run), color=colour, linewidth=0.7, alpha=0.6)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_title(arm, fontsize=10)
         axes.set_xlabel("update")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("reward gap, SDE − ODE")
+    figure.axes[0].set_ylabel("reward gap, SDE − ODE")
     return figure
 
 
 def draw_ode(runs: dict[str, Runs]) -> Any:
     """Reward and judge through the ODE against updates, all arms."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure, panels = subplots(1, 2, size=(8.6, 3.6))
     for axes, metric, label in zip(
         panels, ("reward", "judge"), ("reward through the ODE", "judge accuracy"), strict=True
     ):
         for colour, (arm, seeds) in zip(COLOURS, runs.items(), strict=False):
             updates = [line["update"] for line in seeds[0]["evaluations"]]
             draw_band(axes, updates, [curve(run, metric)[1] for run in seeds], colour, arm)
-        axes.set_xlabel("update")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
+        axes.set(xlabel="update", ylabel=label)
     panels[1].legend(frameon=False, fontsize=8)
     return figure

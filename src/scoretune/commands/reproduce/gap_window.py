@@ -9,9 +9,8 @@ from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
 from scoretune.commands.reproduce.fine_tuning import (
     Arm,
     Arms,
-    Runs,
+    ahead,
     cells_of,
-    curve,
     draw_curves,
     final,
     gain,
@@ -54,7 +53,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         row: Numbers = {
             "gain": gain(runs, "judge"),
             "final": final(runs, "judge"),
-            "against the whole path": _less(runs, arms[WHOLE]),
+            "against the whole path": ahead(runs, arms[WHOLE], "judge"),
             "network_evaluations": work,
         }
         numbers[arm] = row
@@ -72,9 +71,3 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     page.figure("judge", draw_curves(arms, "judge", "judge accuracy"), "judge accuracy")
     return numbers
-
-
-def _less(runs: Runs, others: Runs) -> tuple[float, float, float]:
-    """Final judge accuracy less that of other runs, paired by seed."""
-    pairs = zip(runs, others, strict=True)
-    return interval([curve(a, "judge")[1][-1] - curve(b, "judge")[1][-1] for a, b in pairs])

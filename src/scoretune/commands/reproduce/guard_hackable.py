@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm
-from scoretune.commands.reproduce.drawing import COLOURS
-from scoretune.commands.reproduce.fine_tuning import QUICK, Runs, fine_tune, level
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.commands.reproduce.fine_tuning import QUICK, Runs, cell_of, level
 
 REWARD = "reader + 10*brightness"
 EVERY = 4
@@ -29,15 +29,10 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run for each action and seed."""
     more = [*QUICK, "guard.path_kl=1e-9"] if quick else []  # so that a rehearsal has an alarm
     return [
-        Cell(
+        cell_of(
             f"{action}-{seed}",
-            fine_tune,
-            {
-                "recipe": "score_as_action",
-                "changes": [*CHANGES, *more, f"seed={seed}", f"guard.action={action}"],
-                "name": f"{action}-{seed}",
-            },
-            keeps_files=True,
+            "score_as_action",
+            [*CHANGES, *more, f"seed={seed}", f"guard.action={action}"],
         )
         for seed in range(seeds)
         for action in ACTIONS
@@ -108,10 +103,7 @@ def _shown(value: Any) -> str:
 
 def _drawn(runs: Runs) -> Any:
     """Unguarded runs: the judge of each seed with its alarm, and its reward beside it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
+    figure, (left, right) = subplots(1, 2, sharex=True, size=(9.2, 3.8))
     for seed, run in enumerate(runs):
         colour = COLOURS[seed % len(COLOURS)]
         lines = run["evaluations"]
@@ -125,9 +117,7 @@ def _drawn(runs: Runs) -> Any:
                 label = "alarm" if seed == 0 else None
                 axes.plot(alarm["update"], height, "X", color=colour, ms=11, mec="k", label=label)
     for axes, name in ((left, "judge accuracy"), (right, "reward that is optimised")):
-        axes.set_xlabel("update")
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
+        axes.set(xlabel="update", ylabel=name)
     left.legend(frameon=False)
     return figure
 

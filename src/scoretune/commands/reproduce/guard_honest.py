@@ -11,7 +11,7 @@ import torch
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.fine_tuning import QUICK, Arm, cells_of, level
 from scoretune.core import config
 from scoretune.evaluate.guard import guard
@@ -128,11 +128,8 @@ def _extremes(run: Numbers) -> Numbers:
 
 def _drawn(runs: list[Numbers]) -> Any:
     """Judge and reward as gains, variety and patterns, against updates."""
-    from matplotlib.figure import Figure
-
     limits = config.Guard()
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True)
+    figure, panels = subplots(1, 3, sharex=True, size=(10.5, 3.4))
     watched = [
         ("judge_gain", "gain in deviations of the base", None),
         ("diversity", "variety, relative to the base", limits.diversity),
@@ -150,8 +147,6 @@ def _drawn(runs: list[Numbers]) -> Any:
                 axes.plot(updates, rewards, color=colour, linestyle="--", label="its reward")
         if limit is not None:
             axes.axhline(limit, color="k", linestyle=":", label="limit")
-        axes.set_xlabel("update")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
+        axes.set(xlabel="update", ylabel=label)
     panels[0].legend(frameon=False, fontsize=8)
     return figure

@@ -44,17 +44,19 @@ def reproduce(
         raise UserError(f"--data {data} is not a folder")
     results: dict[str, Any] = {}
     for part_name, part in selected.items():
-        module = importlib.import_module(f"scoretune.commands.reproduce.{part.module}")
+        name_of_module, _, member = part.place.partition(":")
+        module = importlib.import_module(f"scoretune.commands.reproduce.{name_of_module}")
+        content = getattr(module, member) if member else module
         extra = {"model": str(inputs.model)} if part.wants_model else {}
         if part.wants_data and data is not None:
             extra["data"] = str(data)
-        cells = module.cells(seeds, quick, **extra)
+        cells = content.cells(seeds, quick, **extra)
         home = folder / part_name
         watch = watcher(part_name) if watcher else None
         numbers = run_cells(cells, home, jobs=jobs, watch=watch)
         command = _command(name, part_name, seeds, quick) + _folders(part, data)
         page = Page(home, part.title, command)
-        results[part_name] = module.present(numbers, page)
+        results[part_name] = content.present(numbers, page)
         page.write(results[part_name], spent(cells, home))
     return results
 

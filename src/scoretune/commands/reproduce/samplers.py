@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.commands.reproduce.fine_tuning import QUICK, fine_tune
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion import grids
@@ -15,12 +16,9 @@ from scoretune.training.run_folder import load
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 SOLVERS = (
-    ("ddim", 10),
-    ("ddim", 20),
-    ("ddim", 50),
+    *(("ddim", steps) for steps in (10, 20, 50)),
     ("heun", 20),
-    ("dpmpp_2m", 10),
-    ("dpmpp_2m", 20),
+    *(("dpmpp_2m", steps) for steps in (10, 20)),
 )
 NOISE = 20240  # the seed of all samples
 
@@ -96,15 +94,12 @@ def _arrow(pairs: list[list[float]]) -> str:
 
 
 def _draw(guidance: Numbers) -> object:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="guidance", ylabel="judge accuracy, held-out prompts")
+    figure, axes = subplots(size=(5.4, 3.4))
+    axes.set(xlabel="guidance", ylabel="judge accuracy, held-out prompts")
     scales = [float(name) for name in guidance]
     for label, values in zip(
         ("base", "fine-tuned"), zip(*guidance.values(), strict=True), strict=True
     ):
         axes.plot(scales, values, marker="o", label=label)
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure

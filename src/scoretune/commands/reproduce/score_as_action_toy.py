@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.commands.reproduce.toy_learning import (
     KAPPA,
     LINE,
@@ -210,23 +211,18 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
 
 
 def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
-    from matplotlib.figure import Figure
-
     page.text(
         "The noise of a gradient: its mean ± its deviation for one path, at the pretrained policy, "
         "with the exact value and for a control that is constant. The exact gradient is 2."
     )
     rows = []
-    figure = Figure(figsize=(8.6, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = subplots(size=(8.6, 3.8))
     counts = [count for count in COUNTS if f"whole-{count}" in cells]
     for form in (form for form in BY_NOISE if f"{form}-{counts[0]}" in cells):
         runs, label = [cells[f"{form}-{count}"] for count in counts], FORMS[form]
         rows.append([label, *(f"{run['mean']:.2f} ± {run['std']:.2f}" for run in runs)])
         axes.loglog(counts, [run["std"] for run in runs], marker="o", label=label)
-    axes.set_xlabel("steps of a path")
-    axes.set_ylabel("deviation of one path's gradient")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="steps of a path", ylabel="deviation of one path's gradient")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     page.table(["credit", *(f"{count} steps" for count in counts)], rows)
     page.figure("noise", figure, "deviation of one path's gradient, by the number of steps")
@@ -234,8 +230,6 @@ def _noise(cells: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
-    from matplotlib.figure import Figure
-
     law, log_z = tilt.tilted(PLANE, REWARDS[2], KAPPA)
     exact = [f"{share:.3f}" for share in law.log_weights.exp().tolist()]
     best = KAPPA * float(log_z)
@@ -254,11 +248,10 @@ def _plane(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
         panels[form] = torch.tensor(runs[0]["samples"])
         numbers[form] = {"eta": list(eta), "shares": shares}
     page.table(["credit", "η", *(f"share of mode {k + 1}" for k in range(4))], rows)
-    figure = Figure(figsize=(2.0 * len(panels), 2.2), layout="constrained")
-    for k, (title, samples) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), k + 1, title=title, xticks=[], yticks=[])
-        x, y = samples.T.tolist()
-        axes.scatter(x, y, s=2, alpha=0.6)
+    figure, row = subplots(1, len(panels), size=(2.0 * len(panels), 2.2), grid="none")
+    for axes, (title, samples) in zip(row, panels.items(), strict=True):
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.scatter(*samples.T.tolist(), s=2, alpha=0.6)
         axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     page.figure("plane", figure, "samples before, from the exact tilt, and as learned")
     return {"optimum": best, "arms": numbers}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import Denoiser, Perceptron, fitted
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, name_ticks, subplots
 from scoretune.commands.reproduce.students import PROCESS, T_MIN, Affine, jump_of, taught
 from scoretune.commands.reproduce.swiss_roll import roll
 from scoretune.diffusion.matching import consistency
@@ -220,17 +220,12 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(numbers: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = subplots(1, 2, size=(9.6, 3.8))
     points = [int(n) for n in numbers["exact"]["residuals"]]
     left.plot(points, list(numbers["exact"]["residuals"].values()), "o-", color=COLOURS[0])
     left.set(xscale="log", yscale="log", xlabel="times of the grid", ylabel="largest residual")
-    left.set_xticks(points, [str(p) for p in points])
-    left.minorticks_off()
+    name_ticks(left, points)
     left.set_title("what distillation with Heun cannot learn")
-    left.grid(alpha=0.3)
     names = list(numbers["roll"])
     for k, name in enumerate(names):
         mean, low, high = numbers["roll"][name]
@@ -241,7 +236,6 @@ def _draw(numbers: Numbers) -> Any:
     right.set_yticks(range(len(names)), names)
     right.invert_yaxis()
     right.set(xscale="log", xlabel="sliced W2 to the Swiss roll", title="samples")
-    right.grid(alpha=0.3)
     return figure
 
 

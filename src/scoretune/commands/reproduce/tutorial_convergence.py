@@ -7,12 +7,13 @@ arXiv 2401.13115, and the theorem for log-concave data), for data N(m, s²), who
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.diffusion.processes import OU, ContractiveOU, ContractiveVP, Process
 from scoretune.diffusion.theory import contraction, gaussian
 
@@ -143,45 +144,34 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     count = len(next(iter(results["variation"].values())))
     horizons = HORIZONS[:count]
     page.text(VARIATION)
-    rows = [
-        [error, f"{T:g}", *(f"{value:.4f}" for value in row)]
-        for error, table in results["variation"].items()
-        for T, row in zip(horizons, table, strict=True)
-    ]
-    page.table(["score error ε", "T", "TV", "Thm 5.1", "Cor. 5.2"], rows)
+    _table(["score error ε", "T", "TV", "Thm 5.1", "Cor. 5.2"], results["variation"], page)
     page.text(TRANSPORT)
-    rows = [
-        [name, f"{T:g}", *(f"{value:.4g}" for value in row), *([""] * (3 - len(row)))]
-        for name, table in results["transport"].items()
-        for T, row in zip(horizons, table, strict=True)
-    ]
-    page.table(["process", "T", "W2", "Thm 5.4", "log-concave"], rows)
+    _table(["process", "T", "W2", "Thm 5.4", "log-concave"], results["transport"], page, "4g")
     page.text(BY_STEP)
-    rows = [
-        [name, f"{T:g}", *(f"{value:.4f}" for value in row)]
-        for name, table in results["steps"].items()
-        for T, row in zip(horizons, table, strict=True)
-    ]
-    page.table(["process", "T", *(f"δ = {step:g}" for step in STEPS)], rows)
+    _table(["process", "T", *(f"δ = {step:g}" for step in STEPS)], results["steps"], page)
     page.figure("convergence", _draw(results, horizons), "errors and bounds by horizon")
-    held = all(
-        row[0] <= b + 1e-12
-        for rows in results["variation"].values()
-        for row in rows
-        for b in row[1:]
+    variation, transport = (
+        [row for rows in results[name].values() for row in rows]
+        for name in ("variation", "transport")
     )
-    held &= all(
-        row[0] <= b for rows in results["transport"].values() for row in rows for b in row[1:2]
-    )
+    held = all(row[0] <= bound + 1e-12 for row in variation for bound in row[1:])
+    held &= all(row[0] <= row[1] for row in transport)
     page.text(f"Every bound of the first two tables {'holds' if held else 'FAILS somewhere'}.")
     return results | {"bounds hold": held}
 
 
-def _draw(results: dict[str, Numbers], horizons: tuple[float, ...]) -> Any:
-    from matplotlib.figure import Figure
+def _table(columns: Sequence[str], rows: Numbers, page: Page, form: str = "4f") -> None:
+    """Numbers by name and horizon; a row may be shorter than the others."""
+    table = [
+        [name, f"{T:g}", *(f"{value:.{form}}" for value in row)]
+        for name, by_horizon in rows.items()
+        for T, row in zip(HORIZONS, by_horizon, strict=False)
+    ]
+    page.table(columns, [row + [""] * (len(columns) - len(row)) for row in table])
 
-    figure = Figure(figsize=(10.0, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+
+def _draw(results: dict[str, Numbers], horizons: tuple[float, ...]) -> Any:
+    figure, (left, middle, right) = subplots(1, 3, size=(10.0, 3.9))
     for colour, (error, rows) in zip(COLOURS, results["variation"].items(), strict=False):
         left.plot(horizons, [row[0] for row in rows], color=colour, label=f"TV, ε = {error}")
         left.plot(horizons, [row[1] for row in rows], "--", color=colour, label="its bound")
@@ -196,7 +186,6 @@ def _draw(results: dict[str, Numbers], horizons: tuple[float, ...]) -> Any:
             right.plot(horizons, values, dash, color=colour, label=f"{name}, δ = {step:g}")
     right.set(title="W2 by Euler–Maruyama's steps", xlabel="horizon T")
     for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="x-small")
     return figure
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import Perceptron
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.processes import VP, expand
 from scoretune.diffusion.theory import gaussian
@@ -211,10 +211,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw(exact: Numbers) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(size=(7.2, 3.6), grid="y")
     for k, (name, values) in enumerate(exact["spread"].items()):
         places = [j + (k - 1.5) * 0.2 for j in range(len(values))]
         axes.bar(places, values, 0.18, color=COLOURS[k], label=f"weight {name}")
@@ -222,7 +219,6 @@ def _draw(exact: Numbers) -> Any:
     axes.set(yscale="log", ylabel="std / mean of one sample's loss", ylim=(1, 100))
     axes.set_yticks((1, 2, 5, 10, 20, 50, 100), ("1", "2", "5", "10", "20", "50", "100"))
     axes.minorticks_off()
-    axes.grid(alpha=0.3, axis="y")
     axes.legend(frameon=False, fontsize="small")
     return figure
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, subplots
 from scoretune.diffusion.processes import (
     EDM,
     OU,
@@ -211,13 +211,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _draw() -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.8, 4.0), layout="constrained")
+    figure, panels = subplots(1, 3, size=(9.8, 4.0))
     shown = ("VP(.1, 20)", "sub-VP(.1, 20)", "VE(.01, 50)", "CVP(.01, 8)", "CsubVP(.01, 8)")
     share = torch.linspace(0.002, 1, 300, dtype=torch.float64)
-    panels = zip(figure.subplots(1, 3), ("α", "σ", "σ/α"), strict=True)
-    for k, (axes, title) in enumerate(panels):
+    for k, (axes, title) in enumerate(zip(panels, ("α", "σ", "σ/α"), strict=True)):
         for name, colour in zip((*shown, "rectified flow"), COLOURS, strict=True):
             process = PROCESSES[name]
             t = share[share < 0.995] if name == "rectified flow" else share
@@ -225,9 +222,7 @@ def _draw() -> Any:
             curve = (process.alpha(at), process.sigma(at), noise_ratio(process, at))[k]
             axes.plot(t, curve, color=colour, label=name)
         axes.set(title=title, xlabel="t / T", yscale="log")
-        axes.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=6)
+    legend_outside(figure, "lower center", ncols=6)
     return figure
 
 

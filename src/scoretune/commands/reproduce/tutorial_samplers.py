@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
-from scoretune.commands.reproduce.drawing import COLOURS
+from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, name_ticks, subplots
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Exponential, Kernel
 from scoretune.diffusion.processes import VP, half_log_snr
@@ -192,8 +192,8 @@ def adaptive() -> Numbers:
 
         ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         times = torch.tensor([1.0, END], dtype=torch.float64)
-        found_at = solvers.rk45(PROCESS, counted, ends, times, rtol=tolerance, atol=tolerance)
-        low, high = found_at[:, 0].tolist()
+        reached = solvers.rk45(PROCESS, counted, ends, times, rtol=tolerance, atol=tolerance)
+        low, high = reached[:, 0].tolist()
         mean, variance = law(times[0])
         there = (high - low) * mean + low, (high - low) ** 2 * variance
         w2 = gaussian.wasserstein(there, law(times[-1]))
@@ -227,7 +227,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         f"The largest relative difference to an independent implementation, over both tables at "
         f"10, 80 and 640 steps, is {worst:.1e}, the rounding of its four digits."
     )
-    page.text(FLOOR_SAID.format(floor=FLOOR))
+    page.text(FLOOR_TEXT.format(floor=FLOOR))
     adaptive_rows = results["adaptive"].items()
     page.table(
         ["rtol = atol of Runge–Kutta 4(5)", "calls", "W2"],
@@ -243,24 +243,19 @@ def _order(errors: list[float]) -> float:
 
 
 def _draw(results: dict[str, Numbers], counts: tuple[int, ...]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    figure, panels = subplots(1, 2, sharey=True, size=(10.4, 4.6))
     shown = (*ODES, "Euler–Maruyama, η = 1", "gDDIM, η = 1", "exponential, η = 1", TWO_STEP)
     colours = [*COLOURS, "#3b3b98", "#b04a8b", "#2a9d8f"]
-    for axes, grid in zip(figure.subplots(1, 2, sharey=True), ("uniform", "karras"), strict=True):
+    for axes, grid in zip(panels, ("uniform", "karras"), strict=True):
         for name, colour in zip(shown, colours, strict=True):
             dash = "-" if name in ODES else "--"
             axes.plot(counts, results[grid][name], dash, color=colour, marker="o", ms=3, label=name)
         axes.set(title=f"{grid} grid", xlabel="steps", xscale="log", yscale="log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        name_ticks(axes, counts)
     by_samples = pooled(results)
     figure.axes[0].plot(counts, by_samples, ":", color="black", marker="s", ms=3, label=CORRECTED)
     figure.axes[0].set_ylabel("W2 to the law at t = 1e-3")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside right center")
+    legend_outside(figure, "right center", fontsize="small")
     return figure
 
 
@@ -269,7 +264,7 @@ W2 to the exact law at t = 1e-3 by number of steps. Solid: samplers of the proba
 the others add noise. Order: from 160 to 640 steps. Heun calls the network twice a step. Kernels of
 any stochasticity η converge, with the same order; what differs is how soon.
 """
-FLOOR_SAID = """
+FLOOR_TEXT = """
 Two things that steps do not mend. Euler–Maruyama with η = 2 is unstable on 10 uniform steps. The
 predictor–corrector does not converge: a Langevin step of signal-to-noise 0.16 has stationary
 variance v/(1 − snr²), which leaves {floor:.5f} for data of standard deviation ½. Its row is by

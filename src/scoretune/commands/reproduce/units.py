@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.drawing import subplots
 from scoretune.core.records import Condition, Steps
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
@@ -168,10 +169,7 @@ def _worst(ratios: list[float]) -> float:
 
 
 def _draw(pairs: dict[tuple[str, str], Numbers]) -> object:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = subplots(1, 2, sharey=True, size=(9.0, 3.6))
     for axes, how in zip(panels, ("jittered", "fixed"), strict=True):
         for (process, grid), changes in pairs.items():
             ratios = [changes["family"][how][str(n)] for n in COUNTS]
@@ -179,7 +177,6 @@ def _draw(pairs: dict[tuple[str, str], Numbers]) -> object:
             axes.semilogx(COUNTS, values, marker="o", markersize=3, label=f"{process}, {grid}")
         axes.axhspan(0.98, 1.02, color="#999999", alpha=0.25, linewidth=0)
         axes.set(title=f"{how} times", xlabel="steps of a path")
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("path KL over its limit")
     panels[1].legend(frameon=False, fontsize=7)
     return figure

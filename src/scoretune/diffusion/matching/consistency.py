@@ -25,15 +25,6 @@ Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Solver: TypeAlias = Literal["heun", "euler"]
 
 
-def coefficients(ratio: Tensor, least: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of f = c_skip x̄ + c_out F, shape of `ratio` (arXiv 2303.01469 app. C).
-
-    c_skip = σ_d²/((ρ−ρ_min)² + σ_d²), c_out = σ_d(ρ−ρ_min)/√(ρ² + σ_d²): f(x̄, ρ_min) = x̄.
-    """
-    skip = sigma_data**2 / ((ratio - least) ** 2 + sigma_data**2)
-    return skip, sigma_data * (ratio - least) / torch.sqrt(ratio**2 + sigma_data**2)
-
-
 def from_estimate(
     process: Process, estimate: Estimate, x: Tensor, t: Tensor, *, t_min: float, sigma_data: float
 ) -> Tensor:

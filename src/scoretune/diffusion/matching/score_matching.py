@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.processes import Process, expand, noise_ratio
+from scoretune.diffusion.processes import Process, expand
 from scoretune.diffusion.solvers import Field, velocity_of
 from scoretune.diffusion.transitions import wide
 
@@ -123,19 +123,6 @@ def log_likelihood(
         state = state + step / 2 * (slope + ahead)
         gain = gain + step / 2 * (trace + trace_ahead)
     return _log_prior(process, state) + gain, state
-
-
-def path_kl(process: Process, times: Tensor, noise_errors: Tensor, *, eta: float = 1.0) -> Tensor:
-    """KL between the path laws of an exact and an approximate sampler of stochasticity η, scalar.
-
-        ((1+η²)/2η)² ½∫g² E‖ŝ − s‖² dt = ((1+η²)/2η)² ∫ E‖ε̂ − E[ε|x]‖² d ln ρ     (Girsanov)
-
-    `noise_errors` are the mean squared errors of ε̂ at the decreasing `times`, both [N+1]; the
-    trapezoid in ln ρ is exact for a constant error. With KL(p_T‖π) it bounds KL(p_0‖p̂_0)
-    (arXiv 2101.09258 Thm 1, η = 1), and no η gives less than η = 1.
-    """
-    depth = torch.log(noise_ratio(process, times))
-    return ((1 + eta**2) / (2 * eta)) ** 2 * torch.trapezoid(noise_errors, -depth)
 
 
 def _log_prior(process: Process, x: Tensor) -> Tensor:

@@ -46,11 +46,3 @@ def check_positive(process: object) -> None:
     if not all(math.isfinite(value) and value > 0 for value in values):
         name = type(process).__name__
         raise ValueError(f"{name} needs finite constants > 0, got {process}")
-
-
-def check_increasing(process: object, low: float, high: float) -> None:
-    """Refuse a process whose smallest noise is not below its largest."""
-    check_positive(process)
-    if not low < high:
-        name = type(process).__name__
-        raise ValueError(f"{name} needs finite constants > 0 in increasing order, got {process}")

@@ -53,18 +53,23 @@ class ContractiveOU:
 
 
 @dataclass(frozen=True)
-class ContractiveVP(LinearBeta):
-    """dx = β/2 x dt + √β dw on [0, 1]: α = e^{B/2}, σ = √(e^B − 1), σ/α < 1."""
+class _Growing(LinearBeta):
+    """dx = β/2 x dt + …: the signal grows as α = e^{B/2}."""
 
     beta_min: float = 0.01
     beta_max: float = 8.0
 
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self.log_decay(t) / 2)
+
+
+@dataclass(frozen=True)
+class ContractiveVP(_Growing):
+    """dx = β/2 x dt + √β dw on [0, 1]: α = e^{B/2}, σ = √(e^B − 1), σ/α < 1."""
+
     @property
     def prior_std(self) -> float:
         return math.sqrt(math.expm1(self.whole_decay))
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(self.log_decay(t) / 2)
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(torch.expm1(self.log_decay(t)))
@@ -79,22 +84,16 @@ class ContractiveVP(LinearBeta):
 
 
 @dataclass(frozen=True)
-class ContractiveSubVP(LinearBeta):
+class ContractiveSubVP(_Growing):
     """dx = β/2 x dt + √(β(e^{2B} − 1)) dw on [0, 1]: α = e^{B/2}, σ = e^B − 1, σ/α = 2 sinh(B/2).
 
     The contractive process that works in practice: σ/α grows without a limit. The default is the
     paper's for MNIST; for CIFAR-10 it takes β from 1 to 8.
     """
 
-    beta_min: float = 0.01
-    beta_max: float = 8.0
-
     @property
     def prior_std(self) -> float:
         return math.expm1(self.whole_decay)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(self.log_decay(t) / 2)
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.expm1(self.log_decay(t))

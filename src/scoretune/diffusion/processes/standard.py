@@ -13,15 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.processes.constants import LinearBeta, check_increasing, check_positive
+from scoretune.diffusion.processes.constants import LinearBeta, check_positive
 
 
 @dataclass(frozen=True)
-class VP(LinearBeta):
-    """Variance preserving, linear β on [0, 1]: dx = −β/2 x dt + √β dw (arXiv 2011.13456).
-
-    B(t) = β_min t + (β_max − β_min) t²/2, α = e^{−B/2}, σ = √(1 − e^{−B}).
-    """
+class _Decaying(LinearBeta):
+    """dx = −β/2 x dt + …: the signal decays as α = e^{−B/2}."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -30,6 +27,14 @@ class VP(LinearBeta):
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-self.log_decay(t) / 2)
+
+
+@dataclass(frozen=True)
+class VP(_Decaying):
+    """Variance preserving, linear β on [0, 1]: dx = −β/2 x dt + √β dw (arXiv 2011.13456).
+
+    B(t) = β_min t + (β_max − β_min) t²/2, α = e^{−B/2}, σ = √(1 − e^{−B}).
+    """
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-self.log_decay(t)))
@@ -78,16 +83,8 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True)
-class SubVP(LinearBeta):
+class SubVP(_Decaying):
     """Sub-VP, linear β on [0, 1] (arXiv 2011.13456): α = e^{−B/2}, σ = 1 − e^{−B}."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    prior_std = 1.0
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-self.log_decay(t) / 2)
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.log_decay(t))
@@ -136,12 +133,8 @@ class OU:
 
 
 @dataclass(frozen=True)
-class VE:
-    """Variance exploding on [0, 1] (arXiv 2402.07487): α = 1, σ = σ_min √(r^{2t} − 1).
-
-    r = σ_max/σ_min. σ(0) = 0 exactly, so the prior std is √(σ_max² − σ_min²). `GeometricVE` is the
-    form of the score_sde code.
-    """
+class _Exploding:
+    """α = 1 on [0, 1], with noise from σ_min to σ_max."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -149,7 +142,23 @@ class VE:
     horizon = 1.0
 
     def __post_init__(self) -> None:
-        check_increasing(self, self.sigma_min, self.sigma_max)
+        check_positive(self)
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"{type(self).__name__} needs finite constants > 0 in increasing order, got {self}"
+            )
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class VE(_Exploding):
+    """Variance exploding on [0, 1] (arXiv 2402.07487): α = 1, σ = σ_min √(r^{2t} − 1).
+
+    r = σ_max/σ_min. σ(0) = 0 exactly, so the prior std is √(σ_max² − σ_min²). `GeometricVE` is the
+    form of the score_sde code.
+    """
 
     @property
     def prior_std(self) -> float:
@@ -158,9 +167,6 @@ class VE:
     @property
     def _rate(self) -> float:
         return 2 * math.log(self.sigma_max / self.sigma_min)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.sqrt(torch.expm1(self._rate * t))
@@ -175,19 +181,11 @@ class VE:
 
 
 @dataclass(frozen=True)
-class GeometricVE:
+class GeometricVE(_Exploding):
     """Variance exploding on [0, 1] as in the score_sde code (arXiv 2011.13456): σ = σ_min r^t.
 
     The same SDE as `VE`, from data that are taken as blurred by σ_min already: σ(0) = σ_min.
     """
-
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-
-    horizon = 1.0
-
-    def __post_init__(self) -> None:
-        check_increasing(self, self.sigma_min, self.sigma_max)
 
     @property
     def prior_std(self) -> float:
@@ -196,9 +194,6 @@ class GeometricVE:
     @property
     def _log_growth(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(self._log_growth * t)

@@ -5,7 +5,8 @@ on time alone are worked out for the whole grid before the first step.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -47,8 +48,11 @@ def node_times(nodes: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     return nodes.to(x.device).expand(-1, len(x)).unbind()
 
 
-class Sampler(Protocol):
-    """What `through` returns."""
+@dataclass(frozen=True)
+class KernelSampler:
+    """The sampler that follows a kernel: x ← mean(x, x̂, ε̂) + std·ξ at each step of the grid."""
+
+    kernel: Kernel
 
     def __call__(
         self,
@@ -58,30 +62,15 @@ class Sampler(Protocol):
         times: Tensor,
         *,
         generator: torch.Generator | None = None,
-    ) -> Tensor: ...
-
-
-def through(kernel: Kernel) -> Sampler:
-    """The sampler that follows a kernel: x ← mean(x, x̂, ε̂) + std·ξ at each step of the grid."""
-
-    def sample(
-        process: Process,
-        field: Field,
-        x: Tensor,
-        times: Tensor,
-        *,
-        generator: torch.Generator | None = None,
     ) -> Tensor:
         nodes, x = on_grid(process, x, times), transitions.wide(x)
-        steps = kernel.weights(process, nodes[:-1], nodes[1:]).over(x)
+        steps = self.kernel.weights(process, nodes[:-1], nodes[1:]).over(x)
         grid = zip(steps.each(), steps.noisy(), node_times(nodes[:-1], x), strict=True)
         for step, noisy, t in grid:
             x = step.mean(x, field(x, t))
             if noisy:
                 x = torch.addcmul(x, step.std, transitions.fresh(x, generator))
         return x
-
-    return sample
 
 
 def check_count(name: str, value: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, lerp
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import EulerMaruyama, Renoise, Still
 from scoretune.diffusion.processes import Process, expand, rates
-from scoretune.diffusion.solvers.base import Field, node_times, on_grid, through
+from scoretune.diffusion.solvers.base import Field, KernelSampler, node_times, on_grid
 from scoretune.diffusion.transitions import Weights, wide
 
 
@@ -36,12 +36,12 @@ def ddim_step(process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next
 
 def euler(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
     """Euler on the probability-flow ODE in native time: order 1, finite from rectified flow's 1."""
-    return through(EulerMaruyama(Still()))(process, field, x, times)
+    return KernelSampler(EulerMaruyama(Still()))(process, field, x, times)
 
 
 def ddim(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:
     """DDIM, η = 0: order 1, the same x/α on the same ρ-grid for every process."""
-    return through(Renoise(Still()))(process, field, x, times)
+    return KernelSampler(Renoise(Still()))(process, field, x, times)
 
 
 def heun(process: Process, field: Field, x: Tensor, times: Tensor) -> Tensor:

@@ -42,9 +42,7 @@ def initial_bias(process: Process, *, variance: float, eta: float) -> float:
     return kept
 
 
-def amplification(
-    process: Process, *, variance: float, eta: float, of: ErrorOf = "score", points: int = POINTS
-) -> float:
+def amplification(process: Process, *, variance: float, eta: float, of: ErrorOf = "score") -> float:
     """The shift of a sample's mean by a constant error 1 of the score, or of ε̂, at every time.
 
     ∫ (1+η²)/2 g² Φ_t e(t) dt with e = 1 or e = 1/σ. The second is, with z = asinh(ρ/s),
@@ -58,9 +56,9 @@ def amplification(
         raise ValueError(f"amplification needs a finite σ/α at the horizon and {process} has none")
     if of == "noise":
         std = math.sqrt(variance)
-        z = torch.linspace(0, 1, points, dtype=torch.float64) * torch.asinh(last / std)
+        z = torch.linspace(0, 1, POINTS, dtype=torch.float64) * torch.asinh(last / std)
         return (1 + eta**2) * std * _simpson(torch.cosh(z) ** -(eta**2), z)
-    root = torch.linspace(1e-6, 1, points, dtype=torch.float64)  # of t/T: dense near the data
+    root = torch.linspace(1e-6, 1, POINTS, dtype=torch.float64)  # of t/T: dense near the data
     t = process.horizon * root**2
     carried = diffusion_sq(process, t) * memory(process, t, variance=variance, eta=eta)
     return (1 + eta**2) * process.horizon * _simpson(carried * root, root)
@@ -92,18 +90,16 @@ def wasserstein_bound(
     score_error: float,
     lipschitz: float | None = None,
     variance: float = 1.0,
-    h: float | None = None,
-    points: int = POINTS,
 ) -> float:
     """Theorem 1 of arXiv 2401.13115 (Thm 5.4 of 2402.07487): W2(data, samples) is at most
 
         √(ι² e^{U(T)} + ε²/2h ∫_0^T g² e^{U(t)} dt),   U(t) = ∫_0^t (−2f + (2L + 2h)g²).
 
     ι is W2 of the prior and p_T, ε the score's error in L2 at every time. L is the score's
-    Lipschitz constant: `lipschitz`, or 1/v_t of Gaussian data of the given variance. Without h the
-    best one.
+    Lipschitz constant: `lipschitz`, or 1/v_t of Gaussian data of the given variance. h is the best
+    one.
     """
-    t = torch.linspace(0, process.horizon, points, dtype=torch.float64)[1:]  # f, g² may end at 0
+    t = torch.linspace(0, process.horizon, POINTS, dtype=torch.float64)[1:]  # f, g² may end at 0
     t = torch.cat([t[:1] * 1e-6, t])
     g_sq, f = diffusion_sq(process, t), drift_rate(process, t)
     steep = 1 / state_variance(process, t, variance) if lipschitz is None else lipschitz
@@ -113,21 +109,17 @@ def wasserstein_bound(
         carried = score_error**2 / (2 * slack) * _trapezoid(g_sq * grown, t)
         return math.sqrt(initial_error**2 * float(grown[-1]) + carried)
 
-    if h is not None:
-        return bound(h)
     return min(bound(10 ** (k / 20)) for k in range(-80, 41))
 
 
-def log_concave_bound(
-    *, concavity: float, second_moment: float, score_error: float, h: float | None = None
-) -> float:
+def log_concave_bound(*, concavity: float, second_moment: float, score_error: float) -> float:
     """Theorem 2 of arXiv 2401.13115 for contractive VP as its horizon grows: W2 is at most
 
-        √(e^{−2κ/(1+κ)} E|x|² + ε²/(2h(1 − 2h))),   best at h = ¼.
+        √(e^{−2κ/(1+κ)} E|x|² + ε²/(2h(1 − 2h))),   here with the best h = ¼.
 
     The data are κ-strongly log-concave. The first term does not vanish: σ/α stays below 1.
     """
-    h = 0.25 if h is None else h
+    h = 0.25
     kept = math.exp(-2 * concavity / (1 + concavity)) * second_moment
     return math.sqrt(kept + score_error**2 / (2 * h * (1 - 2 * h)))
 

@@ -89,22 +89,19 @@ def _carried(
     return slope, torch.sqrt(v_next * -torch.expm1(kept))
 
 
-def arrival(
-    process: Process, *, mean: float, variance: float, eta: float, prior_std: float | None = None
-) -> Moments:
+def arrival(process: Process, *, mean: float, variance: float, eta: float) -> Moments:
     """Mean and variance at t = 0 of the exact reverse dynamics from N(0, π²) at the horizon.
 
-    With q = s²/u_T:  m[1 − q^{(1+η²)/2}]  and  s²(1 − q^{η²}) + (s²/v_T) q^{η²} π². The default π
-    is the process's own. η = 0 remembers how the prior differs from p_T, η > 0 forgets it.
+    With q = s²/u_T:  m[1 − q^{(1+η²)/2}]  and  s²(1 − q^{η²}) + (s²/v_T) q^{η²} π². η = 0 remembers
+    how the prior differs from p_T, η > 0 forgets it.
     """
     last = torch.tensor(process.horizon, dtype=torch.float64)
-    std = process.prior_std if prior_std is None else prior_std
     quotient = variance / float(scaled_variance(process, last, variance))
     v_last = float(state_variance(process, last, variance))
     lost = quotient ** (eta**2)
     # α_T s/√v_T = √q, so that the mean needs no α.
     centre = mean * (1 - quotient ** ((1 + eta**2) / 2))
-    return centre, variance * (1 - lost) + variance / v_last * lost * std**2
+    return centre, variance * (1 - lost) + variance / v_last * lost * process.prior_std**2
 
 
 # ----------------------------------------------------------------------------- in N steps

@@ -38,39 +38,19 @@ def expected(moments: Moments, centre: float) -> float:
     return -((moments[0] - centre) ** 2) - moments[1]
 
 
-def reward(
-    process: Process,
-    *,
-    mean: float,
-    variance: float,
-    centre: float,
-    eta: float,
-    prior_std: float | None = None,
-) -> float:
+def reward(process: Process, *, mean: float, variance: float, centre: float, eta: float) -> float:
     """R(η) = E r of what the dynamics of η make of the prior, r = −(x − c)², by `arrival`.
 
     For VE, where α = 1 and π = σ_T, it is −(m − c)² − s² + 2m(m − c)q_η − (m² − s²)q_η².
     """
-    moments = arrival(process, mean=mean, variance=variance, eta=eta, prior_std=prior_std)
-    return expected(moments, centre)
+    return expected(arrival(process, mean=mean, variance=variance, eta=eta), centre)
 
 
-def gap(
-    process: Process,
-    *,
-    mean: float,
-    variance: float,
-    centre: float,
-    eta: float,
-    prior_std: float | None = None,
-) -> float:
+def gap(process: Process, *, mean: float, variance: float, centre: float, eta: float) -> float:
     """R(η) − R(0): what the deployed ODE lacks (> 0) of the sampler that was tuned."""
-
-    def worth(level: float) -> float:
-        moments = arrival(process, mean=mean, variance=variance, eta=level, prior_std=prior_std)
-        return expected(moments, centre)
-
-    return worth(eta) - worth(0.0)
+    law = {"mean": mean, "variance": variance, "centre": centre}
+    by_sde, by_ode = (reward(process, eta=e, **law) for e in (eta, 0.0))
+    return by_sde - by_ode
 
 
 def gap_rate(*, mean: float, variance: float, centre: float) -> float:
@@ -150,27 +130,25 @@ def quantile(mixture: Law, probabilities: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def ode_cdf(process: Process, data: Law, x: Tensor, prior_std: float | None = None) -> Tensor:
+def ode_cdf(process: Process, data: Law, x: Tensor) -> Tensor:
     """P(x_0 <= x) under the ODE from N(0, π²): Φ(F_T^{-1}(F_0(x))/π), [K].
 
     On the line the flow of the ODE is increasing and takes the law of x_T to the data, so it takes
     quantiles to quantiles.
     """
-    std = process.prior_std if prior_std is None else prior_std
     last = quantile(data.diffused(*_end(process)), cdf(data, x))
-    probabilities: Tensor = torch.special.ndtr(last / std)
+    probabilities: Tensor = torch.special.ndtr(last / process.prior_std)
     return probabilities
 
 
-def sde_cdf(process: Process, data: Law, x: Tensor, prior_std: float | None = None) -> Tensor:
+def sde_cdf(process: Process, data: Law, x: Tensor) -> Tensor:
     """P(x_0 <= x) under the SDE of η = 1 from N(0, π²): ∫ P(x_0 <= x | x_T = πz) φ(z) dz, [K].
 
     With η = 1 the dynamics are the noising in reverse, so x_0 given x_T is the posterior.
     """
-    std = process.prior_std if prior_std is None else prior_std
     z = torch.linspace(-9, 9, 401, dtype=torch.float64)
     density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
-    return density @ cdf(data.posterior(std * z[:, None], *_end(process)), x)
+    return density @ cdf(data.posterior(process.prior_std * z[:, None], *_end(process)), x)
 
 
 def lost(data: Law, slope: Slope, reached: Callable[[Tensor], Tensor]) -> float:
@@ -179,10 +157,10 @@ def lost(data: Law, slope: Slope, reached: Callable[[Tensor], Tensor]) -> float:
     return float(torch.trapezoid(slope(x) * (reached(x) - cdf(data, x)), x))
 
 
-def smooth_gap(process: Process, data: Law, slope: Slope, prior_std: float | None = None) -> float:
+def smooth_gap(process: Process, data: Law, slope: Slope) -> float:
     """E r under the SDE of η = 1 less E r under the ODE, for any mixture and any smooth reward."""
-    by_ode = lost(data, slope, lambda x: ode_cdf(process, data, x, prior_std))
-    return by_ode - lost(data, slope, lambda x: sde_cdf(process, data, x, prior_std))
+    by_ode = lost(data, slope, lambda x: ode_cdf(process, data, x))
+    return by_ode - lost(data, slope, lambda x: sde_cdf(process, data, x))
 
 
 def smooth_gap_rate(data: Law, slope: Slope) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias
 
 if TYPE_CHECKING:
     import torch
+
+P = ParamSpec("P")
+Measured: TypeAlias = "Callable[[torch.device], float]"
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,22 @@ class Law:
 
     name: str
     expected: float
-    measured: Callable[[torch.device], float]
+    measured: Measured
     tolerance: float
     source: str
     of_scores: bool = False
+
+
+def measurement(
+    function: Callable[Concatenate[torch.device, P], float],
+) -> Callable[P, Measured]:
+    """A measurement (device, settings) whose settings are given first and whose device later."""
+
+    @functools.wraps(function)
+    def given(*arguments: P.args, **settings: P.kwargs) -> Measured:
+        return lambda device: function(device, *arguments, **settings)
+
+    return given
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def repeats(device: torch.device) -> float:
 
 
 def adapter_off(device: torch.device) -> float:
-    return Draws(shipped(4)).reference(shipped())(device)
+    return Draws(shipped(4)).reference(device, shipped())
 
 
 def adapter_is_felt(device: torch.device) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoretune.commands.doctor.laws.base import Law
+from scoretune.commands.doctor.laws.base import Law, Measured, measurement
 from scoretune.commands.doctor.laws.samplers import exact_field
 from scoretune.control.problems.lq import LQ, Evaluation
 from scoretune.diffusion import grids
@@ -29,7 +29,6 @@ from scoretune.rl.tilt import (
 )
 
 F64 = torch.float64
-Measured = Callable[[torch.device], float]
 KAPPA = 0.5
 BASE, TARGET = Mixture.gaussian([1.0], 0.25), Quadratic.around([2.0], 2.0)
 
@@ -112,6 +111,12 @@ def _second_moment(t: Tensor) -> Tensor:
     return 1.5**2 * torch.exp(-1.4 * t) - stationary * torch.expm1(-1.4 * t)
 
 
+@measurement
+def of_tilt(device: torch.device, number: Callable[..., Tensor]) -> float:
+    """A number of the best law for the reward."""
+    return float(number(BASE, TARGET, KAPPA))
+
+
 def value_without_signal(device: torch.device) -> float:
     """The optimal value at pure noise, minus the optimum."""
     x = torch.tensor([[-1.0], [2.0]], dtype=F64)
@@ -152,10 +157,17 @@ def rate_of_no_change(device: torch.device) -> float:
 # ---------------------------------------------------------------------------- distances
 
 
-def _plane(device: torch.device) -> tuple[Tensor, ...]:
-    diagonals = [torch.tensor(d, dtype=F64, device=device) for d in ([1.0, 4.0], [2.0, 0.5])]
+@measurement
+def in_the_plane(device: torch.device, distance: Callable[..., float]) -> float:
+    """A squared distance between N(0, diag(1, 4)) and N(0, diag(2, ½))."""
+    one, other = (torch.tensor(d, dtype=F64, device=device) for d in ([1.0, 4.0], [2.0, 0.5]))
     zero = torch.zeros(2, dtype=F64, device=device)
-    return zero, torch.diag(diagonals[0]), zero, torch.diag(diagonals[1])
+    return distance(zero, torch.diag(one), zero, torch.diag(other)) ** 2
+
+
+def mmd(device: torch.device) -> float:
+    """MMD² of two Gaussians on the line."""
+    return metrics.mmd_gaussian(0, 1, 0.5, 0.64)
 
 
 def quantile_distance(device: torch.device) -> float:
@@ -168,15 +180,11 @@ _TILT = "arXiv 2409.08400 §3"
 _OCCUPATION = "arXiv 2305.18901"
 _LQ = "arXiv 2305.18901, its Riccati equation"
 _CLOSED = "closed form"
+_APART = 1 / 0.64 - 1 / 0.73
+_W2, _SLICED = metrics.wasserstein_gaussian, metrics.sliced_wasserstein_gaussian
 
 LAWS = (
-    Law(
-        "denoising − explicit score matching",
-        1 / 0.64 - 1 / 0.73,
-        denoising_gap,
-        1e-9,
-        "Vincent 2011",
-    ),
+    Law("denoising − explicit score matching", _APART, denoising_gap, 1e-9, "Vincent 2011"),
     Law("explicit − implicit score matching", 1 / 0.73, implicit_gap, 1e-9, "Hyvärinen 2005"),
     Law("ln p by the probability flow", 0, likelihood, 1e-3, "arXiv 2011.13456 eq. 39"),
     Law("LQ optimum: k₂", -0.5351837585, riccati(lambda best: best.k2), 1e-9, _LQ),
@@ -185,44 +193,14 @@ LAWS = (
     Law("LQ optimum: rate = γ ln π", 0, rate_at_the_optimum, 1e-9, "Bellman's equation"),
     Law("occupation time by random clocks", 1.0416667, occupation_by_clocks, 6e-3, _OCCUPATION),
     Law("occupation time by weights", 1.0416667, occupation_by_weights, 1.5e-3, _OCCUPATION),
-    Law(
-        "tilt of N(1, ¼): optimum",
-        -0.673287,
-        lambda device: float(optimum(BASE, TARGET, KAPPA)),
-        1e-6,
-        _TILT,
-    ),
-    Law(
-        "tilt of N(1, ¼): KL",
-        0.5966,
-        lambda device: float(tilt_kl(BASE, TARGET, KAPPA)),
-        5e-5,
-        _TILT,
-    ),
+    Law("tilt of N(1, ¼): optimum", -0.673287, of_tilt(optimum), 1e-6, _TILT),
+    Law("tilt of N(1, ¼): KL", 0.5966, of_tilt(tilt_kl), 5e-5, _TILT),
     Law("tilt of N(1, ¼): value at noise", 0, value_without_signal, 1e-6, _TILT),
     Law("tilt of N(1, ¼): control is ∇V/κ", 0, control_is_the_slope, 1e-9, _TILT),
     Law("clipped surrogate: slope at ratio 1", 0, surrogate_slope, 0, "arXiv 1707.06347"),
     Law("advantage rate of no change", 0, rate_of_no_change, 0, "arXiv 2409.08400"),
-    Law(
-        "W2² of two Gaussians in the plane",
-        1.8431,
-        lambda device: metrics.wasserstein_gaussian(*_plane(device)) ** 2,
-        5e-5,
-        _CLOSED,
-    ),
-    Law(
-        "sliced W2² of the same two",
-        0.558191,
-        lambda device: metrics.sliced_wasserstein_gaussian(*_plane(device)) ** 2,
-        1e-6,
-        _CLOSED,
-    ),
-    Law(
-        "MMD² of N(0, 1) and N(½, .64)",
-        0.065625,
-        lambda device: metrics.mmd_gaussian(0, 1, 0.5, 0.64),
-        5e-7,
-        _CLOSED,
-    ),
+    Law("W2² of two Gaussians in the plane", 1.8431, in_the_plane(_W2), 5e-5, _CLOSED),
+    Law("sliced W2² of the same two", 0.558191, in_the_plane(_SLICED), 1e-6, _CLOSED),
+    Law("MMD² of N(0, 1) and N(½, .64)", 0.065625, mmd, 5e-7, _CLOSED),
     Law("W2² of one point and two", 2.0, quantile_distance, 1e-9, _CLOSED),
 )

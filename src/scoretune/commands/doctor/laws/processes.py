@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoretune.commands.doctor.laws.base import Law
+from scoretune.commands.doctor.laws.base import Law, Measured, measurement
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import (
     VP,
@@ -26,7 +26,6 @@ from scoretune.diffusion.processes import (
 )
 
 F64 = torch.float64
-Measured = Callable[[torch.device], float]
 
 CONTRACTIVE = ContractiveSubVP(0.01, 8.0)
 _REGULAR = {"RectifiedFlow": 0.9, "Cosine": 0.95}
@@ -36,19 +35,16 @@ EVERY: tuple[tuple[Process, float], ...] = tuple(
 """Each process, and until which part of its horizon its SDE is not singular."""
 
 
-def integrates(process: Process, until: float) -> Measured:
+@measurement
+def integrates(device: torch.device, process: Process, until: float) -> float:
     """Largest error of ln α = ∫f, and relative error of ρ² = ∫g²/α², by Simpson's rule."""
-
-    def measured(device: torch.device) -> float:
-        t = process.horizon * torch.linspace(0.01, until, 1981, dtype=F64, device=device)
-        alpha, ratio_sq = process.alpha(t), noise_ratio(process, t) ** 2
-        grown = _integral(drift_rate(process, t), t)
-        added = _integral(diffusion_sq(process, t) / alpha**2, t)
-        first = (torch.log(alpha[2::2] / alpha[0]) - grown).abs()
-        second = (ratio_sq[2::2] - ratio_sq[0] - added).abs() / ratio_sq[2::2]
-        return float(torch.maximum(first, second).max())
-
-    return measured
+    t = process.horizon * torch.linspace(0.01, until, 1981, dtype=F64, device=device)
+    alpha, ratio_sq = process.alpha(t), noise_ratio(process, t) ** 2
+    grown = _integral(drift_rate(process, t), t)
+    added = _integral(diffusion_sq(process, t) / alpha**2, t)
+    first = (torch.log(alpha[2::2] / alpha[0]) - grown).abs()
+    second = (ratio_sq[2::2] - ratio_sq[0] - added).abs() / ratio_sq[2::2]
+    return float(torch.maximum(first, second).max())
 
 
 def _integral(values: Tensor, t: Tensor) -> Tensor:
@@ -96,7 +92,7 @@ def grids_decrease(device: torch.device) -> float:
 
 
 _SDE = "arXiv 2011.13456, arXiv 2401.13115"
-SD = Tabulated.scaled_linear()
+SD, CVP = Tabulated.scaled_linear(), ContractiveVP(0.01, 8.0)
 COU = ContractiveOU(1.0, math.sqrt(2), 3.0)
 
 LAWS = (
@@ -109,13 +105,7 @@ LAWS = (
     Law("Stable Diffusion: σ/α at step 999", 14.6146, ratio_at_horizon(SD), 1e-4, "its scheduler"),
     Law("Stable Diffusion: signal left", 0.068265, at_horizon(SD.alpha, SD), 1e-6, "its scheduler"),
     Law("ContractiveSubVP(.01, 8): σ/α at 1", 7.27255, ratio_at_horizon(CONTRACTIVE), 1e-5, _SDE),
-    Law(
-        "ContractiveVP(.01, 8): σ/α at 1",
-        0.990846,
-        ratio_at_horizon(ContractiveVP(0.01, 8.0)),
-        1e-6,
-        _SDE,
-    ),
+    Law("ContractiveVP(.01, 8): σ/α at 1", 0.990846, ratio_at_horizon(CVP), 1e-6, _SDE),
     Law("ContractiveOU(1, √2, 3): σ(3)", 20.0606, at_horizon(COU.sigma, COU), 1e-4, _SDE),
     Law("all processes: time_of_ratio", 0, times_are_inverse, 1e-9, "definition"),
     Law("all processes: α, σ in float32", 0, float32_is_enough, 1e-4, "rounding"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 
-from scoretune.commands.doctor.laws.base import Law
+from scoretune.commands.doctor.laws.base import Law, Measured, measurement
 from scoretune.commands.doctor.laws.processes import CONTRACTIVE, EVERY
 from scoretune.diffusion import grids
 from scoretune.diffusion.matching import consistency
@@ -29,7 +28,6 @@ from scoretune.diffusion.recycling import matched, recycled
 from scoretune.diffusion.theory import contraction, gaussian, reward_gap
 
 F64 = torch.float64
-Measured = Callable[[torch.device], float]
 EXACT = {"mean": 1.0, "variance": 0.25}
 
 
@@ -116,14 +114,11 @@ def amplified(device: torch.device) -> float:
     return contraction.amplification(VP(), variance=1.0, eta=1.0, of="noise")
 
 
-def gap_of(process: Process, eta: float) -> Measured:
+@measurement
+def gap_of(device: torch.device, process: Process, eta: float) -> float:
     """What the SDE earns beyond the ODE, by these integrals, for the reward −(x − 2)²."""
-
-    def measured(device: torch.device) -> float:
-        by_sde, by_ode = (integrated(process, level, device) for level in (eta, 0.0))
-        return reward_gap.expected(by_sde, 2.0) - reward_gap.expected(by_ode, 2.0)
-
-    return measured
+    by_sde, by_ode = (integrated(process, level, device) for level in (eta, 0.0))
+    return reward_gap.expected(by_sde, 2.0) - reward_gap.expected(by_ode, 2.0)
 
 
 _FAMILY = "arXiv 2206.05564 eq. 6"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.commands.doctor.laws.base import Law
+from scoretune.commands.doctor.laws.base import Law, Measured, measurement
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import (
@@ -46,7 +46,6 @@ from scoretune.diffusion.theory import gaussian
 F64 = torch.float64
 Moments = tuple[float, float]
 Solver = Callable[[Process, solvers.Field, Tensor, Tensor], Tensor]
-Measured = Callable[[torch.device], float]
 
 SECOND_ORDER: Solver = partial(solvers.dpmpp_2m, lower_order_final=False)
 
@@ -94,17 +93,13 @@ def _kernel_steps(kernel: Any, process: Process, times: Tensor) -> list[tuple[fl
     return list(zip(lows, highs, step.std.flatten()[:n].tolist(), strict=True))
 
 
-def distance(sampler: Solver | Kernel, grid: str, n: int) -> Measured:
+@measurement
+def distance(device: torch.device, sampler: Solver | Kernel, grid: str, n: int) -> float:
     """W2 to the exact law of VP at t = 1/1000."""
-    process = VP()
-
-    def measured(device: torch.device) -> float:
-        make = grids.karras if grid == "karras" else grids.uniform
-        times = make(process, n, t_end=1e-3, dtype=F64)
-        moments = carried(sampler, process, times, device)
-        return gaussian.wasserstein(moments, moments_at(process, times[-1]))
-
-    return measured
+    process, make = VP(), grids.karras if grid == "karras" else grids.uniform
+    times = make(process, n, t_end=1e-3, dtype=F64)
+    moments = carried(sampler, process, times, device)
+    return gaussian.wasserstein(moments, moments_at(process, times[-1]))
 
 
 def order(sampler: Solver | Kernel) -> Measured:
@@ -113,14 +108,11 @@ def order(sampler: Solver | Kernel) -> Measured:
     return lambda device: math.log2(coarse(device) / fine(device))
 
 
-def same_in_ratio(sampler: Solver | Kernel) -> Measured:
+@measurement
+def same_in_ratio(device: torch.device, sampler: Solver | Kernel) -> float:
     """Largest difference in the mean and deviation of x/α between processes, from σ/α 7 to .01."""
-
-    def measured(device: torch.device) -> float:
-        laws = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
-        return float((laws.amax(0) - laws.amin(0)).max())
-
-    return measured
+    laws = torch.tensor([_in_ratio(sampler, p, device) for p in _PROCESSES], dtype=F64)
+    return float((laws.amax(0) - laws.amin(0)).max())
 
 
 def _in_ratio(sampler: Solver | Kernel, process: Process, device: torch.device) -> Moments:
@@ -131,14 +123,11 @@ def _in_ratio(sampler: Solver | Kernel, process: Process, device: torch.device) 
     return mean / last, math.sqrt(variance) / last
 
 
-def flow_std(sampler: Solver | Kernel, n: int) -> Measured:
+@measurement
+def flow_std(device: torch.device, sampler: Solver | Kernel, n: int) -> float:
     """Standard deviation of rectified flow's samples from N(0, 1) with n steps, shift 3."""
-
-    def measured(device: torch.device) -> float:
-        times = grids.shifted(RectifiedFlow(), n, 3.0, dtype=F64)
-        return math.sqrt(carried(sampler, RectifiedFlow(), times, device, (0.0, 1.0))[1])
-
-    return measured
+    times = grids.shifted(RectifiedFlow(), n, 3.0, dtype=F64)
+    return math.sqrt(carried(sampler, RectifiedFlow(), times, device, (0.0, 1.0))[1])
 
 
 def sd_steps(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -161,16 +150,13 @@ def gddim_is_ddim(device: torch.device) -> float:
     return max(float((one.mean - other.mean).abs().max()), float((one.std - other.std).abs().max()))
 
 
-def gddim_std(eta: float, *, relative: bool = False) -> Measured:
+@measurement
+def gddim_std(device: torch.device, eta: float, *, relative: bool = False) -> float:
     """The standard deviation of the first of 50 steps of Stable Diffusion, or it over σ'."""
-
-    def measured(device: torch.device) -> float:
-        t, t_next = (part[:1] for part in sd_steps(50, device))
-        x = torch.zeros(1, 1, dtype=F64, device=device)
-        std = GDDIM(eta)(SD, x, Estimate(x, x), t, t_next).std
-        return float(std / SD.sigma(t_next) if relative else std)
-
-    return measured
+    t, t_next = (part[:1] for part in sd_steps(50, device))
+    x = torch.zeros(1, 1, dtype=F64, device=device)
+    std = GDDIM(eta)(SD, x, Estimate(x, x), t, t_next).std
+    return float(std / SD.sigma(t_next) if relative else std)
 
 
 def point_in_one_step(device: torch.device) -> float:
@@ -190,11 +176,16 @@ SD = Tabulated.scaled_linear()
 _PROCESSES = (VP(), SubVP(), VE(), EDM(), RectifiedFlow(), ContractiveSubVP(), SD)
 _W2 = "closed form of an affine sampler"
 _RATIO = "arXiv 2401.13115 Thm 4"
+_GDDIM = "arXiv 2206.05564 Thm 1"
 
 
 def _golden(name: str, sampler: Solver | Kernel, grid: str, expected: float) -> Law:
     measured = distance(sampler, grid, 80)
     return Law(f"{name}, 80 {grid} steps: W2", expected, measured, 1e-3 * expected, _W2)
+
+
+def _flow(name: str, kernel: Kernel, expected: float, source: str) -> Law:
+    return Law(f"{name}, 50 steps: std", expected, flow_std(kernel, 50), 6e-5, source)
 
 
 LAWS = (
@@ -216,32 +207,12 @@ LAWS = (
     Law("DDIM: x/α on all processes", 0, same_in_ratio(solvers.ddim), 1e-9, _RATIO),
     Law("DPM++ 2M: x/α on all processes", 0, same_in_ratio(solvers.dpmpp_2m), 1e-9, _RATIO),
     Law("gDDIM(1.5): x/α on all processes", 0, same_in_ratio(GDDIM(1.5)), 1e-9, _RATIO),
-    Law(
-        "Flow-SDE a = .7, 50 steps: std",
-        0.4836,
-        flow_std(EulerMaruyama(FlowSDE(0.7)), 50),
-        6e-5,
-        "arXiv 2505.05470",
-    ),
-    Law(
-        "Dance-SDE .3, 50 steps: std",
-        0.4747,
-        flow_std(EulerMaruyama(DanceSDE(0.3)), 50),
-        6e-5,
-        "arXiv 2505.07818",
-    ),
-    Law(
-        "CPS(.7), 50 steps: std", 0.3969, flow_std(Renoise(CPS(0.7)), 50), 6e-5, "arXiv 2509.05952"
-    ),
+    _flow("Flow-SDE a = .7", EulerMaruyama(FlowSDE(0.7)), 0.4836, "arXiv 2505.05470"),
+    _flow("Dance-SDE .3", EulerMaruyama(DanceSDE(0.3)), 0.4747, "arXiv 2505.07818"),
+    _flow("CPS(.7)", Renoise(CPS(0.7)), 0.3969, "arXiv 2509.05952"),
     Law("DDIM's largest η, 50 steps", 1.0456, largest_eta, 5e-5, "arXiv 2010.02502 eq. 16"),
-    Law("gDDIM(1) = DDIM(1)", 0, gddim_is_ddim, 1e-12, "arXiv 2206.05564 Thm 1"),
-    Law("gDDIM(2): std of step 1 of 50", 0.7760, gddim_std(2.0), 5e-5, "arXiv 2206.05564 Thm 1"),
-    Law(
-        "gDDIM(10) re-noises: std over σ'",
-        1.0,
-        gddim_std(10.0, relative=True),
-        1e-9,
-        "arXiv 2206.05564 Thm 1",
-    ),
-    Law("gDDIM on one point is exact", 0, point_in_one_step, 1e-12, "arXiv 2206.05564 Thm 1"),
+    Law("gDDIM(1) = DDIM(1)", 0, gddim_is_ddim, 1e-12, _GDDIM),
+    Law("gDDIM(2): std of step 1 of 50", 0.7760, gddim_std(2.0), 5e-5, _GDDIM),
+    Law("gDDIM(10) re-noises: std over σ'", 1, gddim_std(10.0, relative=True), 1e-9, _GDDIM),
+    Law("gDDIM on one point is exact", 0, point_in_one_step, 1e-12, _GDDIM),
 )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from scoretune.commands.doctor.laws.base import Law
+from scoretune.commands.doctor.laws.base import Law, measurement
 from scoretune.diffusion import estimates, grids, solvers
 from scoretune.diffusion.estimates import Estimate, Prediction
 from scoretune.diffusion.kernels import GDDIM, Transition
@@ -24,7 +23,6 @@ from scoretune.diffusion.processes import (
 )
 
 F64 = torch.float64
-Measured = Callable[[torch.device], float]
 
 
 def normals(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
@@ -33,21 +31,18 @@ def normals(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
     return drawn.to(device)
 
 
-def inverts(prediction: Prediction) -> Measured:
+@measurement
+def inverts(device: torch.device, prediction: Prediction) -> float:
     """Largest error of `read` applied to `target`, over three processes."""
-
-    def measured(device: torch.device) -> float:
-        x0, eps = normals(device, 40, 3), normals(device, 40, 3, seed=1)
-        errors = []
-        for process in (VP(), RectifiedFlow(), ContractiveSubVP()):
-            t = torch.linspace(0.1, 0.9, 40, dtype=F64, device=device)
-            x = estimates.perturb(process, t, x0, eps)
-            output = estimates.target(process, prediction, t, x0, eps)
-            estimate = estimates.read(process, prediction, t, x, output)
-            errors += [estimate.data - x0, estimate.noise - eps]
-        return float(torch.stack(errors).abs().max())
-
-    return measured
+    x0, eps = normals(device, 40, 3), normals(device, 40, 3, seed=1)
+    errors = []
+    for process in (VP(), RectifiedFlow(), ContractiveSubVP()):
+        t = torch.linspace(0.1, 0.9, 40, dtype=F64, device=device)
+        x = estimates.perturb(process, t, x0, eps)
+        output = estimates.target(process, prediction, t, x0, eps)
+        estimate = estimates.read(process, prediction, t, x, output)
+        errors += [estimate.data - x0, estimate.noise - eps]
+    return float(torch.stack(errors).abs().max())
 
 
 def velocity_is_the_flow(device: torch.device) -> float:
@@ -101,22 +96,19 @@ def draws_repeat(device: torch.device) -> float:
     return float((one - other).abs().max())
 
 
-def path_kl(eta: float) -> Measured:
+@measurement
+def path_kl(device: torch.device, eta: float) -> float:
     """Σ KL of gDDIM's 8000 steps between noise estimates that differ by 0.1, from 1 to 1/1000."""
-
-    def measured(device: torch.device) -> float:
-        process = VP()
-        times = grids.karras(process, 8000, t_end=1e-3, dtype=F64).to(device)
-        t, t_next = times[:-1], times[1:]
-        x = torch.zeros_like(t)[:, None]
-        ratio = (process.sigma(t) / process.alpha(t))[:, None]
-        one, other = (
-            GDDIM(eta)(process, x, Estimate(-ratio * eps, torch.full_like(x, eps)), t, t_next)
-            for eps in (0.0, 0.1)
-        )
-        return float(one.kl(other).sum())
-
-    return measured
+    process = VP()
+    times = grids.karras(process, 8000, t_end=1e-3, dtype=F64).to(device)
+    t, t_next = times[:-1], times[1:]
+    x = torch.zeros_like(t)[:, None]
+    ratio = (process.sigma(t) / process.alpha(t))[:, None]
+    one, other = (
+        GDDIM(eta)(process, x, Estimate(-ratio * eps, torch.full_like(x, eps)), t, t_next)
+        for eps in (0.0, 0.1)
+    )
+    return float(one.kl(other).sum())
 
 
 def cheapest_eta(device: torch.device) -> float:
@@ -125,6 +117,7 @@ def cheapest_eta(device: torch.device) -> float:
     return float(etas[kl_factor(etas).argmin()])
 
 
+_AT_MEAN = -4 * math.log(2 * math.pi)
 _GIRSANOV = "Girsanov: ((1+η²)/2η)² ln(ρ_T/ρ_ε) ‖Δε‖²"
 
 LAWS = (
@@ -135,13 +128,7 @@ LAWS = (
     Law("velocity = f x − ½g²s", 0, velocity_is_the_flow, 1e-9, "arXiv 2011.13456 eq. 13"),
     Law("log-probability of a step", 0, log_prob_is_a_sum, 1e-9, "torch.distributions"),
     Law("KL of two steps", 0, kl_is_a_sum, 1e-9, "torch.distributions"),
-    Law(
-        "log N(0; 0, 1) in 8 dimensions",
-        -4 * math.log(2 * math.pi),
-        log_prob_at_the_mean,
-        1e-5,
-        "definition",
-    ),
+    Law("log N(0; 0, 1) in 8 dimensions", _AT_MEAN, log_prob_at_the_mean, 1e-5, "definition"),
     Law("bfloat16 log-probability", 0, half_precision_scores_in_float32, 1e-5, "summed in float32"),
     Law("same seed, same draw", 0, draws_repeat, 0, "one CPU generator serves any device"),
     Law("path KL of Δε = .1, η = 1", 0.09583, path_kl(1.0), 3e-4, _GIRSANOV),
