@@ -30,6 +30,7 @@ def quoted(page: str) -> Iterator[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     yield from re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`]+` →", "", text)  # an old name, before its new one
     yield from re.findall(r"`([^`]+)`", text)
 
 
