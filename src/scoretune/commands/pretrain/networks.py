@@ -7,31 +7,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from scoretune.data.scenes import world
+from scoretune.models.tiny import words
 
 
 def tokenizer() -> Any:
     """A word-level tokenizer that knows the words of this world and no others."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*world.DIGITS, *world.PLURALS, *world.COLOURS, *world.COUNTS.values()]
-    words += ["a", "an", "and", *" ".join(world.RELATIONS).split()]
-    vocabulary = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unknown>": 3}
-    for word in words:
-        vocabulary.setdefault(word, len(vocabulary))
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        model_max_length=10,
-        pad_token="<pad>",
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unknown>",
-    )
+    names = [*world.DIGITS, *world.PLURALS, *world.COLOURS, *world.COUNTS.values()]
+    names += ["a", "an", "and", *" ".join(world.RELATIONS).split()]
+    return words.tokenizer(words=names)
 
 
 def text_encoder(vocabulary: int) -> Any:
@@ -90,11 +73,10 @@ def denoiser() -> Any:
     )
 
 
-def tokens(words: Any, texts: list[str]) -> Tensor:
+def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     """Token numbers `[B, 10]`, padded as a StableDiffusionPipeline pads them."""
-    padded = words(
-        texts, padding="max_length", max_length=words.model_max_length, return_tensors="pt"
-    )
+    longest = tokenizer.model_max_length
+    padded = tokenizer(texts, padding="max_length", max_length=longest, return_tensors="pt")
     return cast(Tensor, padded.input_ids)
 
 
