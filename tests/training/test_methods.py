@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
+from scoretune.data.images import read_pictures
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import kernel
@@ -432,7 +434,9 @@ def test_features_that_a_network_has_not_are_missed_early():
         ("score_as_action", ["objective.critic.body=backbone", "objective.trust_region=0.01"]),
     ],
 )
-def test_two_updates_of_the_shipped_model(recipe, changes, tiny):
+def test_two_updates_of_the_shipped_model(recipe, changes, tiny, monkeypatch):
+    for module in (energy, matching):
+        monkeypatch.setattr(module, "read_pictures", partial(read_pictures, count=60))
     parts = build(overrides.changed(recipes.named(recipe), [*tiny, "sizes.group=2", *changes]))
     network = parts.policy.backbone.network
     before = {name: tensor.clone() for name, tensor in adapter_state(network).items()}

@@ -181,7 +181,6 @@ _OCCUPATION = "arXiv 2305.18901"
 _LQ = "arXiv 2305.18901, its Riccati equation"
 _CLOSED = "closed form"
 _APART = 1 / 0.64 - 1 / 0.73
-_W2, _SLICED = metrics.wasserstein_gaussian, metrics.sliced_wasserstein_gaussian
 
 LAWS = (
     Law("denoising − explicit score matching", _APART, denoising_gap, 1e-9, "Vincent 2011"),
@@ -193,14 +192,26 @@ LAWS = (
     Law("LQ optimum: rate = γ ln π", 0, rate_at_the_optimum, 1e-9, "Bellman's equation"),
     Law("occupation time by random clocks", 1.0416667, occupation_by_clocks, 6e-3, _OCCUPATION),
     Law("occupation time by weights", 1.0416667, occupation_by_weights, 1.5e-3, _OCCUPATION),
-    Law("tilt of N(1, ¼): optimum", -0.673287, of_tilt(optimum), 1e-6, _TILT),
-    Law("tilt of N(1, ¼): KL", 0.5966, of_tilt(tilt_kl), 5e-5, _TILT),
+    Law("tilt of N(1, ¼): optimum", -0.673287, of_tilt(lambda *laws: optimum(*laws)), 1e-6, _TILT),
+    Law("tilt of N(1, ¼): KL", 0.5966, of_tilt(lambda *laws: tilt_kl(*laws)), 5e-5, _TILT),
     Law("tilt of N(1, ¼): value at noise", 0, value_without_signal, 1e-6, _TILT),
     Law("tilt of N(1, ¼): control is ∇V/κ", 0, control_is_the_slope, 1e-9, _TILT),
     Law("clipped surrogate: slope at ratio 1", 0, surrogate_slope, 0, "arXiv 1707.06347"),
     Law("advantage rate of no change", 0, rate_of_no_change, 0, "arXiv 2409.08400"),
-    Law("W2² of two Gaussians in the plane", 1.8431, in_the_plane(_W2), 5e-5, _CLOSED),
-    Law("sliced W2² of the same two", 0.558191, in_the_plane(_SLICED), 1e-6, _CLOSED),
+    Law(
+        "W2² of two Gaussians in the plane",
+        1.8431,
+        in_the_plane(lambda *laws: metrics.wasserstein_gaussian(*laws)),
+        5e-5,
+        _CLOSED,
+    ),
+    Law(
+        "sliced W2² of the same two",
+        0.558191,
+        in_the_plane(lambda *laws: metrics.sliced_wasserstein_gaussian(*laws)),
+        1e-6,
+        _CLOSED,
+    ),
     Law("MMD² of N(0, 1) and N(½, .64)", 0.065625, mmd, 5e-7, _CLOSED),
     Law("W2² of one point and two", 2.0, quantile_distance, 1e-9, _CLOSED),
 )
