@@ -23,6 +23,9 @@ from scoretune.diffusion.kernels import Kernel, Transition
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.transitions import wide
 
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A network's output at (x, t, tokens)."""
+
 
 class Backbone(Protocol):
     """A pretrained generative model, seen as a network on noisy states of a process."""
@@ -30,38 +33,30 @@ class Backbone(Protocol):
     @property
     def process(self) -> Process:
         """How data are noised."""
-        ...
 
     @property
     def prediction(self) -> Prediction:
         """What the network was trained to output."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one state, *S."""
-        ...
 
     @property
     def network(self) -> nn.Module:
         """The part that is fine-tuned."""
-        ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The condition of the prompts. Done once a rollout, without gradient."""
-        ...
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """The network's raw output [B, *S] at states x [B, *S] and times t [B]."""
-        ...
 
     def decode(self, x0: Tensor) -> Tensor:
         """Finished states as people see them: for images [B, 3, H, W] in [0, 1]."""
-        ...
 
     def embed(self, images: Tensor) -> Tensor:
         """The inverse of `decode`, without gradient: data as clean states [B, *S]."""
-        ...
 
 
 @runtime_checkable
@@ -71,14 +66,12 @@ class WithFeatures(Backbone, Protocol):
     @property
     def feature_size(self) -> int:
         """F, the number of features of one state."""
-        ...
 
     def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The same output as `predict`, and features [B, F] in float32 of the same forward pass.
 
         Both are differentiable with respect to x and to the network's weights.
         """
-        ...
 
 
 @runtime_checkable
@@ -111,16 +104,16 @@ class Policy:
         self, x: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Estimate, Tensor]:
         """`estimate`, and what the network made of the state on the way, [B, F], for a critic."""
-        seen: list[Tensor] = []
+        collected: list[Tensor] = []
         look = self._with_features().predict_with_features
 
         def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             output, features = look(x, t, tokens)
-            seen.append(features[-(len(x) // self._calls_per_state) :])
+            collected.append(features[-(len(x) // self._calls_per_state) :])
             return output
 
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
-        return estimate, torch.cat(seen)
+        return estimate, torch.cat(collected)
 
     @property
     def has_features(self) -> bool:
@@ -140,13 +133,7 @@ class Policy:
             )
         return self.backbone
 
-    def _ask(
-        self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        x: Tensor,
-        t: Tensor,
-        condition: Condition,
-    ) -> Tensor:
+    def _ask(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.calls += self._calls_per_state * len(x)
         if self._calls_per_state > 1 and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
@@ -161,19 +148,13 @@ class Policy:
         """How many network evaluations a state takes."""
         return 1 if self.guidance == 1.0 else 2
 
-    def _guided(
-        self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        x: Tensor,
-        t: Tensor,
-        condition: Condition,
-    ) -> Tensor:
+    def _guided(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         tokens = condition.tokens
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
             both = torch.cat([condition.null.expand_as(tokens), tokens])
-            output = predict(x.repeat(2, *_ones(x)), t.repeat(2), both)
+            output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
         free, bound = wide(output).chunk(2)
         return free + self.guidance * (bound - free)
 
@@ -227,10 +208,7 @@ class Policy:
 
 
 class Adapter(nn.Module):
-    """A part that training adds to a frozen network, and that can be switched off.
-
-    The two names are those of peft's tuner layers, so that a policy treats both alike.
-    """
+    """A part added to a frozen network that can be switched off, by the names of a peft layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +226,3 @@ def adapter_layers(network: nn.Module) -> list[Any]:
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     kinds = (Adapter,) if tuners is None else (Adapter, tuners.BaseTunerLayer)
     return [module for module in network.modules() if isinstance(module, kinds)]
-
-
-def _ones(x: Tensor) -> tuple[int, ...]:
-    return (1,) * (x.dim() - 1)

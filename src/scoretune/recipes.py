@@ -21,6 +21,7 @@ from scoretune.core.config import (
     Sampling,
     ScoreAction,
     Sizes,
+    Strict,
     Window,
 )
 from scoretune.core.errors import unknown
@@ -72,9 +73,7 @@ def ddpo() -> Run:
 
 def ddpo_sf() -> Run:
     """DDPO-SF (arXiv 2305.13301): REINFORCE with rewards compared within their prompt."""
-    return reinforce().model_copy(
-        update={"recipe": "ddpo_sf", "sizes": Sizes(prompts=16, group=8, accumulate=0)}
-    )
+    return _like(reinforce(), "ddpo_sf", sizes=Sizes(prompts=16, group=8, accumulate=0))
 
 
 def dpok() -> Run:
@@ -117,7 +116,7 @@ def flow_grpo_fast() -> Run:
 
     The samples of a prompt share the road there, and part at that step.
     """
-    return _changed(flow_grpo(), "flow_grpo_fast", window=Window(size=1, order="random"))
+    return _windowed(flow_grpo(), "flow_grpo_fast", Window(size=1, order="random"))
 
 
 def flow_cps() -> Run:
@@ -126,12 +125,8 @@ def flow_cps() -> Run:
     Its noise is a share of what is left, however short the step: the sampler does not converge to
     the model's own law as steps are added, so compare it at its own number of steps.
     """
-    return flow_grpo().model_copy(
-        update={
-            "recipe": "flow_cps",
-            "sampling": Sampling(kernel="renoise", noise="cps", eta=0.7),
-        }
-    )
+    sampling = Sampling(kernel="renoise", noise="cps", eta=0.7)
+    return _like(flow_grpo(), "flow_cps", sampling=sampling)
 
 
 def dance_grpo() -> Run:
@@ -139,15 +134,14 @@ def dance_grpo() -> Run:
 
     With a noise-predicting model set sampling.noise=constant: there η itself is constant.
     """
-    return flow_grpo().model_copy(
-        update={
-            "recipe": "dance_grpo",
-            "objective": PolicyGradient(shared_scale=False),
-            "sampling": Sampling(
-                kernel="euler_maruyama", noise="dance", eta=0.3, steps=16, shared_noise=True
-            ),
-            "sizes": Sizes(prompts=8, group=12, share=0.6),
-        }
+    return _like(
+        flow_grpo(),
+        "dance_grpo",
+        objective=PolicyGradient(shared_scale=False),
+        sampling=Sampling(
+            kernel="euler_maruyama", noise="dance", eta=0.3, steps=16, shared_noise=True
+        ),
+        sizes=Sizes(prompts=8, group=12, share=0.6),
     )
 
 
@@ -173,12 +167,17 @@ def mix_grpo() -> Run:
 def mix_grpo_flash() -> Run:
     """MixGRPO-Flash (arXiv 2507.21802): DPM-Solver++ in fewer steps after the window."""
     faster = Window(size=2, every=4, solver="dpmpp_2m", compress=0.4)
-    return _changed(mix_grpo(), "mix_grpo_flash", window=faster)
+    return _windowed(mix_grpo(), "mix_grpo_flash", faster)
 
 
-def _changed(run: Run, recipe: str, window: Window) -> Run:
+def _windowed(run: Run, recipe: str, window: Window) -> Run:
     sampling = run.sampling.model_copy(update={"window": window, "shared_noise": True})
-    return run.model_copy(update={"recipe": recipe, "sampling": sampling})
+    return _like(run, recipe, sampling=sampling)
+
+
+def _like(run: Run, recipe: str, **sections: Strict) -> Run:
+    """A recipe like another but for some sections."""
+    return run.model_copy(update={"recipe": recipe, **sections})
 
 
 def draft() -> Run:
@@ -194,16 +193,12 @@ def draft() -> Run:
 
 def alignprop() -> Run:
     """AlignProp (arXiv 2310.03739): the gradient through a random number of the steps."""
-    return draft().model_copy(
-        update={"recipe": "alignprop", "objective": Direct(last=10, random=True)}
-    )
+    return _like(draft(), "alignprop", objective=Direct(last=10, random=True))
 
 
 def refl() -> Run:
     """ReFL (arXiv 2304.05977): the reward's gradient at the estimate of one late step."""
-    return draft().model_copy(
-        update={"recipe": "refl", "objective": Direct(through="estimate", last=4)}
-    )
+    return _like(draft(), "refl", objective=Direct(through="estimate", last=4))
 
 
 def adjoint_matching() -> Run:

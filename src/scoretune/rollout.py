@@ -165,11 +165,8 @@ def solve_along(
     solver: str,
     home: torch.device | None = None,
 ) -> Acted:
-    """Through an ODE solver along nodes [N+1, B], recording the states at which it calls the field.
-
-    A solver of higher order calls it more than once at a node; the last of these calls is at the
-    state that it went on from.
-    """
+    """By an ODE solver along nodes [N+1, B], recording the states at which it calls the field: at
+    each node the last call, at the state that it went on from."""
     calls: dict[int, tuple[Tensor, Tensor]] = {}
     place = -1
 
@@ -197,10 +194,7 @@ def _in_window(
     acting: Acting,
     home: torch.device | None,
 ) -> Acted:
-    """By an ODE solver to the window, once for each group, by the kernel in it, and on by the ODE.
-
-    The log-probabilities are 0 outside the window.
-    """
+    """By an ODE solver to the window, once a group, then by the kernel, then by the ODE again."""
     window, group = cast(Window, acting.window), acting.group
     start, stop = window.start, window.stop
 
@@ -309,10 +303,7 @@ def _ode_solver(name: str) -> Solver:
 def deterministic(
     policy: Policy, condition: Condition, times: Tensor, x: Tensor, solver: str = "ddim"
 ) -> Tensor:
-    """Samples [B, *S] through an ODE solver from noise x: how models are deployed.
-
-    Raises UserError for an unknown one, with the nearest.
-    """
+    """Samples [B, *S] by an ODE solver from noise x. Raises UserError for an unknown one."""
     x = x.to(condition.tokens.device)
     return _ode_solver(solver).function(policy.backbone.process, policy.field(condition), x, times)
 
@@ -326,10 +317,7 @@ def sampled(
     solver: str,
     generator: torch.Generator,
 ) -> Tensor:
-    """Samples [B, *S] through any solver of `diffusion.solvers`, with noise if it wants some.
-
-    Raises UserError for an unknown one, and where it does not suit the process.
-    """
+    """Samples [B, *S] by any solver, with noise if it wants some. Raises UserError if it cannot."""
     with user_errors():
         sampler = solver_named(solver)
     x = x.to(condition.tokens.device)

@@ -533,7 +533,7 @@ def test_what_a_hub_id_lacks_is_told_as_a_command(make):
 def test_ratios_are_not_taken_in_bfloat16(make, known):
     found = known(make("ddpo"), ["a cat"])[1]
     for recipe, half in [("ddpo", "fp16"), ("draft", "bf16")]:
-        named = [name for name, *_ in suggestions._choices(make(recipe), found)]
+        named = [name for name, *_ in suggestions._choices(make(recipe), found, counts.Facts(VP()))]
         assert [n for n in named if "precision" in n] == [f"model.precision={half}"]
 
 

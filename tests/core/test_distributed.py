@@ -58,8 +58,8 @@ def test_what_a_sample_draws_does_not_depend_on_the_number_of_processes(parts):
 
 
 def test_shares_are_equal_and_contiguous():
-    assert [Team(k, 3).own(12) for k in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
-    assert Team(0, 1).own(7) == slice(0, 7)
+    assert [Team(k, 3).rows(12) for k in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    assert Team(0, 1).rows(7) == slice(0, 7)
 
 
 def test_a_deal_gives_every_process_its_rows_of_each_chunk():

@@ -27,7 +27,7 @@ from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.training import build, engine, overrides
 from scoretune.training.engine import TorchEngine
-from scoretune.training.hooks import Save
+from scoretune.training.hooks import Every
 from scoretune.training.loop import train
 from scoretune.training.progress import Progress
 
@@ -54,15 +54,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
     folder.mkdir(exist_ok=True)
     parts = build(run)
     kept = {"engine": parts.engine}
-    progress = Progress(
-        folder=folder,
-        policy=parts.policy,
-        optimiser=parts.optimiser,
-        source=parts.method.source,
-        others=kept,
-        updates=run.updates,
-        keep=run.checkpoints.keep,
-    )
+    progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
     first = progress.restore()
     train(
         parts.method.source,
@@ -71,7 +63,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
         parts.engine,
         updates=range(first, until),
         clip_norm=run.optimiser.clip_norm,
-        hooks=[Save(progress.save, run.checkpoints.every, run.updates)],
+        hooks=[Every(run.checkpoints.every, run.updates, progress.save, at_last=True)],
     )
     return parts.policy
 
@@ -89,8 +81,9 @@ def drawn(policy: Policy) -> torch.Tensor:
 def sliced(network: nn.Module) -> dict[str, float]:
     """Which share of its weights this process has, and what it has whole."""
     every = dict(network.named_parameters())
-    here = sum(p.to_local().numel() if fsdp.is_slice(p) else p.numel() for p in every.values())
-    lora = sum(p.numel() for p in every.values() if not fsdp.is_slice(p))
+    shards = [p for p in every.values() if fsdp.is_sharded_tensor(p)]
+    lora = sum(p.numel() for p in every.values() if not fsdp.is_sharded_tensor(p))
+    here = lora + sum(p.to_local().numel() for p in shards)
     return {"share": here / sum(p.numel() for p in every.values()), "whole": lora}
 
 
@@ -217,11 +210,11 @@ def linear(*gradients: float) -> list[nn.Parameter]:
 
 def test_whole_weights_are_treated_as_ever() -> None:
     parameters = linear(3.0, 4.0)
-    assert not any(map(fsdp.is_slice, parameters))
+    assert not any(map(fsdp.is_sharded_tensor, parameters))
     assert fsdp.clip(parameters, 1.0) == pytest.approx(5)
     assert [float(p.grad) for p in parameters] == pytest.approx([0.6, 0.8], abs=1e-5)
     tree = {"a": [parameters[0], 1, None]}
-    assert fsdp.whole(tree)["a"][0] is parameters[0]
+    assert fsdp.full_state(tree)["a"][0] is parameters[0]
     network = nn.Linear(2, 1)
     state = {name: p + 1 for name, p in adapter_state(network).items()}
     restore_adapter(network, state)
@@ -261,7 +254,7 @@ def test_a_process_with_fewer_parts_passes_rows_that_count_for_nothing(
         monkeypatch.setattr(distributed, "most", lambda number, extra=extra: number + extra)
         torch.manual_seed(0)
         parts = build(ddpo(*LORA, "hardware.device_batch=3", "sizes.accumulate=0"))
-        engine, seen = TorchEngine(at_once=3, spread=True), []
+        engine, seen = TorchEngine(at_once=3, sharded=True), []
         train(
             parts.method.source,
             lambda batch, parts=parts, seen=seen: (
@@ -340,7 +333,7 @@ def test_a_single_number_that_is_trained_cannot_be_taken_apart() -> None:
     network = nn.Linear(2, 2)
     network.gain = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(UserError, match="cannot take the weight gain of a Linear apart"):
-        fsdp.spread(network, torch.device("cpu"))
+        fsdp.shard(network, torch.device("cpu"))
     network.weight.requires_grad_(False)
     assert fsdp._kept(network) == {network.gain, network.bias}
 

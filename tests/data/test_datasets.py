@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from scoretune.core.config import Dataset
 from scoretune.core.errors import UserError
-from scoretune.data.datasets import Data, Reading, read_data
+from scoretune.data.datasets import Data, read_data
 
-PLAIN = Reading()
+PLAIN = Dataset()
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -54,12 +55,12 @@ def test_pictures_are_scaled_and_cropped_in_the_middle(tmp_path):
     for i in range(2):
         Image.fromarray(wide, "L").save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="is the same everywhere"):
-        read_data(str(tmp_path), Reading(size=8))
+        read_data(str(tmp_path), Dataset(size=8))
     Image.fromarray(255 - wide, "L").save(tmp_path / "2.png")
-    states = read_data(str(tmp_path), Reading(size=8)).states
+    states = read_data(str(tmp_path), Dataset(size=8)).states
     assert states.shape == (3, 1, 8, 8)
     assert states.flatten(1).mean(1).tolist() == [1, 1, 0]
-    assert read_data(str(tmp_path), Reading(size=4)).states.shape == (3, 1, 4, 4)
+    assert read_data(str(tmp_path), Dataset(size=4)).states.shape == (3, 1, 4, 4)
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
@@ -72,10 +73,10 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     told("holds 1 of what is learned from: give at least 2")
     picture(tmp_path / "b.png", size=(5, 5))
     told(r"differ in size: make them equal, or set dataset\.size")
-    assert len(read_data(str(tmp_path), Reading(size=4))) == 2
+    assert len(read_data(str(tmp_path), Dataset(size=4))) == 2
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     told(r"cannot read the picture '.*b\.png'")
-    told("has no arrays, columns or rows", Reading(columns=("x",)))
+    told("has no arrays, columns or rows", Dataset(columns=("x",)))
 
 
 # ---------------------------------------------------------------------------- arrays
@@ -111,8 +112,8 @@ def test_where_the_colours_are_can_be_told(tmp_path):
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(UserError, match=r"where are the colours of x\.npy of shape \(5, 3, 4, 3\)"):
         read_data(str(tmp_path / "x.npy"))
-    first = read_data(str(tmp_path / "x.npy"), Reading(channels="first")).states
-    last = read_data(str(tmp_path / "x.npy"), Reading(channels="last")).states
+    first = read_data(str(tmp_path / "x.npy"), Dataset(channels="first")).states
+    last = read_data(str(tmp_path / "x.npy"), Dataset(channels="last")).states
     assert first.shape == (5, 3, 4, 3) and last.shape == (5, 3, 3, 4)
     assert torch.equal(last, first.permute(0, 3, 1, 2))
 
@@ -121,16 +122,16 @@ def test_points_and_series_in_arrays(tmp_path):
     values = rng().normal(size=(30, 2))
     np.savez(tmp_path / "x.npz", a=values, b=values[:, 0])
     name = str(tmp_path / "x.npz")
-    points = read_data(name, Reading(key="a"))
+    points = read_data(name, Dataset(key="a"))
     assert (points.kind, points.names) == ("points", ("0", "1"))
     assert np.allclose(points.states.numpy(), values)
-    assert read_data(name, Reading(key="b")).states.shape == (30, 1)
-    assert read_data(name, Reading(key="a", columns=("1",))).states.shape == (30, 1)
-    windows = read_data(name, Reading(key="a", window=5, stride=2))
+    assert read_data(name, Dataset(key="b")).states.shape == (30, 1)
+    assert read_data(name, Dataset(key="a", columns=("1",))).states.shape == (30, 1)
+    windows = read_data(name, Dataset(key="a", window=5, stride=2))
     assert (windows.kind, windows.states.shape) == ("series", (13, 2, 5))
     assert np.allclose(windows.states[3].numpy(), values[6:11].T)
     np.save(tmp_path / "w.npy", values.reshape(6, 5, 2))
-    ready = read_data(str(tmp_path / "w.npy"), Reading(kind="series"))
+    ready = read_data(str(tmp_path / "w.npy"), Dataset(kind="series"))
     assert (ready.kind, ready.states.shape) == ("series", (6, 2, 5))
     assert np.allclose(ready.states[1].numpy(), values[5:10].T)
 
@@ -147,11 +148,11 @@ def test_what_is_wrong_with_an_array_is_said(tmp_path):
     told("holds 2 arrays .a, b.: choose one with dataset.key", name="x.npz", a=[1.0], b=[2.0])
     pair = {"aa": [1.0, 2.0], "bb": [2.0, 3.0]}
     told(
-        "unknown array of x.npz 'ab': did you mean", reading=Reading(key="ab"), name="x.npz", **pair
+        "unknown array of x.npz 'ab': did you mean", reading=Dataset(key="ab"), name="x.npz", **pair
     )
-    told("leave out dataset.key", np.ones(3), Reading(key="a"))
+    told("leave out dataset.key", np.ones(3), Dataset(key="a"))
     told(r"x.npy of shape \(2, 2, 2, 2, 2\) is not points", rng().random((2,) * 5))
-    told("has 2 channels: give one or three", rng().random((9, 4, 5, 2)), Reading(channels="last"))
+    told("has 2 channels: give one or three", rng().random((9, 4, 5, 2)), Dataset(channels="last"))
     told(r"lie in \[-3, 5\]: bring them to", np.array([-3.0, 5, 0, 1] * 4).reshape(4, 2, 2))
     told("not finite, first in entry 2", np.array([[1.0], [2.0], [np.nan], [np.inf]]))
     told("not finite, first in entry 1", np.array([0] * 8 + [np.nan] * 8).reshape(2, 8, 1, 1))
@@ -179,7 +180,7 @@ def test_tables_of_points(tmp_path):
     assert (data.kind, data.names) == ("points", ("low", "high"))
     wanted = torch.tensor([[1.5, 3], [2.5, 4], [0.5, 7], [0.1, 6]])
     assert torch.equal(data.states, wanted)
-    named = read_data(str(tmp_path / "x.csv"), Reading(columns=("high", "low")))
+    named = read_data(str(tmp_path / "x.csv"), Dataset(columns=("high", "low")))
     assert torch.equal(named.states, wanted.flip(1)) and named.names == ("high", "low")
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
     assert torch.equal(read_data(str(tmp_path / "x.csv.gz")).states, wanted)
@@ -204,12 +205,12 @@ def test_parquet_is_read_like_csv(tmp_path):
     path = str(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="not finite, first in entry 2"):
         read_data(path)
-    found = read_data(path, Reading(columns=("x",)))
+    found = read_data(path, Dataset(columns=("x",)))
     assert found.states.flatten().tolist() == [1, 2, 4] and found.names == ("x",)
     with pytest.raises(UserError, match=r"row 1, column 'name' of .* is 'a', not a number"):
-        read_data(path, Reading(columns=("name",)))
+        read_data(path, Dataset(columns=("name",)))
     with pytest.raises(UserError, match=r"unknown column of x\.parquet 'z'"):
-        read_data(path, Reading(columns=("z",)))
+        read_data(path, Dataset(columns=("z",)))
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match=r"cannot read '.*x\.parquet'"):
         read_data(path)
@@ -225,20 +226,20 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "match", "reading"),
     [
-        ("", "is empty: write a line of names", Reading()),
-        ("a,b\n1,2\n3\n", "row 3: 1 cells where the first row has 2", Reading()),
-        ("a,b\n1,2\nx,4\n", "row 3, column 'a' of .* is 'x', not a number", Reading()),
-        ("a,b\n1,2\n,4\n", "row 3, column 'a' of .* is '', not a number", Reading()),
-        ("a,b\n1,2\nnan,4\n", "not finite, first in entry 1", Reading()),
-        ("a,b\nx,y\nz,w\n", "has no column of numbers", Reading()),
-        ("a,b\n", "is empty: write a line of names", Reading()),
-        (TABLE, "unknown column of x.csv 'hihg': did you mean 'high'", Reading(columns=("hihg",))),
-        (TABLE, "row 2, column 'date' of .* is '2020-01'", Reading(columns=("date",))),
-        (TABLE, "has 4 rows, too few for windows of 4", Reading(window=4)),
-        (TABLE, "say how many rows of .* make a series", Reading(kind="series")),
-        (TABLE, "holds points: leave out dataset.kind=images", Reading(kind="images")),
-        (TABLE, "is a table: leave out dataset.key", Reading(key="a")),
-        (TABLE, "set dataset.window too", Reading(stride=2)),
+        ("", "is empty: write a line of names", Dataset()),
+        ("a,b\n1,2\n3\n", "row 3: 1 cells where the first row has 2", Dataset()),
+        ("a,b\n1,2\nx,4\n", "row 3, column 'a' of .* is 'x', not a number", Dataset()),
+        ("a,b\n1,2\n,4\n", "row 3, column 'a' of .* is '', not a number", Dataset()),
+        ("a,b\n1,2\nnan,4\n", "not finite, first in entry 1", Dataset()),
+        ("a,b\nx,y\nz,w\n", "has no column of numbers", Dataset()),
+        ("a,b\n", "is empty: write a line of names", Dataset()),
+        (TABLE, "unknown column of x.csv 'hihg': did you mean 'high'", Dataset(columns=("hihg",))),
+        (TABLE, "row 2, column 'date' of .* is '2020-01'", Dataset(columns=("date",))),
+        (TABLE, "has 4 rows, too few for windows of 4", Dataset(window=4)),
+        (TABLE, "say how many rows of .* make a series", Dataset(kind="series")),
+        (TABLE, "holds points: leave out dataset.kind=images", Dataset(kind="images")),
+        (TABLE, "is a table: leave out dataset.key", Dataset(key="a")),
+        (TABLE, "set dataset.window too", Dataset(stride=2)),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, match, reading):
@@ -263,7 +264,7 @@ def test_what_is_bundled():
     assert digits.states.shape == (1797, 1, 8, 8) and digits.kind == "images"
     assert float(digits.states.min()) == 0 and float(digits.states.max()) == 1
     assert roll.states.shape == moons.states.shape == (10_000, 2)
-    assert read_data("digits", Reading(size=16)).states.shape == (1797, 1, 16, 16)
+    assert read_data("digits", Dataset(size=16)).states.shape == (1797, 1, 16, 16)
 
 
 def test_a_source_that_is_none(tmp_path):
@@ -306,7 +307,7 @@ def test_nothing_is_both_learned_and_held_out(seed):
 @pytest.mark.parametrize(("window", "stride"), [(5, 1), (5, 2), (5, 5), (4, 7)])
 def test_held_out_windows_share_no_row_with_the_others(tmp_path, window, stride):
     np.save(tmp_path / "x.npy", np.arange(200.0))
-    data = read_data(str(tmp_path / "x.npy"), Reading(window=window, stride=stride))
+    data = read_data(str(tmp_path / "x.npy"), Dataset(window=window, stride=stride))
     known, held = data.split(0.2, 0)
     ours, theirs = (set(part.states.flatten().tolist()) for part in (known, held))
     assert not ours & theirs
@@ -319,6 +320,6 @@ def test_held_out_windows_share_no_row_with_the_others(tmp_path, window, stride)
 
 def test_too_few_windows_to_hold_any_out(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12.0))
-    data = read_data(str(tmp_path / "x.npy"), Reading(window=8))
+    data = read_data(str(tmp_path / "x.npy"), Dataset(window=8))
     with pytest.raises(UserError, match="5 windows are too few to hold out 1 that share no rows"):
         data.split(0.1, 0)

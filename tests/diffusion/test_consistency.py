@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from networks import Points
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Examples
 from scoretune.diffusion import estimates, grids
@@ -34,7 +35,6 @@ from scoretune.diffusion.processes import (
 from scoretune.diffusion.solvers import heun
 from scoretune.models import toy
 from scoretune.models.lora import adapter_state
-from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.training.objectives.consistency import Consistency, Distillation, Training

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders import FluxLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 
+from networks import score_network
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
@@ -22,7 +23,6 @@ from scoretune.models import flux as flux_family
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.score_network import load as load_scores
 from scoretune.models.score_network import save as save_scores
-from scoretune.models.score_network import score_network
 from scoretune.models.tiny import flux
 from scoretune.policy import Policy
 

@@ -26,6 +26,8 @@ from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.models import latent_consistency, stable_diffusion
 from scoretune.models.latent_consistency import LatentConsistency, boundary
 from scoretune.models.tiny import latent_consistency as miniature
+from scoretune.models.tiny import stable_diffusion as tiny_stable_diffusion
+from scoretune.models.tiny.stable_diffusion_xl import TABLE
 from scoretune.policy import Distilled, Policy
 from scoretune.rollout import rollout
 from scoretune.training import build
@@ -207,8 +209,8 @@ def test_a_prompt_is_read_as_the_pipeline_reads_it(folder, backbone):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
     """Euler in x/α is DDIM; it begins at σ(1)·ξ, and the times are our uniform grid's."""
-    table = {**miniature.TABLE, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    saved(tmp_path, miniature.plain(EulerDiscreteScheduler(**table)))
+    table = {**TABLE, "prediction_type": prediction, "timestep_spacing": "trailing"}
+    saved(tmp_path, tiny_stable_diffusion.pipeline(EulerDiscreteScheduler(**table)))
     found, pipe = stable_diffusion.load(str(tmp_path)), plain(tmp_path, StableDiffusionPipeline)
     times = times_of(pipe, steps)
     torch.testing.assert_close(times, grids.uniform(found.process, steps, t_end=0.0))
@@ -221,7 +223,7 @@ def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_plain_model_with_lcms_scheduler_renoises(tmp_path, steps):
     """A merged LCM-LoRA: the boundary's share is below 1e-7 at these times."""
-    saved(tmp_path, miniature.plain(LCMScheduler(**miniature.TABLE)))
+    saved(tmp_path, tiny_stable_diffusion.pipeline(LCMScheduler(**TABLE)))
     found, pipe = stable_diffusion.load(str(tmp_path)), plain(tmp_path, StableDiffusionPipeline)
     latents = theirs(pipe, steps, 1.0)
     mine = ours(found, times_of(pipe, steps), noise())
@@ -251,7 +253,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def implicit(folder: Path) -> None:
-    DDIMScheduler(**miniature.TABLE).save_pretrained(folder / "scheduler")
+    DDIMScheduler(**TABLE).save_pretrained(folder / "scheduler")
     rewrite(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import score_network
 from scoretune.core import model_folder
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates, grids
@@ -15,7 +16,7 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import EDM, OU, VE, VP, Cosine, RectifiedFlow, SubVP
 from scoretune.models import score_network as scores
 from scoretune.models.lora import adapter_state, add_adapter
-from scoretune.models.score_network import clock, score_network
+from scoretune.models.score_network import clock
 from scoretune.policy import Policy
 
 PROCESSES = [VP(), VE(sigma_max=80), RectifiedFlow(), EDM(), OU(), Cosine(), SubVP()]

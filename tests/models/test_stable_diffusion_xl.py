@@ -24,7 +24,7 @@ from scoretune.models import stable_diffusion_xl
 from scoretune.models.stable_diffusion_xl import GuidedStableDiffusionXL, StableDiffusionXL
 from scoretune.models.tiny import stable_diffusion_xl as miniature
 from scoretune.models.tiny import words
-from scoretune.models.tiny.latent_consistency import TABLE
+from scoretune.models.tiny.stable_diffusion_xl import TABLE
 from scoretune.policy import Distilled, Policy
 
 PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]

@@ -19,7 +19,6 @@ from diffusers import (
 )
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.diffusion import grids, solvers
@@ -35,7 +34,7 @@ from scoretune.models.tiny import diffusion_transformer as dit_miniature
 from scoretune.models.tiny import unconditional as unet_miniature
 from scoretune.models.unconditional import ConvolutionalPixelUNet, PixelUNet
 from scoretune.policy import Policy
-from scoretune.training import build, overrides
+from scoretune.training import build, overrides, run_folder
 
 CPU = torch.device("cpu")
 CLASSES = ["goldfish", "207", "Tinca tinca", "999"]
@@ -357,7 +356,7 @@ def test_convolutions_are_adapted_where_there_is_no_attention(tmp_path, tiny, la
     given = [f"model.source={where}", "prompts=none", "reward=brightness", "model.rank=2"]
     run = overrides.changed(recipes.named("ddpo"), [*tiny, *given])
     assert [line["update"] for line in launched(run, tmp_path / "run")] == [1, 2]
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
+    learned = adapter_state(run_folder.load(tmp_path / "run").backbone.network)
     assert {name.split(".lora")[0].rpartition(".")[2] for name in learned} == {"conv1", "conv2"}
     assert all(bool(w.any()) for name, w in learned.items() if "lora_B" in name)
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scoretune import recipes
-from scoretune.commands import sample
 from scoretune.core import config, resolve
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates, grids, solvers
@@ -24,14 +23,14 @@ from scoretune.models.tiny import own as miniature
 from scoretune.models.user_module import BareNetwork, adaptable
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
-from scoretune.training import build, overrides
+from scoretune.training import build, overrides, run_folder
 
 CPU = torch.device("cpu")
 POINTS = {"process": "VP()", "prediction": "epsilon", "shape": [2]}
 HEAD = """
 import torch
 from torch import nn
-from scoretune.batches import Condition
+from scoretune.core.records import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import VP
 
@@ -82,7 +81,7 @@ def named(tmp_path, monkeypatch, request):
 
 
 def load(source: str, **changes: Any) -> Any:
-    return user_module.load(source, **{**POINTS, **changes})
+    return user_module.load(config.Model(source=source, **{**POINTS, **changes}))
 
 
 def refused(source: str, **changes: Any) -> str:
@@ -172,7 +171,7 @@ def test_other_states_are_shown_as_they_are(shape):
 
 def test_a_whole_backbone_is_used_as_it_is(named):
     source = named("def denoiser(): return Whole()")
-    found = user_module.load(source, process=None, prediction=None, shape=())
+    found = user_module.load(config.Model(source=source))
     assert type(found).__name__ == "Whole"
     model = config.Model(source=source, rank=2, guidance=2.0)
     run = config.Run(recipe="none", objective=config.PolicyGradient(), model=model)
@@ -196,7 +195,7 @@ def test_a_declared_process_is_its_own_and_not_another(named):
 
 
 def test_half_precision_is_that_of_the_module(named):
-    found = load(named("def denoiser(): return Net()"), dtype=torch.bfloat16)
+    found = load(named("def denoiser(): return Net()"), precision="bf16")
     policy = Policy(found, GDDIM(1.0))
     x = torch.randn(2, 2)
     assert found.predict(x, torch.rand(2), torch.zeros(2, 0, 0)).dtype == torch.bfloat16
@@ -431,7 +430,7 @@ def mini(*changes: str, tiny: tuple[str, ...] = ()) -> config.Run:
 
 def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path, launched):
     launched(mini(tiny=tiny), tmp_path / "run")
-    policy = sample.load(tmp_path / "run")
+    policy = run_folder.load(tmp_path / "run")
     learned = adapter_state(policy.backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {
         *("clock", "enter", "leave", "mix.1")
@@ -451,7 +450,7 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path, launched):
 
 def test_every_weight_trains_and_is_saved(tiny, tmp_path, launched):
     launched(mini("model.rank=0", "optimiser.learning_rate=1e-3", tiny=tiny), tmp_path / "run")
-    found = sample.load(tmp_path / "run").backbone
+    found = run_folder.load(tmp_path / "run").backbone
     before = miniature.denoiser().state_dict()
     moved = [n for n, w in found.network.state_dict().items() if not torch.equal(w, before[n])]
     assert sorted(moved) == sorted(before)
@@ -478,7 +477,7 @@ def test_points_train_through_the_command(named, command, tiny, tmp_path):
     asked = [f"model.source={source}", f"reward={reward}", "prompts=none", "model.rank=2", *given]
     done = command("train", "ddpo", *tiny, *asked, "--run", tmp_path / "run", "--json")
     assert done.code == 0, done.err
-    learned = adapter_state(sample.load(tmp_path / "run").backbone.network)
+    learned = adapter_state(run_folder.load(tmp_path / "run").backbone.network)
     assert {name.partition(".lora")[0] for name in learned} == {"first", "second"}
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune.training.credit import group_advantage, running_advantage
+from scoretune.training.credit.outcome import group_advantage, running_advantage
 
 F64 = torch.float64
 THETA, SIGMA, GROUP, COUNT = 0.3, 0.5, 4, 40_000

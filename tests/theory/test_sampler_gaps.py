@@ -54,7 +54,7 @@ def test_only_true_scores_are_the_same_to_every_sampler(make_bed, eta, pushed, c
 
 
 @pytest.mark.parametrize(
-    ("count", "found", "predicted"),
+    ("count", "computed", "predicted"),
     [
         (50, 0.0574, 0.0559),
         (200, 0.01407, 0.01398),

@@ -28,7 +28,8 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import tilt
 from scoretune.rollout import Acting, prior, rollout
-from scoretune.training.credit import AdjointCredit, RewardSlope
+from scoretune.training.credit.adjoint import AdjointCredit
+from scoretune.training.credit.reward_gradient import RewardSlope
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.sources.on_policy import transitions
 from scoretune.training.sources.step_choice import Chooser, last_steps, one_of_last

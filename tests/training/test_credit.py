@@ -17,17 +17,16 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
-from scoretune.training.credit import (
-    CriticCredit,
+from scoretune.training.credit.critic import CriticCredit, rule_named
+from scoretune.training.credit.outcome import (
     GroupCredit,
-    RewardSlope,
     RunningCredit,
     group_advantage,
-    rule_named,
+    remembered,
     running_advantage,
     standardise,
 )
-from scoretune.training.credit.outcome import remembered
+from scoretune.training.credit.reward_gradient import RewardSlope
 from scoretune.training.credit.values import critic_for
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.sources.base import deal_out

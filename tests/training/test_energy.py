@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from networks import Points
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Scores
 from scoretune.data.prompts import Prompts
@@ -16,7 +17,6 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VP
 from scoretune.models import toy
-from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.energy import (

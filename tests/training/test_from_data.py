@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import scoretune
+from networks import score_network
 from scoretune import recipes
 from scoretune.core import checkpoints, config
 from scoretune.diffusion.kernels import GDDIM
@@ -38,7 +39,7 @@ from scoretune.diffusion.processes import (
 from scoretune.evaluate import data_samples
 from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network as scores
-from scoretune.models.score_network import ScoreNetwork, score_network
+from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.training import from_data, overrides, run_folder
 from scoretune.training.hooks import Average, Silent
@@ -470,7 +471,7 @@ def test_distances_are_in_the_datas_own_units():
     a = torch.rand(300, 1, 16, 16)
     assert data_samples.distances(a, a, images)["frechet"] == pytest.approx(0, abs=1e-6)
     assert data_samples.distances(a * 0.5, a, images)["frechet"] > 0.1
-    assert from_data.JUDGED >= 512
+    assert from_data.HELD_OUT_LEAST >= 512
 
 
 def test_pictures_are_compared_in_any_features(command, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from networks import Points
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Examples
 from scoretune.diffusion import estimates
@@ -16,7 +17,6 @@ from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.processes import VP, ContractiveSubVP, Process, RectifiedFlow, expand
 from scoretune.models import toy
-from scoretune.models.tiny.points import Points
 from scoretune.policy import Policy
 from scoretune.training.objectives.matching import Matching
 

@@ -31,8 +31,10 @@ from scoretune.rollout import deterministic, prior
 from scoretune.training import build as building
 from scoretune.training import overrides
 from scoretune.training.build import build
-from scoretune.training.credit import AdjointCredit, CriticCredit, GroupCredit, RewardSlope
-from scoretune.training.credit.critic import rule_named
+from scoretune.training.credit.adjoint import AdjointCredit
+from scoretune.training.credit.critic import CriticCredit, rule_named
+from scoretune.training.credit.outcome import GroupCredit
+from scoretune.training.credit.reward_gradient import RewardSlope
 from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
 from scoretune.training.objectives import energy, matching

@@ -28,7 +28,7 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rl import td_advantage
 from scoretune.rollout import Acting, prior, rollout
-from scoretune.training.credit import GroupCredit
+from scoretune.training.credit.outcome import GroupCredit
 from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
 from scoretune.training.objectives.base import ScoreAction, TrustRegion, moved_kl, path_kl

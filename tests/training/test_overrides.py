@@ -11,7 +11,7 @@ from scoretune import recipes
 from scoretune.core import config
 from scoretune.core.config import Checked, Run, Strict
 from scoretune.core.errors import UserError
-from scoretune.training.overrides import changed, of_data, validated
+from scoretune.training.overrides import changed, unread, validated
 
 BASES = {
     **{name: [] for name in recipes.RECIPES},
@@ -62,7 +62,7 @@ def test_every_setting_is_refused_where_it_is_never_read_and_only_there(name):
                 continue
             text = other if isinstance(other, str) else str(other).replace("'", '"')
             text = {"True": "true", "False": "false"}.get(text, text)
-            use = new.unread(of_data(new)).get(path, Checked())
+            use = unread(new).get(path, Checked())
             if not isinstance(use, Checked):  # else read, or refused by another check
                 with pytest.raises(UserError, match=f"{path}=.* is of no use here: it is for "):
                     changed(run, [f"{path}={text}"])

@@ -88,16 +88,16 @@ def rewarded(result: dict[str, Any]) -> list[str]:
     """The held-out reward before and after, with the gain's interval where it is known; then the
     reward with the noise of training."""
     base, final = (result[name]["deterministic"] for name in ("reward_base", "reward"))
-    told = f"held-out reward: {plain(base, 4)} -> {plain(final, 4)}"
+    text = f"held-out reward: {plain(base, 4)} -> {plain(final, 4)}"
     gain = result["gain"].get("reward")
     if gain is not None:
         mean, low, high = (signed(gain[name]) for name in ("mean", "low", "high"))
-        told += f" (gain {mean}, 95 % interval {low} to {high})"
-    return [told, f"under the training sampler: {plain(result['reward']['stochastic'], 4)}"]
+        text += f" (gain {mean}, 95 % interval {low} to {high})"
+    return [text, f"under the training sampler: {plain(result['reward']['stochastic'], 4)}"]
 
 
 def guarded(guard: dict[str, Any]) -> list[str]:
-    """What a guard found, a line an alarm, and what it did; nothing where nothing rang."""
+    """The alarms of a guard, a line each, and what it did; nothing where nothing rang."""
     lines = [f"guard: at update {a['update']} {a['text']}" for a in guard.get("alarms", [])]
     if guard.get("ended") is None:
         return lines

@@ -41,11 +41,12 @@ def measure_run(
     `prompts` is a source of other prompts, all of which are measured.
     """
     from scoretune.data.prompts import read_prompts
-    from scoretune.evaluate.scores import evaluation_line, measure, verdict_metrics
+    from scoretune.evaluate.scores import evaluation_line
     from scoretune.rewards.catalog import named_reward
     from scoretune.training import from_data
     from scoretune.training.build import held_out_prompts
     from scoretune.training.overrides import of_data
+    from scoretune.training.run import measured_run
     from scoretune.training.run_folder import load
 
     if of_data(run):
@@ -55,15 +56,8 @@ def measure_run(
     if features is not None:
         raise UserError("--features is for networks that learned from data: leave it out")
     policy = load(folder)
-    measured = measure(
-        policy,
-        held_out_prompts(run) if prompts is None else read_prompts(prompts),
-        reward=named_reward(run.reward),
-        reward_name=run.reward,
-        metrics=verdict_metrics(run.model.source),
-        evaluation=run.evaluation,
-        sampling=run.sampling,
-    )
+    held_out = held_out_prompts(run) if prompts is None else read_prompts(prompts)
+    measured = measured_run(run, policy, held_out, named_reward(run.reward))
     return evaluation_line(
         measured,
         run.evaluation,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from scoretune.commands.options import Json
 from scoretune.core import model_folder
 from scoretune.core.errors import UserError
 
@@ -36,7 +37,7 @@ def export(
         str | None, typer.Option(help="Upload the folder to the hub as ORG/NAME, private.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="push: for all to see.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    json_: Json = False,
 ) -> None:
     """Write a run's LoRA, or the merged model, with a model card; and upload it if told to."""
     if public and push is None:
@@ -61,11 +62,8 @@ def export(
 def _loading(card: Path, folder: Path) -> str:
     """The line of a card's example that loads its folder; empty where it has none."""
     lines = card.read_text(encoding="utf-8").splitlines()
-    loading = [
-        x
-        for x in lines
-        if x.startswith(("pipe", "scoretune.load_lora")) and re.search(r"\bhere\b", x)
-    ]
+    calls = ("pipe", "scoretune.load_lora")
+    loading = [x for x in lines if x.startswith(calls) and re.search(r"\bhere\b", x)]
     return re.sub(r"\bhere\b", lambda _: repr(str(folder)), loading[-1]) if loading else ""
 
 
@@ -82,9 +80,8 @@ def _refuse_another(folder: Path, form: str) -> None:
 def _write(run: Path, folder: Path, form: str) -> Path:
     from scoretune.models import export as forms
     from scoretune.training import card, run_folder
-    from scoretune.training.run_folder import recorded
 
-    settings = recorded(run)
+    settings = run_folder.recorded(run)
     if form != "merged":
         forms.check(form)
     if model_folder.home(run) is not None:

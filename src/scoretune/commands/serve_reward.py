@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from scoretune.commands.options import Threads, set_threads
 from scoretune.core.errors import UserError
 
 
@@ -22,7 +23,7 @@ def serve_reward(
     ] = "",
     limit: Annotated[int, typer.Option(min=1, help="Megabytes of a request, at most.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    threads: Threads = 1,
 ) -> None:
     """Serve a reward over HTTP, for `reward=http://HOST:PORT` in another process; Ctrl-C stops."""
     import torch
@@ -30,7 +31,7 @@ def serve_reward(
     from scoretune.rewards.catalog import fingerprint, named_reward
     from scoretune.rewards.remote.server import RewardServer, Service
 
-    torch.set_num_threads(threads)
+    set_threads(threads)
     cuda = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not cuda):
         raise UserError(f"--device {device}: there is {'cpu and cuda' if cuda else 'only cpu'}")

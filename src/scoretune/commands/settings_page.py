@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from scoretune import recipes
 from scoretune.core.config import Run, Strict
-from scoretune.training.overrides import changed, of_data
-from scoretune.training.settings_file import choices
+from scoretune.training.overrides import changed, unread
+from scoretune.training.settings_file import choices, scalar
 
 TOP = """\
 # Settings
@@ -37,48 +36,49 @@ def page() -> str:
     """The whole page."""
     runs: dict[str, list[Run]] = {name: [recipe()] for name, recipe in recipes.RECIPES.items()}
     del runs["consistency"]  # it is for score networks alone
-    runs[NETWORKS] = [changed(run, ["model.source=unet"]) for run in _networks()]
-    unread = {name: [run.unread(of_data(run)) for run in every] for name, every in runs.items()}
-    return "\n".join(dict.fromkeys([TOP, *_section(Run, "", unread)])) + "\n"
+    networks = (recipes.supervised(), recipes.consistency())
+    runs[NETWORKS] = [changed(run, ["model.source=unet"]) for run in networks]
+    inert = {name: [(run, unread(run)) for run in every] for name, every in runs.items()}
+    return "\n".join(dict.fromkeys([TOP, *_section(Run, "", inert)])) + "\n"
 
 
-Unread = dict[str, list[dict[str, str]]]
+Inert = dict[str, list[tuple[Run, dict[str, str]]]]
+"""Of each recipe its runs, and the settings that they never read."""
 
 
-def _section(kind: type[Strict], path: str, unread: Unread) -> Iterator[str]:
+def _section(kind: type[Strict], path: str, inert: Inert) -> Iterator[str]:
     sections, rows = [], []
     for name, field in kind.model_fields.items():
         inner = [part for part in _parts(field.annotation) if issubclass(part, Strict)]
         if inner:
             sections += [(part, f"{path}{name}.") for part in inner]
         elif name != "recipe" and len(choices(field.annotation)) != 1:  # a tag is no choice
-            rows.append(_row(kind, f"{path}{name}", field, unread))
+            rows.append(_row(kind, f"{path}{name}", field, inert))
     heading = f"`{path.rstrip('.')}`" if path else "The run"
     if "kind" in kind.model_fields and issubclass(kind, _objectives()):
         heading += f" of kind {kind.model_fields['kind'].default}"
     lines = [f"## {heading}", "", " ".join((kind.__doc__ or "").split()), "", HEAD, *rows, ""]
     yield "\n".join(lines)
     for part, below in sections:
-        yield from _section(part, below, unread)
+        yield from _section(part, below, inert)
 
 
-def _row(kind: type[Strict], path: str, field: FieldInfo, unread: Unread) -> str:
-    default = yaml.safe_dump(_plain(field.default), default_flow_style=True, width=1000)
+def _row(kind: type[Strict], path: str, field: FieldInfo, inert: Inert) -> str:
     cells = (
         f"`{path}`",
         _type(field),
-        f"`{default.removesuffix(chr(10)).removesuffix('...').strip()}`",
+        f"`{scalar(field.default)}`",
         field.description or "",
-        _readers(kind, path, unread),
+        _readers(kind, path, inert),
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _readers(kind: type[Strict], path: str, unread: Unread) -> str:
+def _readers(kind: type[Strict], path: str, inert: Inert) -> str:
     """Which recipes read a setting, of those whose settings have it."""
     having = {
-        name: [one for one, run in zip(every, _runs(name), strict=True) if _has(run, kind, path)]
-        for name, every in unread.items()
+        name: [unread for run, unread in every if _has(run, kind, path)]
+        for name, every in inert.items()
     }
     having = {name: every for name, every in having.items() if every}
     reading = [name for name, every in having.items() if any(path not in one for one in every)]
@@ -97,14 +97,6 @@ def _readers(kind: type[Strict], path: str, unread: Unread) -> str:
     return ", ".join(reading)
 
 
-def _runs(name: str) -> list[Run]:
-    return _networks() if name == NETWORKS else [recipes.named(name)]
-
-
-def _networks() -> list[Run]:
-    return [recipes.supervised(), recipes.consistency()]
-
-
 def _has(run: Run, kind: type[Strict], path: str) -> bool:
     section: Any = run
     for part in path.split(".")[:-1]:
@@ -118,10 +110,6 @@ def _objectives() -> tuple[type[Strict], ...]:
 
 def _parts(annotation: Any) -> list[Any]:
     return [part for part in (get_args(annotation) or (annotation,)) if isinstance(part, type)]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _type(field: FieldInfo) -> str:

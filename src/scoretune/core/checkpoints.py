@@ -101,22 +101,25 @@ def latest(folder: Path) -> Path | None:
     return saved[-1][1] if saved else None
 
 
+def newest(run: Path) -> Path:
+    """The newest checkpoint of a run folder. Raises UserError where there is none."""
+    checkpoint = latest(run / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"run {str(run)!r} has no checkpoint yet: let it train a little longer")
+    return checkpoint
+
+
 def random_state() -> Tree:
     """The state of the generators of torch (and CUDA), numpy and Python."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, words, gauss = random.getstate()
+    words = torch.from_numpy(np.asarray(keys, np.int64))
+    version, state, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": list(cuda),
-        "numpy": [
-            str(kind),
-            torch.from_numpy(np.asarray(keys, np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ],
-        "python": [version, list(words), gauss],
+        "numpy": [str(kind), words, position, has_gauss, cached],
+        "python": [version, list(state), gauss],
     }
 
 

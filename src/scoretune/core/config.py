@@ -7,7 +7,7 @@ are never read, given the others (`inert`): a change of such a setting is refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -43,14 +43,27 @@ class Strict(BaseModel):
         """
         return {}
 
-    def leaves(self) -> Iterator[str]:
+    def unread(self, run: Run, on_data: bool) -> dict[str, str]:
+        """`inert` of this section and of those within, by path."""
+        unread: dict[str, str] = {}
+        for name, section in vars(self).items():
+            if isinstance(section, Strict):
+                inner = section.unread(run, on_data)
+                unread |= {f"{name}.{path}": why for path, why in inner.items()}
+        return unread | self.inert(run, on_data)  # last: it knows the sections within
+
+    def leaves(self) -> list[str]:
         """The names of all settings, those of sections within by their path."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Strict):
-                yield from (f"{name}.{leaf}" for leaf in value.leaves())
-            else:
-                yield name
+        return [path for path, _ in leaves(self.model_dump())]
+
+
+def leaves(tree: Mapping[str, Any], joint: str = ".", path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings by its path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, joint, f"{path}{key}{joint}")
+        else:
+            yield f"{path}{key}", value
 
 
 def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
@@ -122,6 +135,7 @@ class Model(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
+        shipped = self.source in SHIPPED_MODELS
         network = Checked("a network of your own, model.source=module:function")
         fresh = Checked("a new network, model.source=unet, dit or mlp")
         return {
@@ -132,9 +146,7 @@ class Model(Strict):
             **_only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
             **_only(not on_data and not function, "a diffusers pipeline", "size", "without"),
             **_only(not on_data, REWARDED, "targets"),
-            **_only(
-                not function and self.source not in SHIPPED_MODELS, "a model of the hub", "revision"
-            ),
+            **_only(not function and not shipped, "a model of the hub", "revision"),
             **_only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
         }
 
@@ -218,25 +230,16 @@ class Sampling(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         objective, acts = run.objective, _follows_rewards(run)
-        rates = isinstance(objective, ScoreAction) and objective.form in (
-            "auto",
-            "rate",
-            "explicit",
-        )
+        forms = ("auto", "rate", "explicit")
+        rates = isinstance(objective, ScoreAction) and objective.form in forms
+        whose = Checked("score_as_action with objective.form=auto, rate or explicit")
+        noise = "the kernel's noise, sampling.solver=null"
         return {
             **_only(self.noise == "ramp", "sampling.noise=ramp", "eta_end"),
             **_only(self.grid == "shifted", "sampling.grid=shifted", "shift"),
             **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
-            **_only(
-                self.solver is None or not rates,
-                "the kernel's noise, sampling.solver=null",
-                *("kernel", "noise", "eta", "eta_end"),
-            ),
-            **_only(
-                rates,
-                Checked("score_as_action with objective.form=auto, rate or explicit"),
-                "solver",
-            ),
+            **_only(self.solver is None or not rates, noise, "kernel", "noise", "eta", "eta_end"),
+            **_only(rates, whose, "solver"),
             **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver", "window.size"),
             **_only(not on_data, REWARDED, *self.leaves()),
         }
@@ -257,21 +260,17 @@ class Sizes(Strict):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         acts, objective = _follows_rewards(run), run.objective
         scores = isinstance(objective, PolicyGradient) and objective.surrogate == "score_function"
+        any_step = "recipes that learn from any step of a path (here objective.last says which)"
+        several = (
+            "objective.surrogate=clipped, since a score function is right for a single step of the "
+            "optimiser a round, sizes.accumulate=0"
+        )
         return {
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
-            **_only(
-                not isinstance(objective, Direct),
-                "recipes that learn from any step of a path (here objective.last says which)",
-                "share",
-            ),
+            **_only(not isinstance(objective, Direct), any_step, "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate"),
-            **_only(
-                not scores or not self.accumulate,
-                "objective.surrogate=clipped, since a score function is right for a single step of "
-                "the optimiser a round, sizes.accumulate=0",
-                "accumulate",
-            ),
+            **_only(not scores or not self.accumulate, several, "accumulate"),
         }
 
 
@@ -354,15 +353,19 @@ class Critic(Strict):
         return {
             **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
-                slopes,
-                "score_as_action and objective.form=slope, rate or explicit",
-                "jacobian",
+                slopes, "score_as_action and objective.form=slope, rate or explicit", "jacobian"
             ),
             **_only(valued, "objective.baseline=critic", *self.leaves()),
         }
 
 
-class Matching(Strict):
+class Objective(Strict):
+    """What is minimised; `on_data`: it is learned from data, not from the policy's own samples."""
+
+    on_data: ClassVar[bool] = False
+
+
+class Matching(Objective):
     """Score matching on data."""
 
     on_data: ClassVar[bool] = True
@@ -383,7 +386,7 @@ class Matching(Strict):
         return _only(not on_data, Checked(REWARDED), "dropout")
 
 
-class Consistency(Strict):
+class Consistency(Objective):
     """One call of the network says where a path began (arXiv 2303.01469, 2310.14189)."""
 
     on_data: ClassVar[bool] = True
@@ -406,10 +409,9 @@ class Consistency(Strict):
         return _only(distils, taught, "solver", "decay")
 
 
-class PolicyGradient(Strict):
+class PolicyGradient(Objective):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["policy_gradient"] = "policy_gradient"
     surrogate: Literal["clipped", "score_function"] = Field(
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
@@ -440,13 +442,10 @@ class PolicyGradient(Strict):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         one_reward = re.fullmatch(r"\w+(\([^()]*\))?", run.reward) is not None
         clipped, steps = self.surrogate == "clipped", run.sizes.accumulate
+        one_step = "a single step of the optimiser a round, sizes.accumulate=0"
         return {
             **_only(clipped, "objective.surrogate=clipped", "clip"),
-            **_only(
-                clipped or not steps,
-                "a single step of the optimiser a round, sizes.accumulate=0",
-                "surrogate",
-            ),
+            **_only(clipped or not steps, one_step, "surrogate"),
             **_only(not one_reward, "a sum of rewards, reward=a + 0.5*b", "combine"),
             **_only(
                 self.baseline == "running", "objective.baseline=running", "buffer", "min_count"
@@ -455,10 +454,9 @@ class PolicyGradient(Strict):
         }
 
 
-class ScoreAction(Strict):
+class ScoreAction(Objective):
     """Continuous-time policy optimisation with a critic."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["score_action"] = "score_action"
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
         "auto", description="auto: rate if the reward has a gradient, else ratio"
@@ -481,10 +479,9 @@ class ScoreAction(Strict):
         }
 
 
-class Direct(Strict):
+class Direct(Objective):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["direct"] = "direct"
     through: Literal["steps", "estimate"] = Field(
         "steps", description="what the gradient passes through"
@@ -502,18 +499,16 @@ class Direct(Strict):
         return _only(self.through == "steps", "objective.through=steps", "random", "graph")
 
 
-class Adjoint(Strict):
+class Adjoint(Objective):
     """Adjoint matching: regression onto lean adjoints under the pretrained model."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["adjoint"] = "adjoint"
     kl_weight: float = Field(0.003, gt=0, description="of the path KL to the pretrained model")
 
 
-class Energy(Strict):
+class Energy(Objective):
     """D(x)MI: the reward is learned, an energy that tells data from samples."""
 
-    on_data: ClassVar[bool] = False
     kind: Literal["energy"] = "energy"
     update: Literal["dxmi", "ctrl"] = Field(
         "dxmi", description="value slopes where a step arrives, or where it starts"
@@ -647,29 +642,12 @@ class Run(Strict):
         acts, objective = _follows_rewards(run), self.objective
         shipped = self.model.source in SHIPPED_MODELS
         held_out = self.evaluation.prompts is None and not shipped
+        listed = self.prompts in (*SCENES, "none")
+        reads = isinstance(objective, Matching | Consistency | Energy)
         return {
-            **_only(
-                self.prompts in (*SCENES, "none"), "prompts=scenes or none", "prompts_per_task"
-            ),
+            **_only(listed, "prompts=scenes or none", "prompts_per_task"),
             **_only(acts, ON_POLICY, "prompts_per_task"),
             **_only(acts or held_out, ON_POLICY, "prompts"),
             **_only(not on_data, REWARDED, "reward", "prompts"),
-            **_only(
-                isinstance(objective, Matching | Consistency | Energy),
-                "supervised, consistency or dxmi",
-                "data",
-            ),
+            **_only(reads, "supervised, consistency or dxmi", "data"),
         }
-
-    def unread(self, on_data: bool) -> dict[str, str]:
-        """Every setting of the tree that this run never reads, and with what it would."""
-        return dict(_unread(self, self, on_data, ""))
-
-
-def _unread(section: Strict, run: Run, on_data: bool, prefix: str) -> Iterator[tuple[str, str]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Strict):
-            yield from _unread(value, run, on_data, f"{prefix}{name}.")
-    for name, why in section.inert(run, on_data).items():  # last: it knows the sections within
-        yield prefix + name, why

@@ -33,7 +33,7 @@ class Team:
         """Whether this process writes files and speaks to people."""
         return self.rank == 0
 
-    def own(self, whole: int) -> slice:
+    def rows(self, whole: int) -> slice:
         """This process's equal share of `whole` rows."""
         each = whole // self.size
         return slice(self.rank * each, (self.rank + 1) * each)

@@ -23,9 +23,9 @@ def user_errors(setting: str = "") -> Iterator[None]:
         raise UserError(f"{setting}: {error}" if setting else str(error)) from error
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
+def unknown(kind: str, given: str, names: Iterable[str]) -> UserError:
     """An error for a name that does not exist, with the nearest one that does."""
-    choices = sorted(known)
+    choices = sorted(names)
     near = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices)}"
     return UserError(f"unknown {kind} {given!r}: {hint}")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -20,13 +21,29 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors, as `write_whole` writes a text."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors by name as safetensors, as `write_whole` writes a text; its folder is made."""
     from safetensors.torch import save_file
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, aside, metadata)
+    aside.chmod(0o644)  # it is written for the owner alone
     os.replace(aside, path)
+
+
+def load_tensors(path: Path, fix: str, *, kind: str = "") -> dict[str, Tensor]:
+    """The tensors of a .safetensors file of a `kind`. Raises UserError, which says the fix."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {kind}{str(path)!r} ({error}): {fix}") from error
 
 
 def _aside(path: Path) -> Path:

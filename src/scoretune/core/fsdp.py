@@ -1,9 +1,9 @@
-"""Weights spread over the processes: each keeps a slice of every weight (FSDP2, arXiv 2304.11277).
+"""Weights sharded over the processes: each keeps a slice of every weight (FSDP2, arXiv 2304.11277).
 
 A block's slices are gathered just before it computes, and let go of right after; in the backward
 pass they are gathered again. So a device needs room for its slices, a block or two, and what lies
 outside of blocks; and all processes must ask the network equally often. A LoRA stays whole in every
-process, since it is small: then only frozen weights are spread. Where all weights are trained,
+process, since it is small: then only frozen weights are sharded. Where all weights are trained,
 they, their gradients and the optimiser's state are slices (`DTensor`).
 """
 
@@ -30,11 +30,11 @@ REACHED_INTO = {("DiTTransformer2DModel", "transformer_blocks.0")}
 """Blocks whose weights the network also uses by itself: they are gathered with the rest of it."""
 
 
-def spread(network: nn.Module, device: torch.device) -> None:
+def shard(network: nn.Module, device: torch.device) -> None:
     """Keep this process's slices of a network's weights, on `device`, and let go of the rest.
 
     Block by block, so that the device never has to hold the whole. Whatever is trained beside
-    frozen weights stays whole. Raises UserError for what cannot be spread.
+    frozen weights stays whole. Raises UserError for what cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -58,37 +58,37 @@ def spread(network: nn.Module, device: torch.device) -> None:
         sharded.set_force_sum_reduction_for_comms(True)
 
 
-def is_slice(tensor: Tensor) -> bool:
+def is_sharded_tensor(tensor: Tensor) -> bool:
     """Whether this process has only a slice of a tensor."""
-    # Who has spread anything has imported this, which takes a while.
+    # Who has sharded anything has imported this, which takes a while.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def is_spread(network: nn.Module) -> bool:
-    """Whether a network's weights are spread over the processes."""
-    return any(is_slice(parameter) for parameter in network.parameters())
+def is_sharded(network: nn.Module) -> bool:
+    """Whether a network's weights are sharded over the processes."""
+    return any(is_sharded_tensor(parameter) for parameter in network.parameters())
 
 
-def whole(tree: Any) -> Any:
+def full_state(tree: Any) -> Any:
     """Dicts and lists with whole tensors for the slices of all processes, one after the other.
 
     They are put together in the memory of the main process's computer; the others, which must ask
     at the same time, get empty tensors in their place.
     """
     if isinstance(tree, dict):
-        return {key: whole(value) for key, value in tree.items()}
+        return {key: full_state(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [whole(value) for value in tree]
-    if not isinstance(tree, Tensor) or not is_slice(tree):
+        return [full_state(value) for value in tree]
+    if not isinstance(tree, Tensor) or not is_sharded_tensor(tree):
         return tree
     full: Tensor = tree.detach().full_tensor()  # type: ignore[attr-defined]
     return full.cpu() if distributed.team().main else torch.empty(0)
 
 
-def alike(tensor: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Of a whole tensor that every process has, the slice that is kept of a parameter."""
-    if not is_slice(parameter):
+    if not is_sharded_tensor(parameter):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -98,9 +98,9 @@ def alike(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put(parameter: Tensor, tensor: Tensor) -> None:
+def copy_into(parameter: Tensor, tensor: Tensor) -> None:
     """Give a parameter, or this process's slice of it, the values of a whole tensor."""
-    _local(parameter.detach()).copy_(_local(alike(tensor, parameter)))
+    _local(parameter.detach()).copy_(_local(shard_like(tensor, parameter)))
 
 
 def restore(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -118,10 +118,10 @@ def clip(parameters: Sequence[Tensor], limit: float) -> float:
 
     What `nn.utils.clip_grad_norm_` does, also for slices.
     """
-    slices = [p.grad for p in parameters if p.grad is not None and is_slice(p)]
+    slices = [p.grad for p in parameters if p.grad is not None and is_sharded_tensor(p)]
     if not slices:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
-    rest = [p.grad for p in parameters if p.grad is not None and not is_slice(p)]
+    rest = [p.grad for p in parameters if p.grad is not None and not is_sharded_tensor(p)]
     local = [_local(gradient) for gradient in slices]
     norm = math.sqrt(distributed.total({"": _square(local)})[""] + _square(rest))
     factor = limit / (norm + 1e-6)
@@ -156,12 +156,12 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 def _moment(value: Any, parameter: Tensor) -> Any:
     alone = not isinstance(value, Tensor) or value.shape != parameter.shape
-    return value if alone else alike(value, parameter)
+    return value if alone else shard_like(value, parameter)
 
 
 def _local(tensor: Tensor) -> Tensor:
     """This process's slice as a plain tensor, in the same memory."""
-    return tensor.to_local() if is_slice(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _square(gradients: Sequence[Tensor]) -> float:

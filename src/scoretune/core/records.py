@@ -8,14 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Condition:
+class Record:
+    """Tensors, conditions, and whatever else, by name."""
+
+    def to(self, device: torch.device | None) -> Self:
+        """The same on another device; None for where it is."""
+        movable = {n: v for n, v in vars(self).items() if isinstance(v, Tensor | Record)}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+
+
+@dataclass(frozen=True)
+class Rows(Record):
+    """A record in which every tensor, condition and tuple has a row for each of the same things;
+    the first field is a tensor."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def take(self, index: Tensor | slice) -> Self:
+        """Some of the rows."""
+        taken: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                taken[name] = value[index]
+            elif isinstance(value, Condition):
+                taken[name] = value.take(index)
+            elif isinstance(value, tuple):
+                places = index.cpu() if isinstance(index, Tensor) else index
+                numbers = torch.arange(len(value))[places].tolist()
+                taken[name] = tuple(value[i] for i in numbers)
+        return replace(self, **taken)
+
+
+@dataclass(frozen=True)
+class Condition(Record):
     """Encoded prompts: `tokens` [B, L, D] and what "no prompt" looks like, [L, D] (or None)."""
 
     tokens: Tensor
@@ -23,11 +56,6 @@ class Condition:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def to(self, device: torch.device | None) -> Condition:
-        """The same on another device; None for where it is."""
-        null = None if self.null is None else self.null.to(device)
-        return Condition(self.tokens.to(device), null)
 
     def take(self, index: Tensor | slice) -> Condition:
         """The condition of some of the samples."""
@@ -40,7 +68,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Record):
     """What a rollout saw: `states` [N+1, B, *S] at `times` [N+1, B], and the network's estimate of
     the data, `data` [N, B, *S], at all but the last.
 
@@ -65,10 +93,6 @@ class Trajectory:
     features: Tensor | None = None
     noisy: Tensor | None = None
 
-    def to(self, device: torch.device | None) -> Trajectory:
-        """The same on another device; None for where it is."""
-        return cast(Trajectory, _moved(self, device))
-
     @property
     def noisy_steps(self) -> Tensor:
         """The numbers of the steps that have a log-probability, increasing."""
@@ -83,7 +107,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Rows):
     """States to learn from: at x and time t the acting policy's estimate of the data was `data`.
 
     A unit of the path KL is `kl_weight` [M] times a squared change of that estimate, [M, *S];
@@ -107,30 +131,11 @@ class Steps:
     reference_data: Tensor | None = None
     path_steps: float = 1.0  # a mean over states times this is a sum over (that part of) a path
 
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def to(self, device: torch.device | None) -> Steps:
-        """The same on another device; None for where it is."""
-        return cast(Steps, _moved(self, device))
-
-    def take(self, index: Tensor | slice) -> Steps:
-        """Some of the transitions."""
-        changes: dict[str, Any] = {"condition": self.condition.take(index)}
-        for part in fields(self):
-            value = getattr(self, part.name)
-            if isinstance(value, Tensor):
-                changes[part.name] = value[index]
-        return replace(self, **changes)
-
 
 @dataclass(frozen=True)
 class Scores:
-    """What a round's samples are worth: `total` [B], for `prompts` (of B texts).
-
-    With several rewards, `parts` are the values [B] of each by its name, weighted and not yet
-    added up: their sum is the total.
-    """
+    """The rewards `total` [B] of a round's samples, for `prompts` (B texts); `parts` are those of
+    several rewards by name, [B] each, weighted: they add up to the total."""
 
     total: Tensor
     prompts: tuple[str, ...] = ()
@@ -147,33 +152,22 @@ class Scores:
         return len(self.total)
 
     @property
-    def own(self) -> Tensor:
+    def local(self) -> Tensor:
         """What this process's samples are worth."""
         return self.total[self.mine]
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Rows):
     """Data to match: clean states x0 [B, *S], their conditions, and a weight each [B]."""
 
     x0: Tensor
     condition: Condition
     weight: Tensor
 
-    def __len__(self) -> int:
-        return len(self.x0)
-
-    def to(self, device: torch.device | None) -> Examples:
-        """The same on another device; None for where it is."""
-        return cast(Examples, _moved(self, device))
-
-    def take(self, index: Tensor | slice) -> Examples:
-        """Some of the examples."""
-        return Examples(self.x0[index], self.condition.take(index), self.weight[index])
-
 
 @dataclass(frozen=True)
-class Starts:
+class Starts(Rows):
     """Where paths begin that are followed with a gradient: states x [B, *S] at the step numbered
     `first` [B] along `nodes` [B, N+1], the `noise` [B, N, *S] of every step, and the prompts."""
 
@@ -183,25 +177,6 @@ class Starts:
     nodes: Tensor
     condition: Condition
     prompts: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def to(self, device: torch.device | None) -> Starts:
-        """The same on another device; None for where it is."""
-        return cast(Starts, _moved(self, device))
-
-    def take(self, index: Tensor | slice) -> Starts:
-        """Some of the paths."""
-        which = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
-        return Starts(
-            self.x[index],
-            self.first[index],
-            self.noise[index],
-            self.nodes[index],
-            self.condition.take(index),
-            tuple(self.prompts[i] for i in which.tolist()),
-        )
 
 
 @dataclass(frozen=True)
@@ -214,11 +189,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Round:
-    """One update's worth of learning: minibatches, and numbers about how they came about.
+    """The minibatches of an update, and metrics of how they were made.
 
-    `accumulate` minibatches make one step of the optimiser; 0 means all of them. Where several
-    processes make the round together, `counts` are the sizes of the whole minibatches, of which
-    this process has some.
+    `accumulate` minibatches make one step of the optimiser; 0 means all of them. `counts` are the
+    sizes of whole minibatches, of which each of several processes has a part.
     """
 
     minibatches: list[Any]
@@ -227,16 +201,31 @@ class Round:
     counts: tuple[int, ...] = ()
 
 
-class Source(Protocol):
+class Stateful(Protocol):
+    """What changes while a run trains: a checkpoint holds its state."""
+
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+
+
+class Stateless:
+    """What a checkpoint holds nothing of."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class Source(Stateful, Protocol):
     """Where batches come from. Called with the number of the update, so it can be resumed."""
 
     def __call__(self, update: int) -> Round: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Engine(Protocol):
-    """Gradients and steps, on whatever machine (`engine.Machine`)."""
+    """Gradients and steps, on whatever machine (`training.engine.TorchEngine`)."""
 
     def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]: ...
     def backward(self, loss: Tensor) -> None: ...
@@ -248,13 +237,6 @@ class Engine(Protocol):
 
 Objective = Callable[[Any], Loss]
 Hook = Callable[[int, Mapping[str, float]], None]
-
-
-def _moved(record: Any, device: torch.device | None) -> Any:
-    """A record with its tensors and its condition on another device."""
-    parts = {part.name: getattr(record, part.name) for part in fields(record)}
-    movable = {n: v.to(device) for n, v in parts.items() if isinstance(v, Tensor | Condition)}
-    return replace(record, **movable)
 
 
 def spans(total: int, size: int) -> Iterator[slice]:

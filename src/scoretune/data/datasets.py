@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoretune.core.config import Dataset
 from scoretune.core.errors import UserError, unknown
 from scoretune.data import formats
 from scoretune.data.formats import Table, read_table
@@ -25,27 +26,13 @@ from scoretune.data.images import read_folder, read_pictures
 
 Kind = Literal["images", "points", "series"]
 ARRAYS = (".npz", ".npy")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source is read. Zeros, empty ones and `auto` leave it to the data."""
-
-    kind: Literal["auto", "images", "points", "series"] = "auto"
-    key: str | None = None
-    columns: tuple[str, ...] = ()
-    window: int = 0
-    stride: int = 1
-    size: int = 0
-    channels: Literal["auto", "first", "last"] = "auto"
+AS_THEY_ARE = Dataset()
 
 
 @dataclass(frozen=True)
 class Data:
-    """States [n, *S] in the data's own units; `names` of the columns of points and series.
-
-    Neighbouring windows share rows: up to `overlap` windows after one do.
-    """
+    """States [n, *S] in the data's own units, and the columns' `names`; up to `overlap` windows
+    after one share its rows."""
 
     states: Tensor
     kind: Kind
@@ -70,10 +57,8 @@ class Data:
         return [d for d in range(self.states.dim()) if d != 1]
 
     def split(self, held_out: float, seed: int) -> tuple[Data, Data]:
-        """What is learned from, and the share that is held out: at random, or the end of a series.
-
-        Windows of the end that share rows with what is learned from belong to neither.
-        """
+        """What is learned from and what is held out: at random, or the end of a series, where the
+        windows of the two share no rows."""
         count = min(max(1, round(held_out * len(self))), len(self) - 1)
         if self.kind == "series" and self.overlap:
             kept = len(self) - count - self.overlap
@@ -90,11 +75,8 @@ class Data:
         return replace(self, states=self.states[index])
 
 
-def read_data(source: str, reading: Reading = Reading()) -> Data:
-    """The data of a name (`digits`, `swiss-roll`, `moons`, `scenes`), a folder or a file.
-
-    Raises UserError for what is missing, unreadable, empty, ragged or not finite.
-    """
+def read_data(source: str, reading: Dataset = AS_THEY_ARE) -> Data:
+    """The data of a name in BUNDLED, a folder or a file. Raises UserError for what is unfit."""
     path = Path(source)
     _check_reading(source, reading)
     if source in BUNDLED:
@@ -146,15 +128,11 @@ def _moons() -> Data:
     return Data(torch.tensor(points, dtype=torch.float32), "points", ("x", "y"))
 
 
-def _scenes() -> Data:
-    return Data(read_pictures("scenes", 0)[0], "images")
-
-
 BUNDLED: dict[str, Callable[[], Data]] = {
     "digits": _digits,
     "swiss-roll": _swiss_roll,
     "moons": _moons,
-    "scenes": _scenes,
+    "scenes": lambda: Data(read_pictures("scenes", 0)[0], "images"),
 }
 
 
@@ -195,7 +173,7 @@ def _resized(data: Data, size: int) -> Data:
 # -------------------------------------------------------------------------------- arrays
 
 
-def _array(path: Path, reading: Reading) -> Data:
+def _array(path: Path, reading: Dataset) -> Data:
     values = torch.from_numpy(_loaded(path, reading.key))
     plain, what = values.float(), f"{path.name} of shape {tuple(values.shape)}"
     kind = reading.kind
@@ -290,7 +268,7 @@ def _is_table(source: str) -> bool:
     return formats.ending(Path(source)) in formats.READERS
 
 
-def _tabular(table: Table, reading: Reading, source: str) -> Data:
+def _tabular(table: Table, reading: Dataset, source: str) -> Data:
     if reading.kind == "series" and not reading.window:
         raise UserError(
             f"say how many rows of {source!r} make a series: dataset.window, for instance 24"
@@ -311,7 +289,7 @@ def _tabular(table: Table, reading: Reading, source: str) -> Data:
 # -------------------------------------------------------------------------------- checks
 
 
-def _check_reading(source: str, reading: Reading) -> None:
+def _check_reading(source: str, reading: Dataset) -> None:
     pictures = source in BUNDLED or Path(source).is_dir()
     if pictures and (reading.key or reading.columns or reading.window or reading.kind == "series"):
         raise UserError(

@@ -1,7 +1,4 @@
-"""Rows of files of every common kind and of the `datasets` library, for prompts and for tables.
-
-A format is a function from a file's bytes to its rows, and its ending in `READERS`.
-"""
+"""Rows of files of every common kind, by a function in READERS, and of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -267,10 +264,7 @@ class Table:
 
 
 def read_table(source: str, columns: Sequence[str] = ()) -> Table:
-    """The numeric columns of a table, or the named ones; what is missing is NaN.
-
-    Raises UserError for what is no number.
-    """
+    """The numeric columns of a table, or the named; NaN: missing. Raises UserError for texts."""
     placed = list(rows(source))
     if not placed:
         raise UserError(f"{source!r} is empty: write a line of names and one sample a row")

@@ -21,7 +21,10 @@ def read_pictures(source: str, seed: int, count: int = 4096) -> tuple[Tensor, li
     Raises UserError for a folder without pictures or a picture without a caption.
     """
     if source == "scenes":
-        return _drawn_scenes(seed, count)
+        rng = np.random.default_rng((seed, 6))
+        asks = world.balanced(world.training_asks(), -(-count // len(world.TASKS)), seed)
+        layouts = [world.lay_out(ask, rng) for ask in asks]
+        return torch.from_numpy(draw(layouts, "pictures", rng)), [ask.text for ask in asks]
     pictures = read_folder(Path(source))
     captions = [_caption(file) for file in pictures]
     if len({image.shape[1:] for image in pictures.values()}) > 1:
@@ -56,10 +59,3 @@ def _pixels(file: Path) -> Tensor:
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise UserError(f"cannot read the picture {str(file)!r}: {error}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).float() / 255
-
-
-def _drawn_scenes(seed: int, count: int) -> tuple[Tensor, list[str]]:
-    rng = np.random.default_rng((seed, 6))
-    asks = world.balanced(world.training_asks(), -(-count // len(world.TASKS)), seed)
-    layouts = [world.lay_out(ask, rng) for ask in asks]
-    return torch.from_numpy(draw(layouts, "pictures", rng)), [ask.text for ask in asks]

@@ -1,15 +1,13 @@
-"""Prompts as records, from files of every common kind or from the shipped world of scenes.
-
-Whatever else a row of a file says comes with its prompt as metadata, so that a reward may read it.
-"""
+"""Prompts, with what their files say beside them, or those of the shipped world of scenes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,10 +25,7 @@ WANTED = (
 
 
 class Prompt(str):
-    """A text, and what its file says of it beside: `metadata`, the whole row by its columns.
-
-    Equal to the plain text and hashed like it. A part of it is a plain text again.
-    """
+    """A text with `metadata`, the row of its file by columns; equal and hashed as the text."""
 
     metadata: Mapping[str, Any]
 
@@ -42,11 +37,7 @@ class Prompt(str):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt texts, the task each belongs to (one task for all where there are none), and how often
-    each is asked for relative to the others (alike unless told otherwise).
-
-    Each text is a `Prompt`: its `metadata` is what the file says of it beside.
-    """
+    """Prompt texts with their `metadata`, the task of each, and how often it is asked for."""
 
     texts: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -102,12 +93,10 @@ def order(prompts: Prompts, lap: int, seed: int) -> list[int]:
 
 
 def read_prompts(source: str, per_task: int = 0) -> Prompts:
-    """Prompts from a file, `datasets:ID`, `scenes`, `scenes-held-out`, or `none`.
+    """Prompts from what `read_rows` reads, `scenes`, `scenes-held-out`, or `none`.
 
-    What a file may be, and what it may say beside, is at `read_rows`. `per_task` above 0
-    balances the scenes: that many of each task, repeating short lists; of `none`, for models
-    without prompts, it is how many there are.
-    Raises UserError for a missing, unreadable or empty file.
+    `per_task` above 0 balances the scenes: that many of each task, repeating short lists; of `none`
+    it is how many there are. Raises UserError for a missing, unreadable or empty file.
     """
     if source in ("scenes", "scenes-held-out"):
         asks = world.training_asks() if source == "scenes" else world.held_out_asks()
@@ -117,19 +106,13 @@ def read_prompts(source: str, per_task: int = 0) -> Prompts:
     if source == "none":
         count = per_task or 64
         return Prompts(("",) * count, ("all",) * count)
-    rows = read_rows(source)
-    return Prompts(
-        tuple(row.prompt for row in rows),
-        tuple(row.task for row in rows),
-        tuple(row.weight for row in rows),
-    )
+    return Prompts(*zip(*read_rows(source), strict=True))
 
 
 # ----------------------------------------------------------------------------------- files
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A prompt, the task it belongs to, and how often it is asked for relative to others."""
 
     prompt: Prompt
@@ -163,15 +146,12 @@ def _pairs(rest: str) -> list[Row]:
     `riding a bike` make `a cat riding a bike`, of the task `riding a bike`."""
     first, _, second = rest.partition(":")
     nouns, actions = ([row.prompt for row in read_rows(file)] for file in (first, second))
-    return [
-        Row(Prompt(f"{_article(noun)} {noun} {action}", {"noun": noun, "action": action}), action)
-        for noun in nouns
-        for action in actions
-    ]
-
-
-def _article(noun: str) -> str:
-    return "an" if noun[:1].lower() in "aeiou" else "a"
+    rows = []
+    for noun, action in itertools.product(nouns, actions):
+        article = "an" if noun[:1].lower() in "aeiou" else "a"
+        metadata = {"noun": noun, "action": action}
+        rows.append(Row(Prompt(f"{article} {noun} {action}", metadata), action))
+    return rows
 
 
 # ------------------------------------------------------------------------- rows of objects
@@ -181,7 +161,7 @@ def _of_items(
     source: str, placed: Iterable[formats.Row], column: str | None = None
 ) -> Iterator[Row]:
     """Rows from texts or objects; the first object says which column holds the prompts."""
-    keys: list[str] = []
+    key = ""
     for place, item in placed:
         if isinstance(item, str):
             yield Row(Prompt(item.strip()))
@@ -191,18 +171,13 @@ def _of_items(
                 f"{source!r}, {place}: {_brief(item)} is no prompt: write a text, or an object "
                 'such as {"prompt": "a cat"}'
             )
-        if column and not keys and column not in item:
+        if column and not key and column not in item:
             raise unknown(f"column of {source!r}", column, map(str, item))
-        if not keys:
-            keys = [column or _prompt_key(source, item)]
-        yield _row(f"{source!r}, {place}", item, keys[0])
-
-
-def _row(where: str, item: Mapping[str, Any], key: str) -> Row:
-    text = item.get(key)
-    if not isinstance(text, str):
-        raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
-    return Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
+        key = key or column or _prompt_key(source, item)
+        where, text = f"{source!r}, {place}", item.get(key)
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
+        yield Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
 
 
 def _prompt_key(source: str, item: Mapping[str, Any]) -> str:

@@ -74,8 +74,7 @@ def draw(policy: Policy, count: int, sampler: DataSampler, seed: int, batch: int
     for span in spans(count, batch):
         eps = noise[span].to(policy.device)
         condition = model.encode([""] * len(eps))
-        walk = _jumped if sampler.jumps else _solved
-        parts.append(model.decode(walk(policy, condition, sampler, eps, generator)))
+        parts.append(model.decode(_sampled(policy, condition, sampler, eps, generator)))
     samples = torch.cat(parts)
     if not bool(samples.isfinite().all()):
         raise UserError(
@@ -85,20 +84,7 @@ def draw(policy: Policy, count: int, sampler: DataSampler, seed: int, batch: int
     return samples[:, : model.shape[0]]  # a grey picture is decoded to three channels
 
 
-def _solved(
-    policy: Policy,
-    condition: Condition,
-    sampler: DataSampler,
-    eps: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    process = policy.backbone.process
-    path = times(process, sampler.steps, sampler.t_min)
-    x = eps * process.prior_std
-    return sampled(policy, condition, path, x, sampler.solver, generator)
-
-
-def _jumped(
+def _sampled(
     policy: Policy,
     condition: Condition,
     sampler: DataSampler,
@@ -106,6 +92,9 @@ def _jumped(
     generator: torch.Generator,
 ) -> Tensor:
     process, t_min = policy.backbone.process, sampler.t_min
+    if not sampler.jumps:
+        path, x = times(process, sampler.steps, t_min), eps * process.prior_std
+        return sampled(policy, condition, path, x, sampler.solver, generator)
     path = consistency.grid(process, sampler.steps + 1, t_min)[:-1].float()
     jump = consistency.function(
         process, policy.field(condition), t_min=t_min, sigma_data=sampler.sigma_data
@@ -147,23 +136,20 @@ def distances(samples: Tensor, real: Tensor, model: ScoreNetwork) -> dict[str, f
 def featured(
     samples: Tensor, real: Tensor, model: ScoreNetwork, name: str
 ) -> dict[str, dict[str, float]]:
-    """Fréchet and kernel distance of pictures in the named features, with 95 % intervals.
-
-    They want more pictures than the network has features; see `metrics.with_interval`.
-    """
+    """Fréchet and kernel distance in the named features, with 95 % intervals of `with_interval`."""
     if model.design.content != "images":
         raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
     features = named_features(name)
     colour = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (samples, real)]
     first, second = (features(images) for images in colour)
-    distances = {"frechet": metrics.frechet_distance, "kernel": metrics.kernel_distance}
     values = {}
-    for label, distance in distances.items():
+    for label, distance in (
+        ("frechet", metrics.frechet_distance),
+        ("kernel", metrics.kernel_distance),
+    ):
         interval = metrics.with_interval(distance, first, second, resamples=RESAMPLES)
-        values[label] = {
-            end: round(value, 6)
-            for end, value in zip(("value", "low", "high"), interval, strict=True)
-        }
+        ends = zip(("value", "low", "high"), interval, strict=True)
+        values[label] = {end: round(value, 6) for end, value in ends}
     return values
 
 

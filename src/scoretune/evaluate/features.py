@@ -72,7 +72,7 @@ def named_features(name: str) -> Features:
 def _last_inputs(network: nn.Module, last: nn.Module, images: Tensor) -> Tensor:
     """The input of `last`, a layer of `network`, when the network looks at images."""
     inputs: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
         network.to(images.device)(images)
     finally:
@@ -94,10 +94,7 @@ def _judge() -> Look:
 
 
 def _inception() -> Look:
-    """The network of the original FID code, from the package torch-fidelity, [B, 2048].
-
-    Its weights are fetched once and come as a pickle, of which nothing but tensors is read.
-    """
+    """FID's network, from torch-fidelity, [B, 2048]; only tensors are read of its pickle."""
     try:
         source = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except ImportError as error:

@@ -102,10 +102,7 @@ def matrix_of(
     fine: int = 0,
     models: tuple[str, ...] = (TUNED,),
 ) -> Matrix:
-    """The matrix of these numbers: the ODE always, each noisy solver at every η > 0.
-
-    Raises UserError for empty lists, numbers out of range and solvers that do not exist.
-    """
+    """The ODE, and each noisy solver at every η > 0. Raises UserError for what makes no matrix."""
     names = list(dict.fromkeys(names))
     for option, values in (("steps", steps), ("eta", etas), ("solver", names)):
         if not values:
@@ -170,10 +167,7 @@ class Comparison:
 
 
 def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
-    """The reward of every prompt's sample, [B]; a sentence where this sampler cannot do it.
-
-    Costs no network evaluations of training. Raises UserError where not even the ODE can.
-    """
+    """Every prompt's reward [B], not counted as training, or why not. Raises UserError for ODE."""
     times = comparison.times(policy.backbone.process, cell.steps)
     calls, of_base = policy.calls, cell.model == BASE and policy.has_reference
     try:
@@ -212,10 +206,7 @@ def _refused(cell: Cell, reason: str) -> str:
 def rows(
     matrix: Matrix, rewards: Mapping[Cell, CellRewards], comparison: Comparison, process: Process
 ) -> list[Row]:
-    """A row a cell with its reward, gap and bias; none for a cell that has not been drawn.
-
-    Intervals are of 95 % over prompts. What is not known is None, and `reason` may say why.
-    """
+    """A row a drawn cell: reward, gap, bias with 95 % intervals over prompts; None: not known."""
     return [
         _row(matrix, cell, rewards, comparison, process) for cell in matrix.shown if cell in rewards
     ]
@@ -271,8 +262,7 @@ def _rounded(numbers: Mapping[str, float]) -> Row:
 def gaussian_w2(process: Process, sampler: Sampler, times: Tensor) -> float | None:
     """W2 at times[-1] that the steps alone cost on data N(1, 0.25), with their exact score.
 
-    Begun in the law of x at times[0], so that what the prior does wrong, which is part of the gap,
-    does not count. None for a sampler with noise and a memory.
+    Begun in the law of x at times[0]: the prior does not count. None for noise with a memory.
     """
     times = times.double()
     start, end = (gaussian.law(process, t, mean=MEAN, variance=VARIANCE) for t in times[[0, -1]])

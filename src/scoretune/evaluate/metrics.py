@@ -1,9 +1,7 @@
 """Distances between two samples, and between two Gaussians in closed form.
 
-Points and features are [n, F] and [n', F]; the two samples need not be equally many. Squared
-distances are called so in the docstring: `frechet_distance`, `kernel_distance` and `mmd` are
-squares, as the field reports them, the Wasserstein distances are roots. Everything is computed
-in float64 on the CPU or CUDA device of its inputs, and nothing here has a gradient.
+Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance` and `mmd` are squares, as the
+field reports them, Wasserstein distances roots. All is in float64, and without a gradient.
 """
 
 from __future__ import annotations
@@ -78,11 +76,8 @@ def wasserstein_1d(x: Tensor, y: Tensor, order: float = 2.0) -> float:
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int = 200, generator: torch.Generator | None = None
 ) -> float:
-    """SW2: the root of the mean of W2² along random directions (arXiv 1902.00434 eq. 9).
-
-    Samples of different sizes are compared by their quantiles. Without a generator the directions
-    are always the same ones.
-    """
+    """SW2: the root of the mean of W2² along random directions (arXiv 1902.00434 eq. 9), which
+    without a generator are always the same."""
     _check(x, y)
     lines = directions(x.shape[1], projections, generator).to(x.device)
     first, second = ((lines @ part.double().T).sort().values for part in (x, y))
@@ -152,16 +147,12 @@ def with_interval(
 ) -> tuple[float, float, float]:
     """(value, low, high) of a distance between what x [n, F] and y [n', F] were drawn from.
 
-    Plug-in distances are too high by about c/n (arXiv 1911.07023), and a bootstrap of points drawn
-    with replacement would add the same bias once more and centre its interval on it. So the metric
-    is also computed on `resamples` random halves, without replacement, of both samples. Halves have
-    twice the bias, hence `value` = 2·metric(all) − mean(halves); and their spread given the data is
-    that of the whole sample, since (1/(n/2))·(1 − 1/2) = 1/n (delete-half jackknife, Shao and Wu
-    1989), hence value ± z·std(halves). Neither end is cut at 0: near 0 an honest estimate of a
-    distance is sometimes below.
+    Plug-in distances are too high by about c/n (arXiv 1911.07023), and a bootstrap with replacement
+    adds that bias once more. So the metric is also computed on `resamples` random halves of both
+    samples. Halves have twice the bias, hence `value` = 2·metric(all) − mean(halves); their spread
+    is that of the whole (delete-half jackknife, Shao and Wu 1989), hence value ± z·std(halves).
 
-    Needs a few times more points in a half than there are features; with fewer the bias is no
-    longer c/n and the interval too optimistic.
+    Neither end is cut at 0. Needs a few times more points in a half than there are features.
     """
     _check(x, y, least=4)
     if not (resamples >= 2 and 0 < level < 1):

@@ -35,7 +35,7 @@ def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: 
     part = part_of(len(prompts))
     indices = list(range(part.start, part.stop))
     count = len(indices)
-    if fsdp.is_spread(policy.backbone.network):  # all must ask the network equally often
+    if fsdp.is_sharded(policy.backbone.network):  # all must ask the network equally often
         indices += [len(prompts) - 1] * (distributed.most(count) - count)
     for span in spans(len(indices), batch):
         rows = indices[span]
@@ -119,10 +119,7 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images [B, 3, H, W] as `name.png`; `prompts.json` says what they show.
-
-    `accepted` [B] has 1 where a judge finds what was asked for, None without a judge.
-    """
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -76,11 +76,7 @@ def verdicts(
 
 
 def verdict_metrics(source: str) -> dict[str, Reward]:
-    """For a model of the shipped world: do its reader and its judge find what was asked for?
-
-    Each gives 0 or 1, and only the reader may have been optimised. A model folder that `scoretune
-    pretrain scenes` made has its own two; other models have none.
-    """
+    """The world's reader and judge as verdicts of 0 or 1; none for models of no world of scenes."""
     folder = resolve(source).world
     if not (folder / "judge.safetensors").exists():
         return {}
@@ -212,10 +208,7 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         gains[name] = score(final.values[name] - base.values[name], final.tasks).as_gain()
         if name == "reward":  # its levels, under both samplers, are below
             continue
-        result[name] = {
-            "base": base.score(name).as_dict(),
-            "final": final.score(name).as_dict(),
-        }
+        result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
     result["path_kl"] = final.line.get("path_kl")

@@ -14,9 +14,17 @@ from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
+from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process
 
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+"""`model.precision` as dtypes."""
 DECODED = 2**22
 """Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
 
@@ -63,10 +71,7 @@ class Pipelined(ABC):
 
     @torch.no_grad()
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """Encode these prompts once and for all, and let go of the encoders.
-
-        Only these can be encoded afterwards, and the empty one.
-        """
+        """Encode these prompts and the empty one for good, and let go of the encoders."""
         texts = list(dict.fromkeys([*prompts, ""]))
         cache: dict[str, Tensor] = {}
         for start in range(0, len(texts), batch):
@@ -108,12 +113,10 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
-        return torch.cat([self._pixels(part) for part in x0.split(self._decoded_at_once(x0))])
-
-    def _decoded_at_once(self, x0: Tensor) -> int:
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         pixels = math.prod(x0.shape[2:]) * factor**2
-        return self.decode_batch or max(1, DECODED // pixels)
+        parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
+        return torch.cat([self._pixels(part) for part in parts])
 
     def _pixels(self, x0: Tensor) -> Tensor:
         vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
@@ -200,12 +203,24 @@ def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
     return (config.in_channels, *(size // factor,) * 2)
 
 
-def packed(states: Tensor, pooled: Tensor) -> Tensor:
-    """Text states [B, L, D] and a pooled state [B, P] as one condition, [B, L + ⌈P/D⌉, D].
+def check_readable(network: str, process: Process, prediction: Prediction) -> None:
+    """Refuse a prediction that does not tell x0 at the noisiest time, where sampling begins.
 
-    A condition has tokens only, so the pooled state comes last, as one more row of them or as many
-    as it fills, zeros behind it.
+    The determinant αb − σa of `estimates.read`, over the length of (a, b) and (α, σ), tells it.
     """
+    t = torch.tensor([process.horizon, (process.horizon + grids.default_end(process)) / 2])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = prediction.row(process, t)
+    relative = (alpha * b - sigma * a) / (torch.hypot(a, b) * torch.hypot(alpha, sigma))
+    if not bool((relative.abs() > 1e-7).all()):
+        raise UserError(
+            f"{network} cannot be read at the noisiest time of {process}, where no signal is left: "
+            "choose v_prediction, velocity or sample"
+        )
+
+
+def packed(states: Tensor, pooled: Tensor) -> Tensor:
+    """Text states [B, L, D] and, in rows behind them, a pooled state [B, P]: [B, L + ⌈P/D⌉, D]."""
     rows, width = _rows(pooled.shape[-1], states.shape[-1]), states.shape[-1]
     padded = F.pad(pooled.to(states), (0, rows * width - pooled.shape[-1]))
     return torch.cat([states, padded.unflatten(1, (rows, width))], 1)

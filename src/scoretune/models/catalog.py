@@ -28,14 +28,8 @@ from scoretune.models import (
     unconditional,
     user_module,
 )
-from scoretune.models.base import Pipelined
-from scoretune.models.lora import (
-    ATTENTION,
-    add_adapter,
-    load_lora,
-    merge_adapter,
-    restore_adapter,
-)
+from scoretune.models.base import PRECISIONS, Pipelined
+from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
 from scoretune.models.pipelines import Family, Loader, load_pipeline
 from scoretune.models.recycled import inner, recycle
@@ -52,12 +46,6 @@ _FAMILIES: tuple[Family[Any], ...] = (
 )
 FAMILIES: dict[str, Family[Any]] = {kind: each for each in _FAMILIES for kind in each.kinds}
 """The family of each class of pipelines."""
-PRECISIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
 
 
 # --------------------------------------------------------------------------- what a source is
@@ -75,8 +63,7 @@ class FinishedRun:
 class Resolved:
     """What a `model.source` is, and where.
 
-    A source may be a run of fine-tuning, which began with another model, perhaps a run too: `runs`
-    are these, oldest first, and everything else is of the model below them all.
+    `runs` are the fine-tunings that it is made of, oldest first; the rest is of the model below.
     """
 
     source: str
@@ -115,8 +102,7 @@ class Resolved:
 
 
 def resolve(source: str) -> Resolved:
-    """A shipped name, a folder, a run folder, a function or a hub id, as what it is. Reads no
-    weights; whether a folder or hub id holds a model is for its loader to say.
+    """What a shipped name, folder, run folder, function or hub id is, without reading weights.
 
     Raises UserError for the folder of a run that has no weights yet.
     """
@@ -171,7 +157,11 @@ def load_backbone(model: Model, *, loader: Loader = load_pipeline) -> Backbone:
     backbone = _loaded(settings, source, loader)
     for run in source.runs:
         apply_run(backbone.network, run)
-    return _under(settings, backbone)
+    if settings.process is None:
+        return backbone
+    with user_errors(f"model.process={settings.process}"):
+        process = process_named(settings.process)
+        return backbone if process == backbone.process else recycle(backbone, process)
 
 
 def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
@@ -181,7 +171,7 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         learned.network.to(dtype)
         return learned
     if source.kind == "function":
-        return users_own(model)
+        return user_module.load(model)
     index = pipelines.described(source.where, model.revision)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
@@ -240,17 +230,6 @@ def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     )
 
 
-def users_own(model: Model) -> Backbone:
-    """What a user's function returns; of a bare module the settings say what it is."""
-    return user_module.load(
-        model.source,
-        process=model.process,
-        prediction=model.prediction,
-        shape=model.shape,
-        dtype=PRECISIONS[model.precision],
-    )
-
-
 def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
     """The layers that a LoRA adapts: those that are set, else attention, else those there are."""
     if model.targets != ATTENTION:
@@ -273,12 +252,3 @@ def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> N
                 part.to(device)
     elif network:
         base.network.to(device)
-
-
-def _under(model: Model, backbone: Backbone) -> Backbone:
-    """The backbone under the process that `model.process` names, if it names one."""
-    if model.process is None:
-        return backbone
-    with user_errors(f"model.process={model.process}"):
-        process = process_named(model.process)
-        return backbone if process == backbone.process else recycle(backbone, process)

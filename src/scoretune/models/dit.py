@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import ClassVar, cast
 
 from torch import Tensor
 
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import Transformer, latent_shape
+from scoretune.models.base import Transformer
 from scoretune.models.class_labels import Labels
-from scoretune.models.pipelines import Family, noise_table
+from scoretune.models.pipelines import Family, by_noise_table
 
 
 @dataclass
@@ -45,16 +46,9 @@ class DiffusionTransformer(Transformer):
         return cast(Tensor, output.sample)[:, : x.shape[1]]
 
 
-def build(pipeline: Any, source: str, size: int) -> DiffusionTransformer:
-    """The model of a pipeline. Raises UserError where its scheduler has no noise table."""
-    process, prediction = noise_table(source, pipeline.scheduler)
-    shape = latent_shape(pipeline, pipeline.transformer.config, size)
-    return DiffusionTransformer(pipeline, process, prediction, shape)
-
-
 FAMILY = Family(
     kinds=("DiTPipeline",),
     networks=("DiTTransformer2DModel", "Transformer2DModel"),
-    build=build,
+    build=partial(by_noise_table, DiffusionTransformer),
 )
 load = FAMILY.load

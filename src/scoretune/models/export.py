@@ -18,40 +18,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import files
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.models import pipelines, score_network
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import apply_run, resolve
-from scoretune.models.lora import ADAPTER, NAME, adapter_state, add_deltas, deltas
+from scoretune.models.lora import ADAPTER, DOWN, NAME, UP, adapter_state, add_deltas, deltas
 from scoretune.models.recycled import inner
 from scoretune.policy import Backbone, Policy, adapter_layers
-
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # peft's names for A and B
 
 
 def lora(policy: Policy, folder: Path) -> Path:
     """Write `pytorch_lora_weights.safetensors` for `pipe.load_lora_weights(folder)`."""
     weights, part = _weights(policy), _part(policy.backbone)
     settings = {f"{part}.{name}": value for name, value in _settings(policy).items()}
-    return _write(
-        folder / NAME,
-        {f"{part}.{name}": weight for name, weight in weights.items()},
-        # One entry: safetensors orders several at random, and equal runs end in equal files.
-        {"lora_adapter_metadata": json.dumps(settings)},
-    )
+    tensors = {f"{part}.{name}": weight for name, weight in weights.items()}
+    # One entry: safetensors orders several at random, and equal runs end in equal files.
+    files.save_tensors(folder / NAME, tensors, {"lora_adapter_metadata": json.dumps(settings)})
+    return folder / NAME
 
 
 def peft(policy: Policy, folder: Path) -> Path:
-    """Write `adapter_model.safetensors` and its `adapter_config.json`.
-
-    `PeftModel.from_pretrained(network, folder)` reads them, `network` being the pipeline's own.
-    """
+    """Write `adapter_model.safetensors` and its config, for `PeftModel.from_pretrained`."""
     settings = _settings(policy) | {"inference_mode": True}
     weights = {f"base_model.model.{name}": w for name, w in _weights(policy).items()}
-    path = _write(folder / "adapter_model.safetensors", weights, {"format": "pt"})
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    path = folder / "adapter_model.safetensors"
+    files.save_tensors(path, weights, {"format": "pt"})
+    files.write_json(folder / "adapter_config.json", dict(sorted(settings.items())))
     return path
 
 
@@ -73,14 +67,12 @@ def kohya(policy: Policy, folder: Path) -> Path:
         tensors[f"{flat}.lora_down.weight"] = weights[name + DOWN]
         tensors[f"{flat}.lora_up.weight"] = up if same else up * (alphas[name] / common)
         tensors[f"{flat}.alpha"] = torch.tensor(common, dtype=torch.float32)
-    return _write(folder / "lora_kohya.safetensors", tensors, {"format": "pt"})
+    path = folder / "lora_kohya.safetensors"
+    files.save_tensors(path, tensors, {"format": "pt"})
+    return path
 
 
-FORMS: dict[str, Callable[[Policy, Path], Path]] = {
-    "diffusers": lora,
-    "peft": peft,
-    "kohya": kohya,
-}
+FORMS: dict[str, Callable[[Policy, Path], Path]] = {"diffusers": lora, "peft": peft, "kohya": kohya}
 
 
 def write(policy: Policy, folder: Path, form: str = "diffusers") -> Path:
@@ -120,21 +112,13 @@ def _weights(policy: Policy) -> dict[str, Tensor]:
     strange = [n for n in weights if not n.endswith((DOWN, UP))]
     if strange:
         raise UserError(f"{strange[0]} is not of a plain LoRA: it cannot be exported")
-    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    return {name: weight.detach().cpu() for name, weight in weights.items()}
 
 
 def _settings(policy: Policy) -> dict[str, object]:
     network: Any = policy.backbone.network
     config = network.peft_config[ADAPTER].to_dict()
     return {key: _plain(value) for key, value in config.items()}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
-    return path
 
 
 def _part(backbone: Backbone) -> str:
@@ -195,11 +179,7 @@ def _merge_pipeline(trained: Pipelined, model: Model, folder: Path) -> Path:
         if isinstance(place, list) and place != [None, None]  # a part that is there
     }
     pipeline = pipelines.load_pipeline(
-        index["_class_name"],
-        source.where,
-        revision=model.revision,
-        dtype=stored,
-        without=left_out,
+        index["_class_name"], source.where, revision=model.revision, dtype=stored, without=left_out
     )
     network = getattr(pipeline, trained.part)
     if adapter_layers(trained.network):

@@ -102,10 +102,7 @@ def build(pipeline: Any, source: str, size: int) -> Flux:
 
 
 def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
-    """[C, h, w] of the latents of square pictures: of `size` pixels, or (0) the pipeline's default.
-
-    A transformer's config may note another default as `_sample_size`, in latents.
-    """
+    """[C, h, w] of square pictures of `size` pixels, or (0) of `_sample_size` or the default."""
     config, factor = pipeline.transformer.config, int(pipeline.vae_scale_factor)
     if size % (PATCH * factor):
         raise UserError(f"model.size={size} is no multiple of {PATCH * factor}: set one, in pixels")
@@ -114,9 +111,6 @@ def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
 
 
 FAMILY = Family(
-    kinds=("FluxPipeline",),
-    networks=("FluxTransformer2DModel",),
-    build=build,
-    needed=Flux.encoders,
+    kinds=("FluxPipeline",), networks=("FluxTransformer2DModel",), build=build, needed=Flux.encoders
 )
 load = FAMILY.load

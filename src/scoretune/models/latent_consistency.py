@@ -1,10 +1,8 @@
 """Latent consistency models: any diffusers LatentConsistencyModelPipeline, folder or hub.
 
-One call of the UNet says where a path of the guided probability-flow ODE began (arXiv 2310.04378):
-f = c_skip x + c_out x̂0, where x̂0 is read from what the UNet predicts. f is this backbone's own
-prediction, the data. The UNet is told the guidance scale, and asked once.
-
-A model's own sampler goes to f and comes back with noise all fresh: `Renoise(CPS(1.0))`.
+One call of the UNet, which is told the guidance scale, says where a path of the guided ODE began
+(arXiv 2310.04378): f = c_skip x + c_out x̂0, x̂0 being read from its output. f is the data that
+this backbone predicts. A model's own sampler goes to f and back with fresh noise: Renoise(CPS(1)).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ NAME = "pytorch_lora_weights.safetensors"
 # Of the network that denoises: in a file for a whole pipeline, and in peft's.
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 KOHYA = ("lora_unet_", "lora_transformer_")
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # peft's names of A and B
 ADAPTER = "default"
 """peft's name of the one adapter of a network."""
 
@@ -52,7 +54,21 @@ def adapter_state(network: nn.Module) -> dict[str, Tensor]:
 
     Of weights that are spread over several processes the main one gets them whole, the others none.
     """
-    return {name: fsdp.whole(p.data) for name, p in _trained(network).items()}
+    return {name: fsdp.full_state(p.data) for name, p in _trained(network).items()}
+
+
+@contextmanager
+def exchanged(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within this context the parameters of these names have these values, the others their own."""
+    parameters = {name: p for name, p in network.named_parameters() if name in weights}
+    before = {name: p.data for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = weights[name].to(parameter)
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
 
 
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -61,7 +77,7 @@ def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
     if trained.keys() != state.keys():
         raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
     for name, parameter in trained.items():
-        fsdp.put(parameter, state[name])
+        fsdp.copy_into(parameter, state[name])
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -71,7 +87,8 @@ def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def deltas(network: nn.Module) -> dict[str, Tensor]:
     """What a LoRA adds to the weights of each layer, scale · B A in float32, by its name."""
-    return {name: _delta(layer) for name, layer in _tuned(network).items()}
+    layers = _tuned(network).items()
+    return {name: layer.get_delta_weight(ADAPTER).float() for name, layer in layers}
 
 
 @torch.no_grad()
@@ -101,16 +118,10 @@ def _tuned(network: nn.Module) -> dict[str, Any]:
     return {n: layer for n, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
-def _delta(layer: Any) -> Tensor:
-    change: Tensor = layer.get_delta_weight(ADAPTER)
-    return change.float()
-
-
 def load_lora(network: nn.Module, path: str | Path) -> None:
     """Give a bare network the LoRA in a file, a folder or a run folder, in float32 and frozen.
 
-    Forms of diffusers, peft and kohya are read. Raises UserError for what cannot be read, is a
-    pickle, or belongs to another network.
+    Raises UserError for what no form fits, is a pickle, or belongs to another network.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict
@@ -119,7 +130,7 @@ def load_lora(network: nn.Module, path: str | Path) -> None:
         raise UserError("this model already has an adapter: --lora goes on a model without one")
     file = _file(Path(path))
     tensors, settings = _read(file, network)
-    ranks = {name.removesuffix(".lora_A.weight"): len(w) for name, w in tensors.items() if _a(name)}
+    ranks = {n.removesuffix(DOWN): len(w) for n, w in tensors.items() if n.endswith(DOWN)}
     _check(file, tensors, ranks, dict(network.named_modules()))
     common = Counter(ranks.values()).most_common(1)[0][0]
     config = LoraConfig(
@@ -145,10 +156,6 @@ def load_lora(network: nn.Module, path: str | Path) -> None:
     network.requires_grad_(False)
 
 
-def _a(name: str) -> bool:
-    return name.endswith(".lora_A.weight")
-
-
 def _exactly(ranks: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, float]:
     """Alphas of layers by their full names: those that tensors gave, else the ranks."""
     if "lora_alpha" in settings:
@@ -172,11 +179,11 @@ def _check(
                 "bfloat16 or float16, which may be mixed"
             )
     for name in ranks:
-        up = tensors.get(f"{name}.lora_B.weight")
+        up = tensors.get(name + UP)
         if up is None:
             raise UserError(f"the LoRA {str(file)!r} lacks half of the layer {name}: get it anew")
         if isinstance(layers[name], nn.Linear):
-            theirs = (len(up), tensors[f"{name}.lora_A.weight"].shape[1])
+            theirs = (len(up), tensors[name + DOWN].shape[1])
             ours = (layers[name].out_features, layers[name].in_features)
             if theirs != ours:
                 sizes = " and ".join(f"{inputs} to {outputs}" for outputs, inputs in (theirs, ours))
@@ -228,7 +235,8 @@ def _read(file: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
     if any(".lora_down." in name for name in tensors):
         return _of_kohya(file, tensors, network)
     named = convert_unet_state_dict_to_peft(_bare(tensors))
-    alphas = {n.removesuffix(".alpha"): float(named.pop(n)) for n in list(named) if _alpha(n)}
+    names = [name for name in named if name.endswith(".alpha")]
+    alphas = {name.removesuffix(".alpha"): float(named.pop(name)) for name in names}
     return named, {"alphas": alphas} | settings
 
 
@@ -289,10 +297,6 @@ def _of_original(file: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
     named = read[0] if isinstance(read, tuple) else read
     plain: dict[str, Tensor] = convert_unet_state_dict_to_peft(_bare(named))
     return plain
-
-
-def _alpha(name: str) -> bool:
-    return name.endswith(".alpha")
 
 
 def _bare(entries: Mapping[str, Any]) -> dict[str, Any]:

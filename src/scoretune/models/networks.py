@@ -1,8 +1,4 @@
-"""The networks of one's own: a perceptron, and diffusers' UNet and DiT, sized for a laptop.
-
-Each takes a state of variance 1 and a clock in [0, 1], and answers in the state's shape. What the
-clock tells and what the answer means is `models.score_network`'s business.
-"""
+"""Networks of one's own, sized for a laptop, on a state of variance 1 and a clock in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,10 +19,9 @@ FREQUENCIES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 @dataclass(frozen=True)
 class Design:
-    """A network in words: its kind, the shape of a state, how wide and how deep (0: the default).
+    """A network: its kind, the shape of a state, its width and depth (0: the default).
 
-    `images` have shape (channels, height, width), `points` (dimensions,), `series` (columns,
-    window).
+    `images` have shape [C, H, W], `points` [d], `series` [columns, window].
     """
 
     kind: str
@@ -37,10 +32,7 @@ class Design:
 
 
 class Perceptron(nn.Module):
-    """A residual perceptron on the flattened state, each block conditioned on the time.
-
-    The layers named `mix` are what a LoRA adapts: model.targets=["mix"].
-    """
+    """A residual perceptron on the flattened state; a LoRA adapts its layers named `mix`."""
 
     def __init__(self, design: Design) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import Pipelined
+from scoretune.models.base import Pipelined, latent_shape
 
 P = TypeVar("P", bound=Pipelined)
 
@@ -25,10 +25,7 @@ LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
 
 
 def described(source: str, revision: str | None = None) -> dict[str, Any]:
-    """The index of a pipeline's parts, `model_index.json`, of a folder or a hub id.
-
-    Raises UserError where there is none.
-    """
+    """`model_index.json` of a folder or hub id, by part. Raises UserError where there is none."""
     if hub.is_local(source):
         return _index_of(Path(source))
     import diffusers  # only now: importing it warns of torchvision
@@ -48,17 +45,9 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def load_pipeline(
-    kind: str,
-    source: str,
-    *,
-    revision: str | None,
-    dtype: torch.dtype,
-    without: Sequence[str] = (),
+    kind: str, source: str, *, revision: str | None, dtype: torch.dtype, without: Sequence[str] = ()
 ) -> Any:
-    """The frozen pipeline of that class; parts in `without`, and those it lacks, are None.
-
-    Raises UserError when it is of another class, cannot be read or holds pickled weights.
-    """
+    """The frozen pipeline of that class. Raises UserError for another class, and for pickles."""
     index = described(source, revision)
     if index.get("_class_name") != kind:
         raise UserError(
@@ -150,11 +139,7 @@ class Family(Generic[P]):
 
 
 def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
-    """The noise table and the prediction that the scheduler of the model `source` is made for.
-
-    Raises UserError where there is no table, as with the schedulers of flows, and for a prediction
-    that is not known.
-    """
+    """A scheduler's noise table and prediction. Raises UserError without one, as those of flows."""
     table = getattr(scheduler, "alphas_cumprod", None)
     kind = scheduler.config.get("prediction_type", "epsilon")
     if table is None:
@@ -172,6 +157,13 @@ def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
     smallest = float(signal[signal > 0].min())
     least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
     return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
+
+
+def by_noise_table(model: type[P], pipeline: Any, source: str, size: int) -> P:
+    """A model of that class under its scheduler's noise table. Raises UserError without one."""
+    process, prediction = noise_table(source, pipeline.scheduler)
+    network = getattr(pipeline, model.part)
+    return model(pipeline, process, prediction, latent_shape(pipeline, network.config, size))
 
 
 def _index_of(folder: Path) -> dict[str, Any]:

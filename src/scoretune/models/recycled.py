@@ -1,9 +1,4 @@
-"""Any backbone under another process than its own: the same weights, other dynamics.
-
-A Stable Diffusion UNet under VE, a rectified-flow transformer under contractive sub-VP, and so on;
-`diffusion.recycling` has the change of time and scale. Sampling, likelihood ratios and training all
-see the new process; what is trained is the network's own weights.
-"""
+"""Any backbone under another process: the same weights, other dynamics (`diffusion.recycling`)."""
 
 from __future__ import annotations
 

@@ -17,23 +17,21 @@ processes that end without any signal (ρ = ∞).
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from scoretune.core import model_folder
+from scoretune.core import files, model_folder
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.records import Condition
-from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, expand, process_named
-from scoretune.models.networks import NETWORKS, Content, Design
+from scoretune.models.base import check_readable
+from scoretune.models.networks import NETWORKS, Design
 
 CLOCK = 7.0
 """|ln ρ| is clamped here: e⁷ ≈ 1100, and e⁻⁷ is less than a pixel's rounding."""
@@ -41,10 +39,7 @@ CLOCK = 7.0
 
 @dataclass
 class ScoreNetwork:
-    """A trainable model of standardised data, without prompts.
-
-    `mean` and `std` broadcast to a state: data = mean + std · x0.
-    """
+    """A trainable model of standardised data, without prompts: data = mean + std · x0."""
 
     design: Design
     process: Process
@@ -56,7 +51,7 @@ class ScoreNetwork:
     def __post_init__(self) -> None:
         if self.design.kind not in NETWORKS:
             raise unknown("network", self.design.kind, NETWORKS)
-        _check_readable(self.process, self.prediction)
+        check_readable(f"a network of {self.prediction.name}", self.process, self.prediction)
         self.network = NETWORKS[self.design.kind](self.design)
 
     @property
@@ -64,8 +59,7 @@ class ScoreNetwork:
         return self.design.shape
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        device = next(self.network.parameters()).device
-        return Condition(torch.zeros(len(prompts), 0, 0, device=device))
+        return Condition.none(len(prompts)).to(next(self.network.parameters()).device)
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         t = t.to(torch.promote_types(x.dtype, torch.float32))
@@ -88,26 +82,6 @@ class ScoreNetwork:
         return (images - self.mean.to(images)) / self.std.to(images)
 
 
-def score_network(
-    kind: str,
-    shape: tuple[int, ...],
-    *,
-    process: Process,
-    prediction: str = "v_prediction",
-    content: Content | None = None,
-    width: int = 0,
-    depth: int = 0,
-) -> ScoreNetwork:
-    """A fresh `unet`, `dit` or `mlp` for data of mean 0 and variance 1.
-
-    The content follows from the number of dimensions of `shape` unless it is given.
-    """
-    contents: dict[int, Content] = {1: "points", 2: "series", 3: "images"}
-    design = Design(kind, tuple(shape), content or contents[len(shape)], width, depth)
-    ones = torch.ones(1)
-    return ScoreNetwork(design, process, prediction_named(prediction), 0 * ones, ones)
-
-
 def clock(alpha: Tensor, sigma: Tensor) -> Tensor:
     """Where between data (0) and noise (1) a time lies: ½ + ln(σ/α)/14, clamped, same shape."""
     log_ratio = torch.log(sigma) - torch.log(alpha)
@@ -118,13 +92,8 @@ def clock(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def save(model: ScoreNetwork, folder: Path, notes: Mapping[str, Any] | None = None) -> Path:
-    """Write `config.json` and `weights.safetensors`, replacing older ones; `load` reads them.
-
-    `notes` are kept in the configuration for whoever samples from the model.
-    """
-    from safetensors.torch import save_file
-
-    written = {
+    """Write `weights.safetensors` and, with `notes` for whoever samples, `config.json`."""
+    config = {
         "format": model_folder.FORMAT,
         "process": repr(model.process),
         "prediction": model.prediction.name,
@@ -133,14 +102,8 @@ def save(model: ScoreNetwork, folder: Path, notes: Mapping[str, Any] | None = No
     }
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= {"mean": model.mean, "std": model.std}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".writing"
-    save_file(plain, aside)
-    aside.chmod(0o644)  # it is written for the owner alone
-    os.replace(aside, folder / "weights.safetensors")
-    aside.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "config.json")
+    files.save_tensors(folder / "weights.safetensors", tensors)
+    files.write_json(folder / "config.json", config)
     return folder
 
 
@@ -152,18 +115,14 @@ def load(folder: Path) -> ScoreNetwork:
     try:
         config = model_folder.described(folder)
         tensors = load_file(folder / "weights.safetensors")
-        design = Design(
-            config["kind"],
-            tuple(config["shape"]),
-            config["content"],
-            config["width"],
-            config["depth"],
-        )
-        process, prediction = (
+        design = Design(**{part.name: config[part.name] for part in fields(Design)})
+        model = ScoreNetwork(
+            replace(design, shape=tuple(design.shape)),
             process_named(config["process"]),
             prediction_named(config["prediction"]),
+            tensors.pop("mean"),
+            tensors.pop("std"),
         )
-        model = ScoreNetwork(design, process, prediction, tensors.pop("mean"), tensors.pop("std"))
         weights = {name.removeprefix("network."): value for name, value in tensors.items()}
         model.network.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -177,22 +136,3 @@ def load(folder: Path) -> ScoreNetwork:
 def notes(folder: Path) -> dict[str, Any]:
     """The notes that `save` was given."""
     return cast("dict[str, Any]", model_folder.described(folder).get("notes", {}))
-
-
-# ----------------------------------------------------------------------------------- checks
-
-
-def _check_readable(process: Process, prediction: Prediction) -> None:
-    """Refuse an output from which x0 cannot be solved at the noisiest time, where sampling begins.
-
-    The determinant αb − σa of `estimates.read`, over the length of (a, b) and (α, σ).
-    """
-    t = torch.tensor([process.horizon, (process.horizon + grids.default_end(process)) / 2])
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    a, b = prediction.row(process, t)
-    relative = (alpha * b - sigma * a) / (torch.hypot(a, b) * torch.hypot(alpha, sigma))
-    if not bool((relative.abs() > 1e-7).all()):
-        raise UserError(
-            f"a network of {prediction.name} cannot be read at the noisiest time of {process}, "
-            "where no signal is left: choose v_prediction, velocity or sample"
-        )

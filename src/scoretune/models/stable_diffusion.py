@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 from torch import Tensor
 
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import UNet, latent_shape
-from scoretune.models.pipelines import Family, noise_table
+from scoretune.models.base import UNet
+from scoretune.models.pipelines import Family, by_noise_table
 
 
 @dataclass
@@ -35,17 +36,10 @@ class StableDiffusion(UNet):
         return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=states).sample)
 
 
-def build(pipeline: Any, source: str, size: int) -> StableDiffusion:
-    """The model of a pipeline. Raises UserError where its scheduler has no noise table."""
-    process, prediction = noise_table(source, pipeline.scheduler)
-    shape = latent_shape(pipeline, pipeline.unet.config, size)
-    return StableDiffusion(pipeline, process, prediction, shape)
-
-
 FAMILY = Family(
     kinds=("StableDiffusionPipeline",),
     networks=("UNet2DConditionModel",),
-    build=build,
+    build=partial(by_noise_table, StableDiffusion),
     unused=("safety_checker",),
 )
 load = FAMILY.load

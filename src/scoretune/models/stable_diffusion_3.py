@@ -66,8 +66,6 @@ def build(pipeline: Any, source: str, size: int) -> StableDiffusion3:
 
 
 FAMILY = Family(
-    kinds=("StableDiffusion3Pipeline",),
-    networks=("SD3Transformer2DModel",),
-    build=build,
+    kinds=("StableDiffusion3Pipeline",), networks=("SD3Transformer2DModel",), build=build
 )
 load = FAMILY.load

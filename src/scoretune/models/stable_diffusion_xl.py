@@ -16,8 +16,8 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import UNet, latent_shape, packed, unpacked
-from scoretune.models.pipelines import Family, noise_table
+from scoretune.models.base import UNet, packed, unpacked
+from scoretune.models.pipelines import Family, by_noise_table
 
 SIZES = 6  # original height and width, top and left of the crop, target height and width
 
@@ -31,9 +31,7 @@ class StableDiffusionXL(UNet):
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D] and the pooled state behind them, packed."""
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts),
-            device=self.device,
-            do_classifier_free_guidance=False,
+            list(prompts), device=self.device, do_classifier_free_guidance=False
         )
         return packed(states, pooled)
 
@@ -78,10 +76,9 @@ class GuidedStableDiffusionXL(StableDiffusionXL):
 
 
 def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
-    """The model of a pipeline, guidance distilled into it or not.
+    """The model of a pipeline. Raises UserError for foreign encoders and the refiner's UNet.
 
     In half precision an autoencoder that overflows in it (`force_upcast`) is kept in float32.
-    Raises UserError for encoders that do not belong to the UNet, and for the refiner's UNet.
     """
     if pipeline.text_encoder is None:
         pipeline.register_modules(tokenizer=None)  # else the second encoder reads the first's words
@@ -89,9 +86,8 @@ def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
     _check(source, pipeline)
     if vae.config.force_upcast and unet.dtype == torch.float16:
         vae.to(torch.float32)
-    process, prediction = noise_table(source, pipeline.scheduler)
-    family = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
-    return family(pipeline, process, prediction, latent_shape(pipeline, unet.config, size))
+    model = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
+    return by_noise_table(model, pipeline, source, size)
 
 
 def _pooled_size(unet: Any) -> int:

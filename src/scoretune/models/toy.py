@@ -1,8 +1,4 @@
-"""Points and small vectors: models so small that their optimum is known in closed form.
-
-`Gaussian` and `Mixture` have exact scores, `Controlled` learns a control on top of one of them:
-what fine-tuning is, without the network.
-"""
+"""Points and small vectors: models so small that their optimum is known in closed form."""
 
 from __future__ import annotations
 

@@ -86,11 +86,7 @@ class ConvolutionalPixelUNet(PixelUNet):
 
 
 def build(pipeline: Any, source: str, size: int) -> PixelUNet:
-    """The model of a pipeline.
-
-    Raises UserError for a network that is not on grey or colour pixels, or not told the time as a
-    number.
-    """
+    """The model of a pipeline. Raises UserError for other pixels, and for no times in numbers."""
     unet = pipeline.unet
     process, prediction = noise_table(source, pipeline.scheduler)
     attends = any(name.endswith(".to_q") for name, _ in unet.named_modules())

@@ -17,12 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.config import Model
 from scoretune.core.errors import UserError, user_errors
+from scoretune.core.files import save_tensors
 from scoretune.core.records import Condition
 from scoretune.core.resolve import imported
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, process_named
-from scoretune.models.base import Pipelined
+from scoretune.models.base import PRECISIONS, Pipelined, check_readable
 from scoretune.policy import Backbone
 
 PARTS = ("process", "prediction", "shape", "network", "encode", "predict", "decode", "embed")
@@ -55,8 +57,7 @@ class BareNetwork:
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        device = next(self.network.parameters()).device
-        return Condition(torch.zeros(len(prompts), 0, 0, device=device))
+        return Condition.none(len(prompts)).to(next(self.network.parameters()).device)
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         output: Any = self.network(x.to(self.dtype), t.to(self.dtype))
@@ -87,20 +88,14 @@ class BareNetwork:
         return images * 2 - 1
 
 
-def load(
-    source: str,
-    *,
-    process: str | None,
-    prediction: str | None,
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-) -> Backbone:
-    """What the function `source` returns, as a backbone; a whole one is used as it is.
+def load(model: Model) -> Backbone:
+    """What the function `model.source` returns, as a backbone; a whole one is used as it is.
 
     Random weights are the same at every call, and the caller's random numbers are left alone.
     Raises UserError for a function that cannot be called or returns something else, and for a bare
     module about which the settings do not say enough.
     """
+    source, process, prediction, shape = model.source, model.process, model.prediction, model.shape
     returned = _returned(source)
     missing = [name for name in PARTS if name not in dir(returned)]
     if not missing:
@@ -123,9 +118,11 @@ def load(
     _freeze(source, returned)
     with user_errors(f"model.process={process}"):
         noising = process_named(process)
-    bare = BareNetwork(returned.to(dtype), noising, prediction_named(prediction), tuple(shape))
-    _check_readable(bare)
-    return bare
+    if min(shape) < 1:
+        raise UserError(f"model.shape={list(shape)} holds a side below 1: give e.g. [3,32,32]")
+    output = prediction_named(prediction)
+    check_readable(f"model.prediction={output.name}", noising, output)
+    return BareNetwork(returned.to(PRECISIONS[model.precision]), noising, output, shape)
 
 
 def adaptable(network: nn.Module) -> tuple[str, ...]:
@@ -140,7 +137,11 @@ def adaptable(network: nn.Module) -> tuple[str, ...]:
     # torch's attention reads the weights of its last layer past the layer: an adapter is not seen.
     attention = [name for name, each in modules.items() if isinstance(each, nn.MultiheadAttention)]
     hidden = {f"{name}.out_proj" for name in attention}
-    fit = {name for name, each in modules.items() if name and _fits(each)} - hidden
+    fit = {
+        name
+        for name, each in modules.items()
+        if isinstance(each, nn.Linear) or (isinstance(each, CONVOLUTIONS) and each.groups == 1)
+    } - {"", *hidden}
     others = modules.keys() - fit
     # A target is also found at the end of other names.
     targets = sorted(name for name in fit if not any(o.endswith(f".{name}") for o in others))
@@ -153,16 +154,9 @@ def adaptable(network: nn.Module) -> tuple[str, ...]:
 
 
 def save(backbone: Backbone, folder: Path) -> Path:
-    """Write `model.safetensors`, the network's state dict by the names of its own module.
-
-    `module.load_state_dict(safetensors.torch.load_file(path))` is the inverse.
-    """
-    from safetensors.torch import save_file
-
+    """Write the network's state dict by its own names, as `module.load_state_dict` takes it."""
     state = backbone.network.state_dict()
-    tensors = {name: w.detach().cpu().contiguous().clone() for name, w in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    save_tensors(folder / WEIGHTS, {name: weight.clone() for name, weight in state.items()})
     return folder / WEIGHTS
 
 
@@ -226,26 +220,6 @@ def _check_call(source: str, network: nn.Module) -> None:
             f"model {source!r} is called as module(x, t) and takes {signature}: a network that is "
             "told more, such as prompts, must come as a whole Backbone"
         ) from None
-
-
-def _check_readable(bare: BareNetwork) -> None:
-    """Refuse a state without size, or an x0 that cannot be solved for where sampling begins."""
-    if min(bare.shape) < 1:
-        raise UserError(f"model.shape={list(bare.shape)} holds a side below 1: give e.g. [3,32,32]")
-    t = torch.tensor([bare.process.horizon], dtype=torch.float64)
-    a, b = bare.prediction.row(bare.process, t)
-    determinant = bare.process.alpha(t) * b - bare.process.sigma(t) * a
-    if not bool(determinant.abs() > 1e-7):
-        raise UserError(
-            f"model.prediction={bare.prediction.name} cannot be read at the noisiest time of "
-            f"{bare.process}, where no signal is left: choose v_prediction, velocity or sample"
-        )
-
-
-def _fits(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, CONVOLUTIONS) and module.groups == 1
-    )
 
 
 def _wrong(network: nn.Module, what: str) -> UserError:

@@ -14,18 +14,17 @@ from torch.nn import functional as F
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
 
 @dataclass(frozen=True)
-class Aesthetic:
+class Aesthetic(Batched):
     """head(e / |e|) with e the CLIP image embedding: about 1 to 10, whatever the prompt.
 
-    head: a .safetensors file, converted from a published .pth: the five-layer
-    `sac+logos+ava1-l14-linearMSE` (the reward of DDPO, arXiv 2305.13301) or a linear one as
-    `sa_0_4_vit_l_14_linear`. model: the CLIP that it was trained on, folder or hub id, of which
-    only the picture's half is loaded. Has a gradient by the images.
+    head: a .safetensors file, converted from a published .pth: `sac+logos+ava1-l14-linearMSE` (the
+    reward of DDPO, arXiv 2305.13301) or a linear one. model: the CLIP it was trained on, folder or
+    hub id. Has a gradient by the images.
     """
 
     head: str = ""
@@ -35,17 +34,13 @@ class Aesthetic:
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_batch(self.batch)
+        super().__post_init__()
         if not self.head:
             raise UserError(
                 "aesthetic needs head=FILE.safetensors; LAION's sac+logos+ava1-l14-linearMSE.pth "
                 'converts with: python -c "import torch, safetensors.torch as s; s.save_file('
                 "torch.load('FILE.pth', weights_only=True), 'FILE.safetensors')\""
             )
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> [B]; prompts are not looked at."""
-        return in_batches(self._score, images, prompts, self.batch)
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model with its hashes or commit, and the sha256 of the head."""

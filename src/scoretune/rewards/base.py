@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
+from scoretune.core.records import spans
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
@@ -27,21 +29,24 @@ class Fingerprinted(Protocol):
     def fingerprint(self) -> Mapping[str, str]: ...
 
 
-def check_batch(batch: int) -> None:
-    """Raises UserError for a number of pictures at once that is none."""
-    if batch < 1:
-        raise UserError(f"batch={batch}: a reward scores at least one picture at a time")
+class Batched(ABC):
+    """A reward with a gradient that scores `batch` pictures at once, a field of its subclass."""
 
+    batch: int
 
-def in_batches(score: Reward, images: Tensor, prompts: Sequence[str], batch: int) -> Tensor:
-    """The rewards [B], `batch` pictures at a time."""
-    if len(prompts) != len(images):
-        raise UserError(f"{len(images)} images have {len(prompts)} prompts: give one each")
-    parts = [
-        score(images[start : start + batch], prompts[start : start + batch])
-        for start in range(0, len(images), batch)
-    ]
-    return torch.cat(parts) if parts else images.new_zeros(0)
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"batch={self.batch}: a reward scores at least one picture at a time")
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
+        if len(prompts) != len(images):
+            raise UserError(f"{len(images)} images have {len(prompts)} prompts: give one each")
+        parts = [self._score(images[s], prompts[s]) for s in spans(len(images), self.batch)]
+        return torch.cat(parts) if parts else images.new_zeros(0)
+
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
 class RewardFailed(UserError):

@@ -36,6 +36,12 @@ class Cached(ABC):
         """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
         return self.score_cache.scores(eight_bit(images), prompts, self._score, self.batch)
 
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.cache < 0:
+            raise UserError(
+                f"batch={self.batch}, cache={self.cache}: batch must be 1 or more, cache 0 or more"
+            )
+
     @cached_property
     def score_cache(self) -> ScoreCache:
         """The scores that were given before."""
@@ -47,10 +53,7 @@ class Cached(ABC):
 
 
 def eight_bit(images: Tensor) -> Pixels:
-    """What a screen shows of images [B, 3, H, W] in [0, 1]; beyond that range they are cut off.
-
-    Raises UserError for a picture that holds NaN or infinity.
-    """
+    """Images [B, 3, H, W] in [0, 1] in 8 bits, clipped. Raises UserError for NaN or infinity."""
     images = images.detach().float()
     broken = (~torch.isfinite(images)).flatten(1).any(1)
     if bool(broken.any()):
@@ -76,8 +79,6 @@ class ScoreCache:
     """
 
     def __init__(self, size: int) -> None:
-        if size < 0:
-            raise UserError(f"cache={size}: give how many scores to remember, 0 for none")
         self.size, self.hits, self.misses = size, 0, 0
         self._scores: OrderedDict[bytes, float] = OrderedDict()
         self._lock = Lock()
@@ -94,8 +95,7 @@ class ScoreCache:
     ) -> Tensor:
         """Scores [B] in float32: those kept, and those that `score` gives for `batch` at a time.
 
-        Of equal pictures with equal prompts only one is scored. What was scored before `score`
-        raises stays kept.
+        Of equal pairs only one is scored. What was scored before `score` raises stays kept.
         """
         keys = self._keys(pixels, prompts)
         scores = self._recall(keys)

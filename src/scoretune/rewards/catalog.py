@@ -86,10 +86,7 @@ def names(text: str) -> set[str]:
 
 
 def named_reward(text: str) -> Reward:
-    """The reward of that name, a user's `module:function`, or a weighted sum of such.
-
-    A sum looks like `reader + 0.5*compressibility(quality=80) - 0.1*my_module:function`.
-    """
+    """The reward of that name, a user's `module:function`, or a sum as `a + 0.5*b(c=1)`."""
     parts = terms(text)
     if len(parts) == 1 and parts[0].weight == 1:
         return _single(parts[0].text)
@@ -103,11 +100,9 @@ def named_reward(text: str) -> Reward:
 
 
 def fingerprint(text: str, reward: Reward) -> dict[str, Any]:
-    """What exactly scores: every part of a reward with its weight, settings and class.
+    """What exactly scores, as JSON: every part of a reward with weight, settings, class and hashes.
 
-    `reward` is what `named_reward(text)` built. Beside the settings stands what tells one set of
-    weights from another: a hub id's commit or a folder's sha256, the sha256 of the source of a
-    `module:function`. All of it is JSON.
+    `reward` is what `named_reward(text)` built.
     """
     built = [part.reward for part in reward.parts] if isinstance(reward, Weighted) else [reward]
     return {

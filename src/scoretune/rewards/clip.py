@@ -7,7 +7,6 @@ have a gradient by the images.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +19,14 @@ from torch.nn import functional as F
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, pretrained
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 @dataclass(frozen=True)
-class Similarity(ABC):
+class Similarity(Batched):
     """What the three share: a CLIPModel, loaded at the first call, on the images' device.
 
     model: folder or hub id; processor: where its tokenizer and preprocessing are (empty: in the
@@ -41,20 +40,12 @@ class Similarity(ABC):
     batch: int = 16
     dtype: Precision = "float32"
 
-    def __post_init__(self) -> None:
-        check_batch(self.batch)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
-        return in_batches(self._score, images, prompts, self.batch)
-
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the processor's folder or hub id, with hashes or commit."""
         identity = pretrained.identity(self.model, revision=self.revision)
         source, revision = self._processor
         if source != self.model:
-            other = pretrained.identity(source, revision=revision)
-            identity |= {f"processor {key}": value for key, value in other.items()}
+            identity |= pretrained.identity(source, revision=revision, part="processor ")
         return identity
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -64,19 +55,13 @@ class Similarity(ABC):
         image_embeddings = network.get_image_features(pixel_values=pixels).pooler_output
         texts = list(dict.fromkeys(prompts))  # a group's samples share their prompt
         with torch.no_grad():
+            longest = network.config.text_config.max_position_embeddings
             words = self._tokenizer(
-                texts,
-                padding=True,
-                truncation=True,
-                max_length=network.config.text_config.max_position_embeddings,
-                return_tensors="pt",
+                texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
             ).to(images.device)
             text_embeddings = network.get_text_features(**words).pooler_output
         text_embeddings = text_embeddings[[texts.index(prompt) for prompt in prompts]]
         return F.cosine_similarity(image_embeddings.float(), text_embeddings.float(), dim=-1)
-
-    @abstractmethod
-    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
     @property
     def _processor(self) -> tuple[str, str | None]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-from scoretune.rewards.base import Precision, check_batch, in_batches
+from scoretune.core.files import load_tensors
+from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -26,10 +27,7 @@ TOKENS = 35
 
 
 class Blip(nn.Module):
-    """BLIP up to its states: `vision_model.*` and `text_encoder.*`.
-
-    Both are the parts of transformers' BlipForImageTextRetrieval, under its names.
-    """
+    """BLIP up to its states, by the names of transformers' BlipForImageTextRetrieval."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -52,7 +50,7 @@ class Blip(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImageReward:
+class ImageReward(Batched):
     """(head(first token) − 0.167) / 1.033: about −2 to 2. Has a gradient by the images.
 
     model: a folder or hub id with config.json (a BlipConfig), model.safetensors and a tokenizer.
@@ -67,34 +65,24 @@ class ImageReward:
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_batch(self.batch)
+        super().__post_init__()
         if not self.model:
             raise UserError(
                 "image_reward needs model=FOLDER; make one of the released pickle, if you trust "
                 f"it: {_command('ImageReward.pt')}"
             )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] and B prompts -> [B]."""
-        return in_batches(self._score, images, prompts, self.batch)
-
     def fingerprint(self) -> Mapping[str, str]:
         """The model's and the tokenizer's folder or hub id, with hashes or commit."""
         identity = pretrained.identity(self.model, revision=self.revision)
         if self.tokenizer:
-            other = pretrained.identity(self.tokenizer, revision=None)
-            identity |= {f"tokenizer {key}": value for key, value in other.items()}
+            identity |= pretrained.identity(self.tokenizer, revision=None, part="tokenizer ")
         return identity
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         blip, head = (part.to(images.device) for part in self._network)
-        words = self._words(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        ).to(images.device)
+        fit = {"padding": "max_length", "truncation": True, "max_length": TOKENS}
+        words = self._tokenizer(list(prompts), return_tensors="pt", **fit).to(images.device)
         state = blip(self._preprocess(images), words.input_ids, words.attention_mask)
         return cast(Tensor, (head(state.float()).squeeze(-1) - MEAN) / STD)
 
@@ -110,14 +98,16 @@ class ImageReward:
     def _network(self) -> tuple[Blip, nn.Sequential]:
         from accelerate import init_empty_weights
 
-        weights = self._weights()
+        config = self._config  # first: it refuses what is no such folder
+        path = pretrained.file(self.model, "model.safetensors", revision=self.revision)
+        weights = load_tensors(path, "fetch it again")
         first = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
         rest = {k: v for k, v in weights.items() if not k.startswith("head.")}
         try:
             head = heads.stacked(first)
             # BLIP draws its first token even so: a run's random numbers stay as they were
             with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-                blip = Blip(self._config)
+                blip = Blip(config)
             blip.load_state_dict(rest, strict=True, assign=True)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -125,23 +115,12 @@ class ImageReward:
                 f"{self.model!r} holds no whole ImageReward ({reason}): convert it again: "
                 f"{_command('ImageReward.pt')}"
             ) from error
-        heads.check_width(head, self.model, self._config.text_config.hidden_size)
+        heads.check_width(head, self.model, config.text_config.hidden_size)
         blip.to(getattr(torch, self.dtype))
         return blip.requires_grad_(False).eval(), head
 
-    def _weights(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        _ = self._config  # refuses what is no such folder
-        path = pretrained.file(self.model, "model.safetensors", revision=self.revision)
-        try:
-            return cast("dict[str, Tensor]", load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {str(path)!r} ({error}): fetch it again") from error
-
     @cached_property
-    def _words(self) -> Any:
+    def _tokenizer(self) -> Any:
         source = self.tokenizer or self.model
         return pretrained.tokenizer(source, revision=None if self.tokenizer else self.revision)
 

@@ -1,23 +1,18 @@
-"""Does the text that a prompt asks for stand in the picture? The reward of Flow-GRPO.
-
-A network of transformers reads the picture; the score compares that text with what the
-prompt wants.
-"""
+"""Whether a network reads in a picture what its prompt asks for: the reward of Flow-GRPO."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
-from scoretune.rewards.cache import Cached, Pixels, metadata_of
+from scoretune.rewards.cache import Pixels, metadata_of
 from scoretune.rewards.networks import pretrained
-from scoretune.rewards.networks.vision_language import VisionLanguage
+from scoretune.rewards.networks.vision_language import Answered
 
 QUESTION = "Read the text in this picture. Answer with that text alone."
 _QUOTED = re.compile(
@@ -38,10 +33,7 @@ def distance(one: str, other: str) -> int:
 
 
 def agreement(text: str, wanted: str) -> float:
-    """1 - min(distance / length of `wanted`, 1), in [0, 1], spaces and case ignored.
-
-    As in arXiv 2505.05470, section 4; `wanted` must not be blank.
-    """
+    """1 - min(distance / length, 1) of `wanted`, spaces and case ignored (arXiv 2505.05470)."""
     letters, target = ("".join(words.casefold().split()) for words in (text, wanted))
     return 1 - min(distance(letters, target) / len(target), 1.0)
 
@@ -64,7 +56,7 @@ def wanted_text(prompt: str) -> str:
 
 
 @dataclass(frozen=True)
-class Ocr(Cached):
+class Ocr(Answered):
     """How much of the wanted text `model` reads in a picture, 0 to 1; without a gradient.
 
     model: folder or hub id of a VisionEncoderDecoderModel (TrOCR, which reads one line) or of any
@@ -82,16 +74,13 @@ class Ocr(Cached):
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.batch < 1 or self.cache < 0:
-            raise UserError(
-                f"ocr(tokens={self.tokens}, batch={self.batch}, cache={self.cache}): tokens and "
-                "batch must be 1 or more, cache 0 or more"
-            )
+        super().__post_init__()
+        if self.tokens < 1:
+            raise UserError(f"ocr(tokens={self.tokens}): tokens must be 1 or more")
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         for prompt in prompts:
             wanted_text(prompt)  # before anything is read
-        self.vision_language.to(images.device)
         return super().__call__(images, prompts)
 
     def read(self, pixels: Pixels) -> list[str]:
@@ -114,11 +103,6 @@ class Ocr(Cached):
             "tokens": str(self.tokens),
             "dtype": self.dtype,
         }
-
-    @cached_property
-    def vision_language(self) -> VisionLanguage:
-        """The model that reads."""
-        return VisionLanguage(self.model, self.revision, self.dtype)
 
     @property
     def _question(self) -> str:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import unknown
+from scoretune.core.files import load_tensors
 from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
 
 READS = len(DIGITS) + 1 + len(COLOURS)
@@ -150,8 +151,7 @@ def is_fulfilled(logits: Tensor, asks: list[Ask]) -> Tensor:
 def on_log_scale(probability: Tensor, floor: float = 1e-3) -> Tensor:
     """log(1 + p/floor) / log(1 + 1/floor): 0 at p = 0, 1 at p = 1, and never flat between.
 
-    A reader that is sure of the wrong digit gives p near 0 and a slope of p near 0, just where a
-    slope is needed most; on a log scale a picture that is less wrong is worth more.
+    A reader sure of the wrong digit gives p near 0 with a slope near 0, where it is needed most.
     """
     return torch.log1p(probability / floor) / math.log1p(1 / floor)
 
@@ -160,8 +160,7 @@ def on_log_scale(probability: Tensor, floor: float = 1e-3) -> Tensor:
 class Reading:
     """Scores images [B, 3, 32, 32] in [0, 1] against prompts: [B] numbers in [0, 1].
 
-    `soft` gives the probability of fulfilment on a log scale, which has a gradient; otherwise the
-    verdict, 0 or 1.
+    `soft`: the probability of fulfilment on a log scale, with a gradient; else the verdict.
     """
 
     network: nn.Module
@@ -177,28 +176,16 @@ class Reading:
 
 @cache
 def load(folder: Path, name: str) -> nn.Module:
-    """The reader or the judge of a folder, frozen, in float32. `name` says which.
+    """The reader or the judge of a folder, frozen, in float32: one network for all who ask for it.
 
-    One network for everyone who asks, on the device where it was last used; and no random number
-    is drawn for weights that are replaced at once: how often a run looks at its progress must not
-    change the run.
+    No random number is drawn for it: how often a run looks at its progress must not change the run.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / f"{name}.safetensors"
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {str(path)!r} ({error}): reinstall scoretune") from error
+    weights = load_tensors(folder / f"{name}.safetensors", "reinstall scoretune")
     with torch.device("meta"):
         network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
-    network.load_state_dict({k: _single(v) for k, v in weights.items()}, assign=True)
+    single = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    network.load_state_dict(single, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _single(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _meaning(prompt: str) -> Ask:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
-from scoretune.rewards.cache import Cached, Pixels
+from scoretune.rewards.cache import Pixels
 from scoretune.rewards.networks import pretrained
-from scoretune.rewards.networks.vision_language import VisionLanguage
+from scoretune.rewards.networks.vision_language import Answered
 
 QUESTION = "Does this picture show the following? {prompt}\nAnswer with %s."
 RATING = "How well does this picture show the following? {prompt}\nAnswer with a number, %s to %s."
 
 
 @dataclass(frozen=True)
-class Vlm(Cached):
+class Vlm(Answered):
     """What `model` answers about a picture, read off its next-token probabilities p; no gradient.
 
     With `answers` "yes,no" the score is p(yes) / (p(yes) + p(no)), in [0, 1] (arXiv 2404.01291
@@ -45,16 +44,8 @@ class Vlm(Cached):
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.cache < 0:
-            raise UserError(
-                f"vlm(batch={self.batch}, cache={self.cache}): batch must be 1 or more, cache 0 "
-                "or more"
-            )
+        super().__post_init__()
         _worth(self)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.vision_language.to(images.device)
-        return super().__call__(images, prompts)
 
     def fingerprint(self) -> Mapping[str, str]:
         """The model with its hashes or commit, what it is asked, and what counts as an answer."""
@@ -64,11 +55,6 @@ class Vlm(Cached):
             "answers": ",".join(f"{word}={value:g}" for word, value in _worth(self).items()),
             "dtype": self.dtype,
         }
-
-    @cached_property
-    def vision_language(self) -> VisionLanguage:
-        """The model that answers."""
-        return VisionLanguage(self.model, self.revision, self.dtype)
 
     def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
         question = self.question or _question(self)

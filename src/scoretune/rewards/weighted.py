@@ -1,7 +1,4 @@
-"""Several rewards as one: `reader + 0.5*clip(batch=4) - 0.1*my_module:function`.
-
-`core.resolve.read_sum` reads the text.
-"""
+"""Several rewards as one, as `core.resolve.read_sum` reads them: `reader + 0.5*clip(batch=4)`."""
 
 from __future__ import annotations
 
@@ -28,8 +25,7 @@ class Part:
 class Weighted:
     """Σ wᵢ rᵢ(images, prompts), [B]: a reward made of others.
 
-    It has a gradient where all of its parts have one. With one that has none the sum is cut off
-    from the images: the gradient of the rest is the gradient of something else.
+    It has a gradient where all parts have one: else that of the rest would be of something else.
     """
 
     parts: tuple[Part, ...]

@@ -1,5 +1,4 @@
-"""From a configuration to what a fine-tuning run is made of. Everything is checked before anything
-is loaded, so that a mistake costs a second, and what was read or built once is handed on."""
+"""From a configuration to what a fine-tuning run is made of, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,17 +18,17 @@ from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
-from scoretune.models import score_network
-from scoretune.models.catalog import load_backbone, lora_targets, move, resolve, users_own
+from scoretune.models import score_network, user_module
+from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader, load_pipeline
 from scoretune.policy import Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
-from scoretune.training.engine import TorchEngine
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Context, Method, Setup
+from scoretune.training.progress import Learner
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,10 @@ class Checked:
     differentiable: bool | None
 
 
-@dataclass(frozen=True)
-class Parts:
+@dataclass
+class Parts(Learner):
     """Everything a fine-tuning run is made of."""
 
-    policy: Policy
-    method: Method
-    optimiser: torch.optim.Optimizer
-    engine: TorchEngine
     reward: Reward
     held_out: Prompts
 
@@ -135,7 +130,7 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
         policy = Policy(backbone, kernel(run.sampling), guidance)
     engine.furnish(policy, run.model, run.hardware)
     if sharded:
-        fsdp.spread(backbone.network, device)
+        fsdp.shard(backbone.network, device)
     return policy
 
 
@@ -220,7 +215,7 @@ def _check_source(model: Model) -> None:
             "recipe supervised, then set model.source to the folder of that run"
         )
     if is_function(model.source) and not (model.width or model.depth):
-        users_own(model)  # before there is a run folder: it may want settings that are not there
+        user_module.load(model)  # before there is a run folder: settings may be missing
         return
     names = [*SHIPPED, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, names, cutoff=0.7)

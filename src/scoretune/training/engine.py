@@ -36,25 +36,24 @@ class TorchEngine:
     With a `scaler` losses are scaled before the backward pass, so that gradients in fp16 do not
     vanish, and steps whose gradients overflowed are left out (arXiv 1710.03740).
 
-    Where the weights are `spread` over the processes, these must ask the network equally often: one
-    that has fewer parts of a minibatch than another passes some row once more, which counts for 0.
+    Where the weights are `sharded`, all processes must ask the network equally often: one that has
+    fewer parts of a minibatch than another passes some row once more, which counts for 0.
     """
 
     device: torch.device | None = None
     at_once: int = 0
     scaler: torch.amp.GradScaler | None = None
-    spread: bool = False
+    sharded: bool = False
 
     def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]:
         """A minibatch in parts that fit the memory, and how many of its rows each stands for.
 
-        There are none of a minibatch that other processes have, unless the weights are spread: then
-        the first row of `some`, a batch that is not empty, stands for 0 rows.
+        There are none of a minibatch that other processes have, unless the weights are sharded:
+        then the first row of `some`, a batch that is not empty, stands for 0 rows.
         """
         cuts = list(spans(len(batch), self.at_once or max(len(batch), 1)))
-        most = (
-            distributed.most(len(cuts)) if self.spread else len(cuts)
-        )  # all ask before they compute
+        # All ask before they compute.
+        most = distributed.most(len(cuts)) if self.sharded else len(cuts)
         for cut in cuts:
             part = batch if len(cuts) == 1 else batch.take(cut)
             yield part.to(self.device), len(part)
@@ -69,7 +68,8 @@ class TorchEngine:
         self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> float:
         """One step with the gradients of all processes, at most `clip_norm` long; their length."""
-        distributed.add_up(p for p in parameters if not fsdp.is_slice(p))  # slices are added up
+        # Gradients of slices are added up already.
+        distributed.add_up(p for p in parameters if not fsdp.is_sharded_tensor(p))
         if self.scaler is not None:
             self.scaler.unscale_(optimiser)
         norm = fsdp.clip(parameters, clip_norm)
@@ -128,7 +128,7 @@ def cache_prompts(policy: Policy, prompts: Iterable[str]) -> None:
 
 
 def shards(hardware: Hardware) -> bool:
-    """Whether weights are spread over the processes: in a single one nothing changes."""
+    """Whether weights are sharded over the processes: in a single one nothing changes."""
     return hardware.shard and distributed.team().size > 1
 
 
@@ -158,15 +158,13 @@ def short_of_memory(error: BaseException) -> bool:
 
 
 def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
-    """Refuse what does not go with weights that are spread over the processes; `kind` is of the
+    """Refuse what does not go with weights that are sharded over the processes; `kind` is of the
     optimiser. An objective refuses settings of its own."""
-    unspreadable = {
-        "hardware.compile": hardware.compile,
-        "hardware.channels_last": hardware.channels_last,
-    }
-    for setting, is_set in unspreadable.items():
-        if hardware.shard and is_set:
-            raise UserError(f"hardware.shard does not go with {setting}: leave one of them out")
+    for name in ("compile", "channels_last"):
+        if hardware.shard and getattr(hardware, name):
+            raise UserError(
+                f"hardware.shard does not go with hardware.{name}: leave one of them out"
+            )
     untrainable = {  # what does not know slices of trained weights
         "model.precision=fp16": model.precision == "fp16",
         "optimiser.kind=8bit": kind == "8bit",

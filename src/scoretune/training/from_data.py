@@ -1,12 +1,8 @@
-"""Training a network of one's own on data: what such a run is made of, and how it is measured.
-
-A share of the data is held out. The averaged weights are what is measured, drawn from and saved.
-"""
+"""Training a network of one's own on data: what such a run is made of, and how it is measured on
+the share of the data that is held out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.core import checkpoints, distributed, files, model_folder
+from scoretune.core import checkpoints, distributed, model_folder
 from scoretune.core.config import NEW_NETWORKS, Consistency, Evaluation, Hardware, Matching, Run
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Examples, spans
-from scoretune.data.datasets import Data, Reading, read_data
+from scoretune.data.datasets import Data, read_data
 from scoretune.diffusion.estimates import prediction_named
 from scoretune.diffusion.named import kernel
 from scoretune.diffusion.processes import process_named
 from scoretune.evaluate import data_samples
 from scoretune.evaluate.data_samples import DataSampler
-from scoretune.evaluate.report import data_page, gallery
 from scoretune.models import score_network
 from scoretune.models.lora import restore_adapter
 from scoretune.models.networks import Design
@@ -32,28 +27,23 @@ from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.training import engine, trackers
 from scoretune.training.engine import TorchEngine
-from scoretune.training.hooks import Average, Watcher
+from scoretune.training.hooks import Average
 from scoretune.training.objectives import FROM_DATA
-from scoretune.training.objectives.method import DataSetup, Method, batch_size
-from scoretune.training.progress import Progress
-from scoretune.training.trackers import Trackers
+from scoretune.training.objectives.method import DataSetup, batch_size
+from scoretune.training.progress import Learner, Progress
 
 HELD_OUT_LEAST = 512
 """Held-out examples, each with noise of its own, of one evaluation of the loss."""
 
 
 @dataclass
-class Parts:
+class Parts(Learner):
     """Everything a run on data is made of."""
 
     model: ScoreNetwork
-    policy: Policy
     data: Data
     held_out: Data
-    method: Method
-    optimiser: torch.optim.Optimizer
     average: Average
-    engine: TorchEngine
 
 
 def check(run: Run) -> None:
@@ -91,8 +81,7 @@ def check(run: Run) -> None:
 def build(run: Run) -> Parts:
     """The data, network and method of a configuration."""
     check(run)
-    settings = run.dataset.model_dump(exclude={"held_out"})
-    data = read_data(run.data, Reading(**settings))
+    data = read_data(run.data, run.dataset)
     learned, held_out = data.split(run.dataset.held_out, run.seed)
     device = distributed.device()
     model = _model(run, learned)
@@ -156,76 +145,16 @@ def sampler_of(run: Run) -> DataSampler:
 # ----------------------------------------------------------------------------------- measuring
 
 
-@dataclass
-class DataRun:
-    """What a run on data does before, between and after its updates, in its folder."""
-
-    run: Run
-    folder: Path
-    parts: Parts
-    watcher: Watcher
-    progress: Progress
-    trackers: Trackers
-
-    def begin(self) -> None:
-        """Show the data, and measure the untrained network."""
-        data, previews = self.parts.data, self.folder / "previews"
-        gallery.show(data.states, data.kind, previews / "data.png", names=data.names, label="data")
-        line = self.evaluate(0, "before")
-        files.write_json(self.folder / "base.json", line)
-
-    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
-        """All updates: nothing ends the run early."""
-        return updates
-
-    def evaluate(self, update: int, picture: str = "newest") -> dict[str, Any]:
-        """Measure, draw and save the averaged weights; one line of the log."""
-        self.watcher.stage("drawing samples")
-        numbers, samples = self._measured()
-        data = self.parts.data
-        real = None if data.kind == "images" else data.states
-        path = self.folder / "previews" / f"{picture}.png"
-        gallery.show(samples, data.kind, path, names=data.names, real=real)
-        line = {
-            "update": update,
-            "network_evaluations": self.parts.policy.calls,
-            "seconds": round(self.progress.clock.seconds(), 2),
-            **numbers,
-        }
-        files.append_line(self.progress.evaluations, line)
-        self.trackers.evaluated(line)
-        return line
-
-    def finish(self) -> dict[str, Any]:
-        """Measure the trained network and compare it with the untrained one; the result."""
-        base = json.loads((self.folder / "base.json").read_text(encoding="utf-8"))
-        final = self.evaluate(self.run.updates, "after")
-        result = compared(base, final, floor(self.parts, self.run.evaluation))
-        result |= {
-            "network_evaluations": self.parts.policy.calls,
-            "seconds": round(self.progress.clock.seconds(), 1),
-            "model": str(self.folder / "model"),
-            "run": str(self.folder),
-        }
-        files.write_json(self.folder / "result.json", result)
-        data_page.write(self.folder)
-        return result
-
-    def _measured(self) -> tuple[dict[str, Any], Tensor]:
-        """The numbers of the averaged weights, which are saved, and samples; not counted as
-        training."""
-        parts, evaluation, sampler = self.parts, self.run.evaluation, sampler_of(self.run)
-        calls = parts.policy.calls
-        with parts.average.in_place():
-            samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
-            numbers = {
-                "sampler": str(sampler),
-                "held_out_loss": held_out_loss(parts, evaluation.seed),
-                **data_samples.distances(samples, parts.held_out.states, parts.model),
-            }
-            data_samples.save(parts.model, self.folder / "model", sampler, parts.data.names)
-        parts.policy.calls = calls
-        return numbers, samples
+def measured(run: Run, parts: Parts) -> tuple[dict[str, Any], Tensor]:
+    """The numbers of the network with the weights that it has, and samples."""
+    evaluation, sampler = run.evaluation, sampler_of(run)
+    samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
+    numbers = {
+        "sampler": str(sampler),
+        "held_out_loss": held_out_loss(parts, evaluation.seed),
+        **data_samples.distances(samples, parts.held_out.states, parts.model),
+    }
+    return numbers, samples
 
 
 def floor(parts: Parts, evaluation: Evaluation) -> dict[str, float]:
@@ -239,15 +168,7 @@ def floor(parts: Parts, evaluation: Evaluation) -> dict[str, float]:
 def progress_of(run: Run, folder: Path, parts: Parts) -> Progress:
     """How far a run on data has come."""
     kept = {"average": parts.average, "adaptive": parts.method.adaptive}
-    return Progress(
-        folder=folder,
-        policy=parts.policy,
-        optimiser=parts.optimiser,
-        source=parts.method.source,
-        others=kept,
-        updates=run.updates,
-        keep=run.checkpoints.keep,
-    )
+    return Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
 
 
 def held_out_loss(parts: Parts, seed: int, batch: int = 128) -> float:
@@ -281,21 +202,13 @@ def compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any])
 
 def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, Any]:
     """The numbers of a run's newest checkpoint on its held-out data, also in named features."""
+    checkpoints.newest(folder)  # there is one
     torch.manual_seed(run.seed)
     parts = build(run)
     update = progress_of(run, folder, parts).restore()
-    if not update:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
-    evaluation, sampler = run.evaluation, sampler_of(run)
     with parts.average.in_place():
-        samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
-        line = {
-            "update": update,
-            "sampler": str(sampler),
-            "held_out_loss": held_out_loss(parts, evaluation.seed),
-            **data_samples.distances(samples, parts.held_out.states, parts.model),
-            "real": floor(parts, evaluation),
-        }
+        numbers, samples = measured(run, parts)
+        line = {"update": update, **numbers, "real": floor(parts, run.evaluation)}
     if features is not None:
         held_out = parts.held_out.states
         line[features] = data_samples.featured(samples, held_out, parts.model, features)
@@ -304,9 +217,8 @@ def measure(run: Run, folder: Path, features: str | None = None) -> dict[str, An
 
 def trained(folder: Path) -> Policy:
     """The policy of a run on data: the averaged weights of its newest checkpoint."""
-    newest, home = checkpoints.latest(folder / "checkpoints"), model_folder.home(folder)
-    if newest is None or home is None:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
+    state, home = checkpoints.load(checkpoints.newest(folder)), model_folder.home(folder)
+    assert home is not None, "only runs with such a folder come here"
     policy = data_samples.policy_of(home)
-    restore_adapter(policy.backbone.network, checkpoints.load(newest)["average"])
+    restore_adapter(policy.backbone.network, state["average"])
     return policy

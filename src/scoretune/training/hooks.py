@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scoretune.core import distributed, files
 from scoretune.core.config import Optimiser
 from scoretune.core.records import Hook
+from scoretune.models.lora import exchanged
 
 
 class Watcher(Protocol):
@@ -65,19 +66,6 @@ class Log:
 
 
 @dataclass
-class Save:
-    """A checkpoint every so many updates, and at the last."""
-
-    save: Callable[[int], None]
-    every: int
-    last: int
-
-    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        if update % self.every == 0 or update == self.last:
-            self.save(update)
-
-
-@dataclass
 class Decay:
     """Lowers the learning rate linearly to 0 at the last update, as a function of the update."""
 
@@ -122,18 +110,9 @@ class Average:
         for name, weight in self._trained().items():
             self.mean[name].lerp_(weight, new)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """Within this context the network has the averaged weights."""
-        trained = self._trained()
-        kept = {name: p.data for name, p in trained.items()}
-        for name, p in trained.items():
-            p.data = self.mean[name]
-        try:
-            yield
-        finally:
-            for name, p in trained.items():
-                p.data = kept[name]
+        return exchanged(self.network, self.mean)
 
     def state(self) -> dict[str, Tensor]:
         return self.mean
@@ -148,14 +127,17 @@ class Average:
 
 @dataclass
 class Every:
-    """Calls `act(update)` every so many updates, not at the last (0: never)."""
+    """Calls `act(update)` every so many updates (0: never), and at the last if `at_last`, not
+    otherwise."""
 
     every: int
     last: int
     act: Callable[[int], None]
+    at_last: bool = False
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
-        if self.every and update % self.every == 0 and update != self.last:
+        due = self.every and update % self.every == 0
+        if self.at_last if update == self.last else due:
             self.act(update)
 
 

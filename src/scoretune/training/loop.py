@@ -1,9 +1,4 @@
-"""The only training loop. It has never heard of a reward.
-
-Ask the source for the next round, take an optimiser step for each of its minibatches (or for every
-few of them), tell the hooks. Where batches come from, what the loss means and what is logged are
-other people's business.
-"""
+"""The only training loop: rounds of a source, steps of the optimiser on minibatches, hooks."""
 
 from __future__ import annotations
 

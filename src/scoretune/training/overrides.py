@@ -7,14 +7,14 @@ its place, and a setting that the run never reads one that says what would read 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
 from scoretune.core import model_folder
-from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run
+from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -37,6 +37,11 @@ def of_data(run: Run) -> bool:
         isinstance(run.objective, Matching | Consistency)
         and own_prediction(run.model.source) is not None
     )
+
+
+def unread(run: Run) -> dict[str, str]:
+    """Every setting that a run never reads, by its path, and with what it would."""
+    return run.unread(run, of_data(run))
 
 
 def own_prediction(source: str) -> str | None:
@@ -62,7 +67,7 @@ def assigned(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
     tree = run.model_dump()
     for path, value in _defaults(run, dict(changes)):
         _assign(tree, path, value)
-    before = dict(_leaves(tree))
+    before = dict(leaves(tree))
     for path, value in changes:
         _assign(tree, path, value)
     new = validated(tree)
@@ -72,24 +77,15 @@ def assigned(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
 
 def _refuse_inert(run: Run, before: Mapping[str, Any], paths: Sequence[str]) -> None:
     """Refuse a change of what the run never reads: ignored, it would pass for tried."""
-    unread = run.unread(of_data(run))
-    for name, value in _leaves(run.model_dump()):
+    inert = unread(run)
+    for name, value in leaves(run.model_dump()):
         touched = any(name == path or name.startswith(f"{path}.") for path in paths)
-        use = unread.get(name, Checked())
+        use = inert.get(name, Checked())
         if touched and not isinstance(use, Checked) and value != before.get(name, value):
             raise UserError(
                 f"{name}={_text(value)} is of no use here: it is for {use}; leave it out, or "
                 "change that"
             )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a tree by its path."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _text(value: Any) -> str:
@@ -149,7 +145,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
     node, parts = tree, path.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, dict) or part not in node:
-            raise unknown("key", path, [name for name, _ in _leaves(tree)])
+            raise unknown("key", path, [name for name, _ in leaves(tree)])
         if depth == len(parts) - 1:
             node[part] = value
         else:

@@ -5,61 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from scoretune.core import checkpoints, distributed, files, fsdp
-from scoretune.core.records import Source
+from scoretune.core.records import Stateful
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
+from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Clock
+from scoretune.training.objectives.method import Method
 
 
-class Keeps(Protocol):
-    """Whatever else changes while a run trains."""
+@dataclass
+class Learner:
+    """A policy and what it learns by."""
 
-    def state(self) -> Any: ...
-    def restore(self, state: Any) -> None: ...
+    policy: Policy
+    method: Method
+    optimiser: torch.optim.Optimizer
+    engine: TorchEngine
 
 
 @dataclass
 class Progress:
-    """A run in its folder, of so many `updates`; `others` are kept by name, None where a run has no
-    such thing. The last `keep` checkpoints stay."""
+    """A run in its folder, of so many `updates`; what else changes is saved by name in `others`,
+    None where a run has no such thing. The last `keep` checkpoints stay."""
 
     folder: Path
-    policy: Policy
-    optimiser: torch.optim.Optimizer
-    source: Source
-    others: Mapping[str, Keeps | None]
+    learner: Learner
+    others: Mapping[str, Stateful | None]
     updates: int
     keep: int
     clock: Clock = field(default_factory=Clock)
 
-    @property
-    def metrics(self) -> Path:
-        """Where the numbers of updates are written, a line each."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """Where evaluations are written, a line each."""
-        return self.folder / "evaluations.jsonl"
-
-    @property
-    def gaps(self) -> Path:
-        """Where the matrices of `evaluation.gap` are written, a line each."""
-        return self.folder / "gap.jsonl"
-
-    @property
-    def alarms(self) -> Path:
-        """Where a guard writes its alarms, a line each."""
-        return self.folder / "alarms.jsonl"
+    def log(self, name: str) -> Path:
+        """Where JSON lines are written: of updates as `metrics`, of `evaluations`, of the matrices
+        of `evaluation.gap` as `gap`, and of a guard's `alarms`."""
+        return self.folder / f"{name}.jsonl"
 
     def calls(self) -> int:
         """Network evaluations of all processes."""
-        return distributed.count(self.policy.calls)
+        return distributed.count(self.learner.policy.calls)
 
     def save(self, update: int) -> None:
         """Write a checkpoint."""
@@ -71,9 +59,9 @@ class Progress:
             "update": update,
             "seconds": self.clock.seconds(),
             "network_evaluations": self.calls(),
-            "policy": adapter_state(self.policy.backbone.network),
-            "optimiser": fsdp.whole(self.optimiser.state_dict()),
-            "source": self.source.state(),
+            "policy": adapter_state(self.learner.policy.backbone.network),
+            "optimiser": fsdp.full_state(self.learner.optimiser.state_dict()),
+            "source": self.learner.method.source.state(),
             **{name: other.state() if other else None for name, other in self.others.items()},
             "random": checkpoints.random_state(),
         }
@@ -84,16 +72,16 @@ class Progress:
         if newest is None:
             return 0
         state = checkpoints.load(newest)
-        restore_adapter(self.policy.backbone.network, state["policy"])
-        fsdp.restore(self.optimiser, state["optimiser"])
-        self.source.restore(state["source"])
+        restore_adapter(self.learner.policy.backbone.network, state["policy"])
+        fsdp.restore(self.learner.optimiser, state["optimiser"])
+        self.learner.method.source.restore(state["source"])
         for name, other in self.others.items():
             if other and state.get(name) is not None:  # older checkpoints know no guard
                 other.restore(state[name])
         checkpoints.restore_random_state(state["random"])
         self.clock.before = state["seconds"]
         # The sum over the processes goes on from what all of them had done.
-        self.policy.calls = state["network_evaluations"] if distributed.team().main else 0
+        self.learner.policy.calls = state["network_evaluations"] if distributed.team().main else 0
         return int(state["update"])
 
     def forget_after(self, first: int, *, ended: bool = False) -> None:
@@ -102,8 +90,7 @@ class Progress:
         What a stopped run wrote before its first checkpoint, or at its end, is measured again; but
         not the evaluation at which a guard `ended` it, after which its weights may have changed.
         """
-        files.forget_after(self.metrics, first)
+        files.forget_after(self.log("metrics"), first)
         last = first if ended else min(first, self.updates - 1) if first else -1
-        files.forget_after(self.alarms, last)
-        files.forget_after(self.evaluations, last)
-        files.forget_after(self.gaps, last)
+        for name in ("alarms", "evaluations", "gap"):
+            files.forget_after(self.log(name), last)

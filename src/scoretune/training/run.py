@@ -4,10 +4,12 @@ train; measure again; export. Of several processes all compute, and the main one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,11 +17,12 @@ from scoretune.core import distributed, files
 from scoretune.core.config import Run
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
-from scoretune.evaluate import gap
+from scoretune.data.prompts import Prompts
+from scoretune.evaluate import data_samples, gap
 from scoretune.evaluate.gap import Comparison
 from scoretune.evaluate.guard import guard
 from scoretune.evaluate.guard.guard import Monitor
-from scoretune.evaluate.report import gallery
+from scoretune.evaluate.report import data_page, gallery
 from scoretune.evaluate.report.page import write_report
 from scoretune.evaluate.samples import preview_indices, save_preview
 from scoretune.evaluate.scores import (
@@ -31,14 +34,12 @@ from scoretune.evaluate.scores import (
     verdict_metrics,
 )
 from scoretune.models import export, user_module
-from scoretune.training import build, card, from_data, trackers
-from scoretune.training.engine import TorchEngine
-from scoretune.training.from_data import DataRun
-from scoretune.training.hooks import Every, Log, Save, Stopping, Watcher, decay
-from scoretune.training.loop import train
-from scoretune.training.objectives.method import Method
+from scoretune.policy import Policy
+from scoretune.rewards.base import Reward
+from scoretune.training import build, card, from_data, loop, trackers
+from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay
 from scoretune.training.overrides import of_data
-from scoretune.training.progress import Progress
+from scoretune.training.progress import Learner, Progress
 from scoretune.training.trackers import Trackers
 
 Ready = build.Checked | from_data.Parts
@@ -62,118 +63,15 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     if of_data(run):
         watcher.stage("reading the data")
-        data_parts = checked if isinstance(checked, from_data.Parts) else ready(run)
+        data_parts = checked or ready(run)
         assert isinstance(data_parts, from_data.Parts)
-        return _train(_data_run(run, folder, watcher, data_parts))
+        progress = from_data.progress_of(run, folder, data_parts)
+        return DataRun(run, folder, watcher, data_parts, progress).train()
     checked = checked or ready(run)
     assert isinstance(checked, build.Checked)
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
-    return _train(_fine_tuning(run, folder, watcher, build.build(run, checked)))
-
-
-class Subject(Protocol):
-    """What a run does before, between and after its updates."""
-
-    def begin(self) -> None:
-        """Before the first update."""
-        ...
-
-    def evaluate(self, update: int) -> Any:
-        """Measure after an update."""
-        ...
-
-    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
-        """The updates, until something ends the run early."""
-        ...
-
-    def finish(self) -> dict[str, Any]:
-        """After the last update; the result."""
-        ...
-
-
-@dataclass
-class _Job:
-    """A run in its folder, `first` updates of which are done."""
-
-    run: Run
-    watcher: Watcher
-    subject: Subject
-    method: Method
-    optimiser: torch.optim.Optimizer
-    engine: TorchEngine
-    progress: Progress
-    trackers: Trackers
-    first: int
-    between: Sequence[Hook] = field(default_factory=tuple)
-
-
-def _train(job: _Job) -> dict[str, Any]:
-    """Train to the end; the result, of several processes in the main one."""
-    run, method = job.run, job.method
-
-    def evaluate(update: int) -> None:
-        job.subject.evaluate(update)
-        job.watcher.stage("training")
-
-    try:
-        if job.first == 0:
-            job.subject.begin()
-            if method.warm_up:
-                job.watcher.stage("fitting the critic")
-            for lap in range(method.warm_up):  # to the base model, before it moves
-                method.source(-1 - lap)
-            job.watcher.stage("training")
-        stopping = Stopping(job.progress.save, job.watcher.stage)
-        with stopping.listening():
-            train(
-                method.source,
-                method.objective,
-                job.optimiser,
-                job.engine,
-                updates=job.subject.until_alarm(range(job.first, run.updates)),
-                clip_norm=run.optimiser.clip_norm,
-                hooks=[*_hooks(job, evaluate), stopping],
-            )
-        return job.subject.finish()
-    finally:
-        job.trackers.finish()
-
-
-def _hooks(job: _Job, evaluate: Callable[[int], None]) -> list[Hook]:
-    """What follows each update: log, decay, what adapts, evaluate, save."""
-    run, progress, adaptive = job.run, job.progress, job.method.adaptive
-    return [
-        Log(progress.metrics, progress.clock, progress.calls, job.watcher.line),
-        *decay(run.optimiser, job.optimiser, first=job.first, last=run.updates),
-        job.trackers,
-        *([adaptive.adapt] if adaptive else []),
-        *job.between,
-        Every(run.evaluation.every, run.updates, evaluate),
-        Save(progress.save, run.checkpoints.every, run.updates),
-    ]
-
-
-def _data_run(run: Run, folder: Path, watcher: Watcher, parts: from_data.Parts) -> _Job:
-    progress = from_data.progress_of(run, folder, parts)
-    first = progress.restore()
-    progress.forget_after(first)
-    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
-    return _Job(
-        run=run,
-        watcher=watcher,
-        subject=DataRun(run, folder, parts, watcher, progress, tracking),
-        method=parts.method,
-        optimiser=parts.optimiser,
-        engine=parts.engine,
-        progress=progress,
-        trackers=tracking,
-        first=first,
-        between=[parts.average],
-    )
-
-
-def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -> _Job:
+    parts = build.build(run, checked)
     monitor = guard.monitor(
         run.guard,
         run.evaluation,
@@ -185,41 +83,106 @@ def _fine_tuning(run: Run, folder: Path, watcher: Watcher, parts: build.Parts) -
         on_alarm=watcher.line,
     )
     kept = {"trust": parts.method.adaptive, "guard": monitor, "engine": parts.engine}
-    progress = Progress(
-        folder=folder,
-        policy=parts.policy,
-        optimiser=parts.optimiser,
-        source=parts.method.source,
-        others=kept,
-        updates=run.updates,
-        keep=run.checkpoints.keep,
-    )
-    first = progress.restore()
-    progress.forget_after(first, ended=monitor.ended is not None)
-    tracking = trackers.start(run.tracking, run.model_dump(), folder, first)
-    return _Job(
-        run=run,
-        watcher=watcher,
-        subject=FineTuning(run, folder, parts, watcher, progress, tracking, monitor),
-        method=parts.method,
-        optimiser=parts.optimiser,
-        engine=parts.engine,
-        progress=progress,
-        trackers=tracking,
-        first=first,
-    )
+    progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
+    return FineTuning(run, folder, watcher, parts, progress, monitor).train()
 
 
 @dataclass
-class FineTuning:
-    """What a fine-tuning does before, between and after its updates."""
+class Training(ABC):
+    """A run in its folder: what it does before, between and after its updates."""
 
     run: Run
     folder: Path
-    parts: build.Parts
     watcher: Watcher
+    parts: Learner
     progress: Progress
-    trackers: Trackers
+    trackers: Trackers = field(init=False)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Before the first update."""
+
+    @abstractmethod
+    def evaluate(self, update: int) -> Any:
+        """Measure after an update."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Any]:
+        """After the last update; the result, of several processes in the main one."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether a guard ended the run early."""
+        return False
+
+    def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
+        """The updates, until something ends the run early."""
+        return updates
+
+    def between(self) -> list[Hook]:
+        """What else follows each update, before it is evaluated."""
+        return []
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end from the newest checkpoint; the result."""
+        run, method, progress = self.run, self.parts.method, self.progress
+        first = progress.restore()
+        progress.forget_after(first, ended=self.ended)
+        self.trackers = trackers.start(run.tracking, run.model_dump(), self.folder, first)
+        try:
+            if first == 0:
+                self.begin()
+                if method.warm_up:
+                    self.watcher.stage("fitting the critic")
+                for lap in range(method.warm_up):  # to the base model, before it moves
+                    method.source(-1 - lap)
+                self.watcher.stage("training")
+            stopping = Stopping(progress.save, self.watcher.stage)
+            with stopping.listening():
+                loop.train(
+                    method.source,
+                    method.objective,
+                    self.parts.optimiser,
+                    self.parts.engine,
+                    updates=self.until_alarm(range(first, run.updates)),
+                    clip_norm=run.optimiser.clip_norm,
+                    hooks=[*self._hooks(first), stopping],
+                )
+            return self.finish()
+        finally:
+            self.trackers.finish()
+
+    def _hooks(self, first: int) -> list[Hook]:
+        """What follows each update: log, decay, what adapts, evaluate, save."""
+        run, progress, adaptive = self.run, self.progress, self.parts.method.adaptive
+
+        def evaluate(update: int) -> None:
+            self.evaluate(update)
+            self.watcher.stage("training")
+
+        return [
+            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
+            *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
+            self.trackers,
+            *([adaptive.adapt] if adaptive else []),
+            *self.between(),
+            Every(run.evaluation.every, run.updates, evaluate),
+            Every(run.checkpoints.every, run.updates, progress.save, at_last=True),
+        ]
+
+    def write_result(self, result: dict[str, Any], calls: int, **more: str) -> None:
+        """Complete the result by what it cost and where it is, and write it."""
+        seconds = round(self.progress.clock.seconds(), 1)
+        result |= {"network_evaluations": calls, "seconds": seconds, **more}
+        result["run"] = str(self.folder)
+        files.write_json(self.folder / "result.json", result)
+
+
+@dataclass
+class FineTuning(Training):
+    """The fine-tuning of a pretrained model."""
+
+    parts: build.Parts
     monitor: Monitor
 
     def begin(self) -> None:
@@ -229,6 +192,10 @@ class FineTuning:
             verdicts.save(self.folder / "base.json")
             _show(before, self.folder / "previews", "before")
 
+    @property
+    def ended(self) -> bool:
+        return self.monitor.ended is not None
+
     def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
         return self.monitor.until_ended(updates)
 
@@ -237,7 +204,7 @@ class FineTuning:
         measured, verdicts = self._measured(update)
         run, parts = self.run, self.parts
         line = verdicts.line | self.monitor.observe(measured, parts.policy, update)
-        files.append_line(self.progress.evaluations, line)
+        files.append_line(self.progress.log("evaluations"), line)
         shown = preview_indices(measured.prompts)
         pictures = measured.images[shown] if measured.images.dim() == 4 else None
         self.trackers.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
@@ -246,7 +213,7 @@ class FineTuning:
             seed = run.evaluation.seed
             comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
             matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
-            files.append_line(self.progress.gaps, matrix)
+            files.append_line(self.progress.log("gap"), matrix)
         return measured, verdicts
 
     def finish(self) -> dict[str, Any]:
@@ -269,12 +236,7 @@ class FineTuning:
             user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
         result = compare(base, verdicts) | monitor.summary()
-        result |= {
-            "network_evaluations": calls,
-            "seconds": round(self.progress.clock.seconds(), 1),
-            "run": str(self.folder),
-        }
-        files.write_json(self.folder / "result.json", result)
+        self.write_result(result, calls)
         if run.model.rank:
             card.write(self.folder)
         write_report(self.folder)
@@ -282,25 +244,79 @@ class FineTuning:
 
     def _measured(self, update: int) -> tuple[Measurement, Verdicts]:
         self.watcher.stage("evaluating on held-out prompts")
-        run, parts, seconds = self.run, self.parts, self.progress.clock.seconds()
-        measured = measure(
-            parts.policy,
-            parts.held_out,
-            reward=parts.reward,
-            reward_name=run.reward,
-            metrics=verdict_metrics(run.model.source),
-            evaluation=run.evaluation,
-            sampling=run.sampling,
-        )
+        parts, progress = self.parts, self.progress
+        seconds = progress.clock.seconds()
+        measured = measured_run(self.run, parts.policy, parts.held_out, parts.reward)
         line = evaluation_line(
             measured,
-            run.evaluation,
-            run.sampling,
+            self.run.evaluation,
+            self.run.sampling,
             update=update,
             seconds=seconds,
-            network_evaluations=self.progress.calls(),
+            network_evaluations=progress.calls(),
         )
         return measured, Verdicts(measured.prompts.tasks, measured.values, line)
+
+
+@dataclass
+class DataRun(Training):
+    """The training of a network of one's own on data, of which the averaged weights are measured,
+    drawn from and saved."""
+
+    parts: from_data.Parts
+
+    def begin(self) -> None:
+        """Show the data, and measure the untrained network."""
+        data, previews = self.parts.data, self.folder / "previews"
+        gallery.show(data.states, data.kind, previews / "data.png", names=data.names, label="data")
+        line = self.evaluate(0, "before")
+        files.write_json(self.folder / "base.json", line)
+
+    def between(self) -> list[Hook]:
+        return [self.parts.average]
+
+    def evaluate(self, update: int, picture: str = "newest") -> dict[str, Any]:
+        """Measure, draw and save the averaged weights; one line of the log."""
+        self.watcher.stage("drawing samples")
+        parts, data = self.parts, self.parts.data
+        calls = parts.policy.calls
+        with parts.average.in_place():
+            numbers, samples = from_data.measured(self.run, parts)
+            sampler = from_data.sampler_of(self.run)
+            data_samples.save(parts.model, self.folder / "model", sampler, data.names)
+        parts.policy.calls = calls  # measuring does not count as training
+        real = None if data.kind == "images" else data.states
+        path = self.folder / "previews" / f"{picture}.png"
+        gallery.show(samples, data.kind, path, names=data.names, real=real)
+        seconds = round(self.progress.clock.seconds(), 2)
+        line = {"update": update, "network_evaluations": calls, "seconds": seconds, **numbers}
+        files.append_line(self.progress.log("evaluations"), line)
+        self.trackers.evaluated(line)
+        return line
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the trained network and compare it with the untrained one."""
+        base = json.loads((self.folder / "base.json").read_text(encoding="utf-8"))
+        final = self.evaluate(self.run.updates, "after")
+        real = from_data.floor(self.parts, self.run.evaluation)
+        result = from_data.compared(base, final, real)
+        calls = self.parts.policy.calls
+        self.write_result(result, calls, model=str(self.folder / "model"))
+        data_page.write(self.folder)
+        return result
+
+
+def measured_run(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> Measurement:
+    """A policy measured on prompts as the settings of a run have it."""
+    return measure(
+        policy,
+        prompts,
+        reward=reward,
+        reward_name=run.reward,
+        metrics=verdict_metrics(run.model.source),
+        evaluation=run.evaluation,
+        sampling=run.sampling,
+    )
 
 
 def _show(measured: Measurement, folder: Path, name: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scoretune.core import checkpoints, distributed, model_folder
+from scoretune.core import checkpoints, distributed, files, model_folder
 from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
@@ -45,10 +46,11 @@ def record(
     if not distributed.team().main:
         return
     if path.exists():
-        known = recorded(folder)
-        if known != run and _apart_from_machine(known) == _apart_from_machine(run):
-            _note_change(path, run)
-        elif known != run:
+        before = recorded(folder)
+        same_results = _apart_from_machine(before) == _apart_from_machine(run)
+        if before != run and same_results:
+            files.write_json(path, json.loads(path.read_text()) | {"config": run.model_dump()})
+        elif before != run:
             raise UserError(
                 f"{str(folder)!r} holds a run with other settings: choose another --run folder, or "
                 f"go on with it by: scoretune train --resume {folder}"
@@ -67,7 +69,7 @@ def record(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(described, indent=2) + "\n")
+        files.write_json(path, described)
     except OSError as error:
         raise UserError(
             f"cannot write to {str(folder)!r} ({error.strerror}): choose --run"
@@ -94,13 +96,6 @@ def _apart_from_machine(run: Run) -> dict[str, Any]:
     return run.model_dump(exclude=set(MACHINE))
 
 
-def _note_change(path: Path, run: Run) -> None:
-    described = json.loads(path.read_text()) | {"config": run.model_dump()}
-    aside = path.with_name(".writing")
-    aside.write_text(json.dumps(described, indent=2) + "\n")
-    os.replace(aside, path)
-
-
 def recorded(folder: Path) -> Run:
     """The settings of a run folder. Raises UserError when it is none."""
     try:
@@ -114,13 +109,11 @@ def recorded(folder: Path) -> Run:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def load(path: str | Path) -> Policy:
@@ -133,8 +126,5 @@ def load(path: str | Path) -> Policy:
     if model_folder.home(folder) is not None:  # runs on data keep their model
         return from_data.trained(folder)
     policy = build_policy(recorded(folder), torch.device("cpu"))
-    newest = checkpoints.latest(folder / "checkpoints")
-    if newest is None:
-        raise UserError(f"run {str(folder)!r} has no checkpoint yet: let it train a little longer")
-    restore_adapter(policy.backbone.network, checkpoints.load(newest)["policy"])
+    restore_adapter(policy.backbone.network, checkpoints.load(checkpoints.newest(folder))["policy"])
     return policy

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from scoretune import recipes
 from scoretune.core.config import Run, Strict
 from scoretune.core.errors import UserError
-from scoretune.training.overrides import assigned, changed, of_data, parsed, validated
+from scoretune.training.overrides import assigned, changed, parsed, unread, validated
 
 ENDINGS = (".yaml", ".yml", ".json")
 WIDTH = 100
@@ -47,10 +47,10 @@ def named(text: str, changes: Sequence[str] = ()) -> Run:
 def _settings(tree: Mapping[str, Any], defaults: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """What a file sets, by its path; a section of which nothing is left changes nothing."""
     for key, value in tree.items():
-        known = defaults.get(key) if isinstance(defaults, dict) else None
+        default = defaults.get(key) if isinstance(defaults, dict) else None
         if isinstance(value, dict):
-            yield from _settings(value, known, f"{path}{key}.")
-        elif not (value is None and isinstance(known, dict)):
+            yield from _settings(value, default, f"{path}{key}.")
+        elif not (value is None and isinstance(default, dict)):
             yield f"{path}{key}", value
 
 
@@ -114,23 +114,22 @@ def written(run: Run) -> str:
 
     What the run never reads is left out, so `named` of the text gives the same settings.
     """
-    method = recipes.RECIPES.get(run.recipe)
-    about = method.__doc__.splitlines()[0] if method and method.__doc__ else ""
-    lines = [f"# {about}" if about else "", "# scoretune train THIS_FILE [a.b=c …]"]
-    lines += [f"recipe: {run.recipe}", *_section(run, set(run.unread(of_data(run))), "", 0)]
-    return "\n".join(line for line in lines if line is not None).lstrip("\n") + "\n"
+    about = (getattr(recipes.RECIPES.get(run.recipe), "__doc__", None) or "").partition("\n")[0]
+    lines = [f"# {about}"] if about else []
+    lines += ["# scoretune train THIS_FILE [a.b=c …]", f"recipe: {run.recipe}"]
+    return "\n".join([*lines, *_section(run, set(unread(run)), "", 0)]) + "\n"
 
 
-def _section(section: Strict, unread: set[str], path: str, depth: int) -> Iterator[str]:
+def _section(section: Strict, inert: set[str], path: str, depth: int) -> Iterator[str]:
     indent, inner = "  " * depth, []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Strict):
             inner.append((name, value))
-        elif path + name not in unread | {"recipe", "objective.kind"}:
-            yield from _setting(f"{indent}{name}: {_scalar(value)}", described(field), indent)
+        elif path + name not in inert | {"recipe", "objective.kind"}:
+            yield from _setting(f"{indent}{name}: {scalar(value)}", described(field), indent)
     for name, value in inner:
-        lines = list(_section(value, unread, f"{path}{name}.", depth + 1))
+        lines = list(_section(value, inert, f"{path}{name}.", depth + 1))
         if lines:
             about = (type(value).__doc__ or "").splitlines()[0]
             yield from (["", f"# {about}"] if not depth else [f"{indent}# {about}"])
@@ -147,7 +146,8 @@ def _setting(line: str, about: str, indent: str) -> Iterator[str]:
     yield line
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
+    """The value of a setting as YAML, on one line."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()

@@ -1,15 +1,14 @@
 """Where numbers and pictures go besides metrics.jsonl: TensorBoard, Weights & Biases, Trackio.
 
-All go through accelerate's tracker classes. A tracker is a guest: one that fails is named once and
-left out from then on, and the run goes on. What a run writes into its own folder never depends on
-them.
+All go through accelerate's tracker classes. One that fails is named once and left out from then on;
+the run goes on, and what it writes into its own folder never depends on them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.config import Tracking
+from scoretune.core.config import Tracking, leaves
 from scoretune.core.errors import UserError, first_line, unknown
 
 REMEDIES = {
@@ -65,15 +64,10 @@ def start(
     return trackers
 
 
-def flattened(tree: Mapping[str, Any], *, joint: str = ".") -> dict[str, Any]:
+def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by their path; lists as text, and None as "null", which trackers have no kind for."""
-    leaves: dict[str, Any] = {}
-    for path, value in _leaves(tree, joint):
-        if value is None:
-            leaves[path] = "null"
-        else:
-            leaves[path] = value if isinstance(value, bool | int | float | str) else str(value)
-    return leaves
+    plain = {path: "null" if value is None else value for path, value in leaves(tree)}
+    return {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in plain.items()}
 
 
 @dataclass
@@ -120,7 +114,7 @@ class Trackers:
         `images` [B, 3, H, W] in [0, 1] are of the same prompts and noise at every evaluation.
         """
         update, values = int(line["update"]), {}
-        for path, value in _leaves(line, "/"):
+        for path, value in leaves(line, "/"):
             if isinstance(value, int | float) and path != "update":
                 values[f"evaluation/{path}"] = float(value)
         sent_before = update <= self.sent.evaluations
@@ -207,18 +201,10 @@ def _show(name: str, tracker: Any, update: int, shown: Any, captions: Sequence[s
         tracker.log({f"evaluation/picture {i}": each for i, each in enumerate(made)}, step=update)
 
 
-def _leaves(tree: Mapping[str, Any], joint: str, path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, joint, f"{path}{key}{joint}")
-        else:
-            yield f"{path}{key}", value
-
-
 def _installed(name: str) -> bool:
     """Whether a package is there; a mere folder of that name, as wandb leaves behind, is none."""
-    found = find_spec(name)
-    return found is not None and found.origin is not None
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _tell(text: str) -> None:

@@ -188,8 +188,8 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
     """A DDPO run of two updates on the miniature, and where the miniature is."""
     model, prompts = family.build(folder / "model"), folder / "prompts.txt"
     prompts.write_text("\n".join(family.prompts) + "\n", encoding="utf-8")
-    given = (f"model.source={model}", f"prompts={prompts}")
-    return changed(recipes.named("ddpo"), [*TINY, *given, *family.settings]), model
+    sources = (f"model.source={model}", f"prompts={prompts}")
+    return changed(recipes.named("ddpo"), [*TINY, *sources, *family.settings]), model
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:

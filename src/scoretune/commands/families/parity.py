@@ -1,9 +1,5 @@
-"""Every family of models: its miniature, and how far we are from what diffusers draws with it.
-
-Both begin in the same noise and step at the same times. What is returned is the largest absolute
-difference of the pictures, in [0, 1], or of a state, with or without a LoRA that diffusers loads
-itself; where its pipeline loads none, `load_lora` puts it on.
-"""
+"""Every family of models: its miniature, and the largest difference of what we and diffusers draw
+with it from the same noise at the same times, with or without a LoRA."""
 
 from __future__ import annotations
 
@@ -166,10 +162,7 @@ def _pipeline(request: Request) -> Any:
 
 
 def _ddim(pipe: Any) -> None:
-    """Give a pipeline the deterministic sampler of its own table, from its last node to its first.
-
-    Estimates are not clipped: a clipped one has no likelihood.
-    """
+    """DDIM on all of the pipeline's own table; clipped estimates would have no likelihood."""
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(

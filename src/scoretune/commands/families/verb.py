@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scoretune.commands.options import Json, Threads, set_threads
+
 if TYPE_CHECKING:
     from scoretune.commands.families.families import Report
 
@@ -19,38 +21,24 @@ def families(
     only: Annotated[
         list[str] | None, typer.Option(help="This family alone; may be repeated.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    threads: Threads = 1,
+    json_: Json = False,
 ) -> None:
     """Measure every family of models on a miniature of it; exits with 1 if one fails."""
-    import torch
+    from scoretune.commands.display import CellBars
+    from scoretune.commands.families.families import examine, selected
 
-    torch.set_num_threads(threads)
+    set_threads(threads)
     start = time.monotonic()
-    reports = _watched(only or ())
+    selected(only or ())  # an unknown name needs no bar
+    bars = CellBars()
+    with bars.progress:
+        reports = examine(only or (), bars.watcher("families"))
     if json_:
         typer.echo(json.dumps([each.as_dict() for each in reports]))
     else:
         _show(reports, time.monotonic() - start)
     raise typer.Exit(int(any(each.failed for each in reports)))
-
-
-def _watched(only: Sequence[str]) -> list[Report]:
-    """Measure behind a progress bar."""
-    from scoretune.commands.display import CellBars
-    from scoretune.commands.families.families import examine, selected
-
-    selected(only)  # an unknown name needs no bar
-    bars = CellBars()
-    task = bars.progress.add_task("families", total=None, numbers="loading")
-
-    def note(name: str, done: int, total: int) -> None:
-        bars.progress.update(task, completed=done, total=total, numbers=name)
-
-    with bars.progress:
-        reports = examine(only, note)
-        bars.progress.update(task, completed=len(reports), total=len(reports), numbers="")
-    return reports
 
 
 def _show(reports: Sequence[Report], seconds: float) -> None:

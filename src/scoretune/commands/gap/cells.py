@@ -1,8 +1,5 @@
-"""Finished cells of a matrix in a file, each beside the hash of everything that decides it.
-
-A second call with the same arguments goes on where the first was stopped, and what other arguments
-found stays where it is.
-"""
+"""Finished cells of a matrix in a file, by the hash of all that decides them: a second call goes on
+where the first was stopped."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scoretune.evaluate.gap import ODE, Row, Sampler
-
-NOTHING = "–"
+from scoretune.evaluate.report.format import NOTHING
+from scoretune.evaluate.report.sections.gap import extent, steps_of
 
 
 def models_of(rows: Sequence[Row]) -> list[str]:
@@ -105,7 +105,7 @@ def save_figure(result: Row, folder: Path) -> None:
         model_rows = [row for row in rows if row["model"] == model]
         _curves(line[0], model_rows, "reward", ("ci_low", "ci_high"))
         _curves(line[1], model_rows, "gap", ("gap_low", "gap_high"))
-        _matrix(line[2], model_rows, limit=max(map(_extent, rows), default=0.0))
+        _matrix(line[2], model_rows, limit=max(map(extent, rows), default=0.0))
         line[0].set_title(f"{model} model", loc="left")
         line[0].set_ylabel(f"{result['reward']}, mean of {result['prompts']} prompts")
         line[1].set_ylabel("gap: reward less the ODE's, same steps")
@@ -128,7 +128,7 @@ def _curves(axes: Any, rows: Sequence[Row], key: str, ends: tuple[str, str]) -> 
     """A line a sampler with its intervals, side by side, for at one place they would hide."""
     shown = [s for s in samplers_of(rows) if not (key == "gap" and s == ODE)]
     for i, sampler in enumerate(shown):
-        model_rows = sorted((row for row in rows if sampler_of(row) == sampler), key=_steps)
+        model_rows = sorted((row for row in rows if sampler_of(row) == sampler), key=steps_of)
         low, high = ([abs(row[end] - row[key]) for row in model_rows] for end in ends)
         aside = 1 + 0.03 * (i - (len(shown) - 1) / 2)
         axes.errorbar(
@@ -159,10 +159,6 @@ def _style(sampler: Sampler, among: Sequence[Sampler]) -> dict[str, Any]:
     }
 
 
-def _steps(row: Row) -> int:
-    return int(row["steps"])
-
-
 def _number_axis(axes: Any, rows: Sequence[Row]) -> None:
     numbers = numbers_of(rows)
     if len(numbers) > 1:
@@ -171,11 +167,6 @@ def _number_axis(axes: Any, rows: Sequence[Row]) -> None:
     axes.minorticks_off()
     axes.set_xlabel("steps")
     axes.grid(alpha=0.3)
-
-
-def _extent(row: Row) -> float:
-    """The gap or its uncertainty, the larger: chance must not get the darkest colours."""
-    return max(abs(float(row["gap"])), half(row, "gap_low", "gap_high"))
 
 
 def _matrix(axes: Any, rows: Sequence[Row], *, limit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,15 @@ def measure(request: Request, *, out: Path | None = None, on_cell: OnCell | None
     name = request.reward or (run.reward if run else None)
     if name is None:
         raise UserError("say what is rewarded: --reward reader, or module:function")
-    matrix, reward = _matrix(request, run), named_reward(name)
-    policy = _policy(request, run)
+    tuned = run is not None or request.lora is not None
+    models = (BASE, TUNED) if request.before else (TUNED if tuned else BASE,)
+    matrix = matrix_of(
+        request.steps, request.etas, request.solvers, fine=request.fine, models=models
+    )
+    reward, policy = named_reward(name), _policy(request, run)
     comparison = _comparison(request, run, name, reward)
-    folder = out or (model / "gap" if run else Path("gaps") / f"{model.name}-{_plain(name)}")
+    plain = re.sub(r"[^\w.-]", "-", name)
+    folder = out or (model / "gap" if run else Path("gaps") / f"{model.name}-{plain}")
     folder.mkdir(parents=True, exist_ok=True)
     described = _described(request, policy, matrix, comparison)
     source = tuple(described[key] for key in ("model", "lora", "weights"))
@@ -79,12 +85,6 @@ def measure(request: Request, *, out: Path | None = None, on_cell: OnCell | None
         write_whole(folder / "rows.json", json.dumps(result, indent=1) + "\n")
     save_figure(result, folder)
     return result
-
-
-def _matrix(request: Request, run: Run | None) -> Matrix:
-    tuned = run is not None or request.lora is not None
-    models = (BASE, TUNED) if request.before else (TUNED if tuned else BASE,)
-    return matrix_of(request.steps, request.etas, request.solvers, fine=request.fine, models=models)
 
 
 def _policy(request: Request, run: Run | None) -> Policy:
@@ -146,8 +146,3 @@ def _described(request: Request, policy: Policy, matrix: Matrix, comparison: Com
         "fine": matrix.fine,
         "note": explanation(matrix),
     }
-
-
-def _plain(name: str) -> str:
-    """A name that can be a folder's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

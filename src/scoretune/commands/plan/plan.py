@@ -18,11 +18,12 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
-from scoretune.models.catalog import PRECISIONS
+from scoretune.models.base import PRECISIONS
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides, settings_file
 from scoretune.training.build import held_out_prompts
+from scoretune.training.objectives.method import check_divisible
 from scoretune.training.overrides import of_data
 from scoretune.training.run_folder import recorded
 
@@ -46,11 +47,7 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
     prompts that cannot be read, and for a number of processes that does not divide them.
     """
-    if run.sizes.prompts % processes:
-        raise UserError(
-            f"sizes.prompts={run.sizes.prompts} cannot be shared equally by {processes} processes: "
-            f"set a multiple of {processes}"
-        )
+    check_divisible("sizes.prompts", run.sizes.prompts, processes)
     on_data = of_data(run)
     prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
     held_out = NOTHING if on_data else held_out_prompts(run)

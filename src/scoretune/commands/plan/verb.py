@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scoretune.commands.options import Changes, Json, Threads, set_threads
 from scoretune.evaluate.report.format import duration
 
 PHASES = {
@@ -24,19 +25,15 @@ PHASES = {
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A method, e.g. grpo, or a run folder.")],
-    changes: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, as a.b=c.")
-    ] = None,
+    changes: Changes = None,
     processes: Annotated[int, typer.Option(min=1, help="That would share the work.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    threads: Threads = 1,
+    json_: Json = False,
 ) -> None:
     """Count a run's work, memory and time before anything is loaded."""
-    import torch
-
     from scoretune.commands.plan.plan import planned, settings_of
 
-    torch.set_num_threads(threads)
+    set_threads(threads)
     run = settings_of(recipe, changes or [])
     forecast = planned(run, processes)
     if json_:

@@ -12,8 +12,9 @@ from scoretune.models.tiny import words
 
 def tokenizer() -> Any:
     """A word-level tokenizer that knows the words of this world and no others."""
-    named = [*world.DIGITS, *world.PLURALS, *world.COLOURS, *world.COUNTS.values()]
-    return words.tokenizer(words=[*named, "a", "an", "and", *" ".join(world.RELATIONS).split()])
+    names = [*world.DIGITS, *world.PLURALS, *world.COLOURS, *world.COUNTS.values()]
+    names += ["a", "an", "and", *" ".join(world.RELATIONS).split()]
+    return words.tokenizer(words=names)
 
 
 def text_encoder(vocabulary: int) -> Any:
@@ -74,8 +75,8 @@ def denoiser() -> Any:
 
 def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     """Token numbers `[B, 10]`, padded as a StableDiffusionPipeline pads them."""
-    length = tokenizer.model_max_length
-    padded = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+    longest = tokenizer.model_max_length
+    padded = tokenizer(texts, padding="max_length", max_length=longest, return_tensors="pt")
     return cast(Tensor, padded.input_ids)
 
 

@@ -15,10 +15,10 @@ from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.fine_tuning import QUICK, Arm, cells_of, level
 from scoretune.core import config
 from scoretune.evaluate.guard import guard
-from scoretune.evaluate.scores import measure, verdict_metrics
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides
 from scoretune.training.build import build_policy, held_out_prompts
+from scoretune.training.run import measured_run
 
 HONEST = {"score as action": Arm("score_as_action", "score_as_action")}
 
@@ -48,15 +48,7 @@ def cost(changes: list[str]) -> Numbers:
             on_alarm=lambda numbers: None,
         )
         start = time.process_time()
-        measured = measure(
-            policy,
-            held_out,
-            reward=reward,
-            reward_name=run.reward,
-            metrics=verdict_metrics(run.model.source),
-            evaluation=run.evaluation,
-            sampling=run.sampling,
-        )
+        measured = measured_run(run, policy, held_out, reward)
         between, calls = time.process_time(), counted.calls
         monitor.observe(measured, policy, 0)
     end = time.process_time()

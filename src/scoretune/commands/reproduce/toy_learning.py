@@ -6,13 +6,13 @@ Data N(1, ¼) on the line and a mixture of four on the plane; κ = ½.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from scoretune.core.config import Sizes
-from scoretune.core.records import Objective, Scores, Trajectory
+from scoretune.core.records import Objective, Scores, Stateless, Trajectory
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion.processes import VP
 from scoretune.policy import Policy
@@ -35,19 +35,13 @@ REWARDS = {1: tilt.Quadratic.around([2.0], 2.0), 2: tilt.Quadratic.linear([0.3, 
 
 
 @dataclass
-class Centred:
+class Centred(Stateless):
     """Every step of a path deserves its reward less the batch's mean; κ keeps its meaning."""
 
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         return Credited(advantage=(scores.total - scores.total.mean())[b])
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class ExactValue(nn.Module):

@@ -1,7 +1,4 @@
-"""What became of runs: all below a folder in a list, and some of them side by side.
-
-Takes nothing of a run folder for granted: killed and broken runs have their place in the list.
-"""
+"""Runs below a folder in a list, and some side by side, however little their folders hold."""
 
 from __future__ import annotations
 

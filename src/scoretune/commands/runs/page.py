@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from scoretune.commands.runs.index import Comparison
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.charts import Axes, Series, chart, read_points, thinned
 from scoretune.evaluate.report.record import EVALUATIONS
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 HUES, DASHES = 6, ("", " dashed", " dotted")  # classes of CSS; with both, 18 runs look different
 MOST_DOTS = 30
@@ -33,11 +32,7 @@ REWARD = Axes(EVALUATIONS, "mean reward")
 ACCURACY = Axes(EVALUATIONS, "share of pictures as asked", percent=True, least_span=0.3)
 PANELS = (
     Panel(
-        "Reward while training",
-        "metrics",
-        ("reward",),
-        REWARD,
-        (("reward_low",), ("reward_high",)),
+        "Reward while training", "metrics", ("reward",), REWARD, (("reward_low",), ("reward_high",))
     ),
     Panel("Reward, deterministic sampler", "evaluations", ("reward", "deterministic"), REWARD),
     *(
@@ -61,11 +56,7 @@ def write_page(comparison: Comparison, path: Path) -> Path:
     """Write the page. Raises UserError where it cannot be written."""
     charts = [(panel.title, _chart(panel, comparison)) for panel in PANELS]
     tables: tuple[tuple[str, str, Any], ...] = (
-        (
-            "Results",
-            "Intervals are of 95 % over prompts, of one run each.",
-            comparison.results,
-        ),
+        ("Results", "Intervals are of 95 % over prompts, of one run each.", comparison.results),
         (
             "Settings that differ",
             "" if comparison.settings else "All settings are the same.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scoretune.commands.options import Json
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.format import NOTHING, duration, plain
 
@@ -30,7 +31,7 @@ def runs(
     out: Annotated[
         Path | None, typer.Option(help="compare: write the curves of all to this page, .html.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object last.")] = False,
+    json_: Json = False,
 ) -> None:
     """List runs, newest first; compare some; or open the report of one."""
     first, *rest = words or ["runs"]
@@ -133,8 +134,7 @@ def _show(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _below(run: str, folder: Path) -> str:
-    inside = Path(run).relative_to(folder)
-    return run if str(inside) == "." else str(inside)
+    return run if Path(run) == folder else str(Path(run).relative_to(folder))
 
 
 def shortened(name: str, most: int = 24) -> str:

@@ -132,10 +132,7 @@ def asks_by_text() -> dict[str, Ask]:
 
 
 def shipped(name: str = "scenes") -> Path:
-    """The folder of a shipped model; that of `scenes` also holds their reader and their judge.
-
-    Raises UserError for a name that is none of `SHIPPED`.
-    """
+    """A shipped model's folder; that of `scenes` has reader and judge. Raises UserError else."""
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
     return Path(__file__).parents[2] / "assets" / SHIPPED[name]
@@ -149,7 +146,7 @@ def is_held_out(ask: Ask) -> bool:
     if ask.task == "counting":
         return (len(ask.items), first.digit) in HELD_OUT_COUNTS
     if len(ask.items) == 2:
-        return _pair(ask) in HELD_OUT_PAIRS
+        return tuple(sorted(item.digit for item in ask.items)) in HELD_OUT_PAIRS
     return (first.colour, first.digit) in HELD_OUT_COLOURS
 
 
@@ -194,11 +191,6 @@ def mistaken(ask: Ask, by_task: dict[str, list[Ask]], rng: np.random.Generator) 
     """Another prompt of the same task: a caption whose attributes were redrawn."""
     others = by_task[ask.task]
     return others[rng.integers(len(others))]
-
-
-def _pair(ask: Ask) -> tuple[int, int]:
-    first, second = sorted(item.digit for item in ask.items)
-    return first, second
 
 
 def _unseen_colour(ask: Ask) -> bool:

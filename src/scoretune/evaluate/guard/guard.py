@@ -44,16 +44,23 @@ class Observation:
     diversity: float
     peaks: Peaks | None
 
+    def as_base(self) -> dict[str, Any]:
+        """What later evaluations are compared with."""
+        return {
+            "reward": watches.moments(self.reward),
+            "judge": None if self.judge is None else watches.moments(self.judge),
+            "diversity": self.diversity,
+            "peaks": None if self.peaks is None else self.peaks.heights.cpu().mean(0),
+        }
+
 
 @dataclass
 class Monitor:
-    """Watches over one run, of which so many `evaluations` are planned; `on_alarm` is told alarms.
+    """Watches over one run of so many `evaluations`; `on_alarm` is told alarms.
 
-    Without `features` it is off. `prompts` are those whose samples are compared with each other.
-
-    `base` is what the base model showed, `best` the judge's best evaluation without an alarm,
-    `streaks` for how long each watch has been beyond its limit, `ended` the update of the alarm
-    that ended the run.
+    Without `features` it is off. `prompts` are those whose samples are compared with each other,
+    `base` is what the base model showed, `best` the best evaluation without an alarm, `streaks` how
+    long each watch has been beyond its limit, `ended` the update of the alarm that ended the run.
     """
 
     settings: Guard
@@ -74,18 +81,22 @@ class Monitor:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
-        seen = self._observation(measured, self._diversity(policy, self.features))
-        self.base = self.base or _base(seen)
-        numbers, over = self._compared(seen, update, self.base)
+        observed = self._observation(measured, self._diversity(policy, self.features))
+        self.base = self.base or observed.as_base()
+        numbers, over = self._compared(observed, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
         raised = {alarm["watch"] for alarm in self.alarms}
-        new = [a for a in over if a.watch not in raised and self._lasts(a.watch)]
+        lasting = [a for a in over if self.streaks[a.watch] >= self.settings.patience]
+        new = [alarm for alarm in lasting if alarm.watch not in raised]
         for alarm in new:
-            self._raise(alarm)
+            line = asdict(alarm)
+            self.alarms = [*self.alarms, line]
+            files.append_line(self.folder / "alarms.jsonl", line)
+            self.on_alarm({"update": alarm.update, "alarm": alarm.text})
         if new and self.settings.action != "warn":
             self.ended = update
-        elif not over and self._is_best(seen):
-            self._keep(Best(update, seen.judge), policy)
+        elif not over and self._is_best(observed):
+            self._keep(Best(update, observed.judge), policy)
         return {"guard": numbers}
 
     def until_ended(self, updates: Iterable[int]) -> Iterator[int]:
@@ -169,26 +180,30 @@ class Monitor:
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 
     def _compared(
-        self, seen: Observation, update: int, base: dict[str, Any]
+        self, observed: Observation, update: int, base: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Alarm]]:
         """Every watch against its limit: numbers to write down, and what is over."""
         limits = self.settings
-        ratio = seen.diversity / base["diversity"] if base["diversity"] else 1.0
-        numbers = {"reward_gain": watches.gain(seen.reward, base["reward"]), "diversity": ratio}
+        ratio = observed.diversity / base["diversity"] if base["diversity"] else 1.0
+        numbers = {"reward_gain": watches.gain(observed.reward, base["reward"]), "diversity": ratio}
         alarms = [watches.collapsed(ratio, update, limits.diversity)]
-        if seen.judge is not None:
-            numbers["judge"] = watches.mean(seen.judge)
-            numbers["judge_gain"] = watches.gain(seen.judge, base["judge"])
-        if seen.judge is not None and self.best is not None:
+        if observed.judge is not None:
+            numbers["judge"] = watches.mean(observed.judge)
+            numbers["judge_gain"] = watches.gain(observed.judge, base["judge"])
+        if observed.judge is not None and self.best is not None:
             numbers["fall"], numbers["chance"], alarm = watches.fallen(
-                self.best, seen.judge, update, evaluations=self.evaluations, margin=limits.margin
+                self.best,
+                observed.judge,
+                update,
+                evaluations=self.evaluations,
+                margin=limits.margin,
             )
             alarms.append(alarm)
-        if limits.path_kl is not None and seen.path_kl is not None:
-            alarms.append(watches.strayed(seen.path_kl, update, limits.path_kl))
-        if seen.peaks is not None:
+        if limits.path_kl is not None and observed.path_kl is not None:
+            alarms.append(watches.strayed(observed.path_kl, update, limits.path_kl))
+        if observed.peaks is not None:
             numbers["pattern"], alarm = watches.patterned(
-                seen.peaks,
+                observed.peaks,
                 base["peaks"],
                 update,
                 evaluations=self.evaluations,
@@ -198,26 +213,17 @@ class Monitor:
         rounded = {name: round(value, 4) for name, value in numbers.items()}
         return rounded, [alarm for alarm in alarms if alarm is not None]
 
-    def _lasts(self, watch: str) -> bool:
-        return self.streaks[watch] >= self.settings.patience
-
-    def _is_best(self, seen: Observation) -> bool:
+    def _is_best(self, observed: Observation) -> bool:
         """The judge's highest; without a judge the newest evaluation that was all right."""
-        if self.best is None or self.best.mean is None or seen.judge is None:
+        if self.best is None or self.best.mean is None or observed.judge is None:
             return True
-        return watches.mean(seen.judge) > self.best.mean
+        return watches.mean(observed.judge) > self.best.mean
 
     def _keep(self, best: Best, policy: Policy) -> None:
         self.best = best
         if self.settings.action == "rollback":
             weights = {"policy": adapter_state(policy.backbone.network)}
             checkpoints.save(self._best_folder, best.update, weights, keep=1)
-
-    def _raise(self, alarm: Alarm) -> None:
-        line = asdict(alarm)
-        self.alarms = [*self.alarms, line]
-        files.append_line(self.folder / "alarms.jsonl", line)
-        self.on_alarm({"update": alarm.update, "alarm": alarm.text})
 
 
 def monitor(
@@ -250,10 +256,7 @@ def monitor(
 def judge_and_features(
     settings: Guard, *, reward: str, source: str
 ) -> tuple[Reward | None, Features | None]:
-    """The judge that is named, if one is, and the features; (None, None) where the guard is off.
-
-    Raises UserError for what could not guard: a judge that is part of the reward, unknown names.
-    """
+    """The named judge, if any, and the features. Raises UserError for a judge that is optimised."""
     judge = settings.judge
     if settings.action == "off":
         return None, None
@@ -276,12 +279,3 @@ def diversity_prompts(held_out: Prompts) -> Prompts:
     few = [texts[(2 * i + 1) * len(texts) // (2 * count)] for i in range(count)]
     repeated = tuple(text for text in few for _ in range(repeats))
     return Prompts(repeated, ("all",) * len(repeated))
-
-
-def _base(seen: Observation) -> dict[str, Any]:
-    return {
-        "reward": watches.moments(seen.reward),
-        "judge": None if seen.judge is None else watches.moments(seen.judge),
-        "diversity": seen.diversity,
-        "peaks": None if seen.peaks is None else seen.peaks.heights.cpu().mean(0),
-    }

@@ -33,13 +33,6 @@ class Peaks:
     heights: Tensor
     frequencies: Tensor
 
-    def highest(self) -> tuple[float, tuple[float, float]]:
-        """The highest mean over pictures, and the frequency it stands at."""
-        means = self.heights.mean(0)
-        where = int(means.argmax())
-        down, across = self.frequencies[where].tolist()
-        return float(means[where]), (down, across)
-
 
 def grid_peaks(images: Tensor) -> Peaks | None:
     """Peaks at multiples of 1/8 cycles a pixel of images [B, C, H, W]; None below 32 pixels a side.

@@ -1,7 +1,4 @@
-"""What a guard over a run looks at: each watch as a pure function, and what chance explains of it.
-
-A watch returns an alarm where its quantity is beyond its limit, and None where all is well.
-"""
+"""The watches of a guard: pure functions that return an alarm beyond a limit, None within it."""
 
 from __future__ import annotations
 

@@ -1,22 +1,18 @@
-"""Charts of pages, as SVG: lines with bands over time, and bars before and after.
-
-Every colour is a CSS class, so one drawing serves light and dark pages. What is drawn where is
-computed here; `templates/chart.html` and `templates/bars.html` draw it.
-"""
+"""Charts of pages as SVG: lines with bands over time, and bars before and after. What is where is
+computed here, templates draw it, and CSS classes colour it for light and dark pages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.format import MINUS, THIN, grouped, percent
 from scoretune.evaluate.report.record import Row, number
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 WIDTH, HEIGHT = 500, 284  # of a line chart, in drawing units
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 20.0, 36.0, 54.0  # margins with room for a phone's larger text
@@ -135,11 +131,7 @@ def bars(rows: Sequence[tuple[str, float, float]], style: str, label: str) -> Ma
 
 
 def read_points(
-    rows: Sequence[Row],
-    x: str,
-    *y: str,
-    low: tuple[str, ...] = (),
-    high: tuple[str, ...] = (),
+    rows: Sequence[Row], x: str, *y: str, low: tuple[str, ...] = (), high: tuple[str, ...] = ()
 ) -> tuple[Point, ...]:
     """The rows of a log that have both numbers; `y`, `low` and `high` are paths of keys."""
     return tuple(

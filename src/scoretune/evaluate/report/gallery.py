@@ -42,10 +42,7 @@ def show(
 
 
 def write(samples: Tensor, kind: str, path: Path, names: Sequence[str] = ()) -> None:
-    """Samples as a picture, or all their numbers in a .npz (pictures: bytes, [n, H, W, C]).
-
-    Raises UserError where that cannot be written.
-    """
+    """Samples as a picture, or as numbers in a .npz. Raises UserError for a bad path."""
     import numpy as np
 
     try:

@@ -1,15 +1,15 @@
-"""The page that says what a run achieved: `report.html`, one file that loads nothing.
+"""The page that says what a run achieved, or lacks: `report.html`, one file that loads nothing.
 
-Whatever the run folder lacks is named on the page: a run that was killed still gets its report.
-A section is a module with `context` and a template of the same name; `context` reads the record and
-returns what the template shows, or None to leave the section out.
+A section is a module with `context`, what its template of the same name shows, or None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from markupsafe import Markup
 
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.format import moment
@@ -27,9 +27,6 @@ from scoretune.evaluate.report.sections import (
     training,
 )
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 
 class Section(Protocol):
     """A module of `sections`."""
@@ -38,7 +35,6 @@ class Section(Protocol):
 
     def context(self, record: Record) -> dict[str, Any] | None:
         """What its template shows; None leaves it out."""
-        ...
 
 
 SECTIONS: Sequence[Section] = (

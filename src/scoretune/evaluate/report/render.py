@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from scoretune.core import files
 from scoretune.evaluate.report import format
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 HOME = "scoretune.evaluate.report"  # its templates are there for every package
 FILTERS = ("plain", "signed", "level", "shift", "points", "percent", "grouped", "duration")
@@ -41,8 +42,6 @@ def text(template: str, values: Mapping[str, Any], package: str = HOME) -> str:
 
 def fragment(template: str, values: Mapping[str, Any]) -> Markup:
     """A part of a page: HTML that pages insert without escaping it again."""
-    from markupsafe import Markup
-
     return Markup(text(template, values))
 
 

@@ -1,8 +1,5 @@
-"""A network that is no pipeline: a module called as `module(x, t)`, from a function.
-
-It is fine-tuned by model.source=scoretune.models.tiny.own:denoiser and the `SETTINGS` below, which
-say what it is: a rectified flow on grey pictures of 8 pixels.
-"""
+"""A module called as `module(x, t)`, no pipeline, from a function; `SETTINGS` say what it is: a
+rectified flow on grey pictures of 8 pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 SOURCE = "scoretune.models.tiny.own:denoiser"
-SHAPE = (1, 8, 8)
 SETTINGS = (
     f"model.source={SOURCE}",
     "model.process=RectifiedFlow()",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scoretune.models.tiny import words
 from scoretune.models.tiny.stable_diffusion_xl import (
     FIRST,
+    TABLE,
     autoencoder,
     denoiser,
     encoder,
@@ -18,26 +20,32 @@ from scoretune.models.tiny.stable_diffusion_xl import (
 
 def build(folder: Path, seed: int = 0, prediction: str = "epsilon") -> Path:
     """Save one as plain diffusers would; the folder. `v_prediction` is what 2.x puts out."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler
+
+    kept = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    scheduler = DDIMScheduler(**TABLE, **kept, prediction_type=prediction)
+    pipeline(scheduler, seed).save_pretrained(folder)
+    return folder
+
+
+def pipeline(
+    scheduler: Any,
+    seed: int = 0,
+    *,
+    kind: str = "StableDiffusionPipeline",
+    guidance: int | None = None,
+) -> Any:
+    """A pipeline of a `kind` of diffusers; `guidance` is the width of its embedded guidance."""
+    import diffusers
 
     torch.manual_seed(seed)
-    pipeline = StableDiffusionPipeline(
-        unet=jittered(denoiser(FIRST)),
+    return getattr(diffusers, kind)(
+        unet=jittered(denoiser(FIRST, guidance=guidance)),
         vae=autoencoder(),
         text_encoder=encoder(FIRST).eval(),
         tokenizer=words.tokenizer(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=prediction,
-        ),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder)
-    return folder

@@ -39,11 +39,7 @@ def pipeline(
     shift: float = 3.0,
     offset: float | None = 0.06,
 ) -> Any:
-    """A StableDiffusion3Pipeline of random weights; `third`: with a T5.
-
-    `pooled` is the width of each CLIP's pooled state, `shift` the scheduler's, `offset` that of
-    latents.
-    """
+    """A StableDiffusion3Pipeline of random weights, with a `third` encoder, a T5, or without."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     torch.manual_seed(seed)

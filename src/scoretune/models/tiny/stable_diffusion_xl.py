@@ -11,6 +11,8 @@ from scoretune.models.tiny import words
 
 FIRST, SECOND = 12, 8
 """Widths of the two text encoders."""
+TABLE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Stable Diffusion's noise table, as schedulers take it."""
 
 
 def build(folder: Path, seed: int = 0) -> Path:
@@ -22,11 +24,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 def pipeline(
     seed: int = 0, *, first: bool = True, zeros: bool = True, guidance: int | None = None
 ) -> Any:
-    """A StableDiffusionXLPipeline with SDXL's own scheduler.
-
-    Without `first` only the second encoder reads; `zeros` stand for the empty prompt; `guidance` is
-    the width of the embedded guidance that a distilled network takes.
-    """
+    """A StableDiffusionXLPipeline; `zeros` for the empty prompt, `guidance` of so many numbers."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(seed)
@@ -39,13 +37,7 @@ def pipeline(
         tokenizer=reader if first else None,
         text_encoder_2=encoder(SECOND, projection=10).eval(),
         tokenizer_2=reader,
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            timestep_spacing="leading",
-        ),
+        scheduler=EulerDiscreteScheduler(**TABLE, steps_offset=1, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
     )

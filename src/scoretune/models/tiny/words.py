@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from typing import Any
 
 WORDS = ("a", "and", "red", "green", "blue", "bright", "dark", "circle", "square", "sky", "sea")
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
@@ -16,15 +13,12 @@ PROMPTS = ("a red circle", "a blue square and a green sea", "a dark sky", "a bri
 """Prompts of these words, none of more than nine tokens."""
 
 
-def tokenizer(length: int = 10, words: Iterable[str] = WORDS) -> PreTrainedTokenizerFast:
-    """Words to numbers, <start> before and <end> behind; any other word is <unknown>.
-
-    The ids of <pad>, <start> and <end> are 0, 1 and 2; `length` is `model_max_length`.
-    """
+def tokenizer(length: int = 10, words: Iterable[str] = WORDS) -> Any:
+    """Words to numbers: <pad> 0, <start> 1 before, <end> 2 behind, any other word <unknown>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys((*SPECIAL, *words)))}
+    vocabulary = {w: number for number, w in enumerate(dict.fromkeys((*SPECIAL, *words)))}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(

@@ -68,11 +68,7 @@ class Preprocessing:
 
 
 def from_config(config: Mapping[str, Any], source: str, *, side: int) -> Preprocessing:
-    """The rules in a preprocessor_config.json, for a model that takes `side` pixels.
-
-    CLIP's own where it is empty. Raises UserError, which names the source, for rules that are not
-    among those of Preprocessing.
-    """
+    """The rules of a preprocessor_config.json for `side` pixels. Raises UserError for others."""
     if not config:
         return Preprocessing(side=side, resize=side)
     _check(config, source, side)

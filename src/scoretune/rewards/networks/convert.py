@@ -1,9 +1,7 @@
 """Checkpoint conversion of published reward models: pure renaming, every weight accounted.
 
 Users call it `scoretune.convert`. The releases are pickles of other libraries: whoever trusts one
-reads it once with `torch.load(file, weights_only=True)` and converts it by
-`scoretune.convert.hpsv2(weights, folder)` or `scoretune.convert.image_reward(weights, folder)`;
-from there on the folder is read instead.
+converts it once, `scoretune.convert.hpsv2(torch.load(file, weights_only=True), folder)`.
 """
 
 from __future__ import annotations
@@ -57,10 +55,7 @@ _CLIP_UNUSED = r"attn_mask"  # a triangle, made anew
 
 
 def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[str, Tensor]:
-    """The weights under the names that the rules give, one rule after the other.
-
-    Raises UserError for a name that no rule knows, unless it matches `unused`.
-    """
+    """The weights renamed by each rule in turn. Raises UserError for a name that none knows."""
     converted: dict[str, Tensor] = {}
     for key, value in weights.items():
         if re.fullmatch(unused, key):
@@ -75,12 +70,7 @@ def renamed(weights: Mapping[str, Tensor], rules: Rules, unused: str) -> dict[st
 
 
 def image_reward_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ImageReward-v1.0's state dict under the names of `rewards/image_reward.py`.
-
-    `blip.visual_encoder.*` (a ViT as in timm) -> `vision_model.*`, `blip.text_encoder.*` ->
-    `text_encoder.*` unchanged, `mlp.layers.*` -> `head.layers.*`. The projections that the reward
-    does not use are left out.
-    """
+    """ImageReward-v1.0's state dict under the names of `rewards/image_reward.py`."""
     return renamed(weights, _BLIP, _BLIP_UNUSED)
 
 

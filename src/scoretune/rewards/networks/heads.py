@@ -15,19 +15,14 @@ from torch import Tensor, nn
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
+from scoretune.core.files import load_tensors
 
 FIVE = tuple(f"layers.{place}" for place in (0, 2, 4, 6, 7))  # 1, 3 and 5 are dropout
 """Names of the five layers' weights, as published."""
 
 
 def load(path: Path) -> nn.Sequential:
-    """The frozen head of a .safetensors file, in float32.
-
-    Raises UserError for a missing file, a pickle, and weights that are no head.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The frozen head of a .safetensors file, in float32. Raises UserError for anything else."""
     if path.exists():
         hub.refuse_pickle(
             path,
@@ -35,12 +30,7 @@ def load(path: Path) -> nn.Sequential:
             f"torch.load({str(path)!r}, weights_only=True), "
             f'{str(path.with_suffix(".safetensors"))!r})"',
         )
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read the head {str(path)!r} ({error}): give a .safetensors file"
-        ) from error
+    weights = load_tensors(path, "give a .safetensors file", kind="the head ")
     try:
         return stacked(weights)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,14 @@ from scoretune.core import hub
 from scoretune.core.errors import UserError
 
 
-def network(kind: str, source: str, *, revision: str | None, dtype: torch.dtype) -> nn.Module:
+def network(
+    kind: str, source: str, *, revision: str | None, dtype: torch.dtype, unused: Sequence[str] = ()
+) -> nn.Module:
     """The frozen network of that class of transformers, every weight of it from the files.
 
     transformers fills weights that a file lacks with random numbers; here that is a UserError, as
-    is a missing folder or hub id, a network of another kind, and a pickle.
+    is a missing folder or hub id, a network of another kind, and a pickle. Weights whose names
+    begin with `unused` may be missing.
     """
     refuse_pickles(
         source,
@@ -40,17 +44,14 @@ def network(kind: str, source: str, *, revision: str | None, dtype: torch.dtype)
             dtype=dtype,
         ),
     )
-    whole(source, kind, report["missing_keys"])
-    return cast(nn.Module, loaded.requires_grad_(False).eval())
-
-
-def whole(source: str, kind: str, missing: set[str]) -> None:
-    """Refuse a network of which some weights are in no file."""
+    missing = [key for key in report["missing_keys"] if not key.startswith(tuple(unused))]
     if missing:
+        kind = type(loaded).__name__
         raise UserError(
             f"{source!r} lacks {len(missing)} of the weights of a {kind}, {min(missing)!r} among "
             f"them: give the folder or hub id of a whole {kind}"
         )
+    return cast(nn.Module, loaded.requires_grad_(False).eval())
 
 
 def tokenizer(source: str, *, revision: str | None) -> Any:
@@ -104,13 +105,15 @@ def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
         raise UserError(f"cannot read {str(path)!r} ({error}): fetch or save it again") from error
 
 
-def identity(source: str, *, revision: str | None) -> dict[str, str]:
-    """What exactly a source is: the sha256 of a folder's safetensors, or a hub id's commit."""
-    if not hub.is_local(source):
+def identity(source: str, *, revision: str | None, part: str = "") -> dict[str, str]:
+    """The sha256 of a folder's safetensors, or a hub id's commit; keys begin with `part`."""
+    if hub.is_local(source):
+        weights = sorted(Path(hub.place(source)).glob("*.safetensors"))
+        exact = {f"sha256 {path.name}": hub.sha256(path) for path in weights}
+    else:
         snapshot = file(source, "config.json", revision=revision).parent
-        return {"source": source, "revision": revision or "main", "commit": snapshot.name}
-    weights = sorted(Path(hub.place(source)).glob("*.safetensors"))
-    return {"source": source} | {f"sha256 {path.name}": hub.sha256(path) for path in weights}
+        exact = {"revision": revision or "main", "commit": snapshot.name}
+    return {f"{part}{key}": value for key, value in {"source": source, **exact}.items()}
 
 
 def refuse_pickles(source: str, fix: str) -> None:

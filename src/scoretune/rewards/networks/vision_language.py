@@ -11,14 +11,36 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
 from scoretune.rewards.base import Precision
+from scoretune.rewards.cache import Cached
 from scoretune.rewards.networks import pretrained
 
 KIND = "AutoModelForImageTextToText"
-_UNUSED = "encoder.pooler."  # of TrOCR: its files lack it, and nothing that it makes is read
+_UNUSED = ("encoder.pooler.",)  # of TrOCR: its files lack it, and nothing that it makes is read
+
+
+class Answered(Cached):
+    """What rewards share that are read off the answers of a vision-language model.
+
+    A subclass is a frozen dataclass with these fields, and those of `Cached`.
+    """
+
+    model: str
+    revision: str | None
+    dtype: Precision
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.vision_language.network.to(images.device)
+        return super().__call__(images, prompts)
+
+    @cached_property
+    def vision_language(self) -> VisionLanguage:
+        """The model that answers."""
+        return VisionLanguage(self.model, self.revision, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -32,34 +54,14 @@ class VisionLanguage:
     @cached_property
     def network(self) -> Any:
         """The model, frozen. Raises UserError unless all of it is there, and for pickles."""
-        import transformers
-
-        hub.quieten()
-        save = f"t.{KIND}.from_pretrained({self.source!r}).save_pretrained('FOLDER')"
-        pretrained.refuse_pickles(self.source, f'python -c "import transformers as t; {save}"')
-        model, report = hub.offline_first(
-            self.source,
-            "an image-text-to-text model of transformers with safetensors weights",
-            lambda here: getattr(transformers, KIND).from_pretrained(
-                self.source,
-                revision=self.revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=here,
-                output_loading_info=True,
-                dtype=getattr(torch, self.dtype),
-            ),
+        dtype = getattr(torch, self.dtype)
+        return pretrained.network(
+            KIND, self.source, revision=self.revision, dtype=dtype, unused=_UNUSED
         )
-        missing = {key for key in report["missing_keys"] if not key.startswith(_UNUSED)}
-        pretrained.whole(self.source, type(model).__name__, missing)
-        return model.requires_grad_(False).eval()
 
     @cached_property
     def processor(self) -> Any:
-        """What prepares pictures and text, padded on the left, and turns tokens into text.
-
-        Raises UserError where there is none. Needs no torchvision: pictures go through Pillow.
-        """
+        """Prepares pictures, by Pillow, and text, padded left. Raises UserError for no such."""
         hub.quieten()
         processor = hub.offline_first(
             self.source,
@@ -84,15 +86,8 @@ class VisionLanguage:
         """Whether it has a chat template."""
         return bool(getattr(self.processor, "chat_template", None))
 
-    def to(self, device: torch.device) -> None:
-        """Move the network."""
-        self.network.to(device)
-
     def inputs(self, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
-        """The inputs for one text about each picture [B, H, W, 3]; for empty texts, pictures alone.
-
-        On the network's device, pictures in its precision.
-        """
+        """Inputs of a text about each picture [B, H, W, 3], or of pictures alone, on the device."""
         if any(texts):
             inputs = questions(self.processor, pixels, texts)
         else:
@@ -150,11 +145,7 @@ def pictures(pixels: NDArray[np.uint8]) -> list[Any]:
 
 
 def questions(prepare: Any, pixels: NDArray[np.uint8], texts: Sequence[str]) -> Any:
-    """The model's inputs for one question about each picture [B, H, W, 3], padded on the left.
-
-    With the chat template of the processor where it has one, and else the token that stands for a
-    picture on a line before the question.
-    """
+    """Inputs of a question a picture [B, H, W, 3], padded left, by chat template or image token."""
     filled = [_templated(prepare, text) for text in texts]
     start = prepare.tokenizer.bos_token
     # A template may have written the token of the beginning, which is not to be there twice.

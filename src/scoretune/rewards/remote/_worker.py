@@ -77,10 +77,7 @@ def load(path: str) -> tuple[Callable[..., Any], dict[str, str]]:
 
 
 def score(
-    function: Callable[..., Any],
-    kind: str,
-    request: dict[str, Any],
-    pixels: bytes,
+    function: Callable[..., Any], kind: str, request: dict[str, Any], pixels: bytes
 ) -> list[float]:
     """What the function returns, as plain numbers: lists, arrays and tensors have a length."""
     prompts = [Prompt(text) for text in request["prompts"]]

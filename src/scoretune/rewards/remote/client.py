@@ -1,8 +1,4 @@
-"""A reward behind a URL, `server(url=http://host:8000)` or the URL alone, and its HTTP client.
-
-The protocol is `rewards.remote.protocol`: `scoretune serve-reward` speaks it, and so can any web
-server.
-"""
+"""`server(url=http://host:8000)`, or the URL alone: a reward by `protocol`, and its HTTP client."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 TOKEN = "SCORETUNE_REWARD_TOKEN"
 """The environment variable that holds the token, which a run's record must not."""
 MOST_BYTES = 16 * 2**20
-MOST_WAIT = 120.0
+MOST_WAIT = 120.0  # seconds: a server that asks for more patience is not asked again
 RESUME = "then repeat the command, or go on with scoretune train --resume and the run's folder"
 
 
@@ -108,7 +104,9 @@ class Client:
         import tenacity
 
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, Transient) and error.wait <= MOST_WAIT
+            ),
             stop=tenacity.stop_after_attempt(self.retries + 1),
             wait=self._pause,
             sleep=self.sleep,
@@ -210,11 +208,6 @@ class Client:
         }
         moved = f"give the url {response.headers.get('Location')}"
         self.fail(text, moved if status < 400 else fixes.get(status, "mend what it names"))
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether to try again: not where the server asks for more patience than anyone has."""
-    return isinstance(error, Transient) and error.wait <= MOST_WAIT
 
 
 def _is_local(url: str) -> bool:

@@ -1,9 +1,8 @@
 """A function with packages of its own as a reward: in another process, of another interpreter.
 
 `isolated(call=module:function, python=/path/to/venv/bin/python)` starts that interpreter on
-`_worker.py`, which needs neither scoretune nor torch, and exchanges frames with it by pipes: JSON
-and raw pixels, never pickles. A frame is two big-endian 64-bit lengths, a JSON object of the first,
-and bytes of the second. Needs a POSIX system.
+`_worker.py`, which needs neither scoretune nor torch and says how frames of JSON and raw pixels are
+exchanged with it by pipes. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -56,7 +55,22 @@ class Isolated(Cached):
     images: Literal["pil", "numpy", "raw"] = "pil"
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
+        if not re.fullmatch(r"[\w.]+:[\w.]+", self.call):
+            raise UserError(f"isolated(call={self.call}): write it as module:function")
+        if _interpreter(self.python) is None:
+            raise UserError(
+                f"isolated(python={self.python}): no such interpreter; make one with "
+                "python -m venv FOLDER, and give FOLDER/bin/python"
+            )
+        if not Path(self.folder).expanduser().is_dir():
+            raise UserError(f"isolated(folder={self.folder}): no such folder; give the module's")
+        if not self.timeout > 0:
+            raise UserError(f"isolated(timeout={self.timeout:g}): timeout must be above 0")
+        if os.name != "posix":
+            raise UserError(
+                "isolated(...) needs Linux or macOS: use scoretune serve-reward instead"
+            )
 
     def fingerprint(self) -> Mapping[str, str]:
         """The function, its interpreter, its module's version and the hash of its file."""
@@ -85,25 +99,6 @@ class Isolated(Cached):
         return scores
 
 
-def _check(reward: Isolated) -> None:
-    if not re.fullmatch(r"[\w.]+:[\w.]+", reward.call):
-        raise UserError(f"isolated(call={reward.call}): write it as module:function")
-    if _interpreter(reward.python) is None:
-        raise UserError(
-            f"isolated(python={reward.python}): no such interpreter; make one with "
-            "python -m venv FOLDER, and give FOLDER/bin/python"
-        )
-    if not Path(reward.folder).expanduser().is_dir():
-        raise UserError(f"isolated(folder={reward.folder}): no such folder; give the module's")
-    if not (reward.timeout > 0 and reward.batch >= 1 and reward.cache >= 0):
-        raise UserError(
-            f"isolated(timeout={reward.timeout:g}, batch={reward.batch}, cache={reward.cache}): "
-            "timeout must be above 0, batch 1 or more, cache 0 or more"
-        )
-    if os.name != "posix":
-        raise UserError("isolated(...) needs Linux or macOS: use scoretune serve-reward instead")
-
-
 def _interpreter(python: str) -> str | None:
     """The interpreter's absolute path; a link stays one, for a venv is found by its own."""
     path = shutil.which(os.path.expanduser(python))
@@ -118,10 +113,9 @@ class WorkerEnded(Exception):
 
 
 class Worker:
-    """A process that is started when it is needed, and ended with this object or this interpreter.
+    """A process that starts when needed, and ends with this object or this interpreter.
 
-    It runs `command` in `folder` and is given `timeout` seconds to start and to answer. Errors call
-    it `name`.
+    It runs `command` in `folder` and has `timeout` seconds to start and to answer.
     """
 
     def __init__(self, name: str, command: Sequence[str], folder: str, timeout: float) -> None:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.data.prompts import Prompt
+from scoretune.core.records import spans
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.cache import Cached
 from scoretune.rewards.remote import protocol
@@ -72,16 +71,12 @@ class Service:
         with self.lock, torch.no_grad():
             before = cache.hits if cache else 0
             parts = [
-                self._part(images[start : start + self.batch], request.prompts[start:])
-                for start in range(0, len(images), self.batch)
+                checked(self.reward, self.name, images[s].to(self.device), request.prompts[s]).cpu()
+                for s in spans(len(images), self.batch)
             ]
             hits = cache.hits - before if cache else 0
         note = f"{len(images)} images" + (f", {hits} remembered" if hits else "")
         return torch.cat(parts).tolist(), note
-
-    def _part(self, images: Tensor, prompts: tuple[Prompt, ...]) -> Tensor:
-        prompts = prompts[: len(images)]
-        return checked(self.reward, self.name, images.to(self.device), prompts).cpu()
 
     def health(self, trusted: bool) -> protocol.Health:
         """What `/health` says; callers without the token learn no more than that it is ready."""

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune.core.records import Scores, Trajectory, spans
+from scoretune.core.records import Scores, Stateless, Trajectory, spans
 from scoretune.policy import Policy
 from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, slope_of
 
 
 @dataclass
-class AdjointCredit:
+class AdjointCredit(Stateless):
     """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one."""
 
     policy: Policy
@@ -63,9 +62,3 @@ class AdjointCredit:
                 change = ((estimate.data - pretrained) ** 2).flatten(1).sum(1)
                 gain = gain - self.kl_weight * (path.kl_weights[step, who] * change).sum()
             return torch.autograd.grad(gain, x)[0]
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass

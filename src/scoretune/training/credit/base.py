@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Scores, Trajectory
+from scoretune.core.records import Scores, Stateful, Trajectory
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
@@ -30,14 +30,12 @@ class Credited:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class Credit(Protocol):
+class Credit(Stateful, Protocol):
     """Who deserves what: the steps k [M] of the samples b [M] of a path and its scores [B]."""
 
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def combined(

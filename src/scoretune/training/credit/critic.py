@@ -8,7 +8,7 @@ seen the very outcomes it is compared with.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
-from scoretune.core.records import Scores, Trajectory, spans
+from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
@@ -30,7 +30,7 @@ Jacobian = Literal["pretrained", "policy"]
 
 
 @dataclass(frozen=True)
-class Views:
+class Views(Rows):
     """States as the critic sees them, M of each, and the values that it gives them."""
 
     x: Tensor
@@ -41,6 +41,19 @@ class Views:
     value: Tensor
     features: Tensor | None = None
     slope: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Visited:
+    """The steps k [M] of the samples b [M] of a path, to be credited; of the path the running
+    reward of each step [N, B], and the return to go [N+1, B]."""
+
+    path: Trajectory
+    reward_fn: RewardFn
+    k: Tensor
+    b: Tensor
+    running: Tensor
+    to_go: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,26 +69,10 @@ class Read:
     action: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Returns:
-    """Of a path: the running reward of each step [N, B], and the return to go [N+1, B]."""
-
-    running: Tensor
-    to_go: Tensor
-
-
 class Rule(Protocol):
-    """What a critic says the steps k [M] of the samples b [M] are worth."""
+    """What a critic says the visited steps are worth."""
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read: ...
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read: ...
 
 
 @dataclass
@@ -99,9 +96,9 @@ class CriticCredit:
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
-        returns = self.returns(path, scores)
-        read = self.rule(self, path, returns, reward_fn, k, b)
-        metrics = self._fit(path, read, returns.to_go)
+        visited = Visited(path, reward_fn, k, b, *self.returns(path, scores))
+        read = self.rule(self, visited)
+        metrics = self._fit(path, read, visited.to_go)
         return Credited(read.advantage, read.slope, read.action, metrics)
 
     def state(self) -> dict[str, Any]:
@@ -111,93 +108,80 @@ class CriticCredit:
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def returns(self, path: Trajectory, scores: Scores) -> Returns:
-        """The final reward less κ times the path KL from each state on."""
+    def returns(self, path: Trajectory, scores: Scores) -> tuple[Tensor, Tensor]:
+        """The running reward of each step [N, B], which is −κ times the path KL, and the return to
+        go [N+1, B]: the final reward and the running ones from each state on."""
         running = torch.zeros_like(path.times[:-1])
         if path.kls is not None:
             running = -self.kl_weight * path.kls
-        final = scores.own
+        final = scores.local
         to_go = returns_to_go(running.T, final, torch.ones_like(running[:, 0])).T
-        return Returns(running, torch.cat([to_go, final[None]]))
+        return running, torch.cat([to_go, final[None]])
 
     def views(
         self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, *, slopes: bool = False
     ) -> Views:
         """Values of the states numbered `at` of the samples b, in parts that fit the memory."""
-        view = self._view_with_slope if slopes else self._view
-        parts = [view(path, reward_fn, at[s], b[s]) for s in spans(len(at), self.minibatch)]
-        joined: dict[str, Any] = {}
-        for name in (f.name for f in fields(Views)):
-            values = [getattr(part, name) for part in parts]
-            joined[name] = None if values[0] is None else torch.cat(values)
-        return Views(**joined)
+        parts = [
+            self._view(path, reward_fn, at[s], b[s], slopes) for s in spans(len(at), self.minibatch)
+        ]
+        given = [name for name, value in vars(parts[0]).items() if value is not None]
+        return Views(**{n: torch.cat([getattr(part, n) for part in parts]) for n in given})
 
-    @torch.no_grad()
-    def _view(self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor) -> Views:
-        data = torch.cat([path.data, path.final[None]])[at, b]
-        features = None
-        if path.features is not None:
-            features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
-        return self._valued(path, reward_fn, at, b, path.states[at, b], data, features)
-
-    def _view_with_slope(
-        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor
+    def _view(
+        self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, slopes: bool
     ) -> Views:
-        """∇_x V by automatic differentiation, through x̂0(x) too; at the end the reward's own.
+        """The value; with slopes also ∇_x V by automatic differentiation, through x̂0(x), at the end
+        the reward's own."""
+        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.tokens[b]
+        data, ended = torch.cat([path.data, path.final[None]])[at, b], at == len(path.data)
+        features = None
+        if slopes:
+            x.requires_grad_()
+            data, features = self._through(x, data, t, path.condition.take(b), ended)
+        elif path.features is not None:
+            features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
+        with torch.set_grad_enabled(slopes):
+            needs_reward = self.critic.skip is not none or bool(ended.any())
+            guess = reward_fn(data, b) if needs_reward else torch.zeros_like(t)
+            value = self.critic(x, data, t, tokens, guess, features)
+            value = torch.where(ended, guess, value)
+        slope = None
+        if slopes:
+            if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
+                require_gradient(guess)
+            slope = torch.autograd.grad(value.sum(), x)[0]
+        view = Views(x, data, t, tokens, guess, value, features, slope)
+        return Views(**{n: p.detach() for n, p in vars(view).items() if p is not None})
 
-        The value is that of the policy's x̂0. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
+    def _through(
+        self, x: Tensor, data: Tensor, t: Tensor, condition: Condition, ended: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """x̂0 as a function of the state x, and the features that a critic shares.
+
+        The value is the policy's x̂0, `data`. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
         `jacobian` is "policy": of a true score it is α/σ² times the posterior covariance, which
         turns the reward's gradient into directions that data vary in and never against it. A
         trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
         gradient round on the way, and learning then runs away from its optimum.
         """
-        x = path.states[at, b].requires_grad_()
-        t, condition, features = path.times[at, b], path.condition.take(b), None
+        features = None
         frozen = self.jacobian == "pretrained" and self.policy.has_reference
         with self.policy.reference() if frozen else nullcontext():
             if self.shares_features:
                 estimate, features = self.policy.estimate_with_features(x, t, condition)
             else:
                 estimate = self.policy.estimate(x, t, condition)
-        estimated = torch.cat([path.data, path.final[None]])[at, b]
-        moving = torch.where(expand(at == len(path.data), x).bool(), x, estimate.data)
+        moving = torch.where(expand(ended, x).bool(), x, estimate.data)
         # Straight through: the value of the acting estimate, the gradient of the one just made.
-        data = estimated + (moving - moving.detach())
-        view = self._valued(path, reward_fn, at, b, x, data, features)
-        if self.critic.skip is not none:  # else the slope is F's alone, whatever the reward
-            require_gradient(view.guess)
-        slope = torch.autograd.grad(view.value.sum(), x)[0]
-        detached = {
-            f.name: part.detach()
-            for f in fields(view)
-            if (part := getattr(view, f.name)) is not None
-        }
-        return Views(**detached, slope=slope)
-
-    def _valued(
-        self,
-        path: Trajectory,
-        reward_fn: RewardFn,
-        at: Tensor,
-        b: Tensor,
-        x: Tensor,
-        data: Tensor,
-        features: Tensor | None,
-    ) -> Views:
-        t, tokens = path.times[at, b], path.condition.tokens[b]
-        ended = at == len(path.data)
-        needs_reward = self.critic.skip is not none or bool(ended.any())
-        guess = reward_fn(data, b) if needs_reward else torch.zeros_like(t)
-        value = self.critic(x, data, t, tokens, guess, features)
-        value = torch.where(ended, guess, value)
-        return Views(x, data, t, tokens, guess, value, features)
+        return data + (moving - moving.detach()), features
 
     def _fit(self, path: Trajectory, read: Read, returns: Tensor) -> dict[str, float]:
-        """Fit by the martingale loss ½(G − V)²Δt; what the critic explained before, and the mean
-        loss of the last pass."""
-        at, who, seen = read.at, read.who, read.views
+        """Fit by the martingale loss ½(G − V)²Δt; what the critic explained before the fit, and the
+        mean loss of the last pass."""
+        at, who, views = read.at, read.who, read.views
         early = at < len(returns) - 1  # at the end the value is the reward: nothing to explain
-        values = distributed.gather(seen.value[early])
+        values = distributed.gather(views.value[early])
         explained = explained_variance(values, distributed.gather(returns[at, who][early]))
         goal, weight, deal = returns[at, who], _time_weight(path, at, who), deal_of(path, who)
         losses: list[float] = []
@@ -207,7 +191,7 @@ class CriticCredit:
             for part, count in deal.chunks(order, self.minibatch):
                 self.optimiser.zero_grad(set_to_none=True)
                 if len(part):  # else the other processes have all of this minibatch
-                    loss = self._loss(seen, goal, weight, part.to(goal.device))
+                    loss = self._loss(views, goal, weight, part.to(goal.device))
                     loss = loss * (len(part) / count)
                     loss.backward()
                     losses.append(float(loss.detach()))
@@ -217,16 +201,9 @@ class CriticCredit:
         loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
         return {"explained_variance": explained, "critic_loss": loss_mean}
 
-    def _loss(self, seen: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
-        features = None if seen.features is None else seen.features[part]
-        value = self.critic(
-            seen.x[part],
-            seen.data[part],
-            seen.t[part],
-            seen.tokens[part],
-            seen.guess[part],
-            features,
-        )
+    def _loss(self, views: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
+        some = views.take(part)
+        value = self.critic(some.x, some.data, some.t, some.tokens, some.guess, some.features)
         return martingale_loss(value[:, None], returns[part, None], weight[part, None])
 
 
@@ -237,52 +214,32 @@ class CriticCredit:
 class Outcome:
     """A = G_k − V_k: the return less what was expected."""
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read:
-        views = critic.views(path, reward_fn, k, b)
-        return Read(k, b, views, advantage=returns.to_go[k, b] - views.value)
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
+        k, b = visited.k, visited.b
+        views = critic.views(visited.path, visited.reward_fn, k, b)
+        return Read(k, b, views, advantage=visited.to_go[k, b] - views.value)
 
 
 @dataclass(frozen=True)
 class Increment:
     """A = V_{k+1} − V_k + r_k Δ_k: what the step did to the value. Looks at every state once."""
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read:
-        at, who = (torch.ones_like(returns.running) > 0).nonzero(as_tuple=True)
-        views = critic.views(path, reward_fn, at, who)
-        values = torch.cat([views.value.view_as(returns.running), returns.to_go[-1:]])
-        return Read(at, who, views, advantage=(values.diff(dim=0) + returns.running)[k, b])
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
+        running = visited.running
+        at, who = (torch.ones_like(running) > 0).nonzero(as_tuple=True)
+        views = critic.views(visited.path, visited.reward_fn, at, who)
+        values = torch.cat([views.value.view_as(running), visited.to_go[-1:]])
+        advantage = (values.diff(dim=0) + running)[visited.k, visited.b]
+        return Read(at, who, views, advantage=advantage)
 
 
 @dataclass(frozen=True)
 class ArrivalSlope:
     """∇V where the step arrives, times the kernel's response."""
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read:
-        views = critic.views(path, reward_fn, k + 1, b, slopes=True)
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
+        path, k, b = visited.path, visited.k, visited.b
+        views = critic.views(path, visited.reward_fn, k + 1, b, slopes=True)
         slope = arrival_to_data(critic.policy, path, k, b, slope_in(views))
         return Read(k + 1, b, views, slope=slope)
 
@@ -293,16 +250,9 @@ class SlopeRate:
     have led there: (1+η²)/2 g² ∇V·∂s/∂x̂0 dt = (1+η²)/2 α ∇V dℓ, the drift's part in dV, per unit
     of x̂0."""
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read:
-        views = critic.views(path, reward_fn, k, b, slopes=True)
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
+        path, k, b = visited.path, visited.k, visited.b
+        views = critic.views(path, visited.reward_fn, k, b, slopes=True)
         slope, alpha = slope_in(views), critic.policy.backbone.process.alpha(path.times[k, b])
         along = (1 + path.etas[k, b] ** 2) / 2 * alpha * path.log_snr_steps[k, b]
         return Read(k, b, views, slope=expand(along, slope) * slope)
@@ -318,16 +268,9 @@ class Explored:
 
     exploration: float
 
-    def __call__(
-        self,
-        critic: CriticCredit,
-        path: Trajectory,
-        returns: Returns,
-        reward_fn: RewardFn,
-        k: Tensor,
-        b: Tensor,
-    ) -> Read:
-        views = critic.views(path, reward_fn, k, b, slopes=True)
+    def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
+        path, k, b = visited.path, visited.k, visited.b
+        views = critic.views(path, visited.reward_fn, k, b, slopes=True)
         slope = slope_in(views)
         process, t, eta = critic.policy.backbone.process, path.times[k, b], path.etas[k, b]
         alpha, sigma = expand(process.alpha(t), slope), expand(process.sigma(t), slope)

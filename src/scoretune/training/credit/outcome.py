@@ -1,5 +1,5 @@
-"""Credit by outcome: every step of a path deserves what the finished sample got, compared with the
-others of its prompt in this round, or with what its prompt got before."""
+"""Credit by outcome: each step's advantage is that of the finished sample, within its prompt's
+group or against its prompt's past."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Scores, Trajectory
+from scoretune.core.records import Scores, Stateless, Trajectory
 from scoretune.training.credit.base import Credited, RewardFn, combined
 
 
@@ -38,7 +38,7 @@ def group_advantage(rewards: Tensor, group: int, shared_scale: bool = True) -> T
 
 
 @dataclass
-class GroupCredit:
+class GroupCredit(Stateless):
     """Every step of a path is credited with how its reward compares to its prompt's others.
 
     With a group of 1 it is compared with the whole batch, whatever the prompts. With `weights`, of
@@ -58,18 +58,11 @@ class GroupCredit:
 
     def compare(self, name: str, rewards: Tensor) -> Tensor:
         """How each of the rewards [B] compares with its group's or, alone in it, the batch's."""
-        compared = (
-            group_advantage(rewards, self.group, self.shared_scale)
-            if self.group > 1
-            else standardise(rewards)
-        )
+        if self.group > 1:
+            compared = group_advantage(rewards, self.group, self.shared_scale)
+        else:
+            compared = standardise(rewards)
         return compared.clamp(-self.bound, self.bound)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 # --------------------------------------------------------- compared with its prompt's past
@@ -80,10 +73,7 @@ Memory = dict[str, list[float]]
 
 
 def remembered(
-    memory: Memory,
-    prompts: Sequence[str],
-    rewards: Sequence[float],
-    buffer: int,
+    memory: Memory, prompts: Sequence[str], rewards: Sequence[float], buffer: int
 ) -> Memory:
     """The memory with new rewards added, at most the last `buffer` of each prompt."""
     history = {prompt: list(memory.get(prompt, ())) for prompt in prompts}
@@ -153,14 +143,10 @@ class RunningCredit:
             return compared.clamp(-self.bound, self.bound)
 
         advantage = combined(scores, compare, self.weights)[b]
-        return Credited(
-            advantage=advantage, metrics={"own_history": self._own_history(scores.prompts)}
-        )
-
-    def _own_history(self, prompts: Sequence[str]) -> float:
-        """The share of samples that were compared with their own prompt's memory."""
         memory = next(iter(self.memories.values()))
-        return sum(len(memory[p]) >= self.min_count for p in prompts) / len(prompts)
+        compared = [len(memory[prompt]) >= self.min_count for prompt in scores.prompts]
+        # The share of samples that were compared with their prompt's memory.
+        return Credited(advantage, metrics={"own_history": sum(compared) / len(compared)})
 
     def state(self) -> dict[str, Any]:
         return {"memories": dict(self.memories)}

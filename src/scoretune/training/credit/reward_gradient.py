@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from scoretune.core.records import Scores, Trajectory, spans
+from scoretune.core.records import Scores, Stateless, Trajectory, spans
 from scoretune.training.credit.base import Credited, RewardFn, slope_of
 
 
 @dataclass
-class RewardSlope:
+class RewardSlope(Stateless):
     """∂V/∂x̂0 with V = reward(x̂0): each step is judged as if the estimate were the sample.
 
     One network evaluation a step and no critic; biased, since the mean of what may still become of
@@ -28,9 +27,3 @@ class RewardSlope:
         for part in spans(len(k), self.minibatch):
             slope[part] = slope_of(reward_fn, path.data[k[part], b[part]], b[part])[1]
         return Credited(data_slope=slope)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass

@@ -61,12 +61,7 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self,
-        body: nn.Module,
-        horizon: float,
-        *,
-        skip: str = "cos_sin",
-        inputs: str | None = "both",
+        self, body: nn.Module, horizon: float, *, skip: str = "cos_sin", inputs: str | None = "both"
     ) -> None:
         super().__init__()
         self.body, self.horizon, self.inputs = body, horizon, inputs

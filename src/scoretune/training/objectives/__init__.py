@@ -15,17 +15,14 @@ from scoretune.training.objectives import (
 from scoretune.training.objectives.method import FromData, Kind
 
 KINDS: dict[str, Kind] = {
-    "adjoint": adjoint.KIND,
-    "consistency": consistency.KIND,
-    "direct": direct.KIND,
-    "energy": energy.KIND,
-    "matching": matching.KIND,
-    "policy_gradient": policy_gradient.KIND,
-    "score_action": score_action.KIND,
+    "adjoint": adjoint,
+    "consistency": consistency,
+    "direct": direct,
+    "energy": energy,
+    "matching": matching,
+    "policy_gradient": policy_gradient,
+    "score_action": score_action,
 }
 """By `objective.kind` of the configuration."""
-FROM_DATA: dict[str, FromData] = {
-    "consistency": consistency.KIND,
-    "matching": matching.KIND,
-}
+FROM_DATA: dict[str, FromData] = {"consistency": consistency, "matching": matching}
 """Those that a network of one's own can be trained by."""

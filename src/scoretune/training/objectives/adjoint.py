@@ -10,57 +10,43 @@ import math
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.training.credit.adjoint import AdjointCredit
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_follows_gradient,
-    check_on_rewards,
-    check_shard,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
+follows_reward = True
 
-class AdjointKind:
-    """Adjoint matching."""
 
-    follows_reward = True
-
-    def check(self, settings: config.Adjoint, context: Context) -> None:
-        check_on_rewards(context)
-        sampling = context.sampling
-        if sampling.eta != 1 or sampling.noise != "constant" or sampling.solver is not None:
-            raise UserError(
-                "adjoint matching needs a memoryless kernel, under which the sample does not "
-                "depend on the noise it began with: set sampling.eta=1 (it is "
-                f"{sampling.eta:g}) and leave sampling.noise=constant and sampling.solver=null"
-            )
-        check_follows_gradient(context)
-        check_shard(context, "sizes.share below 1", context.sizes.share < 1)
-
-    def build(self, settings: config.Adjoint, setup: Setup) -> Method:
-        sizes = setup.context.sizes
-        credit = AdjointCredit(setup.policy, lean=True, minibatch=sizes.minibatch)
-        paths = on_policy(setup, credit, any_steps(sizes.share), kl_weight=settings.kl_weight)
-        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
-
-    def costs(self, settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
-        samples, steps = paths.samples, paths.steps
-        trained = trained_steps(context.sizes.share, steps)
-        # The sweep goes back to the earliest step that any sample learns from.
-        later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
-        return Costs(
-            trained,
-            references=settings.kl_weight > 0,
-            credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
-            credit_graph="either",
-            credit_batch=min(context.sizes.minibatch, samples),
+def check(settings: config.Adjoint, context: Context) -> None:
+    method.check_on_rewards(context)
+    sampling = context.sampling
+    if sampling.eta != 1 or sampling.noise != "constant" or sampling.solver is not None:
+        raise UserError(
+            "adjoint matching needs a memoryless kernel, under which the sample does not "
+            "depend on the noise it began with: set sampling.eta=1 (it is "
+            f"{sampling.eta:g}) and leave sampling.noise=constant and sampling.solver=null"
         )
+    method.check_follows_gradient(context)
+    method.check_shard(context, "sizes.share below 1", context.sizes.share < 1)
 
 
-KIND = AdjointKind()
+def build(settings: config.Adjoint, setup: Setup) -> Method:
+    sizes, kl_weight = setup.context.sizes, settings.kl_weight
+    credit = AdjointCredit(setup.policy, lean=True, minibatch=sizes.minibatch)
+    paths = method.on_policy(setup, credit, any_steps(sizes.share), kl_weight=kl_weight)
+    return Method(ScoreAction(setup.policy, kl_weight), paths)
+
+
+def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
+    samples, steps = paths.samples, paths.steps
+    trained = method.trained_steps(context.sizes.share, steps)
+    # The sweep goes back to the earliest step that any sample learns from.
+    later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
+    return Costs(
+        trained,
+        references=settings.kl_weight > 0,
+        credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
+        credit_graph="either",
+        credit_batch=min(context.sizes.minibatch, samples),
+    )

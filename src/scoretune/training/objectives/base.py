@@ -35,10 +35,18 @@ def moved_kl(estimate: Estimate, steps: Steps) -> Tensor:
     return steps.kl_weight * _squared(estimate.data - steps.data)
 
 
-def ratio_metrics(log_ratio: Tensor, clip: float) -> dict[str, float]:
-    """How often likelihood ratios left the trust of the clip."""
+def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
+    """log N(x_next; θ) − log N(x_next; acting), [M]."""
+    needs = "a likelihood ratio needs a stochastic step: leave sampling.solver unset"
+    transition = policy.move(steps.x, estimate, steps.t, steps.t_next)
+    return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, dict[str, float]]:
+    """The clipped surrogate [M] of log-ratios since acting, and how often ratios left the clip."""
+    gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, clip)
     ratio = log_ratio.detach().exp()
-    return {"clipped_share": float(((ratio - 1).abs() > clip).float().mean())}
+    return gain, {"clipped_share": float(((ratio - 1).abs() > clip).float().mean())}
 
 
 @dataclass
@@ -67,6 +75,26 @@ class TrustRegion:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.coefficient = state["coefficient"]
+
+
+def penalised(
+    gain: Tensor,
+    estimate: Estimate,
+    steps: Steps,
+    *,
+    kl_weight: float,
+    trust: TrustRegion | None,
+    metrics: Mapping[str, float],
+) -> Loss:
+    """Minus a gain [M] of single steps as that of whole paths, less both path KLs by their weights;
+    `metrics` are of the gain."""
+    if kl_weight:
+        gain = gain - kl_weight * path_kl(estimate, steps)
+    moved = moved_kl(estimate, steps)
+    if trust is not None:
+        gain = gain - trust.coefficient * moved
+    update_kl = steps.path_steps * float(moved.detach().mean())
+    return Loss(-steps.path_steps * gain.mean(), {**metrics, "update_kl": update_kl})
 
 
 def given(part: T | None, why: str) -> T:
@@ -116,22 +144,11 @@ class ScoreAction:
             if steps.action is not None:
                 log_ratio, kl_weight = self._action_ratio(estimate, steps, steps.action), 0.0
             else:
-                log_ratio = self._step_ratio(estimate, steps)
-            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
-            metrics = ratio_metrics(log_ratio, self.clip)
-        if kl_weight:
-            gain = gain - kl_weight * path_kl(estimate, steps)
-        moved = moved_kl(estimate, steps)
-        if self.trust is not None:
-            gain = gain - self.trust.coefficient * moved
-        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
-        return Loss(-steps.path_steps * gain.mean(), metrics)
-
-    def _step_ratio(self, estimate: Estimate, steps: Steps) -> Tensor:
-        """log N(x_next; θ) − log N(x_next; acting), [M]."""
-        needs = "this form needs a stochastic step: leave sampling.solver unset"
-        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
-        return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
+                log_ratio = step_ratio(self.policy, estimate, steps)
+            gain, metrics = clipped(log_ratio, advantage, self.clip)
+        return penalised(
+            gain, estimate, steps, kl_weight=kl_weight, trust=self.trust, metrics=metrics
+        )
 
     def _action_ratio(self, estimate: Estimate, steps: Steps, action: Tensor) -> Tensor:
         """log N(action; ε̂_θ, exploration²) − log N(action; ε̂_acting, exploration²), [M]."""

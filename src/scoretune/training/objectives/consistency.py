@@ -8,13 +8,12 @@ arXiv 2303.01469 Alg. 2), or the same data and noise mixed for t' (training, Alg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -23,18 +22,11 @@ from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.matching import consistency
 from scoretune.diffusion.processes import Process, noise_ratio
-from scoretune.models.lora import adapter_state
+from scoretune.diffusion.transitions import wide
+from scoretune.models.lora import adapter_state, exchanged
 from scoretune.policy import Policy
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    DataSetup,
-    Method,
-    Paths,
-    Setup,
-    check_first_time,
-    unconditional,
-)
+from scoretune.training.objectives import method
+from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,7 @@ class Consistency:
                 x_next = self._taught(x, t, t_next, examples.condition)
             else:
                 x_next = estimates.perturb(process, t_next, x0, eps)
-            with self._holding(self._target):
+            with exchanged(self.policy.backbone.network, self._target):
                 goal = self._jump(x_next, t_next, examples.condition)
         difference = self._jump(x, t, examples.condition) - goal
         if isinstance(self.plan, Training) and self.plan.rule == "ict":
@@ -129,9 +121,9 @@ class Consistency:
         """Move the target after an update: θ⁻ ← μθ⁻ + (1 − μ)θ."""
         decay = self.plan.at(self.update)[1]
         self.update = update
-        own = adapter_state(self.policy.backbone.network)
+        weights = adapter_state(self.policy.backbone.network)
         for name, mean in self._target.items():
-            mean.lerp_(own[name].to(mean), 1 - decay)
+            mean.lerp_(weights[name].to(mean), 1 - decay)
 
     def state(self) -> dict[str, Any]:
         return {"update": self.update, "target": self._target}
@@ -164,15 +156,11 @@ class Consistency:
     def _jump(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """f(x, t) by one unguided call."""
         alone = Policy(self.policy.backbone, self.policy.kernel)
-        jump = consistency.function(
-            alone.backbone.process,
-            alone.field(condition),
-            t_min=self.t_min,
-            sigma_data=self.sigma_data,
-        )
-        said = jump(x, t)
+        process, field = alone.backbone.process, alone.field(condition)
+        jump = consistency.function(process, field, t_min=self.t_min, sigma_data=self.sigma_data)
+        data = jump(x, t)
         self.policy.calls += alone.calls
-        return said
+        return data
 
     def _taught(self, x: Tensor, t: Tensor, t_next: Tensor, condition: Condition) -> Tensor:
         assert isinstance(self.plan, Distillation)
@@ -180,70 +168,55 @@ class Consistency:
         def teacher(at: Tensor, time: Tensor) -> Estimate:
             return self.policy.estimate(at, time, condition)
 
-        process = self.policy.backbone.process
-        with self.policy.reference() if self._teacher is None else self._holding(self._teacher):
+        policy, network = self.policy, self.policy.backbone.network
+        process = policy.backbone.process
+        with policy.reference() if self._teacher is None else exchanged(network, self._teacher):
             return consistency.ode_step(process, teacher, x, t, t_next, solver=self.plan.solver)
-
-    @contextmanager
-    def _holding(self, weights: dict[str, Tensor]) -> Iterator[None]:
-        """Within this context the trained parameters are these, by name; none: left as they are."""
-        network: nn.Module = self.policy.backbone.network
-        own = {name: p for name, p in network.named_parameters() if name in weights}
-        before = {name: p.data for name, p in own.items()}
-        for name, parameter in own.items():
-            parameter.data = weights[name].to(parameter)
-        try:
-            yield
-        finally:
-            for name, parameter in own.items():
-                parameter.data = before[name]
 
     def _copy(self) -> dict[str, Tensor]:
         """What is trained, in float32 or wider: an average in half precision would stand still."""
-        own = adapter_state(self.policy.backbone.network)
-        wide = {name: torch.promote_types(p.dtype, torch.float32) for name, p in own.items()}
-        return {name: tensor.detach().to(wide[name], copy=True) for name, tensor in own.items()}
+        weights = adapter_state(self.policy.backbone.network)
+        return {name: wide(p.detach()).clone() for name, p in weights.items()}
 
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = False
 
-class ConsistencyKind:
-    """Consistency distillation and training, of networks of one's own."""
 
-    follows_reward = False
+def check(settings: config.Consistency, context: Context) -> None:
+    raise UserError(
+        "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
+        "a run on data, or to a new unet, dit or mlp"
+    )
 
-    def check(self, settings: config.Consistency, context: Context) -> None:
+
+def build(settings: config.Consistency, setup: Setup) -> Method:
+    raise AssertionError("refused by `check`")
+
+
+def check_from_data(settings: config.Consistency, process: Process, *, new_network: bool) -> None:
+    if settings.rule == "distillation" and new_network:
         raise UserError(
-            "recipe 'consistency' is for networks of one's own: set model.source to the folder of "
-            "a run on data, or to a new unet, dit or mlp"
+            "there is nothing to distil in a new network: set model.source to the folder of a "
+            "run on data, or objective.rule=ict"
         )
+    method.check_first_time(settings.t_min, process)
 
-    def build(self, settings: config.Consistency, setup: Setup) -> Method:
-        raise AssertionError("refused by `check`")
 
-    def check_from_data(
-        self, settings: config.Consistency, process: Process, *, new_network: bool
-    ) -> None:
-        if settings.rule == "distillation" and new_network:
-            raise UserError(
-                "there is nothing to distil in a new network: set model.source to the folder of a "
-                "run on data, or objective.rule=ict"
-            )
-        check_first_time(settings.t_min, process)
+def build_from_data(settings: config.Consistency, setup: DataSetup) -> Method:
+    objective = Consistency(
+        setup.policy,
+        plan_of(settings, new_network=setup.new_network, updates=setup.updates),
+        t_min=settings.t_min,
+        sigma_data=settings.sigma_data,
+    )
+    return Method(objective, method.unconditional(setup), objective)
 
-    def build_from_data(self, settings: config.Consistency, setup: DataSetup) -> Method:
-        objective = Consistency(
-            setup.policy,
-            plan_of(settings, new_network=setup.new_network, updates=setup.updates),
-            t_min=settings.t_min,
-            sigma_data=settings.sigma_data,
-        )
-        return Method(objective, unconditional(setup), objective)
 
-    def costs(self, settings: config.Consistency, context: Context, paths: Paths) -> Costs:
-        distils = rule_of(settings, new_network=context.new_network) == "distillation"
-        return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
+def costs(settings: config.Consistency, context: Context, paths: Paths) -> Costs:
+    distils = rule_of(settings, new_network=context.new_network) == "distillation"
+    return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
 
 
 def rule_of(
@@ -261,6 +234,3 @@ def plan_of(settings: config.Consistency, *, new_network: bool, updates: int) ->
     if rule == "distillation":
         return Distillation(settings.points or 40, settings.solver, settings.decay)
     return Training(updates, rule, settings.points or None)
-
-
-KIND = ConsistencyKind()

@@ -23,19 +23,9 @@ from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.training.credit.adjoint import AdjointCredit
 from scoretune.training.credit.base import Credit
 from scoretune.training.credit.reward_gradient import RewardSlope
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_follows_gradient,
-    check_has_noise,
-    check_on_rewards,
-    check_shard,
-    on_policy,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.differentiable import Differentiable
 from scoretune.training.sources.step_choice import Chooser, last_steps, one_of_last
 
@@ -71,58 +61,58 @@ class Direct:
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = True
 
-class DirectKind:
-    """DRaFT and AlignProp, through the last steps; ReFL, through the estimate."""
 
-    follows_reward = True
-
-    def check(self, settings: config.Direct, context: Context) -> None:
-        check_on_rewards(context)
-        check_follows_gradient(context)
-        check_has_noise(context)
-        if settings.graph == "kept" and not _may_keep_graph(settings, context):
-            raise UserError(
-                "objective.graph=kept knows no path KL, and makes one step of the optimiser an "
-                "update: set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
-            )
-        uneven = settings.through == "steps" and settings.random
-        check_shard(context, "objective.random", uneven)
-
-    def build(self, settings: config.Direct, setup: Setup) -> Method:
-        credit, choose = self._credit(settings, setup)
-        paths = on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
-        if keeps_graph(settings, setup.context):
-            objective = Direct(setup.policy, setup.reward, setup.context.reward)
-            return Method(objective, Differentiable(paths, settings.last, settings.random))
-        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
-
-    def costs(self, settings: config.Direct, context: Context, paths: Paths) -> Costs:
-        most = min(settings.last, paths.steps)
-        references = settings.kl_weight > 0
-        batch = min(context.sizes.minibatch, paths.samples)
-        if settings.through == "estimate":
-            return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
-        trained = (1 + most) / 2 if settings.random else most
-        if keeps_graph(settings, context):
-            return Costs(trained, references=references, graph_steps=most)
-        reached: float = most
-        if settings.random:  # by the longest of all samples
-            reached -= sum((v / most) ** paths.samples for v in range(1, most))
-        return Costs(
-            trained,
-            references=references,
-            credit_calls=paths.samples * (reached - 1) * (2 if settings.kl_weight else 1),
-            credit_graph="either",
-            credit_batch=batch,
+def check(settings: config.Direct, context: Context) -> None:
+    method.check_on_rewards(context)
+    method.check_follows_gradient(context)
+    method.check_has_noise(context)
+    if settings.graph == "kept" and not _may_keep_graph(settings, context):
+        raise UserError(
+            "objective.graph=kept knows no path KL, and makes one step of the optimiser an "
+            "update: set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
         )
+    uneven = settings.through == "steps" and settings.random
+    method.check_shard(context, "objective.random", uneven)
 
-    def _credit(self, settings: config.Direct, setup: Setup) -> tuple[Credit, Chooser]:
-        minibatch = setup.context.sizes.minibatch
-        if settings.through == "estimate":
-            return RewardSlope(minibatch), one_of_last(settings.last)
-        credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, minibatch=minibatch)
-        return credit, last_steps(settings.last, settings.random)
+
+def build(settings: config.Direct, setup: Setup) -> Method:
+    credit, choose = _credit(settings, setup)
+    paths = method.on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
+    if keeps_graph(settings, setup.context):
+        objective = Direct(setup.policy, setup.reward, setup.context.reward)
+        return Method(objective, Differentiable(paths, settings.last, settings.random))
+    return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
+
+
+def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
+    most = min(settings.last, paths.steps)
+    references = settings.kl_weight > 0
+    batch = min(context.sizes.minibatch, paths.samples)
+    if settings.through == "estimate":
+        return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
+    trained = (1 + most) / 2 if settings.random else most
+    if keeps_graph(settings, context):
+        return Costs(trained, references=references, graph_steps=most)
+    reached: float = most
+    if settings.random:  # by the longest of all samples
+        reached -= sum((v / most) ** paths.samples for v in range(1, most))
+    return Costs(
+        trained,
+        references=references,
+        credit_calls=paths.samples * (reached - 1) * (2 if settings.kl_weight else 1),
+        credit_graph="either",
+        credit_batch=batch,
+    )
+
+
+def _credit(settings: config.Direct, setup: Setup) -> tuple[Credit, Chooser]:
+    minibatch = setup.context.sizes.minibatch
+    if settings.through == "estimate":
+        return RewardSlope(minibatch), one_of_last(settings.last)
+    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, minibatch=minibatch)
+    return credit, last_steps(settings.last, settings.random)
 
 
 def keeps_graph(settings: config.Direct, context: Context) -> bool:
@@ -137,6 +127,3 @@ def keeps_graph(settings: config.Direct, context: Context) -> bool:
 
 def _may_keep_graph(settings: config.Direct, context: Context) -> bool:
     return not settings.kl_weight and context.sizes.accumulate == 0
-
-
-KIND = DirectKind()

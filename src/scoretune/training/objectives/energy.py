@@ -13,74 +13,55 @@ from scoretune.core.errors import UserError
 from scoretune.data.images import read_pictures
 from scoretune.training.credit.energy import EnergyCredit
 from scoretune.training.credit.values import critic_for
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_has_noise,
-    check_on_rewards,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
+follows_reward = False
 
-class EnergyKind:
-    """D(x)MI, by value slopes where a step arrives or where it starts."""
 
-    follows_reward = False
-
-    def check(self, settings: config.Energy, context: Context) -> None:
-        if context.processes > 1:
-            raise UserError(
-                f"recipe {context.recipe!r} fits an energy to all samples at once, in one process: "
-                "start it without torchrun"
-            )
-        check_on_rewards(context)
-        check_has_noise(context)
-
-    def build(self, settings: config.Energy, setup: Setup) -> Method:
-        paths = on_policy(
-            setup,
-            self._credit(settings, setup),
-            any_steps(setup.context.sizes.share),
-            kl_weight=settings.kl_weight,
+def check(settings: config.Energy, context: Context) -> None:
+    if context.processes > 1:
+        raise UserError(
+            f"recipe {context.recipe!r} fits an energy to all samples at once, in one process: "
+            "start it without torchrun"
         )
-        return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
-
-    def costs(self, settings: config.Energy, context: Context, paths: Paths) -> Costs:
-        trained = trained_steps(context.sizes.share, paths.steps)
-        return Costs(trained, references=settings.kl_weight > 0)
-
-    def _credit(self, settings: config.Energy, setup: Setup) -> EnergyCredit:
-        """Energy and value are networks like a critic's F, of the noisy state alone."""
-        policy, backbone = setup.policy, setup.policy.backbone
-        images, captions = read_pictures(setup.data, setup.seed)
-        condition = backbone.encode(captions)
-        energy, value = (
-            critic_for(
-                backbone.shape,
-                condition.tokens.shape[-1],
-                backbone.process.horizon,
-                width=settings.width,
-                inputs="noisy",
-            ).body.to(policy.device)
-            for _ in range(2)
-        )
-        parameters = [*energy.parameters(), *value.parameters()]
-        return EnergyCredit(
-            energy=energy,
-            optimiser=torch.optim.Adam(parameters, lr=settings.learning_rate),
-            policy=policy,
-            data=backbone.embed(images.to(policy.device)),
-            seed=setup.seed,
-            condition=condition,
-            form="arrival" if settings.update == "dxmi" else "departure",
-            value=value,
-        )
+    method.check_on_rewards(context)
+    method.check_has_noise(context)
 
 
-KIND = EnergyKind()
+def build(settings: config.Energy, setup: Setup) -> Method:
+    credit, kl_weight = _credit(settings, setup), settings.kl_weight
+    choose = any_steps(setup.context.sizes.share)
+    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight)
+    return Method(ScoreAction(setup.policy, kl_weight), paths)
+
+
+def costs(settings: config.Energy, context: Context, paths: Paths) -> Costs:
+    trained = method.trained_steps(context.sizes.share, paths.steps)
+    return Costs(trained, references=settings.kl_weight > 0)
+
+
+def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:
+    """Energy and value are networks like a critic's F, of the noisy state alone."""
+    policy, backbone = setup.policy, setup.policy.backbone
+    images, captions = read_pictures(setup.data, setup.seed)
+    condition = backbone.encode(captions)
+    shape, horizon = backbone.shape, backbone.process.horizon
+    size, width = condition.tokens.shape[-1], settings.width
+    energy, value = (
+        critic_for(shape, size, horizon, width=width, inputs="noisy").body.to(policy.device)
+        for _ in range(2)
+    )
+    parameters = [*energy.parameters(), *value.parameters()]
+    return EnergyCredit(
+        energy=energy,
+        optimiser=torch.optim.Adam(parameters, lr=settings.learning_rate),
+        policy=policy,
+        data=backbone.embed(images.to(policy.device)),
+        seed=setup.seed,
+        condition=condition,
+        form="arrival" if settings.update == "dxmi" else "departure",
+        value=value,
+    )

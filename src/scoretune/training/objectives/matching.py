@@ -22,19 +22,8 @@ from scoretune.diffusion.matching import score_matching, weightings
 from scoretune.diffusion.matching.weightings import Times, TimesName, Weight, WeightName
 from scoretune.diffusion.processes import Process, expand
 from scoretune.policy import Policy
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    DataSetup,
-    Method,
-    Paths,
-    Setup,
-    batch_size,
-    check_divisible,
-    check_first_time,
-    check_shard,
-    unconditional,
-)
+from scoretune.training.objectives import method
+from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
 from scoretune.training.sources.dataset import Dataset
 
 Form: TypeAlias = Literal["denoising", "sliced", "implicit"]
@@ -129,56 +118,47 @@ class Matching:
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = False
 
-class MatchingKind:
-    """Supervised fine-tuning, pre-training, reward-weighted regression."""
 
-    follows_reward = False
+def check(settings: config.Matching, context: Context) -> None:
+    sizes = context.sizes
+    name = "sizes.batch" if sizes.batch else "sizes.prompts × sizes.group"
+    method.check_divisible(name, method.batch_size(sizes), context.processes)
+    derives = settings.loss != "denoising"
+    method.check_shard(context, "objective.loss other than denoising", derives)
 
-    def check(self, settings: config.Matching, context: Context) -> None:
-        sizes = context.sizes
-        name = "sizes.batch" if sizes.batch else "sizes.prompts × sizes.group"
-        check_divisible(name, batch_size(sizes), context.processes)
-        check_shard(context, "objective.loss other than denoising", settings.loss != "denoising")
 
-    def build(self, settings: config.Matching, setup: Setup) -> Method:
-        """Pictures and captions, for a model that is there."""
-        policy, backbone = setup.policy, setup.policy.backbone
-        images, captions = read_pictures(setup.data, setup.seed)
-        x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
-        weight = torch.ones(len(x0), device=policy.device)
-        batch = batch_size(setup.context.sizes)
-        source = Dataset(x0, condition, weight, batch, setup.seed)
-        return Method(self._loss(settings, policy), source)
+def build(settings: config.Matching, setup: Setup) -> Method:
+    """Pictures and captions, for a model that is there."""
+    policy, backbone = setup.policy, setup.policy.backbone
+    images, captions = read_pictures(setup.data, setup.seed)
+    x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
+    weight = torch.ones(len(x0), device=policy.device)
+    batch = method.batch_size(setup.context.sizes)
+    source = Dataset(x0, condition, weight, batch, setup.seed)
+    return Method(_loss(settings, policy), source)
 
-    def check_from_data(
-        self, settings: config.Matching, process: Process, *, new_network: bool
-    ) -> None:
-        if settings.dropout:
-            raise UserError(
-                f"objective.dropout={settings.dropout:g} does not suit a network of one's own: "
-                "there are no prompts; leave it out"
-            )
-        check_first_time(settings.t_min, process)
-        with user_errors(f"objective.times={settings.times}"):
-            weightings.TIMES[settings.times](process, torch.tensor([0.2, 0.8]), settings.t_min)
 
-    def build_from_data(self, settings: config.Matching, setup: DataSetup) -> Method:
-        """States without captions, for a network of one's own."""
-        return Method(self._loss(settings, setup.policy), unconditional(setup))
-
-    def costs(self, settings: config.Matching, context: Context, paths: Paths) -> Costs:
-        return Costs(1)
-
-    def _loss(self, settings: config.Matching, policy: Policy) -> Matching:
-        return Matching(
-            policy,
-            settings.t_min,
-            weight=settings.weight,
-            times=settings.times,
-            loss=settings.loss,
-            dropout=settings.dropout,
+def check_from_data(settings: config.Matching, process: Process, *, new_network: bool) -> None:
+    if settings.dropout:
+        raise UserError(
+            f"objective.dropout={settings.dropout:g} does not suit a network of one's own: "
+            "there are no prompts; leave it out"
         )
+    method.check_first_time(settings.t_min, process)
+    with user_errors(f"objective.times={settings.times}"):
+        weightings.TIMES[settings.times](process, torch.tensor([0.2, 0.8]), settings.t_min)
 
 
-KIND = MatchingKind()
+def build_from_data(settings: config.Matching, setup: DataSetup) -> Method:
+    """States without captions, for a network of one's own."""
+    return Method(_loss(settings, setup.policy), method.unconditional(setup))
+
+
+def costs(settings: config.Matching, context: Context, paths: Paths) -> Costs:
+    return Costs(1)
+
+
+def _loss(settings: config.Matching, policy: Policy) -> Matching:
+    return Matching(policy, **settings.model_dump(exclude={"kind"}))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoretune.core.config import Hardware, Sampling, Sizes
 from scoretune.core.errors import UserError, user_errors
-from scoretune.core.records import Objective, Source
+from scoretune.core.records import Objective, Source, Stateful
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion.named import grid, window
 from scoretune.diffusion.processes import Process
@@ -67,12 +67,10 @@ class DataSetup:
     new_network: bool
 
 
-class Adaptive(Protocol):
+class Adaptive(Stateful, Protocol):
     """What changes between two updates besides the weights: a hook whose state is kept."""
 
     def adapt(self, update: int, metrics: Mapping[str, float]) -> None: ...
-    def state(self) -> Any: ...
-    def restore(self, state: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Costs:
 
 
 class Kind(Protocol):
-    """What the file of an objective offers; `settings` are of its section of the configuration."""
+    """What the module of an objective offers; `settings` are its section of the configuration."""
 
     follows_reward: bool
     """Whether it may follow the gradient of the reward of decoded states."""

@@ -11,30 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.core.records import Loss, Steps
 from scoretune.policy import Policy
 from scoretune.rewards.weighted import Weighted
-from scoretune.rl import clipped_surrogate
 from scoretune.training.credit.base import Credit
 from scoretune.training.credit.critic import Outcome, fitted_critic
 from scoretune.training.credit.outcome import GroupCredit, RunningCredit
-from scoretune.training.objectives.base import TrustRegion, given, moved_kl, path_kl, ratio_metrics
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_has_noise,
-    check_on_rewards,
-    check_trust_region,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives import method
+from scoretune.training.objectives.base import TrustRegion, clipped, given, penalised, step_ratio
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 
@@ -55,84 +42,71 @@ class PolicyGradient:
     trust: TrustRegion | None = None
 
     def __call__(self, steps: Steps) -> Loss:
-        needs = "a likelihood ratio needs a stochastic step: leave sampling.solver unset"
         estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
-        transition = self.policy.move(steps.x, estimate, steps.t, steps.t_next)
-        log_ratio = transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
-        log_ratio = log_ratio / self.temperature
+        log_ratio = step_ratio(self.policy, estimate, steps) / self.temperature
         advantage = given(steps.advantage, "a policy gradient needs advantages")
-        if self.clip is None:
-            gain, metrics = advantage * log_ratio, {}
-        else:
-            gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, self.clip)
-            metrics = ratio_metrics(log_ratio, self.clip)
-        if self.kl_weight:
-            gain = gain - self.kl_weight * path_kl(estimate, steps)
-        moved = moved_kl(estimate, steps)
-        if self.trust is not None:
-            gain = gain - self.trust.coefficient * moved
-        metrics["update_kl"] = steps.path_steps * float(moved.detach().mean())
-        return Loss(-steps.path_steps * gain.mean(), metrics)
+        gain, metrics = advantage * log_ratio, dict[str, float]()
+        if self.clip is not None:
+            gain, metrics = clipped(log_ratio, advantage, self.clip)
+        return penalised(
+            gain, estimate, steps, kl_weight=self.kl_weight, trust=self.trust, metrics=metrics
+        )
 
 
 # ------------------------------------------------------------------------------------- the method
 
+follows_reward = False
 
-class PolicyGradientKind:
-    """REINFORCE, DDPO, DPOK, GRPO and the flow family."""
 
-    follows_reward = False
-
-    def check(self, settings: config.PolicyGradient, context: Context) -> None:
-        by_critic = settings.baseline == "critic"
-        check_on_rewards(context, ends_alone=not by_critic)
-        check_has_noise(context)
-        check_trust_region(settings.trust_region, context.sizes)
-        if by_critic and settings.combine == "advantages":
-            raise UserError(
-                "objective.combine=advantages compares every reward by itself, and a critic values "
-                "their sum: set objective.combine=rewards, or objective.baseline=group or running"
-            )
-        if context.sampling.window.size and context.sampling.jitter:
-            raise UserError(
-                "sampling.window has a solver of its own, on a fixed grid: leave "
-                "sampling.jitter=false"
-            )
-
-    def build(self, settings: config.PolicyGradient, setup: Setup) -> Method:
-        clip = settings.clip if settings.surrogate == "clipped" else None
-        trust = TrustRegion.of(settings.trust_region)
-        objective = PolicyGradient(
-            setup.policy, clip, settings.kl_weight, settings.temperature, trust
+def check(settings: config.PolicyGradient, context: Context) -> None:
+    by_critic = settings.baseline == "critic"
+    method.check_on_rewards(context, ends_alone=not by_critic)
+    method.check_has_noise(context)
+    method.check_trust_region(settings.trust_region, context.sizes)
+    if by_critic and settings.combine == "advantages":
+        raise UserError(
+            "objective.combine=advantages compares every reward by itself, and a critic values "
+            "their sum: set objective.combine=rewards, or objective.baseline=group or running"
         )
-        credit, features = self._credit(settings, setup)
-        choose = any_steps(setup.context.sizes.share, noisy=True)
-        paths = on_policy(setup, credit, choose, kl_weight=settings.kl_weight, features=features)
-        return Method(objective, paths, trust, self._warm_up(settings))
-
-    def costs(self, settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
-        return Costs(
-            trained_steps(context.sizes.share, paths.noisy),
-            references=settings.kl_weight > 0,
-            ratios=True,
-            warm_up=self._warm_up(settings),
+    if context.sampling.window.size and context.sampling.jitter:
+        raise UserError(
+            "sampling.window has a solver of its own, on a fixed grid: leave sampling.jitter=false"
         )
 
-    def _credit(self, settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
-        """The credit rule, and whether its critic reads the network's features."""
-        if settings.baseline == "critic":
-            critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
-            return critic, critic.shares_features
-        weights: Mapping[str, float] = {}
-        if isinstance(setup.reward, Weighted) and settings.combine == "advantages":
-            weights = setup.reward.weights
-        if settings.baseline == "running":
-            return RunningCredit(settings.buffer, settings.min_count, weights=weights), False
-        group = setup.context.sizes.group
-        return GroupCredit(group, settings.shared_scale, weights=weights), False
 
-    def _warm_up(self, settings: config.PolicyGradient) -> int:
-        return settings.critic.warmup if settings.baseline == "critic" else 0
+def build(settings: config.PolicyGradient, setup: Setup) -> Method:
+    clip = settings.clip if settings.surrogate == "clipped" else None
+    trust = TrustRegion.of(settings.trust_region)
+    kl_weight = settings.kl_weight
+    objective = PolicyGradient(setup.policy, clip, kl_weight, settings.temperature, trust)
+    credit, features = _credit(settings, setup)
+    choose = any_steps(setup.context.sizes.share, noisy=True)
+    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight, features=features)
+    return Method(objective, paths, trust, _warm_up(settings))
 
 
-KIND = PolicyGradientKind()
+def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
+    return Costs(
+        method.trained_steps(context.sizes.share, paths.noisy),
+        references=settings.kl_weight > 0,
+        ratios=True,
+        warm_up=_warm_up(settings),
+    )
+
+
+def _credit(settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
+    """The credit rule, and whether its critic reads the network's features."""
+    if settings.baseline == "critic":
+        critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
+        return critic, critic.shares_features
+    weights: Mapping[str, float] = {}
+    if isinstance(setup.reward, Weighted) and settings.combine == "advantages":
+        weights = setup.reward.weights
+    if settings.baseline == "running":
+        return RunningCredit(settings.buffer, settings.min_count, weights=weights), False
+    group = setup.context.sizes.group
+    return GroupCredit(group, settings.shared_scale, weights=weights), False
+
+
+def _warm_up(settings: config.PolicyGradient) -> int:
+    return settings.critic.warmup if settings.baseline == "critic" else 0

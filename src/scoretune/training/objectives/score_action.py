@@ -12,72 +12,51 @@ import math
 
 from scoretune.core import config
 from scoretune.training.credit.critic import CriticCredit, Form, fitted_critic, rule_named
+from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, TrustRegion
-from scoretune.training.objectives.method import (
-    Context,
-    Costs,
-    Method,
-    Paths,
-    Setup,
-    check_follows_gradient,
-    check_has_noise,
-    check_on_rewards,
-    check_trust_region,
-    on_policy,
-    trained_steps,
-)
+from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
+follows_reward = True
 
-class ScoreActionKind:
-    """Score as action, in its four forms."""
 
-    follows_reward = True
+def check(settings: config.ScoreAction, context: Context) -> None:
+    method.check_on_rewards(context)
+    method.check_trust_region(settings.trust_region, context.sizes)
+    at_visited = settings.form in ("rate", "explicit")
+    critic_alone = at_visited and settings.critic.skip == "none"
+    if settings.form in ("slope", "rate", "explicit") and not critic_alone:
+        method.check_follows_gradient(context)
+    becomes_rate = settings.form == "auto" and context.differentiable is not False
+    if not at_visited and not becomes_rate:
+        method.check_has_noise(context)
 
-    def check(self, settings: config.ScoreAction, context: Context) -> None:
-        check_on_rewards(context)
-        check_trust_region(settings.trust_region, context.sizes)
-        at_visited = settings.form in ("rate", "explicit")
-        critic_alone = at_visited and settings.critic.skip == "none"
-        if settings.form in ("slope", "rate", "explicit") and not critic_alone:
-            check_follows_gradient(context)
-        becomes_rate = settings.form == "auto" and context.differentiable is not False
-        if not at_visited and not becomes_rate:
-            check_has_noise(context)
 
-    def build(self, settings: config.ScoreAction, setup: Setup) -> Method:
-        form = form_of(settings, bool(setup.context.differentiable))
-        trust = TrustRegion.of(settings.trust_region)
-        objective = ScoreAction(
-            setup.policy, settings.kl_weight, settings.clip, settings.exploration, trust
-        )
-        rule = rule_named(form, settings.exploration)
-        critic = fitted_critic(settings.critic, setup.policy, rule, settings.kl_weight)
-        choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
-        paths = on_policy(
-            setup,
-            critic,
-            choose,
-            kl_weight=settings.kl_weight,
-            features=critic.shares_features,
-        )
-        return Method(objective, paths, trust, settings.critic.warmup)
+def build(settings: config.ScoreAction, setup: Setup) -> Method:
+    form = form_of(settings, bool(setup.context.differentiable))
+    policy, kl_weight, exploration = setup.policy, settings.kl_weight, settings.exploration
+    trust = TrustRegion.of(settings.trust_region)
+    objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
+    critic = fitted_critic(settings.critic, policy, rule_named(form, exploration), kl_weight)
+    choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
+    features = critic.shares_features
+    paths = method.on_policy(setup, critic, choose, kl_weight=kl_weight, features=features)
+    return Method(objective, paths, trust, settings.critic.warmup)
 
-    def costs(self, settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
-        form = form_of(settings, bool(context.differentiable))
-        ratios = form == "ratio" and context.sampling.solver is None
-        trained = trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
-        slopes = form != "ratio"
-        return Costs(
-            trained,
-            references=settings.kl_weight > 0,
-            credit_calls=paths.samples * trained if slopes else 0,
-            credit_graph=("both" if settings.critic.skip != "none" else "network")
-            if slopes
-            else "",
-            credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
-            warm_up=settings.critic.warmup,
-        )
+
+def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
+    form = form_of(settings, bool(context.differentiable))
+    ratios = form == "ratio" and context.sampling.solver is None
+    trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
+    slopes, decodes = form != "ratio", settings.critic.skip != "none"
+    return Costs(
+        trained,
+        references=settings.kl_weight > 0,
+        credit_calls=paths.samples * trained if slopes else 0,
+        credit_graph="" if not slopes else "both" if decodes else "network",
+        credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
+        warm_up=settings.critic.warmup,
+    )
 
 
 def form_of(settings: config.ScoreAction, differentiable: bool) -> Form:
@@ -85,6 +64,3 @@ def form_of(settings: config.ScoreAction, differentiable: bool) -> Form:
     if settings.form == "auto":
         return "rate" if differentiable else "ratio"
     return settings.form
-
-
-KIND = ScoreActionKind()

@@ -17,21 +17,17 @@ Dealt = TypeVar("Dealt", Steps, Starts)
 def deal_out(
     batch: Dealt, minibatch: int, generator: torch.Generator, deal: Deal
 ) -> tuple[list[Dealt], tuple[int, ...]]:
-    """Transitions or starts in random order, cut into minibatches, and the sizes of these.
-
-    Where several processes deal them out: this one's part of every minibatch, and the sizes of the
-    whole.
-    """
+    """Transitions or starts in random order, cut into minibatches: this process's part of each, and
+    the sizes of the whole ones."""
     chunks = deal.chunks(torch.randperm(deal.whole, generator=generator), minibatch)
-    batches = [batch.take(own.to(batch.x.device)) for own, _ in chunks]
+    batches = [batch.take(rows.to(batch.x.device)) for rows, _ in chunks]
     return batches, tuple(count for _, count in chunks)
 
 
 def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The means of what equal shares of a round found."""
-    return {
-        name: value / distributed.team().size for name, value in distributed.total(metrics).items()
-    }
+    """The means of metrics of equal shares of a round."""
+    size, totals = distributed.team().size, distributed.total(metrics)
+    return {name: value / size for name, value in totals.items()}
 
 
 def gathered(scores: Scores) -> Scores:
@@ -43,5 +39,5 @@ def gathered(scores: Scores) -> Scores:
         distributed.gather(scores.total),
         tuple(distributed.gather_texts(scores.prompts)),
         {name: distributed.gather(part) for name, part in scores.parts.items()},
-        team.own(len(scores) * team.size),
+        team.rows(len(scores) * team.size),
     )

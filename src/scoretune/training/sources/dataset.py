@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.records import Condition, Examples, Round
+from scoretune.core.records import Condition, Examples, Round, Stateless
 
 
 @dataclass
-class Dataset:
+class Dataset(Stateless):
     """Draws weighted examples of clean states with their conditions."""
 
     x0: Tensor
@@ -28,12 +27,6 @@ class Dataset:
         team = distributed.team()
         # The objective draws times and noise; those of several processes must not be alike.
         torch.manual_seed(self.seed * 1_000_003 + update + 7_368_787 * team.rank)
-        index = index[team.own(self.batch)]
+        index = index[team.rows(self.batch)]
         batch = Examples(self.x0[index], self.condition.take(index), self.weight[index])
         return Round([batch], {}, counts=(self.batch,))
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass

@@ -31,7 +31,7 @@ class Differentiable:
     def __call__(self, update: int) -> Round:
         paths, policy = self.paths, self.paths.policy
         generator = paths.generator(update)
-        texts = paths.own_prompts()
+        texts = paths.local_prompts()
         condition = policy.backbone.encode(texts)
         weights = next(policy.backbone.network.parameters())
         exact = torch.promote_types(weights.dtype, torch.float32)
@@ -41,22 +41,14 @@ class Differentiable:
         if paths.jitter:
             nodes = jittered(policy.backbone.process, times, batch, generator)
         nodes = nodes.to(x.device)
-        steps = len(times) - 1
-        drawn = torch.stack(
-            [randn(x.shape, generator, device=generator.device, dtype=exact) for _ in range(steps)],
-            1,
-        ).to(x.device)
+        steps, device = len(times) - 1, generator.device
+        noises = [randn(x.shape, generator, device=device, dtype=exact) for _ in range(steps)]
+        drawn = torch.stack(noises, 1).to(x.device)
         first = torch.full((batch,), steps - min(self.last, steps))
         if self.random:
             first = steps - randint(1, min(self.last, steps) + 1, batch, generator)
-        starts = Starts(
-            self._begun(x, nodes, condition, drawn, first),
-            first.to(x.device),
-            drawn,
-            nodes.T,
-            condition,
-            tuple(texts),
-        )
+        begun = self._begun(x, nodes, condition, drawn, first)
+        starts = Starts(begun, first.to(x.device), drawn, nodes.T, condition, tuple(texts))
         deal = distributed.deal(torch.zeros(batch, dtype=torch.long), torch.arange(batch), batch)
         batches, counts = deal_out(starts, paths.sizes.minibatch, generator, deal)
         return Round(batches, {}, accumulate=0, counts=counts)

@@ -52,7 +52,7 @@ class OnPolicy:
 
     def __call__(self, update: int) -> Round:
         generator = self.generator(update)
-        texts = self.own_prompts()
+        texts = self.local_prompts()
         condition = self.policy.backbone.encode(texts)
         path = self._roll(condition, update, generator)
 
@@ -112,10 +112,10 @@ class OnPolicy:
         group = self.sizes.group if self.shared_noise else 1
         return prior(self.policy, samples // group, generator).repeat_interleave(group, 0)
 
-    def own_prompts(self) -> list[str]:
+    def local_prompts(self) -> list[str]:
         """This process's part of the next prompts, with all samples of each."""
         texts = self._next_prompts()
-        return texts[distributed.team().own(len(texts))]
+        return texts[distributed.team().rows(len(texts))]
 
     def _next_prompts(self) -> list[str]:
         """The next prompts of all processes, each `group` times; every pass in its own order."""

@@ -34,10 +34,9 @@ def any_steps(share: float, noisy: bool = False) -> Chooser:
         candidates = path.noisy_steps if noisy else torch.arange(len(path.data))
         kept = max(1, round(share * len(candidates)))
         order = candidates[rand((len(candidates), batch), generator, dim=1).argsort(0)[:kept]]
-        samples, rows = torch.arange(batch).repeat(kept), torch.arange(kept)
-        return _choice(
-            path, order.flatten(), samples, len(candidates), rows.repeat_interleave(batch)
-        )
+        samples = torch.arange(batch).repeat(kept)
+        rows = torch.arange(kept).repeat_interleave(batch)
+        return _choice(path, order.flatten(), samples, len(candidates), rows)
 
     return choose
 
@@ -52,10 +51,7 @@ def last_steps(count: int, random: bool = False) -> Chooser:
             many = randint(1, min(count, steps) + 1, batch, generator)
         wanted = torch.arange(steps)[:, None] >= steps - many
         k, b = wanted.nonzero(as_tuple=True)
-        whole, samples = (
-            float(distributed.gather(torch.tensor([n])).sum()) for n in (len(k), batch)
-        )
-        return _choice(path, k, b, whole / samples, k)
+        return _choice(path, k, b, distributed.count(len(k)) / distributed.count(batch), k)
 
     return choose
 

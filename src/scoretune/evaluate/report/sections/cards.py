@@ -15,10 +15,7 @@ Verdicts = Sequence[bool | None]
 
 
 def context(record: Record) -> dict[str, Any] | None:
-    """One card a prompt, with its pictures before and after, and the judge's count over all.
-
-    What cannot be shown is added to `record.missing`.
-    """
+    """A card a prompt, and the judge's count; what cannot be shown is added to `record.missing`."""
     folder = record.folder / "previews"
     try:
         grid = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))

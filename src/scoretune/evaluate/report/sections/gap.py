@@ -128,12 +128,12 @@ def _sampler(row: Row) -> Sampler:
     return Sampler(str(row.get("solver")), number(row, "eta") or 0.0)
 
 
-def _steps(row: Row) -> int:
+def steps_of(row: Row) -> int:
     return int(number(row, "steps") or 0)
 
 
 def _step_counts(rows: Sequence[Row]) -> list[int]:
-    return sorted(set(map(_steps, rows)))
+    return sorted(set(map(steps_of, rows)))
 
 
 def _matrix(line: Row) -> dict[str, Any] | None:
@@ -142,8 +142,8 @@ def _matrix(line: Row) -> dict[str, Any] | None:
     if not rows:
         return None
     counts = _step_counts(rows)
-    cells = {(_sampler(row), _steps(row)): row for row in rows}
-    largest = max(map(_extent, rows))
+    cells = {(_sampler(row), steps_of(row)): row for row in rows}
+    largest = max(map(extent, rows))
     samplers = dict.fromkeys(map(_sampler, rows))
     return {
         "after": f"{number(line, 'update') or 0:.0f}",
@@ -152,7 +152,7 @@ def _matrix(line: Row) -> dict[str, Any] | None:
     }
 
 
-def _extent(row: Row) -> float:
+def extent(row: Row) -> float:
     """The gap or its uncertainty, the larger: chance must not get the darkest colours."""
     gap, low, high = (number(row, key) or 0.0 for key in ("gap", "gap_low", "gap_high"))
     return max(abs(gap), (high - low) / 2)
@@ -193,7 +193,7 @@ def _etas(record: Record) -> dict[str, Any] | None:
     for line in record.gaps:
         for row in _rows(line):
             gap, sampler = number(row, "gap"), _sampler(row)
-            if sampler.eta and gap is not None and _steps(row) == steps:
+            if sampler.eta and gap is not None and steps_of(row) == steps:
                 point = Point(number(line, "update") or 0.0, gap)
                 points.setdefault(sampler, []).append(point)
     lines = [

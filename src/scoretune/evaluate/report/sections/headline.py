@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from scoretune.evaluate.report.format import THIN, duration, grouped, level, percent, points, shift
-from scoretune.evaluate.report.record import (
-    EVALUATIONS,
-    Change,
-    Record,
-    change_of,
-    reward_change,
-)
+from scoretune.evaluate.report.record import EVALUATIONS, Change, Record, change_of, reward_change
 from scoretune.evaluate.report.sections import guard
 
 TILES = 3  # beside that of the path KL

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from markupsafe import Markup
 
 from scoretune.evaluate.report.charts import bars
 from scoretune.evaluate.report.record import Record, at, change_of
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 
 def context(record: Record) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A small model of points that learns everything; its prompts are numbers."""
+"""Small models that several tests share: points whose prompts are numbers, fresh score networks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from scoretune.core.records import Condition
 from scoretune.diffusion import estimates
-from scoretune.diffusion.estimates import Prediction
+from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process
+from scoretune.models.networks import Content, Design
+from scoretune.models.score_network import ScoreNetwork
 from scoretune.models.toy import Vectors, perceptron
 
 
@@ -55,3 +57,22 @@ class Points(Vectors):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return cast(Tensor, self.network(x, t, tokens))
+
+
+def score_network(
+    kind: str,
+    shape: tuple[int, ...],
+    *,
+    process: Process,
+    prediction: str = "v_prediction",
+    width: int = 0,
+    depth: int = 0,
+) -> ScoreNetwork:
+    """A fresh `unet`, `dit` or `mlp` for data of mean 0 and variance 1.
+
+    The content follows from the number of dimensions of `shape`.
+    """
+    contents: dict[int, Content] = {1: "points", 2: "series", 3: "images"}
+    design = Design(kind, tuple(shape), contents[len(shape)], width, depth)
+    ones = torch.ones(1)
+    return ScoreNetwork(design, process, prediction_named(prediction), 0 * ones, ones)
