@@ -44,7 +44,22 @@ _HOMES = {
 """Where a name is at home that is no module of its own: a module, or `module:name` in one."""
 
 
+_MOVED = {
+    "backbones": "scoretune.models",
+    "conversions": "scoretune.convert",
+    "draws": "scoretune.evaluate.data_samples",
+    "loras": "scoretune.load_lora, and scoretune.models.lora",
+    "metrics": "scoretune.evaluate.metrics",
+    "samples": "scoretune.load, and scoretune.evaluate.samples",
+    "scenes": "scoretune.shipped, and scoretune.data.scenes",
+    "scorers": "scoretune.rewards.catalog",
+}
+"""Names that pages of earlier versions used, and what they are now."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MOVED:  # an AttributeError would not be shown by `from scoretune import …`
+        raise ImportError(f"scoretune.{name} is now {_MOVED[name]}")
     if name not in __all__:
         raise AttributeError(f"module 'scoretune' has no attribute {name!r}")
     home, _, inside = _HOMES.get(name, name).partition(":")

@@ -170,6 +170,16 @@ def test_the_frozen_names():
     frozen("frozen_names.txt", sorted(names))
 
 
+def test_a_name_that_moved_says_where_it_is():
+    for attribute in ("metrics", "loras", "scorers"):
+        with pytest.raises(ImportError, match=rf"^scoretune\.{attribute} is now scoretune\.\w"):
+            getattr(scoretune, attribute)
+    with pytest.raises(ImportError, match=r"scoretune\.conversions is now scoretune\.convert"):
+        exec("from scoretune import conversions")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        scoretune.nothing  # noqa: B018
+
+
 @pytest.mark.parametrize("name", scoretune.__all__)
 def test_every_public_name_is_there(name):
     assert getattr(scoretune, name) is not None

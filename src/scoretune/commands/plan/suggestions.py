@@ -14,7 +14,7 @@ from scoretune.core.errors import UserError
 from scoretune.data.prompts import read_prompts
 from scoretune.training.build import context_of
 from scoretune.training.objectives import KINDS
-from scoretune.training.overrides import changed
+from scoretune.training.overrides import changed, unread
 
 FALLBACK = "lower hardware.device_batch, or set hardware.checkpointing=true"
 Choice = tuple[str, Run, Model]
@@ -58,7 +58,7 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
         yield of("hardware.cache_prompts=true")
     if not machine.offload_paths and _suits(changed(run, ["hardware.offload_paths=true"])):
         yield of("hardware.offload_paths=true")
-    if run.sizes.share > 0.5:
+    if run.sizes.share > 0.5 and "sizes.share" not in unread(run):
         yield of("sizes.share=0.5")
     if run.model.rank > 4:
         name, lower, _ = of(f"model.rank={run.model.rank // 4}")

@@ -35,11 +35,11 @@ class Matching:
     """Weighted squared error of the network's own prediction, a mean over dimensions.
 
     `weight` names a weight on ‖ε̂ − ε‖² ("own": 1 on the network's own output), and `times` a law of
-    t on [t_min, horizon]; either may be one's own function (`diffusion.weightings`). With `loss`
-    "sliced" or "implicit" nothing is compared with the noise that was drawn: the same gradient in
-    expectation, from derivatives of the network with respect to its input. `dropout` is the share
-    of conditions that are replaced by the empty one, for classifier-free guidance
-    (arXiv 2207.12598).
+    t on [t_min, horizon]; either may be one's own function (`diffusion.matching.weightings`). With
+    `loss` "sliced" or "implicit" nothing is compared with the noise that was drawn: the same
+    gradient in expectation, from derivatives of the network with respect to its input. `dropout` is
+    the share of conditions that are replaced by the empty one, for classifier-free guidance (arXiv
+    2207.12598).
     """
 
     policy: Policy
