@@ -15,9 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scoretune.core.files import write_whole
+from scoretune.core.files import save_tensors, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Numbers = dict[str, Any]
 Watch = Callable[[str, int, int], None]
@@ -115,6 +118,19 @@ def _plain(numbers: Numbers) -> Numbers:
     """As JSON gives it back, so that fresh and kept results are alike."""
     plain: Numbers = json.loads(json.dumps(numbers))
     return plain
+
+
+def kept_tensors(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, from a file that whoever comes first writes.
+
+    Two processes that both come first do the same work and write the same file.
+    """
+    from safetensors.torch import load_file
+
+    if not file.exists():
+        save_tensors(file, make())
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
 
 
 @dataclass

@@ -77,11 +77,10 @@ def real(kind: str, data: str | None, quick: bool, folder: Path) -> Numbers:
         (reader(part).argmax(1) == digits).float().sum()
         for part, digits in zip(others.split(500), labels.split(500), strict=True)
     ]
+    features = reader.look(others[: budget.samples])
     return {
         "accuracy": float(sum(right) / len(labels)),
-        "floor": frechet_distance(
-            reader.look(others[: budget.samples]), _training_features(pictures, reader)
-        ),
+        "floor": frechet_distance(features, _training_features(pictures, reader)),
         "parameters": weights,
         "learned_from": len(pictures.centred),
         "data_std": float(pictures.centred.std()),

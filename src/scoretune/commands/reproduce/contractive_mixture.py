@@ -14,32 +14,17 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, legend_outside, subplots
+from scoretune.commands.reproduce.six_processes import SIX
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import (
-    VE,
-    VP,
-    ContractiveOU,
-    ContractiveSubVP,
-    ContractiveVP,
-    Process,
-    SubVP,
-    expand,
-)
+from scoretune.diffusion.processes import Process, expand
 from scoretune.diffusion.solvers.stochastic import gddim
 from scoretune.evaluate.metrics import wasserstein_1d
 from scoretune.rl import tilt
 
 LAW = tilt.Mixture.of([0.5, 0.5], [[-1.0], [1.0]], 0.04)
-PROCESSES: dict[str, Process] = {
-    "VP": VP(),
-    "sub-VP": SubVP(),
-    "VE": VE(),
-    "COU(σ̄=10)": ContractiveOU(1.0, 10.0, 3.0),
-    "CVP": ContractiveVP(0.01, 8.0),
-    "CsubVP": ContractiveSubVP(0.01, 8.0),
-    "COU(σ̄=10), to t = 1e-6": ContractiveOU(1.0, 10.0, 3.0),
-}
+PROCESSES = {name.replace("COU", "COU(σ̄=10)"): process for name, process in SIX.items()}
+PROCESSES["COU(σ̄=10), to t = 1e-6"] = SIX["COU"]
 LATE = 1e-6
 """At t = 1e-3, where the others end, COU's σ/α is still 0.32; now it is 0.01, as VP's."""
 ETAS = (0.0, 1.0, 1.3, 2.0)

@@ -14,31 +14,16 @@ from torch import Tensor
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.denoiser import END, Denoiser
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.commands.reproduce.six_processes import SIX
 from scoretune.commands.reproduce.swiss_roll import learned, roll
 from scoretune.diffusion import grids
-from scoretune.diffusion.processes import (
-    VE,
-    VP,
-    ContractiveOU,
-    ContractiveSubVP,
-    ContractiveVP,
-    Process,
-    SubVP,
-    noise_ratio,
-)
+from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.diffusion.solvers import dpmpp_2m
 from scoretune.diffusion.solvers.predictor_corrector import predictor_corrector
 from scoretune.diffusion.solvers.stochastic import euler_maruyama
 from scoretune.evaluate.metrics import sliced_wasserstein
 
-PROCESSES: dict[str, Process] = {
-    "VE": VE(0.01, 50.0),
-    "VP": VP(),
-    "sub-VP": SubVP(),
-    "COU": ContractiveOU(1.0, 10.0, 3.0),
-    "CVP": ContractiveVP(0.01, 8.0),
-    "CsubVP": ContractiveSubVP(0.01, 8.0),
-}
+PROCESSES = {"VE": SIX["VE"], **SIX}
 SAMPLERS = {
     "EM": "Euler–Maruyama, {steps} equal steps of the process's own time",
     "PC": "the same with a Langevin step (snr 0.12) before each, as in the paper",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from scoretune.commands.reproduce.base import kept_tensors
 from scoretune.commands.reproduce.digits import (
     DigitReader,
     Digits,
@@ -18,7 +19,6 @@ from scoretune.commands.reproduce.digits import (
     handwriting,
     train_reader,
 )
-from scoretune.core.files import save_tensors
 from scoretune.core.records import Condition, Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
@@ -72,21 +72,17 @@ def pretrain(data: Handwriting, updates: int, progress: Hook | None = None) -> D
 
 
 def prepared(folder: Path, budget: Budget) -> tuple[Digits, DigitReader]:
-    """Base and reader: trained by whoever comes first, and kept in `folder`.
+    """Base and reader: trained by whoever comes first, and kept in `folder`."""
 
-    Two processes that both come first do the same work and write the same file.
-    """
-    from safetensors.torch import load_file
+    def trained() -> dict[str, Tensor]:
+        training = handwriting()[0]
+        base = pretrain(training, budget.pretraining).network
+        reader = train_reader(training, budget.reading)
+        return nn.ModuleDict({"base": base, "reader": reader}).state_dict()
 
-    file = folder / f"base-{budget.pretraining}.safetensors"
     model, reader = Digits(), DigitReader()
     both = nn.ModuleDict({"base": model.network, "reader": reader})
-    if not file.exists():
-        training = handwriting()[0]
-        model.network.load_state_dict(pretrain(training, budget.pretraining).network.state_dict())
-        reader.load_state_dict(train_reader(training, budget.reading).state_dict())
-        save_tensors(file, both.state_dict())
-    both.load_state_dict(load_file(file))
+    both.load_state_dict(kept_tensors(folder / f"base-{budget.pretraining}.safetensors", trained))
     return model, reader
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoretune.commands.reproduce.base import kept_tensors
 from scoretune.commands.reproduce.denoiser import Denoiser, fitted, waves
 from scoretune.commands.reproduce.digits import DigitNetwork
 from scoretune.commands.reproduce.image_data import Pictures
-from scoretune.core.files import save_tensors
 from scoretune.diffusion.processes import Process
 
 
@@ -132,14 +132,10 @@ class Reader(nn.Module):
 
 def reader_for(pictures: Pictures, budget: Budget, folder: Path) -> Reader:
     """A reader trained on the labels of these pictures, always the same; kept in `folder`."""
-    from safetensors.torch import load_file
-
     file = folder / f"reader-{pictures.kind}-{budget.reading}.safetensors"
+    weights = kept_tensors(file, lambda: _read(pictures, budget.reading).state_dict())
     reader = Reader(pictures.centred.shape[1])
-    if not file.exists():
-        reader = _read(pictures, budget.reading)
-        save_tensors(file, reader.state_dict())
-    reader.load_state_dict(load_file(file))
+    reader.load_state_dict(weights)
     return reader.eval()
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoretune.commands.reproduce.base import kept_tensors
 from scoretune.commands.reproduce.digits import handwriting
 from scoretune.core.errors import UserError
-from scoretune.core.files import save_tensors
 
 MNIST = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 
@@ -83,15 +83,12 @@ Part = tuple[Tensor, Tensor]
 
 
 def _kept(kind: str, data: Path, folder: Path) -> list[Part]:
-    from safetensors.torch import load_file
-
-    file = folder / f"{kind}.safetensors"
-    if not file.exists():
+    def read() -> dict[str, Tensor]:
         first, other = (_mixed(part) for part in (_mnist if kind == "mnist" else _cifar10)(data))
         tensors = {"images": first[0], "labels": first[1]}
-        tensors |= {"held_out": other[0], "held_out_labels": other[1]}
-        save_tensors(file, tensors)
-    kept = load_file(file)
+        return tensors | {"held_out": other[0], "held_out_labels": other[1]}
+
+    kept = kept_tensors(folder / f"{kind}.safetensors", read)
     return [(kept["images"], kept["labels"]), (kept["held_out"], kept["held_out_labels"])]
 
 

@@ -11,7 +11,7 @@ expectation under uniform times.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 import torch
@@ -53,9 +53,15 @@ def with_signal(process: Process, t: Tensor) -> Tensor:
     return torch.where(process.alpha(t) > 0, t, t * (1 - 1e-6))
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
+class _Positive:
+    """A weight or a law of times by its fields, which must be finite and, but for a mean, > 0."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name != "mean" and not (math.isfinite(value) and value > 0):
+                name = f"{type(self).__name__} {field.name}"
+                raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -79,26 +85,20 @@ def likelihood(process: Process, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EDMWeight:
+class EDMWeight(_Positive):
     """(ρ² + σ_d²)/(ρσ_d)² on the data's error (arXiv 2206.00364 Table 1): 1 + ρ²/σ_d² on ε's."""
 
     sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_positive("EDMWeight sigma_data", self.sigma_data)
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return 1 + (noise_ratio(process, t) / self.sigma_data) ** 2
 
 
 @dataclass(frozen=True)
-class MinSNR:
+class MinSNR(_Positive):
     """min(SNR, γ) on the data's error (arXiv 2303.09556): min(1, γρ²) on ε's."""
 
     gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        _check_positive("MinSNR gamma", self.gamma)
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return (self.gamma * noise_ratio(process, t) ** 2).clamp(max=1)
@@ -138,14 +138,11 @@ def importance(process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class LogNormal:
+class LogNormal(_Positive):
     """ln ρ ~ N(mean, std²) (arXiv 2206.00364 Table 1), cut to the ρ of [t_min, horizon]."""
 
     mean: float = -1.2
     std: float = 1.2
-
-    def __post_init__(self) -> None:
-        _check_positive("LogNormal std", self.std)
 
     def __call__(self, process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
         ends = _ratio_ends(process, u, t_min)
@@ -157,14 +154,11 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormal(_Positive):
     """logit of the share of [t_min, horizon] ~ N(mean, std²) (arXiv 2403.03206 sec. 3.1; SD3)."""
 
     mean: float = 0.0
     std: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_positive("LogitNormal std", self.std)
 
     def __call__(self, process: Process, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
         moved = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
