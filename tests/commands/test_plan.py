@@ -361,7 +361,7 @@ def resident(reset: bool = False) -> tuple[int, int]:
 def test_the_peak_is_that_of_the_process(known):
     run = recipes.named("ddpo")
     _, found = known(run, ["a cat"])
-    policy, rows = build.build_policy(run, torch.device("cpu")), 50
+    policy, rows = build.build_policy(run, torch.device("cpu")), 100
     tokens = policy.backbone.encode(["a red seven"]).tokens.repeat(rows, 1, 1)
     x, t = torch.randn(rows, *policy.backbone.shape), torch.full((rows,), 0.5)
 
@@ -379,7 +379,7 @@ def test_the_peak_is_that_of_the_process(known):
     learn()
     measured, foretold = resident()[0] - before, found.learning.at(rows).peak
     threshold(-3, 2**25)  # as glibc itself has it after a while
-    assert foretold > 5e7
+    assert foretold > 1e8
     # Alone within 2 %; after other tests what they left behind grows too.
     assert 0.85 * foretold < measured < 1.4 * foretold, (measured, foretold)
 
