@@ -223,3 +223,15 @@ def test_a_run_without_weights_says_so_in_a_line(folder, tmp_path):
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"start another run with model\.source="):
         run_folder.resumed(tmp_path / "new", ["updates=3"])
+
+
+def test_a_stable_diffusion_whose_table_ends_without_signal(tmp_path):
+    """As v-prediction models rescaled to a terminal signal-to-noise ratio of zero are saved."""
+    folder = stable_diffusion.build(tmp_path / "model", prediction="v_prediction")
+    path = folder / "scheduler" / "scheduler_config.json"
+    settings = json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}
+    path.write_text(json.dumps(settings))
+    backbone = catalog.load_backbone(Model(source=str(folder)))
+    table = backbone.process.alphas_cumprod
+    assert table[-1] == 2**-24 < table[-2]  # a process needs some signal
+    assert backbone.prediction.name == "v_prediction"
