@@ -20,8 +20,9 @@ from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
 from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
+from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
-from scoretune.models.pipelines import Loader, load_pipeline
+from scoretune.models.pipelines import Loader
 from scoretune.policy import Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import named_reward, names

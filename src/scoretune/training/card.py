@@ -16,7 +16,7 @@ from scoretune.core.config import Model, Run
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.record import Record, Row, at, number, read_record
-from scoretune.models import pipelines
+from scoretune.models import folders
 from scoretune.models.catalog import resolve
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training.overrides import of_data
@@ -85,7 +85,7 @@ def _index(run: Run) -> Mapping[str, Any]:
     """What the base model's pipeline is made of; empty where it is none, or not to be had."""
     try:
         source = resolve(run.model.source)
-        return pipelines.described(source.where, source.settings(run.model).revision)
+        return folders.described(source.where, source.settings(run.model).revision)
     except UserError:
         return {}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
+from scoretune.models import folders
 from scoretune.models.base import Pipelined
 from scoretune.models.lora import load_lora
 from scoretune.models.recycled import inner
@@ -149,8 +149,8 @@ def module(request: Request) -> float:
 
 def _pipeline(request: Request) -> Any:
     """The folder as diffusers loads it, with the LoRA on it if there is one."""
-    kind = str(pipelines.described(str(request.folder))["_class_name"])
-    pipe = pipelines.load_pipeline(kind, str(request.folder), revision=None, dtype=torch.float32)
+    kind = str(folders.described(str(request.folder))["_class_name"])
+    pipe = folders.load_pipeline(kind, str(request.folder), revision=None, dtype=torch.float32)
     if request.lora is not None:
         loader = getattr(pipe, "load_lora_weights", None)
         if loader is None:
