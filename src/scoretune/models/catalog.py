@@ -34,7 +34,7 @@ from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapt
 from scoretune.models.networks import Perceptron
 from scoretune.models.pipelines import Family, Loader
 from scoretune.models.recycled import inner, recycle
-from scoretune.policy import Backbone
+from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
     stable_diffusion.FAMILY,
@@ -242,6 +242,28 @@ def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
     if isinstance(base, Pipelined):
         return base.targets
     return user_module.adaptable(backbone.network)
+
+
+def guidance_of(policy: Policy) -> float:
+    """The scale of guidance, whoever applies it: the policy, or a network that is told it."""
+    base = inner(policy.backbone)
+    return base.scale if isinstance(base, Distilled) else policy.guidance
+
+
+def remarks(policy: Policy, guidance: float | None) -> tuple[str, ...]:
+    """What people should know of how a model was loaded and is used, a line each; `guidance` is
+    what the settings say, None for nothing."""
+    base = inner(policy.backbone)
+    notes = base.notes if isinstance(base, Pipelined) else ()
+    own = deployment_of(base)
+    unguided = guidance is None and policy.guidance == 1.0 and not isinstance(base, Distilled)
+    if own is None or not unguided or not own.guidance or own.guidance <= 1:
+        return notes
+    return (
+        *notes,
+        f"guidance is 1, and a {own.name} draws with {own.guidance:g} unless told otherwise: set "
+        f"model.guidance={own.guidance:g}, or 1 to be silent",
+    )
 
 
 def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:

@@ -148,14 +148,13 @@ def deployed_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: 
     A scheduler that asks the network more than once a step has as many times as it has noise
     levels. Raises UserError for a number of steps that it cannot take.
     """
+    name = type(scheduler).__name__
     try:
         times = _times(schedule.process, _stepped(scheduler, steps, arguments))
-        if not bool((times.diff() < 0).all()):  # as PNDM's Runge-Kutta steps, back and forth
-            times = _times(schedule.process, _stepped(_plain(scheduler), steps, {}))
     except ValueError as error:
-        raise UserError(
-            f"{type(scheduler).__name__} does not take {steps} steps: {first_line(error)}"
-        ) from error
+        raise UserError(f"{name} does not take {steps} steps: {first_line(error)}") from error
+    if len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise UserError(f"{name} does not go from noise to data in {steps} steps: choose another")
     return times.float()
 
 
@@ -165,12 +164,6 @@ def _stepped(scheduler: Any, steps: int, arguments: dict[str, Any]) -> Any:
     own = type(scheduler).from_config(scheduler.config, **sampling)
     own.set_timesteps(steps, **arguments)
     return own
-
-
-def _plain(scheduler: Any) -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(scheduler.config)
 
 
 def _times(process: Process, stepped: Any) -> Tensor:

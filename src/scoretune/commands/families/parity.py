@@ -16,6 +16,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.processes import Tabulated
 from scoretune.models import folders
 from scoretune.models.base import Pipelined
+from scoretune.models.catalog import guidance_of
 from scoretune.models.lora import load_lora
 from scoretune.models.recycled import inner
 from scoretune.models.tiny import (
@@ -29,7 +30,7 @@ from scoretune.models.tiny import (
     unconditional,
     words,
 )
-from scoretune.policy import Distilled, Policy
+from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior
 
 STEPS = 5
@@ -47,8 +48,7 @@ class Request:
     @property
     def guidance(self) -> float:
         """The scale, whoever applies it."""
-        backbone = inner(self.policy.backbone)
-        return backbone.scale if isinstance(backbone, Distilled) else self.policy.guidance
+        return guidance_of(self.policy)
 
     @property
     def noise(self) -> Tensor:
