@@ -95,8 +95,8 @@ class Measurement:
 
     `images` [B, *S] are those of the deterministic sampler, and `values` what they are worth: the
     "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
-    sampler and of the ODE on its grid. `path_kl` is None without an adapter. `guidance` is the scale
-    that all were drawn with.
+    sampler and of the ODE on its grid. `path_kl` is None without an adapter. All were drawn with
+    `guidance`.
     """
 
     prompts: Prompts

@@ -24,7 +24,8 @@ from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.models import folders, score_network
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import apply_run, resolve
-from scoretune.models.lora import ADAPTER, DOWN, NAME, UP, adapter_state, add_deltas, deltas
+from scoretune.models.lora import ADAPTER, adapter_state, add_deltas, deltas
+from scoretune.models.lora_files import DOWN, NAME, UP
 from scoretune.models.recycled import inner
 from scoretune.policy import Backbone, Policy, adapter_layers
 
