@@ -217,9 +217,7 @@ def _stored(where: str, part: str, revision: str | None) -> torch.dtype:
     from safetensors import SafetensorError, safe_open
 
     counts: Counter[str] = Counter()
-    for file in sorted((_folder(where, revision) / part).glob("*.safetensors")):
-        if file.name.count(".") > 1:  # beside the plain one, as `model.fp16.safetensors`
-            continue
+    for file in folders.weight_files(where, _folder(where, revision) / part):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
