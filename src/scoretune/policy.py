@@ -85,7 +85,8 @@ class Distilled(Backbone, Protocol):
 class Policy:
     """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.
 
-    `calls` counts network evaluations, one per state (guidance makes it two). The network sees at
+    `calls` counts network evaluations, one per state (guidance makes it two), and `decoded` the
+    states that were decoded to be rewarded. The network sees at
     most `at_once` states at a time (0: all), and computes in `autocast` where that is given.
     """
 
@@ -93,6 +94,7 @@ class Policy:
     kernel: Kernel
     guidance: float = 1.0
     calls: int = 0
+    decoded: int = 0
     at_once: int = 0
     autocast: torch.dtype | None = None
 
@@ -169,6 +171,11 @@ class Policy:
     def move(self, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor) -> Transition:
         """The law of the next state once the network has spoken."""
         return self.kernel(self.backbone.process, x, estimate, t, t_next)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """States as a reward sees them, [B, …]; `Backbone.decode`, counted."""
+        self.decoded += len(x0)
+        return self.backbone.decode(x0)
 
     def field(self, condition: Condition) -> Callable[[Tensor, Tensor], Estimate]:
         """The policy as a deterministic solver sees it: (x, t) -> Estimate."""

@@ -92,7 +92,7 @@ class Measurement:
 
     `images` [B, *S] are those of the deterministic sampler, and `values` what they are worth: the
     "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
-    sampler and of the ODE on its grid. `path_kl` is None without an adapter.
+    sampler and of the ODE on its grid. `kls` are those of `samples.act`, none without an adapter.
     """
 
     prompts: Prompts
@@ -100,7 +100,7 @@ class Measurement:
     values: Mapping[str, Tensor]
     stochastic: Tensor
     ode: Tensor
-    path_kl: float | None
+    kls: Mapping[str, float]
 
 
 def measure(
@@ -122,7 +122,7 @@ def measure(
     final_times = grids.uniform(process, evaluation.steps)
     images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
     times = grid(process, sampling)
-    stochastic, kl = act(policy, prompts, times=times, seed=seed)
+    stochastic, kls = act(policy, prompts, times=times, seed=seed)
     ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
     policy.calls = calls
     rewards = [
@@ -130,8 +130,8 @@ def measure(
         for some in (images, stochastic, ode)
     ]
     values = {"reward": rewards[0], **verdicts(images, prompts, metrics)}
-    kl = None if kl is None else round(kl, 4)
-    return Measurement(prompts, images, values, rewards[1], rewards[2], kl)
+    kls = {name: round(kl, 4) for name, kl in kls.items()}
+    return Measurement(prompts, images, values, rewards[1], rewards[2], kls)
 
 
 def evaluation_line(
@@ -167,8 +167,7 @@ def evaluation_line(
         },
         "bias": score(measured.ode - rewards, tasks).as_gain(),
     }
-    if measured.path_kl is not None:
-        line["path_kl"] = measured.path_kl
+    line |= measured.kls
     scores = {n: score(v, tasks).as_dict() for n, v in measured.values.items() if n != "reward"}
     return line | scores
 
@@ -211,7 +210,8 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
-    result["path_kl"] = final.line.get("path_kl")
+    for name in ("chain_kl", "girsanov_kl"):
+        result[name] = final.line.get(name)
     for name in ("gap", "bias"):  # a base that was measured by an older version has neither
         result[name] = {"base": base.line.get(name), "final": final.line.get(name)}
     result["gain"] = gains

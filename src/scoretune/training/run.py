@@ -146,6 +146,7 @@ class Training(ABC):
                     self.parts.engine,
                     updates=self.until_alarm(range(first, run.updates)),
                     clip_norm=run.optimiser.clip_norm,
+                    region=method.region,
                     hooks=[*self._hooks(first), stopping],
                 )
             return self.finish()
@@ -161,7 +162,13 @@ class Training(ABC):
             self.watcher.stage("training")
 
         return [
-            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
+            Log(
+                progress.log("metrics"),
+                progress.clock,
+                progress.calls,
+                progress.rewarded,
+                self.watcher.line,
+            ),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
             *([adaptive.adapt] if adaptive else []),
@@ -226,7 +233,7 @@ class FineTuning(Training):
             final = self._measured(weights_of)
         assert final is not None
         measured, verdicts = final
-        calls = self.progress.calls()
+        calls, rewarded = self.progress.calls(), self.progress.rewarded()
         if not distributed.team().main:
             return {}
         _show(measured, self.folder / "previews", "after")
@@ -236,6 +243,7 @@ class FineTuning(Training):
             user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
         result = compare(base, verdicts) | monitor.summary()
+        result["reward_evaluations"] = rewarded
         self.write_result(result, calls)
         if run.model.rank:
             card.write(self.folder)

@@ -199,7 +199,7 @@ class CriticCredit:
                 self.optimiser.step()
         minibatches = -(-deal.whole // self.minibatch)
         loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
-        return {"explained_variance": explained, "critic_loss": loss_mean}
+        return {"explained_variance": explained, "value_loss": loss_mean}
 
     def _loss(self, views: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
         some = views.take(part)
