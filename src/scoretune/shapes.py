@@ -6,6 +6,8 @@ message names the arguments and their shapes. Raises ValueError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -16,17 +18,23 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"{_listed(tensors)} must have the same shape")
 
 
-def check_rank(rank: int, **tensors: Tensor) -> None:
-    """Each with so many dimensions."""
+def check_shape(shape: Sequence[int], **tensors: Tensor | None) -> None:
+    """Each of exactly this shape; None is none."""
     for name, tensor in tensors.items():
-        if tensor.dim() != rank:
-            raise ValueError(f"{name} {list(tensor.shape)} must have {rank} dimensions")
+        if tensor is not None and tensor.shape != tuple(shape):
+            raise ValueError(f"{name} {list(tensor.shape)} must be {list(shape)}")
+
+
+def check_rank(least: int, **tensors: Tensor) -> None:
+    """Each with so many dimensions or more."""
+    for name, tensor in tensors.items():
+        if tensor.dim() < least:
+            raise ValueError(f"{name} {list(tensor.shape)} must have {least} dimensions or more")
 
 
 def check_batch(x: Tensor, **numbers: Tensor | float | None) -> None:
     """Each a number a sample, [B], of states x [B, *S]; what is no tensor is the same for all."""
-    if x.dim() == 0:
-        raise ValueError("x [] must have the samples as its first dimension: [B, *S]")
+    check_rank(1, x=x)
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.shape != x.shape[:1]:
             raise ValueError(
