@@ -58,10 +58,12 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     ratios = form == "ratio" and context.sampling.solver is None
     trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
     slopes, decodes = form != "ratio", settings.critic.skip != "none"
+    # Where a path ends no network is called; of a random share of the steps, so often on average.
+    inside = 1 - 1 / paths.steps if form == "slope" else 1.0
     return Costs(
         trained,
         references=paths.steps if settings.kl_weight else 0,
-        credit_calls=paths.samples * trained if slopes else 0,
+        credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
         warm_up=settings.critic.warmup,
