@@ -125,11 +125,12 @@ def measure(
     stochastic, kl = act(policy, prompts, times=times, seed=seed)
     ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
     policy.calls = calls
+    batch = min(policy.at_once or 64, 64)
     rewards = [
-        verdicts(some, prompts, {reward_name: reward})[reward_name]
+        verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)
     ]
-    values = {"reward": rewards[0], **verdicts(images, prompts, metrics)}
+    values = {"reward": rewards[0], **verdicts(images, prompts, metrics, batch)}
     kl = None if kl is None else round(kl, 4)
     return Measurement(prompts, images, values, rewards[1], rewards[2], kl)
 

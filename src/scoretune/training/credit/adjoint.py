@@ -24,12 +24,13 @@ from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, 
 
 @dataclass
 class AdjointCredit(Stateless):
-    """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one."""
+    """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one, of
+    `at_once` samples at a time."""
 
     policy: Policy
     lean: bool = False
     kl_weight: float = 0.0
-    minibatch: int = 64
+    at_once: int = 64
 
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
@@ -37,7 +38,7 @@ class AdjointCredit(Stateless):
         first = int(k.min())
         arrivals = torch.zeros_like(path.states)
         everyone = torch.arange(path.states.shape[1], device=path.states.device)
-        for who in (everyone[part] for part in spans(len(everyone), self.minibatch)):
+        for who in (everyone[part] for part in spans(len(everyone), self.at_once)):
             adjoint = slope_of(reward_fn, path.final[who], who)[1]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, first, -1):

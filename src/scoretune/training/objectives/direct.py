@@ -41,7 +41,7 @@ class Direct:
     def __call__(self, starts: Starts) -> Loss:
         final, rows = self._follow(starts)
         prompts = [starts.prompts[i] for i in rows.tolist()]
-        images = self.policy.backbone.decode(final)
+        images = self.policy.decode(final)
         scores = scored(self.reward, self.reward_name, images, prompts)
         return Loss(-scores.total.mean(), reward_metrics(scores))
 
@@ -89,7 +89,7 @@ def build(settings: config.Direct, setup: Setup) -> Method:
 def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     most = min(settings.last, paths.steps)
     references = settings.kl_weight > 0
-    batch = min(context.sizes.minibatch, paths.samples)
+    batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
         return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
     trained = (1 + most) / 2 if settings.random else most
@@ -108,10 +108,10 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
 
 
 def _credit(settings: config.Direct, setup: Setup) -> tuple[Credit, Chooser]:
-    minibatch = setup.context.sizes.minibatch
+    at_once = setup.context.at_once
     if settings.through == "estimate":
-        return RewardSlope(minibatch), one_of_last(settings.last)
-    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, minibatch=minibatch)
+        return RewardSlope(at_once), one_of_last(settings.last)
+    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, at_once=at_once)
     return credit, last_steps(settings.last, settings.random)
 
 

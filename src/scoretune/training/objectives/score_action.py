@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from scoretune.core import config
-from scoretune.training.credit.critic import CriticCredit, Form, fitted_critic, rule_named
+from scoretune.training.credit.critic import Form, fitted_critic, rule_named
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, TrustRegion
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
@@ -37,7 +37,8 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
     policy, kl_weight, exploration = setup.policy, settings.kl_weight, settings.exploration
     trust = TrustRegion.of(settings.trust_region)
     objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
-    critic = fitted_critic(settings.critic, policy, rule_named(form, exploration), kl_weight)
+    rule, at_once = rule_named(form, exploration), setup.context.at_once
+    critic = fitted_critic(settings.critic, policy, rule, kl_weight, at_once=at_once)
     choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
     features = critic.shares_features
     paths = method.on_policy(setup, critic, choose, kl_weight=kl_weight, features=features)
@@ -54,7 +55,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
         references=settings.kl_weight > 0,
         credit_calls=paths.samples * trained if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
-        credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
+        credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
         warm_up=settings.critic.warmup,
     )
 

@@ -53,17 +53,19 @@ class OnPolicy:
     def __call__(self, update: int) -> Round:
         generator = self.generator(update)
         texts = self.local_prompts()
-        condition = self.policy.backbone.encode(texts)
+        condition = self.policy.encode(texts)
         path = self._roll(condition, update, generator)
 
         def reward_fn(x0: Tensor, who: Tensor) -> Tensor:
-            images = self.policy.backbone.decode(x0.to(self.policy.device))
+            images = self.policy.decode(x0.to(self.policy.device))
             prompts = [texts[i] for i in who.tolist()]
             return checked(self.reward, self.reward_name, images, prompts)
 
         with torch.no_grad():
-            images = self.policy.backbone.decode(path.final.to(self.policy.device))
-            scores = gathered(scored(self.reward, self.reward_name, images, texts))
+            images = self.policy.decode(path.final.to(self.policy.device))
+            at_once = self.policy.at_once
+            scores = scored(self.reward, self.reward_name, images, texts, at_once=at_once)
+            scores = gathered(scores)
             scores = scores.to(path.states.device)
         choice = self.choose(path, generator)
         credited = self.credit(path, scores, reward_fn, choice.k, choice.b)
