@@ -21,9 +21,9 @@ from scoretune.core.errors import UserError
 from scoretune.core.records import spans
 from scoretune.core.resolve import is_function
 from scoretune.models.base import Pipelined
-from scoretune.models.recomputation import can_recompute, recompute
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
+from scoretune.training.recomputation import can_recompute, recompute
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

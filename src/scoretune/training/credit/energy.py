@@ -251,7 +251,8 @@ class EnergyCredit:
         return torch.where(at == len(path.data), energy, self.value(x, noise_left, tokens))
 
     def _noise_left(self, t: Tensor) -> Tensor:
-        return t / self.policy.backbone.process.horizon
+        dtype = next(self.energy.parameters()).dtype
+        return (t / self.policy.backbone.process.horizon).to(dtype)
 
     def _spans(self, rows: int) -> Iterator[slice]:
         return spans(rows, self.policy.at_once or rows)
