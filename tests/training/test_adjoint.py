@@ -130,7 +130,7 @@ def test_the_gradient_is_that_of_a_differentiable_rollout(kernel, choose, kl_wei
     policy = nonlinear(kernel)
     path = act(policy, grids.karras(PROCESS, STEPS), reference=True)
     steps, first = learned(
-        policy, path, choose, AdjointCredit(policy, kl_weight=kl_weight, minibatch=4)
+        policy, path, choose, AdjointCredit(policy, kl_weight=kl_weight, at_once=4)
     )
     found = gradient_of(-ScoreAction(policy, kl_weight)(steps).value, policy)
     exact = gradient_of(along(policy, path, first, kl_weight), policy)
@@ -153,7 +153,7 @@ def test_neither_minibatches_nor_unused_steps_matter():
     path = act(policy, grids.karras(PROCESS, STEPS))
     k, b = torch.tensor([6, 2, 4, 4]), torch.tensor([0, 5, 5, 1])
     scores = Scores(judged(path.final, torch.arange(BATCH)))
-    some = [AdjointCredit(policy, minibatch=m)(path, scores, judged, k, b) for m in (1, 64)]
+    some = [AdjointCredit(policy, at_once=m)(path, scores, judged, k, b) for m in (1, 64)]
     torch.testing.assert_close(some[0].data_slope, some[1].data_slope)
     whole, _ = learned(policy, path, last_steps(STEPS), AdjointCredit(policy))
     slopes = whole.data_slope.view(STEPS, BATCH, 2)
@@ -219,7 +219,7 @@ def test_the_lean_adjoint_by_hand():
     times = grids.karras(PROCESS, STEPS)
     path = act(policy, times, reference=True)
     k, b = torch.arange(STEPS).repeat_interleave(BATCH), torch.arange(BATCH).repeat(STEPS)
-    credit = AdjointCredit(policy, lean=True, minibatch=4)
+    credit = AdjointCredit(policy, lean=True, at_once=4)
     said = credit(path, Scores(path.final[:, 0]), lambda x, who: SLOPE * x[:, 0], k, b)
     adjoints, follows = lean_slopes(GDDIM(1.0), times)
     expected = torch.tensor([a * f for a, f in zip(adjoints, follows, strict=True)])

@@ -604,7 +604,7 @@ def test_what_was_tried_is_the_estimate_plus_noise():
 def test_a_rewards_slope_at_the_estimate():
     path, (k, b) = path_of(7), (torch.tensor([5, 0, 3, 3]), torch.tensor([6, 0, 2, 1]))
     factors = torch.arange(7.0)
-    said = RewardSlope(minibatch=3)(
+    said = RewardSlope(at_once=3)(
         path, Scores(torch.zeros(7)), lambda x, who: factors[who] * square(x), k, b
     )
     expected = 2 * factors[b][:, None] * path.data[k, b]

@@ -192,11 +192,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class Examples(Rows):
-    """Data to match: clean states x0 [B, *S], their conditions, and a weight each [B]."""
+    """Data to match: clean states x0 [B, *S], their conditions, and a weight each [B].
+
+    What chance decides may come with them, so that it is the same however a batch is cut up: the
+    `noise` [B, *S], uniform numbers [B] that say the time (`share`), and whether to keep the prompt
+    (`coin`).
+    """
 
     x0: Tensor
     condition: Condition
     weight: Tensor
+    noise: Tensor | None = None
+    share: Tensor | None = None
+    coin: Tensor | None = None
 
 
 @dataclass(frozen=True)

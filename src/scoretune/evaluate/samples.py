@@ -39,8 +39,8 @@ def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: 
         indices += [len(prompts) - 1] * (distributed.most(count) - count)
     for span in spans(len(indices), batch):
         rows = indices[span]
-        condition = policy.backbone.encode([prompts.texts[i] for i in rows])
-        images.append(policy.backbone.decode(walk(condition, noise[rows], generator)))
+        condition = policy.encode([prompts.texts[i] for i in rows])
+        images.append(policy.decode(walk(condition, noise[rows], generator)))
     none = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
     return distributed.gather(torch.cat([none, *images])[:count])
 

@@ -118,18 +118,18 @@ def measure(
     A run with a window of stochastic steps is evaluated with noise on every one. Does not count
     towards the network evaluations of training.
     """
-    calls, process, seed = policy.calls, policy.backbone.process, evaluation.seed
-    final_times = grids.uniform(process, evaluation.steps)
-    images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
-    times = grid(process, sampling)
-    stochastic, kls = act(policy, prompts, times=times, seed=seed)
-    ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    policy.calls = calls
+    process, seed = policy.backbone.process, evaluation.seed
+    final_times, times = grids.uniform(process, evaluation.steps), grid(process, sampling)
+    with policy.uncounted():
+        images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
+        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
+    batch = min(policy.at_once or 64, 64)
     rewards = [
-        verdicts(some, prompts, {reward_name: reward})[reward_name]
+        verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)
     ]
-    values = {"reward": rewards[0], **verdicts(images, prompts, metrics)}
+    values = {"reward": rewards[0], **verdicts(images, prompts, metrics, batch)}
     kls = {name: round(kl, 4) for name, kl in kls.items()}
     return Measurement(prompts, images, values, rewards[1], rewards[2], kls)
 

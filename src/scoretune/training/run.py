@@ -288,11 +288,10 @@ class DataRun(Training):
         self.watcher.stage("drawing samples")
         parts, data = self.parts, self.parts.data
         calls = parts.policy.calls
-        with parts.average.in_place():
+        with parts.average.in_place(), parts.policy.uncounted():
             numbers, samples = from_data.measured(self.run, parts)
             sampler = from_data.sampler_of(self.run)
             data_samples.save(parts.model, self.folder / "model", sampler, data.names)
-        parts.policy.calls = calls  # measuring does not count as training
         real = None if data.kind == "images" else data.states
         path = self.folder / "previews" / f"{picture}.png"
         gallery.show(samples, data.kind, path, names=data.names, real=real)

@@ -78,7 +78,7 @@ def method(
         return PolicyGradient(policy, kl_weight=KAPPA), credit
     objective = ScoreAction(policy, KAPPA, exploration=0.3)
     if form == "adjoint":
-        return objective, AdjointCredit(policy, lean=True, minibatch=batch)
+        return objective, AdjointCredit(policy, lean=True, at_once=batch)
     learned = critic or critic_for(policy.backbone.shape, 0, PROCESS.horizon)
     return objective, CriticCredit(
         learned,
@@ -87,6 +87,7 @@ def method(
         KAPPA,
         rule_named(cast(Form, form.removesuffix("_policy")), 0.3),
         minibatch=batch,
+        at_once=batch,
         jacobian="policy" if form.endswith("_policy") else "pretrained",
     )
 

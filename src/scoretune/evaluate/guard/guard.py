@@ -167,15 +167,15 @@ class Monitor:
 
     def _diversity(self, policy: Policy, features: Features) -> float:
         """Of the same prompts from the same noise each time; does not count as training."""
-        evaluation, calls = self.evaluation, policy.calls
-        images = sample(
-            policy,
-            self.prompts,
-            times=grids.uniform(policy.backbone.process, evaluation.steps),
-            seed=evaluation.seed + 1,
-            solver=evaluation.solver,
-        )
-        policy.calls = calls
+        evaluation = self.evaluation
+        with policy.uncounted():
+            images = sample(
+                policy,
+                self.prompts,
+                times=grids.uniform(policy.backbone.process, evaluation.steps),
+                seed=evaluation.seed + 1,
+                solver=evaluation.solver,
+            )
         rows = features(images)
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 

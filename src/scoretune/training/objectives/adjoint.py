@@ -33,7 +33,7 @@ def check(settings: config.Adjoint, context: Context) -> None:
 
 def build(settings: config.Adjoint, setup: Setup) -> Method:
     sizes, kl_weight = setup.context.sizes, settings.kl_weight
-    credit = AdjointCredit(setup.policy, lean=True, minibatch=sizes.minibatch)
+    credit = AdjointCredit(setup.policy, lean=True, at_once=setup.context.at_once)
     reference = method.references(kl_weight)
     paths = method.on_policy(setup, credit, any_steps(sizes.share), reference=reference)
     return Method(ScoreAction(setup.policy, kl_weight), paths)
@@ -49,5 +49,5 @@ def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
         references=trained,
         credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
         credit_graph="either",
-        credit_batch=min(context.sizes.minibatch, samples),
+        credit_batch=min(context.at_once, samples),
     )

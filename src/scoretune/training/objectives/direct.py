@@ -90,7 +90,7 @@ def build(settings: config.Direct, setup: Setup) -> Method:
 def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     most = min(settings.last, paths.steps)
     references: float = 0
-    batch = min(context.sizes.minibatch, paths.samples)
+    batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
         references = float(settings.kl_weight > 0)
         return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
@@ -111,10 +111,10 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
 
 
 def _credit(settings: config.Direct, setup: Setup) -> tuple[Credit, Chooser]:
-    minibatch = setup.context.sizes.minibatch
+    at_once = setup.context.at_once
     if settings.through == "estimate":
-        return RewardSlope(minibatch), one_of_last(settings.last)
-    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, minibatch=minibatch)
+        return RewardSlope(at_once), one_of_last(settings.last)
+    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, at_once=at_once)
     return credit, last_steps(settings.last, settings.random)
 
 

@@ -42,6 +42,11 @@ class Context:
     processes: int = 1
     new_network: bool = False
 
+    @property
+    def at_once(self) -> int:
+        """States that are looked at with one graph: the device's batch, or a minibatch."""
+        return self.hardware.device_batch or self.sizes.minibatch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:

@@ -112,7 +112,8 @@ def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Co
 def _credit(settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
     """The credit rule, and whether its critic reads the network's features."""
     if settings.baseline == "critic":
-        critic = fitted_critic(settings.critic, setup.policy, Outcome(), settings.kl_weight)
+        kl_weight, at_once = settings.kl_weight, setup.context.at_once
+        critic = fitted_critic(settings.critic, setup.policy, Outcome(), kl_weight, at_once=at_once)
         return critic, critic.shares_features
     weights: Mapping[str, float] = {}
     if isinstance(setup.reward, Weighted) and settings.combine == "advantages":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from scoretune.core import config
-from scoretune.training.credit.critic import CriticCredit, Form, fitted_critic, rule_named
+from scoretune.training.credit.critic import Form, fitted_critic, rule_named
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, trust_region
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
@@ -39,7 +39,8 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
     policy, kl_weight, exploration = setup.policy, settings.kl_weight, settings.exploration
     trust = trust_region(settings, policy)
     objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
-    critic = fitted_critic(settings.critic, policy, rule_named(form, exploration), kl_weight)
+    rule, at_once = rule_named(form, exploration), setup.context.at_once
+    critic = fitted_critic(settings.critic, policy, rule, kl_weight, at_once=at_once)
     choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
     features = critic.shares_features
     paths = method.on_policy(
@@ -65,7 +66,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
         references=paths.steps if settings.kl_weight else 0,
         credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
-        credit_batch=min(CriticCredit.minibatch, math.ceil(paths.samples * trained)),
+        credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
         warm_up=settings.critic.warmup,
     )
 

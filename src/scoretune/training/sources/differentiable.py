@@ -32,7 +32,7 @@ class Differentiable:
         paths, policy = self.paths, self.paths.policy
         generator = paths.generator(update)
         texts = paths.local_prompts()
-        condition = policy.backbone.encode(texts)
+        condition = policy.encode(texts)
         weights = next(policy.backbone.network.parameters())
         exact = torch.promote_types(weights.dtype, torch.float32)
         x = paths.noise(len(texts), generator).to(policy.device, exact)

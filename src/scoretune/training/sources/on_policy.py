@@ -59,7 +59,7 @@ class OnPolicy:
     def __call__(self, update: int) -> Round:
         generator = self.generator(update)
         texts = self.local_prompts()
-        condition = self.policy.backbone.encode(texts)
+        condition = self.policy.encode(texts)
         path = self._roll(condition, update, generator)
 
         def reward_fn(x0: Tensor, who: Tensor) -> Tensor:
@@ -69,7 +69,9 @@ class OnPolicy:
 
         with torch.no_grad():
             images = self.policy.decode(path.final.to(self.policy.device))
-            scores = gathered(scored(self.reward, self.reward_name, images, texts))
+            at_once = self.policy.at_once
+            scores = scored(self.reward, self.reward_name, images, texts, at_once=at_once)
+            scores = gathered(scores)
             scores = scores.to(path.states.device)
         choice = self.choose(path, generator)
         credited = self.credit(path, scores, reward_fn, choice.k, choice.b)
