@@ -81,6 +81,30 @@ class Distilled(Backbone, Protocol):
     scale: float
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """How people sample from a model unless they say otherwise: `name` is what it is, `steps` and
+    `guidance` (None: it takes none) what its call defaults to, `times` of N steps are [N+1]."""
+
+    name: str
+    steps: int
+    guidance: float | None
+    times: Callable[[int], Tensor]
+
+
+@runtime_checkable
+class Deployed(Protocol):
+    """A backbone that knows how it is sampled from; None where nobody has said so."""
+
+    @property
+    def deployment(self) -> Deployment | None: ...
+
+
+def deployment_of(backbone: Backbone) -> Deployment | None:
+    """How a backbone is sampled from unless told otherwise, where that is known."""
+    return backbone.deployment if isinstance(backbone, Deployed) else None
+
+
 @dataclass
 class Policy:
     """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.

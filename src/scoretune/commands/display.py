@@ -40,6 +40,10 @@ class Live:
         """Say how a run that was stopped goes on."""
         self._print(f"scoretune: stopped; go on with: scoretune train --resume {self.folder}")
 
+    def note(self, text: str) -> None:
+        """A line that stays in sight, above the bar."""
+        self._print(f"note: {text}")
+
     def stage(self, text: str) -> None:
         self.progress.update(self.task, numbers=text)
         self._speak(text)

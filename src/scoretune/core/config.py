@@ -119,8 +119,11 @@ class Model(Strict):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
     )
-    guidance: float = Field(
-        1.0, ge=0, description="classifier-free; what a guidance-distilled network is told"
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
+        "its pipeline's own",
     )
     process: str | None = Field(
         None,

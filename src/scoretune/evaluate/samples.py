@@ -12,7 +12,8 @@ from torch import Tensor
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
 from scoretune.data.prompts import Prompts
-from scoretune.policy import Policy, adapter_layers
+from scoretune.diffusion import grids
+from scoretune.policy import Backbone, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
 PREVIEW_COLUMNS = 6
@@ -21,9 +22,16 @@ Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
 """From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
 
 
+def deployed_times(backbone: Backbone, steps: int) -> Tensor:
+    """The times [N+1] of a model's own sampler in so many steps; uniform where it has none."""
+    deployment = deployment_of(backbone)
+    return grids.uniform(backbone.process, steps) if deployment is None else deployment.times(steps)
+
+
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise.
+    """Images [B, 3, H, W] on the CPU, at the end of a walk; of one seed all walks begin in the same
+    noise.
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """
@@ -40,8 +48,9 @@ def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: 
     for span in spans(len(indices), batch):
         rows = indices[span]
         condition = policy.encode([prompts.texts[i] for i in rows])
-        images.append(policy.decode(walk(condition, noise[rows], generator)))
-    none = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
+        images.append(policy.decode(walk(condition, noise[rows], generator)).cpu())
+    empty = policy.decode(noise[:1].to(policy.device)).cpu() if not images else images[0]
+    none = empty[:0]
     return distributed.gather(torch.cat([none, *images])[:count])
 
 
@@ -96,7 +105,7 @@ def act(
             )
             for name, kl in (("chain_kl", acted.chain_kl), ("girsanov_kl", jittered.girsanov_kl)):
                 assert kl is not None
-                kls[name].append(kl)
+                kls[name].append(kl.cpu())
         return acted.final
 
     images = pictures(policy, prompts, walk=walk, seed=seed, batch=batch)

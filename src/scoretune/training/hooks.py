@@ -21,8 +21,10 @@ from scoretune.models.lora import exchanged
 
 
 class Watcher(Protocol):
-    """A progress display: gets the stage at hand, and each update's numbers."""
+    """A progress display: gets what to know of the run, the stage at hand, and each update's
+    numbers."""
 
+    def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
     def line(self, numbers: dict[str, Any]) -> None: ...
 
@@ -30,6 +32,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that shows nothing."""
 
+    def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
     def line(self, numbers: dict[str, Any]) -> None: ...
 

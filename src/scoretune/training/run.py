@@ -34,7 +34,8 @@ from scoretune.evaluate.scores import (
     verdict_metrics,
 )
 from scoretune.models import export, user_module
-from scoretune.policy import Policy
+from scoretune.models.catalog import remarks
+from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import Reward
 from scoretune.training import build, card, from_data, loop, trackers
 from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay
@@ -72,6 +73,8 @@ def launch(
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build.build(run, checked)
+    for text in remarks(parts.policy, run.model.guidance):
+        watcher.note(text)
     monitor = guard.monitor(
         run.guard,
         run.evaluation,
@@ -218,7 +221,14 @@ class FineTuning(Training):
         if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
             seed = run.evaluation.seed
-            comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
+            comparison = Comparison(
+                parts.held_out,
+                parts.reward,
+                run.reward,
+                run.sampling,
+                seed,
+                deployment_of(parts.policy.backbone),
+            )
             matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
             files.append_line(self.progress.log("gap"), matrix)
         return measured, verdicts

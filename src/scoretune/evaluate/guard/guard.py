@@ -18,12 +18,11 @@ from scoretune.core import checkpoints, distributed, files
 from scoretune.core.config import Evaluation, Guard
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
 from scoretune.evaluate.features import Features, named_features
 from scoretune.evaluate.guard import watches
 from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
-from scoretune.evaluate.samples import sample
+from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
@@ -172,11 +171,11 @@ class Monitor:
             images = sample(
                 policy,
                 self.prompts,
-                times=grids.uniform(policy.backbone.process, evaluation.steps),
+                times=deployed_times(policy.backbone, evaluation.steps),
                 seed=evaluation.seed + 1,
                 solver=evaluation.solver,
             )
-        rows = features(images)
+        rows = features(images.to(policy.device))
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 
     def _compared(
