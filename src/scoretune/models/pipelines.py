@@ -4,7 +4,6 @@ families of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import nn
 
-from scoretune.core import hub
+from scoretune.core import hub, reading
 from scoretune.core.errors import UserError
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Tabulated
@@ -170,7 +169,7 @@ def _index_of(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"model folder {str(folder)!r} does not exist: check the path")
     try:
-        return cast("dict[str, Any]", json.loads((folder / "model_index.json").read_text()))
+        return cast("dict[str, Any]", reading.read_json(folder / "model_index.json"))
     except (OSError, ValueError):
         raise UserError(
             f"{str(folder)!r} is no diffusers pipeline (no readable model_index.json): "
