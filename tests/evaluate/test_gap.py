@@ -381,7 +381,7 @@ def shipped() -> Policy:
 @pytest.fixture
 def kept(monkeypatch, shipped) -> Policy:
     """The shipped model, loaded once."""
-    monkeypatch.setattr(gap_measure.run_folder, "load", lambda model: shipped)
+    monkeypatch.setattr(gap_measure.run_folder, "load", lambda *_: shipped)
     return shipped
 
 
@@ -588,7 +588,8 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
     spoken = tensors | {"text_encoder.q.lora_A.weight": torch.zeros(2, 2)}
     for name, chosen in {"wide": wide, "strange": strange, "spoken": spoken}.items():
         save_file({n: t.contiguous() for n, t in chosen.items()}, folder / f"{name}.safetensors")
-    save_file({"unet.x": torch.zeros(1)}, folder / "none.safetensors")
+    save_file({}, folder / "none.safetensors")
+    save_file({"unet.x": torch.zeros(1)}, folder / "more.safetensors")
     (folder / "cut.safetensors").write_bytes(b"\x20\x00")
     (folder / "weights.bin").write_bytes(b"\x80\x04")
     (folder / "old").mkdir()
@@ -598,6 +599,7 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
         "strange": (folder / "strange.safetensors", r"it adapts .*attn7"),
         "spoken": (folder / "spoken.safetensors", "text encoder"),
         "none": (folder / "none.safetensors", "adapts nothing"),
+        "more": (folder / "more.safetensors", "holds unet.x, which is neither A nor B of a layer"),
         "cut": (folder / "cut.safetensors", "cannot be read as safetensors"),
         "pickle": (folder / "weights.bin", "is a pickle"),
         "pickles": (folder / "old", "is a pickle"),

@@ -58,8 +58,8 @@ def test_pictures_and_values_come_back_to_the_cpu(finished_run):
     policy = run_folder.load(finished_run, torch.device("cuda"))
     times = grids.uniform(policy.backbone.process, 2)
     images = sample(policy, PROMPTS, times=times, seed=1)
-    stochastic, kl = act(policy, PROMPTS, times=times, seed=1)
-    assert images.device.type == stochastic.device.type == "cpu" and kl is not None
+    stochastic, kls = act(policy, PROMPTS, times=times, seed=1)
+    assert images.device.type == stochastic.device.type == "cpu" and kls
     seen: list[str] = []
 
     def brightness(images: torch.Tensor, prompts: Any) -> torch.Tensor:

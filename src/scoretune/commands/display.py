@@ -17,7 +17,7 @@ EVERY = 15.0
 """Seconds between plain lines, where the output is no terminal."""
 SHOWN = {
     "reward": "reward {:.3g}",
-    "path_kl": "path KL {:.2f}",
+    "chain_kl": "chain KL {:.2f}",
     "explained_variance": "critic EV {:.2f}",
     "matching": "loss {:.4f}",
     "consistency": "loss {:.4f}",

@@ -182,15 +182,13 @@ class Comparison:
 def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
     """Every prompt's reward [B], not counted as training, or why not. Raises UserError for ODE."""
     times = comparison.times(policy.backbone.process, cell.steps)
-    calls, of_base = policy.calls, cell.model == BASE and policy.has_reference
+    of_base = cell.model == BASE and policy.has_reference
     try:
-        with policy.reference() if of_base else nullcontext():
+        with policy.uncounted(), policy.reference() if of_base else nullcontext():
             walk = _walk(policy, cell.sampler, times)
             images = pictures(policy, comparison.prompts, walk=walk, seed=comparison.seed)
     except ValueError as error:
         return _refused(cell, str(error))
-    finally:
-        policy.calls = calls
     if not bool(torch.isfinite(images).all()):
         return _refused(cell, UNSTABLE)
     name = comparison.reward_name

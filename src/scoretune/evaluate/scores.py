@@ -95,8 +95,8 @@ class Measurement:
 
     `images` [B, *S] are those of the deterministic sampler, and `values` what they are worth: the
     "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
-    sampler and of the ODE on its grid. `path_kl` is None without an adapter. All were drawn with
-    `guidance`.
+    sampler and of the ODE on its grid. `kls` are those of `samples.act`, none without an adapter.
+    `guidance` is the scale that all were drawn with.
     """
 
     prompts: Prompts
@@ -104,7 +104,7 @@ class Measurement:
     values: Mapping[str, Tensor]
     stochastic: Tensor
     ode: Tensor
-    path_kl: float | None
+    kls: Mapping[str, float]
     guidance: float = 1.0
 
 
@@ -124,21 +124,22 @@ def measure(
     A run with a window of stochastic steps is evaluated with noise on every one. Does not count
     towards the network evaluations of training.
     """
-    calls, process, seed = policy.calls, policy.backbone.process, evaluation.seed
+    process, seed = policy.backbone.process, evaluation.seed
     final_times = deployed_times(policy.backbone, evaluation.steps)
-    images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
     times = grid(process, sampling)
-    stochastic, kl = act(policy, prompts, times=times, seed=seed)
-    ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    policy.calls = calls
+    with policy.uncounted():
+        images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
+        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
+    batch = min(policy.at_once or 64, 64)
     rewards = [
-        verdicts(some, prompts, {reward_name: reward})[reward_name]
+        verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)
     ]
-    values = {"reward": rewards[0], **verdicts(images, prompts, metrics)}
-    kl = None if kl is None else round(kl, 4)
+    values = {"reward": rewards[0], **verdicts(images, prompts, metrics, batch)}
+    kls = {name: round(kl, 4) for name, kl in kls.items()}
     guidance = guidance_of(policy)
-    return Measurement(prompts, images, values, rewards[1], rewards[2], kl, guidance)
+    return Measurement(prompts, images, values, rewards[1], rewards[2], kls, guidance)
 
 
 def evaluation_line(
@@ -175,8 +176,7 @@ def evaluation_line(
         },
         "bias": score(measured.ode - rewards, tasks).as_gain(),
     }
-    if measured.path_kl is not None:
-        line["path_kl"] = measured.path_kl
+    line |= measured.kls
     scores = {n: score(v, tasks).as_dict() for n, v in measured.values.items() if n != "reward"}
     return line | scores
 
@@ -219,8 +219,8 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
-    result["path_kl"] = final.line.get("path_kl")
-    result["guidance"] = final.line.get("guidance")
+    for name in ("chain_kl", "girsanov_kl", "guidance"):
+        result[name] = final.line.get(name)
     for name in ("gap", "bias"):  # a base that was measured by an older version has neither
         result[name] = {"base": base.line.get(name), "final": final.line.get(name)}
     result["gain"] = gains

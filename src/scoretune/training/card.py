@@ -220,7 +220,8 @@ def measured(record: Record) -> str:
         "result": result,
         "changes": _changes(result),
         "sampler": samplers[-1],
-        "path_kl": number(result, "path_kl"),
+        "chain_kl": number(result, "chain_kl"),
+        "girsanov_kl": number(result, "girsanov_kl"),
         "gap": {name: number(gap, name) for name in ("mean", "low", "high")}
         | {name: at(gap, name) for name in ("eta", "steps")},
         "guard": None

@@ -149,6 +149,7 @@ class Training(ABC):
                     self.parts.engine,
                     updates=self.until_alarm(range(first, run.updates)),
                     clip_norm=run.optimiser.clip_norm,
+                    region=method.region,
                     hooks=[*self._hooks(first), stopping],
                 )
             return self.finish()
@@ -164,7 +165,13 @@ class Training(ABC):
             self.watcher.stage("training")
 
         return [
-            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
+            Log(
+                progress.log("metrics"),
+                progress.clock,
+                progress.calls,
+                progress.rewarded,
+                self.watcher.line,
+            ),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
             *([adaptive.adapt] if adaptive else []),
@@ -236,7 +243,7 @@ class FineTuning(Training):
             final = self._measured(weights_of)
         assert final is not None
         measured, verdicts = final
-        calls = self.progress.calls()
+        calls, rewarded = self.progress.calls(), self.progress.rewarded()
         if not distributed.team().main:
             return {}
         _show(measured, self.folder / "previews", "after")
@@ -246,6 +253,7 @@ class FineTuning(Training):
             user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
         result = compare(base, verdicts) | monitor.summary()
+        result["reward_evaluations"] = rewarded
         self.write_result(result, calls)
         if run.model.rank:
             card.write(self.folder)
@@ -290,11 +298,10 @@ class DataRun(Training):
         self.watcher.stage("drawing samples")
         parts, data = self.parts, self.parts.data
         calls = parts.policy.calls
-        with parts.average.in_place():
+        with parts.average.in_place(), parts.policy.uncounted():
             numbers, samples = from_data.measured(self.run, parts)
             sampler = from_data.sampler_of(self.run)
             data_samples.save(parts.model, self.folder / "model", sampler, data.names)
-        parts.policy.calls = calls  # measuring does not count as training
         real = None if data.kind == "images" else data.states
         path = self.folder / "previews" / f"{picture}.png"
         gallery.show(samples, data.kind, path, names=data.names, real=real)

@@ -106,10 +106,9 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         rolled -= learned
         learned = samples
     minibatches = math.ceil(learned / run.sizes.minibatch)
-    judged = samples * (steps if place is None else run.sampling.window.size)
     calls = Calls(
         rollouts=rolled,
-        references=judged if costs.references else 0,
+        references=samples * costs.references,
         credit=costs.credit_calls,
         learning=samples * costs.trained,
     )
