@@ -35,7 +35,7 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
         grids.uniform(facts.process, settings.steps) if own is None else own.times(settings.steps)
     )
     plain = solver_calls(settings.solver, facts.process, deployed)
-    each = count * (plain + steps * (4 if facts.adapted else 2))
+    each = count * (plain + steps * (5 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
     total = each * len(evaluations(run))
