@@ -103,10 +103,10 @@ def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
             "table: give the pipeline the one its network was trained with, as DDIMScheduler"
         )
     prediction = _prediction(source, scheduler.config.get("prediction_type", "epsilon"))
-    signal = table.double()
-    smallest = float(signal[signal > 0].min())
-    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
-    return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
+    *signal, last = table.double().tolist()
+    last = last or LEAST_SIGNAL
+    # diffusers itself may put LEAST_SIGNAL behind less of it.
+    return Tabulated((*signal, last if last < signal[-1] else signal[-1] / 2)), prediction
 
 
 def _sigmas(source: str, config: Any) -> Schedule:
