@@ -146,7 +146,7 @@ def dynamic_shift(config: Any, tokens: int, *, most: float) -> dict[str, float]:
     return {"mu": tokens * slope + (least - slope * fewest)}
 
 
-def deployed_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
+def scheduled_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
     """The decreasing times [N+1] along which the pipeline itself would step, from its scheduler's
     config; `arguments` are what it gives `set_timesteps` besides.
 

@@ -42,8 +42,14 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     for update in evaluations(run):
         if due(settings, run.updates, update):
             cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
-            total += count * sum(cell.steps for cell in cells)
+            total += count * sum(_steps(run, facts, cell.steps) for cell in cells)
     return total * facts.guided
+
+
+def _steps(run: Run, facts: Facts, steps: int) -> int:
+    """How many steps of a matrix of the gap there are where so many are asked for."""
+    own = facts.deployment
+    return steps if own is None or run.sampling.grid != "auto" else len(own.times(steps)) - 1
 
 
 def watched(held_out: Prompts) -> int:
