@@ -355,8 +355,17 @@ class Critic(Strict):
         "cos_sin", description="c_skip and c_out over time; none: V = F alone"
     )
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
-    jacobian: Literal["pretrained", "policy"] = Field(
-        "pretrained", description="whose ∂x̂0/∂x carries slopes back to the state"
+    gae_lambda: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="ratios: what an increment of the value at the end of a path counts at its "
+        "beginning; 0: a step's own increment, 1: the outcome; null: 0 in score_as_action, else 1",
+    )
+    estimate: Literal["pretrained", "policy"] = Field(
+        "pretrained",
+        validation_alias=AliasChoices("estimate", "jacobian"),
+        description="whose x̂0(x) the value reads where its slope is asked for",
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -368,7 +377,12 @@ class Critic(Strict):
         return {
             **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
-                slopes, "score_as_action and objective.form=slope, rate or explicit", "jacobian"
+                slopes, "score_as_action and objective.form=slope, rate or explicit", "estimate"
+            ),
+            **_only(
+                not isinstance(objective, ScoreAction) or objective.form in ("auto", "ratio"),
+                "objective.form=ratio",
+                "gae_lambda",
             ),
             **_only(valued, "objective.baseline=critic", *self.leaves()),
         }
