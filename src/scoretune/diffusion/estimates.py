@@ -95,10 +95,12 @@ def _no_zero(divisor: Tensor) -> Tensor:
 
 def target(process: Process, prediction: Prediction, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     """What the network should output, a·x0 + b·ε: the target of the matching loss, [B, *S]."""
+    check_same_shape(x0=x0, eps=eps)
     a, b = prediction.row(process, t)
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
 
 def perturb(process: Process, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     """The noisy state x_t = α x0 + σ ε, [B, *S]."""
+    check_same_shape(x0=x0, eps=eps)
     return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps

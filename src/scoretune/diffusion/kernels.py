@@ -42,6 +42,7 @@ from scoretune.diffusion.scales import (
     step_diffusion_sq,
 )
 from scoretune.diffusion.transitions import Transition, Weights
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 __all__ = [
     "CPS",
@@ -74,6 +75,7 @@ class _Linear(ABC):
     def __call__(
         self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
     ) -> Transition:
+        check_batch(x, t=t, t_next=t_next)
         return self.weights(process, t, t_next).over(x).transition(x, estimate)
 
 
@@ -94,6 +96,7 @@ class EulerMaruyama(_Linear):
 
     def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
         """(1, dα', d(σ' + η²g²/(2σ)), η g √|d|)."""
+        check_same_shape(t=t, t_next=t_next)
         d = t_next - t
         alpha_rate, sigma_rate = rates(process, t)
         if self.scale == Still():
@@ -118,6 +121,7 @@ class Renoise(_Linear):
 
     def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
         """(0, α', √(σ'² − c²), c)."""
+        check_same_shape(t=t, t_next=t_next)
         alpha, sigma = process.alpha(t_next), process.sigma(t_next)
         if self.scale == Still():
             return Weights(0.0, alpha, sigma, torch.zeros_like(t))
@@ -207,6 +211,7 @@ def score_weight(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
 
     Where α² + σ² = 1 it is 2(α'/α − 1); otherwise by Gauss–Legendre quadrature with 20 nodes.
     """
+    check_same_shape(t=t, t_next=t_next)
     if isinstance(process, VP | Tabulated | Cosine):
         return 2 * (process.alpha(t_next) - process.alpha(t)) / process.alpha(t)
     return _quadrature(process, t, t_next)
@@ -225,6 +230,7 @@ def response(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> Tenso
 
     Every kernel here is linear in (x, x̂, ε̂), and ε̂ = (x − α x̂)/σ, so a unit of x̂ at x = 0 tells.
     """
+    check_rank(1, 1, t=t, t_next=t_next)
     x = torch.zeros_like(t)[:, None]
     noise = -(process.alpha(t) / process.sigma(t))[:, None]
     return kernel(process, x, Estimate(torch.ones_like(x), noise), t, t_next).mean[:, 0]
@@ -236,6 +242,7 @@ def stochasticity(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> 
     What the scale prescribes; for a step of given std c, the η at which GDDIM has that std:
     η² = ln(1 − c²/σ'²) / (2 ln(ρ'/ρ)).
     """
+    check_same_shape(t=t, t_next=t_next)
     if isinstance(kernel, EulerMaruyama | GDDIM | Exponential):
         return kernel.scale(process, t, t_next)
     x = torch.zeros_like(t)[:, None]
@@ -260,6 +267,7 @@ def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
 
     Raises ValueError when none has: then there is nothing that a likelihood could tell.
     """
+    check_rank(1, 2, nodes=nodes)
     t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
     x = torch.zeros_like(t)[:, None]
     std = kernel(process, x, Estimate(x, x), t, t_next).std

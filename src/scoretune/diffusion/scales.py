@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion.processes import Process, rates
+from scoretune.shapes import check_same_shape
 
 Prescribes: TypeAlias = Literal["eta", "std", "nothing"]
 
@@ -163,6 +164,7 @@ Scale: TypeAlias = Inner | Within
 
 def ratio_quotient(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
     """ρ(t_next)/ρ(t) = e^{−h} in [0, 1], [B]; written so that α(t) = 0 and σ(t_next) = 0 give 0."""
+    check_same_shape(t=t, t_next=t_next)
     kept = process.alpha(t) * process.sigma(t_next)
     # Rounding may put a step of no length above 1, and 1 − 1.0000001 has no root.
     return (kept / (process.alpha(t_next) * process.sigma(t))).clamp(max=1)
@@ -174,6 +176,7 @@ def step_diffusion_sq(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
     Where the process starts without any signal (α(t) = 0: rectified flow at t = 1) g² is infinite,
     and the α in the denominator is read at t_next instead, as Flow-GRPO's code does.
     """
+    check_same_shape(t=t, t_next=t_next)
     alpha, sigma = process.alpha(t), process.sigma(t)
     alpha_rate, sigma_rate = rates(process, t)
     below = torch.where(alpha > 0, alpha, process.alpha(t_next))

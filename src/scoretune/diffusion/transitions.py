@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.noise import randn
+from scoretune.shapes import check_rank, check_same_shape
 
 Weight: TypeAlias = Tensor | float
 
@@ -27,6 +28,15 @@ class Transition:
     mean: Tensor
     std: Tensor
 
+    def __post_init__(self) -> None:
+        shape, wanted = self.std.shape, self.mean.shape
+        fits = len(shape) == len(wanted) and shape[:1] == wanted[:1]
+        if not (fits and all(a in (1, b) for a, b in zip(shape, wanted, strict=True))):
+            raise ValueError(
+                f"std {list(shape)} must have the dimensions of mean {list(wanted)}, each of the "
+                "same size or, after the first, of 1"
+            )
+
     @property
     def deterministic(self) -> Tensor:
         """[B] bool: the sample's step has no noise, hence no log-probability."""
@@ -38,10 +48,12 @@ class Transition:
 
     def draw_with(self, noise: Tensor) -> Tensor:
         """x_next for a given standard normal ξ [B, *S]."""
+        check_same_shape(mean=self.mean, noise=noise)
         return torch.addcmul(self.mean, self.std, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
+        check_same_shape(mean=self.mean, x=x)
         mean, std = wide(self.mean), self._noisy_std("log-probability")
         away = wide(x) - mean
         if std.numel() == len(std):  # one number a sample: divide what is summed already
@@ -56,6 +68,7 @@ class Transition:
 
         ½[(m − m₂)²/s₂² + (s/s₂)² − 1] − ln(s/s₂); with equal stds just ‖m − m₂‖²/(2s²).
         """
+        check_same_shape(mean=self.mean, other_mean=other.mean)
         std, other_std = self._noisy_std("KL"), other._noisy_std("KL")
         ratio = std / other_std
         shift = (wide(self.mean) - wide(other.mean)) / other_std
@@ -106,6 +119,7 @@ class Weights:
 
     def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
         """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
+        check_same_shape(x=x, data=estimate.data, noise=estimate.noise)
         terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
         total, temporary = None, False  # a temporary may be added to in place
         for weight, value in terms:
@@ -131,7 +145,14 @@ class Weights:
 
 
 def broadcast(numbers: Tensor, x: Tensor) -> Tensor:
-    """Numbers [..., B] as [..., B, 1, …] so that they multiply x [B, *S], in x's wide dtype."""
+    """Numbers [..., B] or [..., 1] with a dimension of 1 for each of *S more, so that they multiply
+    x [B, *S], in x's wide dtype."""
+    check_rank(1, x=x, numbers=numbers)
+    if numbers.shape[-1] not in (1, len(x)):
+        raise ValueError(
+            f"numbers {list(numbers.shape)} must have as many columns as x {list(x.shape)} has "
+            "samples, or one"
+        )
     dtype = torch.promote_types(x.dtype, torch.float32)
     return numbers.to(device=x.device, dtype=dtype).reshape(*numbers.shape, *(1,) * (x.dim() - 1))
 

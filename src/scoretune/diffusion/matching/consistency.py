@@ -20,6 +20,7 @@ from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.processes import Process, expand, noise_ratio
 from scoretune.diffusion.solvers import Field, ddim_step
 from scoretune.diffusion.theory.gaussian import state_variance
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Solver: TypeAlias = Literal["heun", "euler"]
@@ -37,6 +38,7 @@ def from_estimate(
 
     nearly the denoiser itself, the better the larger ρ is. Finite without any signal (α = 0).
     """
+    check_same_shape(x=x, data=estimate.data)
     alpha, sigma = process.alpha(t), process.sigma(t)
     data_sq = sigma_data**2
     lead = sigma - _least(process, t, t_min) * alpha
@@ -72,6 +74,7 @@ def ode_step(
     process: Process, field: Field, x: Tensor, t: Tensor, t_next: Tensor, *, solver: Solver
 ) -> Tensor:
     """One step of dx̄/dρ = ε̂ from t to t_next, [B, *S]: EDM's Heun, or Euler, which is DDIM."""
+    check_batch(x, t=t, t_next=t_next)
     estimate = field(x, t)
     ahead = ddim_step(process, x, estimate, t, t_next)
     if solver == "euler":
@@ -128,6 +131,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
     The mass of ln ρ ~ N(mean, std²) between the two, scaled to sum 1 (arXiv 2310.14189 Table 1).
     """
+    check_rank(1, 1, ratios=ratios)
     mass = torch.special.erf((torch.log(ratios) - mean) / (math.sqrt(2) * std))
     between: Tensor = mass[:-1] - mass[1:]
     return between / between.sum()
@@ -163,6 +167,7 @@ def multistep(
 
     x̄ ← x̄ + √(ρ² − ρ_min²) z brings a finished sample, which still holds ρ_min, back to time t.
     """
+    check_rank(1, 1, times=times)
     done = one_step(jump, x, float(times[0]))
     for now in times[1:].tolist():
         t = _all_at(now, x)

@@ -21,6 +21,7 @@ from torch import Tensor
 from scoretune.diffusion.processes import Process, expand
 from scoretune.diffusion.solvers import Field, velocity_of
 from scoretune.diffusion.transitions import wide
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Vector: TypeAlias = Callable[[Tensor], Tensor]
 Directions: TypeAlias = Literal["rademacher", "gaussian"]
@@ -28,6 +29,7 @@ Directions: TypeAlias = Literal["rademacher", "gaussian"]
 
 def explicit(predicted: Tensor, exact: Tensor) -> Tensor:
     """‖ŝ − ∇ ln p‖², [B]."""
+    check_same_shape(predicted=predicted, exact=exact)
     return _squared(predicted - exact)
 
 
@@ -36,6 +38,8 @@ def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
 
     The explicit loss and a constant, which for Gaussian data is 1/σ² − 1/v in each dimension.
     """
+    check_same_shape(predicted=predicted, eps=eps)
+    check_batch(eps, sigma=sigma)
     return _squared(predicted + eps / expand(sigma, eps))
 
 
@@ -69,11 +73,13 @@ def divergence(vector: Vector, x: Tensor, probe: Tensor | None = None) -> tuple[
 
     Exact unless there is a `probe` v [B, *S] with E vvᵀ = 1: then Hutchinson's vᵀ(∇f)v.
     """
+    check_same_shape(x=x, **({} if probe is None else {"probe": probe}))
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x = wide(x)
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = wide(vector(x))
+        check_same_shape(x=x, vector=value)
         if probe is not None:
             total = (_slope(value, x, probe, keep) * probe).flatten(1).sum(1)
         else:
@@ -110,6 +116,7 @@ def log_likelihood(
     `times` decrease, as a sampler's do, and are walked backwards by Heun: order 2. The trace is
     exact unless a `probe` of random directions makes it Hutchinson's, unbiased to that order.
     """
+    check_rank(1, 1, times=times)
     state, gain = wide(x), torch.zeros(len(x), dtype=wide(x).dtype, device=x.device)
 
     def flow(at: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:

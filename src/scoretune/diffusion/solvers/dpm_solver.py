@@ -9,6 +9,7 @@ from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level, ratio_quotient
 from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
 from scoretune.diffusion.transitions import Weights, broadcast
+from scoretune.shapes import check_batch, check_same_shape
 
 FEW_STEPS = 15
 """Below this many steps DPM-Solver++ makes its last step of first order (arXiv 2211.01095)."""
@@ -70,11 +71,14 @@ def dpmpp_2m_step(
 
     `previous` is the data estimate of the last step and its time; None makes the step first order.
     """
+    check_batch(x, t=t, t_next=t_next)
     step = first_order(process, t, t_next, 0.0).over(x)
     ahead = step.mean(x, estimate)
     if previous is None:
         return ahead
     data, before = previous
+    check_batch(x, before=before)
+    check_same_shape(x=x, previous=data)
     lean = broadcast(_lean_of(process, before, t, t_next), x)
     return _lean(ahead, step, lean, estimate.data, data)
 
