@@ -12,6 +12,7 @@ from scoretune.rl.rates import advantage_rate, td_advantage
 from scoretune.rl.surrogates import (
     adapted_coefficient,
     clipped_surrogate,
+    controlled_coefficient,
     kl_penalty,
     sqrt_kl_penalty,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "advantage_rate",
     "clipped_surrogate",
     "clstd",
+    "controlled_coefficient",
     "ctd0",
     "ctd_lambda",
     "exponential_times",
