@@ -22,6 +22,9 @@ class Estimate:
     data: Tensor
     noise: Tensor
 
+    def __post_init__(self) -> None:
+        check_same_shape(data=self.data, noise=self.noise)
+
 
 @dataclass(frozen=True)
 class Prediction:

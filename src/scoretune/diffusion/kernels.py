@@ -1,7 +1,7 @@
 """One step of a sampler as a Gaussian: (process, x, estimate, t, t_next) -> Transition.
 
 Four kernels times a noise scale cover the probability-flow ODE, the reverse SDE, DDIM(η),
-ancestral DDPM, gDDIM(η), the exponential integrator, Flow-SDE, Dance-SDE, CPS and MixGRPO's window.
+ancestral DDPM, gDDIM(η), the exponential integrator, Flow-SDE, Dance-SDE and CPS.
 Every kernel is linear in (x, x̂, ε̂): `weights(process, t, t_next)` are its numbers, for times of
 any shape, so that a sampler works out a whole grid at once. Primes in formulas are values at
 t_next, x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t <= 0.
@@ -36,7 +36,6 @@ from scoretune.diffusion.scales import (
     Ramp,
     Scale,
     Still,
-    Within,
     check_level,
     ratio_quotient,
     step_diffusion_sq,
@@ -60,7 +59,6 @@ __all__ = [
     "Scale",
     "Still",
     "Transition",
-    "Within",
     "response",
     "stochasticity",
 ]

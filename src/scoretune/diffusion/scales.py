@@ -131,35 +131,7 @@ class CPS:
         return process.sigma(t_next) * math.sin(self.level * math.pi / 2)
 
 
-Inner: TypeAlias = Still | Memoryless | Constant | Ramp | FlowSDE | DanceSDE | Posterior | CPS
-
-
-@dataclass(frozen=True)
-class Within:
-    """`scale` on the steps that begin at start >= t > stop, no noise elsewhere.
-
-    MixGRPO's window (arXiv 2507.21802): stochastic inside, the ODE outside.
-    """
-
-    scale: Inner
-    start: float
-    stop: float
-
-    def __post_init__(self) -> None:
-        if not self.start > self.stop:
-            raise ValueError(f"Within needs start > stop, got {self.start} and {self.stop}")
-
-    @property
-    def prescribes(self) -> Prescribes:
-        return self.scale.prescribes
-
-    def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
-        inside = (t <= self.start) & (t > self.stop)
-        noisy = self.scale(process, t, t_next)
-        return torch.where(inside, noisy, torch.zeros_like(noisy))
-
-
-Scale: TypeAlias = Inner | Within
+Scale: TypeAlias = Still | Memoryless | Constant | Ramp | FlowSDE | DanceSDE | Posterior | CPS
 
 
 def ratio_quotient(process: Process, t: Tensor, t_next: Tensor) -> Tensor:

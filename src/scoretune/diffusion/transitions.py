@@ -120,7 +120,7 @@ class Weights:
 
     def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
         """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
-        check_same_shape(x=x, data=estimate.data, noise=estimate.noise)
+        check_same_shape(x=x, data=estimate.data)
         terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
         total, temporary = None, False  # a temporary may be added to in place
         for weight, value in terms:

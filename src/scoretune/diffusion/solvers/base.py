@@ -15,6 +15,7 @@ from scoretune.diffusion import transitions
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.processes import Process, Schedule
+from scoretune.shapes import check_shape
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
 """What a network says about x [B, *S] at the times t [B]."""
@@ -45,6 +46,8 @@ def on_grid(process: Schedule, x: Tensor, times: Tensor) -> Tensor:
 
 def node_times(nodes: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """The times of the nodes as a field takes them, each [B] on x's device."""
+    if nodes.shape[1] != 1:
+        check_shape((len(nodes), len(x)), nodes=nodes)
     return nodes.to(x.device).expand(-1, len(x)).unbind()
 
 

@@ -13,12 +13,10 @@ from scoretune.diffusion.kernels import EulerMaruyama, Renoise, Still
 from scoretune.diffusion.processes import Process, expand, rates
 from scoretune.diffusion.solvers.base import Field, KernelSampler, node_times, on_grid
 from scoretune.diffusion.transitions import Weights, wide
-from scoretune.shapes import check_same_shape
 
 
 def velocity_of(process: Process, estimate: Estimate, t: Tensor) -> Tensor:
     """The probability-flow velocity u = α'x̂ + σ'ε̂ = f x − ½g²s, [B, *S]."""
-    check_same_shape(data=estimate.data, noise=estimate.noise)
     alpha_rate, sigma_rate = rates(process, t)
     x0, eps = estimate.data, estimate.noise
     return expand(alpha_rate, x0) * x0 + expand(sigma_rate, eps) * eps

@@ -49,6 +49,9 @@ def exact(process: Process, *, mean: float | Tensor, variance: float | Tensor) -
 
     Tensors [] as moments make it a policy with two parameters.
     """
+    for name, moment in (("mean", mean), ("variance", variance)):
+        if isinstance(moment, Tensor):
+            check_rank(0, 0, **{name: moment})
 
     def field(x: Tensor, t: Tensor) -> Estimate:
         alpha, sigma = process.alpha(t), process.sigma(t)
