@@ -35,9 +35,17 @@ def refuse_pickle(path: Path, fix: str) -> None:
         raise UserError(f"{str(path)!r} is a pickle, which can run code when read; {fix}")
 
 
+def refuse_endless(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{str(path)!r} is no regular file: take it out of the folder")
+
+
 def refuse_pickles(folder: Path, fix: str) -> None:
-    """Refuse a folder where weights lie as pickles only."""
+    """Refuse a folder where weights lie as pickles only, or where a file may never end."""
     files = sorted(folder.iterdir())
+    for path in files:
+        refuse_endless(path)
     if not any(path.suffix == ".safetensors" for path in files):
         for path in files:
             refuse_pickle(path, fix)

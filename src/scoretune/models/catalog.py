@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from scoretune.core import checkpoints, model_folder
+from scoretune.core import checkpoints, model_folder, reading
 from scoretune.core.config import NEW_NETWORKS, Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.resolve import is_function
@@ -125,7 +124,7 @@ def resolve(source: str) -> Resolved:
 def _recorded(folder: Path) -> Model:
     """The model that a run began with."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = reading.read_json(folder / "run.json")
         model = Model.model_validate(record["config"]["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scoretune.core import hub
+from scoretune.core import hub, reading
 from scoretune.core.errors import UserError
 
 INDEX = "model_index.json"
@@ -54,8 +54,8 @@ def _index_of(folder: Path) -> Any:
     if not folder.is_dir():
         raise UserError(f"model folder {str(folder)!r} does not exist: check the path")
     try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return reading.read_json(folder / INDEX)
+    except (OSError, ValueError):
         raise UserError(
             f"{str(folder)!r} is no diffusers pipeline (no readable {INDEX}): "
             "save one with pipe.save_pretrained(folder)"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scoretune.core import checkpoints, distributed, files, model_folder
+from scoretune.core import checkpoints, distributed, files, model_folder, reading
 from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
@@ -99,7 +99,7 @@ def _apart_from_machine(run: Run) -> dict[str, Any]:
 def recorded(folder: Path) -> Run:
     """The settings of a run folder. Raises UserError when it is none."""
     try:
-        described = json.loads((folder / "run.json").read_text())
+        described = reading.read_json(folder / "run.json")
         return validated(described["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
