@@ -168,7 +168,6 @@ FREE: dict[str, str] = {
     "rl.tilt.Mixture.to": "the device and dtype of anything",
     "rl.tilt.Quadratic": "a slope and two numbers",
     "rl.tilt.Quadratic.__call__": "points of any number",
-    "rl.tilt.Mixture(log_weights)": "the components of a batch may share their weights",
 }
 
 

@@ -7,6 +7,7 @@ solved once in `read`; there are no n² converters.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ class Estimate:
 
     def __post_init__(self) -> None:
         check_same_shape(data=self.data, noise=self.noise)
+
+
+Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
+"""What a network says about x [B, *S] at the times t [B]."""
 
 
 @dataclass(frozen=True)

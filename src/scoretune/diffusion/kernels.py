@@ -98,10 +98,11 @@ class EulerMaruyama(_Linear):
         d = t_next - t
         alpha_rate, sigma_rate = rates(process, t)
         if self.scale == Still():
-            return Weights(1.0, d * alpha_rate, d * sigma_rate, torch.zeros_like(t))
+            return Weights(torch.ones_like(t), d * alpha_rate, d * sigma_rate, torch.zeros_like(t))
         noise_sq = self.scale(process, t, t_next) ** 2 * step_diffusion_sq(process, t, t_next)
         noise_rate = sigma_rate + noise_sq / (2 * process.sigma(t))
-        return Weights(1.0, d * alpha_rate, d * noise_rate, torch.sqrt(noise_sq * d.abs()))
+        std = torch.sqrt(noise_sq * d.abs())
+        return Weights(torch.ones_like(t), d * alpha_rate, d * noise_rate, std)
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class Renoise(_Linear):
     def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
         """(0, α', √(σ'² − c²), c)."""
         check_same_shape(t=t, t_next=t_next)
-        alpha, sigma = process.alpha(t_next), process.sigma(t_next)
+        alpha, sigma, nothing = process.alpha(t_next), process.sigma(t_next), torch.zeros_like(t)
         if self.scale == Still():
-            return Weights(0.0, alpha, sigma, torch.zeros_like(t))
+            return Weights(nothing, alpha, sigma, nothing)
         std = self.scale(process, t, t_next)
         if bool((std > sigma * (1 + 1e-6)).any()):
             limit = float(Posterior.limit(process, t, t_next).min())
@@ -131,7 +132,7 @@ class Renoise(_Linear):
                 "lower eta, or use GDDIM(eta), which is defined for every eta"
             )
         kept = torch.sqrt(((sigma - std) * (sigma + std)).clamp(min=0))
-        return Weights(0.0, alpha, kept, std)
+        return Weights(nothing, alpha, kept, std)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class GDDIM(_Linear):
         log_kept = torch.xlogy(eta_sq, ratio_quotient(process, t, t_next))
         sigma = process.sigma(t_next)
         std = sigma * torch.sqrt(-torch.expm1(2 * log_kept))
-        return Weights(0.0, process.alpha(t_next), sigma * torch.exp(log_kept), std)
+        kept = sigma * torch.exp(log_kept)
+        return Weights(torch.zeros_like(t), process.alpha(t_next), kept, std)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Exponential(_Linear):
         pull = (1 + eta**2) / 2 * score_weight(process, t, t_next) / process.sigma(t)
         gone = noise_ratio(process, t) ** 2 - noise_ratio(process, t_next) ** 2
         std = eta * alpha_next * torch.sqrt(gone.clamp(min=0))
-        return Weights(alpha_next / alpha, 0.0, -pull, std)
+        return Weights(alpha_next / alpha, torch.zeros_like(t), -pull, std)
 
 
 Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM | Exponential

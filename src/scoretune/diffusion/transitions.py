@@ -5,7 +5,6 @@ Shapes: states [B, *S], numbers of a step [B] or, for all steps of a grid, [N, B
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.noise import randn
 from scoretune.shapes import check_rank, check_same_shape
-
-Weight: TypeAlias = Tensor | float
 
 
 @dataclass(frozen=True)
@@ -91,50 +88,28 @@ class Transition:
 
 @dataclass(frozen=True)
 class Weights:
-    """A linear step: x_next = state·x + data·x̂ + noise·ε̂ + std·ξ.
+    """A linear step, x_next = state·x + data·x̂ + noise·ε̂ + std·ξ: numbers of the shape of the
+    times, one step's [B] or a whole grid's [N, B]."""
 
-    Numbers of the shape of the times, one step's [B] or a whole grid's [N, B]. The floats 0 and 1
-    cost nothing; no other float is allowed.
-    """
-
-    state: Weight
-    data: Weight
-    noise: Weight
+    state: Tensor
+    data: Tensor
+    noise: Tensor
     std: Tensor
 
     def over(self, x: Tensor) -> "Weights":
         """The same with dimensions of size 1 for those of x [B, *S], so that they multiply it."""
-        state, data, noise = (
-            weight if isinstance(weight, float) else broadcast(weight, x)
-            for weight in (self.state, self.data, self.noise)
-        )
-        return Weights(state, data, noise, broadcast(self.std, x))
+        return Weights(*(broadcast(numbers, x) for numbers in self._numbers))
 
     def each(self) -> list["Weights"]:
         """The numbers of a grid, step by step."""
-        rows = [
-            [weight] * len(self.std) if isinstance(weight, float) else list(weight.unbind())
-            for weight in (self.state, self.data, self.noise)
-        ]
-        return [Weights(*numbers) for numbers in zip(*rows, self.std.unbind(), strict=True)]
+        rows = (numbers.unbind() for numbers in self._numbers)
+        return [Weights(*step) for step in zip(*rows, strict=True)]
 
     def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
         """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
         check_same_shape(x=x, data=estimate.data)
-        terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
-        total, temporary = None, False  # a temporary may be added to in place
-        for weight, value in terms:
-            if isinstance(weight, float):
-                total = value if weight else total  # only the first term may weigh 1
-            elif total is None:
-                total, temporary = weight * value, True
-            elif temporary:
-                total = total.addcmul_(weight, value)
-            else:
-                total, temporary = torch.addcmul(total, weight, value), True
-        if total is None:
-            raise ValueError("a step with no weight on x, x̂ and ε̂ goes nowhere")
-        return total
+        towards = torch.addcmul(self.state * x, self.data, estimate.data)
+        return torch.addcmul(towards, self.noise, estimate.noise)
 
     def transition(self, x: Tensor, estimate: Estimate) -> Transition:
         """The law of the next state; the weights must be `over` x already."""
@@ -143,6 +118,10 @@ class Weights:
     def noisy(self) -> list[bool]:
         """Whether each step of a grid has any noise."""
         return [bool(row) for row in (self.std != 0).flatten(1).any(1).tolist()]
+
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.state, self.data, self.noise, self.std
 
 
 def broadcast(numbers: Tensor, x: Tensor) -> Tensor:
@@ -167,6 +146,11 @@ def fresh(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """‖x‖² of each sample of x [B, *S], [B], in float32 or wider."""
+    return _sum(wide(x) ** 2)
 
 
 def _sum(per_dimension: Tensor) -> Tensor:

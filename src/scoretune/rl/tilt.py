@@ -37,10 +37,9 @@ class Mixture:
 
     def __post_init__(self) -> None:
         check_rank(2, means=self.means)
-        check_shape(self.means.shape[:-1], variances=self.variances)
-        shape = self.variances.shape  # the components of a batch may share their weights
-        shape = shape if self.log_weights.dim() > 1 else shape[-1:]
-        check_shape(shape, log_weights=self.log_weights)
+        batch = self.means.shape[:-1]  # its mixtures may share their weights and variances
+        for name, numbers in (("log_weights", self.log_weights), ("variances", self.variances)):
+            check_shape(batch if numbers.dim() > 1 else batch[-1:], **{name: numbers})
 
     @staticmethod
     def of(weights: list[float], means: list[list[float]], variance: float) -> Mixture:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import grids
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.processes import Process, expand, noise_ratio
-from scoretune.diffusion.solvers import Field, ddim_step
+from scoretune.diffusion.solvers import ddim_step
 from scoretune.diffusion.theory.gaussian import state_variance
+from scoretune.diffusion.transitions import squared_norm
 from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -139,7 +140,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
 def pseudo_huber(difference: Tensor, c: float | None = None) -> Tensor:
     """√(‖d‖² + c²) − c, [B]; c = 0.00054√D unless given (arXiv 2310.14189 Table 1)."""
-    squared = (difference**2).flatten(1).sum(1)
+    squared = squared_norm(difference)
     c = 0.00054 * math.sqrt(difference[0].numel()) if c is None else c
     # ‖d‖²/(√(‖d‖² + c²) + c) is the same number without the cancellation near 0.
     distance: Tensor = squared / (torch.sqrt(squared + c**2) + c)

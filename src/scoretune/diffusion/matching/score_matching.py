@@ -18,9 +18,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.processes import Process, expand
-from scoretune.diffusion.solvers import Field, velocity_of
-from scoretune.diffusion.transitions import wide
+from scoretune.diffusion.solvers import velocity_of
+from scoretune.diffusion.transitions import squared_norm, wide
 from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Vector: TypeAlias = Callable[[Tensor], Tensor]
@@ -30,7 +31,7 @@ Directions: TypeAlias = Literal["rademacher", "gaussian"]
 def explicit(predicted: Tensor, exact: Tensor) -> Tensor:
     """‖ŝ − ∇ ln p‖², [B]."""
     check_same_shape(predicted=predicted, exact=exact)
-    return _squared(predicted - exact)
+    return squared_norm(predicted - exact)
 
 
 def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
@@ -40,13 +41,13 @@ def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
     """
     check_same_shape(predicted=predicted, eps=eps)
     check_batch(eps, sigma=sigma)
-    return _squared(predicted + eps / expand(sigma, eps))
+    return squared_norm(predicted + eps / expand(sigma, eps))
 
 
 def implicit(score: Vector, x: Tensor) -> Tensor:
     """‖ŝ‖² + 2∇·ŝ, [B], with the exact divergence: one derivative for each dimension."""
     value, trace = divergence(score, x)
-    return _squared(value) + 2 * trace
+    return squared_norm(value) + 2 * trace
 
 
 def sliced(
@@ -64,7 +65,7 @@ def sliced(
     """
     probe = random_directions(x, directions, generator)
     value, trace = divergence(score, x, probe)
-    last = _squared(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
+    last = squared_norm(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
     return last + 2 * trace
 
 
@@ -147,7 +148,3 @@ def _slope(value: Tensor, x: Tensor, direction: Tensor, keep: bool) -> Tensor:
         value, x, direction, create_graph=keep, retain_graph=True, materialize_grads=True
     )
     return slope
-
-
-def _squared(x: Tensor) -> Tensor:
-    return (wide(x) ** 2).flatten(1).sum(1)

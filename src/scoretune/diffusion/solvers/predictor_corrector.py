@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import transitions
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.kernels import EulerMaruyama, Kernel, Memoryless
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, check_count, node_times, on_grid
+from scoretune.diffusion.solvers.base import check_count, node_times, on_grid
 from scoretune.shapes import check_rank, check_same_shape
 
 REVERSE_SDE = EulerMaruyama(Memoryless())

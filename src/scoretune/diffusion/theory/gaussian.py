@@ -14,10 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.processes import Process, expand, noise_ratio
-from scoretune.diffusion.solvers.base import Field
 from scoretune.diffusion.transitions import Transition
 from scoretune.shapes import check_batch, check_rank, check_same_shape
 
