@@ -401,10 +401,15 @@ class Matching(Objective):
     kind: Literal["matching"] = "matching"
     t_min: float = Field(1e-3, gt=0, description="smallest time that is learned from")
     weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
-        Field("own", description="on the error; own: 1 on what the network predicts")
+        Field(
+            "own",
+            description="on the error; own: 1 on what the network predicts; edm: as published, "
+            "for data of deviation 0.5, though data of one's own are standardised to 1",
+        )
     )
     times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
-        "uniform", description="how times are drawn"
+        "uniform",
+        description="how times are drawn; lognormal: as published, for data of deviation 0.5",
     )
     loss: Literal["denoising", "sliced", "implicit"] = Field(
         "denoising", description="of score matching; the last two from derivatives of the network"
@@ -438,6 +443,11 @@ class Consistency(Objective):
         return _only(distils, taught, "solver", "decay")
 
 
+def _deviation(value: object) -> object:
+    """`shared_scale` was a bool, and is in the files of older runs."""
+    return {True: "within", False: "group"}[value] if isinstance(value, bool) else value
+
+
 class PolicyGradient(Objective):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
@@ -446,7 +456,12 @@ class PolicyGradient(Objective):
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
     )
     clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
+    kl_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the KL to the pretrained model: deviations of the reward a nat; with "
+        "baseline=critic, which divides by none, the reward's own unit a nat",
+    )
     temperature: float = Field(
         1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
     )
@@ -462,7 +477,13 @@ class PolicyGradient(Objective):
     min_count: int = Field(
         16, ge=2, description="running: with fewer than that, compared with the whole batch"
     )
-    shared_scale: bool = Field(True, description="group: one deviation for all prompts")
+    shared_scale: Annotated[Literal["group", "within", "global"], BeforeValidator(_deviation)] = (
+        Field(
+            "within",
+            description="group: rewards are divided by their group's own deviation, by one of all "
+            "about their group's mean, or by one of all about the mean of all",
+        )
+    )
     trust_region: float | None = Field(
         None, gt=0, description="KL that an update may move, in nats; adapts a penalty"
     )
@@ -495,7 +516,12 @@ class ScoreAction(Objective):
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
     clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.003, ge=0, description="of the KL to the pretrained model")
+    kl_weight: float = Field(
+        0.003,
+        ge=0,
+        description="of the KL to the pretrained model, in the reward's own unit a nat; the "
+        "default is for a log-probability: scale it with the reward",
+    )
     exploration: float = Field(
         0.3, gt=0, description="explicit: deviation of tried noise estimates"
     )
