@@ -24,7 +24,8 @@ from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.models import folders, score_network
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import apply_run, resolve
-from scoretune.models.lora import ADAPTER, DOWN, NAME, UP, adapter_state, add_deltas, deltas
+from scoretune.models.lora import ADAPTER, adapter_state, add_deltas, deltas
+from scoretune.models.lora_files import DOWN, NAME, UP
 from scoretune.models.recycled import inner
 from scoretune.policy import Backbone, Policy, adapter_layers
 
@@ -216,9 +217,7 @@ def _stored(where: str, part: str, revision: str | None) -> torch.dtype:
     from safetensors import SafetensorError, safe_open
 
     counts: Counter[str] = Counter()
-    for file in sorted((_folder(where, revision) / part).glob("*.safetensors")):
-        if file.name.count(".") > 1:  # beside the plain one, as `model.fp16.safetensors`
-            continue
+    for file in folders.weight_files(where, _folder(where, revision) / part):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
