@@ -56,7 +56,7 @@ def load_pipeline(
     hub.refuse_pickles(
         Path(source),
         "if you trust it, convert it once: "
-        f"pipe = DiffusionPipeline.from_pretrained({source!r}); pipe.save_pretrained({source!r})",
+        f"p = {source!r}; DiffusionPipeline.from_pretrained(p).save_pretrained(p)",
         inside=True,
     )
     import diffusers
