@@ -50,9 +50,7 @@ def bound(metadata: list[Any]) -> float | None:
 
 def test_the_walk_finds_the_numbers():
     assert len(ALL) > 70
-    assert {("sizes.prompts", int), ("sampling.eta_end", float), ("guard.path_kl", float)} < set(
-        ALL
-    )
+    assert {("Sizes", "sizes.prompts"), ("Guard", "guard.path_kl")} < set(ALL)
 
 
 @pytest.mark.parametrize(("section", "path"), ALL)
@@ -99,9 +97,7 @@ def at(run: Run, path: str, value: float) -> Run:
 
 
 def test_samples_are_bounded_by_their_product():
-    with pytest.raises(
-        UserError, match=r"sizes: prompts × group is 1098907648000 samples an update"
-    ):
+    with pytest.raises(UserError, match="prompts × group is 1098907648000 samples"):
         changed(recipes.named("ddpo"), ["sizes.prompts=1048000", "sizes.group=1048576"])
 
 
