@@ -67,14 +67,19 @@ class TorchEngine:
     def step(
         self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> float:
-        """One step with the gradients of all processes, at most `clip_norm` long; their length."""
+        """One step with the gradients of all processes, at most `clip_norm` long; their length.
+
+        A gradient that is not finite makes no step. With a scaler, which lowers its scale then, its
+        length counts as 0.
+        """
         # Gradients of slices are added up already.
         distributed.add_up(p for p in parameters if not fsdp.is_sharded_tensor(p))
         if self.scaler is not None:
             self.scaler.unscale_(optimiser)
         norm = fsdp.clip(parameters, clip_norm)
         if self.scaler is None:
-            optimiser.step()
+            if math.isfinite(norm):
+                optimiser.step()
         else:
             self.scaler.step(optimiser)
             self.scaler.update()
@@ -154,7 +159,8 @@ def short_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    signs = ("not enough memory", "can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def check_shard(model: Model, hardware: Hardware, kind: str) -> None:

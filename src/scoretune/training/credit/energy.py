@@ -22,6 +22,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import fsdp
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.records import Condition, Scores, Trajectory
 from scoretune.diffusion import estimates
@@ -183,7 +184,7 @@ class EnergyCredit:
         self.energy.load_state_dict(state["energy"])
         if self.value is not None:
             self.value.load_state_dict(state["value"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        fsdp.restore(self.optimiser, state["optimiser"])
         self.rounds, self.velocities = state["rounds"], state["velocities"]
 
     def _fit(self, path: Trajectory) -> dict[str, float]:
