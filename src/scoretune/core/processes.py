@@ -52,7 +52,7 @@ def run_in(processes: int, words: Sequence[str]) -> int:
                 PARENT: str(alive),
             }
             child = subprocess.Popen(
-                [sys.executable, "-m", "scoretune", *words],
+                [sys.executable, "-P", "-m", "scoretune", *words],
                 env=environment,
                 pass_fds=(alive,),
                 start_new_session=True,  # the terminal tells the parent alone, which passes it on

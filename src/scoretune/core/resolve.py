@@ -265,8 +265,8 @@ def _check_hidden(module: ModuleType, place: str, here: Path) -> None:
     home = getattr(module, "__file__", None)
     if own.is_file() and (home is None or not own.samefile(home)):
         raise UserError(
-            f"{own.name} in this folder is hidden by another module {place!r} ({home or 'built in'}): "
-            f"name it as {own.name}:FUNCTION, or give the file another name"
+            f"{own.name} in this folder is hidden by another module {place!r} "
+            f"({home or 'built in'}): name it as {own.name}:FUNCTION, or give the file another name"
         )
 
 

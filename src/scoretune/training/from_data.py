@@ -94,8 +94,8 @@ def build(run: Run) -> Parts:
     for part, count in (("held out", len(held_out)), ("learned from", len(learned))):
         if count < 2:
             raise UserError(
-                f"of {len(data)} examples in {run.data!r} {count} would be {part}, and 2 are needed "
-                "to measure: change dataset.held_out, or give more data"
+                f"of {len(data)} examples in {run.data!r} {count} would be {part}, and 2 are "
+                "needed to measure: change dataset.held_out, or give more data"
             )
     device = distributed.device()
     model = _model(run, learned)

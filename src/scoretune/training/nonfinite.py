@@ -78,12 +78,10 @@ def check_weights(policy: Policy, update: int) -> None:
         )
 
 
-def blame_model(
-    policy: Policy, update: int, error: UserError, draw: Callable[[], Tensor]
-) -> UserError:
+def blame_model(policy: Policy, update: int, draw: Callable[[], Tensor]) -> UserError:
     """Why the model's samples are not finite after `update` updates; `draw` makes some."""
     check_weights(policy, update)
-    where = f"after update {update} {error}"
+    where = f"after update {update} the model's samples hold NaN or infinity"
     bad = nonfinite(policy.backbone.network.named_parameters())
     if bad:
         anew = "get the model anew"
@@ -94,7 +92,7 @@ def blame_model(
         policy.guidance = scale
         if unguided:
             return NonFinite(
-                f"{where}, and without guidance does not: lower model.guidance (now {scale:.3g})",
+                f"{where}, and without guidance do not: lower model.guidance (now {scale:.3g})",
                 explained=True,
             )
     if update and policy.has_reference:
@@ -102,7 +100,7 @@ def blame_model(
             before = is_finite(draw())
         if before:
             return NonFinite(
-                f"{where}, and the pretrained model's does not: lower optimiser.learning_rate",
+                f"{where}, and the pretrained model's do not: lower optimiser.learning_rate",
                 explained=True,
             )
     return NonFinite(

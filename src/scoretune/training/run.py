@@ -17,6 +17,7 @@ from torch import Tensor
 from scoretune.core import distributed, files, lock
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
+from scoretune.core.finite import is_finite
 from scoretune.core.foreign import contained
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
@@ -269,11 +270,11 @@ class FineTuning(Training):
         def draw() -> Tensor:
             return sample(policy, prompt, times=times, seed=evaluation.seed)
 
-        if isinstance(error, NotFinite):
-            return blame_model(policy, self.done, error, draw)
-        if isinstance(error, NonFinite) and not error.explained:
-            return blame_reward(error, self.parts.reward, self.run.reward, draw(), prompt.texts)
-        return error
+        if isinstance(error, NonFinite) and error.explained:
+            return error
+        if isinstance(error, NonFinite) and is_finite(images := draw()):
+            return blame_reward(error, self.parts.reward, self.run.reward, images, prompt.texts)
+        return blame_model(policy, self.done, draw)
 
     @property
     def ended(self) -> bool:

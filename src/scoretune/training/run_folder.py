@@ -22,7 +22,7 @@ from scoretune.policy import Policy
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training import from_data
 from scoretune.training.build import Checked, build_policy
-from scoretune.training.overrides import changed, of_data, validated
+from scoretune.training.overrides import changed, of_data, unread, validated
 
 MACHINE = ("hardware", "tracking", "checkpoints")
 """The settings that change no result."""
@@ -126,8 +126,9 @@ def resumed(folder: Path, words: Sequence[str], *, accept_changes: bool = False)
 
 
 def decisive(run: Run) -> dict[str, Any]:
-    """The settings that decide a run's numbers, by their paths."""
-    return dict(leaves(_apart_from_machine(run)))
+    """The settings that decide a run's numbers, by their paths: those that it reads."""
+    never = unread(run)
+    return {p: value for p, value in leaves(_apart_from_machine(run)) if p not in never}
 
 
 def _apart_from_machine(run: Run) -> dict[str, Any]:
