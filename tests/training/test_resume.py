@@ -301,7 +301,7 @@ def test_what_changed_is_refused_or_accepted_and_then_acts(tmp_path, tiny, undis
     def begun() -> None:
         run_folder.record(other, folder, 1, resumed=True)
 
-    with pytest.raises(UserError, match=r"optimiser.learning_rate 0.001 -> 0.005"):
+    with pytest.raises(UserError, match=r"optimiser.learning_rate 0.003 -> 0.005"):
         run.launch(other, folder, Silent(), begun=begun)
     assert (folder / "run.json").read_text() == recorded and saved_last(folder)["update"] == 2
     run.launch(other, folder, Silent(), begun=begun, accept_changes=True)
