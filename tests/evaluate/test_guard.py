@@ -62,6 +62,33 @@ def test_efrons_bound_holds_for_a_handful_of_prompts(prompts, seed):
         assert sum(beyond) / len(flips) <= math.exp(-(z**2) / 2)
 
 
+@pytest.mark.parametrize(
+    ("looks", "level"), [(2, 0.0625), (3, 0.046875), (5, 0.0390625), (8, 0.0363927), (20, 0.031987)]
+)
+def test_the_level_of_verdicts_is_their_exact_binary_tail(looks, level):
+    """The worst number n of verdicts that changed: pairs · P(2·Binomial(n, ½) − n > z√n)."""
+    pairs = looks * (looks - 1) // 2
+    z = watches.threshold(pairs)
+    n = torch.arange(1, 201, dtype=torch.float64)[:, None]
+    heads = torch.arange(201, dtype=torch.float64)
+    log_choose = torch.lgamma(n + 1) - torch.lgamma(heads + 1) - torch.lgamma((n - heads).abs() + 1)
+    chance = torch.where(heads <= n, torch.exp(log_choose - n * math.log(2)), 0.0)
+    tails = pairs * torch.where(2 * heads - n > z * n.sqrt(), chance, 0.0).sum(1)
+    assert float(tails.max()) == pytest.approx(level, rel=1e-4)
+    assert float(tails.max()) < watches.LEVEL == pytest.approx(0.0795, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_level_holds_for_differences_of_any_sizes(seed):
+    """Over all sign flips, LEVEL/TAIL of the normal tail at most, of any number of pairs."""
+    sizes = torch.rand(12, generator=torch.Generator().manual_seed(seed)).double() ** (seed + 0.2)
+    flips = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=12)), dtype=torch.float64)
+    sums = (flips * sizes).sum(1) / sizes.square().sum().sqrt()
+    for pairs in (1, 3, 10, 28):
+        beyond = float((sums > watches.threshold(pairs)).double().mean())
+        assert pairs * beyond <= watches.LEVEL
+
+
 def test_one_prompt_never_rings():
     *_, alarm = watches.fallen(Best(0, torch.ones(1)), torch.zeros(1), 1, evaluations=2, margin=0)
     assert alarm is None
@@ -122,8 +149,8 @@ def rate(accuracy: Tensor, prompts: int, times: int = RUNS) -> float:
 
 @pytest.mark.parametrize(("looks", "prompts"), [(2, 180), (5, 180), (5, 30), (15, 60)])
 def test_a_judge_that_stands_still_seldom_rings(looks, prompts):
-    """At most 2.5 % of whole runs, though the best of all looks is what each is compared with."""
-    allowed = watches.LEVEL + 2 * math.sqrt(watches.LEVEL / RUNS)
+    """In 2.5 % of whole runs, though the best of all looks is what each is compared with."""
+    allowed = watches.TAIL + 2 * math.sqrt(watches.TAIL / RUNS)
     assert rate(torch.full((looks,), 0.45), prompts) < allowed
 
 
@@ -145,7 +172,7 @@ def test_a_fall_rings():
 def test_a_judge_of_any_scale():
     generator = torch.Generator().manual_seed(0)
     still = [rings(1e3 * torch.randn(5, 60, generator=generator), 5) for _ in range(200)]
-    assert sum(still) / 200 < watches.LEVEL + 0.02
+    assert sum(still) / 200 < watches.TAIL + 0.02
     falling = torch.randn(5, 60, generator=generator) - torch.tensor([0, 0, 0, 0, 1.5])[:, None]
     assert rings(1e3 * falling, 5)
 
@@ -165,7 +192,7 @@ def test_spectra_of_noise_seldom_ring(pictures):
             for h in heights
         ]
         rung += any(alarm is not None for alarm in found)
-    assert rung / 200 <= watches.LEVEL + 0.018
+    assert rung / 200 <= watches.TAIL + 0.018
 
 
 def test_a_pattern_is_compared_with_the_base_models_own():
@@ -216,13 +243,15 @@ class Stage:
         monkeypatch.setattr(guard.Monitor, "_diversity", lambda *_: self.spread)
         monkeypatch.setattr(guard, "adapter_state", lambda network: {"weight": torch.ones(1)})
 
-    def show(self, update: int, judge: float | None, path_kl: float = 0.0) -> dict[str, Any]:
+    def show(self, update: int, judge: float | None, chain_kl: float = 0.0) -> dict[str, Any]:
         prompts = Prompts(("",) * 100, ("all",) * 100)
         values = {"reward": torch.linspace(0, 1, 100) + update}
         if judge is not None:
             values["judge"] = (torch.arange(100) < 100 * judge).float()
         reward = values["reward"]
-        measured = Measurement(prompts, torch.zeros(100, 2), values, reward, reward, path_kl)
+        measured = Measurement(
+            prompts, torch.zeros(100, 2), values, reward, reward, {"chain_kl": chain_kl}
+        )
         return self.monitor.observe(measured, _Nobody(), update).get("guard", {})  # type: ignore
 
 
@@ -265,12 +294,12 @@ def test_patience(tmp_path, monkeypatch):
 
 
 def test_a_warning_is_said_once(tmp_path, monkeypatch):
-    stage = Stage(tmp_path, monkeypatch, "guard.path_kl=2")
+    stage = Stage(tmp_path, monkeypatch, "guard.chain_kl=2")
     for update, kl in enumerate([0.0, 3.0, 4.0, 1.0, 5.0]):
         stage.spread = 0.5 if update > 2 else 1.0
         stage.show(10 * update, 0.5, kl)
     assert [(said["update"], said["alarm"][:12]) for said in stage.told] == [
-        (10, "the path KL "),
+        (10, "the chain KL"),
         (30, "samples of o"),
     ]
     assert stage.monitor.ended is None
@@ -290,7 +319,7 @@ def test_an_evaluation_over_a_limit_is_never_the_best(tmp_path, monkeypatch):
 
 
 def test_without_a_judge_the_others_watch(tmp_path, monkeypatch):
-    stage = Stage(tmp_path, monkeypatch, "guard.action=rollback", "guard.path_kl=2")
+    stage = Stage(tmp_path, monkeypatch, "guard.action=rollback", "guard.chain_kl=2")
     for update, kl in enumerate([0.0, 1.0, 1.9, 2.1]):
         numbers = stage.show(10 * update, None, kl)
     assert "judge" not in numbers
@@ -328,7 +357,7 @@ def test_a_run_of_before_there_was_a_guard_goes_on_unguarded(tmp_path, monkeypat
 
 # --------------------------------------------------------------------------------- whole runs
 
-BUDGET = ["updates=3", "evaluation.every=1", "guard.path_kl=1e-9", "guard.patience=2"]
+BUDGET = ["updates=3", "evaluation.every=1", "guard.chain_kl=1e-9", "guard.patience=2"]
 """Every evaluation but the base's is beyond the budget: the alarm is at update 2."""
 
 
@@ -402,7 +431,7 @@ def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, t
 def test_a_warning_lets_the_run_go_on(guarded_runs):
     found = guarded_runs["warn"]
     assert [row["update"] for row in found["evaluations.jsonl"]] == [0, 1, 2, 3]
-    assert [(a["update"], a["watch"]) for a in found["alarms.jsonl"]] == [(2, "path_kl")]
+    assert [(a["update"], a["watch"]) for a in found["alarms.jsonl"]] == [(2, "chain_kl")]
     assert found["result"]["guard"]["alarms"] == found["alarms.jsonl"]
     assert found["result"]["guard"]["ended"] is None
 
@@ -411,7 +440,7 @@ def test_a_stop_ends_the_run_where_it_is(guarded_runs):
     warn, found = guarded_runs["warn"], guarded_runs["stop"]
     assert len(found["metrics.jsonl"]) == 2
     assert found["evaluations.jsonl"] == warn["evaluations.jsonl"][:3]
-    assert found["result"]["path_kl"] == found["evaluations.jsonl"][-1]["path_kl"]
+    assert found["result"]["chain_kl"] == found["evaluations.jsonl"][-1]["chain_kl"]
     assert (found["result"]["guard"]["ended"], found["result"]["guard"]["kept"]) == (2, 2)
     assert (found["folder"] / "report.html").exists()
 
@@ -421,7 +450,7 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
 
     found = guarded_runs["rollback"]
     assert found["result"]["guard"]["kept"] == 0  # all others were beyond the budget
-    assert found["result"]["path_kl"] == 0
+    assert found["result"]["chain_kl"] == 0
     base = found["evaluations.jsonl"][0]
     assert found["result"]["judge"]["final"] == base["judge"]
     assert found["result"]["reward"] == base["reward"]
@@ -507,7 +536,7 @@ def test_the_report_tells_of_alarms(guarded_runs, tmp_path):
     }
     assert "being gamed?" not in pages["off"]
     for name in ("warn", "stop", "rollback"):
-        assert "<b>Alarm at update 2:</b> the path KL is" in pages[name]
+        assert "<b>Alarm at update 2:</b> the chain KL is" in pages[name]
         assert pages[name].count('<line class="alarm"') == 1
         assert "at most 1e\u221209</td><td>update 2</td>" in pages[name]
     assert "The run went on" in pages["warn"]

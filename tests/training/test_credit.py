@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from scoretune.core import checkpoints, distributed
+from scoretune import recipes
+from scoretune.core import checkpoints, config, distributed
+from scoretune.core.config import Sizes
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Scores, Trajectory
 from scoretune.diffusion import grids
@@ -17,6 +20,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
+from scoretune.training import overrides
 from scoretune.training.credit.critic import CriticCredit, rule_named
 from scoretune.training.credit.outcome import (
     GroupCredit,
@@ -93,8 +97,25 @@ def test_group_advantages_golden():
     # GRPO: by the group's own deviation, √2, 0 and 2√2, which makes the equal group 0.
     own = torch.tensor([-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]) / 2**0.5
     torch.testing.assert_close(
-        group_advantage(rewards, 2, shared_scale=False), own, rtol=1e-5, atol=1e-6
+        group_advantage(rewards, 2, deviation="group"), own, rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_global_deviation_holds_the_differences_between_prompts():
+    rewards = torch.tensor([1.0, 3.0, 10.0, 10.0, 0.0, 4.0])
+    # Theirs about their mean, 14/3: √(286/15) = 4.3665.
+    own = torch.tensor([-1.0, 1.0, 0.0, 0.0, -2.0, 2.0]) / (286 / 15) ** 0.5
+    torch.testing.assert_close(group_advantage(rewards, 2, "global"), own, rtol=1e-5, atol=1e-6)
+
+
+def test_the_deviation_by_its_old_and_new_words():
+    words = {True: "within", False: "group", "global": "global"}
+    for given, meant in words.items():
+        assert config.PolicyGradient(shared_scale=given).shared_scale == meant
+    with pytest.raises(ValueError, match="shared_scale"):
+        config.PolicyGradient(shared_scale="prompt")
+    changed = overrides.changed(recipes.named("grpo"), ["objective.shared_scale=true"])
+    assert changed.objective.shared_scale == "within"
 
 
 def test_a_prompts_difficulty_does_not_matter():
@@ -135,28 +156,28 @@ def drawn(seed: int, groups: int = 5, group: int = 7) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shared", [True, False])
-def test_group_advantages_ignore_where_a_prompts_rewards_lie(seed, shared):
+@pytest.mark.parametrize("deviation", ["within", "group"])
+def test_group_advantages_ignore_where_a_prompts_rewards_lie(seed, deviation):
     """And, by each group's own deviation, their scale as well; by a shared one only everyone's."""
     rewards, shift = drawn(seed), drawn(seed + 10, 5, 1)
     scale = drawn(seed + 20, 5, 1).exp()
-    plain = group_advantage(rewards, 7, shared)
-    moved = group_advantage((rewards.view(5, 7) * 3.0 + shift[:, None]).flatten(), 7, shared)
+    plain = group_advantage(rewards, 7, deviation)
+    moved = group_advantage((rewards.view(5, 7) * 3.0 + shift[:, None]).flatten(), 7, deviation)
     torch.testing.assert_close(moved, plain, rtol=1e-4, atol=1e-5)
-    stretched = group_advantage((rewards.view(5, 7) * scale[:, None]).flatten(), 7, shared)
-    assert torch.allclose(stretched, plain, rtol=1e-4, atol=1e-4) != shared
+    stretched = group_advantage((rewards.view(5, 7) * scale[:, None]).flatten(), 7, deviation)
+    assert torch.allclose(stretched, plain, rtol=1e-4, atol=1e-4) != (deviation == "within")
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shared", [True, False])
-def test_group_advantages_follow_the_order_of_samples(seed, shared):
-    rewards, plain = drawn(seed), group_advantage(drawn(seed), 7, shared)
+@pytest.mark.parametrize("deviation", ["within", "group", "global"])
+def test_group_advantages_follow_the_order_of_samples(seed, deviation):
+    rewards, plain = drawn(seed), group_advantage(drawn(seed), 7, deviation)
     within, among = torch.randperm(7), torch.randperm(5)
 
     def mixed(values: Tensor) -> Tensor:
         return values.view(5, 7)[among][:, within].flatten()
 
-    found = group_advantage(mixed(rewards), 7, shared)
+    found = group_advantage(mixed(rewards), 7, deviation)
     torch.testing.assert_close(found, mixed(plain), rtol=1e-4, atol=1e-5)
 
 
@@ -166,8 +187,8 @@ def test_equal_rewards_get_exactly_nothing(group):
     value = torch.tensor([0.1, 1 / 3, 0.7, 97.3, 1e6 + 0.1])
     rewards = value.repeat_interleave(group)
     assert bool((rewards.view(-1, group) - rewards.view(-1, group).mean(1, keepdim=True)).any())
-    for shared in (True, False):
-        assert not bool(group_advantage(rewards, group, shared).any())
+    for deviation in ("within", "group", "global"):
+        assert not bool(group_advantage(rewards, group, deviation).any())
     for level in value:
         assert not bool(standardise(level.expand(group)).any())
 
@@ -275,7 +296,7 @@ def test_a_memory_of_this_group_alone_is_the_groups_deviation(seed):
     rewards, prompts = drawn(seed), GROUPS
     memory = remembered({}, prompts, rewards.tolist(), buffer=7)
     found = running_advantage(rewards, prompts, memory, min_count=7)
-    own = group_advantage(rewards, 7, shared_scale=False) * (7 / 6) ** 0.5  # ours is unbiased
+    own = group_advantage(rewards, 7, deviation="group") * (7 / 6) ** 0.5  # ours is unbiased
     torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
 
 
@@ -361,7 +382,7 @@ def test_td_advantages_telescope():
 
 def test_the_kl_is_a_running_cost():
     path, kls = path_of(), torch.rand(STEPS, BATCH)
-    with_kl = Trajectory(**{**vars(path), "kls": kls})
+    with_kl = replace(path, moved_sq=kls / path.kl_weights)
     plain = advantages(critic_credit(), path, square(path.final))
     costly = advantages(critic_credit(0.3), with_kl, square(path.final))
     torch.testing.assert_close(costly, plain - 0.3 * kls, rtol=1e-4, atol=1e-5)
@@ -369,16 +390,17 @@ def test_the_kl_is_a_running_cost():
 
 def test_the_critic_learns_of_the_cost_still_to_come():
     """A constant reward and a KL of 1 a step: V = 2 − 0.1·(steps left)."""
-    path = Trajectory(**{**vars(path_of()), "kls": torch.ones(STEPS, BATCH)})
+    path = path_of()
+    path = replace(path, moved_sq=1 / path.kl_weights)
     credit = critic_credit(0.1)
     scores, steps = Scores(torch.full((BATCH,), 2.0)), every_step(path)
 
     def two(x: Tensor, who: Tensor) -> Tensor:
         return torch.full((len(x),), 2.0)
 
-    first = credit(path, scores, two, *steps).metrics["critic_loss"]
+    first = credit(path, scores, two, *steps).metrics["value_loss"]
     for _ in range(40):
-        last = credit(path, scores, two, *steps).metrics["critic_loss"]
+        last = credit(path, scores, two, *steps).metrics["value_loss"]
     assert last < 0.05 * first
 
 
@@ -423,7 +445,7 @@ def test_some_steps_are_credited_as_among_all():
 
 def test_an_outcome_is_compared_with_what_was_expected():
     """A = G − V: the reward less the KL still to come, less the value where the step begins."""
-    path = replace(path_of(), kls=torch.rand(STEPS, BATCH))
+    path = replace(path_of(), moved_sq=torch.rand(STEPS, BATCH))
     credit, rewards = critic_credit(0.3, "outcome"), square(path.final)
     with torch.no_grad():
         values = torch.stack(
@@ -471,7 +493,7 @@ def test_slopes_are_the_gradient_of_the_value_where_a_step_arrives(eta, jitter):
     assert not said.data_slope.requires_grad
     assert said.advantage is None
     assert said.action is None
-    assert credit.policy.calls == STEPS * 40
+    assert credit.policy.calls == (STEPS - 1) * 40  # none where a path ends
 
 
 @pytest.mark.parametrize("options", [{}, {"jitter": True}, {"solver": "heun"}, {"eta": 0.5}])
@@ -488,26 +510,30 @@ def test_rates_are_the_gradient_of_the_value_where_the_path_is(options):
     assert credit.policy.calls == STEPS * 40
 
 
-@pytest.mark.parametrize("jacobian", ["pretrained", "policy"])
-def test_whose_jacobian_carries_a_slope_back(jacobian):
-    """V is that of the policy's x̂0 either way; ∇V differs, once the policy has moved."""
+@pytest.mark.parametrize("estimate", ["pretrained", "policy"])
+def test_a_slope_is_the_gradient_of_the_value_that_is_learned(estimate):
+    """V reads the pretrained x̂0, or the policy's: its value and its Jacobian, both or neither."""
     control = toy.HatControl(1)
     torch.nn.init.normal_(control.table, std=0.5)
     policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
     generator, who = torch.Generator().manual_seed(0), Condition.none(8)
     noise = prior(policy, 8, generator)
     path = rollout(policy, who, grids.karras(VP(), STEPS), generator, noise)
-    credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
+    credit = replace(critic_credit(form="rate"), policy=policy, estimate=estimate)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = credit.views(path, lambda x, b: x[:, 0], *every_step(path), slopes=True)
-    x = seen.x.detach().requires_grad_()
-    own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
-    turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]
-    torch.testing.assert_close(seen.guess, own[:, 0].detach(), rtol=1e-4, atol=1e-4)
-    expected = {"policy": turned, "pretrained": slope_inside(seen.t)[:, None]}
-    torch.testing.assert_close(seen.slope, expected[jacobian], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(turned, expected["pretrained"], rtol=0.1)
+    views = credit.views(path, lambda x, b: x[:, 0] ** 2, *every_step(path), slopes=True)
+    condition = path.condition.take(every_step(path)[1])
+
+    def value(x: Tensor) -> Tensor:
+        with policy.reference() if estimate == "pretrained" else nullcontext():
+            data = policy.estimate(x, views.t, condition).data
+        return torch.cos(views.t * torch.pi / 2) * data[:, 0] ** 2
+
+    x = views.x.detach().requires_grad_()
+    torch.testing.assert_close(views.value, value(x).detach(), rtol=1e-4, atol=1e-4)
+    slope = torch.autograd.grad(value(x).sum(), x)[0]
+    torch.testing.assert_close(views.slope, slope, rtol=1e-3, atol=1e-4)
 
 
 def test_rate_and_slope_tend_to_each_other():
@@ -554,7 +580,8 @@ def test_a_critic_alone_needs_no_gradient_of_the_reward(form):
 def test_tried_actions_have_the_gradient_of_rates(kl_weight):
     """E over actions of q Δ ∇log π is the gradient of ⟨x̂0, slope⟩ − κ·KL (arXiv 2502.01819)."""
     path = path_of(4000)
-    path = replace(path, reference_data=path.data + 0.5, kls=path.kl_weights * 0.25)
+    moved = torch.full_like(path.etas, 0.25)
+    path = replace(path, reference_data=path.data + 0.5, moved_sq=moved, in_chain=False)
     k, b = torch.full((4000,), 4), torch.arange(4000)
 
     def gradients(form: str) -> Tensor:
@@ -601,7 +628,7 @@ def test_what_was_tried_is_the_estimate_plus_noise():
 def test_a_rewards_slope_at_the_estimate():
     path, (k, b) = path_of(7), (torch.tensor([5, 0, 3, 3]), torch.tensor([6, 0, 2, 1]))
     factors = torch.arange(7.0)
-    said = RewardSlope(minibatch=3)(
+    said = RewardSlope(at_once=3)(
         path, Scores(torch.zeros(7)), lambda x, who: factors[who] * square(x), k, b
     )
     expected = 2 * factors[b][:, None] * path.data[k, b]
@@ -632,7 +659,8 @@ def test_every_transition_is_learned_once():
     path = path_of(5, jitter=True)
     k, b, steps = learned(path, 1.0)
     deal = distributed.deal(k, b, 5)
-    batches, counts = deal_out(steps, 7, torch.Generator().manual_seed(0), deal)
+    sizes = Sizes(minibatch=7)
+    batches, counts = deal_out(steps, sizes, torch.Generator().manual_seed(0), deal)
     assert counts == (7, 7, 7, 7, 2)
     assert [len(batch) for batch in batches] == [7, 7, 7, 7, 2]
     assert all(batch.path_steps == STEPS for batch in batches)
@@ -647,7 +675,6 @@ def test_every_transition_is_learned_once():
         assert steps.t_next[row] == path.times[k[row] + 1, b[row]]
         assert torch.equal(steps.data[row], path.data[k[row], b[row]])
         assert steps.kl_weight[row] == path.kl_weights[k[row], b[row]]
-        assert steps.log_prob[row] == path.log_probs[k[row], b[row]]
         assert steps.advantage[row] == advantage[row]
 
 
@@ -692,8 +719,8 @@ def test_a_solvers_path_has_no_log_probabilities():
     k, b, whole, _ = any_steps(1.0)(path, torch.Generator())
     credited = RewardSlope()(path, Scores(torch.zeros(5)), square, k, b)
     steps = transitions(path, credited, k, b, whole)
-    assert steps.log_prob is None
-    assert steps.take(torch.tensor([1, 2])).log_prob is None
+    assert steps.x_next is None
+    assert steps.take(torch.tensor([1, 2])).x_next is None
 
 
 def test_reward_metrics_golden():

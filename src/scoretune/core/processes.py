@@ -32,7 +32,9 @@ def run_in(processes: int, words: Sequence[str]) -> int:
     Ctrl-C is passed on to each of them. What those beside the main one say on stderr is shown where
     the main one did not fail itself.
     """
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60))
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60)
+    )
     alive, mine = os.pipe()
     children: list[subprocess.Popen[bytes]] = []
     said: list[list[bytes]] = [[] for _ in range(processes)]

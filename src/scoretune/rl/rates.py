@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_batch, check_same_shape, check_steps
+
 
 def advantage_rate(
     value_grad: Tensor,
@@ -22,6 +24,10 @@ def advantage_rate(
     time, [B]; `kl_weight` κ and `covariance_trace` tr Σ are numbers or [B], the latter 0 for a
     policy without action noise.
     """
+    check_same_shape(
+        value_grad=value_grad, action=action, mean_action=mean_action, reference=reference
+    )
+    check_batch(action, g_sq=g_sq, kl_weight=kl_weight, covariance_trace=covariance_trace)
     gain = _sum(value_grad * (action - mean_action))
     cost = _sum((action - reference) ** 2) - _sum((mean_action - reference) ** 2)
     return g_sq * (gain - kl_weight / 2 * (cost - covariance_trace))
@@ -34,13 +40,18 @@ def td_advantage(values: Tensor, rewards: Tensor, dt: Tensor, discount: float = 
     [..., N] are **rates**; `dt` [..., N] or [N]. Already proportional to Δ: divide by `dt` for a
     rate, which has a standard deviation of order 1/√Δ.
     """
-    if values.shape[-1] != rewards.shape[-1] + 1:
-        raise ValueError(
-            f"values need one more time than rewards, got {values.shape[-1]} and "
-            f"{rewards.shape[-1]}"
-        )
+    check_increments(values, rewards, dt)
     now = values[..., :-1]
     return values[..., 1:] - now + (rewards - discount * now) * dt
+
+
+def check_increments(values: Tensor, rewards: Tensor, dt: Tensor) -> None:
+    """Refuse shapes that are not values [..., N+1], rewards [..., N] and dt [..., N] or [N]."""
+    check_steps(dt, rewards=rewards)
+    if values.shape != (*rewards.shape[:-1], rewards.shape[-1] + 1):
+        raise ValueError(
+            f"values {list(values.shape)} need one more time than rewards {list(rewards.shape)}"
+        )
 
 
 def _sum(per_dimension: Tensor) -> Tensor:

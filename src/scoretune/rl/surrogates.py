@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_same_shape
+
 
 def clipped_surrogate(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
@@ -17,6 +19,7 @@ def clipped_surrogate(
     """
     if not clip > 0:
         raise ValueError(f"clip must be > 0, got {clip}")
+    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     ratio = torch.exp(log_prob - old_log_prob.detach())
     advantage = advantage.detach()
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
@@ -51,3 +54,22 @@ def adapted_coefficient(
     if distance < radius / (1 + tolerance):
         return coefficient / factor
     return coefficient
+
+
+def controlled_coefficient(
+    coefficient: float,
+    distance: float,
+    radius: float,
+    *,
+    most: float = 2.0,
+    bounds: tuple[float, float] = (1e-4, 1e4),
+) -> float:
+    """A penalty weight that steers a measured distance to a radius: C·distance/radius, bounded.
+
+    CPPO's rule above leaves a band, radius/1.5 to 1.5·radius, in which it does nothing; this one is
+    its smooth form. An update changes C by at most `most` either way. The `bounds` keep C from
+    winding up: after any number of timid updates a single long one finds C no smaller than the
+    lower of them.
+    """
+    factor = min(max(distance / radius, 1 / most), most)
+    return min(max(coefficient * factor, bounds[0]), bounds[1])

@@ -23,6 +23,7 @@ from scoretune.core.resolve import is_function
 from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
+from scoretune.training.recomputation import can_recompute, recompute
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +37,8 @@ class TorchEngine:
     With a `scaler` losses are scaled before the backward pass, so that gradients in fp16 do not
     vanish, and steps whose gradients overflowed are left out (arXiv 1710.03740).
 
+    It `skips` other steps with a gradient that is not finite, or training ends at the first.
+
     Where the weights are `sharded`, all processes must ask the network equally often: one that has
     fewer parts of a minibatch than another passes some row once more, which counts for 0.
     """
@@ -44,6 +47,7 @@ class TorchEngine:
     at_once: int = 0
     scaler: torch.amp.GradScaler | None = None
     sharded: bool = False
+    skips: bool = False
 
     def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]:
         """A minibatch in parts that fit the memory, and how many of its rows each stands for.
@@ -91,6 +95,12 @@ class TorchEngine:
         """Numbers added up over the processes."""
         return distributed.total(numbers)
 
+    def extremes(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The smallest over the processes of what is called *_min, the largest of *_max."""
+        lows = {n: v if n.endswith("_min") else -v for n, v in numbers.items()}
+        lows = distributed.least(lows)
+        return {n: v if n.endswith("_min") else -v for n, v in lows.items()}
+
     def state(self) -> dict[str, Any]:
         return {"scale": None if self.scaler is None else self.scaler.state_dict()}
 
@@ -110,7 +120,7 @@ def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
         network.float()  # the weights that are trained; they compute in half precision
         policy.autocast = HALVES[model.precision]
     if hardware.checkpointing:
-        _checkpoint(network)
+        _checkpoint(policy)
     if hardware.channels_last:
         cast(Any, network).to(memory_format=torch.channels_last)
     if hardware.compile:
@@ -137,12 +147,14 @@ def shards(hardware: Hardware) -> bool:
     return hardware.shard and distributed.team().size > 1
 
 
-def engine(model: Model, hardware: Hardware, device: torch.device) -> TorchEngine:
+def engine(
+    model: Model, hardware: Hardware, device: torch.device, *, skips: bool = False
+) -> TorchEngine:
     """Gradients and steps as settings ask for them."""
     scaler = None
     if model.precision == "fp16":
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)  # it grows if it can
-    return TorchEngine(device, hardware.device_batch, scaler, shards(hardware))
+    return TorchEngine(device, hardware.device_batch, scaler, shards(hardware), skips)
 
 
 def optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -184,14 +196,18 @@ def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
             )
 
 
-def _checkpoint(network: nn.Module) -> None:
-    switch = getattr(network, "enable_gradient_checkpointing", None)
-    if switch is None or not getattr(network, "_supports_gradient_checkpointing", True):
+def _checkpoint(policy: Policy) -> None:
+    network = policy.backbone.network
+    if not can_recompute(network):
         raise UserError(
             f"a {type(network).__name__} cannot compute its activations again: leave out "
             "hardware.checkpointing, or set hardware.device_batch lower"
         )
-    switch()
+    recompute(network)
+    pipeline = inner(policy.backbone)
+    decoder = pipeline.pipeline.components.get("vae") if isinstance(pipeline, Pipelined) else None
+    if decoder is not None and can_recompute(decoder):
+        recompute(decoder)  # a reward's gradient passes through it
 
 
 def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:

@@ -59,7 +59,7 @@ def check(run: Run) -> None:
         ("model.rank", model.rank, 0, "all weights are trained"),
         ("model.revision", model.revision, None, "the network is not from a hub"),
         ("model.precision", model.precision, "fp32", "it is trained whole"),
-        ("model.guidance", model.guidance, 1.0, "there are no prompts"),
+        ("model.guidance", model.guidance or 1.0, 1.0, "there are no prompts"),
         ("hardware", run.hardware, Hardware(), "it is small"),
         ("evaluation.gap.steps", run.evaluation.gap.steps, (), "there is no reward to compare"),
     ):
@@ -117,7 +117,7 @@ def build(run: Run) -> Parts:
         method=FROM_DATA[run.objective.kind].build_from_data(run.objective, setup),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
         average=Average(model.network, run.optimiser.ema),
-        engine=TorchEngine(device),
+        engine=TorchEngine(device, skips=run.optimiser.nonfinite == "skip"),
     )
 
 

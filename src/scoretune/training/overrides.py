@@ -27,7 +27,9 @@ FROM_DATA: dict[str, Any] = {
 }
 """What the recipes that learn from data do unless told otherwise with a network of one's own."""
 ANY_PROCESS = {"objective.weight": "edm", "objective.times": "lognormal"}
-"""Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process."""
+"""Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process. The published
+constants are for data of deviation ½ and ours have 1, so that it lies on half of the noise it did,
+measured by the data."""
 FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "updates": 5000}
 
 

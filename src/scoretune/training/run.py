@@ -22,14 +22,13 @@ from scoretune.core.foreign import contained
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
 from scoretune.evaluate import data_samples, gap
 from scoretune.evaluate.gap import Comparison
 from scoretune.evaluate.guard import guard
 from scoretune.evaluate.guard.guard import Monitor
 from scoretune.evaluate.report import data_page, gallery
 from scoretune.evaluate.report.page import write_report
-from scoretune.evaluate.samples import preview_indices, sample, save_preview
+from scoretune.evaluate.samples import deployed_times, preview_indices, sample, save_preview
 from scoretune.evaluate.scores import (
     Measurement,
     Verdicts,
@@ -39,7 +38,8 @@ from scoretune.evaluate.scores import (
     verdict_metrics,
 )
 from scoretune.models import export, user_module
-from scoretune.policy import Policy
+from scoretune.models.catalog import remarks
+from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import NotFinite, Reward
 from scoretune.training import build, card, from_data, loop, trackers
 from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay, learned
@@ -97,6 +97,8 @@ def _built(run: Run, folder: Path, watcher: Watcher, checked: Ready | None) -> T
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build.build(run, checked)
+    for text in remarks(parts.policy, run.model.guidance):
+        watcher.note(text)
     monitor = guard.monitor(
         run.guard,
         run.evaluation,
@@ -205,7 +207,7 @@ class Training(ABC):
                 self.parts.engine,
                 updates=self.until_alarm(range(first, run.updates)),
                 clip_norm=run.optimiser.clip_norm,
-                nonfinite=run.optimiser.nonfinite,
+                region=method.region,
                 hooks=[self._count, *self._hooks(first), stopping],
             )
 
@@ -222,7 +224,13 @@ class Training(ABC):
             self.watcher.stage("training")
 
         return [
-            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
+            Log(
+                progress.log("metrics"),
+                progress.clock,
+                progress.calls,
+                progress.rewarded,
+                self.watcher.line,
+            ),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
             *([learned(adaptive.adapt)] if adaptive else []),
@@ -265,7 +273,7 @@ class FineTuning(Training):
             return error
         prompt = Prompts(self.parts.held_out.texts[:1], ("all",))
         policy, evaluation = self.parts.policy, self.run.evaluation
-        times = grids.uniform(policy.backbone.process, evaluation.steps)
+        times = deployed_times(policy.backbone, evaluation.steps)
 
         def draw() -> Tensor:
             return sample(policy, prompt, times=times, seed=evaluation.seed)
@@ -295,7 +303,14 @@ class FineTuning(Training):
         if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
             seed = run.evaluation.seed
-            comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
+            comparison = Comparison(
+                parts.held_out,
+                parts.reward,
+                run.reward,
+                run.sampling,
+                seed,
+                deployment_of(parts.policy.backbone),
+            )
             matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
             files.append_line(self.progress.log("gap"), matrix)
         return measured, verdicts
@@ -310,7 +325,7 @@ class FineTuning(Training):
             final = self._measured(weights_of)
         assert final is not None
         measured, verdicts = final
-        calls = self.progress.calls()
+        calls, rewarded = self.progress.calls(), self.progress.rewarded()
         if not distributed.team().main:
             return {}
         _show(measured, self.folder / "previews", "after")
@@ -319,6 +334,7 @@ class FineTuning(Training):
         elif is_function(run.model.source):
             user_module.save(policy.backbone, self.folder)
         result = compare(self.read_base(), verdicts) | monitor.summary()
+        result["reward_evaluations"] = rewarded
         self.write_result(result, calls)
         if run.model.rank:
             card.write(self.folder)
@@ -368,11 +384,10 @@ class DataRun(Training):
         self.watcher.stage("drawing samples")
         parts, data = self.parts, self.parts.data
         calls = parts.policy.calls
-        with parts.average.in_place():
+        with parts.average.in_place(), parts.policy.uncounted():
             numbers, samples = from_data.measured(self.run, parts)
             sampler = from_data.sampler_of(self.run)
             data_samples.save(parts.model, self.folder / "model", sampler, data.names)
-        parts.policy.calls = calls  # measuring does not count as training
         real = None if data.kind == "images" else data.states
         path = self.folder / "previews" / f"{picture}.png"
         gallery.show(samples, data.kind, path, names=data.names, real=real)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import grids
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.processes import Process, expand, noise_ratio
-from scoretune.diffusion.solvers import Field, ddim_step
+from scoretune.diffusion.solvers import ddim_step
 from scoretune.diffusion.theory.gaussian import state_variance
+from scoretune.diffusion.transitions import squared_norm
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Solver: TypeAlias = Literal["heun", "euler"]
@@ -37,6 +39,7 @@ def from_estimate(
 
     nearly the denoiser itself, the better the larger ρ is. Finite without any signal (α = 0).
     """
+    check_same_shape(x=x, data=estimate.data)
     alpha, sigma = process.alpha(t), process.sigma(t)
     data_sq = sigma_data**2
     lead = sigma - _least(process, t, t_min) * alpha
@@ -72,6 +75,7 @@ def ode_step(
     process: Process, field: Field, x: Tensor, t: Tensor, t_next: Tensor, *, solver: Solver
 ) -> Tensor:
     """One step of dx̄/dρ = ε̂ from t to t_next, [B, *S]: EDM's Heun, or Euler, which is DDIM."""
+    check_batch(x, t=t, t_next=t_next)
     estimate = field(x, t)
     ahead = ddim_step(process, x, estimate, t, t_next)
     if solver == "euler":
@@ -81,13 +85,11 @@ def ode_step(
     return ahead + expand(process.alpha(t_next) * half, x) * bend
 
 
-def grid(
-    process: Process, points: int, t_min: float, *, rho: float = 7.0, most: float = 80.0
-) -> Tensor:
+def grid(process: Process, points: int, t_min: float, *, rho: float = 7.0) -> Tensor:
     """`points` decreasing times with equal steps of ρ^{1/7}, float64; the last one is t_min.
 
-    The first is the horizon, or the time of ρ = `most` if nothing is left of the data there: no
-    step of finite length in ρ leads away from ρ = ∞.
+    The first is the horizon, or the time of ρ = `most_ratio` where it lies beyond: next to
+    nothing is left of the data there, and no step of finite length in ρ leads away from ρ = ∞.
     """
     if points < 2:
         raise ValueError(f"consistency needs at least 2 times, got {points}")
@@ -95,8 +97,8 @@ def grid(
         raise ValueError(f"t_min must lie in (0, {process.horizon}), got {t_min}")
     ends = torch.tensor([process.horizon, t_min], dtype=torch.float64)
     last, least = noise_ratio(process, ends)
-    if not bool(torch.isfinite(last)):
-        last = torch.tensor(most, dtype=torch.float64)
+    if float(last) > grids.most_ratio(process):
+        last = torch.tensor(grids.most_ratio(process), dtype=torch.float64)
         ends[0] = grids.time_of_ratio(process, last)
     fraction = torch.linspace(0, 1, points, dtype=torch.float64)
     root, root_least = last ** (1 / rho), least ** (1 / rho)
@@ -130,6 +132,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
     The mass of ln ρ ~ N(mean, std²) between the two, scaled to sum 1 (arXiv 2310.14189 Table 1).
     """
+    check_rank(1, 1, ratios=ratios)
     mass = torch.special.erf((torch.log(ratios) - mean) / (math.sqrt(2) * std))
     between: Tensor = mass[:-1] - mass[1:]
     return between / between.sum()
@@ -137,7 +140,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
 def pseudo_huber(difference: Tensor, c: float | None = None) -> Tensor:
     """√(‖d‖² + c²) − c, [B]; c = 0.00054√D unless given (arXiv 2310.14189 Table 1)."""
-    squared = (difference**2).flatten(1).sum(1)
+    squared = squared_norm(difference)
     c = 0.00054 * math.sqrt(difference[0].numel()) if c is None else c
     # ‖d‖²/(√(‖d‖² + c²) + c) is the same number without the cancellation near 0.
     distance: Tensor = squared / (torch.sqrt(squared + c**2) + c)
@@ -165,6 +168,7 @@ def multistep(
 
     x̄ ← x̄ + √(ρ² − ρ_min²) z brings a finished sample, which still holds ρ_min, back to time t.
     """
+    check_rank(1, 1, times=times)
     done = one_step(jump, x, float(times[0]))
     for now in times[1:].tolist():
         t = _all_at(now, x)
