@@ -416,6 +416,9 @@ class Optimiser(Strict):
     weight_decay: float = Field(0.0, ge=0, le=1000, description="decoupled, as AdamW has it")
     clip_norm: float = Field(1.0, ge=1e-9, le=1e9, description="longest gradient of a step")
     decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is NaN or infinite: ends the run, or is left out"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="networks from data: decay of the averaged weights; 0: none"
     )

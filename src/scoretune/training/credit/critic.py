@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from scoretune.core import distributed
+from scoretune.core import distributed, fsdp
 from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
 from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
@@ -109,7 +109,7 @@ class CriticCredit:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        fsdp.restore(self.optimiser, state["optimiser"])
 
     def returns(self, path: Trajectory, scores: Scores) -> tuple[Tensor, Tensor]:
         """The running reward of each step [N, B], which is −κ times the path KL, and the return to
