@@ -70,7 +70,8 @@ def exchanged(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Non
 def restore_adapter(network: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of `adapter_state`; both must name exactly the same tensors."""
     trained = _trained(network)
-    if trained.keys() != state.keys():
+    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (trained, state))
+    if next(shapes) != next(shapes):
         raise UserError("the checkpoint holds other layers than this run trains: same model.rank?")
     for name, parameter in trained.items():
         fsdp.copy_into(parameter, state[name])

@@ -80,7 +80,7 @@ def _flow_prediction(source: str, config: Any) -> Prediction:
     if kind == "epsilon":
         raise UserError(
             f"the scheduler of {source!r} steps along a flow and has prediction_type epsilon, "
-            "which tells nothing where a flow begins: set flow_prediction, or no use_flow_sigmas"
+            "which tells nothing where a flow begins: set flow_prediction, or use_flow_sigmas=false"
         )
     return estimates.velocity if kind == "flow_prediction" else _prediction(source, kind)
 
