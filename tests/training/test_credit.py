@@ -21,7 +21,7 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import overrides
-from scoretune.training.credit.critic import CriticCredit, rule_named
+from scoretune.training.credit.critic import CriticCredit, rule_named, traced
 from scoretune.training.credit.outcome import (
     GroupCredit,
     RunningCredit,
@@ -457,6 +457,29 @@ def test_an_outcome_is_compared_with_what_was_expected():
     to_come = path.kls.flip(0).cumsum(0).flip(0)
     found = advantages(credit, path, rewards)
     torch.testing.assert_close(found, rewards - 0.3 * to_come - values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
+def test_generalised_advantages_lie_between_increments_and_outcomes(decay):
+    """A_k = Σ_j λ^(share of the path between) δ_j, with the value of every visited state."""
+    path = replace(path_of(jitter=True), moved_sq=torch.rand(STEPS, BATCH))
+    increments, outcomes, found = (  # each by a critic that has not been fitted yet
+        advantages(replace(critic_credit(0.3), rule=traced(rule)), path, square(path.final))
+        for rule in (0.0, 1.0, decay)
+    )
+    clock = (path.times[0] - path.times) / (path.times[0] - path.times[-1])
+    for k in range(STEPS):
+        kept = decay ** (clock[k:-1] - clock[k])
+        torch.testing.assert_close(found[k], (kept * increments[k:]).sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(increments.flip(0).cumsum(0).flip(0), outcomes, rtol=1e-4, atol=1e-4)
+
+
+def test_in_continuous_time_nothing_is_learned_from_pure_noise():
+    path = path_of(40)
+    chosen = any_steps(1.0, first=1)(path, torch.Generator().manual_seed(0))
+    assert sorted(set(chosen.k.tolist())) == list(range(1, STEPS))
+    assert chosen.path_steps == STEPS - 1
+    assert bool((path.girsanov_weights[0] == 0).all())  # a mean over the others is the whole sum
 
 
 # ---------------------------------------------------------------------------- by slopes

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoretune.core.records import Engine, Hook, Loss, Objective, Region, Round, Source
 from scoretune.training.nonfinite import failure
 
-MEASURED = 256
+MEASURED = 64
 """States on which an update is measured after its last step."""
 
 
