@@ -216,7 +216,11 @@ class Sampling(Strict):
     noise: Literal["constant", "ramp", "flow", "dance", "cps"] = Field(
         "constant", description="how noisy at which time; `eta` is its level"
     )
-    eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
+    eta: float = Field(
+        1.0,
+        ge=0,
+        description="stochasticity: 1 is the reverse SDE, 0 the ODE, for draft, alignprop and refl",
+    )
     eta_end: float | None = Field(None, ge=0, description="ramp: stochasticity at the data")
     steps: int = Field(10, ge=2, description="of a path")
     grid: Literal["auto", "karras", "uniform", "shifted"] = Field(
