@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -509,26 +510,30 @@ def test_rates_are_the_gradient_of_the_value_where_the_path_is(options):
     assert credit.policy.calls == STEPS * 40
 
 
-@pytest.mark.parametrize("jacobian", ["pretrained", "policy"])
-def test_whose_jacobian_carries_a_slope_back(jacobian):
-    """V is that of the policy's x̂0 either way; ∇V differs, once the policy has moved."""
+@pytest.mark.parametrize("estimate", ["pretrained", "policy"])
+def test_a_slope_is_the_gradient_of_the_value_that_is_learned(estimate):
+    """V reads the pretrained x̂0, or the policy's: its value and its Jacobian, both or neither."""
     control = toy.HatControl(1)
     torch.nn.init.normal_(control.table, std=0.5)
     policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
     generator, who = torch.Generator().manual_seed(0), Condition.none(8)
     noise = prior(policy, 8, generator)
     path = rollout(policy, who, grids.karras(VP(), STEPS), generator, noise)
-    credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
+    credit = replace(critic_credit(form="rate"), policy=policy, estimate=estimate)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = credit.views(path, lambda x, b: x[:, 0], *every_step(path), slopes=True)
-    x = seen.x.detach().requires_grad_()
-    own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
-    turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]
-    torch.testing.assert_close(seen.guess, own[:, 0].detach(), rtol=1e-4, atol=1e-4)
-    expected = {"policy": turned, "pretrained": slope_inside(seen.t)[:, None]}
-    torch.testing.assert_close(seen.slope, expected[jacobian], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(turned, expected["pretrained"], rtol=0.1)
+    views = credit.views(path, lambda x, b: x[:, 0] ** 2, *every_step(path), slopes=True)
+    condition = path.condition.take(every_step(path)[1])
+
+    def value(x: Tensor) -> Tensor:
+        with policy.reference() if estimate == "pretrained" else nullcontext():
+            data = policy.estimate(x, views.t, condition).data
+        return torch.cos(views.t * torch.pi / 2) * data[:, 0] ** 2
+
+    x = views.x.detach().requires_grad_()
+    torch.testing.assert_close(views.value, value(x).detach(), rtol=1e-4, atol=1e-4)
+    slope = torch.autograd.grad(value(x).sum(), x)[0]
+    torch.testing.assert_close(views.slope, slope, rtol=1e-3, atol=1e-4)
 
 
 def test_rate_and_slope_tend_to_each_other():
