@@ -272,10 +272,11 @@ class Sampling(Strict):
     )
     eta: float = Field(
         1.0,
-        gt=0,
+        ge=0,
         le=100,
-        description="stochasticity: 1 is the reverse SDE, 0 the ODE; with noise=flow, dance or cps "
-        "the level of that paper: η = eta/√2, η = eta/g(t), a share of the std",
+        description="stochasticity: 1 is the reverse SDE, 0 the ODE (draft, alignprop, refl); with "
+        "noise=flow, dance or cps the level of that paper: η = eta/√2, η = eta/g(t), a share of "
+        "the std",
     )
     eta_end: float | None = Field(None, ge=0, le=100, description="ramp: stochasticity at the data")
     steps: int = Field(10, ge=2, le=STEPS, description="of a path")

@@ -277,13 +277,23 @@ def check_divisible(name: str, whole: int, processes: int) -> None:
 
 
 def check_has_noise(context: Context) -> None:
-    """Refuse a deterministic solver to methods that learn from noisy steps."""
+    """Refuse samplers without noise to methods that learn from noisy steps."""
     if context.sampling.solver is not None:
         raise UserError(
             f"sampling.solver={context.sampling.solver} has no noise, hence no likelihood ratios "
             "and no response of a step: use score_as_action with objective.form=rate or explicit, "
             "or set sampling.solver=null"
         )
+    if is_still(context.sampling):
+        raise UserError(
+            "sampling.eta=0 has no noise, which this method learns from: raise it, or use draft, "
+            "alignprop or refl, which follow steps of DDIM too"
+        )
+
+
+def is_still(sampling: Sampling) -> bool:
+    """Whether the kernel's steps have no noise."""
+    return not (sampling.eta or (sampling.noise == "ramp" and sampling.eta_end))
 
 
 def check_follows_gradient(context: Context) -> None:

@@ -32,7 +32,7 @@ def check(settings: config.ScoreAction, context: Context) -> None:
     if settings.form in ("slope", "rate", "explicit") and not critic_alone:
         method.check_follows_gradient(context)
     becomes_rate = settings.form == "auto" and context.differentiable is not False
-    if not at_visited and not becomes_rate:
+    if context.sampling.solver is None or not (at_visited or becomes_rate):
         method.check_has_noise(context)
 
 
