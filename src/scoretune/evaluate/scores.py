@@ -129,7 +129,9 @@ def measure(
     times = grid(process, sampling)
     with policy.uncounted():
         images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
-        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        stochastic, kls = act(
+            policy, prompts, times=times, seed=seed, integral_end=sampling.integral_end
+        )
         ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
     batch = min(policy.at_once or 64, 64)
     rewards = [

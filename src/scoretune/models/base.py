@@ -19,7 +19,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
 from scoretune.models import autoencoder
-from scoretune.models.schedulers import Schedule, deployed_times
+from scoretune.models.schedulers import Schedule, scheduled_times
 from scoretune.policy import Deployment
 
 PRECISIONS = {
@@ -78,7 +78,7 @@ class Pipelined(ABC):
 
     def deployed_times(self, steps: int) -> Tensor:
         """The times [N+1] along which the pipeline itself would step, on the CPU."""
-        return deployed_times(
+        return scheduled_times(
             self.schedule, self.pipeline.scheduler, steps, **self.timestep_arguments(steps)
         )
 

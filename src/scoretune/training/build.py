@@ -19,7 +19,7 @@ from scoretune.diffusion.processes import process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
-from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
+from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader
@@ -242,3 +242,6 @@ def _check_source(model: Model) -> None:
         )
     if model.shape:
         raise UserError("model.shape is of a network of your own, module:function: leave it out")
+    source = resolve(model.source)
+    if source.kind == "pipeline" and hub.is_local(source.where):
+        family_of(source.where)  # before there is a run folder
