@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoretune.core import checkpoints
+from scoretune.core import checkpoints, reading
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.training.engine import TorchEngine
@@ -69,14 +69,14 @@ def test_a_model_folder_that_is_missing(train, here):
 
 
 def test_a_model_folder_that_cannot_be_read(train, model, monkeypatch):
-    read = Path.read_text
+    read = reading.read_bytes
 
-    def refuse(path: Path, *rest, **named) -> str:
+    def refuse(path: Path, *rest, **named) -> bytes:
         if path.name == "model_index.json":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read(path, *rest, **named)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(reading, "read_bytes", refuse)
     text = train(f"model.source={model}")
     assert f"{str(model)!r} is no diffusers pipeline (no readable model_index.json)" in text
     assert "pipe.save_pretrained(folder)" in text
@@ -107,10 +107,7 @@ def test_pickled_weights(train, model):
     text = train(f"model.source={model}")
     assert "diffusion_pytorch_model.bin' is a pickle, which can run code when read" in text
     folder = str(model)
-    lines = (
-        f"pipe = DiffusionPipeline.from_pretrained({folder!r})",
-        f"pipe.save_pretrained({folder!r})",
-    )
+    lines = (f"p = {folder!r}", "DiffusionPipeline.from_pretrained(p).save_pretrained(p)")
     assert text.endswith("if you trust it, convert it once: " + "; ".join(lines))
 
 
@@ -178,7 +175,10 @@ def test_an_unknown_recipe(told):
         ("objective.critic.depth=48", "unknown key 'objective.critic.depth'"),
         ("objective.critic.width=6", "objective.critic.width: Input should be a multiple of 4"),
         ("objective.critic.skip=sin", "objective.critic.skip: Input should be 'cos_sin', 'linear'"),
-        ("objective.trust_region=0", "objective.trust_region: Input should be greater than 0"),
+        (
+            "objective.trust_region=0",
+            "objective.trust_region: Input should be greater than or equal to",
+        ),
         ("sampling.solver=rk4", "sampling.solver: Input should be 'ddim', 'euler', "),
         ("sizes.accumulate=-1", "sizes.accumulate: Input should be greater than or equal to 0"),
         ("model.targets=to_q", "model.targets: Input should be a valid tuple, got 'to_q'"),
@@ -265,7 +265,7 @@ def test_a_prompt_file_that_is_missing(told, key, tiny):
     [
         (b"", "is empty: write one prompt a line"),
         (b" \n\n", "is empty: write one prompt a line"),
-        (b"\xff\xfe\x00\xd8", "not a UTF-8 text file"),
+        (b"\xff\xfe\x00\xd8", "it is text in UTF-16: save it as UTF-8"),
     ],
 )
 def test_a_prompt_file_without_prompts(train, here, payload, said):

@@ -79,8 +79,8 @@ def _flow_prediction(source: str, config: Any) -> Prediction:
     kind = config.get("prediction_type", "flow_prediction")
     if kind == "epsilon":
         raise UserError(
-            f"the scheduler of {source!r} steps along a flow and has prediction_type epsilon, which "
-            "tells nothing where a flow begins: set flow_prediction, or use_flow_sigmas to false"
+            f"the scheduler of {source!r} steps along a flow and has prediction_type epsilon, "
+            "which tells nothing where a flow begins: set flow_prediction, or use_flow_sigmas=false"
         )
     return estimates.velocity if kind == "flow_prediction" else _prediction(source, kind)
 
