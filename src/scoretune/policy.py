@@ -81,18 +81,46 @@ class Distilled(Backbone, Protocol):
     scale: float
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """How people sample from a model unless they say otherwise: `name` is what it is, `steps` and
+    `guidance` (None: it takes none) what its call defaults to, `times` of N steps are [N+1]."""
+
+    name: str
+    steps: int
+    guidance: float | None
+    times: Callable[[int], Tensor]
+
+
+@runtime_checkable
+class Deployed(Protocol):
+    """A backbone that knows how it is sampled from; None where nobody has said so."""
+
+    @property
+    def deployment(self) -> Deployment | None: ...
+
+
+def deployment_of(backbone: Backbone) -> Deployment | None:
+    """How a backbone is sampled from unless told otherwise, where that is known."""
+    return backbone.deployment if isinstance(backbone, Deployed) else None
+
+
 @dataclass
 class Policy:
     """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.
 
-    `calls` counts network evaluations, one per state (guidance makes it two). The network sees at
-    most `at_once` states at a time (0: all), and computes in `autocast` where that is given.
+    `calls` counts network evaluations, one per state (guidance makes it two), and `decoded` the
+    states that were decoded to be rewarded. At most `at_once` states at a time (0: all) go through
+    the network, the decoder and the encoders, and it computes in `autocast` where that is given.
+    Where a graph is kept, who asks keeps to `at_once` too: else the graphs of all parts wait for
+    one backward pass.
     """
 
     backbone: Backbone
     kernel: Kernel
     guidance: float = 1.0
     calls: int = 0
+    decoded: int = 0
     at_once: int = 0
     autocast: torch.dtype | None = None
 
@@ -137,10 +165,31 @@ class Policy:
         self.calls += self._calls_per_state * len(x)
         if self._calls_per_state > 1 and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
-        parts = [
-            self._guided(predict, x[s], t[s], condition.take(s))
-            for s in spans(len(x), self.at_once or len(x))
-        ]
+        parts = [self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _spans(self, rows: int) -> Iterator[slice]:
+        return spans(rows, self.at_once or max(rows, 1))
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """`Backbone.encode`, at most `at_once` prompts at a time."""
+        encode = self.backbone.encode
+        parts = [encode(prompts[s]) for s in self._spans(len(prompts))] or [encode(prompts)]
+        if len(parts) == 1:
+            return parts[0]
+        return Condition(torch.cat([part.tokens for part in parts]), parts[0].null)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """`Backbone.decode`, counted; at most `at_once` states at a time."""
+        self.decoded += len(x0)
+        return self._in_parts(self.backbone.decode, x0)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """`Backbone.embed`, at most `at_once` images at a time."""
+        return self._in_parts(self.backbone.embed, images)
+
+    def _in_parts(self, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        parts = [change(x[s]) for s in self._spans(len(x))] or [change(x)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
@@ -174,6 +223,15 @@ class Policy:
         """The policy as a deterministic solver sees it: (x, t) -> Estimate."""
         return lambda x, t: self.estimate(x, t, condition)
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within this context what is asked and decoded does not count, as measuring does not."""
+        before = self.calls, self.decoded
+        try:
+            yield
+        finally:
+            self.calls, self.decoded = before
+
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
@@ -197,14 +255,8 @@ class Policy:
                 "a reference policy needs an adapter: full fine-tuning overwrites the pretrained "
                 "weights; set model.rank above 0, or every KL weight to 0"
             )
-        was_off = [layer.disable_adapters for layer in layers]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
+        with switched(layers, [True] * len(layers)):
             yield
-        finally:
-            for layer, off in zip(layers, was_off, strict=True):
-                layer.enable_adapters(not off)
 
 
 class Adapter(nn.Module):
@@ -217,6 +269,23 @@ class Adapter(nn.Module):
     def enable_adapters(self, enabled: bool) -> None:
         """Off: the network is the pretrained one."""
         self.disable_adapters = not enabled
+
+
+@contextmanager
+def switched(layers: Sequence[Any], off: Sequence[bool]) -> Iterator[None]:
+    """Within this context the adapters of these layers are off where `off` says so, else on."""
+    was_off = [layer.disable_adapters for layer in layers]
+    _switch(layers, off)
+    try:
+        yield
+    finally:
+        _switch(layers, was_off)
+
+
+def _switch(layers: Sequence[Any], off: Sequence[bool]) -> None:
+    for layer, wanted in zip(layers, off, strict=True):
+        if layer.disable_adapters != wanted:
+            layer.enable_adapters(not wanted)
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:

@@ -18,8 +18,8 @@ from scoretune.diffusion.processes import process_named
 from scoretune.models import (
     dit,
     flux,
+    folders,
     latent_consistency,
-    pipelines,
     score_network,
     stable_diffusion,
     stable_diffusion_3,
@@ -28,11 +28,12 @@ from scoretune.models import (
     user_module,
 )
 from scoretune.models.base import PRECISIONS, Pipelined
+from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
-from scoretune.models.pipelines import Family, Loader, load_pipeline
+from scoretune.models.pipelines import Family, Loader
 from scoretune.models.recycled import inner, recycle
-from scoretune.policy import Backbone
+from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
     stable_diffusion.FAMILY,
@@ -171,15 +172,15 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         return learned
     if source.kind == "function":
         return user_module.load(model)
-    index = pipelines.described(source.where, model.revision)
-    kind = index.get("_class_name")
+    index = folders.described(source.where, model.revision)
+    kind = index["_class_name"]
     if kind not in FAMILIES:
         raise UserError(
             f"{source.where!r} holds a {kind}, which is no family of this version: it fine-tunes "
             f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
         )
     _check_denoiser(source.where, kind, index)
-    backbone: Backbone = FAMILIES[kind].load(
+    pipelined: Pipelined = FAMILIES[kind].load(
         source.where,
         revision=model.revision,
         dtype=dtype,
@@ -187,7 +188,8 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         without=model.without,
         loader=loader,
     )
-    return backbone
+    pipelined.shipped = source.shipped
+    return pipelined
 
 
 def apply_run(network: nn.Module, run: FinishedRun) -> None:
@@ -234,9 +236,32 @@ def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
         return model.targets
     if isinstance(backbone.network, Perceptron):
         return ("mix",)
-    if isinstance(backbone, Pipelined):
-        return backbone.targets
+    base = inner(backbone)
+    if isinstance(base, Pipelined):
+        return base.targets
     return user_module.adaptable(backbone.network)
+
+
+def guidance_of(policy: Policy) -> float:
+    """The scale of guidance, whoever applies it: the policy, or a network that is told it."""
+    base = inner(policy.backbone)
+    return base.scale if isinstance(base, Distilled) else policy.guidance
+
+
+def remarks(policy: Policy, guidance: float | None) -> tuple[str, ...]:
+    """What people should know of how a model was loaded and is used, a line each; `guidance` is
+    what the settings say, None for nothing."""
+    base = inner(policy.backbone)
+    notes = base.notes if isinstance(base, Pipelined) else ()
+    own = deployment_of(base)
+    unguided = guidance is None and policy.guidance == 1.0 and not isinstance(base, Distilled)
+    if own is None or not unguided or not own.guidance or own.guidance <= 1:
+        return notes
+    return (
+        *notes,
+        f"guidance is 1, and a {own.name} draws with {own.guidance:g} unless told otherwise: set "
+        f"model.guidance={own.guidance:g}, or 1 to be silent",
+    )
 
 
 def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:

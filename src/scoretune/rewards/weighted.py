@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretune.core.records import Scores
+from scoretune.core.records import Scores, spans
 from scoretune.rewards.base import Reward, checked
 
 
@@ -48,11 +48,17 @@ class Weighted:
         return {part.name: part.weight for part in self.parts}
 
 
-def scored(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Scores:
-    """What the samples are worth, and what each part of a sum adds to that."""
+def scored(
+    reward: Reward, name: str, images: Tensor, prompts: Sequence[str], *, at_once: int = 0
+) -> Scores:
+    """What the samples are worth, and what each part of a sum adds to that; a reward sees at most
+    `at_once` images at a time, 0: all."""
+    rows = list(spans(len(images), at_once or len(images)))
     if not isinstance(reward, Weighted):
-        return Scores(checked(reward, name, images, prompts), tuple(prompts))
-    parts = reward.each(images, prompts)
+        values = [checked(reward, name, images[s], prompts[s]) for s in rows]
+        return Scores(torch.cat(values), tuple(prompts))
+    pieces = [reward.each(images[s], prompts[s]) for s in rows]
+    parts = {part: torch.cat([piece[part] for piece in pieces]) for part in pieces[0]}
     return Scores(torch.stack(list(parts.values())).sum(0), tuple(prompts), parts)
 
 

@@ -23,6 +23,7 @@ from scoretune.core.resolve import is_function
 from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
+from scoretune.training.recomputation import can_recompute, recompute
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,6 +87,12 @@ class TorchEngine:
         """Numbers added up over the processes."""
         return distributed.total(numbers)
 
+    def extremes(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The smallest over the processes of what is called *_min, the largest of *_max."""
+        lows = {n: v if n.endswith("_min") else -v for n, v in numbers.items()}
+        lows = distributed.least(lows)
+        return {n: v if n.endswith("_min") else -v for n, v in lows.items()}
+
     def state(self) -> dict[str, Any]:
         return {"scale": None if self.scaler is None else self.scaler.state_dict()}
 
@@ -105,7 +112,7 @@ def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
         network.float()  # the weights that are trained; they compute in half precision
         policy.autocast = HALVES[model.precision]
     if hardware.checkpointing:
-        _checkpoint(network)
+        _checkpoint(policy)
     if hardware.channels_last:
         cast(Any, network).to(memory_format=torch.channels_last)
     if hardware.compile:
@@ -178,14 +185,18 @@ def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
             )
 
 
-def _checkpoint(network: nn.Module) -> None:
-    switch = getattr(network, "enable_gradient_checkpointing", None)
-    if switch is None or not getattr(network, "_supports_gradient_checkpointing", True):
+def _checkpoint(policy: Policy) -> None:
+    network = policy.backbone.network
+    if not can_recompute(network):
         raise UserError(
             f"a {type(network).__name__} cannot compute its activations again: leave out "
             "hardware.checkpointing, or set hardware.device_batch lower"
         )
-    switch()
+    recompute(network)
+    pipeline = inner(policy.backbone)
+    decoder = pipeline.pipeline.components.get("vae") if isinstance(pipeline, Pipelined) else None
+    if decoder is not None and can_recompute(decoder):
+        recompute(decoder)  # a reward's gradient passes through it
 
 
 def _eight_bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:

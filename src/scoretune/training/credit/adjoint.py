@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 
 from scoretune.core.records import Scores, Stateless, Trajectory, spans
+from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
 from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, slope_of
 
 
 @dataclass
 class AdjointCredit(Stateless):
-    """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one."""
+    """Slopes by the adjoint, `lean` under the pretrained policy or exact under the acting one, of
+    `at_once` samples at a time."""
 
     policy: Policy
     lean: bool = False
     kl_weight: float = 0.0
-    minibatch: int = 64
+    at_once: int = 64
 
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
@@ -37,7 +39,7 @@ class AdjointCredit(Stateless):
         first = int(k.min())
         arrivals = torch.zeros_like(path.states)
         everyone = torch.arange(path.states.shape[1], device=path.states.device)
-        for who in (everyone[part] for part in spans(len(everyone), self.minibatch)):
+        for who in (everyone[part] for part in spans(len(everyone), self.at_once)):
             adjoint = slope_of(reward_fn, path.final[who], who)[1]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, first, -1):
@@ -50,15 +52,25 @@ class AdjointCredit(Stateless):
     def _back(self, path: Trajectory, step: int, who: Tensor, adjoint: Tensor) -> Tensor:
         """a_k from a_{k+1} [M, *S], by one vector–Jacobian product."""
         t, t_next = path.times[step, who], path.times[step + 1, who]
-        condition = path.condition.take(who)
+        condition, worth = path.condition.take(who), self._worth(path, step, who)
         x = path.states[step, who].requires_grad_()
         with torch.enable_grad(), self.policy.reference() if self.lean else nullcontext():
             estimate = self.policy.estimate(x, t, condition)
             # The noise that was drawn is held fixed and the std does not depend on x.
             gain = (self.policy.move(x, estimate, t, t_next).mean * adjoint).sum()
-            if self.kl_weight and not self.lean:
-                with self.policy.reference():
-                    pretrained = self.policy.estimate(x, t, condition).data
-                change = ((estimate.data - pretrained) ** 2).flatten(1).sum(1)
-                gain = gain - self.kl_weight * (path.kl_weights[step, who] * change).sum()
-            return torch.autograd.grad(gain, x)[0]
+            if worth is not None:
+                gain = gain + (estimate.data * worth).sum()
+            back = torch.autograd.grad(gain, x)[0]
+        if worth is None:
+            return back
+        with torch.enable_grad(), self.policy.reference():  # one graph after the other
+            pretrained = self.policy.estimate(x, t, condition).data
+            return back - torch.autograd.grad((pretrained * worth).sum(), x)[0]
+
+    def _worth(self, path: Trajectory, step: int, who: Tensor) -> Tensor | None:
+        """−κ ∂kl_k/∂x̂0, [M, *S], and minus that of a unit of the pretrained estimate."""
+        if self.lean or not self.kl_weight:
+            return None
+        assert path.reference_data is not None, "a KL weight needs a rollout with its reference"
+        change = path.data[step, who] - path.reference_data[step, who]
+        return expand(-2 * self.kl_weight * path.kl_weights[step, who], change) * change

@@ -80,7 +80,8 @@ class CriticCredit:
     """Each step is credited by a learned value V (`values.Critic`), read by a `rule`.
 
     κ is `kl_weight`; with `shares_features` the critic reads the features of the policy's own
-    network. `jacobian` says whose ∂x̂0/∂x carries slopes back to the state.
+    network. `jacobian` says whose ∂x̂0/∂x carries slopes back to the state. It looks at `at_once`
+    states at a time; a step of its own fit is on `minibatch` of them, in parts that fit the memory.
     """
 
     critic: Critic
@@ -90,6 +91,7 @@ class CriticCredit:
     rule: Rule
     passes: int = 2
     minibatch: int = 64
+    at_once: int = 64
     shares_features: bool = False
     jacobian: Jacobian = "pretrained"
 
@@ -123,7 +125,7 @@ class CriticCredit:
     ) -> Views:
         """Values of the states numbered `at` of the samples b, in parts that fit the memory."""
         parts = [
-            self._view(path, reward_fn, at[s], b[s], slopes) for s in spans(len(at), self.minibatch)
+            self._view(path, reward_fn, at[s], b[s], slopes) for s in spans(len(at), self.at_once)
         ]
         given = [name for name, value in vars(parts[0]).items() if value is not None]
         return Views(**{n: torch.cat([getattr(part, n) for part in parts]) for n in given})
@@ -165,14 +167,19 @@ class CriticCredit:
         trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
         gradient round on the way, and learning then runs away from its optimum.
         """
-        features = None
+        features = x.new_zeros(len(x), self.policy.feature_size) if self.shares_features else None
+        rows, moving = (~ended).nonzero()[:, 0], x  # a finished sample is its own x̂0
         frozen = self.jacobian == "pretrained" and self.policy.has_reference
         with self.policy.reference() if frozen else nullcontext():
-            if self.shares_features:
-                estimate, features = self.policy.estimate_with_features(x, t, condition)
-            else:
-                estimate = self.policy.estimate(x, t, condition)
-        moving = torch.where(expand(ended, x).bool(), x, estimate.data)
+            if len(rows) and features is not None:
+                estimate, read = self.policy.estimate_with_features(
+                    x[rows], t[rows], condition.take(rows)
+                )
+                features = features.index_copy(0, rows, read.to(features))
+                moving = x.index_copy(0, rows, estimate.data.to(x))
+            elif len(rows):
+                estimate = self.policy.estimate(x[rows], t[rows], condition.take(rows))
+                moving = x.index_copy(0, rows, estimate.data.to(x))
         # Straight through: the value of the acting estimate, the gradient of the one just made.
         return data + (moving - moving.detach()), features
 
@@ -190,16 +197,17 @@ class CriticCredit:
             order = torch.randperm(deal.whole, device=goal.device)
             for part, count in deal.chunks(order, self.minibatch):
                 self.optimiser.zero_grad(set_to_none=True)
-                if len(part):  # else the other processes have all of this minibatch
-                    loss = self._loss(views, goal, weight, part.to(goal.device))
-                    loss = loss * (len(part) / count)
+                # There are none where the other processes have all of this minibatch.
+                for few in spans(len(part), self.policy.at_once or self.minibatch):
+                    loss = self._loss(views, goal, weight, part[few].to(goal.device))
+                    loss = loss * (len(part[few]) / count)
                     loss.backward()
                     losses.append(float(loss.detach()))
                 distributed.add_up(self.critic.parameters())
                 self.optimiser.step()
         minibatches = -(-deal.whole // self.minibatch)
         loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
-        return {"explained_variance": explained, "critic_loss": loss_mean}
+        return {"explained_variance": explained, "value_loss": loss_mean}
 
     def _loss(self, views: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
         some = views.take(part)
@@ -303,10 +311,10 @@ def rule_named(form: Form, exploration: float = 0.0) -> Rule:
 
 
 def fitted_critic(
-    settings: CriticSettings, policy: Policy, rule: Rule, kl_weight: float
+    settings: CriticSettings, policy: Policy, rule: Rule, kl_weight: float, *, at_once: int = 64
 ) -> CriticCredit:
     """The critic that settings name: a head on the policy's features if it has any and the settings
-    do not ask for another, else a small network of its own."""
+    do not ask for another, else a small network of its own. It looks at `at_once` states a time."""
     backbone = policy.backbone
     suits = policy.has_features and settings.inputs == "both"
     shares = settings.body == "backbone" or (settings.body == "auto" and suits)
@@ -327,6 +335,7 @@ def fitted_critic(
         kl_weight=kl_weight,
         rule=rule,
         passes=settings.passes,
+        at_once=at_once,
         shares_features=shares,
         jacobian=settings.jacobian,
     )

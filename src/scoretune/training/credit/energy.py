@@ -16,6 +16,7 @@ constant.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError, unknown
-from scoretune.core.records import Condition, Scores, Trajectory
+from scoretune.core.records import Condition, Scores, Trajectory, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
@@ -118,7 +119,7 @@ class EnergyCredit:
     end, or None: the energy's. Both are called with (x, part of the noise that is left, tokens), as
     are `values.ImageValue` and `PointValue`; where prompts matter, the data have a `condition`.
     Credit comes after the fit, as in DxMI: what has not seen these samples cannot tell them from
-    data.
+    data. The policy's `at_once` bounds the states that are looked at together; steps are the same.
     """
 
     energy: nn.Module
@@ -160,10 +161,12 @@ class EnergyCredit:
         """The gradient of the cost at x_{k+1}, [M, *S], by the form, the gate and the costs."""
         x, x_next = path.states[k, b], path.states[k + 1, b]
         at = k + 1 if self.form == "arrival" else k
-        with torch.enable_grad():
-            place = path.states[at, b].requires_grad_()
-            cost = self._worth(path, place, at, b)
-            slope = torch.autograd.grad(cost.sum(), place)[0]
+        slope = torch.empty_like(x)
+        for s in self._spans(len(x)):
+            with torch.enable_grad():
+                place = path.states[at[s], b[s]].requires_grad_()
+                cost = self._worth(path, place, at[s], b[s])
+                slope[s] = torch.autograd.grad(cost.sum(), place)[0]
         if self.gate is not None:
             slope = ctrl_slope(slope, x, x_next, self.gate)
         if self.costs.running and self.velocities is not None:
@@ -184,17 +187,26 @@ class EnergyCredit:
         if self.value is not None:
             self.value.load_state_dict(state["value"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.rounds, self.velocities = state["rounds"], state["velocities"]
+        self.rounds, velocities = state["rounds"], state["velocities"]
+        self.velocities = None if velocities is None else velocities.to(self.policy.device)
 
     def _fit(self, path: Trajectory) -> dict[str, float]:
         """One step of the energy on the path's ends and as many data."""
         (data, tokens), end = self._some_data(path), self._noise_left(path.times[-1])
-        of_data = self.energy(data, end, tokens)
-        of_samples = self.energy(path.final, end, path.condition.tokens)
-        loss = energy_loss(of_data, of_samples, self.strength)
-        self._descend(loss)
-        parts = {"data": of_data.mean(), "samples": of_samples.mean(), "loss": loss}
-        return {f"energy_{name}": float(value.detach()) for name, value in parts.items()}
+        worth: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+        def losses() -> Iterator[Tensor]:
+            for s in self._spans(len(data)):
+                of_data = self.energy(data[s], end[s], tokens[s])
+                of_samples = self.energy(path.final[s], end[s], path.condition.tokens[s])
+                for each, of in zip(worth, (of_data, of_samples), strict=True):
+                    each.append(of.detach())
+                yield energy_loss(of_data, of_samples, self.strength) * (len(of_data) / len(data))
+
+        loss = self._descend(losses())
+        of_data, of_samples = (torch.cat(each).mean() for each in worth)
+        numbers = torch.stack([of_data, of_samples, loss]).tolist()
+        return dict(zip(("energy_data", "energy_samples", "energy_loss"), numbers, strict=True))
 
     def _some_data(self, path: Trajectory) -> tuple[Tensor, Tensor]:
         """Data with the little noise that finished samples have too, and their tokens."""
@@ -209,22 +221,26 @@ class EnergyCredit:
 
     def _sweep(self, path: Trajectory) -> float:
         """One step of the value for every step of the path, from its end to its start."""
-        steps, everyone = len(path.data), torch.arange(len(path.final), device=path.final.device)
-        network, losses = self.energy if self.value is None else self.value, []
-        for k in reversed(range(steps)):
-            here = torch.full_like(everyone, k)
+        steps = len(path.data)
+        losses = [self._descend(self._errors(path, k)) for k in reversed(range(steps))]
+        values: list[float] = torch.stack(losses).tolist()
+        return sum(values) / steps
+
+    def _errors(self, path: Trajectory, k: int) -> Iterator[Tensor]:
+        """The mean squared error of V at the states numbered k, in parts that fit the memory."""
+        steps, samples = len(path.data), len(path.final)
+        everyone = torch.arange(samples, device=path.final.device)
+        network = self.energy if self.value is None else self.value
+        for who in (everyone[s] for s in self._spans(samples)):
+            here, x, x_next = torch.full_like(who, k), path.states[k, who], path.states[k + 1, who]
             with torch.no_grad():
-                x, x_next = path.states[k], path.states[k + 1]
-                arrival = self._worth(path, x_next, here + 1, everyone)
+                arrival = self._worth(path, x_next, here + 1, who)
                 running = torch.zeros_like(arrival)
                 if self.velocities is not None:
                     running = running_cost(x, x_next, self.velocities[k])
                 goal = td_targets(arrival, running, time_cost(here, steps), self.costs)
-            value = network(x, self._noise_left(path.times[k]), path.condition.tokens)
-            loss = ((value - goal) ** 2).mean()
-            self._descend(loss)
-            losses.append(float(loss.detach()))
-        return sum(losses) / steps
+            value = network(x, self._noise_left(path.times[k, who]), path.condition.tokens[who])
+            yield ((value - goal) ** 2).mean() * (len(who) / samples)
 
     def _worth(self, path: Trajectory, x: Tensor, at: Tensor, b: Tensor) -> Tensor:
         """The cost [M] of states x [M, *S] that are the `at`-th of their paths."""
@@ -235,12 +251,21 @@ class EnergyCredit:
         return torch.where(at == len(path.data), energy, self.value(x, noise_left, tokens))
 
     def _noise_left(self, t: Tensor) -> Tensor:
-        return t / self.policy.backbone.process.horizon
+        dtype = next(self.energy.parameters()).dtype
+        return (t / self.policy.backbone.process.horizon).to(dtype)
 
-    def _descend(self, loss: Tensor) -> None:
+    def _spans(self, rows: int) -> Iterator[slice]:
+        return spans(rows, self.policy.at_once or rows)
+
+    def _descend(self, parts: Iterable[Tensor]) -> Tensor:
+        """One step of the optimiser on a loss that comes in parts; the loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        total = torch.zeros((), device=self.policy.device)
+        for part in parts:
+            part.backward()
+            total = total + part.detach()
         self.optimiser.step()
+        return total
 
     def _remember_velocities(self, path: Trajectory) -> None:
         """b_k, a slowly moving mean of the squared steps, [N]; only where they are asked for."""

@@ -41,7 +41,7 @@ class Direct:
     def __call__(self, starts: Starts) -> Loss:
         final, rows = self._follow(starts)
         prompts = [starts.prompts[i] for i in rows.tolist()]
-        images = self.policy.backbone.decode(final)
+        images = self.policy.decode(final)
         scores = scored(self.reward, self.reward_name, images, prompts)
         return Loss(-scores.total.mean(), reward_metrics(scores))
 
@@ -70,7 +70,7 @@ def check(settings: config.Direct, context: Context) -> None:
     method.check_has_noise(context)
     if settings.graph == "kept" and not _may_keep_graph(settings, context):
         raise UserError(
-            "objective.graph=kept knows no path KL, and makes one step of the optimiser an "
+            "objective.graph=kept knows no KL, and makes one step of the optimiser an "
             "update: set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
         )
     uneven = settings.through == "steps" and settings.random
@@ -79,7 +79,8 @@ def check(settings: config.Direct, context: Context) -> None:
 
 def build(settings: config.Direct, setup: Setup) -> Method:
     credit, choose = _credit(settings, setup)
-    paths = method.on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
+    reference = method.references(settings.kl_weight)
+    paths = method.on_policy(setup, credit, choose, reference=reference)
     if keeps_graph(settings, setup.context):
         objective = Direct(setup.policy, setup.reward, setup.context.reward)
         return Method(objective, Differentiable(paths, settings.last, settings.random))
@@ -88,13 +89,15 @@ def build(settings: config.Direct, setup: Setup) -> Method:
 
 def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     most = min(settings.last, paths.steps)
-    references = settings.kl_weight > 0
-    batch = min(context.sizes.minibatch, paths.samples)
+    references: float = 0
+    batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
+        references = float(settings.kl_weight > 0)
         return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
     trained = (1 + most) / 2 if settings.random else most
     if keeps_graph(settings, context):
-        return Costs(trained, references=references, graph_steps=most)
+        return Costs(trained, graph_steps=most)
+    references = trained if settings.kl_weight else 0
     reached: float = most
     if settings.random:  # by the longest of all samples
         reached -= sum((v / most) ** paths.samples for v in range(1, most))
@@ -108,10 +111,10 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
 
 
 def _credit(settings: config.Direct, setup: Setup) -> tuple[Credit, Chooser]:
-    minibatch = setup.context.sizes.minibatch
+    at_once = setup.context.at_once
     if settings.through == "estimate":
-        return RewardSlope(minibatch), one_of_last(settings.last)
-    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, minibatch=minibatch)
+        return RewardSlope(at_once), one_of_last(settings.last)
+    credit = AdjointCredit(setup.policy, kl_weight=settings.kl_weight, at_once=at_once)
     return credit, last_steps(settings.last, settings.random)
 
 

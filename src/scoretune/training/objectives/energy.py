@@ -16,6 +16,7 @@ from scoretune.training.credit.values import critic_for
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
+from scoretune.training.sources.dataset import encoded
 from scoretune.training.sources.step_choice import any_steps
 
 follows_reward = False
@@ -34,24 +35,25 @@ def check(settings: config.Energy, context: Context) -> None:
 def build(settings: config.Energy, setup: Setup) -> Method:
     credit, kl_weight = _credit(settings, setup), settings.kl_weight
     choose = any_steps(setup.context.sizes.share)
-    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight)
+    paths = method.on_policy(setup, credit, choose, reference=method.references(kl_weight))
     return Method(ScoreAction(setup.policy, kl_weight), paths)
 
 
 def costs(settings: config.Energy, context: Context, paths: Paths) -> Costs:
     trained = method.trained_steps(context.sizes.share, paths.steps)
-    return Costs(trained, references=settings.kl_weight > 0)
+    return Costs(trained, references=trained if settings.kl_weight else 0)
 
 
 def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:
     """Energy and value are networks like a critic's F, of the noisy state alone."""
     policy, backbone = setup.policy, setup.policy.backbone
     images, captions = read_pictures(setup.data, setup.seed)
-    condition = backbone.encode(captions)
+    data, condition = encoded(policy, images, captions)
     shape, horizon = backbone.shape, backbone.process.horizon
     size, width = condition.tokens.shape[-1], settings.width
+    exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
     energy, value = (
-        critic_for(shape, size, horizon, width=width, inputs="noisy").body.to(policy.device)
+        critic_for(shape, size, horizon, width=width, inputs="noisy").body.to(policy.device, exact)
         for _ in range(2)
     )
     parameters = [*energy.parameters(), *value.parameters()]
@@ -59,7 +61,7 @@ def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:
         energy=energy,
         optimiser=torch.optim.Adam(parameters, lr=settings.learning_rate),
         policy=policy,
-        data=backbone.embed(images.to(policy.device)),
+        data=data,
         seed=setup.seed,
         condition=condition,
         form="arrival" if settings.update == "dxmi" else "departure",

@@ -24,7 +24,7 @@ from scoretune.diffusion.processes import Process, expand
 from scoretune.policy import Policy
 from scoretune.training.objectives import method
 from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
-from scoretune.training.sources.dataset import Dataset
+from scoretune.training.sources.dataset import Dataset, encoded
 
 Form: TypeAlias = Literal["denoising", "sliced", "implicit"]
 Drawn: TypeAlias = tuple[Tensor, Tensor]  # x0 and ε
@@ -61,11 +61,14 @@ class Matching:
 
     def __call__(self, examples: Examples) -> Loss:
         x0, process = examples.x0, self.policy.backbone.process
-        share = torch.rand(len(x0), device=x0.device)
+        share, eps = examples.share, examples.noise
+        if share is None:
+            share = torch.rand(len(x0), device=x0.device)
         law = weightings.TIMES[self.times] if isinstance(self.times, str) else self.times
         t, factor = law(process, share, self.t_min)
-        eps = torch.randn_like(x0)
-        tokens = self._tokens(examples.condition)
+        if eps is None:
+            eps = torch.randn_like(x0)
+        tokens = self._tokens(examples.condition, examples.coin)
         x = estimates.perturb(process, t, x0, eps)
         self.policy.calls += len(x)
         error = self._output_error if self.loss == "denoising" else self._score_error
@@ -106,14 +109,15 @@ class Matching:
             return self.weight
         return None if self.weight == "own" else weightings.WEIGHTS[self.weight]
 
-    def _tokens(self, condition: Condition) -> Tensor:
+    def _tokens(self, condition: Condition, coin: Tensor | None) -> Tensor:
         if not self.dropout:
             return condition.tokens
         if condition.null is None:
             raise UserError("dropout needs an empty prompt, which this model has not: set it to 0")
         tokens = condition.tokens
-        dropped = torch.rand(len(tokens), device=tokens.device) < self.dropout
-        return torch.where(dropped[:, None, None], condition.null.to(tokens), tokens)
+        if coin is None:
+            coin = torch.rand(len(tokens), device=tokens.device)
+        return torch.where((coin < self.dropout)[:, None, None], condition.null.to(tokens), tokens)
 
 
 # ------------------------------------------------------------------------------------- the method
@@ -131,12 +135,11 @@ def check(settings: config.Matching, context: Context) -> None:
 
 def build(settings: config.Matching, setup: Setup) -> Method:
     """Pictures and captions, for a model that is there."""
-    policy, backbone = setup.policy, setup.policy.backbone
+    policy = setup.policy
     images, captions = read_pictures(setup.data, setup.seed)
-    x0, condition = backbone.embed(images.to(policy.device)), backbone.encode(captions)
-    weight = torch.ones(len(x0), device=policy.device)
+    x0, condition = encoded(policy, images, captions)
     batch = method.batch_size(setup.context.sizes)
-    source = Dataset(x0, condition, weight, batch, setup.seed)
+    source = Dataset(x0, condition, torch.ones(len(x0)), batch, setup.seed, draws=True)
     return Method(_loss(settings, policy), source)
 
 
