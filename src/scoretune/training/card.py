@@ -167,7 +167,8 @@ def _training(subject: Subject) -> dict[str, object]:
         rows |= {
             "samples an update": f"{sizes.prompts} prompts, {sizes.group} of each",
             "sampler of training": f"{sampling.kernel}, noise {sampling.noise}, "
-            f"η {sampling.eta:g}, {sampling.steps} steps",
+            f"{'η' if sampling.noise in ('constant', 'ramp') else 'level'} {sampling.eta:g}, "
+            f"{sampling.steps} steps",
         }
     return rows | {
         "guidance": f"{_guidance(subject):g}",
