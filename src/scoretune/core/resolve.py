@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.reading import check_regular
 
 T = TypeVar("T")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
@@ -231,6 +232,7 @@ def imported(kind: str, path: str) -> Callable[..., Any]:
             f"cannot import the {kind} {path!r} ({type(error).__name__}: {error}): write it as "
             "module:function, with the module in this folder or installed, or file.py:function"
         ) from error
+    _check_hidden(kind, path, module)
     function = getattr(module, name, None) if name else None
     if function is None:
         raise UserError(f"{kind} {path!r}: {_nearest(module, name)}")
@@ -246,11 +248,27 @@ def _module(place: str) -> ModuleType:
         if here not in sys.path:
             sys.path.append(here)
         return importlib.import_module(place)
+    check_regular(Path(place))
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     assert spec is not None and spec.loader is not None, "its name ends as Python's files do"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _check_hidden(kind: str, path: str, module: ModuleType) -> None:
+    """Refuse a module of Python's or of a package where the user's own of that name lies here."""
+    place, _, name = path.partition(":")
+    own = Path(place.replace(".", "/") + ".py")
+    if place.endswith(".py") or not own.is_file():
+        return
+    file = str(getattr(module, "__file__", None) or "")
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    if place.partition(".")[0] in sys.stdlib_module_names or installed:
+        raise UserError(
+            f"the {kind} {path!r} is in {file or 'Python itself'}, which hides {str(own)!r}: write "
+            f"{own}:{name}, or rename the file"
+        )
 
 
 def _nearest(module: ModuleType, name: str) -> str:
