@@ -227,6 +227,12 @@ def test_a_kl_without_a_reference(train):
     [
         (("train", "ddpo", "--theads", 2), "--theads"),
         (("train", "ddpo", "--threads", 0), "--threads"),
+        (("train", "ddpo", "--threads", 1000000), "less than or equal to 1024"),
+        (("train", "ddpo", "--run", ""), "the name of a folder is empty"),
+        (("train", "--resume", ""), "the name of a folder is empty"),
+        (("train", "--resume", "a", "--run", "b"), "--resume goes on in its own folder: leave"),
+        (("train", "ddpo", "--accept-changes"), "--accept-changes is of --resume"),
+        (("train", "ddpo", "recipe=draft"), "name the recipe first, as in scoretune train draft"),
         (("demo", "--seed", -1), "--seed"),
         (("demo", "--seed", "one"), "--seed"),
         (("tarin",), "tarin"),
@@ -484,6 +490,19 @@ def test_ctrl_c(train, command, here):
     assert checkpoints.latest(Path("runs/tried/checkpoints")).name == "step-00000002"
 
 
+def test_a_start_that_is_refused_leaves_nothing_and_one_that_was_cut_off_is_no_run(train, here):
+    text = train('model.targets=["nowhere"]')  # seen once the model is there
+    assert "no layer named nowhere" in text
+    assert not (here / "runs").exists()
+    (here / "runs" / "tried").mkdir(parents=True)
+    (here / "runs" / "tried" / "run.json").write_text("")
+    text = train('model.targets=["nowhere"]')
+    assert "no layer named nowhere" in text
+    (here / "runs" / "tried" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    text = train()
+    assert "run.json' is damaged" in text and "step-00000003 needs its settings" in text
+
+
 # ------------------------------------------------------------------- memory, and other machines
 
 
@@ -495,14 +514,14 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
     def short(machine: TorchEngine, *rest: object, **named: object) -> float:
         updates.append(machine.at_once)
         if len(updates) == 2 and not machine.at_once:
-            raise MemoryError("DefaultCPUAllocator: not enough memory")
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tr")
         return step(machine, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchEngine, "step", short)
         changes = [*tiny, "sizes.accumulate=0", "updates=3"]
         text = told("train", "ddpo", *changes, "--run", "runs/tried")
-        assert text.startswith("there is not enough memory (DefaultCPUAllocator: not enough memory")
+        assert text.startswith("there is not enough memory ([enforce fail] DefaultCPUAllocator: ca")
         assert ": set " in text and "nothing is lost" in text
         assert "scoretune train --resume runs/tried and that setting" in text
         done = command("train", "--resume", "runs/tried", "hardware.device_batch=2")
@@ -517,10 +536,7 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
 def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, finished):
     text = told("train", "--resume", finished, "sampling.steps=9")
     assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
-    assert (
-        "leave out 'sampling.steps=9' (to train further, start another run with model.source="
-        in text
-    )
+    assert "leave out 'sampling.steps=9', or add --accept-changes (to train further, start" in text
     assert "leave out 'grpo'" in told("train", "--resume", finished, "grpo")
     near = told("train", "--resume", finished, "hardware.device_batches=2")
     assert "did you mean 'hardware.device_batch'?" in near

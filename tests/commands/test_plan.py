@@ -41,6 +41,7 @@ from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
 from scoretune.training import build, overrides
 from scoretune.training import build as runs
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
 
@@ -181,8 +182,7 @@ def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, m
     monkeypatch.setattr(Policy, "_ask", counted)
     monkeypatch.setattr(page, "write_report", lambda folder: None)
     record(run, tmp_path / "run", 1)
-    quiet = type("Quiet", (), {"stage": lambda *_: None, "line": lambda *_: None})()
-    result = launch(run, tmp_path / "run", quiet)
+    result = launch(run, tmp_path / "run", Silent())
     found = planning.planned(run, seconds=0)
     foretold = found["network_evaluations"]
     assert foretold["training"] == result["network_evaluations"]

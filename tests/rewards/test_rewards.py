@@ -447,10 +447,3 @@ def test_a_class_is_no_reward(here):
     (here / "mine.py").write_text("class Nice:\n    def __call__(self, i, p): return i.mean()\n")
     with pytest.raises(UserError, match=r"'mine:Nice' is a class: .*reward = Nice\(\), and name"):
         named_reward("mine:Nice")
-
-
-def test_a_module_of_pythons_that_hides_the_users_own_is_named(here):
-    (here / "tabnanny.py").write_text("def f(images, prompts): return images.mean((1, 2, 3))\n")
-    with pytest.raises(UserError, match=r"hides 'tabnanny\.py': write tabnanny\.py:f, or rename"):
-        named_reward("tabnanny:f")
-    assert callable(named_reward("tabnanny.py:f"))

@@ -419,6 +419,9 @@ class Optimiser(Strict):
     weight_decay: float = Field(0.0, ge=0, le=1000, description="decoupled, as AdamW has it")
     clip_norm: float = Field(1.0, ge=1e-9, le=1e9, description="longest gradient of a step")
     decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is NaN or infinite: ends the run, or is left out"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="networks from data: decay of the averaged weights; 0: none"
     )
@@ -443,8 +446,17 @@ class Critic(Strict):
         "cos_sin", description="c_skip and c_out over time; none: V = F alone"
     )
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
-    jacobian: Literal["pretrained", "policy"] = Field(
-        "pretrained", description="whose ∂x̂0/∂x carries slopes back to the state"
+    gae_lambda: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="ratios: what an increment of the value at the end of a path counts at its "
+        "beginning; 0: a step's own increment, 1: the outcome; null: 0 in score_as_action, else 1",
+    )
+    estimate: Literal["pretrained", "policy"] = Field(
+        "pretrained",
+        validation_alias=AliasChoices("estimate", "jacobian"),
+        description="whose x̂0(x) the value reads where its slope is asked for",
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -456,7 +468,12 @@ class Critic(Strict):
         return {
             **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
-                slopes, "score_as_action and objective.form=slope, rate or explicit", "jacobian"
+                slopes, "score_as_action and objective.form=slope, rate or explicit", "estimate"
+            ),
+            **_only(
+                not isinstance(objective, ScoreAction) or objective.form in ("auto", "ratio"),
+                "objective.form=ratio",
+                "gae_lambda",
             ),
             **_only(valued, "objective.baseline=critic", *self.leaves()),
         }
@@ -475,10 +492,15 @@ class Matching(Objective):
     kind: Literal["matching"] = "matching"
     t_min: float = Field(1e-3, ge=1e-9, le=1e4, description="smallest time that is learned from")
     weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
-        Field("own", description="on the error; own: 1 on what the network predicts")
+        Field(
+            "own",
+            description="on the error; own: 1 on what the network predicts; edm: as published, "
+            "for data of deviation 0.5, though data of one's own are standardised to 1",
+        )
     )
     times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
-        "uniform", description="how times are drawn"
+        "uniform",
+        description="how times are drawn; lognormal: as published, for data of deviation 0.5",
     )
     loss: Literal["denoising", "sliced", "implicit"] = Field(
         "denoising", description="of score matching; the last two from derivatives of the network"
@@ -514,6 +536,11 @@ class Consistency(Objective):
         return _only(distils, taught, "solver", "decay")
 
 
+def _deviation(value: object) -> object:
+    """`shared_scale` was a bool, and is in the files of older runs."""
+    return {True: "within", False: "group"}[value] if isinstance(value, bool) else value
+
+
 class PolicyGradient(Objective):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
@@ -522,7 +549,13 @@ class PolicyGradient(Objective):
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
     )
     clip: float = Field(0.2, ge=1e-9, le=1e6, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.0, ge=0, le=1e6, description="of the KL to the pretrained model")
+    kl_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="of the KL to the pretrained model: deviations of the reward a nat; with "
+        "baseline=critic, which divides by none, the reward's own unit a nat",
+    )
     temperature: float = Field(
         1.0, ge=1e-6, le=1e9, description="divides log-ratios, which are sums over dimensions"
     )
@@ -543,7 +576,13 @@ class PolicyGradient(Objective):
         le=SAMPLES,
         description="running: with fewer than that, compared with the whole batch",
     )
-    shared_scale: bool = Field(True, description="group: one deviation for all prompts")
+    shared_scale: Annotated[Literal["group", "within", "global"], BeforeValidator(_deviation)] = (
+        Field(
+            "within",
+            description="group: rewards are divided by their group's own deviation, by one of all "
+            "about their group's mean, or by one of all about the mean of all",
+        )
+    )
     trust_region: float | None = Field(
         None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
     )
@@ -576,7 +615,13 @@ class ScoreAction(Objective):
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
     clip: float = Field(0.2, ge=1e-9, le=1e6, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.003, ge=0, le=1e6, description="of the KL to the pretrained model")
+    kl_weight: float = Field(
+        0.003,
+        ge=0,
+        le=1e6,
+        description="of the KL to the pretrained model, in the reward's own unit a nat; the "
+        "default is for a log-probability: scale it with the reward",
+    )
     exploration: float = Field(
         0.3, ge=1e-6, le=100, description="explicit: deviation of tried noise estimates"
     )

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.foreign import contained
 from scoretune.core.reading import check_regular
 
 T = TypeVar("T")
@@ -226,13 +227,15 @@ def imported(kind: str, path: str) -> Callable[..., Any]:
     """
     place, _, name = path.partition(":")
     try:
-        module = _module(place)
+        with contained(f"importing the {kind} {path!r}"):
+            module = _module(place)
+    except UserError:
+        raise
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
             f"cannot import the {kind} {path!r} ({type(error).__name__}: {error}): write it as "
             "module:function, with the module in this folder or installed, or file.py:function"
         ) from error
-    _check_hidden(kind, path, module)
     function = getattr(module, name, None) if name else None
     if function is None:
         raise UserError(f"{kind} {path!r}: {_nearest(module, name)}")
@@ -247,7 +250,9 @@ def _module(place: str) -> ModuleType:
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.append(here)
-        return importlib.import_module(place)
+        module = importlib.import_module(place)
+        _check_hidden(module, place, Path(here))
+        return module
     check_regular(Path(place))
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     assert spec is not None and spec.loader is not None, "its name ends as Python's files do"
@@ -256,18 +261,14 @@ def _module(place: str) -> ModuleType:
     return module
 
 
-def _check_hidden(kind: str, path: str, module: ModuleType) -> None:
-    """Refuse a module of Python's or of a package where the user's own of that name lies here."""
-    place, _, name = path.partition(":")
-    own = Path(place.replace(".", "/") + ".py")
-    if place.endswith(".py") or not own.is_file():
-        return
-    file = str(getattr(module, "__file__", None) or "")
-    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-    if place.partition(".")[0] in sys.stdlib_module_names or installed:
+def _check_hidden(module: ModuleType, place: str, here: Path) -> None:
+    """Refuse a module that hides a file of the same name in the current folder."""
+    own = here.joinpath(*place.split(".")).with_suffix(".py")
+    home = getattr(module, "__file__", None)
+    if own.is_file() and (home is None or not own.samefile(home)):
         raise UserError(
-            f"the {kind} {path!r} is in {file or 'Python itself'}, which hides {str(own)!r}: write "
-            f"{own}:{name}, or rename the file"
+            f"{own.name} in this folder is hidden by another module {place!r} "
+            f"({home or 'built in'}): name it as {own.name}:FUNCTION, or give the file another name"
         )
 
 

@@ -126,7 +126,9 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         policy=policy,
         method=build_method(run, policy, checked),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
-        engine=engine.engine(run.model, run.hardware, device),
+        engine=engine.engine(
+            run.model, run.hardware, device, skips=run.optimiser.nonfinite == "skip"
+        ),
         reward=checked.reward,
         held_out=checked.held_out,
     )

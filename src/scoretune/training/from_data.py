@@ -35,6 +35,9 @@ from scoretune.training.progress import Learner, Progress
 HELD_OUT_LEAST = 512
 """Held-out examples, each with noise of its own, of one evaluation of the loss."""
 
+LEAST = 15
+"""Examples that a run needs: fewer have no covariance to speak of."""
+
 
 @dataclass
 class Parts(Learner):
@@ -82,7 +85,18 @@ def build(run: Run) -> Parts:
     """The data, network and method of a configuration."""
     check(run)
     data = read_data(run.data, run.dataset)
+    if len(data) < LEAST:
+        raise UserError(
+            f"{run.data!r} holds {len(data)} examples, too few to learn from and to measure with: "
+            f"give {LEAST} or more"
+        )
     learned, held_out = data.split(run.dataset.held_out, run.seed)
+    for part, count in (("held out", len(held_out)), ("learned from", len(learned))):
+        if count < 2:
+            raise UserError(
+                f"of {len(data)} examples in {run.data!r} {count} would be {part}, and 2 are "
+                "needed to measure: change dataset.held_out, or give more data"
+            )
     device = distributed.device()
     model = _model(run, learned)
     model.network.to(device).requires_grad_(True)
@@ -103,7 +117,7 @@ def build(run: Run) -> Parts:
         method=FROM_DATA[run.objective.kind].build_from_data(run.objective, setup),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
         average=Average(model.network, run.optimiser.ema),
-        engine=TorchEngine(device),
+        engine=TorchEngine(device, skips=run.optimiser.nonfinite == "skip"),
     )
 
 
