@@ -100,7 +100,9 @@ def load(model: Model) -> Backbone:
     returned = _returned(source)
     missing = [name for name in PARTS if name not in dir(returned)]
     if not missing:
-        _check_whole(source, returned, declared=bool(prediction or shape))
+        _check_whole(
+            source, returned, declared=bool(prediction or shape or model.precision != "fp32")
+        )
         _freeze(source, returned.network)
         return cast(Backbone, returned)
     if not isinstance(returned, nn.Module):
@@ -200,7 +202,7 @@ def _check_whole(source: str, returned: Any, *, declared: bool) -> None:
     if declared:
         raise UserError(
             f"model {source!r} returned a whole Backbone, which says what it is: leave out "
-            "model.prediction and model.shape"
+            "model.prediction, model.shape and model.precision"
         )
     wanted: dict[str, Any] = {"network": nn.Module, "prediction": Prediction, "shape": tuple}
     for name, kind in wanted.items():
