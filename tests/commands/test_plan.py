@@ -307,12 +307,12 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     told = torch.empty(1, *policy.backbone.encode(["a"]).tokens.shape[1:], device="meta")
 
     def learn() -> None:
-        said = model._predicted(policy, 9, told)
+        said = model._predicted(policy, model._states(policy, 9), told)
         torch.autograd.backward([said.float().square().sum()])
 
     nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), told])
-    assert nine.flops == pytest.approx(found.learning.at(9).flops, rel=1e-6)
-    assert nine.peak == pytest.approx(found.learning.at(9).peak, rel=0.02)
+    assert nine.flops == pytest.approx(found.plain.learning.at(9).flops, rel=1e-6)
+    assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 
 
 @pytest.mark.parametrize("source", ["sd", "sd3"])
@@ -334,13 +334,13 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
 
     learn()
     real = profiler.cost(learn, there)
-    assert real.flops == pytest.approx(found.learning.at(rows).flops, rel=1e-6)
-    assert real.peak == pytest.approx(found.learning.at(rows).peak, rel=0.05)
+    assert real.flops == pytest.approx(found.plain.learning.at(rows).flops, rel=1e-6)
+    assert real.peak == pytest.approx(found.plain.learning.at(rows).peak, rel=0.05)
     network.enable_gradient_checkpointing()
     again = profiler.cost(learn, there)
     assert found.again is not None
     # Frames of recomputation are cycles, and freed when Python comes to it.
-    assert again.peak == pytest.approx(found.again.at(rows).peak, rel=0.3)
+    assert again.peak == pytest.approx(found.again.learning.at(rows).peak, rel=0.3)
     with torch.no_grad():
         seen = profiler.cost(lambda: policy.backbone.decode(x[:rows]), [x])
     assert seen.peak == pytest.approx(found.drawing.at(rows).peak, rel=0.05)
@@ -377,7 +377,7 @@ def test_the_peak_is_that_of_the_process(known):
     learn()
     before = resident(reset=True)[1]
     learn()
-    measured, foretold = resident()[0] - before, found.learning.at(rows).peak
+    measured, foretold = resident()[0] - before, found.plain.learning.at(rows).peak
     threshold(-3, 2**25)  # as glibc itself has it after a while
     assert foretold > 1e8
     # Alone within 2 %; after other tests what they left behind grows too.

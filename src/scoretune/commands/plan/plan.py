@@ -156,8 +156,7 @@ def _time(run: Run, model: Model, numbers: Numbers, seconds: float) -> Numbers:
     """A lower bound: arithmetic alone, at the speed of large matrix products on this machine."""
     calls, pictures = numbers["network_evaluations"], numbers["pictures"]
     looking, drawing = model.looking.at(1).flops, model.drawing.at(1).flops
-    again = run.hardware.checkpointing and model.again is not None
-    learning = (model.again if again and model.again else model.learning).at(1).flops
+    learning = model.graphs(run.hardware.checkpointing).learning.at(1).flops
     work = looking * (calls["rollouts"] + calls["references"] + calls["warm_up"])
     work += learning * (calls["learning"] + calls["credit"])
     work += drawing * pictures["training"] + model.reading.at(1).flops * numbers["text_encodings"]
