@@ -13,7 +13,7 @@ from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Trajectory
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise
-from scoretune.diffusion.paths import kl_weights, log_snr_steps
+from scoretune.diffusion.paths import chain_weights, girsanov_weights, log_snr_steps
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow, Tabulated
 from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.models import toy
@@ -143,8 +143,10 @@ def test_what_a_stochastic_path_remembers(kernel, jitter):
             assert torch.equal(path.data[k], estimate.data)
             assert torch.equal(path.log_probs[k], law.log_prob(path.states[k + 1]))
     assert torch.equal(path.log_snr_steps, log_snr_steps(VP(), times, path.times))
-    weights = kl_weights(VP(), path.times[:-1], path.etas, path.log_snr_steps)
-    assert torch.equal(path.kl_weights, weights)
+    weights = girsanov_weights(VP(), path.times[:-1], path.etas, path.log_snr_steps)
+    assert torch.equal(path.girsanov_weights, weights)
+    chain = chain_weights(kernel, VP(), path.times[:-1], path.times[1:])
+    assert torch.equal(path.kl_weights, chain)
     assert path.kls is None
     assert path.reference_data is None
     assert path.features is None
@@ -202,12 +204,12 @@ def test_features_that_a_network_has_not():
     "process", [VP(), RectifiedFlow(), Tabulated.scaled_linear()], ids=lambda p: type(p).__name__
 )
 @pytest.mark.parametrize(("kernel", "factor"), [(GDDIM(1.0), 1.0), (GDDIM(0.5), 1.5625)])
-def test_rollouts_report_one_path_kl_at_any_number_of_steps(process, kernel, factor):
+def test_rollouts_report_one_kl_of_time_at_any_number_of_steps(process, kernel, factor):
     policy = policy_on(process, kernel)
     means = {}
     for n, batch in ((5, 8000), (20, 1500), (100, 100)):
         times = grids.shifted(process, n, 1.5, t_end=1e-3)
-        kls = act(policy, times, batch, jitter=True, reference=True).kls.sum(0)
+        kls = act(policy, times, batch, jitter=True, reference=True).girsanov_kl
         assert float(kls.std()) / batch**0.5 < 0.007 * float(kls.mean())
         means[n] = float(kls.mean())
     exact = factor * THETA**2 / (2 * S0)  # a table, which starts at its first node, lacks .5 %
@@ -215,7 +217,7 @@ def test_rollouts_report_one_path_kl_at_any_number_of_steps(process, kernel, fac
         assert kl == pytest.approx(exact, rel=0.02), n
 
 
-def test_the_path_kl_of_a_sum_of_dimensions_is_a_sum():
+def test_the_kl_of_a_sum_of_dimensions_is_a_sum():
     times = grids.karras(VP(), STEPS)
     one, three = (act(policy_on(VP(), dimension=d), times, 2, reference=True).kls for d in (1, 3))
     torch.testing.assert_close(three, 3 * one)

@@ -81,20 +81,46 @@ class Distilled(Backbone, Protocol):
     scale: float
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """How people sample from a model unless they say otherwise: `name` is what it is, `steps` and
+    `guidance` (None: it takes none) what its call defaults to, `times` of N steps are [N+1]."""
+
+    name: str
+    steps: int
+    guidance: float | None
+    times: Callable[[int], Tensor]
+
+
+@runtime_checkable
+class Deployed(Protocol):
+    """A backbone that knows how it is sampled from; None where nobody has said so."""
+
+    @property
+    def deployment(self) -> Deployment | None: ...
+
+
+def deployment_of(backbone: Backbone) -> Deployment | None:
+    """How a backbone is sampled from unless told otherwise, where that is known."""
+    return backbone.deployment if isinstance(backbone, Deployed) else None
+
+
 @dataclass
 class Policy:
     """A backbone acting through a kernel, with classifier-free guidance of scale `guidance`.
 
-    `calls` counts network evaluations, one per state (guidance makes it two). At most `at_once`
-    states at a time (0: all) go through the network, the decoder and the encoders, and it computes
-    in `autocast` where that is given. Where a graph is kept, who asks keeps to `at_once` too: else
-    the graphs of all parts wait for one backward pass.
+    `calls` counts network evaluations, one per state (guidance makes it two), and `decoded` the
+    states that were decoded to be rewarded. At most `at_once` states at a time (0: all) go through
+    the network, the decoder and the encoders, and it computes in `autocast` where that is given.
+    Where a graph is kept, who asks keeps to `at_once` too: else the graphs of all parts wait for
+    one backward pass.
     """
 
     backbone: Backbone
     kernel: Kernel
     guidance: float = 1.0
     calls: int = 0
+    decoded: int = 0
     at_once: int = 0
     autocast: torch.dtype | None = None
 
@@ -154,7 +180,8 @@ class Policy:
         return Condition(torch.cat([part.tokens for part in parts]), parts[0].null)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """`Backbone.decode`, at most `at_once` states at a time."""
+        """`Backbone.decode`, counted; at most `at_once` states at a time."""
+        self.decoded += len(x0)
         return self._in_parts(self.backbone.decode, x0)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -195,6 +222,15 @@ class Policy:
     def field(self, condition: Condition) -> Callable[[Tensor, Tensor], Estimate]:
         """The policy as a deterministic solver sees it: (x, t) -> Estimate."""
         return lambda x, t: self.estimate(x, t, condition)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within this context what is asked and decoded does not count, as measuring does not."""
+        before = self.calls, self.decoded
+        try:
+            yield
+        finally:
+            self.calls, self.decoded = before
 
     @property
     def device(self) -> torch.device:

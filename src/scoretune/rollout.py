@@ -14,7 +14,13 @@ from scoretune.core.records import Condition, Trajectory
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import noisy_steps, stochasticity
 from scoretune.diffusion.noise import randn
-from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
+from scoretune.diffusion.paths import (
+    INTEGRAL_END,
+    chain_weights,
+    girsanov_weights,
+    jittered,
+    log_snr_steps,
+)
 from scoretune.diffusion.solvers import ODE_SOLVERS, Solver, solver_named
 from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
@@ -32,7 +38,8 @@ class Acting:
     are no log-probabilities. With a `window` the kernel acts in the window alone and an ODE solver
     takes the steps before and after; of a `group` above 1 so many rows of noise are alike, and the
     steps before the window are solved once for them. `features` keeps those that the network offers
-    a critic. Raises ValueError for a window together with any of the other three.
+    a critic. Time integrals along the path end at `integral_end` (`diffusion.paths`). Raises
+    ValueError for a window together with jitter, a solver or features.
     """
 
     jitter: bool = False
@@ -40,6 +47,7 @@ class Acting:
     window: Window | None = None
     group: int = 1
     features: bool = False
+    integral_end: float = INTEGRAL_END
 
     def __post_init__(self) -> None:
         if self.window is not None and (self.jitter or self.solver or self.features):
@@ -81,12 +89,14 @@ def rollout(
     *,
     acting: Acting = BY_KERNEL,
     reference: bool = False,
+    in_chain: bool = True,
     home: torch.device | None = None,
 ) -> Trajectory:
     """Act from noise x [B, *S] along the grid `times` [N+1], remembering what learning needs.
 
     With `reference`, also call the pretrained policy at every state that is learned from, which
-    doubles the network's work there. The path is kept at `home`, None for where the policy is.
+    doubles the network's work there. `in_chain`: what regularises is the KL of the chain, not that
+    of continuous time. The path is kept at `home`, None for where the policy is.
     Raises ValueError where a kernel has no noise on any step, UserError for an unknown solver.
     """
     x, process, window = x.to(condition.tokens.device), policy.backbone.process, acting.window
@@ -94,10 +104,11 @@ def rollout(
         times = times[[*range(window.stop), *window.nodes_after(len(times) - 1)]]
     nodes = times[:, None].expand(-1, len(x))
     if acting.jitter:
-        nodes = jittered(process, times, len(x), generator)
+        nodes = jittered(process, times, len(x), generator, end=acting.integral_end)
     times, nodes = times.to(x.device), nodes.to(x.device)
     acted = act(policy, condition, nodes, generator, x, acting=acting, home=home)
-    path = remember(policy, condition, times, nodes, acted, window=window, reference=reference)
+    path = remember(policy, condition, times, nodes, acted, acting=acting, reference=reference)
+    path = replace(path, in_chain=in_chain)
     return path if home is None else path.to(home)
 
 
@@ -235,29 +246,31 @@ def remember(
     nodes: Tensor,
     acted: Acted,
     *,
-    window: Window | None = None,
+    acting: Acting = BY_KERNEL,
     reference: bool = False,
 ) -> Trajectory:
     """What learning needs of a path along nodes [N+1, B] that stand for the grid `times` [N+1].
 
-    Outside a window nothing is learned: path KL and noise scale are 0 there, and the estimates of
-    the pretrained policy are the policy's. An ODE's path KL is that of the reverse SDE.
+    Outside a window nothing is learned: KLs and noise scale are 0 there, and the estimates of the
+    pretrained policy are the policy's. An ODE has no chain; its KL in continuous time is that of
+    the reverse SDE with the same scores.
     """
     process, states, data = policy.backbone.process, acted.states, acted.data
-    learned = Window(0, len(data)) if window is None else window
+    learned = Window(0, len(data)) if acting.window is None else acting.window
     part, within = slice(learned.start, learned.stop), nodes[learned.start : learned.stop + 1]
     nothing = torch.zeros_like(nodes[:-1])
-    etas = torch.zeros_like(within[:-1])
+    etas, chain = torch.zeros_like(within[:-1]), None
     if acted.log_probs is not None:
         etas = stochasticity(policy.kernel, process, within[:-1].flatten(), within[1:].flatten())
         etas = etas.view_as(within[:-1])
-    steps = log_snr_steps(process, times, nodes)[part]
-    weights = _set(nothing, learned, kl_weights(process, within[:-1], etas, steps, within[1:]))
-    pretrained, kls = None, None
+        chain = chain_weights(policy.kernel, process, within[:-1], within[1:])
+    steps = log_snr_steps(process, times, nodes, end=acting.integral_end)[part]
+    weights = girsanov_weights(process, within[:-1], etas, steps, within[1:])
+    pretrained, moved_sq = None, None
     if reference:
         visited = states[learned.start : learned.stop + 1]
         pretrained = _set(data, learned, pretrained_data(policy, condition, visited, within))
-        kls = weights.to(data) * ((data - pretrained) ** 2).flatten(2).sum(2)
+        moved_sq = ((data - pretrained) ** 2).flatten(2).sum(2)
     return Trajectory(
         states=states,
         data=data,
@@ -265,10 +278,11 @@ def remember(
         condition=condition,
         log_snr_steps=_set(nothing, learned, steps),
         etas=_set(nothing, learned, etas),
-        kl_weights=weights,
+        girsanov_weights=_set(nothing, learned, weights),
+        chain_weights=None if chain is None else _set(nothing, learned, chain),
         log_probs=acted.log_probs,
         reference_data=pretrained,
-        kls=kls,
+        moved_sq=moved_sq,
         features=acted.features,
         noisy=acted.noisy,
     )

@@ -117,11 +117,11 @@ def test_pickled_weights(train, model):
 def test_the_lines_that_convert_pickled_weights_do_so(model):
     from diffusers import DiffusionPipeline
 
-    from scoretune.models import pipelines
+    from scoretune.models import folders
 
     def load():
-        kind = pipelines.described(str(model))["_class_name"]
-        return pipelines.load_pipeline(kind, str(model), revision=None, dtype=torch.float32)
+        kind = folders.described(str(model))["_class_name"]
+        return folders.load_pipeline(kind, str(model), revision=None, dtype=torch.float32)
 
     before = load().unet.state_dict()
     safe = load()

@@ -262,7 +262,7 @@ def test_demo_prints_one_json_object_last(command, tmp_path, small_demo):
                 ["single", "colour", "two", "counting", "position", "attribution"]
             )
     assert sorted(result["reward"]) == ["deterministic", "stochastic"]
-    assert result["path_kl"] >= 0
+    assert result["chain_kl"] >= 0
     assert result["network_evaluations"] > 0
     assert result["seconds"] > 0
     assert result["run"] == str(tmp_path / "run")

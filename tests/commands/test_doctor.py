@@ -137,6 +137,23 @@ BREAK = {
         "clipped_surrogate",
         lambda new, old, advantage, clip: 2 * new * advantage,
     ),
+    "GAE(0): the increment of the value": (
+        learning,
+        "gae",
+        lambda *path, decay, of=learning.gae: of(*path, decay=0.5),
+    ),
+    "GAE(1): return less value": (
+        learning,
+        "gae",
+        lambda *path, decay, of=learning.gae: of(*path[:3], decay=decay),  # no discount
+    ),
+    "GAE(.3) in many steps": (  # a λ a step
+        learning,
+        "gae",
+        lambda values, *path, decay, of=learning.gae: of(
+            values, *path, decay=decay ** len(path[1])
+        ),
+    ),
     "W2² of two Gaussians in the plane": (metrics, "wasserstein_gaussian", lambda *a: 1.3),
     "W2² of one point and two": (metrics, "wasserstein_1d", lambda x, y: 0.0),
     "shipped model: adapter off": (Policy, "reference", lambda self: contextlib.nullcontext()),

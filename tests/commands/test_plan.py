@@ -138,7 +138,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ),
         ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
         ("score_as_action", [], "sd"),
-        ("score_as_action", ["objective.form=slope"], "sd"),
+        ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
         ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
         ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
         ("draft", ["objective.last=2"], "sd"),

@@ -153,7 +153,7 @@ def test_a_page_compares_every_arm(tmp_path):
         {"update": k, "rows": [{"eta": eta, "gap": 0.1, "gap_low": 0.0, "gap_high": 0.2}]}
         for k, eta in enumerate((1.0, 1.0))
     ]
-    result = {"network_evaluations": 20, "path_kl": 1.0, "seconds": 2.0}
+    result = {"network_evaluations": 20, "chain_kl": 1.0, "seconds": 2.0}
     run = {"result": result, "evaluations": lines, "gaps": gaps}
     for part, count in ((FLOW, 4), (gap_window, 2), (SHIPPED, 5), (scenes_jpeg, 3)):
         cells = part.cells(2, False)

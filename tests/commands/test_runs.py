@@ -220,10 +220,12 @@ def test_without_a_terminal_the_first_and_the_last_update_are_told(tmp_path, cap
     run = overrides.changed(recipes.named("ddpo"), ["updates=50"])
     live = display.Live(run, tmp_path)
     for update in range(7, 51):  # a resumed run
-        live.line({"update": update, "reward": 0.6123, "path_kl": 0.21, "explained_variance": None})
+        live.line(
+            {"update": update, "reward": 0.6123, "chain_kl": 0.21, "explained_variance": None}
+        )
         now[0] += 4.0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "update 7/50: reward 0.612, path KL 0.21"
+    assert lines[0] == "update 7/50: reward 0.612, chain KL 0.21"
     places = [int(re.match(r"update (\d+)/50: ", line)[1]) for line in lines]
     assert places == [*range(7, 48, 4), 50]
 
@@ -278,7 +280,7 @@ def test_the_command_compares_them_on_a_page(command, several, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"'](?!#)|url\((?!#)|<script|@import", text)
     charts = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
-    assert len(charts) == 6  # reward twice, judge, reader, path KL, loss
+    assert len(charts) == 7  # reward twice, judge, reader, two KLs, loss
     for chart in charts:
         ElementTree.fromstring(chart)
         assert "done" in chart

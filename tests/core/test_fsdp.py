@@ -72,9 +72,9 @@ def drawn(policy: Policy) -> torch.Tensor:
     """Pictures of three prompts, which two processes cannot share equally."""
     prompts = Prompts(("a red three", "a blue five", "a green one"), ("all",) * 3)
     times = grids.uniform(policy.backbone.process, 2)
-    pictures = scores.sample(policy, prompts, times, seed=5)
-    _, path_kl = scores.act(policy, prompts, times, seed=5)
-    assert path_kl is not None and path_kl > 0
+    pictures = scores.sample(policy, prompts, times=times, seed=5)
+    _, kls = scores.act(policy, prompts, times=times, seed=5)
+    assert kls["chain_kl"] > 0 and kls["girsanov_kl"] > 0
     return pictures
 
 

@@ -4,8 +4,10 @@ refused in one line."""
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from scoretune.core.config import Dataset
 from scoretune.core.errors import UserError
+from scoretune.data import datasets
 from scoretune.data.datasets import Data, read_data
 
 PLAIN = Dataset()
@@ -323,3 +326,25 @@ def test_too_few_windows_to_hold_any_out(tmp_path):
     data = read_data(str(tmp_path / "x.npy"), Dataset(window=8))
     with pytest.raises(UserError, match="5 windows are too few to hold out 1 that share no rows"):
         data.split(0.1, 0)
+
+
+@pytest.mark.parametrize("shape", [(10**12, 4), (3, 10**9), (-4, 2)], ids=str)
+def test_an_array_that_lies_about_its_shape_is_never_made(tmp_path, shape):
+    honest = io.BytesIO()
+    np.save(honest, np.zeros((3, 4), np.float32))
+    body = honest.getvalue()
+    lie = body.replace(b"(3, 4), }", f"{shape}, }}".encode())
+    lie = lie[: len(body) + len(lie) - len(body)]
+    (tmp_path / "x.npy").write_bytes(lie)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", lie)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UserError, match=r"its header says shape|cannot read"):
+            read_data(str(tmp_path / name))
+
+
+def test_an_array_beyond_the_memory_is_refused_by_its_header(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((50, 4)))
+    monkeypatch.setattr(datasets, "memory", lambda: 1599)
+    with pytest.raises(UserError, match="exceed this machine's"):
+        read_data(str(tmp_path / "x.npy"))

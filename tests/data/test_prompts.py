@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scoretune.core.errors import UserError
+from scoretune.data import formats
 from scoretune.data.datasets import read_data
 from scoretune.data.prompts import Prompt, Prompts, order, read_prompts
 from scoretune.rewards.catalog import named_reward
@@ -247,8 +248,19 @@ def test_parquet_is_read_without_its_pictures(tmp_path):
             "prompt,weight\na,many\n",
             "row 2: the weight must be a number above 0, and is '",
         ),
-        ("p.txt", b"\xff\xfe\x00", "(not a UTF-8 text file)"),
+        ("p.txt", b"\xff\xfe\x00", "(it is text in UTF-16: save it as UTF-8)"),
         ("p.parquet", b"PAR1 nothing", "cannot read the prompt file"),
+        ("p.txt", b"a cat\na caf\xe9\n", "(line 2 holds the byte 0xe9, which is not UTF-8"),
+        ("p.csv", 'prompt,weight\n"a cat,1\nb,2\n', "row 2: a quote opens and never closes"),
+        ("p.csv", 'prompt,weight\n"a" cat,1\n', "row 2: ',' expected after"),
+        ("p.csv", "prompt;weight\na cat;1\n", "row 1, has semicolons and no comma: put commas"),
+        ("p.csv", "prompt\tweight\na cat\t1\n", "row 1, has tabs and no comma"),
+        ("p.csv", "prompt,weight\na,1\n ,1\n", "row 3: the prompt is empty"),
+        ("p.json", '["a", ""]', "entry 2: the prompt is empty"),
+        ("p.json", "[" * 10**5, "it is nested too deep"),
+        ("p.json", r'["\ud83d"]', "half a surrogate pair"),
+        ("p.jsonl", r'{"prompt": "a\u0000b"}', "line 1: the prompt holds the character NUL"),
+        ("p.txt", "a" * 20_001, "20,001 characters are no prompt: at most 20,000"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(write, name, payload, said):
@@ -257,6 +269,16 @@ def test_what_is_wrong_is_said_in_one_line(write, name, payload, said):
     with pytest.raises(UserError) as error:
         read_prompts(write(name, payload))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_holds_no_more_rows_than_the_limit(write, monkeypatch):
+    monkeypatch.setattr(formats, "MOST_ROWS", 3)
+    name = write("p.txt", "a\nb\nc\n")
+    assert len(read_prompts(name)) == 3
+    with pytest.raises(UserError, match="makes 9 prompts: at most 3"):
+        read_prompts(f"pairs:{name}:{name}")
+    with pytest.raises(UserError, match="has more than 3 rows: give a part of it"):
+        read_prompts(write("q.json", '["a", "b", "c", "d"]'))
 
 
 def test_missing_and_broken_files_are_said_in_one_line(tmp_path):

@@ -27,7 +27,7 @@ from scoretune.diffusion.kernels import (
     response,
     stochasticity,
 )
-from scoretune.diffusion.paths import angle, jittered, kl_factor, kl_weights, log_snr_steps
+from scoretune.diffusion.paths import angle, girsanov_weights, jittered, kl_factor, log_snr_steps
 from scoretune.diffusion.processes import (
     VP,
     Process,
@@ -132,7 +132,7 @@ def test_kl_factor_golden_and_limits():
 def test_kl_weights_golden():
     # ½ · 1.5625 · (4/3)² · 0.3 for σ/α = ¾, η = ½, Δℓ = .3.
     t, eta = torch.tensor([0.6 / 1.4]), torch.tensor([0.5])  # where rectified flow has σ/α = ¾
-    weight = kl_weights(RectifiedFlow(), t, eta, torch.tensor([0.3]))
+    weight = girsanov_weights(RectifiedFlow(), t, eta, torch.tensor([0.3]))
     assert float(weight) == pytest.approx(0.5 * 1.5625 * (4 / 3) ** 2 * 0.3)
 
 
@@ -150,7 +150,7 @@ def test_a_kl_weight_is_the_kl_of_a_short_step():
                 for data in (torch.zeros_like(x), change)
             ]
             found = laws[1].kl(laws[0])
-            weight = kl_weights(process, t, stochasticity(kernel, process, t, t_next), step)
+            weight = girsanov_weights(process, t, stochasticity(kernel, process, t, t_next), step)
             torch.testing.assert_close(found, weight * (change**2).sum(1), rtol=1e-3, atol=0)
 
 
@@ -164,7 +164,7 @@ def test_a_step_that_forgets_the_state_weighs_what_its_own_kl_does():
     ]
     eta = stochasticity(kernel, process, t, t_next)
     assert bool(torch.isinf(eta).all())  # no member of the marginal-preserving family
-    weight = kl_weights(process, t, eta, torch.full_like(t, 0.2), t_next)
+    weight = girsanov_weights(process, t, eta, torch.full_like(t, 0.2), t_next)
     torch.testing.assert_close(laws[1].kl(laws[0]), weight * (change**2).sum(1))
 
 
@@ -365,7 +365,7 @@ def test_a_start_from_pure_noise_weighs_nothing_and_is_finite(kernel):
     times = grids.uniform(process, 4, t_end=0.01)
     nodes = times[:, None]
     etas = stochasticity(kernel, process, times[:-1], times[1:])[:, None]
-    weights = kl_weights(process, nodes[:-1], etas, log_snr_steps(process, times, nodes))
+    weights = girsanov_weights(process, nodes[:-1], etas, log_snr_steps(process, times, nodes))
     assert torch.isfinite(weights).all()
     assert float(weights[0]) == 0
     assert torch.isfinite(response(kernel, process, times[:-1], times[1:])).all()
@@ -385,6 +385,6 @@ def test_a_path_to_data_without_noise_has_a_finite_kl(count, apart):
         nodes = jittered(process, times, batch, torch.Generator().manual_seed(seed))
         steps = log_snr_steps(process, times, nodes)
         assert float(nodes[-2].min()) > 0.99e-3
-        weights = kl_weights(process, nodes[:-1], torch.ones_like(nodes[:-1]), steps)
+        weights = girsanov_weights(process, nodes[:-1], torch.ones_like(nodes[:-1]), steps)
         found.append(float((weights * nodes[:-1] ** 2).sum(0).mean()))
     assert found == pytest.approx([math.log(1000) - 0.999] * 3, rel=apart)

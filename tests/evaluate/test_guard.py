@@ -216,13 +216,15 @@ class Stage:
         monkeypatch.setattr(guard.Monitor, "_diversity", lambda *_: self.spread)
         monkeypatch.setattr(guard, "adapter_state", lambda network: {"weight": torch.ones(1)})
 
-    def show(self, update: int, judge: float | None, path_kl: float = 0.0) -> dict[str, Any]:
+    def show(self, update: int, judge: float | None, chain_kl: float = 0.0) -> dict[str, Any]:
         prompts = Prompts(("",) * 100, ("all",) * 100)
         values = {"reward": torch.linspace(0, 1, 100) + update}
         if judge is not None:
             values["judge"] = (torch.arange(100) < 100 * judge).float()
         reward = values["reward"]
-        measured = Measurement(prompts, torch.zeros(100, 2), values, reward, reward, path_kl)
+        measured = Measurement(
+            prompts, torch.zeros(100, 2), values, reward, reward, {"chain_kl": chain_kl}
+        )
         return self.monitor.observe(measured, _Nobody(), update).get("guard", {})  # type: ignore
 
 
@@ -265,12 +267,12 @@ def test_patience(tmp_path, monkeypatch):
 
 
 def test_a_warning_is_said_once(tmp_path, monkeypatch):
-    stage = Stage(tmp_path, monkeypatch, "guard.path_kl=2")
+    stage = Stage(tmp_path, monkeypatch, "guard.chain_kl=2")
     for update, kl in enumerate([0.0, 3.0, 4.0, 1.0, 5.0]):
         stage.spread = 0.5 if update > 2 else 1.0
         stage.show(10 * update, 0.5, kl)
     assert [(said["update"], said["alarm"][:12]) for said in stage.told] == [
-        (10, "the path KL "),
+        (10, "the chain KL"),
         (30, "samples of o"),
     ]
     assert stage.monitor.ended is None
@@ -290,7 +292,7 @@ def test_an_evaluation_over_a_limit_is_never_the_best(tmp_path, monkeypatch):
 
 
 def test_without_a_judge_the_others_watch(tmp_path, monkeypatch):
-    stage = Stage(tmp_path, monkeypatch, "guard.action=rollback", "guard.path_kl=2")
+    stage = Stage(tmp_path, monkeypatch, "guard.action=rollback", "guard.chain_kl=2")
     for update, kl in enumerate([0.0, 1.0, 1.9, 2.1]):
         numbers = stage.show(10 * update, None, kl)
     assert "judge" not in numbers
@@ -328,7 +330,7 @@ def test_a_run_of_before_there_was_a_guard_goes_on_unguarded(tmp_path, monkeypat
 
 # --------------------------------------------------------------------------------- whole runs
 
-BUDGET = ["updates=3", "evaluation.every=1", "guard.path_kl=1e-9", "guard.patience=2"]
+BUDGET = ["updates=3", "evaluation.every=1", "guard.chain_kl=1e-9", "guard.patience=2"]
 """Every evaluation but the base's is beyond the budget: the alarm is at update 2."""
 
 
@@ -402,7 +404,7 @@ def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, t
 def test_a_warning_lets_the_run_go_on(guarded_runs):
     found = guarded_runs["warn"]
     assert [row["update"] for row in found["evaluations.jsonl"]] == [0, 1, 2, 3]
-    assert [(a["update"], a["watch"]) for a in found["alarms.jsonl"]] == [(2, "path_kl")]
+    assert [(a["update"], a["watch"]) for a in found["alarms.jsonl"]] == [(2, "chain_kl")]
     assert found["result"]["guard"]["alarms"] == found["alarms.jsonl"]
     assert found["result"]["guard"]["ended"] is None
 
@@ -411,7 +413,7 @@ def test_a_stop_ends_the_run_where_it_is(guarded_runs):
     warn, found = guarded_runs["warn"], guarded_runs["stop"]
     assert len(found["metrics.jsonl"]) == 2
     assert found["evaluations.jsonl"] == warn["evaluations.jsonl"][:3]
-    assert found["result"]["path_kl"] == found["evaluations.jsonl"][-1]["path_kl"]
+    assert found["result"]["chain_kl"] == found["evaluations.jsonl"][-1]["chain_kl"]
     assert (found["result"]["guard"]["ended"], found["result"]["guard"]["kept"]) == (2, 2)
     assert (found["folder"] / "report.html").exists()
 
@@ -421,7 +423,7 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
 
     found = guarded_runs["rollback"]
     assert found["result"]["guard"]["kept"] == 0  # all others were beyond the budget
-    assert found["result"]["path_kl"] == 0
+    assert found["result"]["chain_kl"] == 0
     base = found["evaluations.jsonl"][0]
     assert found["result"]["judge"]["final"] == base["judge"]
     assert found["result"]["reward"] == base["reward"]
@@ -507,7 +509,7 @@ def test_the_report_tells_of_alarms(guarded_runs, tmp_path):
     }
     assert "being gamed?" not in pages["off"]
     for name in ("warn", "stop", "rollback"):
-        assert "<b>Alarm at update 2:</b> the path KL is" in pages[name]
+        assert "<b>Alarm at update 2:</b> the chain KL is" in pages[name]
         assert pages[name].count('<line class="alarm"') == 1
         assert "at most 1e\u221209</td><td>update 2</td>" in pages[name]
     assert "The run went on" in pages["warn"]

@@ -83,7 +83,7 @@ def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **abou
     (run / "run.json").write_text(json.dumps(described | about), encoding="utf-8")
     metrics: list[dict[str, Any]] = [
         {"update": u, "seconds": 2.0 * u, "network_evaluations": 1000 * u, "reward": 0.4 + 0.01 * u}
-        | {"path_kl": 0.1 * u, "explained_variance": None if u == 3 else -2 + 0.1 * u}
+        | {"chain_kl": 0.1 * u, "explained_variance": None if u == 3 else -2 + 0.1 * u}
         for u in range(1, 21)
     ]
     write_lines(run / "metrics.jsonl", metrics)
@@ -93,7 +93,7 @@ def make_run(run: Path, judge: tuple[float, float] | None = (0.46, 0.71), **abou
         for row in rows:
             del row["reader"]
     write_lines(run / "evaluations.jsonl", rows)
-    result: dict[str, Any] = {"path_kl": 2.0, "network_evaluations": 91000, "seconds": 212}
+    result: dict[str, Any] = {"chain_kl": 2.0, "network_evaluations": 91000, "seconds": 212}
     if judge is not None:
         gain = judge[1] - judge[0]
         bounds = {"mean": gain, "low": gain - 0.07, "high": gain + 0.07}
@@ -226,7 +226,7 @@ def rewarded(run: Path, gain: tuple[float, float, float], stochastic: float = 0.
     rows[1]["reward"]["stochastic"] = stochastic
     write_lines(run / "evaluations.jsonl", rows)
     bounds = {"mean": mean, "low": low, "high": high}
-    result = {"gain": {"reward": bounds}, "reward": rows[1]["reward"], "path_kl": 2.0}
+    result = {"gain": {"reward": bounds}, "reward": rows[1]["reward"], "chain_kl": 2.0}
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return run
 
@@ -245,14 +245,14 @@ def test_a_path_kl_of_evaluations_alone_is_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     write_lines(
-        run / "metrics.jsonl", [{k: v for k, v in r.items() if k != "path_kl"} for r in rows]
+        run / "metrics.jsonl", [{k: v for k, v in r.items() if k != "chain_kl"} for r in rows]
     )
     assert "Distance from the base model" not in report(run)  # rather than that there is none
-    measured = [evaluation(u, 0.5, 0.5, 0.5) | {"path_kl": kl} for u, kl in ((0, 0.0), (20, 2.0))]
+    measured = [evaluation(u, 0.5, 0.5, 0.5) | {"chain_kl": kl} for u, kl in ((0, 0.0), (20, 2.0))]
     write_lines(run / "evaluations.jsonl", measured)
     page = report(run)
     assert "No path KL was recorded" not in page
-    assert "<title>path KL: 2 at 20 update</title>" in page
+    assert "<title>chain: 2 at 20 update</title>" in page
     assert "<dt>Path KL</dt><dd>2<small>" in page
 
 

@@ -19,6 +19,7 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
+    def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
 
     def line(self, numbers: dict[str, Any]) -> None:

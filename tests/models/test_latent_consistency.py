@@ -22,6 +22,7 @@ from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import CPS, Renoise, Still
+from scoretune.diffusion.processes import Tabulated
 from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.models import latent_consistency, stable_diffusion
 from scoretune.models.latent_consistency import LatentConsistency, boundary
@@ -133,7 +134,7 @@ def test_the_schedulers_times_and_its_scale():
     scheduler = LCMScheduler()
     scheduler.set_timesteps(4)
     assert scheduler.timesteps.tolist() == [999, 759, 499, 259]
-    process = latent_consistency.Tabulated(tuple(scheduler.alphas_cumprod.double().tolist()))
+    process = Tabulated(tuple(scheduler.alphas_cumprod.double().tolist()))
     t, t_next = torch.tensor([1.0, 0.76]), torch.tensor([0.76, 0.5])
     weights = FRESH.weights(process, t, t_next)
     torch.testing.assert_close(weights.data, process.alpha(t_next))

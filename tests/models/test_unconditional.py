@@ -29,7 +29,7 @@ from scoretune.models import export, unconditional
 from scoretune.models.class_labels import Labels
 from scoretune.models.dit import DiffusionTransformer
 from scoretune.models.lora import adapter_state, add_adapter, load_lora
-from scoretune.models.pipelines import noise_table
+from scoretune.models.schedulers import noise_table
 from scoretune.models.tiny import diffusion_transformer as dit_miniature
 from scoretune.models.tiny import unconditional as unet_miniature
 from scoretune.models.unconditional import ConvolutionalPixelUNet, PixelUNet
@@ -412,7 +412,7 @@ def test_states_that_are_no_pixels_are_refused(tmp_path):
         unconditional.load(str(tmp_path))
 
 
-def test_a_scheduler_of_flows_has_no_noise_table():
+def test_a_table_that_ends_without_signal_keeps_a_little():
     with pytest.raises(UserError, match="is a FlowMatchEulerDiscreteScheduler, which has no noise"):
         noise_table("model", FlowMatchEulerDiscreteScheduler())
     whole = DDIMScheduler(rescale_betas_zero_snr=True)

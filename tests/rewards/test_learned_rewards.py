@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from scoretune.core import hub
 from scoretune.core.errors import UserError
-from scoretune.models import pipelines
+from scoretune.models import folders
 from scoretune.rewards.base import Fingerprinted, has_gradient
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.networks import convert, heads, pretrained
@@ -610,7 +610,7 @@ def test_a_hub_that_is_down_is_found_out_soon_and_in_silence(monkeypatch, capfd)
         start = time.perf_counter()
         for source in ("nobody/nothing", "nobody/else"):
             with pytest.raises(UserError, match=f"hf download {source}"):
-                pipelines.described(source)
+                folders.described(source)
         assert time.perf_counter() - start < 30
     captured = capfd.readouterr()
     assert "Retry" not in captured.out + captured.err

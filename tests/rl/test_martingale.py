@@ -1,9 +1,19 @@
 """Critics on Brownian motion, h = x²: V = x² + (1 − t) is known."""
 
+import math
+
 import pytest
 import torch
 
-from scoretune.rl import clstd, ctd0, ctd_lambda, martingale_loss, returns_to_go, td_advantage
+from scoretune.rl import (
+    clstd,
+    ctd0,
+    ctd_lambda,
+    gae,
+    martingale_loss,
+    returns_to_go,
+    td_advantage,
+)
 
 F64 = torch.float64
 
@@ -29,7 +39,7 @@ def family(paths, t, weights):
 def test_martingale_loss_finds_the_value(brownian):
     paths, t, dt = brownian
     weights = torch.zeros(2, dtype=F64, requires_grad=True)
-    target = returns_to_go(torch.zeros_like(dt), paths[:, -1] ** 2, dt)
+    target = returns_to_go(torch.zeros_like(paths[:, 1:]), paths[:, -1] ** 2, dt)
 
     def loss(w):
         return martingale_loss(family(paths, t, w)[:, :-1], target, dt)
@@ -46,7 +56,7 @@ def test_ctd0_stands_still_at_the_value_only(brownian):
 
     def pull(w):
         weights = torch.tensor(w, dtype=F64, requires_grad=True)
-        loss = ctd0(family(paths, t, weights), torch.zeros_like(dt), dt)
+        loss = ctd0(family(paths, t, weights), torch.zeros_like(paths[:, 1:]), dt)
         return -torch.autograd.grad(loss, weights)[0]
 
     assert pull([1.0, 0.0]).abs().max() < 0.02
@@ -61,7 +71,7 @@ def features(paths, t):
 
 def test_clstd_finds_the_value(brownian):
     paths, t, dt = brownian
-    solved = clstd(features(paths, t), torch.zeros_like(dt), dt, fixed=paths**2)
+    solved = clstd(features(paths, t), torch.zeros_like(paths[:, 1:]), dt, fixed=paths**2)
     assert solved.tolist() == pytest.approx([1, 0], abs=0.03)
 
 
@@ -82,8 +92,8 @@ def test_clstd_solves_its_equations_and_is_where_ctd0_stands_still():
 def test_clstd_takes_the_least_weights_where_features_coincide(brownian):
     paths, t, dt = brownian
     phi = features(paths, t)
-    once = clstd(phi, torch.zeros_like(dt), dt, fixed=paths**2)
-    twice = clstd(phi.repeat(1, 1, 2), torch.zeros_like(dt), dt, fixed=paths**2)
+    once = clstd(phi, torch.zeros_like(paths[:, 1:]), dt, fixed=paths**2)
+    twice = clstd(phi.repeat(1, 1, 2), torch.zeros_like(paths[:, 1:]), dt, fixed=paths**2)
     torch.testing.assert_close(twice, once.repeat(2) / 2)
 
 
@@ -94,7 +104,7 @@ def test_squared_td_errors_are_the_wrong_thing_to_minimise(n, bent):
     Its minimiser tends to (1, −2), and gets worse as the grid gets finer; CLSTD's is (1, 0).
     """
     paths, t, dt = brownian_paths(n, 200_000 // n)
-    phi, zero = features(paths, t), torch.zeros_like(dt)
+    phi, zero = features(paths, t), torch.zeros_like(paths[:, 1:])
     slopes = (phi[:, 1:] - phi[:, :-1]).reshape(-1, 2)
     start = td_advantage(paths**2, zero, dt).reshape(-1, 1)
     squares = torch.linalg.lstsq(slopes, -start).solution[:, 0]
@@ -174,5 +184,73 @@ def test_returns_are_discounted():
 
 
 def test_values_need_one_more_time():
-    with pytest.raises(ValueError, match="values need one more time than rewards, got 4 and 4"):
+    with pytest.raises(ValueError, match=r"values \[4\] need one more time than rewards \[4\]"):
         td_advantage(torch.zeros(4), torch.zeros(4), torch.ones(4))
+
+
+# ------------------------------------------------------------------------------- GAE(λ)
+
+
+def test_gae_golden():
+    # Two steps, λ = ¼ over the whole path, the first of which takes half of its time: λ^½ = ½.
+    values, rewards = torch.tensor([1.0, 3.0, 4.0]), torch.tensor([2.0, -4.0])
+    dt = torch.tensor([0.5, 0.5])
+    # δ = (3 − 1 + 1, 4 − 3 − 2) = (3, −1).
+    assert gae(values, rewards, dt, decay=0.25).tolist() == [3 - 0.5, -1]
+    # By another clock the first step takes a quarter of the path: λ^¼ = √½.
+    clock = torch.tensor([2.0, 6.0])
+    found = gae(values, rewards, dt, decay=0.25, clock=clock)
+    assert found.tolist() == pytest.approx([3 - 0.25**0.25, -1])
+    # With a discount ρ = ln 4 a half is kept of what is a step away: δ = (1.5 − 1 + 1, 2 − 3 − 2).
+    found = gae(values, rewards, dt, math.log(4), decay=0.25)
+    assert found.tolist() == pytest.approx([1.5 - 0.5 * 0.5 * 3, -3])
+
+
+def test_gae_lies_between_the_increment_and_the_return(brownian):
+    paths, t, dt = brownian
+    values, zero = family(paths, t, [0.3, -0.4])[:50], torch.zeros(50, 20, dtype=F64)
+    returns = returns_to_go(zero, values[:, -1], dt)
+    torch.testing.assert_close(
+        gae(values, zero, dt, decay=1.0), returns - values[:, :-1], rtol=0, atol=1e-12
+    )
+    assert torch.equal(gae(values, zero, dt, decay=0.0), td_advantage(values, zero, dt))
+    rewards = torch.randn(50, 20, dtype=F64)
+    returns = returns_to_go(rewards, values[:, -1], dt, 0.7)
+    torch.testing.assert_close(
+        gae(values, rewards, dt, 0.7, decay=1.0), returns - values[:, :-1], rtol=0, atol=1e-12
+    )
+
+
+def test_gae_means_the_same_on_any_grid():
+    """A λ for the whole path: 10 steps give what 1,000 do, which a λ a step does not."""
+
+    def first(steps: int, decay: float) -> float:
+        t = torch.linspace(0, 1, steps + 1, dtype=F64) ** 1.5  # no equal steps
+        values, rewards = torch.sin(3 * t), torch.cos(2 * t[:-1])
+        return float(gae(values, rewards, t.diff(), decay=decay)[0])
+
+    for decay in (0.01, 0.3, 0.9):
+        limit = first(20_000, decay)
+        errors = [abs(first(steps, decay) - limit) for steps in (10, 100, 1000)]
+        assert errors[0] < 0.2 * abs(limit)
+        assert errors[2] < 0.15 * errors[1] < 0.03 * errors[0]  # order 1
+    assert abs(first(1000, 0.95**1000) - first(10, 0.95**10)) > 0.5  # λ a step
+
+
+def test_gae_is_unbiased_by_any_decay_where_the_value_is_right(brownian):
+    """V = x² + 1 − t is a martingale: the mean advantage is 0, and the smaller λ the less noisy."""
+    paths, t, dt = brownian
+    values, zero = family(paths, t, [1.0, 0.0]), torch.zeros(len(paths), 20, dtype=F64)
+    deviations = []
+    for decay in (0.0, 0.1, 1.0):
+        advantage = gae(values, zero, dt, decay=decay)[:, 0]
+        deviations.append(float(advantage.std()))
+        assert abs(float(advantage.mean())) < 4 * deviations[-1] / len(paths) ** 0.5
+    assert deviations == sorted(deviations)
+    assert deviations[-1] > 4 * deviations[0]
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, math.nan])
+def test_a_decay_is_a_share(decay):
+    with pytest.raises(ValueError, match="decay must be between 0 and 1"):
+        gae(torch.zeros(3), torch.zeros(2), torch.ones(2), decay=decay)

@@ -18,7 +18,7 @@ from scoretune.diffusion.kernels import (
     Renoise,
     Transition,
 )
-from scoretune.diffusion.paths import kl_factor, kl_weights, log_snr_steps
+from scoretune.diffusion.paths import girsanov_weights, kl_factor, log_snr_steps
 
 F64 = torch.float64
 THETA = 0.7
@@ -68,7 +68,7 @@ def test_the_regulariser_by_monte_carlo(bed):
     kernel, optimal, base = EulerMaruyama(Memoryless()), bed.exact(1.5, 0.125), bed.exact()
     x, total = torch.randn(batch, 1, dtype=F64), torch.zeros(batch, dtype=F64)
     nodes = times[:, None].expand(-1, batch)
-    weights = kl_weights(
+    weights = girsanov_weights(
         bed.process,
         nodes[:-1],
         torch.ones_like(nodes[:-1]),

@@ -267,10 +267,11 @@ def matching_loss(policy: Policy, steps: Steps, adjoint: Tensor, kl_weight: floa
     return steps.path_steps * (kl_weight * (gap / law.std) ** 2 / 2).sum(1).mean()
 
 
-def matched(kernel: Kernel, steps: int) -> tuple[Policy, Steps, Tensor]:
+def matched(kernel: Kernel, steps: int, in_chain: bool = True) -> tuple[Policy, Steps, Tensor]:
     """A policy, all its steps with lean credit, and the lean adjoints where they arrive."""
     policy = nonlinear(kernel)
     path = act(policy, grids.karras(PROCESS, steps, t_end=0.02), reference=True)
+    path = replace(path, in_chain=in_chain)
     credit = AdjointCredit(policy, lean=True)
     flat, _ = learned(policy, path, last_steps(steps), credit)
     return policy, flat, flat.data_slope / follows(kernel, flat)[:, None]
@@ -282,21 +283,22 @@ def follows(kernel: Kernel, steps: Steps) -> Tensor:
 
 @pytest.mark.parametrize("kernel", [GDDIM(1.0), EulerMaruyama(Memoryless())], ids=str)
 def test_the_regression_onto_adjoints_has_this_gradient(kernel):
-    """With w_k = B²/(2c²), the KL of the very step, the two gradients are one."""
+    """With the KL of the very step, B²/(2c²) ‖Δx̂‖², the two gradients are one."""
     policy, steps, adjoint = matched(kernel, STEPS)
     std = policy.transition(steps.x, steps.t, steps.t_next, steps.condition).std[:, 0].detach()
-    discrete = replace(steps, kl_weight=follows(kernel, steps) ** 2 / (2 * std**2))
-    ours = gradient_of(ScoreAction(policy, KAPPA)(discrete).value, policy)
+    exact = follows(kernel, steps) ** 2 / (2 * std**2)
+    torch.testing.assert_close(steps.kl_weight.double(), exact.double())
+    ours = gradient_of(ScoreAction(policy, KAPPA)(steps).value, policy)
     theirs = gradient_of(matching_loss(policy, steps, adjoint, KAPPA), policy)
     assert float((ours - theirs).norm()) < 1e-4 * float(theirs.norm())
     assert float(theirs.norm()) > 1e-2
 
 
-def test_with_the_portable_path_kl_it_is_the_same_in_the_limit():
+def test_with_the_kl_of_time_it_is_the_same_in_the_limit():
     """Weights of the integral instead of those of single steps: a difference of order Δ."""
     off = []
     for n in (8, 32, 128):
-        policy, steps, adjoint = matched(GDDIM(1.0), n)
+        policy, steps, adjoint = matched(GDDIM(1.0), n, in_chain=False)
         ours = gradient_of(ScoreAction(policy, KAPPA)(steps).value, policy)
         theirs = gradient_of(matching_loss(policy, steps, adjoint, KAPPA), policy)
         off.append(float((ours - theirs).norm() / theirs.norm()))
@@ -388,7 +390,7 @@ def test_a_graph_that_cannot_be_kept():
 
     for changes in (["objective.kl_weight=0.1"], ["sizes.accumulate=2"]):
         run = overrides.changed(recipes.draft(), [*changes, "objective.graph=kept"])
-        with pytest.raises(UserError, match=r"objective\.graph=kept knows no path KL"):
+        with pytest.raises(UserError, match=r"objective\.graph=kept knows no KL"):
             build.check_settings(run, True)
         plain = overrides.changed(recipes.draft(), changes)
         build.check_settings(plain, True)

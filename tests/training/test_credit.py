@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core import checkpoints, distributed
+from scoretune.core.config import Sizes
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Scores, Trajectory
 from scoretune.diffusion import grids
@@ -361,7 +362,7 @@ def test_td_advantages_telescope():
 
 def test_the_kl_is_a_running_cost():
     path, kls = path_of(), torch.rand(STEPS, BATCH)
-    with_kl = Trajectory(**{**vars(path), "kls": kls})
+    with_kl = replace(path, moved_sq=kls / path.kl_weights)
     plain = advantages(critic_credit(), path, square(path.final))
     costly = advantages(critic_credit(0.3), with_kl, square(path.final))
     torch.testing.assert_close(costly, plain - 0.3 * kls, rtol=1e-4, atol=1e-5)
@@ -369,16 +370,17 @@ def test_the_kl_is_a_running_cost():
 
 def test_the_critic_learns_of_the_cost_still_to_come():
     """A constant reward and a KL of 1 a step: V = 2 − 0.1·(steps left)."""
-    path = Trajectory(**{**vars(path_of()), "kls": torch.ones(STEPS, BATCH)})
+    path = path_of()
+    path = replace(path, moved_sq=1 / path.kl_weights)
     credit = critic_credit(0.1)
     scores, steps = Scores(torch.full((BATCH,), 2.0)), every_step(path)
 
     def two(x: Tensor, who: Tensor) -> Tensor:
         return torch.full((len(x),), 2.0)
 
-    first = credit(path, scores, two, *steps).metrics["critic_loss"]
+    first = credit(path, scores, two, *steps).metrics["value_loss"]
     for _ in range(40):
-        last = credit(path, scores, two, *steps).metrics["critic_loss"]
+        last = credit(path, scores, two, *steps).metrics["value_loss"]
     assert last < 0.05 * first
 
 
@@ -423,7 +425,7 @@ def test_some_steps_are_credited_as_among_all():
 
 def test_an_outcome_is_compared_with_what_was_expected():
     """A = G − V: the reward less the KL still to come, less the value where the step begins."""
-    path = replace(path_of(), kls=torch.rand(STEPS, BATCH))
+    path = replace(path_of(), moved_sq=torch.rand(STEPS, BATCH))
     credit, rewards = critic_credit(0.3, "outcome"), square(path.final)
     with torch.no_grad():
         values = torch.stack(
@@ -471,7 +473,7 @@ def test_slopes_are_the_gradient_of_the_value_where_a_step_arrives(eta, jitter):
     assert not said.data_slope.requires_grad
     assert said.advantage is None
     assert said.action is None
-    assert credit.policy.calls == STEPS * 40
+    assert credit.policy.calls == (STEPS - 1) * 40  # none where a path ends
 
 
 @pytest.mark.parametrize("options", [{}, {"jitter": True}, {"solver": "heun"}, {"eta": 0.5}])
@@ -554,7 +556,8 @@ def test_a_critic_alone_needs_no_gradient_of_the_reward(form):
 def test_tried_actions_have_the_gradient_of_rates(kl_weight):
     """E over actions of q Δ ∇log π is the gradient of ⟨x̂0, slope⟩ − κ·KL (arXiv 2502.01819)."""
     path = path_of(4000)
-    path = replace(path, reference_data=path.data + 0.5, kls=path.kl_weights * 0.25)
+    moved = torch.full_like(path.etas, 0.25)
+    path = replace(path, reference_data=path.data + 0.5, moved_sq=moved, in_chain=False)
     k, b = torch.full((4000,), 4), torch.arange(4000)
 
     def gradients(form: str) -> Tensor:
@@ -632,7 +635,8 @@ def test_every_transition_is_learned_once():
     path = path_of(5, jitter=True)
     k, b, steps = learned(path, 1.0)
     deal = distributed.deal(k, b, 5)
-    batches, counts = deal_out(steps, 7, torch.Generator().manual_seed(0), deal)
+    sizes = Sizes(minibatch=7)
+    batches, counts = deal_out(steps, sizes, torch.Generator().manual_seed(0), deal)
     assert counts == (7, 7, 7, 7, 2)
     assert [len(batch) for batch in batches] == [7, 7, 7, 7, 2]
     assert all(batch.path_steps == STEPS for batch in batches)
@@ -647,7 +651,6 @@ def test_every_transition_is_learned_once():
         assert steps.t_next[row] == path.times[k[row] + 1, b[row]]
         assert torch.equal(steps.data[row], path.data[k[row], b[row]])
         assert steps.kl_weight[row] == path.kl_weights[k[row], b[row]]
-        assert steps.log_prob[row] == path.log_probs[k[row], b[row]]
         assert steps.advantage[row] == advantage[row]
 
 
@@ -692,8 +695,8 @@ def test_a_solvers_path_has_no_log_probabilities():
     k, b, whole, _ = any_steps(1.0)(path, torch.Generator())
     credited = RewardSlope()(path, Scores(torch.zeros(5)), square, k, b)
     steps = transitions(path, credited, k, b, whole)
-    assert steps.log_prob is None
-    assert steps.take(torch.tensor([1, 2])).log_prob is None
+    assert steps.x_next is None
+    assert steps.take(torch.tensor([1, 2])).x_next is None
 
 
 def test_reward_metrics_golden():

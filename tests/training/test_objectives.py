@@ -31,7 +31,7 @@ from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.outcome import GroupCredit
 from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
-from scoretune.training.objectives.base import ScoreAction, TrustRegion, moved_kl, path_kl
+from scoretune.training.objectives.base import ScoreAction, TrustRegion, moved_kl, reference_kl
 from scoretune.training.objectives.matching import Matching
 from scoretune.training.objectives.policy_gradient import PolicyGradient
 from scoretune.training.sources.on_policy import OnPolicy, Sizes
@@ -64,8 +64,10 @@ def flat(
     reference: Policy | None = None,
     slopes: Tensor | None = None,
     action: Tensor | None = None,
+    in_chain: bool = True,
 ) -> Steps:
-    """All transitions [N·B] of a path as Steps, in order."""
+    """All transitions [N·B] of a path as Steps, in order; with the KL of the chain, or of time."""
+    path = replace(path, in_chain=in_chain)
     steps, batch = path.log_probs.shape
     x, condition = path.states[:-1].flatten(0, 1), Condition.none(steps * batch)
     t, t_next = path.times[:-1].flatten(), path.times[1:].flatten()
@@ -81,7 +83,6 @@ def flat(
         condition=condition,
         data=path.data.flatten(0, 1),
         kl_weight=path.kl_weights.flatten(),
-        log_prob=path.log_probs.flatten(),
         advantage=None if advantage is None else advantage.flatten(),
         data_slope=None if slopes is None else slopes.flatten(0, 1),
         action=None if action is None else action.flatten(0, 1),
@@ -106,21 +107,28 @@ def laws(policy: Policy, times: Tensor):
 
 
 def kls_of(policy: Policy, times: Tensor) -> Tensor:
-    """Each step's share [N] of the path KL to the policy at θ = 0, exactly, differentiable in θ."""
+    """Each step's share [N] of the KL of time to the policy at θ = 0, differentiable in θ."""
     nodes = times.double()[:, None]
     t, theta = nodes[:-1], policy.backbone.network.shift.double()
     alpha, sigma = PROCESS.alpha(t), PROCESS.sigma(t)
     change = theta * sigma**2 / (alpha**2 * S0 + sigma**2)
     steps = paths.log_snr_steps(PROCESS, times.double(), nodes)
-    return (paths.kl_weights(PROCESS, t, torch.ones_like(t), steps) * change**2)[:, 0]
+    return (paths.girsanov_weights(PROCESS, t, torch.ones_like(t), steps) * change**2)[:, 0]
+
+
+def chain_kls_of(policy: Policy, times: Tensor) -> Tensor:
+    """The KL [N] of each step to that of the policy at θ = 0, of two Gaussians."""
+    reference = policy_at(0.0, policy.kernel)
+    pairs = zip(laws(policy, times), laws(reference, times), strict=True)
+    return torch.stack([one.kl(other)[0] for (_, _, one), (_, _, other) in pairs])
 
 
 def objective_of(policy: Policy, times: Tensor) -> Tensor:
-    """η_N(θ) = w E[x_N] − κ Σ w_k (Δx̂)² of the sampler, exactly, differentiable in θ."""
+    """η_N(θ) = w E[x_N] − κ KL of the sampler's chain, exactly, differentiable in θ."""
     mean = torch.zeros((), dtype=torch.float64)
     for a, b, _ in laws(policy, times):
         mean = a * mean + b
-    return SLOPE * mean - KAPPA * kls_of(policy, times).sum()
+    return SLOPE * mean - KAPPA * chain_kls_of(policy, times).sum()
 
 
 def value_slopes(policy: Policy, times: Tensor) -> list[float]:
@@ -166,8 +174,8 @@ def test_a_moved_policy_is_clipped():
     acting, moved = policy_at(0.0, GDDIM(1.0), 4), policy_at(3.0, GDDIM(1.0), 4)
     steps = flat(act(acting, grids.karras(PROCESS, 8), 64), torch.ones(8, 64))
     loss = PolicyGradient(moved, clip=0.05)(steps)
-    assert loss.metrics["clipped_share"] > 0.3
-    assert loss.metrics["update_kl"] > 0.01
+    assert loss.metrics["clip_fraction"] > 0.3
+    assert loss.metrics["approx_kl"] > 0.01
     assert float(loss.value.detach()) >= -8 * 1.05  # ratios above 1.05 gain nothing
 
 
@@ -211,7 +219,7 @@ def test_score_action_with_a_critic_that_knows(kernel, theta):
     policy, reference = policy_at(theta, kernel), policy_at(0.0, kernel)
     exact = gradient(policy, objective_of(policy, times))
     objective = ScoreAction(policy, kl_weight=KAPPA)
-    kls = kls_of(policy, times).tolist()
+    kls = chain_kls_of(policy, times).tolist()
     slopes, offset, intercepts = value_slopes(policy, times), 0.0, [0.0]
     with torch.no_grad():
         shifts = [float(b) for _, b, _ in laws(policy, times)]
@@ -290,42 +298,61 @@ def test_path_kl_of_rollouts(kernel):
 
 
 @pytest.mark.parametrize("jitter", [False, True])
-def test_path_kl_does_not_depend_on_the_grid(jitter):
+def test_the_kl_of_time_does_not_depend_on_the_grid(jitter):
     """The very same number at 20 steps and at 200; with jittered times even at 5."""
     theta, kernel = 0.7, EulerMaruyama(Memoryless())
     policy, reference = policy_at(theta, kernel), policy_at(0.0, kernel)
     counts = {5: 8000, 20: 2000, 200: 50} if jitter else {20: 5, 200: 5}
     for n, batch in counts.items():
         times = grids.karras(PROCESS, n, t_end=1e-4)
-        steps = flat(act(policy, times, batch, jitter=jitter), None, reference)
+        steps = flat(act(policy, times, batch, jitter=jitter), None, reference, in_chain=False)
         with torch.no_grad():
-            kl = path_kl(policy.estimate(steps.x, steps.t, steps.condition), steps)
+            kl = reference_kl(policy.estimate(steps.x, steps.t, steps.condition), steps)
         assert float(kl.sum()) / batch == pytest.approx(theta**2 / (2 * S0), rel=0.02), n
 
 
 @every_kernel
 @pytest.mark.parametrize("make", [grids.karras, grids.uniform])
-def test_path_kl_of_an_objective_is_the_integral_on_its_nodes(kernel, make):
+def test_the_kl_of_time_of_an_objective_is_the_integral_on_its_nodes(kernel, make):
     policy, reference = policy_at(0.7, kernel), policy_at(0.0, kernel)
     times = make(PROCESS, 6)
-    steps = flat(act(policy, times, 5), torch.zeros(6, 5), reference)
+    steps = flat(act(policy, times, 5), torch.zeros(6, 5), reference, in_chain=False)
     estimate = policy.estimate(steps.x, steps.t, steps.condition)
     exact = kls_of(policy, times).detach()
-    kls = path_kl(estimate, steps).detach().view(6, 5)
+    kls = reference_kl(estimate, steps).detach().view(6, 5)
     torch.testing.assert_close(kls.double(), exact[:, None].expand(6, 5), rtol=1e-4, atol=1e-6)
     loss = PolicyGradient(policy, kl_weight=2.0)(steps)
     assert float(loss.value.detach()) == pytest.approx(2.0 * float(exact.sum()), rel=1e-5)
 
 
-def test_path_kl_tends_to_the_kl_of_transitions():
+@every_kernel
+@pytest.mark.parametrize("make", [grids.karras, grids.uniform])
+def test_the_kl_of_the_chain_is_that_of_its_transitions(kernel, make):
+    """At any number of steps, the first one included, to float32."""
+    policy, reference = policy_at(0.7, kernel, 3), policy_at(0.0, kernel, 3)
+    times = make(PROCESS, 6)
+    steps = flat(act(policy, times, 5), torch.zeros(6, 5), reference)
+    with torch.no_grad():
+        kls = reference_kl(policy.estimate(steps.x, steps.t, steps.condition), steps)
+        pair = [
+            p.transition(steps.x, steps.t, steps.t_next, steps.condition)
+            for p in (policy, reference)
+        ]
+    torch.testing.assert_close(kls, pair[0].kl(pair[1]), rtol=1e-4, atol=1e-7)
+    assert bool((kls.view(6, 5)[0] > 0).all())
+    loss = PolicyGradient(policy, kl_weight=2.0)(steps)
+    assert float(loss.value.detach()) == pytest.approx(2.0 * float(kls.sum()) / 5, rel=1e-4)
+
+
+def test_the_kl_of_time_tends_to_the_kl_of_transitions():
     """Each node's share tends to the KL of its Gaussian step, so their sums tend to each other."""
     policy, reference = policy_at(0.7, GDDIM(1.0), 3), policy_at(0.0, GDDIM(1.0), 3)
     off = []
     for n in (40, 80, 160):
         times = grids.karras(PROCESS, n)
-        steps = flat(act(policy, times, 5), None, reference)
+        steps = flat(act(policy, times, 5), None, reference, in_chain=False)
         with torch.no_grad():
-            ours = path_kl(policy.estimate(steps.x, steps.t, steps.condition), steps).sum() / 5
+            ours = reference_kl(policy.estimate(steps.x, steps.t, steps.condition), steps).sum() / 5
         off.append(abs(float(ours) / kl_of(policy, reference, times, 5) - 1))
     assert off[0] < 0.4
     assert off[2] < 0.6 * off[1] < 0.36 * off[0]
@@ -335,15 +362,17 @@ def test_the_kl_to_the_policy_that_acted():
     acting, moved = policy_at(0.2, GDDIM(1.0)), policy_at(0.5, GDDIM(1.0))
     times = grids.karras(PROCESS, 6)
     steps = flat(act(acting, times, 5), torch.zeros(6, 5))
-    exact = float(kls_of(policy_at(0.3, GDDIM(1.0)), times).detach().sum())
+    exact = kl_of(acting, moved, times, 5)
     estimate = moved.estimate(steps.x, steps.t, steps.condition)
     assert float(moved_kl(estimate, steps).sum().detach()) / 5 == pytest.approx(exact, rel=1e-4)
     for objective in (PolicyGradient, ScoreAction):
         plain = objective(moved, kl_weight=0.0)(steps)
-        bound = objective(moved, kl_weight=0.0, trust=TrustRegion(0.1, coefficient=3.0))(steps)
-        assert plain.metrics["update_kl"] == pytest.approx(exact, rel=1e-4)
+        bound = objective(moved, kl_weight=0.0, trust=TrustRegion(moved, 0.1, coefficient=3.0))(
+            steps
+        )
+        assert plain.metrics["approx_kl"] == pytest.approx(exact, rel=1e-4)
         assert float((bound.value - plain.value).detach()) == pytest.approx(3 * exact, rel=1e-4)
-        assert objective(acting, kl_weight=0.0)(steps).metrics["update_kl"] == 0
+        assert objective(acting, kl_weight=0.0)(steps).metrics["approx_kl"] == 0
 
 
 def test_what_is_missing_is_named():
@@ -356,10 +385,10 @@ def test_what_is_missing_is_named():
     with pytest.raises(UserError, match="needs advantages"):
         PolicyGradient(policy)(replace(steps, advantage=None))
     with pytest.raises(UserError, match=r"reference"):
-        path_kl(Estimate(steps.x, steps.x), steps)
+        reference_kl(Estimate(steps.x, steps.x), steps)
     for objective in (PolicyGradient(policy), ScoreAction(policy, kl_weight=0.0)):
         with pytest.raises(UserError, match="stochastic step"):
-            objective(replace(steps, log_prob=None))
+            objective(replace(steps, x_next=None))
 
 
 # ---------------------------------------------------------------------------- tried actions
@@ -380,7 +409,8 @@ def test_tried_actions_at_ratio_one_are_reinforce():
     log_prob = -((tried - said) ** 2).sum(1) / (2 * deviation**2)
     assert found == pytest.approx(gradient(policy, -5 * (steps.advantage * log_prob).mean()), 1e-3)
     loss = ScoreAction(policy, exploration=deviation)(steps)
-    assert loss.metrics == {"clipped_share": 0.0, "update_kl": pytest.approx(0.0, abs=1e-9)}
+    assert float(loss.metrics["clip_fraction"]) == 0
+    assert float(loss.metrics["approx_kl"]) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_policy_that_left_its_tried_actions_is_clipped():
@@ -390,7 +420,7 @@ def test_a_policy_that_left_its_tried_actions_is_clipped():
         said = moved.estimate(steps.x, steps.t, steps.condition).noise
     objective = ScoreAction(moved, clip=0.05, exploration=0.5)
     loss = objective(replace(steps, action=said))  # what it would do now: likelier than it was
-    assert loss.metrics["clipped_share"] > 0.5
+    assert loss.metrics["clip_fraction"] > 0.5
     assert -8 * 1.05 <= float(loss.value.detach()) <= -8
 
 
@@ -398,11 +428,17 @@ def test_a_policy_that_left_its_tried_actions_is_clipped():
 
 
 def test_a_trust_region_grows_where_an_update_went_too_far():
-    trust = TrustRegion(radius=0.1)
-    for kl, expected in ((0.2, 2.0), (0.2, 4.0), (0.1, 4.0), (0.05, 2.0), (0.01, 1.0), (0.01, 0.5)):
+    policy = policy_at(0.0, GDDIM(1.0))
+    trust = TrustRegion(policy, radius=0.1)
+    for kl, expected in ((0.2, 2.0), (0.9, 4.0), (0.1, 4.0), (0.05, 2.0), (0.01, 1.0), (0.09, 0.9)):
         trust.adapt(1, {"update_kl": kl})
-        assert trust.coefficient == expected
-    fresh = TrustRegion(radius=0.1)
+        assert trust.coefficient == pytest.approx(expected)
+    for _ in range(100):
+        trust.adapt(1, {"update_kl": 0.0})
+    assert trust.coefficient == 1e-4  # it does not wind up
+    trust.adapt(1, {"update_kl": 1e9})
+    assert trust.coefficient == 2e-4
+    fresh = TrustRegion(policy, radius=0.1)
     fresh.restore(trust.state())
     assert fresh == trust
 

@@ -21,13 +21,13 @@ from scoretune.training import overrides, trackers
 LINE = {
     "update": 2,
     "sampler": "ddim, 2 steps",
-    "path_kl": 0.25,
+    "chain_kl": 0.25,
     "reward": {"deterministic": 0.5, "stochastic": 0.4},
     "judge": {"overall": 0.75, "tasks": {"two": 1.0}},
     "nothing": None,
 }
 TOLD = {
-    "evaluation/path_kl": 0.25,
+    "evaluation/chain_kl": 0.25,
     "evaluation/reward/deterministic": 0.5,
     "evaluation/reward/stochastic": 0.4,
     "evaluation/judge/overall": 0.75,
@@ -168,7 +168,7 @@ def test_a_service_keeps_one_run_and_hears_of_no_step_twice(service, tmp_path, n
         assert opened["dir"] == str(folder)
     rewards = [(s, v["train/reward"]) for s, v in fake.lines if "train/reward" in v]
     assert rewards == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
-    assert [v for _, v in fake.lines if "evaluation/path_kl" in v] == [TOLD]
+    assert [v for _, v in fake.lines if "evaluation/chain_kl" in v] == [TOLD]
     shown = [each for _, v in fake.lines for k, each in v.items() if "picture" in k]
     captions = [c for each in shown for c, _ in (each if isinstance(each, list) else [each])]
     assert captions == ["a", "b"]

@@ -17,7 +17,7 @@ EVERY = 15.0
 """Seconds between plain lines, where the output is no terminal."""
 SHOWN = {
     "reward": "reward {:.3g}",
-    "path_kl": "path KL {:.2f}",
+    "chain_kl": "chain KL {:.2f}",
     "explained_variance": "critic EV {:.2f}",
     "matching": "loss {:.4f}",
     "consistency": "loss {:.4f}",
@@ -39,6 +39,10 @@ class Live:
     def stopped(self) -> None:
         """Say how a run that was stopped goes on."""
         self._print(f"scoretune: stopped; go on with: scoretune train --resume {self.folder}")
+
+    def note(self, text: str) -> None:
+        """A line that stays in sight, above the bar."""
+        self._print(f"note: {text}")
 
     def stage(self, text: str) -> None:
         self.progress.update(self.task, numbers=text)

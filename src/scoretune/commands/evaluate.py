@@ -40,8 +40,10 @@ def measure_run(
 
     `prompts` is a source of other prompts, all of which are measured.
     """
+    from scoretune.core import distributed
     from scoretune.data.prompts import read_prompts
     from scoretune.evaluate.scores import evaluation_line
+    from scoretune.models.catalog import remarks
     from scoretune.rewards.catalog import named_reward
     from scoretune.training import from_data
     from scoretune.training.build import held_out_prompts
@@ -55,7 +57,9 @@ def measure_run(
         return from_data.measure(run, folder, features)
     if features is not None:
         raise UserError("--features is for networks that learned from data: leave it out")
-    policy = load(folder)
+    policy = load(folder, distributed.device())
+    for line in remarks(policy, run.model.guidance):
+        typer.echo(f"note: {line}", err=True)
     held_out = held_out_prompts(run) if prompts is None else read_prompts(prompts)
     measured = measured_run(run, policy, held_out, named_reward(run.reward))
     return evaluation_line(

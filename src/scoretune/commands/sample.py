@@ -28,7 +28,9 @@ def sample(
         Path, typer.Option(help="Where to write: .png; without prompts also .npz.")
     ] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, help="How many, without prompts.")] = 64,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the solver.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the solver (default: the model's own).")
+    ] = None,
     solver: Annotated[str | None, typer.Option(help="ddim, dpmpp_2m, heun, gddim, …")] = None,
     seed: Seed = 0,
     threads: Threads = 1,
@@ -58,20 +60,28 @@ def draw(
 
     Says what was written.
     """
+    from scoretune.core import distributed
     from scoretune.evaluate import data_samples
     from scoretune.evaluate.report import gallery
+    from scoretune.models.catalog import remarks
     from scoretune.models.recycled import inner
     from scoretune.models.score_network import ScoreNetwork
-    from scoretune.training.run_folder import load
+    from scoretune.policy import deployment_of
+    from scoretune.training.run_folder import load, recorded
 
-    policy = load(path)
+    policy = load(path, distributed.device())
     network = inner(policy.backbone)
     if not isinstance(network, ScoreNetwork):
         mute = policy.backbone.encode([""]).tokens.numel() == 0  # it knows no prompts
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count
-        images = _images(policy, texts, solver or "ddim", steps or 20, seed)
+        guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
+        for line in remarks(policy, guidance):
+            typer.echo(f"note: {line}", err=True)
+        deployment = deployment_of(policy.backbone)
+        steps = steps or (20 if deployment is None else deployment.steps)
+        images = _images(policy, texts, solver or "ddim", steps, seed)
         return _write(images, texts, out)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
@@ -97,11 +107,10 @@ def _model_folder(path: Path) -> Path:
 
 def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed: int) -> Tensor:
     from scoretune.data.prompts import Prompts
-    from scoretune.diffusion import grids
-    from scoretune.evaluate.samples import sample
+    from scoretune.evaluate.samples import deployed_times, sample
 
     prompts = Prompts(tuple(texts), ("all",) * len(texts))
-    times = grids.uniform(policy.backbone.process, steps)
+    times = deployed_times(policy.backbone, steps)
     return sample(policy, prompts, times=times, seed=seed, solver=solver)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 NEW_NETWORKS = ("unet", "dit", "mlp")
 SHIPPED_MODELS = ("scenes", "scenes-flow")
@@ -119,8 +119,11 @@ class Model(Strict):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
     )
-    guidance: float = Field(
-        1.0, ge=0, description="classifier-free; what a guidance-distilled network is told"
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
+        "its pipeline's own",
     )
     process: str | None = Field(
         None,
@@ -223,6 +226,12 @@ class Sampling(Strict):
     window: Window = Window()
     shared_noise: bool = Field(False, description="the samples of a prompt begin with one noise")
     jitter: bool = Field(False, description="draw the inner times anew for every path")
+    integral_end: float = Field(
+        1e-3,
+        gt=0,
+        lt=1,
+        description="flows: share of the horizon where girsanov_kl ends; it grows like ln 1/t",
+    )
     solver: OdeSolver | None = Field(
         None,
         description="null: the kernel's noise; else an ODE solver, for forms rate and explicit",
@@ -240,7 +249,11 @@ class Sampling(Strict):
             **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
             **_only(self.solver is None or not rates, noise, "kernel", "noise", "eta", "eta_end"),
             **_only(rates, whose, "solver"),
-            **_only(acts, ON_POLICY, "shared_noise", "jitter", "solver", "window.size"),
+            **_only(
+                acts,
+                ON_POLICY,
+                *("shared_noise", "jitter", "solver", "window.size", "integral_end"),
+            ),
             **_only(not on_data, REWARDED, *self.leaves()),
         }
 
@@ -254,8 +267,9 @@ class Sizes(Strict):
     minibatch: int = Field(64, ge=1, description="steps, or paths, learned from at once")
     share: float = Field(1.0, gt=0, le=1, description="of each path's steps that are learned from")
     accumulate: int = Field(
-        1, ge=0, description="minibatches an optimiser step; 0 makes one step of all"
+        1, ge=0, description="minibatches an optimiser step; 0 makes one step of an epoch"
     )
+    epochs: int = Field(1, ge=1, description="passes over a round's states, each in a new order")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         acts, objective = _follows_rewards(run), run.objective
@@ -269,8 +283,9 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
-            **_only(acts, ON_POLICY, "minibatch", "share", "accumulate"),
+            **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),
+            **_only(not scores or self.epochs == 1, several, "epochs"),
         }
 
 
@@ -417,7 +432,7 @@ class PolicyGradient(Objective):
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
     )
     clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
+    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
     temperature: float = Field(
         1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
     )
@@ -435,7 +450,10 @@ class PolicyGradient(Objective):
     )
     shared_scale: bool = Field(True, description="group: one deviation for all prompts")
     trust_region: float | None = Field(
-        None, gt=0, description="path KL an update may move; adapts a penalty"
+        None, gt=0, description="KL that an update may move, in nats; adapts a penalty"
+    )
+    early_stop: bool = Field(
+        False, description="end an update that has moved 1.5 times the trust region"
     )
     critic: Critic = Critic()
 
@@ -446,6 +464,7 @@ class PolicyGradient(Objective):
         return {
             **_only(clipped, "objective.surrogate=clipped", "clip"),
             **_only(clipped or not steps, one_step, "surrogate"),
+            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
             **_only(not one_reward, "a sum of rewards, reward=a + 0.5*b", "combine"),
             **_only(
                 self.baseline == "running", "objective.baseline=running", "buffer", "min_count"
@@ -462,12 +481,15 @@ class ScoreAction(Objective):
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
     clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.003, ge=0, description="of the path KL to the pretrained model")
+    kl_weight: float = Field(0.003, ge=0, description="of the KL to the pretrained model")
     exploration: float = Field(
         0.3, gt=0, description="explicit: deviation of tried noise estimates"
     )
     trust_region: float | None = Field(
-        None, gt=0, description="path KL an update may move; adapts a penalty"
+        None, gt=0, description="KL that an update may move, in nats; adapts a penalty"
+    )
+    early_stop: bool = Field(
+        False, description="end an update that has moved 1.5 times the trust region"
     )
     critic: Critic = Critic()
 
@@ -476,6 +498,7 @@ class ScoreAction(Objective):
         return {
             **_only(ratios, "objective.form=ratio or explicit", "clip"),
             **_only(self.form == "explicit", "objective.form=explicit", "exploration"),
+            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
         }
 
 
@@ -493,7 +516,7 @@ class Direct(Objective):
         description="kept: of all those steps at once; steps: of one at a time, less memory and "
         "slower; auto: kept without a KL weight, hardware.checkpointing or sizes.accumulate",
     )
-    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
+    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(self.through == "steps", "objective.through=steps", "random", "graph")
@@ -503,7 +526,7 @@ class Adjoint(Objective):
     """Adjoint matching: regression onto lean adjoints under the pretrained model."""
 
     kind: Literal["adjoint"] = "adjoint"
-    kl_weight: float = Field(0.003, gt=0, description="of the path KL to the pretrained model")
+    kl_weight: float = Field(0.003, gt=0, description="of the KL to the pretrained model")
 
 
 class Energy(Objective):
@@ -515,7 +538,7 @@ class Energy(Objective):
     )
     learning_rate: float = Field(1e-4, gt=0, description="of the energy")
     width: int = Field(48, ge=8, multiple_of=4, description="channels of the energy")
-    kl_weight: float = Field(0.0, ge=0, description="of the path KL to the pretrained model")
+    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
 
 
 class Gap(Strict):
@@ -548,7 +571,12 @@ class Guard(Strict):
     margin: float = Field(
         0.0, ge=0, description="how far below its best the judge may fall, besides by chance"
     )
-    path_kl: float | None = Field(None, gt=0, description="budget, in nats; null: none")
+    chain_kl: float | None = Field(
+        None,
+        gt=0,
+        validation_alias=AliasChoices("chain_kl", "path_kl"),
+        description="budget of the chain's KL to the base model, in nats; null: none",
+    )
     diversity: float = Field(0.7, ge=0, le=1, description="share of the base model's to keep")
     features: str | None = Field(
         None, description="in which diversity is measured; null: the judge's, or pixels"

@@ -9,11 +9,13 @@ that one process would have found, up to the order of sums.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -141,13 +143,22 @@ def gather_texts(texts: Sequence[str]) -> list[str]:
 
 def total(numbers: Mapping[str, float]) -> dict[str, float]:
     """Every number added up over the processes; 0 where a process does not have it."""
+    return _reduced(numbers, 0.0, distributed.ReduceOp.SUM)
+
+
+def least(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The smallest that any process has of every number."""
+    return _reduced(numbers, math.inf, distributed.ReduceOp.MIN)
+
+
+def _reduced(numbers: Mapping[str, float], absent: float, how: Any) -> dict[str, float]:
     if team().size == 1:
         return dict(numbers)
     names = list(dict.fromkeys(gather_texts(list(numbers))))
-    sums = torch.tensor([numbers.get(name, 0.0) for name in names], dtype=torch.float64)
-    sums = sums.to(device())
-    distributed.all_reduce(sums)
-    return dict(zip(names, sums.tolist(), strict=True))
+    values = torch.tensor([numbers.get(name, absent) for name in names], dtype=torch.float64)
+    values = values.to(device())
+    distributed.all_reduce(values, how)
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

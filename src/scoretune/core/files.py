@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretune.core import distributed
+from scoretune.core import distributed, reading
 from scoretune.core.errors import UserError
 
 
@@ -30,8 +30,10 @@ def save_tensors(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    aside.touch()
+    mode = aside.stat().st_mode  # as the umask has it: safetensors writes for the owner alone
     save_file(plain, aside, metadata)
-    aside.chmod(0o644)  # it is written for the owner alone
+    aside.chmod(mode)
     os.replace(aside, path)
 
 
@@ -41,6 +43,7 @@ def load_tensors(path: Path, fix: str, *, kind: str = "") -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        reading.check_regular(path)
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {kind}{str(path)!r} ({error}): {fix}") from error

@@ -35,12 +35,19 @@ def refuse_pickle(path: Path, fix: str) -> None:
         raise UserError(f"{str(path)!r} is a pickle, which can run code when read; {fix}")
 
 
-def refuse_pickles(folder: Path, fix: str, *, inside: bool = False) -> None:
-    """Refuse a folder where weights lie as pickles only; `inside`: in its folders too, each."""
-    files = sorted(folder.rglob("*") if inside else folder.iterdir())
-    safe = {path.parent for path in files if path.suffix == ".safetensors"}
+def refuse_endless(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{str(path)!r} is no regular file: take it out of the folder")
+
+
+def refuse_pickles(folder: Path, fix: str) -> None:
+    """Refuse a folder where weights lie as pickles only, or where a file may never end."""
+    files = sorted(folder.iterdir())
     for path in files:
-        if path.parent not in safe:
+        refuse_endless(path)
+    if not any(path.suffix == ".safetensors" for path in files):
+        for path in files:
             refuse_pickle(path, fix)
 
 
@@ -104,18 +111,23 @@ def offline_first(
 ) -> T:
     """`load(True)` from files of this machine; without them `load(False)` from the hub.
 
-    Raises UserError where neither has `what`; the hub is first asked, once, whether it is there.
+    Raises UserError where neither has `what`, or what `load` raises of it; the hub is first asked,
+    once, whether it is there.
     `setting` names the source in the error.
     """
     fix = f"give a folder or hub id of {what}"
     with quiet():
         try:
             return load(True)
+        except UserError:
+            raise
         except Exception as error:  # not in the cache, or broken: each has its own kind
             failure = error
         if not is_local(source) and reachable():
             try:
                 return load(False)
+            except UserError:
+                raise
             except Exception as error:  # no such id or revision: each has its own kind
                 failure = error
         elif not is_local(source):

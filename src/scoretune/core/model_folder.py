@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
+
+from scoretune.core import reading
 
 FORMAT = "scoretune score network 1"
 
@@ -22,4 +23,4 @@ def home(folder: Path) -> Path | None:
 
 def described(folder: Path) -> dict[str, Any]:
     """What the configuration of a model folder says. Raises OSError or ValueError."""
-    return cast("dict[str, Any]", json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return cast("dict[str, Any]", reading.read_json(folder / "config.json"))

@@ -73,11 +73,13 @@ class Trajectory(Record):
     the data, `data` [N, B, *S], at all but the last.
 
     Each asked state stands for a part of the path, `log_snr_steps` [N, B], travelled under the
-    noise scale `etas` [N, B] (`diffusion.paths`). A stochastic path has `log_probs` [N, B]. With a
-    reference also: the pretrained policy's `reference_data` [N, B, *S], and each state's share of
-    the path KL to it, `kls` [N, B]. `features` [N, B, F] are what a critic may share. `noisy` [N]
-    says which steps had noise, None that all or none had; only those have a log-probability and,
-    where a window chose them, a path KL.
+    noise scale `etas` [N, B] (`diffusion.paths`). A squared change of the estimate there counts
+    `girsanov_weights` [N, B] in the KL of continuous time and, where a kernel acted,
+    `chain_weights` [N, B] in that of the chain; `in_chain` says which of the two regularises. With
+    a reference also: the pretrained policy's `reference_data` [N, B, *S] and the squared distance
+    of the estimates, `moved_sq` [N, B]. A stochastic path has `log_probs` [N, B]. `features`
+    [N, B, F] are what a critic may share. `noisy` [N] says which steps had noise, None that all or
+    none had; only those have a log-probability and, where a window chose them, a KL.
     """
 
     states: Tensor
@@ -86,12 +88,44 @@ class Trajectory(Record):
     condition: Condition
     log_snr_steps: Tensor
     etas: Tensor
-    kl_weights: Tensor
+    girsanov_weights: Tensor
+    chain_weights: Tensor | None = None
+    in_chain: bool = True
     log_probs: Tensor | None = None
     reference_data: Tensor | None = None
-    kls: Tensor | None = None
+    moved_sq: Tensor | None = None
     features: Tensor | None = None
     noisy: Tensor | None = None
+
+    @property
+    def kl_weights(self) -> Tensor:
+        """What a squared change of the estimate costs in the KL that regularises, [N, B].
+
+        Of a chain its own weight, but at a step without noise, where the KL of the step is
+        infinite, that of continuous time.
+        """
+        if self.chain_weights is None or not self.in_chain:
+            return self.girsanov_weights
+        return torch.where(self.chain_weights > 0, self.chain_weights, self.girsanov_weights)
+
+    @property
+    def kls(self) -> Tensor | None:
+        """Each state's share of that KL to the pretrained policy, [N, B]; None without one."""
+        return None if self.moved_sq is None else self.kl_weights.to(self.data) * self.moved_sq
+
+    @property
+    def chain_kl(self) -> Tensor | None:
+        """The KL of each path's chain to the pretrained policy's, [B]: of its steps with noise."""
+        if self.moved_sq is None or self.chain_weights is None:
+            return None
+        return (self.chain_weights.to(self.data) * self.moved_sq).sum(0)
+
+    @property
+    def girsanov_kl(self) -> Tensor | None:
+        """The KL of each path to the pretrained policy's in continuous time, [B]."""
+        if self.moved_sq is None:
+            return None
+        return (self.girsanov_weights.to(self.data) * self.moved_sq).sum(0)
 
     @property
     def noisy_steps(self) -> Tensor:
@@ -110,9 +144,9 @@ class Trajectory(Record):
 class Steps(Rows):
     """States to learn from: at x and time t the acting policy's estimate of the data was `data`.
 
-    A unit of the path KL is `kl_weight` [M] times a squared change of that estimate, [M, *S];
+    A squared change of that estimate costs `kl_weight` [M] of KL, a sum over [*S];
     `reference_data` is the pretrained policy's. Where the policy then went by a stochastic step,
-    `x_next` at `t_next` and its `log_prob` [M]. What a credit rule says is one of: `advantage` [M],
+    `x_next` [M, *S] at `t_next`. What a credit rule says is one of: `advantage` [M],
     how much better than expected the step was; `data_slope` [M, *S], what a unit of the estimate is
     worth; `action` [M, *S], a noise estimate that was tried, with the advantage of it.
     """
@@ -124,7 +158,6 @@ class Steps(Rows):
     data: Tensor
     kl_weight: Tensor
     x_next: Tensor | None = None
-    log_prob: Tensor | None = None
     advantage: Tensor | None = None
     data_slope: Tensor | None = None
     action: Tensor | None = None
@@ -189,24 +222,70 @@ class Starts(Rows):
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise, and numbers worth logging."""
+    """A scalar to minimise, and numbers worth logging: means over states, or extremes if their
+    names end in _min or _max. They may stay on the device."""
 
     value: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Minibatches(Sequence[Any]):
+    """Parts of a record of rows, each taken when it is asked for: `rows` are their numbers."""
+
+    whole: Rows
+    rows: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Minibatches(self.whole, self.rows[index])
+        device = getattr(self.whole, fields(self.whole)[0].name).device
+        return self.whole.take(self.rows[index].to(device))
 
 
 @dataclass(frozen=True)
 class Round:
     """The minibatches of an update, and metrics of how they were made.
 
-    `accumulate` minibatches make one step of the optimiser; 0 means all of them. `counts` are the
-    sizes of whole minibatches, of which each of several processes has a part.
+    They go through the same states `epochs` times, in another order each. `accumulate` of them make
+    one step of the optimiser; 0 means all of an epoch. `counts` are the sizes of whole minibatches,
+    of which each of several processes has a part.
     """
 
-    minibatches: list[Any]
+    minibatches: Sequence[Any]
     metrics: Mapping[str, float]
     accumulate: int = 1
     counts: tuple[int, ...] = ()
+    epochs: int = 1
+
+    def groups(
+        self, accumulate: int | None = None, epochs: int | None = None
+    ) -> Iterator[tuple[Sequence[Any], Sequence[int]]]:
+        """The minibatches of each step of the optimiser, and their whole sizes."""
+        counts = self.counts or tuple(len(batch) for batch in self.minibatches)
+        each = len(counts) // self.epochs
+        together = (self.accumulate if accumulate is None else accumulate) or each
+        for first in range(0, each * (epochs or self.epochs), each):
+            for start in range(first, first + each, together):
+                stop = min(start + together, first + each)
+                yield self.minibatches[start:stop], counts[start:stop]
+
+
+class Region(Protocol):
+    """How far an update may move the policy (`training.objectives.base.TrustRegion`)."""
+
+    @property
+    def early_stop(self) -> bool:
+        """Whether an update may end before its last minibatch."""
+
+    def left(self, approx_kl: float) -> bool:
+        """Whether an update that has moved so far is to end."""
+
+    def moved(self, part: Any) -> Tensor:
+        """The KL of a path from the policy that acted to the present one, by these states."""
 
 
 class Stateful(Protocol):
@@ -241,6 +320,7 @@ class Engine(Protocol):
         self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> float: ...
     def total(self, numbers: Mapping[str, float]) -> dict[str, float]: ...
+    def extremes(self, numbers: Mapping[str, float]) -> dict[str, float]: ...
 
 
 Objective = Callable[[Any], Loss]

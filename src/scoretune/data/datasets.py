@@ -9,17 +9,19 @@ in one line.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scoretune.core.config import Dataset
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import UserError, first_line, unknown
+from scoretune.core.reading import check_regular, memory
 from scoretune.data import formats
 from scoretune.data.formats import Table, read_table
 from scoretune.data.images import read_folder, read_pictures
@@ -203,6 +205,15 @@ def _loaded(path: Path, key: str | None) -> Any:
     import numpy as np
 
     try:
+        check_regular(path)
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as members:
+                for member in members.infolist():
+                    with members.open(member) as stream:
+                        _check_header(stream, member.file_size)
+        else:
+            with path.open("rb") as stream:
+                _check_header(stream, path.stat().st_size)
         array = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
             names = list(array.files)
@@ -216,15 +227,32 @@ def _loaded(path: Path, key: str | None) -> Any:
             array = array[key or names[0]]
         elif key is not None:
             raise UserError(f"{path.name} holds one array: leave out dataset.key")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"cannot read {str(path)!r} ({error}): give an array of plain numbers that numpy.save "
-            "or numpy.savez wrote"
+            f"cannot read {str(path)!r} ({first_line(error)}): give an array of plain numbers that "
+            "numpy.save or numpy.savez wrote"
         ) from error
     if array.dtype.kind not in "biuf":
         raise UserError(f"{path.name} holds {array.dtype}, not numbers")
     # torch knows no unsigned integers beyond bytes, and copies what a file maps read-only
     return np.array(array, dtype=None if array.dtype in (np.uint8, np.bool_) else np.float32)
+
+
+def _check_header(stream: IO[bytes], size: int) -> None:
+    """Raise ValueError for an array whose header promises more than a file of `size` bytes holds,
+    or more than the memory does: numpy would ask for it all before it reads."""
+    from numpy.lib import format as npy
+
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(stream)
+    if version not in read:
+        return  # of names of fields that are not Latin, and no plain numbers
+    shape, _, dtype = read[version](stream)
+    promised, room = math.prod(shape) * dtype.itemsize, memory()
+    if promised > size or min(shape, default=0) < 0:
+        raise ValueError(f"its header says shape {shape}, {promised:,} bytes, and it has {size:,}")
+    if promised > room:
+        raise ValueError(f"its {promised >> 30} GiB exceed this machine's {room >> 30} GiB")
 
 
 def _channels_first(images: Tensor, channels: str, what: str) -> Tensor:

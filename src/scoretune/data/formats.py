@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import io
-import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretune.core import reading
 from scoretune.core.errors import UserError, first_line, unknown
 
 INSTALL = "pip install 'scoretune[data]'"
 Row = tuple[str, Any]
 """Where an item stands, for a complaint, and the item: a text, or an object by its columns."""
 LIBRARY = "datasets:"
+MOST_ROWS = 2**21
+"""Of a file: as Python's objects they take about a gigabyte."""
 
 
 class Unreadable(ValueError):
@@ -39,9 +39,9 @@ class Malformed(ValueError):
 
 def _text(payload: bytes) -> str:
     try:
-        return payload.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unreadable("not a UTF-8 text file") from error
+        return reading.decoded(payload)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
 
 
 def _lines(payload: bytes) -> Iterator[Row]:
@@ -51,7 +51,12 @@ def _lines(payload: bytes) -> Iterator[Row]:
 
 
 def _csv(payload: bytes) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(_text(payload), ""))
+    text = _text(payload)
+    first = text.lstrip().partition("\n")[0]
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in first and "," not in first:
+            raise Malformed(f", row 1, has {name} and no comma: put commas between the cells")
+    reader = csv.reader(io.StringIO(text, ""), strict=True)
     return _below_names(reader, "put texts with commas in quotes")
 
 
@@ -82,13 +87,16 @@ def _below_names(rows: Iterator[list[str]], hint: str) -> Iterator[Row]:
                 )
             yield f"row {line}", dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise Malformed(f", row {line + 1}: {error}: write a table with commas") from error
+        what, fix = str(error), "write a table with commas"
+        if what == "unexpected end of data":  # what csv says of an open quote, and of nothing else
+            what, fix = "a quote opens and never closes", "close it, or double it within a cell"
+        raise Malformed(f", row {line + 1}: {what}: {fix}") from error
 
 
 def _json_lines(payload: bytes) -> Iterator[Row]:
     for place, line in _lines(payload):
         try:
-            yield place, json.loads(line)
+            yield place, reading.parsed_json(line)
         except ValueError as error:
             raise Malformed(f", {place}, is not JSON ({error}): write one object a line") from error
 
@@ -96,8 +104,10 @@ def _json_lines(payload: bytes) -> Iterator[Row]:
 def _json(payload: bytes) -> Iterator[Row]:
     """A list; or lists by their task, as a benchmark of several styles has them."""
     try:
-        tree = json.loads(_text(payload))
-    except json.JSONDecodeError as error:
+        tree = reading.parsed_json(_text(payload))
+    except Unreadable:
+        raise
+    except ValueError as error:
         raise Malformed(
             f" is not JSON ({error}): write a list; one object a line is .jsonl"
         ) from error
@@ -120,10 +130,16 @@ def _parquet(payload: bytes) -> Iterator[Row]:
         raise Malformed(f" is .parquet, which needs pyarrow: {INSTALL}") from error
     try:
         file = parquet.ParquetFile(io.BytesIO(payload))
+        _check_rows(file.metadata.num_rows)
         table = file.read([field.name for field in file.schema_arrow if _plain(field)])
     except pyarrow.ArrowException as error:
         raise Unreadable(str(error).splitlines()[0]) from error
     return _of_arrow(table)
+
+
+def _check_rows(count: int) -> None:
+    if count > MOST_ROWS:
+        raise Malformed(f" has more than {MOST_ROWS:,} rows: give a part of it")
 
 
 def _of_arrow(table: Any) -> Iterator[Row]:
@@ -159,7 +175,10 @@ def rows(source: str, wanted: str = TABLE, name: str = "") -> Iterator[Row]:
         return
     path = Path(source)
     try:
-        yield from READERS.get(ending(path), _lines)(_payload(path, name))
+        items = READERS.get(ending(path), _lines)(_payload(path, name))
+        for count, item in enumerate(items, start=1):
+            _check_rows(count)
+            yield item
     except Unreadable as error:
         called = f"the {name} {source!r}" if name else repr(source)
         raise UserError(f"cannot read {called} ({error}): give {wanted}") from error
@@ -183,8 +202,8 @@ def ending(path: Path) -> str:
 
 def _payload(path: Path, name: str) -> bytes:
     try:
-        packed = path.read_bytes()
-        return gzip.decompress(packed) if path.suffix.lower() == ".gz" else packed
+        packed = reading.read_bytes(path)
+        return reading.unpacked(packed) if path.suffix.lower() == ".gz" else packed
     except FileNotFoundError as error:
         there = [one.name for one in path.parent.glob("*") if one.is_file()]
         near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
@@ -194,8 +213,8 @@ def _payload(path: Path, name: str) -> bytes:
             f"there is no {name or 'file'} {str(path)!r}: did you mean "
             f"{str(path.with_name(near[0]))!r}?"
         ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise Unreadable(getattr(error, "strerror", None) or "not a whole gzip file") from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
 
 
 # ------------------------------------------------------------------- the datasets library

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from scoretune.core.errors import UserError
+from scoretune.core import reading
+from scoretune.core.errors import UserError, first_line
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+KINDS = ("PNG", "JPEG", "WEBP")
+"""What may stand in files of those names, whichever the name says."""
+MOST_PIXELS = 2**26
+"""Of one picture, 8192 a side."""
 
 
 def read_pictures(source: str, seed: int, count: int = 4096) -> tuple[Tensor, list[str]]:
@@ -40,22 +51,76 @@ def read_folder(folder: Path) -> dict[Path, Tensor]:
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if not files:
         raise UserError(f"no .png or .jpg pictures in {str(folder)!r}: give a folder of images")
-    return {file: _pixels(file) for file in files}
+    pictures: dict[Path, Tensor] = {}
+    size, room = 0, reading.memory()
+    for file in files:
+        pictures[file] = _pixels(file)
+        size += 4 * pictures[file].numel()
+        if size > room:
+            raise UserError(
+                f"the pictures in {str(folder)!r} are more numbers than this machine's memory of "
+                f"{room >> 30} GiB holds: give fewer, or smaller ones"
+            )
+    return pictures
 
 
 def _caption(file: Path) -> str:
     caption = file.with_suffix(".txt")
-    if not caption.exists():
-        raise UserError(f"{str(file)!r} has no caption: write it into {caption.name!r} beside it")
-    return caption.read_text(encoding="utf-8").strip()
+    try:
+        return reading.read_text(caption, most=2**20).strip()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{str(file)!r} has no caption: write it into {caption.name!r} beside it"
+        ) from error
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the caption {str(caption)!r}: {what}") from error
 
 
 def _pixels(file: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(file) as image:
-            pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"cannot read the picture {str(file)!r}: {error}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).float() / 255
+        reading.check_regular(file)
+        pixels = decoded(file)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the picture {str(file)!r}: {what}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decoded(
+    source: Path | BinaryIO, kinds: Sequence[str] = KINDS, most: int = MOST_PIXELS
+) -> NDArray[np.float32]:
+    """A picture [H, W, C] in [0, 1], as its own header says: C = 1 where it is grey, else 3.
+
+    Sixteen bits keep their scale, a camera's rotation (EXIF) is applied, a palette and CMYK become
+    colours, and what is transparent lies on white. Raises ValueError for more than `most` pixels,
+    and for what is none of `kinds` or broken.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit below
+        try:
+            with Image.open(source, formats=list(kinds)) as image:
+                if image.width * image.height > most:
+                    raise ValueError(f"{image.width}x{image.height} pixels: at most {most:,}")
+                upright = ImageOps.exif_transpose(image)
+                return _unit(upright)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"it is no {' or '.join(kinds)}") from error
+        except (Image.DecompressionBombError, SyntaxError, struct.error, zlib.error) as error:
+            raise ValueError(first_line(error)) from error
+
+
+def _unit(image: Any) -> NDArray[np.float32]:
+    """The pixels of a Pillow image in [0, 1], [H, W, 1 or 3]."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # grey in sixteen bits, which `convert` would clip to eight
+        return np.asarray(image, dtype=np.float32)[..., None] / np.float32(65535)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32) / np.float32(255)
+    return pixels.reshape(*pixels.shape[:2], -1)

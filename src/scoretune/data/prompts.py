@@ -19,6 +19,8 @@ GOLDEN = (5**0.5 - 1) / 2
 PROMPT_KEYS = ("prompt", "prompts", "caption", "text")
 """What the column of prompts may be called, the first that there is; capitals do not matter."""
 TASK_KEYS = ("task", "category", "tag")
+LONGEST = 20_000
+"""Characters of a prompt; text encoders read a few hundred."""
 WANTED = (
     "a text file with one prompt a line, a .csv, .tsv, .json, .jsonl or .parquet file, or 'scenes'"
 )
@@ -146,6 +148,9 @@ def _pairs(rest: str) -> list[Row]:
     `riding a bike` make `a cat riding a bike`, of the task `riding a bike`."""
     first, _, second = rest.partition(":")
     nouns, actions = ([row.prompt for row in read_rows(file)] for file in (first, second))
+    count, most = len(nouns) * len(actions), formats.MOST_ROWS
+    if count > most:
+        raise UserError(f"pairs:{rest} makes {count:,} prompts: at most {most:,}")
     rows = []
     for noun, action in itertools.product(nouns, actions):
         article = "an" if noun[:1].lower() in "aeiou" else "a"
@@ -163,21 +168,34 @@ def _of_items(
     """Rows from texts or objects; the first object says which column holds the prompts."""
     key = ""
     for place, item in placed:
+        where = f"{source!r}, {place}"
         if isinstance(item, str):
-            yield Row(Prompt(item.strip()))
+            yield Row(Prompt(_text(where, item)))
             continue
         if not isinstance(item, Mapping):
             raise UserError(
-                f"{source!r}, {place}: {_brief(item)} is no prompt: write a text, or an object "
-                'such as {"prompt": "a cat"}'
+                f"{where}: {_brief(item)} is no prompt: write a text, or an object such as "
+                '{"prompt": "a cat"}'
             )
         if column and not key and column not in item:
             raise unknown(f"column of {source!r}", column, map(str, item))
         key = key or column or _prompt_key(source, item)
-        where, text = f"{source!r}, {place}", item.get(key)
+        text = item.get(key)
         if not isinstance(text, str):
             raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
-        yield Row(Prompt(text.strip(), item), _task(item), _weight(where, item))
+        yield Row(Prompt(_text(where, text), item), _task(item), _weight(where, item))
+
+
+def _text(where: str, text: str) -> str:
+    """A prompt without the spaces around it. Raises UserError for one that is empty or endless."""
+    text = text.strip()
+    if not text:
+        raise UserError(f"{where}: the prompt is empty: write one, or take the row out")
+    if len(text) > LONGEST:
+        raise UserError(f"{where}: {len(text):,} characters are no prompt: at most {LONGEST:,}")
+    if "\0" in text:
+        raise UserError(f"{where}: the prompt holds the character NUL: take it out")
+    return text
 
 
 def _prompt_key(source: str, item: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ A network outputs a·x0 + b·ε. With the process's own row (α, σ) that is a 2
 solved once in `read`; there are no n² converters.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion.processes import Process, expand, rates
+from scoretune.shapes import check_batch, check_same_shape
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ def _v_row(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 noise = Prediction("epsilon", _noise_row)
-"""ε itself. Cannot be read where α = 0."""
+"""ε itself. Says nothing of x0 where α = 0."""
 data = Prediction("sample", _data_row)
-"""x0 itself. Cannot be read where σ = 0."""
+"""x0 itself. Says nothing of ε where σ = 0."""
 v = Prediction("v_prediction", _v_row)
 """v = αε − σx0 (arXiv 2202.00512)."""
 velocity = Prediction("velocity", rates)
@@ -63,16 +65,32 @@ def prediction_named(name: str) -> Prediction:
 def read(
     process: Process, prediction: Prediction, t: Tensor, x: Tensor, output: Tensor
 ) -> Estimate:
-    """Solve [α σ; a b] [x0; ε] = [x; output] for the estimate; t [B], x and output [B, *S]."""
+    """Solve [α σ; a b] [x0; ε] = [x; output] for the estimate; t [B], x and output [B, *S].
+
+    Finite, with finite gradients, at both ends of every process. What the two equations leave open
+    there is 0, the mean of standardised data and of noise: x̂0 of a noise prediction where α = 0,
+    ε̂ of a data prediction where σ = 0. Where σ' = ∞ at σ = 0, a velocity's x̂0 is x/α.
+    """
+    check_batch(x, t=t)
+    check_same_shape(x=x, output=output)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if prediction is noise:  # ε̂ is the output itself
-        x0 = torch.addcmul(x, expand(-sigma, x), output) / expand(alpha, x)
+        x0 = torch.addcmul(x, expand(-sigma, x), output) / expand(_no_zero(alpha), x)
         return Estimate(x0, output)
+    if prediction is data:  # x̂0 is the output itself
+        eps = torch.addcmul(x, expand(-alpha, x), output) / expand(_no_zero(sigma), x)
+        return Estimate(output, eps)
     a, b = prediction.row(process, t)
     determinant = alpha * b - sigma * a
-    x0 = torch.addcmul(expand(b / determinant, x) * x, expand(-sigma / determinant, x), output)
+    kept = torch.where(torch.isinf(b), 1 / alpha, b / determinant)
+    x0 = torch.addcmul(expand(kept, x) * x, expand(-sigma / determinant, x), output)
     eps = torch.addcmul(expand(alpha / determinant, x) * output, expand(-a / determinant, x), x)
     return Estimate(x0, eps)
+
+
+def _no_zero(divisor: Tensor) -> Tensor:
+    """∞ in place of 0, so that what is divided by it becomes 0."""
+    return divisor.masked_fill(divisor == 0, math.inf)
 
 
 def target(process: Process, prediction: Prediction, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:

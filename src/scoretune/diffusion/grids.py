@@ -19,9 +19,21 @@ from scoretune.diffusion.processes import (
     time_of_ratio,
 )
 
-__all__ = ["default_end", "diffusers_times", "karras", "shifted", "time_of_ratio", "uniform"]
+__all__ = [
+    "MOST_RATIO",
+    "default_end",
+    "diffusers_times",
+    "karras",
+    "most_ratio",
+    "shifted",
+    "time_of_ratio",
+    "uniform",
+]
 
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
+
+MOST_RATIO = 80.0
+"""σ/α beyond which fading signal is worth no more than a first step: σ_max of arXiv 2206.00364."""
 
 
 def default_end(process: Process) -> float:
@@ -31,6 +43,12 @@ def default_end(process: Process) -> float:
     if isinstance(process, RectifiedFlow):
         return 0.0
     return 1e-3 * process.horizon
+
+
+def most_ratio(process: Process) -> float:
+    """The σ/α from which equal steps of it begin: `MOST_RATIO`, or the process's own noise if its
+    constants ask for more."""
+    return max(MOST_RATIO, process.prior_std)
 
 
 def uniform(
@@ -47,14 +65,20 @@ def karras(
     rho: float = 7.0,
     t_end: float | None = None,
     *,
+    most: float = math.inf,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Equal steps of (σ/α)^{1/rho} (arXiv 2206.00364 eq. 5), short near the data."""
+    """Equal steps of (σ/α)^{1/rho} (arXiv 2206.00364 eq. 5), short near the data.
+
+    They are equal from σ/α = `most` on, where the horizon lies beyond: the first step then leads
+    from the horizon to where the second of them would begin. A table without terminal signal would
+    else spend most of its steps where nothing is decided yet.
+    """
     end = _checked(process, n, t_end)
     if not (math.isfinite(rho) and rho > 0):
         raise ValueError(f"karras rho must be finite and > 0, got {rho}")
     ends = torch.tensor([process.horizon, end], dtype=torch.float64)
-    roots = noise_ratio(process, ends) ** (1 / rho)
+    roots = noise_ratio(process, ends).clamp(max=most) ** (1 / rho)
     if not bool(torch.isfinite(roots).all()):
         raise ValueError(
             f"karras needs a finite σ/α at the horizon and {process} has none: use shifted"

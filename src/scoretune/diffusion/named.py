@@ -129,9 +129,10 @@ def grid(process: Process, sampling: Steps) -> Tensor:
     try:
         if kind == "shifted":
             times = grids.shifted(process, sampling.steps, sampling.shift)
+        elif kind == "karras":
+            times = grids.karras(process, sampling.steps, most=grids.most_ratio(process))
         else:
-            make = grids.karras if kind == "karras" else grids.uniform
-            times = make(process, sampling.steps)
+            times = grids.uniform(process, sampling.steps)
         noisy_steps(acting, process, times)
     except ValueError as error:
         raise ValueError(

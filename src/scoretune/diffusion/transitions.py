@@ -42,7 +42,7 @@ class Transition:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
-        mean, std = wide(self.mean), self._noisy_std("log-probability")
+        mean, std = wide(self.mean), self.noisy_std("log-probability")
         away = wide(x) - mean
         if std.numel() == len(std):  # one number a sample: divide what is summed already
             std, flat = std.flatten(), away.flatten(1)
@@ -56,17 +56,18 @@ class Transition:
 
         ½[(m − m₂)²/s₂² + (s/s₂)² − 1] − ln(s/s₂); with equal stds just ‖m − m₂‖²/(2s²).
         """
-        std, other_std = self._noisy_std("KL"), other._noisy_std("KL")
+        std, other_std = self.noisy_std("KL"), other.noisy_std("KL")
         ratio = std / other_std
         shift = (wide(self.mean) - wide(other.mean)) / other_std
         return _sum((shift**2 + ratio**2 - 1) / 2 - torch.log(ratio))
 
     def entropy(self) -> Tensor:
         """½ln(2πe) + ln std, summed over dimensions, [B]."""
-        std = self._noisy_std("entropy").expand(self.mean.shape)
+        std = self.noisy_std("entropy").expand(self.mean.shape)
         return _sum(torch.log(std) + (1 + math.log(2 * math.pi)) / 2)
 
-    def _noisy_std(self, what: str) -> Tensor:
+    def noisy_std(self, what: str) -> Tensor:
+        """The std in float32 or wider. Raises ValueError where it is 0: there is no `what`."""
         if bool((self.std == 0).any()):
             raise ValueError(
                 f"this step is deterministic (std 0) and has no {what}: "

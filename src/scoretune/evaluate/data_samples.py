@@ -114,7 +114,8 @@ def times(process: Process, steps: int, t_min: float) -> Tensor:
         return grids.uniform(process, steps, 0.0)
     clean = float(grids.time_of_ratio(process, torch.full((1,), CLEAN)))
     least = clean if clean > t_min else t_min  # NaN where the data are never that clean
-    return torch.cat([grids.karras(process, steps - 1, t_end=least), torch.zeros(1)])
+    path = grids.karras(process, steps - 1, t_end=least, most=grids.most_ratio(process))
+    return torch.cat([path, torch.zeros(1)])
 
 
 # ------------------------------------------------------------------------------- distances

@@ -37,7 +37,7 @@ from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.samples import Walk, pictures
 from scoretune.evaluate.scores import score, verdicts
-from scoretune.policy import Policy
+from scoretune.policy import Deployment, Policy
 from scoretune.rewards.base import Reward
 
 MEAN, VARIANCE = 1.0, 0.25  # of the data for which `gaussian_w2` is worked out
@@ -152,16 +152,29 @@ Row: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all cells have in common: what is drawn, from which noise, along which kind of grid."""
+    """What all cells have in common: what is drawn, from which noise, along which kind of grid.
+
+    `deployment` is the model's own way of sampling, where it has one.
+    """
 
     prompts: Prompts
     reward: Reward
     reward_name: str
     sampling: Sampling
     seed: int
+    deployment: Deployment | None = None
+
+    @property
+    def grid(self) -> str:
+        """The kind of grid: what the run names, or "deployed", the model's own."""
+        own = self.sampling.grid == "auto" and self.deployment is not None
+        return "deployed" if own else self.sampling.grid
 
     def times(self, process: Process, steps: int) -> Tensor:
-        """The grid of a run at another number of steps; gDDIM can step along any grid."""
+        """The grid that a run names at another number of steps; where it names none the model's
+        own, else the run's. gDDIM can step along any grid."""
+        if self.grid == "deployed" and self.deployment is not None:
+            return self.deployment.times(steps)
         plain = {"kernel": "gddim", "noise": "constant", "eta": 1.0, "steps": steps}
         return grid(process, self.sampling.model_copy(update=plain))
 
@@ -169,15 +182,13 @@ class Comparison:
 def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
     """Every prompt's reward [B], not counted as training, or why not. Raises UserError for ODE."""
     times = comparison.times(policy.backbone.process, cell.steps)
-    calls, of_base = policy.calls, cell.model == BASE and policy.has_reference
+    of_base = cell.model == BASE and policy.has_reference
     try:
-        with policy.reference() if of_base else nullcontext():
+        with policy.uncounted(), policy.reference() if of_base else nullcontext():
             walk = _walk(policy, cell.sampler, times)
             images = pictures(policy, comparison.prompts, walk=walk, seed=comparison.seed)
     except ValueError as error:
         return _refused(cell, str(error))
-    finally:
-        policy.calls = calls
     if not bool(torch.isfinite(images).all()):
         return _refused(cell, UNSTABLE)
     name = comparison.reward_name

@@ -12,7 +12,8 @@ from torch import Tensor
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
 from scoretune.data.prompts import Prompts
-from scoretune.policy import Policy, adapter_layers
+from scoretune.diffusion import grids
+from scoretune.policy import Backbone, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
 PREVIEW_COLUMNS = 6
@@ -21,9 +22,16 @@ Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
 """From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
 
 
+def deployed_times(backbone: Backbone, steps: int) -> Tensor:
+    """The times [N+1] of a model's own sampler in so many steps; uniform where it has none."""
+    deployment = deployment_of(backbone)
+    return grids.uniform(backbone.process, steps) if deployment is None else deployment.times(steps)
+
+
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] at the end of a walk; of one seed all walks begin in the same noise.
+    """Images [B, 3, H, W] on the CPU, at the end of a walk; of one seed all walks begin in the same
+    noise.
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """
@@ -40,8 +48,9 @@ def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: 
     for span in spans(len(indices), batch):
         rows = indices[span]
         condition = policy.encode([prompts.texts[i] for i in rows])
-        images.append(policy.decode(walk(condition, noise[rows], generator)))
-    none = policy.backbone.decode(noise[:1].to(policy.device))[:0] if not images else images[0][:0]
+        images.append(policy.decode(walk(condition, noise[rows], generator)).cpu())
+    empty = policy.decode(noise[:1].to(policy.device)).cpu() if not images else images[0]
+    none = empty[:0]
     return distributed.gather(torch.cat([none, *images])[:count])
 
 
@@ -70,39 +79,46 @@ def sample(
 
 def act(
     policy: Policy, prompts: Prompts, *, times: Tensor, seed: int, batch: int = 64
-) -> tuple[Tensor, float | None]:
-    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and its path KL.
+) -> tuple[Tensor, dict[str, float]]:
+    """Images [B, 3, H, W] through the policy's own kernel from the same noise, and how far it is
+    from the pretrained policy, in nats.
 
-    The kernel acts on every step, also where a run has a window of stochastic steps. The path KL is
-    measured on paths with jittered times, so it is the same on any grid. It is None where there is
-    no adapter, hence no pretrained policy to compare with.
+    The kernel acts on every step, also where a run has a window of stochastic steps. `chain_kl` is
+    the KL of the chains that drew these images; `girsanov_kl` that of continuous time, measured on
+    paths with jittered times, so that it is the same on any grid. There are none without an
+    adapter, hence without a pretrained policy to compare with.
     """
     adapted = bool(adapter_layers(policy.backbone.network))
-    kls: list[Tensor] = []
+    kls: dict[str, list[Tensor]] = {"chain_kl": [], "girsanov_kl": []}
 
     def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
-        final = rollout(policy, condition, times, generator, x).final
+        acted = rollout(policy, condition, times, generator, x, reference=adapted)
         if adapted:
-            kls.append(path_kl(policy, condition, times, generator, x))
-        return final
+            jittered = rollout(
+                policy,
+                condition,
+                times,
+                generator,
+                x,
+                acting=Acting(jitter=True),
+                reference=True,
+            )
+            for name, kl in (("chain_kl", acted.chain_kl), ("girsanov_kl", jittered.girsanov_kl)):
+                assert kl is not None
+                kls[name].append(kl.cpu())
+        return acted.final
 
     images = pictures(policy, prompts, walk=walk, seed=seed, batch=batch)
     if not adapted:
-        return images, None
+        return images, {}
     part = part_of(len(prompts))
-    values = torch.cat([images.new_zeros(0), *kls])[: part.stop - part.start]
-    return images, float(distributed.gather(values).mean())
+    count = part.stop - part.start
 
+    def mean(parts: list[Tensor]) -> float:
+        values = torch.cat([images.new_zeros(0), *parts])[:count]
+        return float(distributed.gather(values).mean())
 
-def path_kl(
-    policy: Policy, condition: Condition, times: Tensor, generator: torch.Generator, x: Tensor
-) -> Tensor:
-    """An unbiased estimate of each path's KL to the pretrained policy, [B], whatever the grid."""
-    path = rollout(
-        policy, condition, times, generator, x, acting=Acting(jitter=True), reference=True
-    )
-    assert path.kls is not None
-    return path.kls.sum(0)
+    return images, {name: mean(parts) for name, parts in kls.items()}
 
 
 # ------------------------------------------------------------------------------- previews

@@ -15,10 +15,9 @@ from scoretune.core import distributed, files
 from scoretune.core.config import Evaluation, Sampling
 from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
-from scoretune.evaluate.samples import act, part_of, sample
-from scoretune.models.catalog import resolve
+from scoretune.evaluate.samples import act, deployed_times, part_of, sample
+from scoretune.models.catalog import guidance_of, resolve
 from scoretune.policy import Policy
 from scoretune.rewards import reader
 from scoretune.rewards.base import Reward, checked
@@ -65,13 +64,17 @@ def score(values: Tensor, tasks: tuple[str, ...]) -> Score:
 def verdicts(
     images: Tensor, prompts: Prompts, metrics: Mapping[str, Reward], batch: int = 64
 ) -> dict[str, Tensor]:
-    """Every metric on every image: {name: [B]}; several processes judge a part each."""
-    part = part_of(len(prompts))
+    """Every metric on every image: {name: [B]} on the CPU; several processes judge a part each, on
+    their devices."""
+    part, device = part_of(len(prompts)), distributed.device()
     images, texts = images[part], prompts.texts[part]
     values = {}
     for name, metric in metrics.items():
-        parts = [checked(metric, name, images[s], texts[s]) for s in spans(len(texts), batch)]
-        values[name] = distributed.gather(torch.cat([images.new_zeros(0), *parts])).cpu()
+        parts = [
+            checked(metric, name, images[s].to(device), texts[s]).cpu()
+            for s in spans(len(texts), batch)
+        ]
+        values[name] = distributed.gather(torch.cat([torch.zeros(0), *parts]))
     return values
 
 
@@ -92,7 +95,8 @@ class Measurement:
 
     `images` [B, *S] are those of the deterministic sampler, and `values` what they are worth: the
     "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
-    sampler and of the ODE on its grid. `path_kl` is None without an adapter.
+    sampler and of the ODE on its grid. `kls` are those of `samples.act`, none without an adapter.
+    `guidance` is the scale that all were drawn with.
     """
 
     prompts: Prompts
@@ -100,7 +104,8 @@ class Measurement:
     values: Mapping[str, Tensor]
     stochastic: Tensor
     ode: Tensor
-    path_kl: float | None
+    kls: Mapping[str, float]
+    guidance: float = 1.0
 
 
 def measure(
@@ -113,26 +118,28 @@ def measure(
     evaluation: Evaluation,
     sampling: Sampling,
 ) -> Measurement:
-    """Evaluate through the deterministic sampler, and the reward through the training one too.
+    """Evaluate through the deterministic sampler, along the model's own times, and the reward
+    through the training one too.
 
     A run with a window of stochastic steps is evaluated with noise on every one. Does not count
     towards the network evaluations of training.
     """
-    calls, process, seed = policy.calls, policy.backbone.process, evaluation.seed
-    final_times = grids.uniform(process, evaluation.steps)
-    images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
+    process, seed = policy.backbone.process, evaluation.seed
+    final_times = deployed_times(policy.backbone, evaluation.steps)
     times = grid(process, sampling)
-    stochastic, kl = act(policy, prompts, times=times, seed=seed)
-    ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    policy.calls = calls
+    with policy.uncounted():
+        images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
+        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
     batch = min(policy.at_once or 64, 64)
     rewards = [
         verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)
     ]
     values = {"reward": rewards[0], **verdicts(images, prompts, metrics, batch)}
-    kl = None if kl is None else round(kl, 4)
-    return Measurement(prompts, images, values, rewards[1], rewards[2], kl)
+    kls = {name: round(kl, 4) for name, kl in kls.items()}
+    guidance = guidance_of(policy)
+    return Measurement(prompts, images, values, rewards[1], rewards[2], kls, guidance)
 
 
 def evaluation_line(
@@ -157,6 +164,7 @@ def evaluation_line(
         "network_evaluations": network_evaluations,
         "seconds": round(seconds, 2),
         "sampler": f"{evaluation.solver}, {evaluation.steps} steps",
+        "guidance": measured.guidance,
         "reward": {
             "stochastic": rounded(float(measured.stochastic.mean())),
             "deterministic": rounded(float(rewards.mean())),
@@ -168,8 +176,7 @@ def evaluation_line(
         },
         "bias": score(measured.ode - rewards, tasks).as_gain(),
     }
-    if measured.path_kl is not None:
-        line["path_kl"] = measured.path_kl
+    line |= measured.kls
     scores = {n: score(v, tasks).as_dict() for n, v in measured.values.items() if n != "reward"}
     return line | scores
 
@@ -212,7 +219,8 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
     result["reward"] = final.line["reward"]
     result["reward_base"] = base.line["reward"]
-    result["path_kl"] = final.line.get("path_kl")
+    for name in ("chain_kl", "girsanov_kl", "guidance"):
+        result[name] = final.line.get(name)
     for name in ("gap", "bias"):  # a base that was measured by an older version has neither
         result[name] = {"base": base.line.get(name), "final": final.line.get(name)}
     result["gain"] = gains

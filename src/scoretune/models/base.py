@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
-from scoretune.diffusion.processes import Process
+from scoretune.diffusion.processes import Process, expand
+from scoretune.models import autoencoder
+from scoretune.models.schedulers import Schedule, deployed_times
+from scoretune.policy import Deployment
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -36,8 +40,7 @@ class Pipelined(ABC):
     """
 
     pipeline: Any
-    process: Process
-    prediction: Prediction
+    schedule: Schedule
     shape: tuple[int, ...]
     part: ClassVar[str]
     """What diffusers calls the part that is fine-tuned."""
@@ -49,6 +52,44 @@ class Pipelined(ABC):
     """Pictures decoded at once; 0: about four megapixels of them."""
     prompt_cache: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
     """Text states [L, D] of prompts that were encoded before the encoders were let go."""
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    """What loading left out or filled in, a line each, for people to read once."""
+    shipped: bool = field(default=False, kw_only=True)
+    """Whether the model ships with scoretune, whose pictures are of uniform steps."""
+
+    @property
+    def process(self) -> Process:
+        return self.schedule.process
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.schedule.prediction
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """How the pipeline itself samples, from its scheduler and its call's own defaults."""
+        if self.shipped:
+            return None
+        steps, guidance = (
+            default_argument(self.pipeline, name)
+            for name in ("num_inference_steps", "guidance_scale")
+        )
+        return Deployment(type(self.pipeline).__name__, int(steps), guidance, self.deployed_times)
+
+    def deployed_times(self, steps: int) -> Tensor:
+        """The times [N+1] along which the pipeline itself would step, on the CPU."""
+        return deployed_times(
+            self.schedule, self.pipeline.scheduler, steps, **self.timestep_arguments(steps)
+        )
+
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """What the pipeline gives its scheduler's `set_timesteps` besides the number of steps."""
+        return {}
+
+    def told(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is shown and told of states x [B, *S] at t [B]."""
+        scale = self.schedule.scale
+        return (x if scale is None else expand(scale(t), x) * x), self.schedule.label(t)
 
     @property
     def network(self) -> nn.Module:
@@ -113,24 +154,32 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
-        pixels = math.prod(x0.shape[2:]) * factor**2
+        pixels = math.prod(x0.shape[2:]) * autoencoder.factor(self.pipeline.vae) ** 2
         parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
-        return torch.cat([self._pixels(part) for part in parts])
-
-    def _pixels(self, x0: Tensor) -> Tensor:
-        vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
-        latents = x0.to(vae.dtype) / vae.config.scaling_factor + shift
-        return cast(Tensor, (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1))
+        return torch.cat([autoencoder.decoded(self.pipeline.vae, part) for part in parts])
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
-        vae, shift = self.pipeline.vae, self.pipeline.vae.config.shift_factor or 0.0
-        parts = [
-            vae.encode(part.to(vae.dtype) * 2 - 1).latent_dist.mode() for part in images.split(64)
-        ]
-        return (torch.cat(parts).float() - shift) * float(vae.config.scaling_factor)
+        vae = self.pipeline.vae
+        return torch.cat([autoencoder.encoded(vae, part) for part in images.split(64)])
+
+
+@dataclass
+class Told(Pipelined):
+    """A pipeline whose network guidance was distilled into: the scale is an input."""
+
+    scale: float = field(default=0.0, kw_only=True)
+    """Of guidance; 0 becomes what the pipeline's call takes unless told otherwise."""
+
+    def __post_init__(self) -> None:
+        self.scale = self.scale or float(default_argument(self.pipeline, "guidance_scale"))
+
+
+def default_argument(pipeline: Any, name: str) -> Any:
+    """What a pipeline's call takes for an argument that is not given; None where it has none."""
+    arguments = inspect.signature(type(pipeline).__call__).parameters
+    return arguments[name].default if name in arguments else None
 
 
 class UNet(Pipelined):
@@ -151,6 +200,10 @@ class UNet(Pipelined):
         states: Tensor = hidden[0] if isinstance(hidden, tuple) else hidden
         return output, states.float().mean((2, 3))
 
+    def timestep_cond(self, x: Tensor) -> Tensor | None:
+        """The embedded scale of guidance, [B, G]; None where none was distilled into the UNet."""
+        return None
+
     def guidance_embedding(self, scale: float, x: Tensor) -> Tensor:
         """Sines of scale − 1, [B, G]: the input of a UNet that guidance was distilled into
         (arXiv 2210.03142)."""
@@ -159,6 +212,14 @@ class UNet(Pipelined):
             torch.tensor([scale - 1.0]), unet.config.time_cond_proj_dim
         )
         return cast(Tensor, sines.to(x.device, unet.dtype).expand(len(x), -1))
+
+
+@dataclass
+class GuidedUNet(Told, UNet):
+    """A pipeline around a UNet that is told the scale of guidance, embedded as w = scale − 1."""
+
+    def timestep_cond(self, x: Tensor) -> Tensor | None:
+        return self.guidance_embedding(self.scale, x)
 
 
 JOINT_ATTENTION = (
@@ -188,19 +249,6 @@ class Transformer(Pipelined):
         output, hidden = self.predict_and_record(self.last_block, x, t, tokens)
         states: Tensor = hidden[-1] if isinstance(hidden, tuple) else hidden  # behind the caption's
         return output, states.float().mean(1)
-
-
-def latent_shape(pipeline: Any, config: Any, size: int = 0) -> tuple[int, ...]:
-    """[C, h, w] of the latents of square pictures, of `size` pixels or (0) as the network's config
-    has them. Raises UserError for a size that the autoencoder does not divide.
-    """
-    if not size:
-        return (config.in_channels, *(config.sample_size,) * 2)
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    patch = factor * int(config.get("patch_size", 1) or 1)
-    if size % patch:
-        raise UserError(f"model.size={size} is no multiple of {patch}: set one, in pixels")
-    return (config.in_channels, *(size // factor,) * 2)
 
 
 def check_readable(network: str, process: Process, prediction: Prediction) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from scoretune.core import checkpoints, model_folder
+from scoretune.core import checkpoints, model_folder, reading
 from scoretune.core.config import NEW_NETWORKS, Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.resolve import is_function
@@ -19,8 +18,8 @@ from scoretune.diffusion.processes import process_named
 from scoretune.models import (
     dit,
     flux,
+    folders,
     latent_consistency,
-    pipelines,
     score_network,
     stable_diffusion,
     stable_diffusion_3,
@@ -29,11 +28,12 @@ from scoretune.models import (
     user_module,
 )
 from scoretune.models.base import PRECISIONS, Pipelined
+from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
-from scoretune.models.pipelines import Family, Loader, load_pipeline
+from scoretune.models.pipelines import Family, Loader
 from scoretune.models.recycled import inner, recycle
-from scoretune.policy import Backbone
+from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
     stable_diffusion.FAMILY,
@@ -124,7 +124,7 @@ def resolve(source: str) -> Resolved:
 def _recorded(folder: Path) -> Model:
     """The model that a run began with."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = reading.read_json(folder / "run.json")
         model = Model.model_validate(record["config"]["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -172,15 +172,15 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         return learned
     if source.kind == "function":
         return user_module.load(model)
-    index = pipelines.described(source.where, model.revision)
-    kind = index.get("_class_name")
+    index = folders.described(source.where, model.revision)
+    kind = index["_class_name"]
     if kind not in FAMILIES:
         raise UserError(
             f"{source.where!r} holds a {kind}, which is no family of this version: it fine-tunes "
             f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
         )
     _check_denoiser(source.where, kind, index)
-    backbone: Backbone = FAMILIES[kind].load(
+    pipelined: Pipelined = FAMILIES[kind].load(
         source.where,
         revision=model.revision,
         dtype=dtype,
@@ -188,7 +188,8 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         without=model.without,
         loader=loader,
     )
-    return backbone
+    pipelined.shipped = source.shipped
+    return pipelined
 
 
 def apply_run(network: nn.Module, run: FinishedRun) -> None:
@@ -236,9 +237,32 @@ def lora_targets(model: Model, backbone: Backbone) -> tuple[str, ...]:
         return model.targets
     if isinstance(backbone.network, Perceptron):
         return ("mix",)
-    if isinstance(backbone, Pipelined):
-        return backbone.targets
+    base = inner(backbone)
+    if isinstance(base, Pipelined):
+        return base.targets
     return user_module.adaptable(backbone.network)
+
+
+def guidance_of(policy: Policy) -> float:
+    """The scale of guidance, whoever applies it: the policy, or a network that is told it."""
+    base = inner(policy.backbone)
+    return base.scale if isinstance(base, Distilled) else policy.guidance
+
+
+def remarks(policy: Policy, guidance: float | None) -> tuple[str, ...]:
+    """What people should know of how a model was loaded and is used, a line each; `guidance` is
+    what the settings say, None for nothing."""
+    base = inner(policy.backbone)
+    notes = base.notes if isinstance(base, Pipelined) else ()
+    own = deployment_of(base)
+    unguided = guidance is None and policy.guidance == 1.0 and not isinstance(base, Distilled)
+    if own is None or not unguided or not own.guidance or own.guidance <= 1:
+        return notes
+    return (
+        *notes,
+        f"guidance is 1, and a {own.name} draws with {own.guidance:g} unless told otherwise: set "
+        f"model.guidance={own.guidance:g}, or 1 to be silent",
+    )
 
 
 def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:

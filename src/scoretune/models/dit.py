@@ -13,10 +13,9 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from scoretune.diffusion.processes import Tabulated
 from scoretune.models.base import Transformer
 from scoretune.models.class_labels import Labels
-from scoretune.models.pipelines import Family, by_noise_table
+from scoretune.models.pipelines import Family, by_schedule
 
 
 @dataclass
@@ -37,10 +36,10 @@ class DiffusionTransformer(Transformer):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Of a network that also predicts its variance, the first half of the channels."""
-        transformer = self.pipeline.transformer
+        (shown, label), transformer = self.told(x, t), self.pipeline.transformer
         output = transformer(
-            x.to(transformer.dtype),
-            timestep=cast(Tabulated, self.process).label(t),
+            shown.to(transformer.dtype),
+            timestep=label,
             class_labels=tokens[:, 0].argmax(1),
         )
         return cast(Tensor, output.sample)[:, : x.shape[1]]
@@ -49,6 +48,6 @@ class DiffusionTransformer(Transformer):
 FAMILY = Family(
     kinds=("DiTPipeline",),
     networks=("DiTTransformer2DModel", "Transformer2DModel"),
-    build=partial(by_noise_table, DiffusionTransformer),
+    build=partial(by_schedule, DiffusionTransformer),
 )
 load = FAMILY.load

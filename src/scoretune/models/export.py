@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scoretune.core import files
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError, first_line, unknown
-from scoretune.models import pipelines, score_network
+from scoretune.models import folders, score_network
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import apply_run, resolve
 from scoretune.models.lora import ADAPTER, DOWN, NAME, UP, adapter_state, add_deltas, deltas
@@ -171,14 +171,14 @@ def merge(policy: Policy, model: Model, folder: Path) -> Path:
 def _merge_pipeline(trained: Pipelined, model: Model, folder: Path) -> Path:
     source = resolve(model.source)
     model = source.settings(model)
-    index = pipelines.described(source.where, model.revision)
+    index = folders.described(source.where, model.revision)
     left_out = [name for name in ("safety_checker", *model.without) if name in index]
     stored: Any = {
         name: _stored(source.where, name, model.revision)
         for name, place in index.items()
         if isinstance(place, list) and place != [None, None]  # a part that is there
     }
-    pipeline = pipelines.load_pipeline(
+    pipeline = folders.load_pipeline(
         index["_class_name"], source.where, revision=model.revision, dtype=stored, without=left_out
     )
     network = getattr(pipeline, trained.part)

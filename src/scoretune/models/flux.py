@@ -3,14 +3,15 @@
 A rectified flow, x_t = (1 − t) x0 + t ε, whose network predicts the velocity u = ε − x0 (arXiv
 2403.03206 eqs. 13–14) of latents in patches of 2×2. A T5 reads a prompt word by word and a CLIP as
 a whole. Guidance was distilled into FLUX.1 [dev] (arXiv 2210.03142): it is told the scale, as
-model.guidance has it (diffusers' own default is 3.5). FLUX.1 [schnell] is not told one: there a
+model.guidance has it (unless set, diffusers' own 3.5). FLUX.1 [schnell] is not told one: there a
 guidance other than 1 is the classifier-free kind, away from the empty prompt, at twice the cost.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, cast
 
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
-from scoretune.diffusion import estimates
-from scoretune.diffusion.processes import RectifiedFlow
-from scoretune.models.base import JOINT_ATTENTION, Transformer, packed, unpacked
-from scoretune.models.pipelines import Family
+from scoretune.models.autoencoder import latent_channels, pair
+from scoretune.models.base import JOINT_ATTENTION, Told, Transformer, packed, unpacked
+from scoretune.models.pipelines import Family, flow_of
+from scoretune.models.schedulers import dynamic_shift
+from scoretune.policy import Deployment
 
 PATCH = 2
 TIMES = 1000  # the transformer multiplies the time by this
@@ -53,6 +55,23 @@ class Flux(Transformer):
         """The scale of guidance [B], for a network that guidance was distilled into."""
         return None
 
+    @property
+    def deployment(self) -> Deployment | None:
+        """As of any pipeline; without distilled guidance its scale is not read at all."""
+        own = super().deployment
+        told = self.pipeline.transformer.config.guidance_embeds
+        return own if own is None or told else replace(own, guidance=None)
+
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """Equal steps of the flow, and the shift by the picture's size where it is taken."""
+        config = self.pipeline.scheduler.config
+        tokens = math.prod(side // PATCH for side in self.shape[1:])
+        equal = [] if config.get("use_flow_sigmas") else [1 - k / steps for k in range(steps)]
+        shift = dynamic_shift(config, tokens, most=1.15)
+        return ({"sigmas": equal} if equal else {}) | (
+            shift if config.get("use_dynamic_shifting") else {}
+        )
+
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
         states, pooled = unpacked(
@@ -64,7 +83,7 @@ class Flux(Transformer):
             encoder_hidden_states=states,
             pooled_projections=pooled,
             # Rounded as the pipeline rounds it: half precision tells few times apart.
-            timestep=(TIMES * t).to(transformer.dtype) / TIMES,
+            timestep=self.schedule.label(t).to(transformer.dtype) / TIMES,
             guidance=self.guidance_scale(x),
             img_ids=_places(rows, columns, x.device),
             txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
@@ -79,10 +98,8 @@ class Flux(Transformer):
 
 
 @dataclass
-class DistilledFlux(Flux):
+class DistilledFlux(Told, Flux):
     """The same with guidance distilled into it: it is told the scale, and asked once."""
-
-    scale: float = 3.5
 
     def guidance_scale(self, x: Tensor) -> Tensor | None:
         return torch.full((len(x),), self.scale, device=x.device)
@@ -98,16 +115,16 @@ def _places(rows: int, columns: int, device: torch.device) -> Tensor:
 def build(pipeline: Any, source: str, size: int) -> Flux:
     """The model of a pipeline, guidance distilled into it or not."""
     family = DistilledFlux if pipeline.transformer.config.guidance_embeds else Flux
-    return family(pipeline, RectifiedFlow(), estimates.velocity, _shape(pipeline, size))
+    return family(pipeline, flow_of(source, pipeline.scheduler), _shape(source, pipeline, size))
 
 
-def _shape(pipeline: Any, size: int) -> tuple[int, ...]:
+def _shape(source: str, pipeline: Any, size: int) -> tuple[int, ...]:
     """[C, h, w] of square pictures of `size` pixels, or (0) of `_sample_size` or the default."""
     config, factor = pipeline.transformer.config, int(pipeline.vae_scale_factor)
     if size % (PATCH * factor):
         raise UserError(f"model.size={size} is no multiple of {PATCH * factor}: set one, in pixels")
-    side = size // factor or int(config.get("_sample_size", pipeline.default_sample_size))
-    return (config.in_channels // PATCH**2, side, side)
+    sides = size // factor or config.get("_sample_size", pipeline.default_sample_size)
+    return (latent_channels(source, config, pipeline.vae, PATCH), *pair(sides))
 
 
 FAMILY = Family(

@@ -8,7 +8,7 @@ this backbone predicts. A model's own sampler goes to f and back with fresh nois
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
@@ -16,21 +16,23 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
-from scoretune.diffusion.processes import Tabulated, expand
-from scoretune.models.base import UNet, latent_shape
-from scoretune.models.pipelines import Family, noise_table
+from scoretune.diffusion.processes import expand
+from scoretune.models.base import GuidedUNet
+from scoretune.models.pipelines import Family, by_schedule
 
 SIGMA_DATA = 0.5  # LCMScheduler's, which no configuration changes
 
 
 @dataclass
-class LatentConsistency(UNet):
-    """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen."""
+class LatentConsistency(GuidedUNet):
+    """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen.
 
-    output: Prediction
-    """What the UNet itself puts out."""
-    scale: float = field(default=8.5, kw_only=True)
-    """The scale of guidance, embedded as w = scale − 1."""
+    `schedule` says what the UNet itself puts out, of which f is made.
+    """
+
+    @property
+    def prediction(self) -> Prediction:
+        return estimates.data
 
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """Text states [B, L, D]."""
@@ -38,15 +40,15 @@ class LatentConsistency(UNet):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """f [B, C, h, w] in float32."""
-        unet, label = self.pipeline.unet, cast(Tabulated, self.process).label(t)
+        unet, label = self.pipeline.unet, self.schedule.label(t)
         output = unet(
             x.to(unet.dtype),
             label,
-            timestep_cond=self.guidance_embedding(self.scale, x),
+            timestep_cond=self.timestep_cond(x),
             encoder_hidden_states=tokens.to(unet.dtype),
         ).sample
         x = x.float()
-        data = estimates.read(self.process, self.output, t, x, output.float()).data
+        data = estimates.read(self.process, self.schedule.prediction, t, x, output.float()).data
         skip, out = boundary(label, self.pipeline.scheduler.config.timestep_scaling)
         return expand(skip, x) * x + expand(out, x) * data
 
@@ -64,9 +66,7 @@ def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
 def build(pipeline: Any, source: str, size: int) -> LatentConsistency:
     """The model of a pipeline. Raises UserError for what such a pipeline could not draw with."""
     _check(source, pipeline)
-    process, output = noise_table(source, pipeline.scheduler)
-    shape = latent_shape(pipeline, pipeline.unet.config, size)
-    return LatentConsistency(pipeline, process, estimates.data, shape, output)
+    return by_schedule(LatentConsistency, pipeline, source, size)
 
 
 def _check(source: str, pipeline: Any) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
-from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import UNet
-from scoretune.models.pipelines import Family, by_noise_table
+from scoretune.models.base import GuidedUNet, UNet
+from scoretune.models.pipelines import Family, by_schedule
 
 
 @dataclass
@@ -31,15 +29,32 @@ class StableDiffusion(UNet):
         return cast(Tensor, encoder(tokens.input_ids.to(encoder.device))[0])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
-        states = tokens.to(unet.dtype)
-        return cast(Tensor, unet(x.to(unet.dtype), label, encoder_hidden_states=states).sample)
+        (shown, label), unet = self.told(x, t), self.pipeline.unet
+        output = unet(
+            shown.to(unet.dtype),
+            label,
+            encoder_hidden_states=tokens.to(unet.dtype),
+            timestep_cond=self.timestep_cond(x),
+        )
+        return cast(Tensor, output.sample)
+
+
+@dataclass
+class GuidedStableDiffusion(GuidedUNet, StableDiffusion):
+    """The same, with a UNet that guidance was distilled into (arXiv 2210.03142)."""
+
+
+def build(pipeline: Any, source: str, size: int) -> StableDiffusion:
+    """The model of a pipeline, guidance distilled into it or not."""
+    guided = pipeline.unet.config.time_cond_proj_dim
+    model = GuidedStableDiffusion if guided else StableDiffusion
+    return by_schedule(model, pipeline, source, size)
 
 
 FAMILY = Family(
     kinds=("StableDiffusionPipeline",),
     networks=("UNet2DConditionModel",),
-    build=partial(by_noise_table, StableDiffusion),
+    build=build,
     unused=("safety_checker",),
 )
 load = FAMILY.load

@@ -7,16 +7,17 @@ two thirds of SD3 medium, may be missing, as it may in diffusers: zeros stand in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from scoretune.diffusion import estimates
-from scoretune.diffusion.processes import RectifiedFlow
-from scoretune.models.base import JOINT_ATTENTION, Transformer, latent_shape, packed, unpacked
-from scoretune.models.pipelines import Family
+from scoretune.models.autoencoder import latent_shape
+from scoretune.models.base import JOINT_ATTENTION, Transformer, packed, unpacked
+from scoretune.models.pipelines import Family, flow_of
+from scoretune.models.schedulers import dynamic_shift
 
 T5_TOKENS = 256  # what a StableDiffusion3Pipeline takes unless told otherwise
 
@@ -45,24 +46,33 @@ class StableDiffusion3(Transformer):
         )
         return packed(states, pooled)
 
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """The shift by the picture's size, where the scheduler takes one."""
+        config, patch = self.pipeline.scheduler.config, self.pipeline.transformer.config.patch_size
+        tokens = math.prod(side // patch for side in self.shape[1:])
+        return (
+            dynamic_shift(config, tokens, most=1.16) if config.get("use_dynamic_shifting") else {}
+        )
+
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
         states, pooled = unpacked(
             tokens.to(transformer.dtype), transformer.config.pooled_projection_dim
         )
+        shown, label = self.told(x, t)
         output = transformer(
-            hidden_states=x.to(transformer.dtype),
+            hidden_states=shown.to(transformer.dtype),
             encoder_hidden_states=states,
             pooled_projections=pooled,
-            timestep=self.pipeline.scheduler.config.num_train_timesteps * t,
+            timestep=label,
         )
         return cast(Tensor, output.sample)
 
 
 def build(pipeline: Any, source: str, size: int) -> StableDiffusion3:
     """The model of a pipeline."""
-    shape = latent_shape(pipeline, pipeline.transformer.config, size)
-    return StableDiffusion3(pipeline, RectifiedFlow(), estimates.velocity, shape)
+    shape = latent_shape(source, pipeline, "transformer", size)
+    return StableDiffusion3(pipeline, flow_of(source, pipeline.scheduler), shape)
 
 
 FAMILY = Family(

@@ -8,16 +8,15 @@ sec. 2.2). Of the base model only: the refiner is another pipeline.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.diffusion.processes import Tabulated
-from scoretune.models.base import UNet, packed, unpacked
-from scoretune.models.pipelines import Family, by_noise_table
+from scoretune.models.base import GuidedUNet, UNet, packed, unpacked
+from scoretune.models.pipelines import Family, by_schedule
 
 SIZES = 6  # original height and width, top and left of the crop, target height and width
 
@@ -41,38 +40,28 @@ class StableDiffusionXL(UNet):
         return torch.zeros_like(empty) if zeros else empty
 
     @property
-    def side(self) -> int:
-        """Side of the pictures in pixels, an input of the UNet."""
-        return int(self.shape[-1] * self.pipeline.vae_scale_factor)
+    def sides(self) -> tuple[float, ...]:
+        """Height and width of the pictures in pixels, an input of the UNet."""
+        return tuple(float(side * self.pipeline.vae_scale_factor) for side in self.shape[1:])
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         unet = self.pipeline.unet
         states, pooled = unpacked(tokens.to(unet.dtype), _pooled_size(unet))
-        side = float(self.side)
-        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=x.device)
+        sizes = torch.tensor([*self.sides, 0.0, 0.0, *self.sides], device=x.device)
+        shown, label = self.told(x, t)
         output = unet(
-            x.to(unet.dtype),
-            cast(Tabulated, self.process).label(t),
+            shown.to(unet.dtype),
+            label,
             encoder_hidden_states=states,
             timestep_cond=self.timestep_cond(x),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(x), SIZES)},
         )
         return cast(Tensor, output.sample)
 
-    def timestep_cond(self, x: Tensor) -> Tensor | None:
-        """The embedded scale of guidance, [B, G]; None where none was distilled into the UNet."""
-        return None
-
 
 @dataclass
-class GuidedStableDiffusionXL(StableDiffusionXL):
+class GuidedStableDiffusionXL(GuidedUNet, StableDiffusionXL):
     """The same, with a UNet that guidance was distilled into (arXiv 2210.03142), as LCM-SDXL."""
-
-    scale: float = field(default=8.0, kw_only=True)
-    """The scale of guidance, embedded as w = scale − 1."""
-
-    def timestep_cond(self, x: Tensor) -> Tensor | None:
-        return self.guidance_embedding(self.scale, x)
 
 
 def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
@@ -87,7 +76,7 @@ def build(pipeline: Any, source: str, size: int) -> StableDiffusionXL:
     if vae.config.force_upcast and unet.dtype == torch.float16:
         vae.to(torch.float32)
     model = GuidedStableDiffusionXL if unet.config.time_cond_proj_dim else StableDiffusionXL
-    return by_noise_table(model, pipeline, source, size)
+    return by_schedule(model, pipeline, source, size)
 
 
 def _pooled_size(unet: Any) -> int:
@@ -112,11 +101,6 @@ def _check(source: str, pipeline: Any) -> None:
         raise UserError(
             f"the text encoders of {source!r} give states of width {width}, and the UNet takes "
             f"{wanted}: leave both in"
-        )
-    if vae_statistics := pipeline.vae.config.get("latents_mean"):
-        raise UserError(
-            f"the autoencoder of {source!r} standardises latents by channel ({vae_statistics}), "
-            "which this version does not: use one with a scaling_factor only"
         )
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
-from scoretune.diffusion.processes import Tabulated
+from scoretune.models.autoencoder import pair
 from scoretune.models.base import UNet
 from scoretune.models.class_labels import Labels
-from scoretune.models.pipelines import Family, noise_table
+from scoretune.models.pipelines import Family
+from scoretune.models.schedulers import schedule_of
 
 
 @dataclass
@@ -39,7 +40,9 @@ class PixelUNet(UNet):
             return None
         if config.class_embed_type == "identity":
             return Labels(int(unet.time_embedding.linear_2.out_features))
-        return Labels(int(config.num_class_embeds or cast(Tabulated, self.process).n))
+        return Labels(
+            int(config.num_class_embeds or self.pipeline.scheduler.config.num_train_timesteps)
+        )
 
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """One-hot classes [B, 1, K], zeros for an empty prompt; [B, 0, 0] where there are none."""
@@ -53,8 +56,8 @@ class PixelUNet(UNet):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Of a network that also predicts its variance, the first half of the channels."""
-        label, unet = cast(Tabulated, self.process).label(t), self.pipeline.unet
-        output = unet(x.to(unet.dtype), label, class_labels=self._classes(tokens))
+        (shown, label), unet = self.told(x, t), self.pipeline.unet
+        output = unet(shown.to(unet.dtype), label, class_labels=self._classes(tokens))
         return cast(Tensor, output.sample)[:, : x.shape[1]]
 
     def _classes(self, tokens: Tensor) -> Tensor | None:
@@ -88,10 +91,10 @@ class ConvolutionalPixelUNet(PixelUNet):
 def build(pipeline: Any, source: str, size: int) -> PixelUNet:
     """The model of a pipeline. Raises UserError for other pixels, and for no times in numbers."""
     unet = pipeline.unet
-    process, prediction = noise_table(source, pipeline.scheduler)
+    schedule = schedule_of(source, pipeline.scheduler)
     attends = any(name.endswith(".to_q") for name, _ in unet.named_modules())
     family = PixelUNet if attends else ConvolutionalPixelUNet
-    return family(pipeline, process, prediction, _shape(source, unet.config, size))
+    return family(pipeline, schedule, _shape(source, unet.config, size))
 
 
 def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
@@ -106,14 +109,14 @@ def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
             f"{source!r} has a {config.time_embedding_type} embedding of time, which is not known "
             "between its steps: give a model with a positional one"
         )
-    sides = size or config.sample_size
-    if sides is None:
+    sides = pair(size or config.sample_size)
+    if not sides:
         raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
-    height, width = (sides, sides) if isinstance(sides, int) else sides
+    height, width = sides
     multiple = 2 ** (len(config.block_out_channels) - 1)
     if height % multiple or width % multiple:
         raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
-    return (int(config.in_channels), int(height), int(width))
+    return (int(config.in_channels), height, width)
 
 
 FAMILY = Family(kinds=("DDPMPipeline", "DDIMPipeline"), networks=("UNet2DModel",), build=build)

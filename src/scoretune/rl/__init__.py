@@ -6,12 +6,13 @@ discount.
 """
 
 from scoretune.rl.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob
-from scoretune.rl.martingale import clstd, ctd0, ctd_lambda, martingale_loss, returns_to_go
+from scoretune.rl.martingale import clstd, ctd0, ctd_lambda, gae, martingale_loss, returns_to_go
 from scoretune.rl.occupation import exponential_times, occupation_weights
 from scoretune.rl.rates import advantage_rate, td_advantage
 from scoretune.rl.surrogates import (
     adapted_coefficient,
     clipped_surrogate,
+    controlled_coefficient,
     kl_penalty,
     sqrt_kl_penalty,
 )
@@ -21,9 +22,11 @@ __all__ = [
     "advantage_rate",
     "clipped_surrogate",
     "clstd",
+    "controlled_coefficient",
     "ctd0",
     "ctd_lambda",
     "exponential_times",
+    "gae",
     "gaussian_entropy",
     "gaussian_kl",
     "gaussian_log_prob",

@@ -3,7 +3,8 @@
 With δ_k = V_{k+1} − V_k + (r_k − ρ V_k) Δ_k, the increment of that martingale:
 
 * martingale loss: ½ Σ (return − V)² Δ, the projection of the true value;
-* CTD(0), CTD(λ), CLSTD: martingale orthogonality, E Σ ξ_k δ_k = 0 for test processes ξ.
+* CTD(0), CTD(λ), CLSTD: martingale orthogonality, E Σ ξ_k δ_k = 0 for test processes ξ;
+* GAE(λ): increments added up from a step on, the later ones the less the smaller λ is.
 
 Do not minimise Σ δ² instead: as Δ → 0 that finds the smallest quadratic variation, not V.
 """
@@ -11,7 +12,8 @@ Do not minimise Σ δ² instead: as Δ → 0 that finds the smallest quadratic v
 import torch
 from torch import Tensor
 
-from scoretune.rl.rates import td_advantage
+from scoretune.rl.rates import check_increments, td_advantage
+from scoretune.shapes import check_rank, check_shape, check_steps
 
 
 def returns_to_go(rewards: Tensor, terminal: Tensor, dt: Tensor, discount: float = 0.0) -> Tensor:
@@ -19,6 +21,8 @@ def returns_to_go(rewards: Tensor, terminal: Tensor, dt: Tensor, discount: float
 
     `rewards` [..., N] are rates, `terminal` h is [...], `dt` [..., N] or [N].
     """
+    check_steps(dt, rewards=rewards)
+    check_shape(rewards.shape[:-1], terminal=terminal)
     if discount == 0:
         flow = (rewards * dt).flip(-1).cumsum(-1).flip(-1)
         return flow + terminal.unsqueeze(-1)
@@ -33,6 +37,7 @@ def martingale_loss(values: Tensor, returns_to_go: Tensor, dt: Tensor) -> Tensor
     minimiser is the L²(dt × P) projection of the true value. Gradient Monte-Carlo: the returns
     are constants.
     """
+    check_steps(dt, values=values, returns_to_go=returns_to_go)
     error = returns_to_go.detach() - values
     return (error**2 * dt).sum(-1).mean() / 2
 
@@ -57,12 +62,40 @@ def ctd_lambda(
     has the weight Δ_k Σ_{j≥k} λ^{t_j−t_k} δ_j, held constant. λ = 0 is CTD(0) with ξ = ∂V Δ; λ = 1
     without discount is the gradient of the martingale loss.
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be between 0 and 1, got {decay}")
+    check_decay(decay)
     increments = td_advantage(values, rewards, dt, discount).detach()
     kept = torch.pow(torch.as_tensor(decay, dtype=dt.dtype), dt).expand_as(increments)
     ahead = _discounted(increments, kept, torch.zeros_like(increments[..., 0]))
     return -torch.sum(values[..., :-1] * dt * ahead, dim=-1).mean()
+
+
+def gae(
+    values: Tensor,
+    rewards: Tensor,
+    dt: Tensor,
+    discount: float = 0.0,
+    *,
+    decay: float,
+    clock: Tensor | None = None,
+) -> Tensor:
+    """A_k = Σ_{j≥k} λ^{τ_j−τ_k} e^{−ρ(t_j−t_k)} δ_j, [..., N]: the advantage of a step by what the
+    value makes of it and of what followed (GAE, arXiv 1506.02438, in continuous time).
+
+    δ_j = e^{−ρΔ_j} V_{j+1} − V_j + r_j Δ_j; shapes as in `td_advantage`. λ = `decay` in [0, 1] is
+    what an increment at the far end of the path counts at its beginning: τ runs from 0 to 1 along
+    a path, by the lengths `clock` [..., N] or [N] of its steps in whatever unit (default `dt`), so
+    that λ means the same in 5 steps and in 500. A λ₁ a step, as PPO has it, is λ = λ₁^N. λ = 0:
+    the increment alone; λ = 1: return to go less value.
+    """
+    check_decay(decay)
+    check_increments(values, rewards, dt)
+    ticks = dt if clock is None else clock
+    check_steps(ticks, rewards=rewards)
+    passed = torch.exp(-discount * dt)
+    increments = passed * values[..., 1:] - values[..., :-1] + rewards * dt
+    share = ticks / ticks.sum(-1, keepdim=True)
+    kept = torch.pow(torch.as_tensor(decay, dtype=share.dtype), share) * passed
+    return _discounted(increments, kept.expand_as(increments), increments.new_zeros(()))
 
 
 def clstd(
@@ -82,6 +115,8 @@ def clstd(
     processes, φ_k if not given. Sums run in float64; where the features coincide on these
     trajectories the least weights are taken.
     """
+    check_features(features, rewards, fixed, tests)
+    check_steps(dt, rewards=rewards)
     phi = features.detach().to(torch.float64)
     test = phi[..., :-1, :] if tests is None else tests.detach().to(torch.float64)
     width = dt.to(torch.float64).expand_as(rewards).unsqueeze(-1)
@@ -99,6 +134,25 @@ def clstd(
     solved = torch.linalg.lstsq(matrix.cpu(), target.cpu()[:, None], rcond=1e-12, driver="gelsd")
     weights: Tensor = solved.solution[:, 0].to(features)
     return weights
+
+
+def check_features(
+    features: Tensor, rewards: Tensor, fixed: Tensor | None, tests: Tensor | None
+) -> None:
+    """Refuse shapes that are not features [..., N+1, D], rewards [..., N], fixed [..., N+1] and
+    tests [..., N, D]."""
+    check_rank(2, features=features)
+    check_rank(1, rewards=rewards)
+    paths, steps, size = rewards.shape[:-1], rewards.shape[-1], features.shape[-1]
+    check_shape((*paths, steps + 1, size), features=features)
+    check_shape((*paths, steps + 1), fixed=fixed)
+    check_shape((*paths, steps, size), tests=tests)
+
+
+def check_decay(decay: float) -> None:
+    """Refuse a λ that is no share."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be between 0 and 1, got {decay}")
 
 
 def _discounted(flow: Tensor, kept: Tensor, terminal: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_steps
+
 
 def advantage_rate(
     value_grad: Tensor,
@@ -34,13 +36,18 @@ def td_advantage(values: Tensor, rewards: Tensor, dt: Tensor, discount: float = 
     [..., N] are **rates**; `dt` [..., N] or [N]. Already proportional to Δ: divide by `dt` for a
     rate, which has a standard deviation of order 1/√Δ.
     """
-    if values.shape[-1] != rewards.shape[-1] + 1:
-        raise ValueError(
-            f"values need one more time than rewards, got {values.shape[-1]} and "
-            f"{rewards.shape[-1]}"
-        )
+    check_increments(values, rewards, dt)
     now = values[..., :-1]
     return values[..., 1:] - now + (rewards - discount * now) * dt
+
+
+def check_increments(values: Tensor, rewards: Tensor, dt: Tensor) -> None:
+    """Refuse shapes that are not values [..., N+1], rewards [..., N] and dt [..., N] or [N]."""
+    check_steps(dt, rewards=rewards)
+    if values.shape != (*rewards.shape[:-1], rewards.shape[-1] + 1):
+        raise ValueError(
+            f"values {list(values.shape)} need one more time than rewards {list(rewards.shape)}"
+        )
 
 
 def _sum(per_dimension: Tensor) -> Tensor:

@@ -51,3 +51,22 @@ def adapted_coefficient(
     if distance < radius / (1 + tolerance):
         return coefficient / factor
     return coefficient
+
+
+def controlled_coefficient(
+    coefficient: float,
+    distance: float,
+    radius: float,
+    *,
+    most: float = 2.0,
+    bounds: tuple[float, float] = (1e-4, 1e4),
+) -> float:
+    """A penalty weight that steers a measured distance to a radius: C·distance/radius, bounded.
+
+    CPPO's rule above leaves a band, radius/1.5 to 1.5·radius, in which it does nothing; this one is
+    its smooth form. An update changes C by at most `most` either way. The `bounds` keep C from
+    winding up: after any number of timid updates a single long one finds C no smaller than the
+    lower of them.
+    """
+    factor = min(max(distance / radius, 1 / most), most)
+    return min(max(coefficient * factor, bounds[0]), bounds[1])

@@ -20,8 +20,10 @@ from scoretune.diffusion.recycling import check_recyclable
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
 from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
+from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
-from scoretune.models.pipelines import Loader, load_pipeline
+from scoretune.models.pipelines import Loader
+from scoretune.models.recycled import inner
 from scoretune.policy import Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import named_reward, names
@@ -123,11 +125,11 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
     else:
         backbone.network.requires_grad_(True)
-    guidance = run.model.guidance
-    if isinstance(backbone, Distilled):  # it is told the scale: asking twice would guide twice
-        backbone.scale, guidance = guidance, 1.0
+    guidance, base = run.model.guidance, inner(backbone)
+    if isinstance(base, Distilled):  # it is told the scale: asking twice would guide twice
+        base.scale, guidance = (base.scale if guidance is None else guidance), 1.0
     with user_errors():
-        policy = Policy(backbone, kernel(run.sampling), guidance)
+        policy = Policy(backbone, kernel(run.sampling), 1.0 if guidance is None else guidance)
     engine.furnish(policy, run.model, run.hardware)
     if sharded:
         fsdp.shard(backbone.network, device)

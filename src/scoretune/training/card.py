@@ -16,7 +16,7 @@ from scoretune.core.config import Model, Run
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.record import Record, Row, at, number, read_record
-from scoretune.models import pipelines
+from scoretune.models import folders
 from scoretune.models.catalog import resolve
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training.overrides import of_data
@@ -85,7 +85,7 @@ def _index(run: Run) -> Mapping[str, Any]:
     """What the base model's pipeline is made of; empty where it is none, or not to be had."""
     try:
         source = resolve(run.model.source)
-        return pipelines.described(source.where, source.settings(run.model).revision)
+        return folders.described(source.where, source.settings(run.model).revision)
     except UserError:
         return {}
 
@@ -170,7 +170,7 @@ def _training(subject: Subject) -> dict[str, object]:
             f"η {sampling.eta:g}, {sampling.steps} steps",
         }
     return rows | {
-        "guidance": f"{model.guidance:g}",
+        "guidance": f"{_guidance(subject):g}",
         "trained": f"a LoRA of rank {model.rank}" if model.rank else "all weights",
         "learning rate": f"{run.optimiser.learning_rate:g}",
         "precision": model.precision,
@@ -220,7 +220,8 @@ def measured(record: Record) -> str:
         "result": result,
         "changes": _changes(result),
         "sampler": samplers[-1],
-        "path_kl": number(result, "path_kl"),
+        "chain_kl": number(result, "chain_kl"),
+        "girsanov_kl": number(result, "girsanov_kl"),
         "gap": {name: number(gap, name) for name in ("mean", "low", "high")}
         | {name: at(gap, name) for name in ("eta", "steps")},
         "guard": None
@@ -302,10 +303,16 @@ def _attached(subject: Subject) -> tuple[list[str], str]:
     return [], f"pipe.load_lora_weights(here{weights})"
 
 
+def _guidance(subject: Subject) -> float:
+    """What the settings say, else what the pictures of the result were drawn with."""
+    said = subject.run.model.guidance
+    return said if said is not None else float(subject.record.result.get("guidance") or 1.0)
+
+
 def _arguments(subject: Subject) -> list[str]:
     run, arguments = subject.run, []
     if "tokenizer" in subject.parts:
-        arguments = ['"a prompt"', f"guidance_scale={run.model.guidance:g}"]
+        arguments = ['"a prompt"', f"guidance_scale={_guidance(subject):g}"]
     elif subject.parts["_class_name"] == "DiTPipeline":
-        arguments = ["class_labels=[0]", f"guidance_scale={run.model.guidance:g}"]
+        arguments = ["class_labels=[0]", f"guidance_scale={_guidance(subject):g}"]
     return [*arguments, f"num_inference_steps={run.evaluation.steps}"]

@@ -87,6 +87,12 @@ class TorchEngine:
         """Numbers added up over the processes."""
         return distributed.total(numbers)
 
+    def extremes(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The smallest over the processes of what is called *_min, the largest of *_max."""
+        lows = {n: v if n.endswith("_min") else -v for n, v in numbers.items()}
+        lows = distributed.least(lows)
+        return {n: v if n.endswith("_min") else -v for n, v in lows.items()}
+
     def state(self) -> dict[str, Any]:
         return {"scale": None if self.scaler is None else self.scaler.state_dict()}
 

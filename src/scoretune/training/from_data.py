@@ -56,7 +56,7 @@ def check(run: Run) -> None:
         ("model.rank", model.rank, 0, "all weights are trained"),
         ("model.revision", model.revision, None, "the network is not from a hub"),
         ("model.precision", model.precision, "fp32", "it is trained whole"),
-        ("model.guidance", model.guidance, 1.0, "there are no prompts"),
+        ("model.guidance", model.guidance or 1.0, 1.0, "there are no prompts"),
         ("hardware", run.hardware, Hardware(), "it is small"),
         ("evaluation.gap.steps", run.evaluation.gap.steps, (), "there is no reward to compare"),
     ):

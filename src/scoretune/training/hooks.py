@@ -21,8 +21,10 @@ from scoretune.models.lora import exchanged
 
 
 class Watcher(Protocol):
-    """A progress display: gets the stage at hand, and each update's numbers."""
+    """A progress display: gets what to know of the run, the stage at hand, and each update's
+    numbers."""
 
+    def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
     def line(self, numbers: dict[str, Any]) -> None: ...
 
@@ -30,6 +32,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that shows nothing."""
 
+    def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
     def line(self, numbers: dict[str, Any]) -> None: ...
 
@@ -52,13 +55,22 @@ class Log:
     path: Path
     clock: Clock
     calls: Callable[[], int]
+    rewarded: Callable[[], int]
     on_line: Callable[[dict[str, Any]], None]
+    calls_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.calls_before = self.calls()
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        calls, before = self.calls(), self.calls_before
+        self.calls_before = calls
         line = {
             "update": update,
             "seconds": round(self.clock.seconds(), 3),
-            "network_evaluations": self.calls(),
+            "network_evaluations": calls,
+            "nfe": calls - before,
+            "reward_evaluations": self.rewarded(),
             **{name: round(value, 6) for name, value in metrics.items()},
         }
         files.append_line(self.path, line)

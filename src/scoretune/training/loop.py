@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from scoretune.core.records import Engine, Hook, Objective, Source
+from scoretune.core.records import Engine, Hook, Loss, Objective, Region, Round, Source
+
+MEASURED = 256
+"""States on which an update is measured after its last step."""
 
 
 def train(
@@ -17,29 +22,96 @@ def train(
     *,
     updates: Iterable[int],
     clip_norm: float = 1.0,
+    region: Region | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
-    """Run the given updates; every hook is called after each with its number and its metrics."""
+    """Run the given updates; every hook is called after each with its number and its metrics.
+
+    A trust `region` may end an update early, and is told how far each has moved: `update_kl`.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for update in updates:
         batches = source(update)
-        counts = batches.counts or [len(batch) for batch in batches.minibatches]
-        together = batches.accumulate or len(counts)
         some = next((batch for batch in batches.minibatches if len(batch)), None)
-        sums: dict[str, float] = {}
-        norms = []
-        for first in range(0, len(counts), together):
-            whole = sum(counts[first : first + together])
-            for batch in batches.minibatches[first : first + together]:
+        numbers, norms = Numbers(), list[float]()
+        for group, counts in batches.groups():
+            whole, in_group = sum(counts), Numbers()
+            for batch in group:
                 for part, rows in engine.parts(batch, some):
                     share = rows / whole
                     loss = objective(part)
                     engine.backward(loss.value * share)
-                    measured = {"loss": float(loss.value.detach()), **loss.metrics}
-                    for name, value in measured.items():
-                        sums[name] = sums.get(name, 0.0) + value * share
+                    in_group.add(loss, share)
+            if region is not None and region.early_stop:
+                approx_kl = engine.total({"approx_kl": in_group.means()["approx_kl"]})["approx_kl"]
+                if region.left(approx_kl):
+                    optimiser.zero_grad(set_to_none=True)
+                    break
+            numbers.extend(in_group)
             norms.append(engine.step(optimiser, parameters, clip_norm))
-        means = {name: value / len(norms) for name, value in engine.total(sums).items()}
-        means["grad_norm"] = sum(norms) / len(norms)
+        means = {name: value / len(norms) for name, value in engine.total(numbers.means()).items()}
+        means |= engine.extremes(numbers.extremes())
+        means |= {"grad_norm": sum(norms) / len(norms), "optimiser_steps": len(norms)}
+        if region is not None:
+            means["update_kl"] = _moved(region, batches, engine, some)
         for hook in hooks:
             hook(update + 1, {**batches.metrics, **means})
+
+
+@dataclass
+class Numbers:
+    """Losses and metrics of the parts of minibatches, read from the device once, at the end."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def add(self, loss: Loss, share: float) -> None:
+        """Those of a part that makes up so much of the states that a step is made of."""
+        for name, value in {"loss": loss.value.detach(), **loss.metrics}.items():
+            self.names.append(name)
+            self.values.append(torch.as_tensor(value, device=loss.value.device).to(loss.value))
+            self.shares.append(share)
+
+    def extend(self, more: Numbers) -> None:
+        self.names += more.names
+        self.values += more.values
+        self.shares += more.shares
+
+    def means(self) -> dict[str, float]:
+        """Sums of values times shares, of all but extremes."""
+        sums: dict[str, float] = {}
+        for name, value, share in zip(self.names, self._read(), self.shares, strict=True):
+            if not _is_extreme(name):
+                sums[name] = sums.get(name, 0.0) + value * share
+        return sums
+
+    def extremes(self) -> dict[str, float]:
+        """The smallest of what is called *_min, and the largest of *_max."""
+        ends: dict[str, float] = {}
+        for name, value, share in zip(self.names, self._read(), self.shares, strict=True):
+            if _is_extreme(name) and share:
+                pick = min if name.endswith("_min") else max
+                ends[name] = pick(ends.get(name, value), value)
+        return ends
+
+    def _read(self) -> list[float]:
+        return torch.stack(self.values).tolist() if self.values else []
+
+
+def _is_extreme(name: str) -> bool:
+    return name.endswith(("_min", "_max"))
+
+
+@torch.no_grad()
+def _moved(region: Region, batches: Round, engine: Engine, some: object) -> float:
+    """The KL of a path from the policy that acted to the one after the update, on some of the
+    states that were learned from."""
+    sums = {"kl": 0.0, "states": 0.0}
+    for (batch,), (count,) in batches.groups(accumulate=1, epochs=1):
+        for part, rows in engine.parts(batch, some):
+            sums["kl"] += float(region.moved(part)) * rows
+        sums["states"] += count
+        if sums["states"] >= MEASURED:
+            break
+    return engine.total({"kl": sums["kl"]})["kl"] / sums["states"]

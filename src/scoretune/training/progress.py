@@ -49,6 +49,10 @@ class Progress:
         """Network evaluations of all processes."""
         return distributed.count(self.learner.policy.calls)
 
+    def rewarded(self) -> int:
+        """Reward evaluations of all processes, each of a state that was decoded for it."""
+        return distributed.count(self.learner.policy.decoded)
+
     def save(self, update: int) -> None:
         """Write a checkpoint."""
         checkpoints.save(self.folder / "checkpoints", update, self.state(update), self.keep)
@@ -59,6 +63,7 @@ class Progress:
             "update": update,
             "seconds": self.clock.seconds(),
             "network_evaluations": self.calls(),
+            "reward_evaluations": self.rewarded(),
             "policy": adapter_state(self.learner.policy.backbone.network),
             "optimiser": fsdp.full_state(self.learner.optimiser.state_dict()),
             "source": self.learner.method.source.state(),
@@ -81,7 +86,10 @@ class Progress:
         checkpoints.restore_random_state(state["random"])
         self.clock.before = state["seconds"]
         # The sum over the processes goes on from what all of them had done.
-        self.learner.policy.calls = state["network_evaluations"] if distributed.team().main else 0
+        main = distributed.team().main
+        self.learner.policy.calls = state["network_evaluations"] if main else 0
+        # Older checkpoints did not count rewards.
+        self.learner.policy.decoded = state.get("reward_evaluations", 0) if main else 0
         return int(state["update"])
 
     def forget_after(self, first: int, *, ended: bool = False) -> None:

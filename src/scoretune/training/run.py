@@ -34,7 +34,8 @@ from scoretune.evaluate.scores import (
     verdict_metrics,
 )
 from scoretune.models import export, user_module
-from scoretune.policy import Policy
+from scoretune.models.catalog import remarks
+from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import Reward
 from scoretune.training import build, card, from_data, loop, trackers
 from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay
@@ -72,6 +73,8 @@ def launch(
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build.build(run, checked)
+    for text in remarks(parts.policy, run.model.guidance):
+        watcher.note(text)
     monitor = guard.monitor(
         run.guard,
         run.evaluation,
@@ -146,6 +149,7 @@ class Training(ABC):
                     self.parts.engine,
                     updates=self.until_alarm(range(first, run.updates)),
                     clip_norm=run.optimiser.clip_norm,
+                    region=method.region,
                     hooks=[*self._hooks(first), stopping],
                 )
             return self.finish()
@@ -161,7 +165,13 @@ class Training(ABC):
             self.watcher.stage("training")
 
         return [
-            Log(progress.log("metrics"), progress.clock, progress.calls, self.watcher.line),
+            Log(
+                progress.log("metrics"),
+                progress.clock,
+                progress.calls,
+                progress.rewarded,
+                self.watcher.line,
+            ),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
             *([adaptive.adapt] if adaptive else []),
@@ -211,7 +221,14 @@ class FineTuning(Training):
         if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
             seed = run.evaluation.seed
-            comparison = Comparison(parts.held_out, parts.reward, run.reward, run.sampling, seed)
+            comparison = Comparison(
+                parts.held_out,
+                parts.reward,
+                run.reward,
+                run.sampling,
+                seed,
+                deployment_of(parts.policy.backbone),
+            )
             matrix = gap.line(parts.policy, run.evaluation.gap, comparison, update)
             files.append_line(self.progress.log("gap"), matrix)
         return measured, verdicts
@@ -226,7 +243,7 @@ class FineTuning(Training):
             final = self._measured(weights_of)
         assert final is not None
         measured, verdicts = final
-        calls = self.progress.calls()
+        calls, rewarded = self.progress.calls(), self.progress.rewarded()
         if not distributed.team().main:
             return {}
         _show(measured, self.folder / "previews", "after")
@@ -236,6 +253,7 @@ class FineTuning(Training):
             user_module.save(policy.backbone, self.folder)
         base = Verdicts.load(self.folder / "base.json")
         result = compare(base, verdicts) | monitor.summary()
+        result["reward_evaluations"] = rewarded
         self.write_result(result, calls)
         if run.model.rank:
             card.write(self.folder)
@@ -280,11 +298,10 @@ class DataRun(Training):
         self.watcher.stage("drawing samples")
         parts, data = self.parts, self.parts.data
         calls = parts.policy.calls
-        with parts.average.in_place():
+        with parts.average.in_place(), parts.policy.uncounted():
             numbers, samples = from_data.measured(self.run, parts)
             sampler = from_data.sampler_of(self.run)
             data_samples.save(parts.model, self.folder / "model", sampler, data.names)
-        parts.policy.calls = calls  # measuring does not count as training
         real = None if data.kind == "images" else data.states
         path = self.folder / "previews" / f"{picture}.png"
         gallery.show(samples, data.kind, path, names=data.names, real=real)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scoretune.core import checkpoints, distributed, files, model_folder
+from scoretune.core import checkpoints, distributed, files, model_folder, reading
 from scoretune.core.config import Model, PolicyGradient, Run
 from scoretune.core.errors import UserError
 from scoretune.models.lora import restore_adapter
@@ -99,7 +99,7 @@ def _apart_from_machine(run: Run) -> dict[str, Any]:
 def recorded(folder: Path) -> Run:
     """The settings of a run folder. Raises UserError when it is none."""
     try:
-        described = json.loads((folder / "run.json").read_text())
+        described = reading.read_json(folder / "run.json")
         return validated(described["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -116,15 +116,18 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def load(path: str | Path) -> Policy:
-    """The policy of a run folder (its newest checkpoint), a model folder or a shipped model."""
-    folder = Path(path)
+def load(path: str | Path, device: torch.device | None = None) -> Policy:
+    """The policy of a run folder (its newest checkpoint), a model folder or a shipped model.
+
+    A pipeline is put on `device`, the CPU unless given; a small network of data stays there.
+    """
+    folder, device = Path(path), device or torch.device("cpu")
     if not (folder / "run.json").exists():
         model = Model(source=str(path), rank=0)
         bare = Run(recipe="none", objective=PolicyGradient(), model=model)
-        return build_policy(bare, torch.device("cpu"))
+        return build_policy(bare, device)
     if model_folder.home(folder) is not None:  # runs on data keep their model
         return from_data.trained(folder)
-    policy = build_policy(recorded(folder), torch.device("cpu"))
+    policy = build_policy(recorded(folder), device)
     restore_adapter(policy.backbone.network, checkpoints.load(checkpoints.newest(folder))["policy"])
     return policy

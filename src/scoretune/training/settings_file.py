@@ -5,7 +5,6 @@ A run's own `run.json` is read too, as the settings of that run.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from scoretune import recipes
+from scoretune.core import reading
 from scoretune.core.config import Run, Strict
 from scoretune.core.errors import UserError
 from scoretune.training.overrides import assigned, changed, parsed, unread, validated
@@ -62,6 +62,12 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  # as the base class has it
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few of them can stand for billions of values
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
@@ -84,14 +90,14 @@ for _kind, _pattern, _firsts in (
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = reading.read_text(path, most=2**20)
         is_json = path.suffix.lower() == ".json"
-        tree = json.loads(text) if is_json else yaml.load(text, _Loader)  # a safe one
+        tree = reading.parsed_json(text) if is_json else yaml.load(text, _Loader)  # a safe one
     except OSError as error:
         raise UserError(
             f"cannot read the settings file {str(path)!r} ({error.strerror}): check the path"
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         place = f"line {mark.line + 1}: " if mark else ""
         raise UserError(

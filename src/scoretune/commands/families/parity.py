@@ -14,8 +14,9 @@ from torch import Tensor
 
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import Tabulated
-from scoretune.models import pipelines
+from scoretune.models import folders
 from scoretune.models.base import Pipelined
+from scoretune.models.catalog import guidance_of
 from scoretune.models.lora import load_lora
 from scoretune.models.recycled import inner
 from scoretune.models.tiny import (
@@ -29,7 +30,7 @@ from scoretune.models.tiny import (
     unconditional,
     words,
 )
-from scoretune.policy import Distilled, Policy
+from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior
 
 STEPS = 5
@@ -47,8 +48,7 @@ class Request:
     @property
     def guidance(self) -> float:
         """The scale, whoever applies it."""
-        backbone = inner(self.policy.backbone)
-        return backbone.scale if isinstance(backbone, Distilled) else self.policy.guidance
+        return guidance_of(self.policy)
 
     @property
     def noise(self) -> Tensor:
@@ -149,8 +149,8 @@ def module(request: Request) -> float:
 
 def _pipeline(request: Request) -> Any:
     """The folder as diffusers loads it, with the LoRA on it if there is one."""
-    kind = str(pipelines.described(str(request.folder))["_class_name"])
-    pipe = pipelines.load_pipeline(kind, str(request.folder), revision=None, dtype=torch.float32)
+    kind = str(folders.described(str(request.folder))["_class_name"])
+    pipe = folders.load_pipeline(kind, str(request.folder), revision=None, dtype=torch.float32)
     if request.lora is not None:
         loader = getattr(pipe, "load_lora_weights", None)
         if loader is None:

@@ -16,6 +16,7 @@ import torch
 from scoretune import __version__
 from scoretune.core.files import append_line
 from scoretune.evaluate.gap import Cell, CellRewards, Comparison
+from scoretune.models.catalog import guidance_of
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 
@@ -56,9 +57,11 @@ class CellFile:
     def _key(self, cell: Cell) -> str:
         """A hash of everything that decides a cell."""
         comparison, policy = self.comparison, self.policy
+        own = comparison.grid == "deployed"
         decides = [
-            *(*self.source, comparison.reward_name, comparison.seed, policy.guidance),
-            *(*comparison.prompts.texts, comparison.sampling.grid, comparison.sampling.shift),
+            *(*self.source, comparison.reward_name, comparison.seed, guidance_of(policy)),
+            *(*comparison.prompts.texts, comparison.grid, comparison.sampling.shift),
+            *(comparison.times(policy.backbone.process, cell.steps).tolist() if own else ()),
             *(str(policy.backbone.process), _code_of(comparison.reward), __version__),
             *(str(cell.sampler.solver), cell.sampler.eta, cell.steps, cell.model),
         ]

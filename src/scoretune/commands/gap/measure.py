@@ -10,16 +10,16 @@ from pathlib import Path
 
 from scoretune.commands.gap.cells import CellFile, weights_hash
 from scoretune.commands.gap.figure import save_figure
-from scoretune.core import model_folder
+from scoretune.core import distributed, model_folder
 from scoretune.core.config import Run, Sampling
 from scoretune.core.errors import UserError
 from scoretune.core.files import write_whole
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
-from scoretune.models.catalog import resolve
+from scoretune.models.catalog import guidance_of, resolve
 from scoretune.models.lora import load_lora
-from scoretune.policy import Policy
+from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import Reward
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import run_folder
@@ -60,7 +60,7 @@ def measure(request: Request, *, out: Path | None = None, on_cell: OnCell | None
         request.steps, request.etas, request.solvers, fine=request.fine, models=models
     )
     reward, policy = named_reward(name), _policy(request, run)
-    comparison = _comparison(request, run, name, reward)
+    comparison = _comparison(request, run, policy, name, reward)
     plain = re.sub(r"[^\w.-]", "-", name)
     folder = out or (model / "gap" if run else Path("gaps") / f"{model.name}-{plain}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _policy(request: Request, run: Run | None) -> Policy:
             "--lora goes on a bare model, and a run folder has an adapter of its own: give "
             f"{run.model.source} as the model"
         )
-    policy = run_folder.load(request.model)
+    policy = run_folder.load(request.model, distributed.device())
     if request.lora is not None:
         load_lora(policy.backbone.network, request.lora)
     if request.before and not policy.has_reference:
@@ -105,12 +105,19 @@ def _policy(request: Request, run: Run | None) -> Policy:
     return policy
 
 
-def _comparison(request: Request, run: Run | None, name: str, reward: Reward) -> Comparison:
+def _comparison(
+    request: Request, run: Run | None, policy: Policy, name: str, reward: Reward
+) -> Comparison:
     seed = request.seed
     if seed is None:
         seed = run.evaluation.seed if run else 0
     return Comparison(
-        _prompts(request, run), reward, name, run.sampling if run else Sampling(), seed
+        _prompts(request, run),
+        reward,
+        name,
+        run.sampling if run else Sampling(),
+        seed,
+        deployment_of(policy.backbone),
     )
 
 
@@ -141,8 +148,8 @@ def _described(request: Request, policy: Policy, matrix: Matrix, comparison: Com
         "reward": comparison.reward_name,
         "prompts": len(comparison.prompts),
         "seed": comparison.seed,
-        "grid": comparison.sampling.grid,
-        "guidance": policy.guidance,
+        "grid": comparison.grid,
+        "guidance": guidance_of(policy),
         "fine": matrix.fine,
         "note": explanation(matrix),
     }

@@ -22,6 +22,7 @@ from scoretune.diffusion.kernels import noisy_steps
 from scoretune.diffusion.named import grid, kernel, window
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.windows import Window
+from scoretune.policy import Deployment
 from scoretune.training.build import context_of
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Costs, Paths, batch_size
@@ -30,13 +31,14 @@ from scoretune.training.objectives.method import Costs, Paths, batch_size
 @dataclass(frozen=True)
 class Facts:
     """What a count must know besides the settings: the process, how many evaluations a state costs
-    (`guided`), whether there is a pretrained policy beside the trained one, and whether the reward
-    has a gradient."""
+    (`guided`), whether there is a pretrained policy beside the trained one, whether the reward has
+    a gradient, and how the model is sampled from unless told otherwise."""
 
     process: Process
     guided: int = 1
     adapted: bool = True
     differentiable: bool = False
+    deployment: Deployment | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,9 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         rolled -= learned
         learned = samples
     minibatches = math.ceil(learned / run.sizes.minibatch)
-    judged = samples * (steps if place is None else run.sampling.window.size)
     calls = Calls(
         rollouts=rolled,
-        references=judged if costs.references else 0,
+        references=samples * costs.references,
         credit=costs.credit_calls,
         learning=samples * costs.trained,
     )

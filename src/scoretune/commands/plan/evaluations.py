@@ -30,9 +30,11 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     settings, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
-    plain = solver_calls(
-        settings.solver, facts.process, grids.uniform(facts.process, settings.steps)
+    own = facts.deployment
+    deployed = (
+        grids.uniform(facts.process, settings.steps) if own is None else own.times(settings.steps)
     )
+    plain = solver_calls(settings.solver, facts.process, deployed)
     each = count * (plain + steps * (4 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain

@@ -139,9 +139,11 @@ def _paths(
 ) -> tuple[float, float]:
     """Bytes of whole paths, and of the states that are learned from with their token states."""
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
-    kept = 2 * steps + 1 + steps * costs.references
+    kept = 2 * steps + 1 + costs.references
     whole = samples * (model.state * kept + model.token)
-    return whole, states * (model.state * (3 + costs.references + (not costs.ratios)) + model.token)
+    return whole, states * (
+        model.state * (3 + (costs.references > 0) + (not costs.ratios)) + model.token
+    )
 
 
 def _credit(run: Run, model: Model, facts: Facts) -> float:

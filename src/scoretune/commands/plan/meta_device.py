@@ -14,7 +14,7 @@ from torch import nn
 from scoretune.core import hub
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
-from scoretune.models import catalog, pipelines
+from scoretune.models import catalog, folders
 from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
@@ -79,13 +79,13 @@ def meta_pipeline(
     dtype: torch.dtype,
     without: Sequence[str] = (),
 ) -> Any:
-    """As `pipelines.load_pipeline`, with parts that have shapes and no numbers.
+    """As `folders.load_pipeline`, with parts that have shapes and no numbers.
 
     Raises UserError for a part that cannot be built from its config.
     """
     import diffusers
 
-    index = pipelines.described(source, revision)
+    index = folders.described(source, revision)
     made = getattr(diffusers, kind)
     expected, optional = made._get_signature_keys(made)
     parts: dict[str, Any] = {}

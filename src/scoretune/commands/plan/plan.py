@@ -19,6 +19,7 @@ from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
 from scoretune.models.base import PRECISIONS
+from scoretune.policy import Deployment, deployment_of
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides, settings_file
@@ -51,8 +52,8 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     on_data = of_data(run)
     prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
     held_out = NOTHING if on_data else held_out_prompts(run)
-    model, why, process, guided = _model(run, prompts)
-    facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts))
+    model, why, process, guided, deployment = _model(run, prompts)
+    facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts), deployment)
     numbers: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
     numbers |= {"held_out": len(held_out), "updates": run.updates}
     numbers |= _work(run, facts, prompts, held_out)
@@ -66,15 +67,17 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     return numbers
 
 
-def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int]:
-    """The model's costs, or why they are unknown; its process, and evaluations a state."""
+def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int, Deployment | None]:
+    """The model's costs, or why they are unknown; its process, evaluations a state, and how it is
+    sampled from unless told otherwise."""
     try:
         policy, model = model_of(run, prompts.texts)
     except UserError as error:
         flows = run.sampling.noise in ("flow", "dance")
         stand_in: Process = RectifiedFlow() if flows else VP()
-        return None, str(error), stand_in, 1 if run.model.guidance == 1 else 2
-    return model, "", policy.backbone.process, 1 if policy.guidance == 1 else 2
+        return None, str(error), stand_in, 1 if run.model.guidance in (None, 1) else 2, None
+    guided, backbone = 1 if policy.guidance == 1 else 2, policy.backbone
+    return model, "", backbone.process, guided, deployment_of(backbone)
 
 
 def _differentiable(run: Run, prompts: Prompts) -> bool:

@@ -161,15 +161,17 @@ def compared(
     for arm, runs in arms.items():
         when = reached(runs, metric, wanted)
         work = runs[0]["result"]["network_evaluations"]
-        kls = [run["result"]["path_kl"] for run in runs]
+        rewarded = runs[0]["result"]["reward_evaluations"]
+        kls = [run["result"]["chain_kl"] for run in runs]
         seconds = [run["result"]["seconds"] for run in runs]
         numbers[arm] = {
             "gain": gain(runs, metric),
             **({"reader's gain": gain(runs, "reader")} if metric == "judge" else {}),
             "final": final(runs, metric),
             "network_evaluations": work,
+            "reward_evaluations": rewarded,
             "reached DDPO's best at": when,
-            "path_kl": kls,
+            "chain_kl": kls,
             "seconds": seconds,
         }
         arrived = sorted(w for w in when if w is not None)
@@ -180,11 +182,12 @@ def compared(
                 points(gain(runs, metric), digits, scale),
                 f"{final(runs, metric)[0]:.3f}",
                 f"{work:,}",
+                f"{rewarded:,}",
                 f"{soon} ({len(arrived)} of {len(runs)})",
                 f"{min(kls):.1f}–{max(kls):.1f}",
                 f"{min(seconds):.0f}–{max(seconds):.0f}",
             ]
         )
-    columns = ["", "gain", "final", "network evaluations"]
-    page.table([*columns, f"reached DDPO's best ({wanted:.3f}) at", "path KL", "seconds"], rows)
+    columns = ["", "gain", "final", "network evaluations", "reward evaluations"]
+    page.table([*columns, f"reached DDPO's best ({wanted:.3f}) at", "chain KL", "seconds"], rows)
     return numbers

@@ -97,7 +97,7 @@ def present(runs: dict[str, Runs], page: Page) -> Numbers:
     page.table(
         [
             *("", "judge's gain through the ODE, points", "ODE reward, final"),
-            *("gap at the start, points", "gap at the end", "change of the gap", "path KL"),
+            *("gap at the start, points", "gap at the end", "change of the gap", "chain KL"),
         ],
         [[arm, *_row(row)] for arm, row in numbers.items()],
     )
@@ -124,14 +124,14 @@ def _numbers(runs: Runs) -> Numbers:
         "gap end": interval([g[-1] for g in gaps]),
         "gap change": interval([g[-1] - g[0] for g in gaps]),
         "size change": interval([abs(g[-1]) - abs(g[0]) for g in gaps]),
-        "path_kl": [run["result"]["path_kl"] for run in runs],
+        "chain_kl": [run["result"]["chain_kl"] for run in runs],
         "seconds": [run["result"]["seconds"] for run in runs],
         "network_evaluations": runs[0]["result"]["network_evaluations"],
     }
 
 
 def _row(numbers: Numbers) -> list[str]:
-    kls = numbers["path_kl"]
+    kls = numbers["chain_kl"]
     return [
         points(numbers["judge gain"]),
         f"{numbers['ode reward'][0]:.3f}",

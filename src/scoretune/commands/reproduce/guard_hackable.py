@@ -27,7 +27,7 @@ ACTIONS = ("warn", "stop", "rollback")
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run for each action and seed."""
-    more = [*QUICK, "guard.path_kl=1e-9"] if quick else []  # so that a rehearsal has an alarm
+    more = [*QUICK, "guard.chain_kl=1e-9"] if quick else []  # so that a rehearsal has an alarm
     return [
         cell_of(
             f"{action}-{seed}",

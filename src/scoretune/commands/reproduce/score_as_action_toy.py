@@ -160,7 +160,7 @@ def noise_of_gradient(form: str, count: int, rounds: int = 80, batch: int = 32) 
     policy = Policy(backbone, KERNELS["euler"])
     exact = exact_critic(LINE, REWARDS[1])
     objective, credit = method(form, policy, batch * count, exact)
-    paths = source(policy, credit, count, False, batch, 1, 0)
+    paths = source(policy, credit, form, steps=count, jitter=False, batch=batch, parts=1, seed=0)
     table, slopes = policy.parameters()[0], []
     for k in range(rounds):
         loss = objective(paths(k).minibatches[0]).value

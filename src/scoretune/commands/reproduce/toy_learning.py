@@ -31,6 +31,7 @@ from scoretune.training.sources.step_choice import any_steps
 PROCESS, KAPPA = VP(), 0.5
 LINE = tilt.Mixture.gaussian([1.0], 0.25)
 PLANE = tilt.Mixture.of([1.0] * 4, [[x, y] for x in (-1.5, 1.5) for y in (-1.5, 1.5)], 0.1)
+IN_TIME = ("rate", "rate_policy", "explicit")
 REWARDS = {1: tilt.Quadratic.around([2.0], 2.0), 2: tilt.Quadratic.linear([0.3, 0.15])}
 
 
@@ -92,9 +93,18 @@ def method(
 
 
 def source(
-    policy: Policy, credit: Credit, steps: int, jitter: bool, batch: int, parts: int, seed: int
+    policy: Policy,
+    credit: Credit,
+    form: str,
+    *,
+    steps: int,
+    jitter: bool,
+    batch: int,
+    parts: int,
+    seed: int,
 ) -> OnPolicy:
-    """On-policy paths of `steps` steps, `parts` minibatches a round."""
+    """On-policy paths of `steps` steps, `parts` minibatches a round; forms of continuous time have
+    the KL of it, the others that of the chain."""
     reward = REWARDS[policy.backbone.shape[0]]
     return OnPolicy(
         policy=policy,
@@ -106,7 +116,8 @@ def source(
         sizes=Sizes(prompts=1, group=batch, minibatch=batch * steps // parts),
         seed=seed,
         choose=any_steps(1.0),
-        reference=True,
+        reference="visited",
+        in_chain=form not in IN_TIME,
         jitter=jitter,
     )
 
@@ -124,7 +135,9 @@ def learn(
 ) -> None:
     """Fine-tune by Adam with rate/(1 + update/20), after three rounds for the critic alone."""
     objective, credit = method(form, policy, batch * steps // 5)
-    paths = source(policy, credit, steps, jitter, batch, 4, seed)
+    paths = source(
+        policy, credit, form, steps=steps, jitter=jitter, batch=batch, parts=4, seed=seed
+    )
     for lap in range(3 if isinstance(credit, CriticCredit) else 0):
         paths(updates + lap)
     optimiser = torch.optim.Adam(policy.parameters(), lr=rate)

@@ -17,7 +17,7 @@ from scoretune.commands.reproduce.drawing import subplots
 from scoretune.core.records import Condition, Steps
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
-from scoretune.diffusion.paths import jittered, kl_weights, log_snr_steps
+from scoretune.diffusion.paths import girsanov_weights, jittered, log_snr_steps
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow, Tabulated, diffusion_sq
 from scoretune.models import toy
 from scoretune.policy import Policy
@@ -65,7 +65,8 @@ def continuous(process: Process, change: Change, t_end: float) -> float:
 def kls(process: Process, times: Tensor, nodes: Tensor, change: Change, eta: float = 1.0) -> Tensor:
     """The path KL [B] of a change of the score, as a rollout at these nodes adds it up."""
     t = nodes[:-1]
-    weights = kl_weights(process, t, torch.full_like(t, eta), log_snr_steps(process, times, nodes))
+    steps = log_snr_steps(process, times, nodes)
+    weights = girsanov_weights(process, t, torch.full_like(t, eta), steps)
     alpha, sigma = process.alpha(t), process.sigma(t)
     moved = change(alpha, sigma) * sigma**2 / alpha  # Δx̂ = (σ²/α) Δs
     moved[0] = 0  # rectified flow divides by α = 0 there; the first node stands for nothing
@@ -108,7 +109,6 @@ def clipped(dimension: int, paths: int) -> Numbers:
     generator = torch.Generator().manual_seed(0)
     noise = prior(policy, paths, generator)
     path = rollout(policy, nobody, grids.karras(VP(), 10), generator, noise)
-    assert path.log_probs is not None
     with torch.no_grad():
         policy.parameters()[0].fill_(0.05)
     shares = dict.fromkeys(TEMPERATURES, 0.0)
@@ -121,12 +121,12 @@ def clipped(dimension: int, paths: int) -> Numbers:
             data=path.data[k],
             kl_weight=path.kl_weights[k],
             x_next=path.states[k + 1],
-            log_prob=path.log_probs[k],
             advantage=torch.ones(paths),
         )
         for name, temperature in TEMPERATURES.items():
             objective = PolicyGradient(policy, clip=0.2, temperature=temperature(dimension))
-            shares[name] += objective(steps).metrics["clipped_share"] / len(path.data)
+            share = float(objective(steps).metrics["clip_fraction"])
+            shares[name] += share / len(path.data)
     return dict(shares)
 
 

@@ -214,7 +214,8 @@ def _results(record: Record) -> dict[str, Interval | str]:
     for who in at(result, "gain") or {}:
         values[f"gain of {who}"] = _interval(at(result, "gain", who), "mean")
     values["sampler gap"] = _interval(at(result, "gap", "final"), "mean")
-    values["path KL"] = _exact(record.last("path_kl"))
+    for name in ("chain KL", "girsanov KL"):
+        values[name] = _exact(record.last(name.replace(" KL", "_kl")))
     values["alarms"] = str(run.alarms) if run.alarms else None
     values["network evaluations"] = _exact(record.last("network_evaluations"))
     values["seconds"] = _exact(run.seconds)

@@ -45,9 +45,8 @@ PANELS = (
         )
         for who in ("judge", "reader")
     ),
-    Panel(
-        "Path KL to the pretrained model", "evaluations", ("path_kl",), Axes(EVALUATIONS, "nats")
-    ),
+    Panel("Chain KL to the base model", "evaluations", ("chain_kl",), Axes(EVALUATIONS, "nats")),
+    Panel("Girsanov KL to it", "evaluations", ("girsanov_kl",), Axes(EVALUATIONS, "nats")),
     Panel("Loss", "metrics", ("loss",), Axes(EVALUATIONS, "loss")),
 )
 

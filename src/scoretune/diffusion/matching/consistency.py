@@ -81,13 +81,11 @@ def ode_step(
     return ahead + expand(process.alpha(t_next) * half, x) * bend
 
 
-def grid(
-    process: Process, points: int, t_min: float, *, rho: float = 7.0, most: float = 80.0
-) -> Tensor:
+def grid(process: Process, points: int, t_min: float, *, rho: float = 7.0) -> Tensor:
     """`points` decreasing times with equal steps of ρ^{1/7}, float64; the last one is t_min.
 
-    The first is the horizon, or the time of ρ = `most` if nothing is left of the data there: no
-    step of finite length in ρ leads away from ρ = ∞.
+    The first is the horizon, or the time of ρ = `most_ratio` where it lies beyond: next to
+    nothing is left of the data there, and no step of finite length in ρ leads away from ρ = ∞.
     """
     if points < 2:
         raise ValueError(f"consistency needs at least 2 times, got {points}")
@@ -95,8 +93,8 @@ def grid(
         raise ValueError(f"t_min must lie in (0, {process.horizon}), got {t_min}")
     ends = torch.tensor([process.horizon, t_min], dtype=torch.float64)
     last, least = noise_ratio(process, ends)
-    if not bool(torch.isfinite(last)):
-        last = torch.tensor(most, dtype=torch.float64)
+    if float(last) > grids.most_ratio(process):
+        last = torch.tensor(grids.most_ratio(process), dtype=torch.float64)
         ends[0] = grids.time_of_ratio(process, last)
     fraction = torch.linspace(0, 1, points, dtype=torch.float64)
     root, root_least = last ** (1 / rho), least ** (1 / rho)

@@ -102,6 +102,11 @@ class ContractiveSubVP(_Growing):
         """(f, g²) = (β/2, β(e^{2B} − 1))."""
         return self.beta(t) / 2, self.beta(t) * torch.expm1(2 * self.log_decay(t))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α', σ') = (αβ/2, β e^B): at t = 0, unlike fσ + g²/2σ, no 0/0."""
+        beta = self.beta(t)
+        return beta / 2 * self.alpha(t), beta * torch.exp(self.log_decay(t))
+
     def time(self, ratio: Tensor) -> Tensor:
         """Where B = 2 asinh(ρ/2)."""
         return self.time_of_decay(2 * torch.asinh(ratio / 2))

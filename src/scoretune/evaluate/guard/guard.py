@@ -1,8 +1,8 @@
 """A guard over a run: what is optimised may rise while what was meant falls (reward hacking).
 
-At every evaluation it looks at a judge that is never optimised, at the path KL, at how much
-samples of one prompt differ, and at periodic artefacts. On alarm it warns, ends the run, or goes
-back to the weights of the best evaluation. All that it remembers is part of the checkpoint.
+At every evaluation it looks at a judge that is never optimised, at the KL to the base model, at how
+much samples of one prompt differ, and at periodic artefacts. On alarm it warns, ends the run, or
+goes back to the weights of the best evaluation. All that it remembers is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from scoretune.core import checkpoints, distributed, files
 from scoretune.core.config import Evaluation, Guard
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
 from scoretune.evaluate.features import Features, named_features
 from scoretune.evaluate.guard import watches
 from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
-from scoretune.evaluate.samples import sample
+from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
@@ -40,7 +39,7 @@ class Observation:
 
     reward: Tensor
     judge: Tensor | None
-    path_kl: float | None
+    chain_kl: float | None
     diversity: float
     peaks: Peaks | None
 
@@ -160,23 +159,23 @@ class Monitor:
         return Observation(
             reward=values["reward"],
             judge=judge,
-            path_kl=measured.path_kl,
+            chain_kl=measured.kls.get("chain_kl"),
             diversity=diversity,
             peaks=grid_peaks(images) if images.dim() == 4 else None,
         )
 
     def _diversity(self, policy: Policy, features: Features) -> float:
         """Of the same prompts from the same noise each time; does not count as training."""
-        evaluation, calls = self.evaluation, policy.calls
-        images = sample(
-            policy,
-            self.prompts,
-            times=grids.uniform(policy.backbone.process, evaluation.steps),
-            seed=evaluation.seed + 1,
-            solver=evaluation.solver,
-        )
-        policy.calls = calls
-        rows = features(images)
+        evaluation = self.evaluation
+        with policy.uncounted():
+            images = sample(
+                policy,
+                self.prompts,
+                times=deployed_times(policy.backbone, evaluation.steps),
+                seed=evaluation.seed + 1,
+                solver=evaluation.solver,
+            )
+        rows = features(images.to(policy.device))
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 
     def _compared(
@@ -199,8 +198,8 @@ class Monitor:
                 margin=limits.margin,
             )
             alarms.append(alarm)
-        if limits.path_kl is not None and observed.path_kl is not None:
-            alarms.append(watches.strayed(observed.path_kl, update, limits.path_kl))
+        if limits.chain_kl is not None and observed.chain_kl is not None:
+            alarms.append(watches.strayed(observed.chain_kl, update, limits.chain_kl))
         if observed.peaks is not None:
             numbers["pattern"], alarm = watches.patterned(
                 observed.peaks,

@@ -87,12 +87,12 @@ def threshold(comparisons: int) -> float:
 # ------------------------------------------------------------------------------- the others
 
 
-def strayed(path_kl: float, update: int, budget: float) -> Alarm | None:
-    """The path KL, in nats, beyond its budget."""
-    if path_kl <= budget:
+def strayed(chain_kl: float, update: int, budget: float) -> Alarm | None:
+    """The KL of the sampling chain to the base model's, in nats, beyond its budget."""
+    if chain_kl <= budget:
         return None
-    text = f"the path KL is {path_kl:.3g} nats, and its budget {budget:g}"
-    return Alarm(update, "path_kl", path_kl, budget, text)
+    text = f"the chain KL is {chain_kl:.3g} nats, and its budget {budget:g}"
+    return Alarm(update, "chain_kl", chain_kl, budget, text)
 
 
 def diversity(features: Tensor) -> float:

@@ -103,7 +103,12 @@ def _object(path: Path, missing: list[str]) -> Row:
     except (OSError, ValueError):
         missing.append(f"{path.name} cannot be read.")
         return {}
-    return value if isinstance(value, dict) else {}
+    return _renamed(value) if isinstance(value, dict) else {}
+
+
+def _renamed(row: Row) -> Row:
+    """A row of an older run, in which the KL of continuous time had another name."""
+    return {"girsanov_kl" if name == "path_kl" else name: value for name, value in row.items()}
 
 
 def _lines(path: Path, missing: list[str]) -> list[Row]:
@@ -119,7 +124,7 @@ def _lines(path: Path, missing: list[str]) -> list[Row]:
     for line in filter(str.strip, lines):
         try:
             row = json.loads(line)
-            rows[float(row["update"]), str(row.get("watch", ""))] = row
+            rows[float(row["update"]), str(row.get("watch", ""))] = _renamed(dict(row))
         except (ValueError, TypeError, KeyError):
             broken += 1  # the line that was being written when the run was killed
     if broken:

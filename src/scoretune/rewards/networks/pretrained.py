@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from scoretune.core import hub
+from scoretune.core import hub, reading
 from scoretune.core.errors import UserError
 
 
@@ -100,7 +99,7 @@ def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
     except UserError:
         return {}
     try:
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        return cast("dict[str, Any]", reading.read_json(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r} ({error}): fetch or save it again") from error
 

@@ -167,14 +167,19 @@ class CriticCredit:
         trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
         gradient round on the way, and learning then runs away from its optimum.
         """
-        features = None
+        features = x.new_zeros(len(x), self.policy.feature_size) if self.shares_features else None
+        rows, moving = (~ended).nonzero()[:, 0], x  # a finished sample is its own x̂0
         frozen = self.jacobian == "pretrained" and self.policy.has_reference
         with self.policy.reference() if frozen else nullcontext():
-            if self.shares_features:
-                estimate, features = self.policy.estimate_with_features(x, t, condition)
-            else:
-                estimate = self.policy.estimate(x, t, condition)
-        moving = torch.where(expand(ended, x).bool(), x, estimate.data)
+            if len(rows) and features is not None:
+                estimate, read = self.policy.estimate_with_features(
+                    x[rows], t[rows], condition.take(rows)
+                )
+                features = features.index_copy(0, rows, read.to(features))
+                moving = x.index_copy(0, rows, estimate.data.to(x))
+            elif len(rows):
+                estimate = self.policy.estimate(x[rows], t[rows], condition.take(rows))
+                moving = x.index_copy(0, rows, estimate.data.to(x))
         # Straight through: the value of the acting estimate, the gradient of the one just made.
         return data + (moving - moving.detach()), features
 
@@ -202,7 +207,7 @@ class CriticCredit:
                 self.optimiser.step()
         minibatches = -(-deal.whole // self.minibatch)
         loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
-        return {"explained_variance": explained, "critic_loss": loss_mean}
+        return {"explained_variance": explained, "value_loss": loss_mean}
 
     def _loss(self, views: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:
         some = views.take(part)

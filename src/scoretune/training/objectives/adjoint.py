@@ -34,7 +34,8 @@ def check(settings: config.Adjoint, context: Context) -> None:
 def build(settings: config.Adjoint, setup: Setup) -> Method:
     sizes, kl_weight = setup.context.sizes, settings.kl_weight
     credit = AdjointCredit(setup.policy, lean=True, at_once=setup.context.at_once)
-    paths = method.on_policy(setup, credit, any_steps(sizes.share), kl_weight=kl_weight)
+    reference = method.references(kl_weight)
+    paths = method.on_policy(setup, credit, any_steps(sizes.share), reference=reference)
     return Method(ScoreAction(setup.policy, kl_weight), paths)
 
 
@@ -45,7 +46,7 @@ def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
     later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
     return Costs(
         trained,
-        references=settings.kl_weight > 0,
+        references=trained,
         credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
         credit_graph="either",
         credit_batch=min(context.at_once, samples),

@@ -1,11 +1,11 @@
-"""What objectives share: the path KL, to the pretrained policy and to the one that acted; trust
-regions; and the loss of the score as the action."""
+"""What objectives share: the KL to the pretrained policy and to the one that acted; likelihood
+ratios; trust regions; and the loss of the score as the action."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,68 +13,112 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.core.records import Loss, Steps
 from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
-from scoretune.rl import adapted_coefficient, clipped_surrogate
+from scoretune.rl import clipped_surrogate, controlled_coefficient
 
 T = TypeVar("T")
 
 
-def path_kl(estimate: Estimate, steps: Steps) -> Tensor:
-    """Each state's share of the path KL to the pretrained policy, [M].
+def reference_kl(estimate: Estimate, steps: Steps) -> Tensor:
+    """Each state's share of the KL to the pretrained policy, [M].
 
-    ½ ((1+η²)/2η)² (α/σ)² ‖x̂_θ − x̂_pre‖² Δℓ with the weights of `diffusion.paths`: a sum over a path
-    is Girsanov's ½∫g²‖s_θ − s_pre‖²dt (arXiv 2409.08400) on any grid.
+    w‖x̂_θ − x̂_pre‖² with the weights of `diffusion.paths`: a sum over a path is the KL of the chain
+    or, for methods in continuous time, Girsanov's ½∫g²‖s_θ − s_pre‖²dt (arXiv 2409.08400).
     """
     reference = given(steps.reference_data, "a KL weight needs a rollout with its reference")
     return steps.kl_weight * _squared(estimate.data - reference)
 
 
 def moved_kl(estimate: Estimate, steps: Steps) -> Tensor:
-    """Each state's share of the path KL to the policy that acted, [M]."""
+    """Each state's share of the KL of the policy that acted to the present one, [M]."""
     return steps.kl_weight * _squared(estimate.data - steps.data)
 
 
 def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
-    """log N(x_next; θ) − log N(x_next; acting), [M]."""
+    """log N(x_next; μ_θ, c²) − log N(x_next; μ, c²), [M], μ the mean of the policy that acted.
+
+    (⟨x_next − μ, δ⟩ − ½‖δ‖²)/c² with δ = μ_θ − μ = r(x̂_θ − x̂), r the kernel's response. No
+    difference of two log-probabilities: each is of the size of the number of dimensions, and their
+    rounding alone would be a tenth of a clip range at 262,144 of them.
+    """
     needs = "a likelihood ratio needs a stochastic step: leave sampling.solver unset"
-    transition = policy.move(steps.x, estimate, steps.t, steps.t_next)
-    return transition.log_prob(given(steps.x_next, needs)) - given(steps.log_prob, needs)
+    x_next, process = given(steps.x_next, needs), policy.backbone.process
+    alpha, sigma = (expand(level(steps.t), steps.x) for level in (process.alpha, process.sigma))
+    acted = Estimate(steps.data, (steps.x - alpha * steps.data) / sigma)
+    acting = policy.move(steps.x, acted, steps.t, steps.t_next)
+    along = response(policy.kernel, process, steps.t, steps.t_next)
+    delta = expand(along, steps.x) * (estimate.data - steps.data)
+    std = acting.noisy_std("likelihood ratio")
+    return (((x_next - acting.mean) - delta / 2) * delta / std**2).flatten(1).sum(1)
 
 
-def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, dict[str, float]]:
-    """The clipped surrogate [M] of log-ratios since acting, and how often ratios left the clip."""
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate [M] of log-ratios since acting, and how far ratios have gone: the share
+    of them beyond the clip, the smallest and the largest."""
     gain = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, clip)
     ratio = log_ratio.detach().exp()
-    return gain, {"clipped_share": float(((ratio - 1).abs() > clip).float().mean())}
+    return gain, {
+        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
+        "ratio_min": ratio.min(),
+        "ratio_max": ratio.max(),
+    }
+
+
+STOP = 1.5
+"""With `early_stop` an update ends where its KL is so many times the radius."""
 
 
 @dataclass
 class TrustRegion:
-    """A penalty C on the path KL to the policy that acted, with C adapted towards a radius.
+    """A penalty C on the KL to the policy that acted, with C adapted towards a radius.
 
     The penalty is the plain KL, since the noise does not depend on the action (arXiv 2502.01819).
-    A hook: after each update C grows where the update went too far, shrinks where it was timid.
+    After each update the KL that it moved is measured, once, and C changes by `adapt`. With
+    `early_stop` an update also ends before the first step of the optimiser that begins too far.
     """
 
+    policy: Policy
     radius: float
+    early_stop: bool = False
     coefficient: float = 1.0
 
-    @staticmethod
-    def of(radius: float | None) -> TrustRegion | None:
-        """The trust region of a radius in nats, none of None."""
-        return None if radius is None else TrustRegion(radius)
-
     def adapt(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.coefficient = adapted_coefficient(
-            self.coefficient, metrics["update_kl"], self.radius, tolerance=0.5
+        self.coefficient = controlled_coefficient(
+            self.coefficient, metrics["update_kl"], self.radius
         )
+
+    def left(self, approx_kl: float) -> bool:
+        """Whether an update that has moved so far is to end."""
+        return self.early_stop and approx_kl > STOP * self.radius
+
+    def moved(self, part: Steps) -> Tensor:
+        """The KL of a path from the policy that acted to the present one, by these states."""
+        estimate = self.policy.estimate(part.x, part.t, part.condition)
+        return part.path_steps * moved_kl(estimate, part).mean()
 
     def state(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.coefficient = state["coefficient"]
+
+
+class Trusting(Protocol):
+    """The settings of a trust region."""
+
+    @property
+    def trust_region(self) -> float | None: ...
+    @property
+    def early_stop(self) -> bool: ...
+
+
+def trust_region(settings: Trusting, policy: Policy) -> TrustRegion | None:
+    """The trust region that settings name, if any."""
+    if settings.trust_region is None:
+        return None
+    return TrustRegion(policy, settings.trust_region, settings.early_stop)
 
 
 def penalised(
@@ -84,17 +128,18 @@ def penalised(
     *,
     kl_weight: float,
     trust: TrustRegion | None,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Tensor],
 ) -> Loss:
-    """Minus a gain [M] of single steps as that of whole paths, less both path KLs by their weights;
-    `metrics` are of the gain."""
+    """Minus a gain [M] of single steps as that of whole paths, less both KLs by their weights;
+    `metrics` are of the gain. `approx_kl` is a path's KL from the policy that acted so far: in
+    closed form, so there is nothing to estimate from ratios."""
     if kl_weight:
-        gain = gain - kl_weight * path_kl(estimate, steps)
+        gain = gain - kl_weight * reference_kl(estimate, steps)
     moved = moved_kl(estimate, steps)
     if trust is not None:
         gain = gain - trust.coefficient * moved
-    update_kl = steps.path_steps * float(moved.detach().mean())
-    return Loss(-steps.path_steps * gain.mean(), {**metrics, "update_kl": update_kl})
+    approx_kl = steps.path_steps * moved.detach().mean()
+    return Loss(-steps.path_steps * gain.mean(), {**metrics, "approx_kl": approx_kl})
 
 
 def given(part: T | None, why: str) -> T:
@@ -135,7 +180,7 @@ class ScoreAction:
 
     def __call__(self, steps: Steps) -> Loss:
         estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Tensor] = {}
         kl_weight = self.kl_weight
         if steps.data_slope is not None:
             gain = (estimate.data * steps.data_slope).flatten(1).sum(1)

@@ -70,7 +70,7 @@ def check(settings: config.Direct, context: Context) -> None:
     method.check_has_noise(context)
     if settings.graph == "kept" and not _may_keep_graph(settings, context):
         raise UserError(
-            "objective.graph=kept knows no path KL, and makes one step of the optimiser an "
+            "objective.graph=kept knows no KL, and makes one step of the optimiser an "
             "update: set objective.kl_weight=0 and sizes.accumulate=0, or objective.graph=steps"
         )
     uneven = settings.through == "steps" and settings.random
@@ -79,7 +79,8 @@ def check(settings: config.Direct, context: Context) -> None:
 
 def build(settings: config.Direct, setup: Setup) -> Method:
     credit, choose = _credit(settings, setup)
-    paths = method.on_policy(setup, credit, choose, kl_weight=settings.kl_weight)
+    reference = method.references(settings.kl_weight)
+    paths = method.on_policy(setup, credit, choose, reference=reference)
     if keeps_graph(settings, setup.context):
         objective = Direct(setup.policy, setup.reward, setup.context.reward)
         return Method(objective, Differentiable(paths, settings.last, settings.random))
@@ -88,13 +89,15 @@ def build(settings: config.Direct, setup: Setup) -> Method:
 
 def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     most = min(settings.last, paths.steps)
-    references = settings.kl_weight > 0
+    references: float = 0
     batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
+        references = float(settings.kl_weight > 0)
         return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
     trained = (1 + most) / 2 if settings.random else most
     if keeps_graph(settings, context):
-        return Costs(trained, references=references, graph_steps=most)
+        return Costs(trained, graph_steps=most)
+    references = trained if settings.kl_weight else 0
     reached: float = most
     if settings.random:  # by the longest of all samples
         reached -= sum((v / most) ** paths.samples for v in range(1, most))

@@ -35,13 +35,13 @@ def check(settings: config.Energy, context: Context) -> None:
 def build(settings: config.Energy, setup: Setup) -> Method:
     credit, kl_weight = _credit(settings, setup), settings.kl_weight
     choose = any_steps(setup.context.sizes.share)
-    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight)
+    paths = method.on_policy(setup, credit, choose, reference=method.references(kl_weight))
     return Method(ScoreAction(setup.policy, kl_weight), paths)
 
 
 def costs(settings: config.Energy, context: Context, paths: Paths) -> Costs:
     trained = method.trained_steps(context.sizes.share, paths.steps)
-    return Costs(trained, references=settings.kl_weight > 0)
+    return Costs(trained, references=trained if settings.kl_weight else 0)
 
 
 def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:

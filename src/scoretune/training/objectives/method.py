@@ -19,8 +19,9 @@ from scoretune.diffusion.processes import Process
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.training.credit.base import Credit
+from scoretune.training.objectives.base import TrustRegion
 from scoretune.training.sources.dataset import Dataset
-from scoretune.training.sources.on_policy import OnPolicy
+from scoretune.training.sources.on_policy import OnPolicy, References
 from scoretune.training.sources.step_choice import Chooser
 
 
@@ -80,12 +81,14 @@ class Adaptive(Stateful, Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """What the training loop runs; `warm_up` rounds of the source come before the first update."""
+    """What the training loop runs; `warm_up` rounds of the source come before the first update, and
+    a `region` bounds how far an update goes."""
 
     objective: Objective
     source: Source
     adaptive: Adaptive | None = None
     warm_up: int = 0
+    region: TrustRegion | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Costs:
     """What an update asks for beyond drawing its samples; network calls without guidance, which
     doubles them.
 
-    `trained`: steps of each path that are learned from, each by `calls` calls. `references`:
-    whether the pretrained policy is asked at all states. `credit_calls`: for credit.
+    `trained`: steps of each path that are learned from, each by `calls` calls. `references`: steps
+    of each path at which the pretrained policy is asked. `credit_calls`: for credit.
     `credit_graph`: what credit keeps the graph of, `credit_batch` states at once: the network's,
     the decoder's and reward's ("decoder"), "both", or first one and then the other ("either").
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
@@ -114,7 +117,7 @@ class Costs:
 
     trained: float
     calls: int = 1
-    references: bool = False
+    references: float = 0.0
     credit_calls: float = 0.0
     credit_graph: Literal["", "network", "decoder", "both", "either"] = ""
     credit_batch: int = 0
@@ -162,10 +165,12 @@ def on_policy(
     credit: Credit,
     choose: Chooser,
     *,
-    kl_weight: float = 0.0,
+    reference: References = "none",
+    in_chain: bool = True,
     features: bool = False,
 ) -> OnPolicy:
-    """Paths of the policy, credited by a rule. Raises UserError where kernel and grid misfit."""
+    """Paths of the policy, credited by a rule; the pretrained policy is asked at `reference`, for
+    a KL of the chain or of continuous time. Raises UserError where kernel and grid misfit."""
     context, process = setup.context, setup.policy.backbone.process
     sampling = context.sampling
     with user_errors():
@@ -181,14 +186,23 @@ def on_policy(
         sizes=context.sizes,
         seed=setup.seed,
         choose=choose,
-        reference=kl_weight > 0,
+        reference=reference,
+        in_chain=in_chain,
         jitter=sampling.jitter,
         solver=sampling.solver,
         features=features,
         window=window_at,
         shared_noise=sampling.shared_noise,
+        integral_end=sampling.integral_end,
         home=torch.device("cpu") if context.hardware.offload_paths else None,
     )
+
+
+def references(kl_weight: float, *, everywhere: bool = False) -> References:
+    """Where a KL weight needs the pretrained policy."""
+    if not kl_weight:
+        return "none"
+    return "visited" if everywhere else "chosen"
 
 
 def unconditional(setup: DataSetup) -> Dataset:

@@ -1,15 +1,19 @@
 """Policy gradient through likelihood ratios: DDPO (arXiv 2305.13301) and its regularised kin.
 
-    maximise  E sum_k min(ρ_k A_k, clip(ρ_k, 1 ± ε) A_k)  −  κ · path KL to the pretrained model
+    maximise  E sum_k min(ρ_k A_k, clip(ρ_k, 1 ± ε) A_k)  −  κ · KL(chain ‖ pretrained chain)
 
-The sum runs over the steps of a path. Log-probabilities are sums over dimensions, and the path KL
-is an integral, so κ means the same at 5 steps and at 500, on any grid.
+The sum runs over the steps of a path. Log-probabilities are sums over dimensions, and the KL is
+that of the Gaussian chain which acts (`diffusion.paths.chain_weights`). It is differentiated at the
+states that were visited: how a step changes the KL of the steps after it is part of the return
+where a critic is fitted, and left out, as is usual, where the credit knows only outcomes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from scoretune.core import config
 from scoretune.core.errors import UserError
@@ -20,14 +24,21 @@ from scoretune.training.credit.base import Credit
 from scoretune.training.credit.critic import Outcome, fitted_critic
 from scoretune.training.credit.outcome import GroupCredit, RunningCredit
 from scoretune.training.objectives import method
-from scoretune.training.objectives.base import TrustRegion, clipped, given, penalised, step_ratio
+from scoretune.training.objectives.base import (
+    TrustRegion,
+    clipped,
+    given,
+    penalised,
+    step_ratio,
+    trust_region,
+)
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """The surrogate of the advantages, minus `kl_weight` times the path KL.
+    """The surrogate of the advantages, minus `kl_weight` times the KL.
 
     With a `clip` the surrogate is PPO's (DDPO's IS form); without, it is A·log ρ, whose gradient is
     the score function estimator (REINFORCE; DDPO's SF form), right only while the policy is the one
@@ -45,7 +56,7 @@ class PolicyGradient:
         estimate = self.policy.estimate(steps.x, steps.t, steps.condition)
         log_ratio = step_ratio(self.policy, estimate, steps) / self.temperature
         advantage = given(steps.advantage, "a policy gradient needs advantages")
-        gain, metrics = advantage * log_ratio, dict[str, float]()
+        gain, metrics = advantage * log_ratio, dict[str, Tensor]()
         if self.clip is not None:
             gain, metrics = clipped(log_ratio, advantage, self.clip)
         return penalised(
@@ -76,19 +87,23 @@ def check(settings: config.PolicyGradient, context: Context) -> None:
 
 def build(settings: config.PolicyGradient, setup: Setup) -> Method:
     clip = settings.clip if settings.surrogate == "clipped" else None
-    trust = TrustRegion.of(settings.trust_region)
+    trust = trust_region(settings, setup.policy)
     kl_weight = settings.kl_weight
     objective = PolicyGradient(setup.policy, clip, kl_weight, settings.temperature, trust)
     credit, features = _credit(settings, setup)
     choose = any_steps(setup.context.sizes.share, noisy=True)
-    paths = method.on_policy(setup, credit, choose, kl_weight=kl_weight, features=features)
-    return Method(objective, paths, trust, _warm_up(settings))
+    everywhere = settings.baseline == "critic"  # its return to go has the KL of every step
+    reference = method.references(kl_weight, everywhere=everywhere)
+    paths = method.on_policy(setup, credit, choose, reference=reference, features=features)
+    return Method(objective, paths, trust, _warm_up(settings), trust)
 
 
 def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
+    trained = method.trained_steps(context.sizes.share, paths.noisy)
+    asked = paths.steps if settings.baseline == "critic" else trained
     return Costs(
-        method.trained_steps(context.sizes.share, paths.noisy),
-        references=settings.kl_weight > 0,
+        trained,
+        references=asked if settings.kl_weight else 0,
         ratios=True,
         warm_up=_warm_up(settings),
     )

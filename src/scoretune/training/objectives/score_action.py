@@ -1,9 +1,11 @@
 """The score as the action: policy optimisation in continuous time (arXiv 2409.08400, 2502.01819).
 
-    maximise  E[reward(X_0)] − κ · path KL to the pretrained model
+    maximise  E[reward(X_0)] − κ · KL to the pretrained model
 
 with a critic, in four forms: value slopes at the visited states (rate) or where steps arrive
-(slope), tried actions (explicit), and likelihood ratios (ratio). The loss is `base.ScoreAction`.
+(slope), tried actions (explicit), and likelihood ratios (ratio). The first and the third are of
+continuous time, whatever sampler led to the states, and so is their KL; the other two go through a
+kernel, and have the KL of its chain. The loss is `base.ScoreAction`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 from scoretune.core import config
 from scoretune.training.credit.critic import Form, fitted_critic, rule_named
 from scoretune.training.objectives import method
-from scoretune.training.objectives.base import ScoreAction, TrustRegion
+from scoretune.training.objectives.base import ScoreAction, trust_region
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
@@ -35,14 +37,21 @@ def check(settings: config.ScoreAction, context: Context) -> None:
 def build(settings: config.ScoreAction, setup: Setup) -> Method:
     form = form_of(settings, bool(setup.context.differentiable))
     policy, kl_weight, exploration = setup.policy, settings.kl_weight, settings.exploration
-    trust = TrustRegion.of(settings.trust_region)
+    trust = trust_region(settings, policy)
     objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
     rule, at_once = rule_named(form, exploration), setup.context.at_once
     critic = fitted_critic(settings.critic, policy, rule, kl_weight, at_once=at_once)
     choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
     features = critic.shares_features
-    paths = method.on_policy(setup, critic, choose, kl_weight=kl_weight, features=features)
-    return Method(objective, paths, trust, settings.critic.warmup)
+    paths = method.on_policy(
+        setup,
+        critic,
+        choose,
+        reference=method.references(kl_weight, everywhere=True),
+        in_chain=form in ("ratio", "slope"),
+        features=features,
+    )
+    return Method(objective, paths, trust, settings.critic.warmup, trust)
 
 
 def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
@@ -50,10 +59,12 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     ratios = form == "ratio" and context.sampling.solver is None
     trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
     slopes, decodes = form != "ratio", settings.critic.skip != "none"
+    # Where a path ends no network is called; of a random share of the steps, so often on average.
+    inside = 1 - 1 / paths.steps if form == "slope" else 1.0
     return Costs(
         trained,
-        references=settings.kl_weight > 0,
-        credit_calls=paths.samples * trained if slopes else 0,
+        references=paths.steps if settings.kl_weight else 0,
+        credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
         warm_up=settings.critic.warmup,

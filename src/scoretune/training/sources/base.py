@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.config import Sizes
 from scoretune.core.distributed import Deal
-from scoretune.core.records import Scores, Starts, Steps
-
-Dealt = TypeVar("Dealt", Steps, Starts)
+from scoretune.core.records import Minibatches, Scores, Starts, Steps
 
 
-def deal_out(
-    batch: Dealt, minibatch: int, generator: torch.Generator, deal: Deal
-) -> tuple[list[Dealt], tuple[int, ...]]:
-    """Transitions or starts in random order, cut into minibatches: this process's part of each, and
-    the sizes of the whole ones."""
-    chunks = deal.chunks(torch.randperm(deal.whole, generator=generator), minibatch)
-    batches = [batch.take(rows.to(batch.x.device)) for rows, _ in chunks]
-    return batches, tuple(count for _, count in chunks)
+class Dealt(NamedTuple):
+    """Minibatches, and the sizes of the whole ones, of which each process has a part."""
+
+    minibatches: Minibatches
+    counts: tuple[int, ...]
+
+
+def deal_out(batch: Steps | Starts, sizes: Sizes, generator: torch.Generator, deal: Deal) -> Dealt:
+    """Transitions or starts in random order, cut into minibatches, for each epoch anew: this
+    process's part of each, and the sizes of the whole ones."""
+    rows: list[Tensor] = []
+    counts: list[int] = []
+    for _ in range(sizes.epochs):
+        order = torch.randperm(deal.whole, generator=generator)
+        for part, count in deal.chunks(order, sizes.minibatch):
+            rows.append(part)
+            counts.append(count)
+    return Dealt(Minibatches(batch, rows), tuple(counts))
 
 
 def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -39,7 +39,9 @@ class Differentiable:
         times, batch = paths.times, len(x)
         nodes = times[:, None].expand(-1, batch)
         if paths.jitter:
-            nodes = jittered(policy.backbone.process, times, batch, generator)
+            nodes = jittered(
+                policy.backbone.process, times, batch, generator, end=paths.integral_end
+            )
         nodes = nodes.to(x.device)
         steps, device = len(times) - 1, generator.device
         noises = [randn(x.shape, generator, device=device, dtype=exact) for _ in range(steps)]
@@ -50,8 +52,8 @@ class Differentiable:
         begun = self._begun(x, nodes, condition, drawn, first)
         starts = Starts(begun, first.to(x.device), drawn, nodes.T, condition, tuple(texts))
         deal = distributed.deal(torch.zeros(batch, dtype=torch.long), torch.arange(batch), batch)
-        batches, counts = deal_out(starts, paths.sizes.minibatch, generator, deal)
-        return Round(batches, {}, accumulate=0, counts=counts)
+        batches, counts = deal_out(starts, paths.sizes, generator, deal)
+        return Round(batches, {}, accumulate=0, counts=counts, epochs=paths.sizes.epochs)
 
     def state(self) -> dict[str, Any]:
         return self.paths.state()

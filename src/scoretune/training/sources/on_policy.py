@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from scoretune.core.config import Sizes
 from scoretune.core.records import Condition, Round, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.noise import Rows
+from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
@@ -22,6 +23,9 @@ from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.base import Credit, Credited
 from scoretune.training.sources.base import deal_out, gathered, mean_over_processes
 from scoretune.training.sources.step_choice import Chooser
+
+References = Literal["none", "chosen", "visited"]
+"""Where the pretrained policy is asked: nowhere, at the states that are learned from, or at all."""
 
 
 @dataclass
@@ -41,12 +45,14 @@ class OnPolicy:
     sizes: Sizes
     seed: int
     choose: Chooser
-    reference: bool = False
+    reference: References = "none"
+    in_chain: bool = True
     jitter: bool = False
     solver: str | None = None
     features: bool = False
     window: Callable[[int], Window] | None = None
     shared_noise: bool = False
+    integral_end: float = INTEGRAL_END
     home: torch.device | None = None
     cursor: int = 0
 
@@ -70,12 +76,22 @@ class OnPolicy:
         choice = self.choose(path, generator)
         credited = self.credit(path, scores, reward_fn, choice.k, choice.b)
         steps = transitions(path, credited, choice.k, choice.b, choice.path_steps)
+        if self.reference == "chosen":
+            steps = replace(steps, reference_data=self._pretrained(steps))
         metrics = {**reward_metrics(scores), **mean_over_processes(credited.metrics)}
-        if path.kls is not None:
-            metrics["path_kl"] = float(distributed.gather(path.kls.sum(0)).mean())
+        metrics |= path_kls(path)
         deal = distributed.deal(choice.rows, choice.b, len(texts))
-        batches, counts = deal_out(steps, self.sizes.minibatch, generator, deal)
-        return Round(batches, metrics, self.sizes.accumulate, counts)
+        batches, counts = deal_out(steps, self.sizes, generator, deal)
+        return Round(batches, metrics, self.sizes.accumulate, counts, self.sizes.epochs)
+
+    def _pretrained(self, steps: Steps) -> Tensor:
+        """The pretrained policy's estimates at the states that are learned from."""
+        with torch.no_grad(), self.policy.reference():
+            device = self.policy.device
+            estimate = self.policy.estimate(
+                steps.x.to(device), steps.t.to(device), steps.condition.to(device)
+            )
+        return estimate.data.to(steps.x.device)
 
     def generator(self, update: int) -> torch.Generator:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
@@ -90,6 +106,7 @@ class OnPolicy:
             window=None if self.window is None else self.window(update),
             group=self.sizes.group if self.shared_noise else 1,
             features=self.features,
+            integral_end=self.integral_end,
         )
         return rollout(
             self.policy,
@@ -98,7 +115,8 @@ class OnPolicy:
             generator,
             self.noise(len(condition), generator),
             acting=acting,
-            reference=self.reference,
+            reference=self.reference == "visited",
+            in_chain=self.in_chain,
             home=self.home,
         )
 
@@ -136,7 +154,7 @@ def transitions(
     path: Trajectory, credited: Credited, k: Tensor, b: Tensor, path_steps: float
 ) -> Steps:
     """The steps k [M] of the samples b [M] as one flat batch."""
-    pretrained, log_probs = path.reference_data, path.log_probs
+    pretrained = path.reference_data
     return Steps(
         x=path.states[k, b],
         t=path.times[k, b],
@@ -144,11 +162,16 @@ def transitions(
         condition=path.condition.take(b),
         data=path.data[k, b],
         kl_weight=path.kl_weights[k, b],
-        x_next=path.states[k + 1, b],
-        log_prob=None if log_probs is None else log_probs[k, b],
+        x_next=path.states[k + 1, b] if path.chain_weights is not None else None,
         advantage=credited.advantage,
         data_slope=credited.data_slope,
         action=credited.action,
         reference_data=None if pretrained is None else pretrained[k, b],
         path_steps=path_steps,
     )
+
+
+def path_kls(path: Trajectory) -> dict[str, float]:
+    """The KLs of paths to those of the pretrained policy, where it was asked at every state."""
+    kls = {"chain_kl": path.chain_kl, "girsanov_kl": path.girsanov_kl}
+    return {n: float(distributed.gather(kl).mean()) for n, kl in kls.items() if kl is not None}

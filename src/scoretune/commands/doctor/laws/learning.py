@@ -15,8 +15,9 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.matching import score_matching
 from scoretune.diffusion.processes import VP
 from scoretune.evaluate import metrics
+from scoretune.rl.martingale import gae, returns_to_go
 from scoretune.rl.occupation import exponential_times, occupation_weights
-from scoretune.rl.rates import advantage_rate
+from scoretune.rl.rates import advantage_rate, td_advantage
 from scoretune.rl.surrogates import clipped_surrogate
 from scoretune.rl.tilt import (
     Mixture,
@@ -154,6 +155,30 @@ def rate_of_no_change(device: torch.device) -> float:
     return float(advantage_rate(value, action, action, reference, g_sq, 0.3).abs().max())
 
 
+def _path(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [2, 7], rewards [2, 6] and steps [6] of two paths."""
+    wave = torch.sin(torch.arange(26, dtype=F64, device=device) ** 2)
+    return wave[:14].view(2, 7), wave[14:].view(2, 6), 0.1 + wave[:6] ** 2
+
+
+def advantage_of_one_step(device: torch.device) -> float:
+    """Largest difference of GAE(0) from the increments of the value."""
+    return float((gae(*_path(device), decay=0.0) - td_advantage(*_path(device))).abs().max())
+
+
+def advantage_of_all_steps(device: torch.device) -> float:
+    """Largest difference of GAE(1) from the discounted return to go less the value."""
+    values, rewards, dt = _path(device)
+    returns = returns_to_go(rewards, values[:, -1], dt, 0.4)
+    return float((gae(values, rewards, dt, 0.4, decay=1.0) - returns + values[:, :-1]).abs().max())
+
+
+def advantage_between(device: torch.device) -> float:
+    """GAE(.3) where the value falls like 1 − t², in 20,000 steps: ∫ .3^t 2t dt, negative."""
+    times = torch.linspace(0, 1, 20_001, dtype=F64, device=device)
+    return float(gae(1 - times**2, torch.zeros_like(times[1:]), times.diff(), decay=0.3)[0])
+
+
 # ---------------------------------------------------------------------------- distances
 
 
@@ -180,6 +205,9 @@ _TILT = "arXiv 2409.08400 §3"
 _OCCUPATION = "arXiv 2305.18901"
 _LQ = "arXiv 2305.18901, its Riccati equation"
 _CLOSED = "closed form"
+_GAE = "arXiv 1506.02438, telescoping"
+_LOG = math.log(0.3)
+_BETWEEN = -2 * (1 - 0.3 + 0.3 * _LOG) / _LOG**2
 _APART = 1 / 0.64 - 1 / 0.73
 
 LAWS = (
@@ -198,6 +226,9 @@ LAWS = (
     Law("tilt of N(1, ¼): control is ∇V/κ", 0, control_is_the_slope, 1e-9, _TILT),
     Law("clipped surrogate: slope at ratio 1", 0, surrogate_slope, 0, "arXiv 1707.06347"),
     Law("advantage rate of no change", 0, rate_of_no_change, 0, "arXiv 2409.08400"),
+    Law("GAE(0): the increment of the value", 0, advantage_of_one_step, 1e-12, _GAE),
+    Law("GAE(1): return less value", 0, advantage_of_all_steps, 1e-12, _GAE),
+    Law("GAE(.3) in many steps", _BETWEEN, advantage_between, 2e-4, _GAE),
     Law(
         "W2² of two Gaussians in the plane",
         1.8431,

@@ -10,7 +10,7 @@ from scoretune.evaluate.report.record import UPDATE, Record, Row, at, number
 
 NAMES = {
     "judge": "Judge",
-    "path_kl": "Path KL, nats",
+    "chain_kl": "Chain KL, nats",
     "diversity": "Variety of a prompt\u2019s samples",
     "pattern": "Periodic patterns",
 }
@@ -71,10 +71,10 @@ def _watches(record: Record, rows: list[Row]) -> list[tuple[str, ...]]:
             _value(last, "guard", "judge"),
             _judge_limit(last, limits),
         ),
-        "path_kl": (
-            _value(first, "path_kl"),
-            _value(last, "path_kl"),
-            f"at most {_value(limits, 'path_kl')}" if number(limits, "path_kl") else "no budget",
+        "chain_kl": (
+            _value(first, "chain_kl"),
+            _value(last, "chain_kl"),
+            f"at most {_value(limits, 'chain_kl')}" if number(limits, "chain_kl") else "no budget",
         ),
         "diversity": (
             percent(1.0),

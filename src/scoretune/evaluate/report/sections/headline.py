@@ -8,7 +8,7 @@ from scoretune.evaluate.report.format import THIN, duration, grouped, level, per
 from scoretune.evaluate.report.record import EVALUATIONS, Change, Record, change_of, reward_change
 from scoretune.evaluate.report.sections import guard
 
-TILES = 3  # beside that of the path KL
+TILES = 3  # beside that of the KL
 
 
 class Verdict(NamedTuple):
@@ -119,9 +119,11 @@ def _tiles(record: Record, judge: Change | None, reader: Change | None) -> list[
         if change and len(tiles) < TILES:
             ends = level(change.after), level(change.before)
             tiles.append(_tile("Reward", f"{sampler} sampler", *ends))
-    path_kl = record.last("path_kl")
-    if path_kl is not None:
-        tiles.append(_tile("Path KL", "nats away from the base model", level(path_kl)))
+    for name in ("chain", "girsanov"):  # runs of before had the second alone
+        kl = record.last(f"{name}_kl")
+        if kl is not None:
+            note = "nats away from the base model"
+            return [*tiles, _tile(f"{name.capitalize()} KL", note, level(kl))]
     return tiles
 
 

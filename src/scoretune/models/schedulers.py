@@ -1,0 +1,185 @@
+"""What a scheduler of diffusers says of the network beside it, read here alone: the process, what
+the network puts out and is told, and along which times the pipeline steps.
+
+    noise table        x = √ᾱ x0 + √(1−ᾱ) ε, told the table's index
+    flow               x = (1 − t) x0 + t ε, told n·t (arXiv 2403.03206)
+    σ (EDM)            x = x0 + σ ε, told ¼ ln σ and shown x/√(σ² + σ_d²) (arXiv 2206.00364)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune.core.errors import UserError, first_line
+from scoretune.diffusion import estimates
+from scoretune.diffusion.estimates import Prediction, prediction_named
+from scoretune.diffusion.processes import EDM, Process, RectifiedFlow, Tabulated, time_of_ratio
+
+FLOWS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
+SIGMAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A process, what a network of it puts out, and what it is told: `label` of times t [B] gives
+    [B], and states are multiplied by `scale` of t [B], where there is one."""
+
+    process: Process
+    prediction: Prediction
+    label: Callable[[Tensor], Tensor]
+    scale: Callable[[Tensor], Tensor] | None = None
+
+
+def schedule_of(source: str, scheduler: Any) -> Schedule:
+    """What the scheduler of the pipeline `source` says. Raises UserError for one that is of no
+    process of this version."""
+    config = scheduler.config
+    if is_flow(scheduler):
+        count = int(config.num_train_timesteps)
+        return Schedule(RectifiedFlow(), _flow_prediction(source, config), lambda t: count * t)
+    if type(scheduler).__name__ in SIGMAS:
+        return _sigmas(source, config)
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise UserError(
+            f"the scheduler of {source!r} has timestep_type {config.timestep_type!r}, which this "
+            "version does not read: give the pipeline an EDMEulerScheduler"
+        )
+    process, prediction = noise_table(source, scheduler)
+    return Schedule(process, prediction, process.label)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is of a rectified flow, by its class or by what it is set to."""
+    config = scheduler.config
+    named = type(scheduler).__name__ in FLOWS
+    return named or bool(config.get("use_flow_sigmas")) or _predicts_flow(config)
+
+
+def _predicts_flow(config: Any) -> bool:
+    return bool(config.get("prediction_type") == "flow_prediction")
+
+
+def _flow_prediction(source: str, config: Any) -> Prediction:
+    """The velocity, but for a solver of noise tables that steps along a flow's times."""
+    if config.get("invert_sigmas"):
+        raise UserError(
+            f"the scheduler of {source!r} runs from data to noise (invert_sigmas), which this "
+            "version does not: set invert_sigmas to false in scheduler/scheduler_config.json"
+        )
+    kind = config.get("prediction_type", "flow_prediction")
+    return estimates.velocity if kind == "flow_prediction" else _prediction(source, kind)
+
+
+def _prediction(source: str, kind: str) -> Prediction:
+    try:
+        return prediction_named(kind)
+    except ValueError as error:
+        raise UserError(
+            f"the scheduler of {source!r} has prediction_type {kind!r}: {error}"
+        ) from None
+
+
+def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
+    """A scheduler's noise table and prediction. Raises UserError without one."""
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        raise UserError(
+            f"the scheduler of {source!r} is a {type(scheduler).__name__}, which has no noise "
+            "table: give the pipeline the one its network was trained with, as DDIMScheduler"
+        )
+    prediction = _prediction(source, scheduler.config.get("prediction_type", "epsilon"))
+    signal = table.double()
+    smallest = float(signal[signal > 0].min())
+    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
+    return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
+
+
+def _sigmas(source: str, config: Any) -> Schedule:
+    """EDM's preconditioning: x̂0 = c_skip x + c_out F, of which F is (σ² x0 − σ_d² σ ε)/(σ σ_d h)
+    with h = √(σ² + σ_d²); `v_prediction` has the other sign."""
+    deviation, kind = float(config.sigma_data), config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"the scheduler of {source!r} has prediction_type {kind!r}, which this version does "
+            "not read of EDM: set epsilon or v_prediction"
+        )
+    sign = 1.0 if kind == "epsilon" else -1.0
+
+    def whole(t: Tensor) -> Tensor:
+        return torch.sqrt(t**2 + deviation**2)
+
+    def row(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
+        return sign * t / (deviation * whole(t)), -sign * deviation / whole(t)
+
+    return Schedule(
+        EDM(float(config.sigma_max)),
+        Prediction(f"EDM's {kind}", row),
+        label=lambda t: torch.log(t) / 4,
+        scale=lambda t: 1 / whole(t),
+    )
+
+
+# ----------------------------------------------------------------------------- where it steps
+
+
+def dynamic_shift(config: Any, tokens: int, *, most: float) -> dict[str, float]:
+    """μ of a shift e^μ that grows with the number of `tokens` of a picture, as `set_timesteps`
+    takes it; `most` where the config has no `max_shift`."""
+    fewest, largest = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least = config.get("base_shift", 0.5)
+    slope = (config.get("max_shift", most) - least) / (largest - fewest)
+    return {"mu": tokens * slope + (least - slope * fewest)}
+
+
+def deployed_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
+    """The decreasing times [N+1] along which the pipeline itself would step, from its scheduler's
+    config; `arguments` are what it gives `set_timesteps` besides.
+
+    A scheduler that asks the network more than once a step has as many times as it has noise
+    levels. Raises UserError for a number of steps that it cannot take.
+    """
+    name = type(scheduler).__name__
+    try:
+        times = _times(schedule.process, _stepped(scheduler, steps, arguments))
+    except ValueError as error:
+        raise UserError(f"{name} does not take {steps} steps: {first_line(error)}") from error
+    if len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise UserError(f"{name} does not go from noise to data in {steps} steps: choose another")
+    return times.float()
+
+
+def _stepped(scheduler: Any, steps: int, arguments: dict[str, Any]) -> Any:
+    """A copy of a scheduler that has made its times."""
+    sampling = {"use_flow_sigmas": True} if _predicts_flow(scheduler.config) else {}
+    own = type(scheduler).from_config(scheduler.config, **sampling)
+    own.set_timesteps(steps, **arguments)
+    return own
+
+
+def _times(process: Process, stepped: Any) -> Tensor:
+    """What a scheduler has made, as times of the process, in float64."""
+    sigmas = vars(stepped).get("sigmas")
+    if not isinstance(process, Tabulated):
+        times: Tensor = torch.unique_consecutive(torch.as_tensor(sigmas).double())
+        return times
+    if sigmas is None:
+        labels = torch.unique_consecutive(stepped.timesteps).double()
+        nodes = (labels + 1) / process.n
+        # A consistency model ends at its last estimate, whatever its table begins with.
+        whole = stepped.config.get("set_alpha_to_one", True) or "original_inference_steps" in (
+            stepped.config
+        )
+        final = 0.0 if whole else 1 / process.n
+        return torch.cat([nodes[nodes > final], nodes.new_tensor([final])])
+    ratios: Tensor = torch.unique_consecutive(torch.as_tensor(sigmas).double())
+    return torch.where(ratios > 0, time_of_ratio(process, ratios), 0.0)
