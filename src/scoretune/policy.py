@@ -199,13 +199,21 @@ class Policy:
 
     def _guided(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         tokens = condition.tokens
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+        with self._precision(x.device):
             if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
             both = torch.cat([condition.null.expand_as(tokens), tokens])
             output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
         free, bound = wide(output).chunk(2)
         return free + self.guidance * (bound - free)
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """The network's raw output [B, *S] in the policy's precision; counts no calls."""
+        with self._precision(x.device):
+            return self.backbone.predict(x, t, tokens)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
     def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
         backbone = self.backbone

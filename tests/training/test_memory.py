@@ -162,12 +162,13 @@ def test_a_device_holds_its_batch_and_finds_the_gradient_of_the_whole(backbone, 
     try:
         policy, method = method_of(sparing, network)
         hook = network.network.register_forward_hook(watch.looked)
-        pixels, network._pixels = network._pixels, lambda x: watch.enter("decoder", pixels(x))
+        decode = network.decode
+        network.decode = lambda x: watch.enter("decoder", decode(x))
         try:
             less, refitted = gradient_of(sparing, policy, method)
         finally:
             hook.remove()
-            network._pixels = pixels
+            del network.decode
     finally:
         for part in (network.network, network.pipeline.vae):
             part.disable_gradient_checkpointing()

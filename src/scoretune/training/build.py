@@ -66,7 +66,7 @@ def check(run: Run) -> Checked:
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
-        grey = torch.full((3, 32, 32), 0.5)
+        grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
     except RewardFailed:  # it may want larger pictures: the model's own will tell
         return Checked(prompts, held_out, reward, None)

@@ -116,6 +116,10 @@ def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
     if hardware.channels_last:
         cast(Any, network).to(memory_format=torch.channels_last)
     if hardware.compile:
+        from torch import _dynamo
+
+        # Features are read by hooks that come and go: what was compiled must not outlive them.
+        _dynamo.config.skip_nnmodule_hook_guards = False
         network.compile()
     pipeline = inner(policy.backbone)
     if isinstance(pipeline, Pipelined):

@@ -3,18 +3,20 @@
 A block that is computed again must be computed as it was. Between its forward and its backward pass
 the adapter may have been switched: slopes of a value go through the pretrained network, and by the
 time they are taken the policy acts with its adapter again. So each block remembers which of its
-adapters were off, and computes again in that state.
+adapters were off and whether attention had to have a second derivative, and computes again like
+that.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from scoretune.policy import adapter_layers, switched
@@ -43,9 +45,16 @@ def _again(network: nn.Module) -> Callable[..., Any]:
             return checkpoint(call, *args, use_reentrant=False)
         layers = adapter_layers(block if isinstance(block, nn.Module) else network)
         off = [layer.disable_adapters for layer in layers]
+        any_attention = torch.backends.cuda.flash_sdp_enabled()  # of the CPU too
+
+        @contextmanager
+        def as_before() -> Iterator[None]:
+            attention = nullcontext() if any_attention else sdpa_kernel(SDPBackend.MATH)
+            with switched(layers, off), attention:
+                yield
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), switched(layers, off)
+            return nullcontext(), as_before()
 
         return checkpoint(call, *args, use_reentrant=False, context_fn=contexts)
 

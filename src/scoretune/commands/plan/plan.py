@@ -14,6 +14,7 @@ from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, ev
 from scoretune.commands.plan.memory import elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, model_of
 from scoretune.commands.plan.suggestions import suggestions
+from scoretune.core import distributed
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
@@ -85,7 +86,7 @@ def _differentiable(run: Run, prompts: Prompts) -> bool:
     if costs_of(run, True) == costs_of(run, False):
         return True
     try:
-        grey = torch.full((3, 32, 32), 0.5)
+        grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         return has_gradient(named_reward(run.reward), run.reward, grey, prompts.texts[0])
     except UserError:
         return False
