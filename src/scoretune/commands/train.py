@@ -87,7 +87,7 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
     from scoretune.commands.display import Live
     from scoretune.commands.plan.suggestions import best_suggestion
     from scoretune.core import distributed
-    from scoretune.training.engine import short_of_memory
+    from scoretune.training.engine import short_of_memory, undetermined
     from scoretune.training.run import launch, ready
     from scoretune.training.run_folder import record
 
@@ -106,6 +106,12 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         live.stopped()
         raise
     except Exception as error:
+        if kernel := undetermined(error):
+            raise UserError(
+                f"{kernel} has no deterministic form on this device: set "
+                "hardware.deterministic=false; nothing is lost, go on by scoretune train --resume "
+                f"{where} and that setting"
+            ) from error
         if not short_of_memory(error):
             raise
         raise UserError(

@@ -99,6 +99,8 @@ def context_of(run: Run, differentiable: bool | None = None) -> Context:
 def build(run: Run, checked: Checked | None = None) -> Parts:
     """The policy, the method and the engine of a configuration, checked here if it was not."""
     checked = checked or check(run)
+    if run.hardware.deterministic:
+        engine.be_deterministic()
     device = distributed.device()
     policy = build_policy(run, device)
     if run.hardware.cache_prompts:

@@ -10,8 +10,9 @@ that.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,18 +45,34 @@ def _again(network: nn.Module) -> Callable[..., Any]:
         if torch.compiler.is_compiling():  # what is traced is computed again as it was traced
             return checkpoint(call, *args, use_reentrant=False)
         layers = adapter_layers(block if isinstance(block, nn.Module) else network)
-        off = [layer.disable_adapters for layer in layers]
-        any_attention = torch.backends.cuda.flash_sdp_enabled()  # of the CPU too
-
-        @contextmanager
-        def as_before() -> Iterator[None]:
-            attention = nullcontext() if any_attention else sdpa_kernel(SDPBackend.MATH)
-            with switched(layers, off), attention:
-                yield
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), as_before()
-
-        return checkpoint(call, *args, use_reentrant=False, context_fn=contexts)
+        state = _State.of(layers)
+        contexts = (nullcontext(), state)
+        return checkpoint(call, *args, use_reentrant=False, context_fn=lambda: contexts)
 
     return again
+
+
+@dataclass
+class _State:
+    """A context in which blocks are as they were when it was made; it may be entered again and
+    again, as second derivatives do."""
+
+    layers: Sequence[Any]
+    off: Sequence[bool]
+    any_attention: bool
+    entered: list[ExitStack] = field(default_factory=list)
+
+    @staticmethod
+    def of(layers: Sequence[Any]) -> _State:
+        off = [layer.disable_adapters for layer in layers]
+        return _State(layers, off, torch.backends.cuda.flash_sdp_enabled())  # on a CPU too
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        stack.enter_context(switched(self.layers, self.off))
+        if not self.any_attention:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self.entered.append(stack)
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.pop().close()

@@ -1,0 +1,28 @@
+"""The tests of a CUDA device, on a pretended one (`pretend_cuda`): in a process of its own, for it
+must be there before torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch knows real devices")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the device is compiled by g++")
+def test_a_pretended_device_runs_what_a_real_one_would():
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "pretend_cuda", "-p", "no:cacheprovider"]
+    command += ["-x", "training/test_device.py", "pretended.py"]
+    done = subprocess.run(
+        command, cwd=HERE, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " skipped" not in done.stdout
