@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +15,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise
 from scoretune.diffusion.paths import chain_weights, girsanov_weights, log_snr_steps
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow, Tabulated
-from scoretune.diffusion.solvers import ODE_SOLVERS
+from scoretune.diffusion.solvers import ODE_SOLVERS, ddim_step
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, deterministic, prior, rollout
@@ -100,6 +100,32 @@ def test_a_multistep_solvers_states_are_those_of_shorter_solves():
     for k in (15, 17, 19):
         prefix = deterministic(policy, path.condition, times[: k + 1], path.states[0], "dpmpp_2m")
         torch.testing.assert_close(path.states[k], prefix)
+
+
+def midpoint(process, field, x, times, *, visit=None):
+    """A solver that looks between the nodes, and again at a node that it has left."""
+    for k, (t, t_next) in enumerate(pairwise(times)):
+        estimate = field(x, t)
+        if visit is not None:
+            visit(k, x, estimate)
+        half = (t + t_next) / 2
+        between = ddim_step(process, x, estimate, t, half)
+        x = ddim_step(process, between, field(between, half), half, t_next)
+        field(x, t)  # to see how far it went
+    return x
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_a_solver_may_look_between_the_nodes(jitter, monkeypatch):
+    row = replace(ODE_SOLVERS["ddim"], function=midpoint, calls=3)
+    monkeypatch.setattr("scoretune.rollout.ODE_SOLVERS", {"midpoint": row})
+    policy, times = policy_on(VP()), grids.karras(VP(), STEPS)
+    path = act(policy, times, solver="midpoint", jitter=jitter)
+    for k in range(STEPS):
+        x, pair = path.states[k], path.times[k : k + 2]
+        assert torch.equal(path.data[k], policy.estimate(x, path.times[k], path.condition).data)
+        arrived = midpoint(VP(), policy.field(path.condition), x, pair)
+        assert torch.equal(path.states[k + 1], arrived)
 
 
 @every_solver

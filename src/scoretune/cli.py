@@ -17,7 +17,7 @@ from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
 from scoretune.commands.reproduce import verb as reproduce
 from scoretune.commands.runs import verb as runs
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -84,5 +84,5 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    typer.echo(f"scoretune: {' '.join(text.split())}", err=True)  # one line, whatever it quotes
+    typer.echo(f"scoretune: {one_line(text)}", err=True)
     sys.exit(code)

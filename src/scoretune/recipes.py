@@ -77,7 +77,11 @@ def ddpo_sf() -> Run:
 
 
 def dpok() -> Run:
-    """DPOK (arXiv 2305.16381): clipped policy gradient with a value baseline and a path KL."""
+    """DPOK (arXiv 2305.16381): clipped policy gradient with a value baseline and a path KL.
+
+    Unlike in the paper's code the advantage is not divided by its deviation, so that the KL weight
+    is in the reward's own unit: with another reward scale objective.kl_weight as it is scaled.
+    """
     return Run(
         recipe="dpok",
         objective=PolicyGradient(kl_weight=0.01, baseline="critic"),
@@ -90,7 +94,7 @@ def grpo() -> Run:
     """GRPO (arXiv 2402.03300, as Flow-GRPO 2505.05470): each group's own deviation, a path KL."""
     return Run(
         recipe="grpo",
-        objective=PolicyGradient(kl_weight=0.003, shared_scale=False),
+        objective=PolicyGradient(kl_weight=0.003, shared_scale="group"),
         sizes=Sizes(prompts=8, group=16, share=0.5),
         optimiser=FAST,
     )
@@ -99,7 +103,9 @@ def grpo() -> Run:
 def flow_grpo() -> Run:
     """Flow-GRPO (arXiv 2505.05470): GRPO on a rectified flow through Euler–Maruyama steps.
 
-    Its noise a√(t/(1−t)) is η = a/√2 at every time; all prompts share one deviation.
+    Its noise a√(t/(1−t)) is η = a/√2 at every time; all prompts share one deviation, which
+    is that within prompts. Theirs is of all rewards (objective.shared_scale=global): larger where
+    prompts differ, so that a KL weight copied from there means another thing here.
     """
     return Run(
         recipe="flow_grpo",
@@ -137,7 +143,7 @@ def dance_grpo() -> Run:
     return _like(
         flow_grpo(),
         "dance_grpo",
-        objective=PolicyGradient(shared_scale=False),
+        objective=PolicyGradient(shared_scale="group"),
         sampling=Sampling(
             kernel="euler_maruyama", noise="dance", eta=0.3, steps=16, shared_noise=True
         ),
@@ -150,7 +156,7 @@ def mix_grpo() -> Run:
     return Run(
         recipe="mix_grpo",
         model=Model(source="scenes-flow"),
-        objective=PolicyGradient(shared_scale=False, combine="advantages"),
+        objective=PolicyGradient(shared_scale="group", combine="advantages"),
         sampling=Sampling(
             kernel="euler_maruyama",
             noise="flow",

@@ -207,23 +207,21 @@ def solve_along(
     solver: str,
     home: torch.device | None = None,
 ) -> Acted:
-    """By an ODE solver along nodes [N+1, B], recording the states at which it calls the field: at
-    each node the last call, at the state that it went on from."""
-    calls: dict[int, tuple[Tensor, Tensor]] = {}
-    place = -1
+    """By an ODE solver along nodes [N+1, B], recording the states that it goes on from and the
+    estimates there; wherever else it calls the network is its own affair."""
+    states: list[Tensor] = []
+    data: list[Tensor] = []
 
     def field(x: Tensor, t: Tensor) -> Estimate:
-        nonlocal place
-        if place < 0 or not torch.equal(t, nodes[place]):
-            place += 1
-        estimate = estimate_at(place, x, t)
-        calls[place] = (x.to(home), estimate.data.to(home))
-        return estimate
+        return estimate_at(len(states), x, t)
 
-    final = _ode_solver(solver).function(policy.backbone.process, field, x, nodes)
-    recorded = [calls[k] for k in range(len(nodes) - 1)]
-    states = torch.stack([x for x, _ in recorded] + [final.to(home)])
-    return Acted(states, torch.stack([data for _, data in recorded]))
+    def visit(k: int, x: Tensor, estimate: Estimate) -> None:
+        states.append(x.to(home))
+        data.append(estimate.data.to(home))
+
+    process = policy.backbone.process
+    final = _ode_solver(solver).function(process, field, x, nodes, visit=visit)
+    return Acted(torch.stack([*states, final.to(home)]), torch.stack(data))
 
 
 def _in_window(

@@ -25,11 +25,12 @@ def check_shape(shape: Sequence[int], **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} {list(tensor.shape)} must be {list(shape)}")
 
 
-def check_rank(least: int, **tensors: Tensor) -> None:
-    """Each with so many dimensions or more."""
+def check_rank(least: int, most: int | None = None, **tensors: Tensor) -> None:
+    """Each with at least, and at most, so many dimensions."""
     for name, tensor in tensors.items():
-        if tensor.dim() < least:
-            raise ValueError(f"{name} {list(tensor.shape)} must have {least} dimensions or more")
+        if tensor.dim() < least or (most is not None and tensor.dim() > most):
+            wanted = f"{least}" if most == least else f"{least} or more"
+            raise ValueError(f"{name} {list(tensor.shape)} must have {wanted} dimensions")
 
 
 def check_batch(x: Tensor, **numbers: Tensor | float | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoretune.core import checkpoints
+from scoretune.core import checkpoints, reading
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.training.engine import TorchEngine
@@ -69,14 +69,14 @@ def test_a_model_folder_that_is_missing(train, here):
 
 
 def test_a_model_folder_that_cannot_be_read(train, model, monkeypatch):
-    read = Path.read_text
+    read = reading.read_bytes
 
-    def refuse(path: Path, *rest, **named) -> str:
+    def refuse(path: Path, *rest, **named) -> bytes:
         if path.name == "model_index.json":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read(path, *rest, **named)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(reading, "read_bytes", refuse)
     text = train(f"model.source={model}")
     assert f"{str(model)!r} is no diffusers pipeline (no readable model_index.json)" in text
     assert "pipe.save_pretrained(folder)" in text
@@ -107,10 +107,7 @@ def test_pickled_weights(train, model):
     text = train(f"model.source={model}")
     assert "diffusion_pytorch_model.bin' is a pickle, which can run code when read" in text
     folder = str(model)
-    lines = (
-        f"pipe = DiffusionPipeline.from_pretrained({folder!r})",
-        f"pipe.save_pretrained({folder!r})",
-    )
+    lines = (f"p = {folder!r}", "DiffusionPipeline.from_pretrained(p).save_pretrained(p)")
     assert text.endswith("if you trust it, convert it once: " + "; ".join(lines))
 
 
@@ -178,7 +175,10 @@ def test_an_unknown_recipe(told):
         ("objective.critic.depth=48", "unknown key 'objective.critic.depth'"),
         ("objective.critic.width=6", "objective.critic.width: Input should be a multiple of 4"),
         ("objective.critic.skip=sin", "objective.critic.skip: Input should be 'cos_sin', 'linear'"),
-        ("objective.trust_region=0", "objective.trust_region: Input should be greater than 0"),
+        (
+            "objective.trust_region=0",
+            "objective.trust_region: Input should be greater than or equal to",
+        ),
         ("sampling.solver=rk4", "sampling.solver: Input should be 'ddim', 'euler', "),
         ("sizes.accumulate=-1", "sizes.accumulate: Input should be greater than or equal to 0"),
         ("model.targets=to_q", "model.targets: Input should be a valid tuple, got 'to_q'"),
@@ -227,6 +227,12 @@ def test_a_kl_without_a_reference(train):
     [
         (("train", "ddpo", "--theads", 2), "--theads"),
         (("train", "ddpo", "--threads", 0), "--threads"),
+        (("train", "ddpo", "--threads", 1000000), "less than or equal to 1024"),
+        (("train", "ddpo", "--run", ""), "the name of a folder is empty"),
+        (("train", "--resume", ""), "the name of a folder is empty"),
+        (("train", "--resume", "a", "--run", "b"), "--resume goes on in its own folder: leave"),
+        (("train", "ddpo", "--accept-changes"), "--accept-changes is of --resume"),
+        (("train", "ddpo", "recipe=draft"), "name the recipe first, as in scoretune train draft"),
         (("demo", "--seed", -1), "--seed"),
         (("demo", "--seed", "one"), "--seed"),
         (("tarin",), "tarin"),
@@ -259,7 +265,7 @@ def test_a_prompt_file_that_is_missing(told, key, tiny):
     [
         (b"", "is empty: write one prompt a line"),
         (b" \n\n", "is empty: write one prompt a line"),
-        (b"\xff\xfe\x00\xd8", "not a UTF-8 text file"),
+        (b"\xff\xfe\x00\xd8", "it is text in UTF-16: save it as UTF-8"),
     ],
 )
 def test_a_prompt_file_without_prompts(train, here, payload, said):
@@ -484,6 +490,19 @@ def test_ctrl_c(train, command, here):
     assert checkpoints.latest(Path("runs/tried/checkpoints")).name == "step-00000002"
 
 
+def test_a_start_that_is_refused_leaves_nothing_and_one_that_was_cut_off_is_no_run(train, here):
+    text = train('model.targets=["nowhere"]')  # seen once the model is there
+    assert "no layer named nowhere" in text
+    assert not (here / "runs").exists()
+    (here / "runs" / "tried").mkdir(parents=True)
+    (here / "runs" / "tried" / "run.json").write_text("")
+    text = train('model.targets=["nowhere"]')
+    assert "no layer named nowhere" in text
+    (here / "runs" / "tried" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    text = train()
+    assert "run.json' is damaged" in text and "step-00000003 needs its settings" in text
+
+
 # ------------------------------------------------------------------- memory, and other machines
 
 
@@ -495,14 +514,14 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
     def short(machine: TorchEngine, *rest: object, **named: object) -> float:
         updates.append(machine.at_once)
         if len(updates) == 2 and not machine.at_once:
-            raise MemoryError("DefaultCPUAllocator: not enough memory")
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tr")
         return step(machine, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchEngine, "step", short)
         changes = [*tiny, "sizes.accumulate=0", "updates=3"]
         text = told("train", "ddpo", *changes, "--run", "runs/tried")
-        assert text.startswith("there is not enough memory (DefaultCPUAllocator: not enough memory")
+        assert text.startswith("there is not enough memory ([enforce fail] DefaultCPUAllocator: ca")
         assert ": set " in text and "nothing is lost" in text
         assert "scoretune train --resume runs/tried and that setting" in text
         done = command("train", "--resume", "runs/tried", "hardware.device_batch=2")
@@ -517,10 +536,7 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
 def test_a_resumed_run_keeps_the_settings_that_decide_its_result(told, finished):
     text = told("train", "--resume", finished, "sampling.steps=9")
     assert text.startswith("--resume repeats the run's own settings, all but hardware, tracking")
-    assert (
-        "leave out 'sampling.steps=9' (to train further, start another run with model.source="
-        in text
-    )
+    assert "leave out 'sampling.steps=9', or add --accept-changes (to train further, start" in text
     assert "leave out 'grpo'" in told("train", "--resume", finished, "grpo")
     near = told("train", "--resume", finished, "hardware.device_batches=2")
     assert "did you mean 'hardware.device_batch'?" in near

@@ -33,12 +33,15 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts
 from scoretune.data.scenes import world
-from scoretune.diffusion.processes import VP
+from scoretune.diffusion import grids
+from scoretune.diffusion.processes import VP, RectifiedFlow
+from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.evaluate.report import page
 from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
 from scoretune.training import build, overrides
 from scoretune.training import build as runs
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
 
@@ -179,8 +182,7 @@ def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, m
     monkeypatch.setattr(Policy, "_ask", counted)
     monkeypatch.setattr(page, "write_report", lambda folder: None)
     record(run, tmp_path / "run", 1)
-    quiet = type("Quiet", (), {"stage": lambda *_: None, "line": lambda *_: None})()
-    result = launch(run, tmp_path / "run", quiet)
+    result = launch(run, tmp_path / "run", Silent())
     found = planning.planned(run, seconds=0)
     foretold = found["network_evaluations"]
     assert foretold["training"] == result["network_evaluations"]
@@ -218,6 +220,28 @@ def test_closed_forms_of_an_update():
     assert counts.one_update(whole, facts).optimiser_steps == 1
     assert counts.one_update(run, counts.Facts(VP(), 2)).calls.total == 2 * (1280 + 384)
     assert counts.training(run, facts).total == 50 * (1280 + 384)
+
+
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
+def test_calls_of_a_solver_grow_as_they_do_on_short_grids(solver, case):
+    for process in (VP(), RectifiedFlow()):
+        for steps in (1, 2, 5, 6, 9):
+            with case(process, steps):
+                times = grids.uniform(process, steps)
+                calls = counts.solver_calls(solver, process, times)
+                assert calls == counts._counted(solver, process, times) >= steps
+
+
+def test_a_long_run_with_a_window_is_counted_by_some_of_its_updates():
+    facts = counts.Facts(RectifiedFlow())
+    for order in ("progressive", "random", "frozen"):
+        run = recipes.mix_grpo()
+        window = run.sampling.window.model_copy(update={"order": order})
+        sampling = run.sampling.model_copy(update={"window": window})
+        run = run.model_copy(update={"sampling": sampling, "updates": counts.LISTED})
+        each = counts.training(run, facts).total / run.updates
+        long = run.model_copy(update={"updates": 10**8})
+        assert counts.training(long, facts).total / 10**8 == pytest.approx(each, rel=0.05)
 
 
 def test_texts_are_read_once_where_they_are_remembered(make):

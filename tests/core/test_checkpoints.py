@@ -288,6 +288,18 @@ def test_a_missing_file(tmp_path, name):
     assert name in damaged(path)
 
 
+def test_one_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path, 1, state_of(1))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CheckpointError, match=r"may not be read .*change its") as caught:
+        load(path)
+    assert "damaged" not in str(caught.value) and "delete" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"sha256": 3}', "\x00\xff"])
 def test_a_manifest_that_is_none(tmp_path, text):
     path = save(tmp_path, 1, state_of(1))

@@ -20,7 +20,6 @@ from scoretune.diffusion.kernels import (
     Posterior,
     Renoise,
     Still,
-    Within,
     _quadrature,
     response,
     score_weight,
@@ -282,7 +281,6 @@ ALL_KERNELS = [kernel for kernel, _ in FAMILY.values()] + [
     Renoise(CPS(1.0)),
     GDDIM(10.0),
     GDDIM(30.0),
-    GDDIM(Within(Constant(0.7), 0.8, 0.3)),
 ]
 
 
@@ -318,25 +316,6 @@ def test_a_step_of_no_length_is_the_identity(process):
         assert float(step.std.max()) < 1e-2 * process.prior_std
 
 
-def test_window_is_noisy_inside_and_still_outside(sd15):
-    times = diffusers_times(sd15, 10, dtype=F64)
-    start, stop = float(times[2]), float(times[5])
-    x = torch.randn(10, 3, dtype=F64)
-    args = (sd15, x, Estimate(x, x), times[:-1], times[1:])
-    for kernel in (
-        GDDIM(Within(Constant(1.2), start, stop)),
-        Renoise(Within(Posterior(1.0), start, stop)),
-        EulerMaruyama(Within(Memoryless(), start, stop)),
-    ):
-        step = kernel(*args)
-        noisy = (~step.deterministic).tolist()
-        assert noisy == [2 <= k < 5 for k in range(10)]
-    still = GDDIM(0.0)(*args)
-    window = GDDIM(Within(Constant(1.2), start, stop))(*args)
-    outside = torch.tensor([0, 1, 5, 6, 7, 8, 9])
-    assert torch.equal(still.mean[outside], window.mean[outside])
-
-
 def test_large_eta_is_fresh_renoising(sd15):
     t, s = _time(0.5), _time(0.48)
     x, x0, eps = torch.randn(3, 1, 3, dtype=F64)
@@ -354,12 +333,11 @@ def test_large_eta_is_fresh_renoising(sd15):
         (lambda: Posterior(-0.1), "Posterior eta must be finite"),
         (lambda: CPS(1.5), r"CPS level must lie in \[0, 1\], got 1.5"),
         (lambda: GDDIM(-1.0), "GDDIM eta must be finite"),
-        (lambda: Within(Still(), 0.1, 0.2), "Within needs start > stop, got 0.1 and 0.2"),
         (lambda: EulerMaruyama(Posterior(1.0)), "EulerMaruyama needs a scale that prescribes eta"),
         (lambda: GDDIM(CPS(0.5)), "GDDIM needs a scale that prescribes eta.*use it with Renoise"),
         (lambda: Renoise(Constant(1.0)), "Renoise needs a scale that prescribes std"),
         (lambda: Exponential(Posterior(1.0)), "Exponential needs a scale that prescribes eta"),
-        (lambda: Renoise(Within(Memoryless(), 1.0, 0.0)), "use it with EulerMaruyama or GDDIM"),
+        (lambda: Renoise(Memoryless()), "use it with EulerMaruyama or GDDIM"),
     ],
 )
 def test_errors_name_the_thing_in_one_line(make, message):

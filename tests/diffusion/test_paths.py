@@ -23,7 +23,6 @@ from scoretune.diffusion.kernels import (
     Posterior,
     Renoise,
     Still,
-    Within,
     response,
     stochasticity,
 )
@@ -245,7 +244,6 @@ KERNELS = [
     Renoise(CPS(0.4)),
     EulerMaruyama(Memoryless()),
     EulerMaruyama(DanceSDE(0.3)),
-    EulerMaruyama(Within(Constant(1.0), 0.8, 0.3)),
 ]
 
 
@@ -319,8 +317,6 @@ def test_stochasticity_of_a_scale_that_varies():
     t, t_next = some_steps(VP())
     dance = stochasticity(EulerMaruyama(DanceSDE(0.3)), VP(), t, t_next)
     torch.testing.assert_close(dance, 0.3 / torch.sqrt(diffusion_sq(VP(), t)))
-    window = stochasticity(GDDIM(Within(Constant(1.0), 0.8, 0.3)), VP(), t, t_next)
-    assert window.tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("kernel", [Renoise(Posterior(0.6)), Renoise(CPS(0.4))], ids=str)

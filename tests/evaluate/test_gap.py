@@ -37,7 +37,7 @@ from scoretune.evaluate.gap import (
     matrix_of,
 )
 from scoretune.evaluate.scores import evaluation_line, measure
-from scoretune.models import export, lora, stable_diffusion, toy
+from scoretune.models import export, lora, lora_files, stable_diffusion, toy
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.catalog import named_reward
@@ -332,7 +332,7 @@ def test_matrices_leave_no_trace_in_the_training(tuned, tiny, tmp_path):
     result = trained(tiny_run(tiny, "optimiser.learning_rate=0.05"), tmp_path / "plain")
     assert not (tmp_path / "plain" / "gap.jsonl").exists()
     weights = [
-        hashlib.sha256((f / "lora" / lora.NAME).read_bytes()).hexdigest()
+        hashlib.sha256((f / "lora" / lora_files.NAME).read_bytes()).hexdigest()
         for f in (tuned, tmp_path / "plain")
     ]
     assert weights[0] == weights[1]
@@ -381,7 +381,7 @@ def shipped() -> Policy:
 @pytest.fixture
 def kept(monkeypatch, shipped) -> Policy:
     """The shipped model, loaded once."""
-    monkeypatch.setattr(gap_measure.run_folder, "load", lambda model: shipped)
+    monkeypatch.setattr(gap_measure.run_folder, "load", lambda *_: shipped)
     return shipped
 
 
@@ -544,8 +544,10 @@ def older(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("shape", ["folder", "file", "run folder", "older names", "no prefix"])
 def test_a_lora_is_read_back(exported, tmp_path, shape):
     policy, folder = exported
-    tensors = load_file(folder / lora.NAME)
-    path = {"folder": folder, "file": folder / lora.NAME}.get(shape, tmp_path / "x.safetensors")
+    tensors = load_file(folder / lora_files.NAME)
+    path = {"folder": folder, "file": folder / lora_files.NAME}.get(
+        shape, tmp_path / "x.safetensors"
+    )
     if shape == "run folder":
         export.lora(policy, tmp_path / "lora")
         path = tmp_path
@@ -566,7 +568,7 @@ def test_a_lora_is_read_back(exported, tmp_path, shape):
 def test_ranks_and_alphas_of_their_own(exported, tmp_path):
     """A layer of another rank, and alphas in tensors: W + (α/r) B A, whatever the names."""
     policy, folder = exported
-    tensors = load_file(folder / lora.NAME)
+    tensors = load_file(folder / lora_files.NAME)
     first = next(n for n in tensors if n.endswith(".lora_A.weight"))
     up = first.replace("lora_A", "lora_B")
     other = dict(tensors)
@@ -586,7 +588,8 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
     spoken = tensors | {"text_encoder.q.lora_A.weight": torch.zeros(2, 2)}
     for name, chosen in {"wide": wide, "strange": strange, "spoken": spoken}.items():
         save_file({n: t.contiguous() for n, t in chosen.items()}, folder / f"{name}.safetensors")
-    save_file({"unet.x": torch.zeros(1)}, folder / "none.safetensors")
+    save_file({}, folder / "none.safetensors")
+    save_file({"unet.x": torch.zeros(1)}, folder / "more.safetensors")
     (folder / "cut.safetensors").write_bytes(b"\x20\x00")
     (folder / "weights.bin").write_bytes(b"\x80\x04")
     (folder / "old").mkdir()
@@ -596,6 +599,7 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
         "strange": (folder / "strange.safetensors", r"it adapts .*attn7"),
         "spoken": (folder / "spoken.safetensors", "text encoder"),
         "none": (folder / "none.safetensors", "adapts nothing"),
+        "more": (folder / "more.safetensors", "holds unet.x, which is neither A nor B of a layer"),
         "cut": (folder / "cut.safetensors", "cannot be read as safetensors"),
         "pickle": (folder / "weights.bin", "is a pickle"),
         "pickles": (folder / "old", "is a pickle"),
@@ -605,7 +609,7 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
 
 
 def test_a_lora_that_does_not_fit_is_said_in_a_line(exported, tmp_path):
-    tensors = load_file(exported[1] / lora.NAME)
+    tensors = load_file(exported[1] / lora_files.NAME)
     for path, said in wrong_files(tmp_path, tensors).values():
         with pytest.raises(UserError, match=said) as caught:
             lora.load_lora(load("scenes").backbone.network, path)

@@ -223,7 +223,7 @@ def test_a_run_without_weights_says_so_in_a_line(folder, tmp_path):
             loaded(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"start another run with model\.source="):
-        run_folder.resumed(tmp_path / "new", ["updates=3"])
+        run_folder.resumed(tmp_path / "new", ["seed=3"])
 
 
 def test_a_stable_diffusion_whose_table_ends_without_signal(tmp_path):

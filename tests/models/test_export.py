@@ -18,7 +18,7 @@ from scoretune.data.scenes import world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import process_named
-from scoretune.models import export, lora, stable_diffusion
+from scoretune.models import export, lora, lora_files, stable_diffusion
 from scoretune.models import flux as flux_family
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.score_network import load as load_scores
@@ -256,7 +256,7 @@ def test_a_transformer_in_kohyas_form(tmp_path):
 
 def test_half_precision_may_be_mixed_and_is_added_in_full(policy, tmp_path):
     export.lora(policy, tmp_path)
-    tensors = load_file(tmp_path / lora.NAME)
+    tensors = load_file(tmp_path / lora_files.NAME)
     halves = (torch.float16, torch.float32, torch.bfloat16)
     mixed = {n: t.to(halves[i % 3]) for i, (n, t) in enumerate(sorted(tensors.items()))}
     save_file(mixed, tmp_path / "mixed.safetensors")
@@ -272,7 +272,7 @@ def test_half_precision_may_be_mixed_and_is_added_in_full(policy, tmp_path):
 
 def test_a_lora_that_cannot_be_used_says_so_in_a_line(policy, tmp_path):
     export.lora(policy, tmp_path)
-    tensors = load_file(tmp_path / lora.NAME)
+    tensors = load_file(tmp_path / lora_files.NAME)
     first = next(n for n in tensors if n.endswith("to_k.lora_A.weight"))
     wide = {n: t.repeat(1, 2) if "to_k.lora_A" in n else t for n, t in tensors.items()}
     whole = {n: t.to(torch.int8) for n, t in tensors.items()}

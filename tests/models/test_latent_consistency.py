@@ -237,7 +237,7 @@ def test_a_plain_model_with_lcms_scheduler_renoises(tmp_path, steps):
 def test_what_it_is(backbone):
     assert backbone.shape == (4, 4, 4)
     assert backbone.prediction.name == "sample"
-    assert backbone.output.name == "epsilon"
+    assert backbone.schedule.prediction.name == "epsilon"
 
 
 # ---------------------------------------------------------------------------------- bad input

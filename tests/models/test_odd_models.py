@@ -179,6 +179,10 @@ REFUSED_SCHEDULERS: dict[str, tuple[Any, str]] = {
         lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         "runs from data to noise (invert_sigmas)",
     ),
+    "noise of a flow": (
+        lambda: diffusers.UniPCMultistepScheduler(use_flow_sigmas=True),
+        "along a flow and has prediction_type epsilon, which tells nothing where a flow begins",
+    ),
     "no process": (
         lambda: diffusers.CMStochasticIterativeScheduler(),
         "is a CMStochasticIterativeScheduler, which has no noise table",

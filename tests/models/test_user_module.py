@@ -16,7 +16,7 @@ from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates, grids, solvers
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VE, VP, RectifiedFlow
-from scoretune.models import export, lora, user_module
+from scoretune.models import export, lora, lora_files, user_module
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.recycled import Recycled
 from scoretune.models.tiny import own as miniature
@@ -445,7 +445,7 @@ def test_a_lora_trains_and_is_loaded_again(tiny, tmp_path, launched):
     with policy.reference():
         assert torch.equal(before, policy.backbone.predict(x, t, torch.zeros(1, 0, 0)))
     again = export.lora(policy, tmp_path / "again").read_bytes()
-    assert again == (tmp_path / "run" / "lora" / lora.NAME).read_bytes()
+    assert again == (tmp_path / "run" / "lora" / lora_files.NAME).read_bytes()
 
 
 def test_every_weight_trains_and_is_saved(tiny, tmp_path, launched):

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from email.message import Message
 from email.utils import formatdate
 from functools import partial
@@ -36,6 +36,7 @@ from scoretune.rewards.remote.server import MOST_AT_ONCE, RewardServer, Service
 IMAGES = torch.rand(5, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c", "d", "e"]
 GOOD = json.dumps({"scores": [0.5]})
+SCORES = partial(protocol.decode_response, count=1)
 
 
 @contextmanager
@@ -228,7 +229,7 @@ def test_500_three_times_and_then_recovery():
     bad = (500, {}, '{"error": "out of memory"}')
     with replying(bad, bad, bad, (200, {}, GOOD)) as (url, requests):
         client, slept = patient(url, retries=3)
-        assert protocol.decode_response(client.post(b"x"), 1) == [0.5]
+        assert client.post(b"x", SCORES) == [0.5]
     assert len(requests) == 4
     dice = random.Random(0)
     assert slept == [base * dice.uniform(0.5, 1.5) for base in (0.5, 1.0, 2.0)]
@@ -238,7 +239,7 @@ def test_what_does_not_recover_is_told_with_the_servers_own_words():
     with replying((500, {}, '{"error": "out of\\nmemory"}')) as (url, requests):
         client, slept = patient(url, retries=2)
         with pytest.raises(UserError) as caught:
-            client.post(b"x")
+            client.post(b"x", SCORES)
     assert len(requests) == 3 and len(slept) == 2
     assert str(caught.value) == (
         f"reward server {url} answered 500 (out of memory) (3 attempts): see its log, then repeat "
@@ -252,7 +253,7 @@ def test_retry_after_is_honoured(status):
     replies = [(status, {"Retry-After": "7"}, ""), (status, {"Retry-After": soon}, "")]
     with replying(*replies, (200, {}, GOOD)) as (url, _):
         client, slept = patient(url)
-        client.post(b"x")
+        client.post(b"x", SCORES)
     assert slept[0] == 7.0
     assert 57 < slept[1] <= 60
 
@@ -262,7 +263,7 @@ def test_who_asks_to_wait_for_an_hour_is_not_waited_for():
     with replying((429, {"Retry-After": "3600"}, "")) as (url, requests):
         client, slept = patient(url)
         with pytest.raises(UserError, match="asks to wait 3600 s"):
-            client.post(b"x")
+            client.post(b"x", SCORES)
     assert (len(requests), slept) == (1, [])
 
 
@@ -280,8 +281,53 @@ def test_a_refusal_is_never_asked_again(status, headers, fix):
     with replying((status, headers, "<html>no</html>")) as (url, requests):
         client, slept = patient(url)
         with pytest.raises(UserError, match=fix):
-            client.post(b"x")
+            client.post(b"x", SCORES)
     assert (len(requests), slept) == (1, [])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_no_failure_until_patience_ends(status):
+    with replying(*[(status, {}, "")] * 9, (200, {}, GOOD)) as (url, requests):
+        client, slept = patient(url, retries=0)
+        assert client.post(b"x", SCORES) == [0.5]
+    dice = random.Random(0)
+    bases = [min(0.5 * 2**k, 30.0) for k in range(9)]
+    assert len(requests) == 10
+    assert slept == [base * dice.uniform(0.5, 1.5) for base in bases]
+    with replying((status, {"Retry-After": "7"}, "")) as (url, requests):
+        client, slept = patient(url, patience=22.0)
+        with pytest.raises(UserError, match=r"\(busy for 21 s\): raise patience="):
+            client.post(b"x", SCORES)
+    assert slept == [7.0, 7.0, 7.0] and len(requests) == 4
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again():
+    cut, length = '{"version": 1, "scores": [0.', {"Content-Length": "60"}
+    with replying((200, {}, cut), (200, length, cut), (200, {}, GOOD)) as (url, requests):
+        reward = Remote(url)
+        object.__setattr__(reward.client, "sleep", lambda seconds: None)
+        assert reward(IMAGES[:1], ["a"]).tolist() == [0.5]
+    assert len(requests) == 3
+    said = pytest.raises(UserError, match=r"JSON that breaks off after 28 bytes \(1 attempt\)")
+    with replying((200, {}, cut)) as (url, _), said:
+        Remote(url, retries=0)(IMAGES[:1], ["a"])
+
+
+def test_headers_that_drip_end_with_the_timeout():
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def drip() -> None:
+        line, _ = listener.accept()
+        with line, suppress(OSError):
+            line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.02):
+                line.sendall(b"a")
+
+    with _running(drip, ended.set), listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"gave no answer within 0\.3 s"):
+            Client(url, timeout=0.3, retries=0).post(b"x", SCORES)
 
 
 def test_a_server_that_is_down():
@@ -289,7 +335,7 @@ def test_a_server_that_is_down():
         pass
     client, slept = patient(url, retries=2)
     with pytest.raises(UserError) as caught:
-        client.post(b"x")
+        client.post(b"x", SCORES)
     assert f"reward server {url} cannot be reached:" in str(caught.value)
     assert str(caught.value).endswith(
         "refused (3 attempts): start it, or mend the url, then repeat the command, or go on with "
@@ -310,7 +356,7 @@ def test_a_server_that_is_slow(body):
         client, _ = patient(url, retries=1, timeout=0.1)
         start = time.monotonic()
         with pytest.raises(UserError, match=r"gave no answer within 0\.1 s \(2 attempts"):
-            client.post(b"x")
+            client.post(b"x", SCORES)
         assert time.monotonic() - start < 0.6
     assert len(requests) == 2
 
@@ -341,7 +387,7 @@ def test_an_answer_that_is_none(body, words):
 def test_an_endless_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr("scoretune.rewards.remote.client.MOST_BYTES", 1000)
     with replying((200, {}, "x" * 5000)) as (url, _), pytest.raises(UserError, match="endless"):
-        Client(url).post(b"x")
+        Client(url).post(b"x", SCORES)
 
 
 def test_waiting_draws_nothing_from_the_runs_random_numbers():
@@ -349,7 +395,7 @@ def test_waiting_draws_nothing_from_the_runs_random_numbers():
     torch.manual_seed(1)
     before = random.getstate(), torch.get_rng_state()
     with replying((503, {}, ""), (200, {}, GOOD)) as (url, _):
-        Client(url, sleep=lambda _: None).post(b"x")
+        Client(url, sleep=lambda _: None).post(b"x", SCORES)
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
 
@@ -358,14 +404,14 @@ def test_the_token_is_sent_and_a_proxy_is_not_asked_for_this_machine(monkeypatch
     monkeypatch.setenv(TOKEN, "secret ")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with replying((200, {}, GOOD)) as (url, requests):
-        Client(url).post(b"x")
+        Client(url).post(b"x", SCORES)
     assert requests[0][1]["Authorization"] == "Bearer secret"
 
 
 def test_a_token_that_no_header_can_hold(monkeypatch):
     monkeypatch.setenv(TOKEN, "a\nb")
     with pytest.raises(UserError, match=TOKEN):
-        Client("http://127.0.0.1:9").post(b"x")
+        Client("http://127.0.0.1:9").post(b"x", SCORES)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +564,7 @@ def test_too_many_at_once_are_asked_to_come_back():
     ("path", "body", "status", "words"),
     [
         ("/", changed(images=[IMAGE, "AAAA"]), 400, "image 1 is not a PNG"),
-        ("/", b"{", 400, "instead of JSON"),
+        ("/", b"{", 400, "JSON that breaks off after 1 bytes"),
         ("/", b" " * 300_000, 413, "300000 bytes, and 200000 at most"),
         ("/", b" " * 30_000_000, 413, "30000000 bytes"),
         ("/else", question(), 404, "nothing is at '/else'"),
@@ -573,6 +619,61 @@ def test_a_request_is_one_line_that_says_what_was_remembered(capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert "127.0.0.1 200 2 images, " in first and "remembered" not in first
     assert "127.0.0.1 200 2 images, 2 remembered, " in second
+
+
+def test_requests_that_drip_lock_nobody_out(monkeypatch):
+    """More of them than wait for a score, each with the headers and a piece of the body."""
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{"
+    with served(brightness) as server, ExitStack() as stack:
+        for _ in range(MOST_AT_ONCE + 4):
+            line = socket.create_connection((server.host, server.port), timeout=10)
+            stack.enter_context(line).sendall(head)
+        assert post(server.url, question())[0] == 200
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch):
+    monkeypatch.setattr("scoretune.rewards.remote.server.HEADER_PATIENCE", 0.2)
+    with (
+        served(brightness) as server,
+        socket.create_connection((server.host, server.port), timeout=10) as line,
+    ):
+        line.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nX-Slow: ")
+        assert line.recv(100) == b""
+
+
+def test_bodies_have_room_for_so_many_bytes_in_all():
+    with served(brightness, limit=1000) as server:
+        server.service.held = 3999
+        status, message, headers = post(server.url, question())
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert "of other requests wait already" in message["error"]
+        server.service.held = 0
+        assert post(server.url, question())[0] == 200
+        assert server.service.held == 0
+
+
+def test_the_pixels_of_a_request_are_bounded_before_any_is_decoded(monkeypatch):
+    monkeypatch.setattr(protocol, "PIXELS", 40)
+    assert len(protocol.decode_request(question(2)).pixels) == 2  # of 16 pixels each
+    with pytest.raises(
+        protocol.ProtocolError, match="the images have 48 pixels, 40 at most: send fewer"
+    ):
+        protocol.decode_request(question(3))
+
+
+def test_foreign_text_cannot_command_the_terminal(capsys):
+    with served(brightness) as server:
+        post(server.url + "/%1b%5b2J", question())
+    assert "\x1b" not in capsys.readouterr().err
+    command = '{"error": "\\u001b]0;owned\\u0007"}'
+    with replying((400, {}, command)) as (url, _), pytest.raises(UserError) as caught:
+        Client(url).post(b"x", SCORES)
+    assert r"\x1b]0;owned\x07" in str(caught.value)
+
+
+def test_a_reward_is_not_opened_to_other_machines_without_a_token(command):
+    found = command("serve-reward", "brightness", "--host", "0.0.0.0", "--port", 0)
+    assert found.code == 2 and "--host 0.0.0.0 is open to other machines: give --token" in found.err
 
 
 def test_a_body_that_does_not_arrive(monkeypatch):

@@ -79,7 +79,7 @@ def test_prompts_nearly_solved_or_hopeless_count_most(group):
     chances = torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95], dtype=F64)
     hits = torch.arange(group + 1)
     rewards = (torch.arange(group) < hits[:, None]).to(F64)
-    advantage = group_advantage(rewards.flatten(), group, shared_scale=False).view(rewards.shape)
+    advantage = group_advantage(rewards.flatten(), group, deviation="group").view(rewards.shape)
     law = torch.distributions.Binomial(group, chances[:, None]).log_prob(hits.to(F64)).exp()
     pull = (advantage[None] * (rewards[None] - chances[:, None, None])).mean(2)
     weight = (law * pull).sum(1) / (chances * (1 - chances))

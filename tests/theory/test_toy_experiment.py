@@ -19,7 +19,7 @@ def policy() -> Policy:
 def test_judging_is_exact(bed):
     # The pretrained policy is worth −1.25; a constant control θ = .6 what the family says.
     plain = experiment.exactly(policy(), 1000)
-    assert plain["eta"] == pytest.approx(-1.25, abs=0.01) and plain["path_kl"] == 0
+    assert plain["eta"] == pytest.approx(-1.25, abs=0.01) and plain["chain_kl"] == 0
     moved = policy()
     moved.backbone.control.table.data[:, 0] = 0.6 / 0.25**0.5
     numbers = experiment.exactly(moved, 1000)
@@ -29,8 +29,8 @@ def test_judging_is_exact(bed):
     )
     laws = steps.laws()
     assert [numbers["mean"], numbers["variance"]] == pytest.approx(laws[-1].tolist(), abs=1e-4)
-    assert numbers["path_kl"] == pytest.approx(steps.kl(base, laws), rel=1e-3)
-    assert numbers["path_kl"] == pytest.approx(0.6**2 / (2 * 0.25), rel=0.01)
+    assert numbers["chain_kl"] == pytest.approx(steps.kl(base, laws), rel=1e-3)
+    assert numbers["chain_kl"] == pytest.approx(0.6**2 / (2 * 0.25), rel=0.01)
 
 
 @pytest.mark.parametrize("form", experiment.FORMS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from scoretune.core import checkpoints, distributed
+from scoretune import recipes
+from scoretune.core import checkpoints, config, distributed
 from scoretune.core.config import Sizes
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, Scores, Trajectory
@@ -18,6 +20,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
+from scoretune.training import overrides
 from scoretune.training.credit.critic import CriticCredit, rule_named
 from scoretune.training.credit.outcome import (
     GroupCredit,
@@ -94,8 +97,25 @@ def test_group_advantages_golden():
     # GRPO: by the group's own deviation, √2, 0 and 2√2, which makes the equal group 0.
     own = torch.tensor([-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]) / 2**0.5
     torch.testing.assert_close(
-        group_advantage(rewards, 2, shared_scale=False), own, rtol=1e-5, atol=1e-6
+        group_advantage(rewards, 2, deviation="group"), own, rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_global_deviation_holds_the_differences_between_prompts():
+    rewards = torch.tensor([1.0, 3.0, 10.0, 10.0, 0.0, 4.0])
+    # Theirs about their mean, 14/3: √(286/15) = 4.3665.
+    own = torch.tensor([-1.0, 1.0, 0.0, 0.0, -2.0, 2.0]) / (286 / 15) ** 0.5
+    torch.testing.assert_close(group_advantage(rewards, 2, "global"), own, rtol=1e-5, atol=1e-6)
+
+
+def test_the_deviation_by_its_old_and_new_words():
+    words = {True: "within", False: "group", "global": "global"}
+    for given, meant in words.items():
+        assert config.PolicyGradient(shared_scale=given).shared_scale == meant
+    with pytest.raises(ValueError, match="shared_scale"):
+        config.PolicyGradient(shared_scale="prompt")
+    changed = overrides.changed(recipes.named("grpo"), ["objective.shared_scale=true"])
+    assert changed.objective.shared_scale == "within"
 
 
 def test_a_prompts_difficulty_does_not_matter():
@@ -136,28 +156,28 @@ def drawn(seed: int, groups: int = 5, group: int = 7) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shared", [True, False])
-def test_group_advantages_ignore_where_a_prompts_rewards_lie(seed, shared):
+@pytest.mark.parametrize("deviation", ["within", "group"])
+def test_group_advantages_ignore_where_a_prompts_rewards_lie(seed, deviation):
     """And, by each group's own deviation, their scale as well; by a shared one only everyone's."""
     rewards, shift = drawn(seed), drawn(seed + 10, 5, 1)
     scale = drawn(seed + 20, 5, 1).exp()
-    plain = group_advantage(rewards, 7, shared)
-    moved = group_advantage((rewards.view(5, 7) * 3.0 + shift[:, None]).flatten(), 7, shared)
+    plain = group_advantage(rewards, 7, deviation)
+    moved = group_advantage((rewards.view(5, 7) * 3.0 + shift[:, None]).flatten(), 7, deviation)
     torch.testing.assert_close(moved, plain, rtol=1e-4, atol=1e-5)
-    stretched = group_advantage((rewards.view(5, 7) * scale[:, None]).flatten(), 7, shared)
-    assert torch.allclose(stretched, plain, rtol=1e-4, atol=1e-4) != shared
+    stretched = group_advantage((rewards.view(5, 7) * scale[:, None]).flatten(), 7, deviation)
+    assert torch.allclose(stretched, plain, rtol=1e-4, atol=1e-4) != (deviation == "within")
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shared", [True, False])
-def test_group_advantages_follow_the_order_of_samples(seed, shared):
-    rewards, plain = drawn(seed), group_advantage(drawn(seed), 7, shared)
+@pytest.mark.parametrize("deviation", ["within", "group", "global"])
+def test_group_advantages_follow_the_order_of_samples(seed, deviation):
+    rewards, plain = drawn(seed), group_advantage(drawn(seed), 7, deviation)
     within, among = torch.randperm(7), torch.randperm(5)
 
     def mixed(values: Tensor) -> Tensor:
         return values.view(5, 7)[among][:, within].flatten()
 
-    found = group_advantage(mixed(rewards), 7, shared)
+    found = group_advantage(mixed(rewards), 7, deviation)
     torch.testing.assert_close(found, mixed(plain), rtol=1e-4, atol=1e-5)
 
 
@@ -167,8 +187,8 @@ def test_equal_rewards_get_exactly_nothing(group):
     value = torch.tensor([0.1, 1 / 3, 0.7, 97.3, 1e6 + 0.1])
     rewards = value.repeat_interleave(group)
     assert bool((rewards.view(-1, group) - rewards.view(-1, group).mean(1, keepdim=True)).any())
-    for shared in (True, False):
-        assert not bool(group_advantage(rewards, group, shared).any())
+    for deviation in ("within", "group", "global"):
+        assert not bool(group_advantage(rewards, group, deviation).any())
     for level in value:
         assert not bool(standardise(level.expand(group)).any())
 
@@ -276,7 +296,7 @@ def test_a_memory_of_this_group_alone_is_the_groups_deviation(seed):
     rewards, prompts = drawn(seed), GROUPS
     memory = remembered({}, prompts, rewards.tolist(), buffer=7)
     found = running_advantage(rewards, prompts, memory, min_count=7)
-    own = group_advantage(rewards, 7, shared_scale=False) * (7 / 6) ** 0.5  # ours is unbiased
+    own = group_advantage(rewards, 7, deviation="group") * (7 / 6) ** 0.5  # ours is unbiased
     torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
 
 
@@ -490,26 +510,30 @@ def test_rates_are_the_gradient_of_the_value_where_the_path_is(options):
     assert credit.policy.calls == STEPS * 40
 
 
-@pytest.mark.parametrize("jacobian", ["pretrained", "policy"])
-def test_whose_jacobian_carries_a_slope_back(jacobian):
-    """V is that of the policy's x̂0 either way; ∇V differs, once the policy has moved."""
+@pytest.mark.parametrize("estimate", ["pretrained", "policy"])
+def test_a_slope_is_the_gradient_of_the_value_that_is_learned(estimate):
+    """V reads the pretrained x̂0, or the policy's: its value and its Jacobian, both or neither."""
     control = toy.HatControl(1)
     torch.nn.init.normal_(control.table, std=0.5)
     policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
     generator, who = torch.Generator().manual_seed(0), Condition.none(8)
     noise = prior(policy, 8, generator)
     path = rollout(policy, who, grids.karras(VP(), STEPS), generator, noise)
-    credit = replace(critic_credit(form="rate"), policy=policy, jacobian=jacobian)
+    credit = replace(critic_credit(form="rate"), policy=policy, estimate=estimate)
     for parameter in credit.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = credit.views(path, lambda x, b: x[:, 0], *every_step(path), slopes=True)
-    x = seen.x.detach().requires_grad_()
-    own = policy.estimate(x, seen.t, path.condition.take(every_step(path)[1])).data
-    turned = torch.autograd.grad(own.sum(), x)[0] * torch.cos(seen.t * torch.pi / 2)[:, None]
-    torch.testing.assert_close(seen.guess, own[:, 0].detach(), rtol=1e-4, atol=1e-4)
-    expected = {"policy": turned, "pretrained": slope_inside(seen.t)[:, None]}
-    torch.testing.assert_close(seen.slope, expected[jacobian], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(turned, expected["pretrained"], rtol=0.1)
+    views = credit.views(path, lambda x, b: x[:, 0] ** 2, *every_step(path), slopes=True)
+    condition = path.condition.take(every_step(path)[1])
+
+    def value(x: Tensor) -> Tensor:
+        with policy.reference() if estimate == "pretrained" else nullcontext():
+            data = policy.estimate(x, views.t, condition).data
+        return torch.cos(views.t * torch.pi / 2) * data[:, 0] ** 2
+
+    x = views.x.detach().requires_grad_()
+    torch.testing.assert_close(views.value, value(x).detach(), rtol=1e-4, atol=1e-4)
+    slope = torch.autograd.grad(value(x).sum(), x)[0]
+    torch.testing.assert_close(views.slope, slope, rtol=1e-3, atol=1e-4)
 
 
 def test_rate_and_slope_tend_to_each_other():

@@ -22,6 +22,7 @@ import scoretune
 from networks import score_network
 from scoretune import recipes
 from scoretune.core import checkpoints, config
+from scoretune.core.errors import UserError
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import (
     EDM,
@@ -215,6 +216,40 @@ def test_kills_change_nothing(tmp_path, recipe):
     assert kills >= 2
     launch(run, folder)
     assert_same_run(folder, undisturbed)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
+    from scoretune.training.run import launch as go
+
+    run = configured("updates=6", "checkpoints.every=100", "evaluation.samples=8")
+    launch(run, tmp_path / "undisturbed")
+
+    class Impatient(Silent):
+        def line(self, numbers: dict[str, Any]) -> None:
+            if numbers.get("update") == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        go(run, folder, Impatient(), begun=lambda: run_folder.record(run, folder, 1))
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000002"]
+    launch(run, folder)
+    assert_same_run(folder, tmp_path / "undisturbed")
+
+
+def test_too_few_examples_are_refused_before_anything(tmp_path):
+    from scoretune.training import run as running
+
+    table = tmp_path / "few.csv"
+    for rows, changes, said in (
+        (14, [], "few.csv' holds 14 examples, too few to learn from .* give 15 or more"),
+        (15, ["dataset.held_out=0.01"], "15 examples .* 1 would be held out, and 2 are needed"),
+        (16, ["dataset.held_out=0.99"], "16 examples .* 1 would be learned from, and 2"),
+    ):
+        table.write_text("x,y\n" + "".join(f"{k},{k * k % 7}\n" for k in range(rows)))
+        with pytest.raises(UserError, match=said):
+            running.ready(configured(f"data={table}", *changes))
+    running.ready(configured(f"data={table}"))
 
 
 def test_a_finished_run_resumed_changes_nothing_and_another_seed_does(tmp_path):

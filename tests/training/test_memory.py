@@ -35,7 +35,7 @@ VARIANTS = {
     "slope, own Jacobian": [
         "score_as_action",
         "objective.form=slope",
-        "objective.critic.jacobian=policy",
+        "objective.critic.estimate=policy",
     ],
     "explicit": ["score_as_action", "objective.form=explicit"],
     "explicit, no skip": [

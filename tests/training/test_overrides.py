@@ -99,7 +99,7 @@ def with_setting(run: Run, path: str, value: Any) -> Run | None:
         ("ddpo", ["objective.min_count=3"], "objective.min_count"),
         ("dpok", ["objective.shared_scale=false"], "objective.shared_scale"),
         ("ddpo", ["objective.critic.width=8"], "objective.critic.width"),
-        ("dpok", ["objective.critic.jacobian=policy"], "objective.critic.jacobian"),
+        ("dpok", ["objective.critic.estimate=policy"], "objective.critic.estimate"),
         ("ddpo", ["objective.combine=advantages"], "objective.combine"),
         ("ddpo", ["sampling.eta_end=0"], "sampling.eta_end"),
         ("flow_grpo", ["sampling.shift=2"], "sampling.shift"),

@@ -25,10 +25,12 @@ from typing import Any
 import pytest
 
 from scoretune import recipes
-from scoretune.core import checkpoints, config
+from scoretune.core import checkpoints, config, files
+from scoretune.core.errors import UserError
 from scoretune.data.images import read_pictures
 from scoretune.training import overrides, run_folder
 from scoretune.training.hooks import Silent
+from scoretune.training.progress import Progress
 
 when_asked = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
 FOUR = ("updates=4", "evaluation.every=2", "checkpoints.keep=4")
@@ -249,6 +251,122 @@ def test_a_finished_run_resumed_changes_nothing(tmp_path, tiny, undisturbed):
 def test_another_seed_is_another_run(tmp_path, tiny, undisturbed):
     launch(configured("ddpo", tiny, *FOUR, "seed=1"), tmp_path / "run")
     assert adapter_hash(tmp_path / "run") != adapter_hash(undisturbed)
+
+
+# ---------------------------------------------------------------- what a checkpoint was made with
+
+
+def progress_with(folder: Path, settings: dict[str, Any], **options: Any) -> Progress:
+    """Of a run of ten updates; nobody learns."""
+    nobody: Any = None
+    return Progress(folder, nobody, {}, 10, 2, settings, **options)
+
+
+def test_settings_that_differ_are_named_with_both_values(tmp_path):
+    before = {"seed": 0, "updates": 8, "model.targets": ["a"], "sizes.gone": 3}
+    compare = progress_with(tmp_path, {}).__class__._compare
+    newest = Path("step-00000004")
+
+    def refused(**changes: Any) -> str:
+        new = {**before, "updates": 10, "model.targets": ("a",), "optimiser.new": 1, **changes}
+        with pytest.raises(UserError) as caught:
+            compare(progress_with(tmp_path, new), newest, before, 4)
+        compare(progress_with(tmp_path, new, accept_changes=True), newest, before, 4)
+        assert len(str(caught.value)) <= 300
+        return str(caught.value)
+
+    text = refused(seed=5)
+    assert text.startswith("step-00000004 was made with other settings than run.json has now: ")
+    assert "now: seed 0 -> 5; put them back" in text and "--accept-changes" in text
+    assert "updates 8 -> 7" in refused(updates=7)
+    text = refused(**{"model.targets": ("b" * 99, "c"), "seed": 1, "sizes.gone": 4, "updates": 7})
+    assert "seed 0 -> 1, updates 8 -> 7" in text and text.count("->") == 3 and " and 1 more" in text
+    plain = {**before, "updates": 10, "model.targets": ("a",)}
+    compare(progress_with(tmp_path, plain), newest, before, 4)  # more updates
+    compare(progress_with(tmp_path, plain), newest, {}, 4)  # an older checkpoint
+    for accept in (False, True):
+        with pytest.raises(UserError, match="updates=10 is less than the 11 that are done in"):
+            compare(progress_with(tmp_path, plain, accept_changes=accept), newest, before, 11)
+
+
+def test_what_changed_is_refused_or_accepted_and_then_acts(tmp_path, tiny, undisturbed):
+    from scoretune.training import run
+
+    folder = tmp_path / "run"
+    assert stopped_after(2, undisturbed, folder)["settings"]["seed"] == 0
+    changes = ["optimiser.learning_rate=0.005", "optimiser.decay=none"]
+    other = configured("ddpo", tiny, *FOUR, *changes)
+    recorded = (folder / "run.json").read_text()
+
+    def begun() -> None:
+        run_folder.record(other, folder, 1, resumed=True)
+
+    with pytest.raises(UserError, match=r"optimiser.learning_rate 0.003 -> 0.005"):
+        run.launch(other, folder, Silent(), begun=begun)
+    assert (folder / "run.json").read_text() == recorded and saved_last(folder)["update"] == 2
+    run.launch(other, folder, Silent(), begun=begun, accept_changes=True)
+    saved = saved_last(folder)
+    assert saved["update"] == 4 and saved["optimiser"]["param_groups"][0]["lr"] == 0.005
+    assert run_folder.recorded(folder) == other
+    lines = lines_of(folder / "metrics.jsonl")
+    assert [line["update"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_more_updates_may_be_asked_for(tmp_path, tiny, undisturbed):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    assert run_folder.resumed(folder, ["updates=5"]).updates == 5
+    with pytest.raises(UserError, match="leave out 'seed=1', or add --accept-changes"):
+        run_folder.resumed(folder, ["seed=1"])
+    assert run_folder.resumed(folder, ["seed=1"], accept_changes=True).seed == 1
+
+
+def test_a_checkpoint_of_something_else_is_told_before_training(tmp_path, tiny, undisturbed):
+    """Without a record of its settings, as older versions wrote it."""
+    folder = tmp_path / "run"
+    state = stopped_after(2, undisturbed, folder)
+    del state["settings"]
+    checkpoints.save(folder / "checkpoints", 2, state)
+    for recipe, change, said in (
+        ("ddpo", "model.rank=8", "holds other layers than this run trains: same model.rank"),
+        ("score_as_action", "seed=0", r"step-00000002 does not fit what run.json sets up \(KeyEr"),
+    ):
+        from scoretune.training import run
+
+        with pytest.raises(UserError, match=said):
+            run.launch(configured(recipe, tiny, *FOUR, change), folder, Silent())
+    launch(configured("ddpo", tiny, *FOUR), folder)  # and its own run goes on as before
+    assert_same_run(folder, undisturbed, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "base.json",
+            "{",
+            r"base.json', what was measured before training, cannot be read \(JSOND",
+        ),
+        ("base.json", '{"tasks": [], "values": {}, "line": {}}', r"cannot be read \(KeyError"),
+        ("metrics.jsonl", '[1]\n{"update": 1}\n', r"line 1 of .*metrics.jsonl' cannot be read"),
+    ],
+)
+def test_what_a_run_wrote_is_read_before_it_goes_on(
+    tmp_path, tiny, undisturbed, name, content, said
+):
+    folder = tmp_path / "run"
+    stopped_after(2, undisturbed, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        launch(configured("ddpo", tiny, *FOUR), folder)
+    assert saved_last(folder)["update"] == 2 and (folder / name).read_text() == content
+
+
+def test_only_a_last_line_may_be_cut_short(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"update": 1}\n{"update": 2}\n{"upd\xff')
+    files.forget_after(log, 1)
+    assert log.read_text() == '{"update": 1}\n'
 
 
 # ---------------------------------------------------------------------------- ten kills

@@ -60,7 +60,7 @@ def test_what_is_written_is_read_as_the_same_run(recipe, changes, file):
 
 def test_what_is_never_read_is_not_written():
     text = settings_file.written(recipes.ddpo())
-    assert "clip: 0.2" in text and "shared_scale: true" in text
+    assert "clip: 0.2" in text and "shared_scale: within" in text
     for name in ("buffer", "critic:", "eta_end", "shift", "etas", "dataset:", "ema"):
         assert f"  {name}" not in text and f"\n{name}" not in text
 

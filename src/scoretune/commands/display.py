@@ -38,6 +38,9 @@ class Live:
 
     def stopped(self) -> None:
         """Say how a run that was stopped goes on."""
+        if not (self.folder / "run.json").exists():
+            self._print("scoretune: stopped before it began: nothing was written")
+            return
         self._print(f"scoretune: stopped; go on with: scoretune train --resume {self.folder}")
 
     def note(self, text: str) -> None:

@@ -11,10 +11,15 @@ import typer
 from scoretune.commands.options import Threads, set_threads
 from scoretune.core.errors import UserError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that no other machine reaches."""
+
 
 def serve_reward(
     reward: Annotated[str, typer.Argument(help="reader, module:function, ocr(model=...), ...")],
-    host: Annotated[str, typer.Option(help="Listen here; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Listen here; 0.0.0.0 for all, with --token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     batch: Annotated[int, typer.Option(min=1, help="Images that are scored at once.")] = 16,
     token: Annotated[
@@ -36,14 +41,18 @@ def serve_reward(
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not cuda):
         raise UserError(f"--device {device}: there is {'cpu and cuda' if cuda else 'only cpu'}")
     where = device if device != "auto" else "cuda" if cuda else "cpu"
+    if not token.strip() and host not in LOOPBACK:
+        raise UserError(
+            f"--host {host} is open to other machines: give --token, or set the environment "
+            "variable SCORETUNE_REWARD_TOKEN here and where the run is"
+        )
     built = named_reward(reward)
     service = Service(reward, built, batch, token.strip(), limit * 10**6, where)
     server = RewardServer(service, host, port)
     service.fingerprint = fingerprint(reward, built)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    guarded = "" if token or host in ("127.0.0.1", "localhost") else " (no --token: open to all)"
-    typer.echo(f"{reward} is ready at {server.url}{guarded}; Ctrl-C stops")
+    typer.echo(f"{reward} is ready at {server.url}; Ctrl-C stops")
     try:
         server.serve()
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scoretune.commands.options import Changes, Folder, Json, Seed, Threads, set_threads
-from scoretune.core.errors import UserError
+from scoretune.commands.options import Changes, Folder, Json, Seed, Threads, folder, set_threads
+from scoretune.core.errors import UserError, first_line
 
 
 def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder = None) -> None:
@@ -32,8 +32,15 @@ def train(
     ] = None,
     changes: Changes = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run folder; hardware.… may change.")
+        Path | None,
+        typer.Option(
+            parser=folder, help="Go on with this run folder; hardware.… and updates may change."
+        ),
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="resume: go on with other settings than before."),
+    ] = False,
     run: Folder = None,
     processes: Annotated[
         int | None,
@@ -45,17 +52,23 @@ def train(
     """Train or fine-tune by a recipe or a settings file, or go on with a run that was stopped."""
     from scoretune import recipes
     from scoretune.core import distributed
+    from scoretune.core.processes import run_in
     from scoretune.training import settings_file
 
+    if resume is not None and run is not None:
+        raise UserError("--resume goes on in its own folder: leave out --run")
+    if accept_changes and resume is None:
+        raise UserError("--accept-changes is of --resume: give it too, or leave it out")
     if distributed.needed(processes):
-        raise typer.Exit(distributed.run_in(processes or 1, sys.argv[1:]))
+        raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
     distributed.start(processes)
 
     if resume is not None:
         from scoretune.training.run_folder import resumed
 
         words = [word for word in (recipe, *(changes or [])) if word is not None]
-        _train(resumed(resume, words), resume, threads, json_)
+        settings = resumed(resume, words, accept_changes=accept_changes)
+        _train(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
         return
     if recipe is None:
         raise UserError(
@@ -83,41 +96,41 @@ def show(
     typer.echo(text.rstrip())
 
 
-def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
+def _train(
+    run: Any,
+    folder: Path | None,
+    threads: int,
+    json_: bool,
+    *,
+    going_on: bool = False,
+    accept_changes: bool = False,
+) -> None:
     from scoretune.commands.display import Live
-    from scoretune.commands.plan.suggestions import best_suggestion
     from scoretune.core import distributed
-    from scoretune.training.engine import short_of_memory, undetermined
+    from scoretune.training import run_folder
     from scoretune.training.run import launch, ready
-    from scoretune.training.run_folder import record
 
     set_threads(threads)
-    checked = ready(run)
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
+    if not going_on:
+        run_folder.check(run, where)
+    checked = ready(run)
     command = shlex.join(["scoretune", *sys.argv[1:]])
-    record(run, where, threads, command=command, checked=checked)
+
+    def begun() -> None:
+        run_folder.record(run, where, threads, command=command, checked=checked, resumed=going_on)
+
     main = distributed.team().main
     live = Live(run, where, quiet=not main)
     try:
         with live.progress:
-            result = launch(run, where, live, checked)
+            result = launch(run, where, live, checked, begun=begun, accept_changes=accept_changes)
     except KeyboardInterrupt:
         live.stopped()
         raise
     except Exception as error:
-        if kernel := undetermined(error):
-            raise UserError(
-                f"{kernel} has no deterministic form on this device: set "
-                "hardware.deterministic=false; nothing is lost, go on by scoretune train --resume "
-                f"{where} and that setting"
-            ) from error
-        if not short_of_memory(error):
-            raise
-        raise UserError(
-            f"there is not enough memory ({error}): {best_suggestion(run)}; nothing is lost, go on "
-            f"by scoretune train --resume {where} and that setting"
-        ) from error
+        raise _in_words(error, run, where) from error
     distributed.stop()
     if not main:
         return
@@ -127,6 +140,28 @@ def _train(run: Any, folder: Path | None, threads: int, json_: bool) -> None:
         _conclude(result)
     else:
         live.conclude(result)
+
+
+def _in_words(error: Exception, run: Any, where: Path) -> Exception:
+    """What a run failed of, as far as it is the machine's fault."""
+    from scoretune.commands.plan.suggestions import best_suggestion
+    from scoretune.core import distributed
+    from scoretune.core.processes import LOST
+    from scoretune.training.engine import short_of_memory, undetermined
+
+    if distributed.lost(error):
+        return typer.Exit(LOST)  # the other one has said why
+    if kernel := undetermined(error):
+        return UserError(
+            f"{kernel} has no deterministic form on this device: go on by scoretune train --resume "
+            f"{where} hardware.deterministic=false; nothing is lost"
+        )
+    if short_of_memory(error):
+        return UserError(
+            f"there is not enough memory ({first_line(error)[:80]}): {best_suggestion(run)}; "
+            f"nothing is lost, go on by scoretune train --resume {where} and that setting"
+        )
+    return error
 
 
 def _conclude(result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
+from scoretune.core.finite import nonfinite
 
 Tree = Any  # nested dicts and lists of tensors, numbers, strings and None
 
-_STEP = re.compile(r"step-(\d{8})")
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(UserError):
@@ -37,7 +39,8 @@ def save(folder: Path, step: int, state: Tree, keep: int = 2) -> Path:
     """Write `state` as the checkpoint of `step`, atomically; keep the newest `keep` of them. Of
     several processes the main one writes, and the others wait for it.
 
-    Raises CheckpointError when the disk refuses; earlier checkpoints stay untouched then.
+    Raises CheckpointError when the disk refuses, or a tensor holds NaN or infinity; earlier
+    checkpoints stay untouched then.
     """
     final = folder / f"step-{step:08d}"
     if distributed.team().main:
@@ -50,12 +53,13 @@ def _write(folder: Path, final: Path, step: int, state: Tree, keep: int) -> None
     from safetensors.torch import save as to_bytes
 
     aside, replaced = folder / f".writing-{step:08d}", folder / f".replaced-{step:08d}"
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_pack(state, tensors))
+    _refuse_nonfinite(folder, step, dict(zip(_paths(state), tensors.values(), strict=True)))
     try:
         for leftover in (aside, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
-        tensors: dict[str, Tensor] = {}
-        skeleton = json.dumps(_pack(state, tensors))
         payload = to_bytes(tensors, {"tree": skeleton})
         _write_durably(aside / "state.safetensors", payload)
         manifest = {"step": step, "sha256": hashlib.sha256(payload).hexdigest()}
@@ -76,8 +80,19 @@ def _write(folder: Path, final: Path, step: int, state: Tree, keep: int) -> None
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _refuse_nonfinite(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+    bad = nonfinite(tensors)
+    if bad:
+        raise CheckpointError(
+            f"update {step} is not saved to {folder}, where earlier checkpoints are intact: "
+            f"{len(bad)} of {len(tensors)} tensors hold NaN or infinity, {bad[0]} first; lower "
+            "optimiser.learning_rate"
+        )
+
+
 def load(path: Path) -> Tree:
-    """Read one checkpoint folder. Raises CheckpointError when it is incomplete or altered."""
+    """Read one checkpoint folder. Raises CheckpointError when it is incomplete or altered, or may
+    not be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -88,6 +103,10 @@ def load(path: Path) -> Tree:
         with safe_open(path / "state.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return _unpack(json.loads(file.metadata()["tree"]), tensors)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"checkpoint {path} may not be read ({error}): change its permissions, or be its owner"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} is damaged ({error}); delete that folder to go on from the one "
@@ -155,6 +174,15 @@ def _pack(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": tree}
     raise TypeError(f"a checkpoint cannot hold a {type(tree).__name__}")
+
+
+def _paths(tree: Tree, path: str = "") -> Iterator[str]:
+    """The paths of the tensors of a tree, in the order in which `_pack` collects them."""
+    if isinstance(tree, Tensor):
+        yield path
+    elif isinstance(tree, dict | list | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _paths(value, f"{path}.{key}" if path else str(key))
 
 
 def _unpack(node: Tree, tensors: dict[str, Tensor]) -> Tree:

@@ -10,13 +10,32 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from scoretune.core.errors import visible
 
 NEW_NETWORKS = ("unet", "dit", "mlp")
 SHIPPED_MODELS = ("scenes", "scenes-flow")
 SCENES = ("scenes", "scenes-held-out")
 FUNCTION = r"[\w.]*:\w*"
 """How a user's own function is named: module:function."""
+SIDE, STEPS, SAMPLES, UPDATES = 8192, 10_000, 2**20, 10**8
+"""Bounds of pixels a side, of steps of a sampler, of what an update holds at once, of updates."""
+LONGEST = 4096
+"""Characters of a text among the settings."""
+
+
+NUMBERS = (int, float, float | None)
+"""The types of settings that are numbers."""
 
 
 class Checked(str):
@@ -35,6 +54,29 @@ class Strict(BaseModel):
     """Frozen, and without room for unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def numbers(cls, values: Any) -> Any:
+        """A truth value where a number belongs becomes a text, which pydantic refuses."""
+        if not isinstance(values, dict):
+            return values
+        numeric = {n for n, f in cls.model_fields.items() if f.annotation in NUMBERS}
+        wrong = {n: str(v) for n, v in values.items() if isinstance(v, bool) and n in numeric}
+        return {**values, **wrong}
+
+    @field_validator("*")
+    @classmethod
+    def texts(cls, value: Any) -> Any:
+        """Refuse texts that no file, screen or library takes."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and (len(text) > LONGEST or visible(text) != text):
+                raise PydanticCustomError(
+                    "text",
+                    "Input should be at most {most} characters without control characters",
+                    {"most": LONGEST},
+                )
+        return value
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         """The settings of this section that a run never reads, and with what it would.
@@ -104,13 +146,15 @@ class Model(Strict):
         "module:function; or a new 'unet', 'dit' or 'mlp'",
     )
     revision: str | None = Field(None, description="of a model of the hub: a branch, tag or commit")
-    size: int = Field(0, ge=0, description="side of the pictures in pixels; 0: the model's own")
-    shape: tuple[int, ...] = Field(
+    size: int = Field(
+        0, ge=0, le=SIDE, description="side of the pictures in pixels; 0: the model's own"
+    )
+    shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
     )
     without: Names = Field((), description="parts to leave out, e.g. text_encoder_3 (a T5)")
     rank: int = Field(
-        16, ge=0, description="of the LoRA; 0 trains every weight, at a far lower rate"
+        16, ge=0, le=4096, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"),
@@ -122,6 +166,7 @@ class Model(Strict):
     guidance: float | None = Field(
         None,
         ge=0,
+        le=1000,
         description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
         "its pipeline's own",
     )
@@ -133,8 +178,8 @@ class Model(Strict):
     prediction: Literal["epsilon", "sample", "v_prediction", "velocity"] | None = Field(
         None, description="of a new network: what it is trained to output"
     )
-    width: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
-    depth: int = Field(0, ge=0, description="of a new network; 0: as suits its kind")
+    width: int = Field(0, ge=0, le=4096, description="of a new network; 0: as suits its kind")
+    depth: int = Field(0, ge=0, le=256, description="of a new network; 0: as suits its kind")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
@@ -162,9 +207,13 @@ class Dataset(Strict):
     )
     key: str | None = Field(None, description="which array of a .npz file")
     columns: Names = Field((), description="of a table; empty takes all that hold numbers")
-    window: int = Field(0, ge=0, description="rows that make a series; 0: a row is a point")
-    stride: int = Field(1, ge=1, description="rows from one window to the next")
-    size: int = Field(0, ge=0, description="side to scale and crop pictures to; 0: as they are")
+    window: int = Field(
+        0, ge=0, le=2**20, description="rows that make a series; 0: a row is a point"
+    )
+    stride: int = Field(1, ge=1, le=2**20, description="rows from one window to the next")
+    size: int = Field(
+        0, ge=0, le=SIDE, description="side to scale and crop pictures to; 0: as they are"
+    )
     channels: Literal["auto", "first", "last"] = Field("auto", description="of images in arrays")
     held_out: float = Field(0.1, gt=0, lt=1, description="share that is never learned from")
 
@@ -178,16 +227,21 @@ class Dataset(Strict):
 class Window(Strict):
     """Which steps of a path are stochastic and learned from; an ODE solver takes the others."""
 
-    size: int = Field(0, ge=0, description="steps; 0: every step is stochastic, there is no window")
+    size: int = Field(
+        0, ge=0, le=STEPS, description="steps; 0: every step is stochastic, there is no window"
+    )
     order: Literal["progressive", "random", "frozen"] = Field(
         "progressive", description="moves from noise to data and begins again; jumps; stays"
     )
-    every: int = Field(1, ge=1, description="updates between two moves")
-    stride: int = Field(1, ge=1, description="steps a move")
+    every: int = Field(1, ge=1, le=UPDATES, description="updates between two moves")
+    stride: int = Field(1, ge=1, le=STEPS, description="steps a move")
     decay: float = Field(
-        0.0, ge=0, description="progressive: how fast stays grow shorter towards the data; 0: not"
+        0.0,
+        ge=0,
+        le=1000,
+        description="progressive: how fast stays grow shorter towards the data; 0: not",
     )
-    decay_from: int = Field(13, ge=0, description="the place from which on they do")
+    decay_from: int = Field(13, ge=0, le=STEPS, description="the place from which on they do")
     solver: OdeSolver = Field("ddim", description="of the other steps")
     compress: float = Field(
         1.0, gt=0, le=1, description="share of the steps after the window that is taken"
@@ -216,13 +270,19 @@ class Sampling(Strict):
     noise: Literal["constant", "ramp", "flow", "dance", "cps"] = Field(
         "constant", description="how noisy at which time; `eta` is its level"
     )
-    eta: float = Field(1.0, gt=0, description="stochasticity: 1 is the reverse SDE, 0 the ODE")
-    eta_end: float | None = Field(None, ge=0, description="ramp: stochasticity at the data")
-    steps: int = Field(10, ge=2, description="of a path")
+    eta: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="stochasticity: 1 is the reverse SDE, 0 the ODE; with noise=flow, dance or cps "
+        "the level of that paper: η = eta/√2, η = eta/g(t), a share of the std",
+    )
+    eta_end: float | None = Field(None, ge=0, le=100, description="ramp: stochasticity at the data")
+    steps: int = Field(10, ge=2, le=STEPS, description="of a path")
     grid: Literal["auto", "karras", "uniform", "shifted"] = Field(
         "auto", description="auto: karras; uniform where the noise has no finite ratio to data"
     )
-    shift: float = Field(3.0, gt=0, description="of grid shifted")
+    shift: float = Field(3.0, ge=1e-3, le=1000, description="of grid shifted")
     window: Window = Window()
     shared_noise: bool = Field(False, description="the samples of a prompt begin with one noise")
     jitter: bool = Field(False, description="draw the inner times anew for every path")
@@ -261,15 +321,35 @@ class Sampling(Strict):
 class Sizes(Strict):
     """How much is sampled and learned an update."""
 
-    prompts: int = Field(16, ge=1, description="an update")
-    group: int = Field(8, ge=1, description="samples of each prompt")
-    batch: int = Field(0, ge=0, description="matching: examples an update; 0: prompts × group")
-    minibatch: int = Field(64, ge=1, description="steps, or paths, learned from at once")
+    prompts: int = Field(16, ge=1, le=SAMPLES, description="an update")
+    group: int = Field(8, ge=1, le=SAMPLES, description="samples of each prompt")
+    batch: int = Field(
+        0, ge=0, le=SAMPLES, description="matching: examples an update; 0: prompts × group"
+    )
+    minibatch: int = Field(
+        64, ge=1, le=SAMPLES, description="steps, or paths, learned from at once"
+    )
     share: float = Field(1.0, gt=0, le=1, description="of each path's steps that are learned from")
     accumulate: int = Field(
-        1, ge=0, description="minibatches an optimiser step; 0 makes one step of an epoch"
+        1,
+        ge=0,
+        le=SAMPLES,
+        description="minibatches an optimiser step; 0 makes one step of an epoch",
     )
-    epochs: int = Field(1, ge=1, description="passes over a round's states, each in a new order")
+    epochs: int = Field(
+        1, ge=1, le=1000, description="passes over a round's states, each in a new order"
+    )
+
+    @model_validator(mode="after")
+    def bounded(self) -> Sizes:
+        """Refuse more samples than an update can hold."""
+        if self.prompts * self.group > SAMPLES:
+            raise PydanticCustomError(
+                "samples",
+                "prompts × group is {count} samples an update: at most {most}",
+                {"count": self.prompts * self.group, "most": SAMPLES},
+            )
+        return self
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         acts, objective = _follows_rewards(run), run.objective
@@ -293,7 +373,10 @@ class Hardware(Strict):
     """How the machine does it; changes no result beyond rounding."""
 
     device_batch: int = Field(
-        0, ge=0, description="states a network sees at once on a device; 0: as sizes says"
+        0,
+        ge=0,
+        le=SAMPLES,
+        description="states a network sees at once on a device; 0: as sizes says",
     )
     checkpointing: bool = Field(
         False, description="activations are computed again instead of kept: less memory, slower"
@@ -302,7 +385,7 @@ class Hardware(Strict):
         False, description="encode every prompt once, then let go of the text encoders"
     )
     decode_batch: int = Field(
-        0, ge=0, description="pictures decoded at once; 0: about four megapixels"
+        0, ge=0, le=SAMPLES, description="pictures decoded at once; 0: about four megapixels"
     )
     offload_paths: bool = Field(False, description="paths wait in the computer's memory")
     compile: bool = Field(False, description="torch.compile the network")
@@ -333,10 +416,13 @@ class Optimiser(Strict):
     kind: Literal["adamw", "fused", "8bit"] = Field(
         "adamw", description="fused: one kernel a step; 8bit: bitsandbytes' (an extra)"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="at the first update")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, as AdamW has it")
-    clip_norm: float = Field(1.0, gt=0, description="longest gradient of a step")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="at the first update")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="decoupled, as AdamW has it")
+    clip_norm: float = Field(1.0, ge=1e-9, le=1e9, description="longest gradient of a step")
     decay: Literal["linear", "none"] = Field("linear", description="of the rate, to 0 at the end")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is NaN or infinite: ends the run, or is left out"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="networks from data: decay of the averaged weights; 0: none"
     )
@@ -348,10 +434,12 @@ class Optimiser(Strict):
 class Critic(Strict):
     """The value network: V = c_skip(t)·reward(x̂0) + c_out(t)·F."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="of the critic")
-    width: int = Field(48, ge=8, multiple_of=4, description="channels of F")
-    passes: int = Field(2, ge=1, description="over a round's states, each round")
-    warmup: int = Field(1, ge=0, description="rounds that only fit the critic, before update 1")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="of the critic")
+    width: int = Field(48, ge=8, le=4096, multiple_of=4, description="channels of F")
+    passes: int = Field(2, ge=1, le=1000, description="over a round's states, each round")
+    warmup: int = Field(
+        1, ge=0, le=UPDATES, description="rounds that only fit the critic, before update 1"
+    )
     body: Literal["auto", "small", "backbone"] = Field(
         "auto", description="F: a head on the policy's features (auto: if it has any), or small"
     )
@@ -359,8 +447,17 @@ class Critic(Strict):
         "cos_sin", description="c_skip and c_out over time; none: V = F alone"
     )
     inputs: Literal["both", "noisy", "denoised"] = Field("both", description="of a small F")
-    jacobian: Literal["pretrained", "policy"] = Field(
-        "pretrained", description="whose ∂x̂0/∂x carries slopes back to the state"
+    gae_lambda: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="ratios: what an increment of the value at the end of a path counts at its "
+        "beginning; 0: a step's own increment, 1: the outcome; null: 0 in score_as_action, else 1",
+    )
+    estimate: Literal["pretrained", "policy"] = Field(
+        "pretrained",
+        validation_alias=AliasChoices("estimate", "jacobian"),
+        description="whose x̂0(x) the value reads where its slope is asked for",
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -372,7 +469,12 @@ class Critic(Strict):
         return {
             **_only(self.body != "backbone", Checked("objective.critic.body=small"), "inputs"),
             **_only(
-                slopes, "score_as_action and objective.form=slope, rate or explicit", "jacobian"
+                slopes, "score_as_action and objective.form=slope, rate or explicit", "estimate"
+            ),
+            **_only(
+                not isinstance(objective, ScoreAction) or objective.form in ("auto", "ratio"),
+                "objective.form=ratio",
+                "gae_lambda",
             ),
             **_only(valued, "objective.baseline=critic", *self.leaves()),
         }
@@ -389,12 +491,17 @@ class Matching(Objective):
 
     on_data: ClassVar[bool] = True
     kind: Literal["matching"] = "matching"
-    t_min: float = Field(1e-3, gt=0, description="smallest time that is learned from")
+    t_min: float = Field(1e-3, ge=1e-9, le=1e4, description="smallest time that is learned from")
     weight: Literal["own", "noise", "data", "v", "velocity", "likelihood", "edm", "min_snr"] = (
-        Field("own", description="on the error; own: 1 on what the network predicts")
+        Field(
+            "own",
+            description="on the error; own: 1 on what the network predicts; edm: as published, "
+            "for data of deviation 0.5, though data of one's own are standardised to 1",
+        )
     )
     times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
-        "uniform", description="how times are drawn"
+        "uniform",
+        description="how times are drawn; lognormal: as published, for data of deviation 0.5",
     )
     loss: Literal["denoising", "sliced", "implicit"] = Field(
         "denoising", description="of score matching; the last two from derivatives of the network"
@@ -413,12 +520,14 @@ class Consistency(Objective):
     rule: Literal["auto", "distillation", "ict", "ct"] = Field(
         "auto", description="auto: distillation of a trained network, ict for a new one"
     )
-    points: int = Field(0, ge=0, description="of the finest grid; 0: as the rule's paper has it")
+    points: int = Field(
+        0, ge=0, le=100_000, description="of the finest grid; 0: as the rule's paper has it"
+    )
     solver: Literal["heun", "euler"] = Field("heun", description="the teacher's")
     decay: float = Field(0.95, ge=0, lt=1, description="distillation: memory of the target network")
-    t_min: float = Field(1e-3, gt=0, description="smallest time that is learned from")
+    t_min: float = Field(1e-3, ge=1e-9, le=1e4, description="smallest time that is learned from")
     sigma_data: float = Field(
-        1.0, gt=0, description="deviation of the states: data are standardised"
+        1.0, ge=1e-4, le=1e4, description="deviation of the states: data are standardised"
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -428,6 +537,11 @@ class Consistency(Objective):
         return _only(distils, taught, "solver", "decay")
 
 
+def _deviation(value: object) -> object:
+    """`shared_scale` was a bool, and is in the files of older runs."""
+    return {True: "within", False: "group"}[value] if isinstance(value, bool) else value
+
+
 class PolicyGradient(Objective):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
@@ -435,10 +549,16 @@ class PolicyGradient(Objective):
     surrogate: Literal["clipped", "score_function"] = Field(
         "clipped", description="PPO's, or REINFORCE for a single step of the optimiser a round"
     )
-    clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
+    clip: float = Field(0.2, ge=1e-9, le=1e6, description="how far a likelihood ratio may leave 1")
+    kl_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="of the KL to the pretrained model: deviations of the reward a nat; with "
+        "baseline=critic, which divides by none, the reward's own unit a nat",
+    )
     temperature: float = Field(
-        1.0, gt=0, description="divides log-ratios, which are sums over dimensions"
+        1.0, ge=1e-6, le=1e9, description="divides log-ratios, which are sums over dimensions"
     )
     baseline: Literal["group", "running", "critic"] = Field(
         "group",
@@ -448,13 +568,24 @@ class PolicyGradient(Objective):
     combine: Literal["rewards", "advantages"] = Field(
         "rewards", description="several rewards: weighted before they are compared, or after"
     )
-    buffer: int = Field(32, ge=2, description="running: rewards remembered of each prompt")
-    min_count: int = Field(
-        16, ge=2, description="running: with fewer than that, compared with the whole batch"
+    buffer: int = Field(
+        32, ge=2, le=SAMPLES, description="running: rewards remembered of each prompt"
     )
-    shared_scale: bool = Field(True, description="group: one deviation for all prompts")
+    min_count: int = Field(
+        16,
+        ge=2,
+        le=SAMPLES,
+        description="running: with fewer than that, compared with the whole batch",
+    )
+    shared_scale: Annotated[Literal["group", "within", "global"], BeforeValidator(_deviation)] = (
+        Field(
+            "within",
+            description="group: rewards are divided by their group's own deviation, by one of all "
+            "about their group's mean, or by one of all about the mean of all",
+        )
+    )
     trust_region: float | None = Field(
-        None, gt=0, description="KL that an update may move, in nats; adapts a penalty"
+        None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
     )
     early_stop: bool = Field(
         False, description="end an update that has moved 1.5 times the trust region"
@@ -484,13 +615,19 @@ class ScoreAction(Objective):
     form: Literal["auto", "slope", "rate", "explicit", "ratio"] = Field(
         "auto", description="auto: rate if the reward has a gradient, else ratio"
     )
-    clip: float = Field(0.2, gt=0, description="how far a likelihood ratio may leave 1")
-    kl_weight: float = Field(0.003, ge=0, description="of the KL to the pretrained model")
+    clip: float = Field(0.2, ge=1e-9, le=1e6, description="how far a likelihood ratio may leave 1")
+    kl_weight: float = Field(
+        0.003,
+        ge=0,
+        le=1e6,
+        description="of the KL to the pretrained model, in the reward's own unit a nat; the "
+        "default is for a log-probability: scale it with the reward",
+    )
     exploration: float = Field(
-        0.3, gt=0, description="explicit: deviation of tried noise estimates"
+        0.3, ge=1e-6, le=100, description="explicit: deviation of tried noise estimates"
     )
     trust_region: float | None = Field(
-        None, gt=0, description="KL that an update may move, in nats; adapts a penalty"
+        None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
     )
     early_stop: bool = Field(
         False, description="end an update that has moved 1.5 times the trust region"
@@ -513,14 +650,14 @@ class Direct(Objective):
     through: Literal["steps", "estimate"] = Field(
         "steps", description="what the gradient passes through"
     )
-    last: int = Field(1, ge=1, description="steps, from the end, that are learned from")
+    last: int = Field(1, ge=1, le=STEPS, description="steps, from the end, that are learned from")
     random: bool = Field(False, description="a random number of them, up to `last`")
     graph: Literal["auto", "kept", "steps"] = Field(
         "auto",
         description="kept: of all those steps at once; steps: of one at a time, less memory and "
         "slower; auto: kept without a KL weight, hardware.checkpointing or sizes.accumulate",
     )
-    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
+    kl_weight: float = Field(0.0, ge=0, le=1e6, description="of the KL to the pretrained model")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(self.through == "steps", "objective.through=steps", "random", "graph")
@@ -530,7 +667,7 @@ class Adjoint(Objective):
     """Adjoint matching: regression onto lean adjoints under the pretrained model."""
 
     kind: Literal["adjoint"] = "adjoint"
-    kl_weight: float = Field(0.003, gt=0, description="of the KL to the pretrained model")
+    kl_weight: float = Field(0.003, gt=0, le=1e6, description="of the KL to the pretrained model")
 
 
 class Energy(Objective):
@@ -540,21 +677,21 @@ class Energy(Objective):
     update: Literal["dxmi", "ctrl"] = Field(
         "dxmi", description="value slopes where a step arrives, or where it starts"
     )
-    learning_rate: float = Field(1e-4, gt=0, description="of the energy")
-    width: int = Field(48, ge=8, multiple_of=4, description="channels of the energy")
-    kl_weight: float = Field(0.0, ge=0, description="of the KL to the pretrained model")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="of the energy")
+    width: int = Field(48, ge=8, le=4096, multiple_of=4, description="channels of the energy")
+    kl_weight: float = Field(0.0, ge=0, le=1e6, description="of the KL to the pretrained model")
 
 
 class Gap(Strict):
     """The reward-gap matrix that evaluations add: every η at every number of steps."""
 
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="numbers of steps; empty: no matrix"
+    steps: tuple[Annotated[int, Field(ge=1, le=STEPS)], ...] = Field(
+        (), max_length=64, description="numbers of steps; empty: no matrix"
     )
-    etas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
-        (0.0, 0.5, 1.0, 1.5), min_length=1, description="0 is the ODE"
+    etas: tuple[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)], ...] = Field(
+        (0.0, 0.5, 1.0, 1.5), min_length=1, max_length=64, description="0 is the ODE"
     )
-    every: int = Field(1, ge=1, description="evaluations between two matrices")
+    every: int = Field(1, ge=1, le=UPDATES, description="evaluations between two matrices")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return {
@@ -573,11 +710,15 @@ class Guard(Strict):
         None, description="a reward that is never optimised; null: the model's own judge, if any"
     )
     margin: float = Field(
-        0.0, ge=0, description="how far below its best the judge may fall, besides by chance"
+        0.0,
+        ge=0,
+        le=1e9,
+        description="how far below its best the judge may fall, besides by chance",
     )
     chain_kl: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         validation_alias=AliasChoices("chain_kl", "path_kl"),
         description="budget of the chain's KL to the base model, in nats; null: none",
     )
@@ -586,9 +727,12 @@ class Guard(Strict):
         None, description="in which diversity is measured; null: the judge's, or pixels"
     )
     pattern: float = Field(
-        3.0, ge=1, description="periodic artefacts: how many times the base model's, at most"
+        3.0,
+        ge=1,
+        le=1e9,
+        description="periodic artefacts: how many times the base model's, at most",
     )
-    patience: int = Field(1, ge=1, description="evaluations in a row before an alarm")
+    patience: int = Field(1, ge=1, le=UPDATES, description="evaluations in a row before an alarm")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         others = [name for name in self.leaves() if name != "action"]
@@ -607,13 +751,22 @@ class Evaluation(Strict):
         None, description="as `prompts`; null: held-out scenes, or a user's model's own prompts"
     )
     per_task: int = Field(
-        30, ge=0, description="scenes, or prompts trained on too: how many of each task; 0: all"
+        30,
+        ge=0,
+        le=10_000,
+        description="scenes, or prompts trained on too: how many of each task; 0: all",
     )
     solver: OdeSolver = Field("ddim", description="of the deterministic sampler")
-    steps: int = Field(20, ge=1, description="of that sampler")
-    every: int = Field(14, ge=0, description="updates between evaluations; 0 only at both ends")
-    seed: int = Field(20240, description="of the noise, the same at every evaluation")
-    samples: int = Field(500, ge=2, description="networks from data: drawn at each evaluation")
+    steps: int = Field(20, ge=1, le=STEPS, description="of that sampler")
+    every: int = Field(
+        14, ge=0, le=UPDATES, description="updates between evaluations; 0 only at both ends"
+    )
+    seed: int = Field(
+        20240, ge=0, le=2**32 - 1, description="of the noise, the same at every evaluation"
+    )
+    samples: int = Field(
+        500, ge=2, le=100_000, description="networks from data: drawn at each evaluation"
+    )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         listed = self.prompts is None or self.prompts in (*SCENES, "none")
@@ -629,8 +782,8 @@ class Evaluation(Strict):
 class Checkpoints(Strict):
     """When to save, and how many to keep."""
 
-    every: int = Field(5, ge=1, description="updates between two checkpoints")
-    keep: int = Field(2, ge=1, description="how many, the newest")
+    every: int = Field(5, ge=1, le=UPDATES, description="updates between two checkpoints")
+    keep: int = Field(2, ge=1, le=UPDATES, description="how many, the newest")
 
 
 class Run(Strict):
@@ -638,14 +791,14 @@ class Run(Strict):
 
     recipe: str = Field(description="the method that the settings began with")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
-    updates: int = Field(50, ge=1, description="rounds of sampling and learning")
+    updates: int = Field(50, ge=1, le=UPDATES, description="rounds of sampling and learning")
     model: Model = Model()
     prompts: str = Field(
         "scenes",
         description="'scenes', a file (txt, csv, tsv, jsonl, parquet), datasets:ID, or 'none'",
     )
     prompts_per_task: int = Field(
-        200, ge=0, description="scenes: as many of each task; 0 takes all"
+        200, ge=0, le=10_000, description="scenes: as many of each task; 0 takes all"
     )
     data: str = Field(
         "scenes",

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from scoretune.core import processes
 from scoretune.core.errors import UserError
 
 
@@ -54,7 +53,8 @@ def start(requested: int | None = None) -> Team:
     Raises UserError when their number is not the `requested` one, here or of the
     launcher: on CPU `accelerate launch --num_processes 2` starts one, and says nothing.
     """
-    running = int(os.environ.get("WORLD_SIZE", "1"))
+    processes.end_with_parent()
+    running = _number("WORLD_SIZE", 1)
     wanted = requested or _launched()
     if wanted is not None and wanted != running:
         raise UserError(
@@ -63,28 +63,60 @@ def start(requested: int | None = None) -> Team:
             f"--standalone --nproc_per_node {wanted} -m scoretune -- train …"
         )
     if running > 1 and not distributed.is_initialized():
+        _check_environment(running)
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            _take_device(_number("LOCAL_RANK", 0))
         distributed.init_process_group()  # gloo for the CPU, and nccl where there is CUDA
     return team()
+
+
+def _take_device(rank: int) -> None:
+    """Compute on the device of this rank. Raises UserError where there are fewer of them."""
+    devices = torch.cuda.device_count()
+    if rank >= devices:
+        raise UserError(
+            f"there are more processes on this machine than its {devices} GPUs, of which each "
+            f"takes one: start {devices}"
+        )
+    torch.cuda.set_device(rank)
+
+
+def _check_environment(running: int) -> None:
+    """Refuse a half of what a launcher says of the processes."""
+    missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={running} is set and {', '.join(missing)} not: unset WORLD_SIZE, or start "
+            f"the processes by scoretune train … --processes {running}"
+        )
+    _number("MASTER_PORT", 0)
+    if _number("RANK", 0) >= running:
+        raise UserError(
+            f"RANK={os.environ['RANK']} is not below WORLD_SIZE={running}: leave both to the "
+            "launcher"
+        )
+
+
+def _number(name: str, default: int) -> int:
+    """A count from the environment. Raises UserError where it is none."""
+    text = os.environ.get(name, "") or str(default)
+    if not text.isdecimal() or (name == "WORLD_SIZE" and not int(text)):
+        raise UserError(
+            f"the environment variable {name} is {text!r} and should be a number: unset it, or "
+            "leave it to torchrun"
+        )
+    return int(text)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another of the processes is gone."""
+    gone = isinstance(error, distributed.DistBackendError | distributed.DistNetworkError)
+    return gone or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def needed(requested: int | None) -> bool:
     """Whether more processes were asked for, and nobody has started any."""
     return (requested or 1) > 1 and "WORLD_SIZE" not in os.environ and _launched() is None
-
-
-def run_in(processes: int, words: Sequence[str]) -> int:
-    """Run `scoretune WORDS` in so many processes on this machine; the exit code."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # The two hyphens keep the launcher from reading --run as an option of its own.
-    command = [*launcher, f"--nproc_per_node={processes}", "-m", "scoretune", "--", *words]
-    child = subprocess.Popen(command)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the terminal signals the children too: they stop
-            continue
 
 
 def stop() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from scoretune.core import distributed, reading
 from scoretune.core.errors import UserError
+from scoretune.core.finite import nonfinite
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -24,17 +27,41 @@ def write_whole(path: Path, text: str) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors by name as safetensors, as `write_whole` writes a text; its folder is made."""
+    """Write tensors by name as safetensors, as `write_whole` writes a text; its folder is made.
+
+    Raises UserError where one holds NaN or infinity, OSError where the disk refuses.
+    """
     from safetensors.torch import save_file
 
+    bad = nonfinite(tensors)
+    if bad:
+        raise UserError(
+            f"{str(path)!r} is not written: {len(bad)} of {len(tensors)} tensors hold NaN or "
+            f"infinity, {bad[0]} first; lower the learning rate, or go back to an older checkpoint"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     aside.touch()
     mode = aside.stat().st_mode  # as the umask has it: safetensors writes for the owner alone
-    save_file(plain, aside, metadata)
+    with disk_errors(path):
+        save_file(plain, aside, metadata)
     aside.chmod(mode)
     os.replace(aside, path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Within this context what safetensors says of the disk is an OSError, as everybody's is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path, fix: str, *, kind: str = "") -> dict[str, Tensor]:
@@ -68,15 +95,24 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def forget_after(path: Path, update: int) -> None:
-    """Drop the lines of updates that a resumed run will do again, and any line cut short."""
+    """Drop the lines of updates that a resumed run will do again, and a last line cut short.
+
+    Raises UserError for any other line that cannot be read, before anything is changed.
+    """
     if not path.exists() or not distributed.team().main:
         return
     kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-        except ValueError:
-            continue
-        if line["update"] <= update:
-            kept.append(json.dumps(line) + "\n")
+            if line["update"] <= update:
+                kept.append(json.dumps(line) + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):  # a kill in the middle of it
+                break
+            raise UserError(
+                f"line {number} of {str(path)!r} cannot be read ({type(error).__name__}): delete "
+                "that line to go on"
+            ) from error
     write_whole(path, "".join(kept))  # a kill while writing must not cost the log

@@ -26,6 +26,7 @@ BLOCKS = (
     *("down_blocks", "mid_block", "up_blocks"),
 )
 """What diffusers calls the parts of its networks that compute one after the other."""
+RATES = ("lr", "weight_decay")
 REACHED_INTO = {("DiTTransformer2DModel", "transformer_blocks.0")}
 """Blocks whose weights the network also uses by itself: they are gathered with the rest of it."""
 
@@ -104,13 +105,17 @@ def copy_into(parameter: Tensor, tensor: Tensor) -> None:
 
 
 def restore(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's whole state, keeping slices of what belongs to slices."""
+    """Load an optimiser's whole state, keeping slices of what belongs to slices, and the rates that
+    the settings gave it: what they are after so many updates is a schedule's to say."""
+    rates = [{name: group[name] for name in RATES} for group in optimiser.param_groups]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = {
         number: {name: _moment(value, parameters[number]) for name, value in moments.items()}
         for number, moments in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": kept})
+    for group, own in zip(optimiser.param_groups, rates, strict=True):
+        group.update(own)
 
 
 def clip(parameters: Sequence[Tensor], limit: float) -> float:

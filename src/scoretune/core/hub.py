@@ -32,7 +32,9 @@ def place(source: str) -> str:
 def refuse_pickle(path: Path, fix: str) -> None:
     """Refuse a file that can run code when read; `fix` says what to do about it."""
     if path.suffix in PICKLES:
-        raise UserError(f"{str(path)!r} is a pickle, which can run code when read; {fix}")
+        raise UserError(
+            f"'{path.parent.name}/{path.name}' is a pickle, which can run code when read; {fix}"
+        )
 
 
 def refuse_endless(path: Path) -> None:

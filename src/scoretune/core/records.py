@@ -315,6 +315,9 @@ class Source(Stateful, Protocol):
 class Engine(Protocol):
     """Gradients and steps, on whatever machine (`training.engine.TorchEngine`)."""
 
+    skips: bool
+    """Whether steps with a gradient that is not finite are left out."""
+
     def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(

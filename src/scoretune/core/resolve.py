@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from scoretune.core.errors import UserError, unknown
+from scoretune.core.foreign import contained
 
 T = TypeVar("T")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
@@ -225,7 +226,10 @@ def imported(kind: str, path: str) -> Callable[..., Any]:
     """
     place, _, name = path.partition(":")
     try:
-        module = _module(place)
+        with contained(f"importing the {kind} {path!r}"):
+            module = _module(place)
+    except UserError:
+        raise
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise UserError(
             f"cannot import the {kind} {path!r} ({type(error).__name__}: {error}): write it as "
@@ -245,12 +249,25 @@ def _module(place: str) -> ModuleType:
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.append(here)
-        return importlib.import_module(place)
+        module = importlib.import_module(place)
+        _check_hidden(module, place, Path(here))
+        return module
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     assert spec is not None and spec.loader is not None, "its name ends as Python's files do"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _check_hidden(module: ModuleType, place: str, here: Path) -> None:
+    """Refuse a module that hides a file of the same name in the current folder."""
+    own = here.joinpath(*place.split(".")).with_suffix(".py")
+    home = getattr(module, "__file__", None)
+    if own.is_file() and (home is None or not own.samefile(home)):
+        raise UserError(
+            f"{own.name} in this folder is hidden by another module {place!r} "
+            f"({home or 'built in'}): name it as {own.name}:FUNCTION, or give the file another name"
+        )
 
 
 def _nearest(module: ModuleType, name: str) -> str:

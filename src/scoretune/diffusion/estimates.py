@@ -7,6 +7,7 @@ solved once in `read`; there are no n² converters.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ class Estimate:
 
     data: Tensor
     noise: Tensor
+
+    def __post_init__(self) -> None:
+        check_same_shape(data=self.data, noise=self.noise)
+
+
+Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
+"""What a network says about x [B, *S] at the times t [B]."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,12 @@ def _no_zero(divisor: Tensor) -> Tensor:
 
 def target(process: Process, prediction: Prediction, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     """What the network should output, a·x0 + b·ε: the target of the matching loss, [B, *S]."""
+    check_same_shape(x0=x0, eps=eps)
     a, b = prediction.row(process, t)
     return expand(a, x0) * x0 + expand(b, x0) * eps
 
 
 def perturb(process: Process, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     """The noisy state x_t = α x0 + σ ε, [B, *S]."""
+    check_same_shape(x0=x0, eps=eps)
     return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps

@@ -1,7 +1,7 @@
 """One step of a sampler as a Gaussian: (process, x, estimate, t, t_next) -> Transition.
 
 Four kernels times a noise scale cover the probability-flow ODE, the reverse SDE, DDIM(η),
-ancestral DDPM, gDDIM(η), the exponential integrator, Flow-SDE, Dance-SDE, CPS and MixGRPO's window.
+ancestral DDPM, gDDIM(η), the exponential integrator, Flow-SDE, Dance-SDE and CPS.
 Every kernel is linear in (x, x̂, ε̂): `weights(process, t, t_next)` are its numbers, for times of
 any shape, so that a sampler works out a whole grid at once. Primes in formulas are values at
 t_next, x̂ and ε̂ the estimate, ρ = σ/α and d = t_next − t <= 0.
@@ -36,12 +36,12 @@ from scoretune.diffusion.scales import (
     Ramp,
     Scale,
     Still,
-    Within,
     check_level,
     ratio_quotient,
     step_diffusion_sq,
 )
 from scoretune.diffusion.transitions import Transition, Weights
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 __all__ = [
     "CPS",
@@ -59,7 +59,6 @@ __all__ = [
     "Scale",
     "Still",
     "Transition",
-    "Within",
     "response",
     "stochasticity",
 ]
@@ -74,6 +73,7 @@ class _Linear(ABC):
     def __call__(
         self, process: Process, x: Tensor, estimate: Estimate, t: Tensor, t_next: Tensor
     ) -> Transition:
+        check_batch(x, t=t, t_next=t_next)
         return self.weights(process, t, t_next).over(x).transition(x, estimate)
 
 
@@ -94,13 +94,15 @@ class EulerMaruyama(_Linear):
 
     def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
         """(1, dα', d(σ' + η²g²/(2σ)), η g √|d|)."""
+        check_same_shape(t=t, t_next=t_next)
         d = t_next - t
         alpha_rate, sigma_rate = rates(process, t)
         if self.scale == Still():
-            return Weights(1.0, d * alpha_rate, d * sigma_rate, torch.zeros_like(t))
+            return Weights(torch.ones_like(t), d * alpha_rate, d * sigma_rate, torch.zeros_like(t))
         noise_sq = self.scale(process, t, t_next) ** 2 * step_diffusion_sq(process, t, t_next)
         noise_rate = sigma_rate + noise_sq / (2 * process.sigma(t))
-        return Weights(1.0, d * alpha_rate, d * noise_rate, torch.sqrt(noise_sq * d.abs()))
+        std = torch.sqrt(noise_sq * d.abs())
+        return Weights(torch.ones_like(t), d * alpha_rate, d * noise_rate, std)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,10 @@ class Renoise(_Linear):
 
     def weights(self, process: Process, t: Tensor, t_next: Tensor) -> Weights:
         """(0, α', √(σ'² − c²), c)."""
-        alpha, sigma = process.alpha(t_next), process.sigma(t_next)
+        check_same_shape(t=t, t_next=t_next)
+        alpha, sigma, nothing = process.alpha(t_next), process.sigma(t_next), torch.zeros_like(t)
         if self.scale == Still():
-            return Weights(0.0, alpha, sigma, torch.zeros_like(t))
+            return Weights(nothing, alpha, sigma, nothing)
         std = self.scale(process, t, t_next)
         if bool((std > sigma * (1 + 1e-6)).any()):
             limit = float(Posterior.limit(process, t, t_next).min())
@@ -129,7 +132,7 @@ class Renoise(_Linear):
                 "lower eta, or use GDDIM(eta), which is defined for every eta"
             )
         kept = torch.sqrt(((sigma - std) * (sigma + std)).clamp(min=0))
-        return Weights(0.0, alpha, kept, std)
+        return Weights(nothing, alpha, kept, std)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ class GDDIM(_Linear):
         log_kept = torch.xlogy(eta_sq, ratio_quotient(process, t, t_next))
         sigma = process.sigma(t_next)
         std = sigma * torch.sqrt(-torch.expm1(2 * log_kept))
-        return Weights(0.0, process.alpha(t_next), sigma * torch.exp(log_kept), std)
+        kept = sigma * torch.exp(log_kept)
+        return Weights(torch.zeros_like(t), process.alpha(t_next), kept, std)
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class Exponential(_Linear):
         pull = (1 + eta**2) / 2 * score_weight(process, t, t_next) / process.sigma(t)
         gone = noise_ratio(process, t) ** 2 - noise_ratio(process, t_next) ** 2
         std = eta * alpha_next * torch.sqrt(gone.clamp(min=0))
-        return Weights(alpha_next / alpha, 0.0, -pull, std)
+        return Weights(alpha_next / alpha, torch.zeros_like(t), -pull, std)
 
 
 Kernel: TypeAlias = EulerMaruyama | Renoise | GDDIM | Exponential
@@ -207,6 +211,7 @@ def score_weight(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
 
     Where α² + σ² = 1 it is 2(α'/α − 1); otherwise by Gauss–Legendre quadrature with 20 nodes.
     """
+    check_same_shape(t=t, t_next=t_next)
     if isinstance(process, VP | Tabulated | Cosine):
         return 2 * (process.alpha(t_next) - process.alpha(t)) / process.alpha(t)
     return _quadrature(process, t, t_next)
@@ -225,6 +230,7 @@ def response(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> Tenso
 
     Every kernel here is linear in (x, x̂, ε̂), and ε̂ = (x − α x̂)/σ, so a unit of x̂ at x = 0 tells.
     """
+    check_rank(1, 1, t=t, t_next=t_next)
     x = torch.zeros_like(t)[:, None]
     noise = -(process.alpha(t) / process.sigma(t))[:, None]
     return kernel(process, x, Estimate(torch.ones_like(x), noise), t, t_next).mean[:, 0]
@@ -236,6 +242,7 @@ def stochasticity(kernel: Step, process: Process, t: Tensor, t_next: Tensor) -> 
     What the scale prescribes; for a step of given std c, the η at which GDDIM has that std:
     η² = ln(1 − c²/σ'²) / (2 ln(ρ'/ρ)).
     """
+    check_same_shape(t=t, t_next=t_next)
     if isinstance(kernel, EulerMaruyama | GDDIM | Exponential):
         return kernel.scale(process, t, t_next)
     x = torch.zeros_like(t)[:, None]
@@ -260,6 +267,7 @@ def noisy_steps(kernel: Kernel, process: Process, nodes: Tensor) -> Tensor:
 
     Raises ValueError when none has: then there is nothing that a likelihood could tell.
     """
+    check_rank(1, 2, nodes=nodes)
     t, t_next = nodes[:-1].flatten(), nodes[1:].flatten()
     x = torch.zeros_like(t)[:, None]
     std = kernel(process, x, Estimate(x, x), t, t_next).std

@@ -25,6 +25,7 @@ from scoretune.diffusion.grids import time_of_ratio
 from scoretune.diffusion.kernels import Kernel, response
 from scoretune.diffusion.noise import rand
 from scoretune.diffusion.processes import Process
+from scoretune.shapes import check_rank, check_same_shape, check_shape
 
 MARGIN = 1e-3
 """Share of a stratum left empty at its ends, so that no step has length 0."""
@@ -50,6 +51,7 @@ def jittered(
 ) -> Tensor:
     """Times [N+1, B], decreasing: the ends of the grid `times` [N+1], and between them each node
     uniform in φ within its stratum, for each sample anew. `end` as in `log_snr_steps`."""
+    check_rank(1, 1, times=times)
     edges = _edges(process, times, end)
     device = times.device if generator is None else generator.device
     shape = (max(len(times) - 2, 0), batch)
@@ -69,6 +71,9 @@ def log_snr_steps(
     The width of the node's stratum in φ times |dℓ/dφ| = 2/(sin φ cos φ) at the node. A grid that
     goes on to data without noise is followed to `end`, a share of the horizon.
     """
+    check_rank(1, 1, times=times)
+    check_rank(2, 2, nodes=nodes)
+    check_shape((len(times), nodes.shape[1]), nodes=nodes)
     widths = -_edges(process, times, end).diff()[:, None]
     phi = angle(process, nodes[1:-1])
     steps = widths * 2 / (torch.sin(phi) * torch.cos(phi))
@@ -100,6 +105,8 @@ def girsanov_weights(
     x' = α' x̂ + σ' ξ at `t_next`, has no limit in continuous time: the step's own KL counts,
     ½ (α'/σ')² ‖Δx̂‖².
     """
+    check_same_shape(t=t, eta=eta, log_snr_step=log_snr_step)
+    check_shape(t.shape, t_next=t_next)
     cotangent = process.alpha(t) / process.sigma(t)
     weights = kl_factor(eta) * cotangent**2 * log_snr_step / 2
     if t_next is None:
@@ -117,6 +124,7 @@ def chain_weights(kernel: Kernel, process: Process, t: Tensor, t_next: Tensor) -
     it draws. A step without noise weighs 0: it is no part of the chain, which is followed
     to the last state that noise led to.
     """
+    check_same_shape(t=t, t_next=t_next)
     flat, flat_next = t.flatten(), t_next.flatten()
     along = response(kernel, process, flat, flat_next).view_as(t)
     std = kernel.weights(process, flat, flat_next).std.view_as(t)

@@ -8,17 +8,12 @@ VE → contractive sub-VP). With ρ_A(τ) = ρ_B(t) and c = α_B(t)/α_A(τ),
 and so s_B(x, t) = s_A(x/c, τ)/c: `processes.score` has the 1/c, by −ε̂/σ_B.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.grids import default_end
 from scoretune.diffusion.processes import Process, expand, noise_ratio, time_of_ratio
-
-Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
 
 EDGE = 1 + 1e-6
 """How far beyond the trained noise a horizon may lie: rounding."""

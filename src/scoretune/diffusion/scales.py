@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion.processes import Process, rates
+from scoretune.shapes import check_same_shape
 
 Prescribes: TypeAlias = Literal["eta", "std", "nothing"]
 
@@ -130,39 +131,12 @@ class CPS:
         return process.sigma(t_next) * math.sin(self.level * math.pi / 2)
 
 
-Inner: TypeAlias = Still | Memoryless | Constant | Ramp | FlowSDE | DanceSDE | Posterior | CPS
-
-
-@dataclass(frozen=True)
-class Within:
-    """`scale` on the steps that begin at start >= t > stop, no noise elsewhere.
-
-    MixGRPO's window (arXiv 2507.21802): stochastic inside, the ODE outside.
-    """
-
-    scale: Inner
-    start: float
-    stop: float
-
-    def __post_init__(self) -> None:
-        if not self.start > self.stop:
-            raise ValueError(f"Within needs start > stop, got {self.start} and {self.stop}")
-
-    @property
-    def prescribes(self) -> Prescribes:
-        return self.scale.prescribes
-
-    def __call__(self, process: Process, t: Tensor, t_next: Tensor) -> Tensor:
-        inside = (t <= self.start) & (t > self.stop)
-        noisy = self.scale(process, t, t_next)
-        return torch.where(inside, noisy, torch.zeros_like(noisy))
-
-
-Scale: TypeAlias = Inner | Within
+Scale: TypeAlias = Still | Memoryless | Constant | Ramp | FlowSDE | DanceSDE | Posterior | CPS
 
 
 def ratio_quotient(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
     """ρ(t_next)/ρ(t) = e^{−h} in [0, 1], [B]; written so that α(t) = 0 and σ(t_next) = 0 give 0."""
+    check_same_shape(t=t, t_next=t_next)
     kept = process.alpha(t) * process.sigma(t_next)
     # Rounding may put a step of no length above 1, and 1 − 1.0000001 has no root.
     return (kept / (process.alpha(t_next) * process.sigma(t))).clamp(max=1)
@@ -174,6 +148,7 @@ def step_diffusion_sq(process: Process, t: Tensor, t_next: Tensor) -> Tensor:
     Where the process starts without any signal (α(t) = 0: rectified flow at t = 1) g² is infinite,
     and the α in the denominator is read at t_next instead, as Flow-GRPO's code does.
     """
+    check_same_shape(t=t, t_next=t_next)
     alpha, sigma = process.alpha(t), process.sigma(t)
     alpha_rate, sigma_rate = rates(process, t)
     below = torch.where(alpha > 0, alpha, process.alpha(t_next))

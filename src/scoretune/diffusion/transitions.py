@@ -5,15 +5,13 @@ Shapes: states [B, *S], numbers of a step [B] or, for all steps of a grid, [N, B
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.noise import randn
-
-Weight: TypeAlias = Tensor | float
+from scoretune.shapes import check_rank, check_same_shape
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,15 @@ class Transition:
     noisy: bool = False
     """Whether it is known that std is nowhere 0: else the device is asked, and waited for."""
 
+    def __post_init__(self) -> None:
+        shape, wanted = self.std.shape, self.mean.shape
+        fits = len(shape) == len(wanted) and shape[:1] == wanted[:1]
+        if not (fits and all(a in (1, b) for a, b in zip(shape, wanted, strict=True))):
+            raise ValueError(
+                f"std {list(shape)} must have the dimensions of mean {list(wanted)}, each of the "
+                "same size or, after the first, of 1"
+            )
+
     @property
     def deterministic(self) -> Tensor:
         """[B] bool: the sample's step has no noise, hence no log-probability."""
@@ -40,10 +47,12 @@ class Transition:
 
     def draw_with(self, noise: Tensor) -> Tensor:
         """x_next for a given standard normal ξ [B, *S]."""
+        check_same_shape(mean=self.mean, noise=noise)
         return torch.addcmul(self.mean, self.std, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, std²) summed over dimensions, [B]. Differentiable in mean, std and x."""
+        check_same_shape(mean=self.mean, x=x)
         mean, std = wide(self.mean), self.noisy_std("log-probability")
         away = wide(x) - mean
         if std.numel() == len(std):  # one number a sample: divide what is summed already
@@ -58,6 +67,7 @@ class Transition:
 
         ½[(m − m₂)²/s₂² + (s/s₂)² − 1] − ln(s/s₂); with equal stds just ‖m − m₂‖²/(2s²).
         """
+        check_same_shape(mean=self.mean, other_mean=other.mean)
         std, other_std = self.noisy_std("KL"), other.noisy_std("KL")
         ratio = std / other_std
         shift = (wide(self.mean) - wide(other.mean)) / other_std
@@ -80,49 +90,28 @@ class Transition:
 
 @dataclass(frozen=True)
 class Weights:
-    """A linear step: x_next = state·x + data·x̂ + noise·ε̂ + std·ξ.
+    """A linear step, x_next = state·x + data·x̂ + noise·ε̂ + std·ξ: numbers of the shape of the
+    times, one step's [B] or a whole grid's [N, B]."""
 
-    Numbers of the shape of the times, one step's [B] or a whole grid's [N, B]. The floats 0 and 1
-    cost nothing; no other float is allowed.
-    """
-
-    state: Weight
-    data: Weight
-    noise: Weight
+    state: Tensor
+    data: Tensor
+    noise: Tensor
     std: Tensor
 
     def over(self, x: Tensor) -> "Weights":
         """The same with dimensions of size 1 for those of x [B, *S], so that they multiply it."""
-        state, data, noise = (
-            weight if isinstance(weight, float) else broadcast(weight, x)
-            for weight in (self.state, self.data, self.noise)
-        )
-        return Weights(state, data, noise, broadcast(self.std, x))
+        return Weights(*(broadcast(numbers, x) for numbers in self._numbers))
 
     def each(self) -> list["Weights"]:
         """The numbers of a grid, step by step."""
-        rows = [
-            [weight] * len(self.std) if isinstance(weight, float) else list(weight.unbind())
-            for weight in (self.state, self.data, self.noise)
-        ]
-        return [Weights(*numbers) for numbers in zip(*rows, self.std.unbind(), strict=True)]
+        rows = (numbers.unbind() for numbers in self._numbers)
+        return [Weights(*step) for step in zip(*rows, strict=True)]
 
     def mean(self, x: Tensor, estimate: Estimate) -> Tensor:
         """state·x + data·x̂ + noise·ε̂, [B, *S]; the weights must be `over` x already."""
-        terms = ((self.state, x), (self.data, estimate.data), (self.noise, estimate.noise))
-        total, temporary = None, False  # a temporary may be added to in place
-        for weight, value in terms:
-            if isinstance(weight, float):
-                total = value if weight else total  # only the first term may weigh 1
-            elif total is None:
-                total, temporary = weight * value, True
-            elif temporary:
-                total = total.addcmul_(weight, value)
-            else:
-                total, temporary = torch.addcmul(total, weight, value), True
-        if total is None:
-            raise ValueError("a step with no weight on x, x̂ and ε̂ goes nowhere")
-        return total
+        check_same_shape(x=x, data=estimate.data)
+        towards = torch.addcmul(self.state * x, self.data, estimate.data)
+        return torch.addcmul(towards, self.noise, estimate.noise)
 
     def transition(self, x: Tensor, estimate: Estimate) -> Transition:
         """The law of the next state; the weights must be `over` x already."""
@@ -132,9 +121,20 @@ class Weights:
         """Whether each step of a grid has any noise."""
         return [bool(row) for row in (self.std != 0).flatten(1).any(1).tolist()]
 
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.state, self.data, self.noise, self.std
+
 
 def broadcast(numbers: Tensor, x: Tensor) -> Tensor:
-    """Numbers [..., B] as [..., B, 1, …] so that they multiply x [B, *S], in x's wide dtype."""
+    """Numbers [..., B] or [..., 1] with a dimension of 1 for each of *S more, so that they multiply
+    x [B, *S], in x's wide dtype."""
+    check_rank(1, x=x, numbers=numbers)
+    if numbers.shape[-1] not in (1, len(x)):
+        raise ValueError(
+            f"numbers {list(numbers.shape)} must have as many columns as x {list(x.shape)} has "
+            "samples, or one"
+        )
     dtype = torch.promote_types(x.dtype, torch.float32)
     return numbers.to(device=x.device, dtype=dtype).reshape(*numbers.shape, *(1,) * (x.dim() - 1))
 
@@ -148,6 +148,11 @@ def fresh(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """‖x‖² of each sample of x [B, *S], [B], in float32 or wider."""
+    return _sum(wide(x) ** 2)
 
 
 def _sum(per_dimension: Tensor) -> Tensor:

@@ -222,9 +222,8 @@ def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     if network in FAMILIES[kind].networks or network is None:
         return
     fitting = [name for name, family in FAMILIES.items() if network in family.networks]
-    fits = (
-        f"is that of a {' or a '.join(fitting)}" if fitting else "is of no family of this version"
-    )
+    named = " or a ".join(fitting[:2]) + (" or another" if len(fitting) > 2 else "")
+    fits = f"is that of a {named}" if fitting else "is of no family of this version"
     raise UserError(
         f"{where!r} says that it holds a {kind}, but its network, a {network}, {fits}: give "
         "model_index.json the right _class_name, or another folder"

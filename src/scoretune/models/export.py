@@ -9,6 +9,7 @@ scale = alpha/r.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.models import folders, score_network
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import apply_run, resolve
-from scoretune.models.lora import ADAPTER, DOWN, NAME, UP, adapter_state, add_deltas, deltas
+from scoretune.models.lora import ADAPTER, adapter_state, add_deltas, deltas
+from scoretune.models.lora_files import DOWN, NAME, UP
 from scoretune.models.recycled import inner
 from scoretune.policy import Backbone, Policy, adapter_layers
 
@@ -81,9 +83,14 @@ def write(policy: Policy, folder: Path, form: str = "diffusers") -> Path:
     try:
         return FORMS[form](policy, folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write to {str(folder)!r} ({error.strerror or error}): choose another --to"
-        ) from error
+        raise unwritten(folder, error) from error
+
+
+def unwritten(folder: Path, error: OSError) -> UserError:
+    """What a user does about a folder that cannot be written to."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "free some space there, or choose another --to" if full else "choose another --to"
+    return UserError(f"cannot write to {str(folder)!r} ({error.strerror or error}): {fix}")
 
 
 def check(form: str) -> None:
@@ -154,14 +161,17 @@ def merge(policy: Policy, model: Model, folder: Path) -> Path:
         raise UserError(f"{str(folder)!r} is not empty: choose another --to for the merged model")
     base = inner(policy.backbone)
     try:
-        if isinstance(base, score_network.ScoreNetwork):
-            return _merge_score_network(base, model, folder)
-        if isinstance(base, Pipelined):
-            return _merge_pipeline(base, model, folder)
+        with files.disk_errors(folder):
+            return _merged(base, model, folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write the merged model to {str(folder)!r} ({error}): choose another --to"
-        ) from error
+        raise unwritten(folder, error) from error
+
+
+def _merged(base: Backbone, model: Model, folder: Path) -> Path:
+    if isinstance(base, score_network.ScoreNetwork):
+        return _merge_score_network(base, model, folder)
+    if isinstance(base, Pipelined):
+        return _merge_pipeline(base, model, folder)
     raise UserError(
         f"{model.source} is made by code of your own, which is no pipeline to merge into: export "
         "its LoRA with --format peft"
@@ -216,9 +226,7 @@ def _stored(where: str, part: str, revision: str | None) -> torch.dtype:
     from safetensors import SafetensorError, safe_open
 
     counts: Counter[str] = Counter()
-    for file in sorted((_folder(where, revision) / part).glob("*.safetensors")):
-        if file.name.count(".") > 1:  # beside the plain one, as `model.fp16.safetensors`
-            continue
+    for file in folders.weight_files(where, _folder(where, revision) / part):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,12 @@ def _single_file(path: Path) -> str:
 # ------------------------------------------------------------------------------------ loading
 
 
+Dtype = torch.dtype | Mapping[str, torch.dtype]
+"""Of all parts, or of each by its name (float32 where it is not named)."""
+
+
 def load_pipeline(
-    kind: str, source: str, *, revision: str | None, dtype: torch.dtype, without: Sequence[str] = ()
+    kind: str, source: str, *, revision: str | None, dtype: Dtype, without: Sequence[str] = ()
 ) -> Any:
     """The frozen pipeline of that class. Raises UserError for another class, for pickles, and for a
     part that lacks a weight."""
@@ -210,7 +214,7 @@ def _networks(index: dict[str, Any]) -> dict[str, tuple[Any, str]]:
     return networks
 
 
-def _part(source: str, folder: Path, place: tuple[Any, str], dtype: torch.dtype) -> nn.Module:
+def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn.Module:
     """A network with all of its weights. Raises UserError for pickles and for one that is missing,
     in whose place transformers puts random numbers."""
     made, library = place
@@ -227,7 +231,7 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: torch.dtype)
         local_files_only=True,
         output_loading_info=True,
         variant=_variant(source, folder),
-        dtype=dtype,
+        dtype=dtype.get(folder.name, torch.float32) if isinstance(dtype, Mapping) else dtype,
     )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -237,6 +241,13 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: torch.dtype)
             f"folder whole, {library} would put random numbers in its place"
         )
     return loaded  # type: ignore[no-any-return]
+
+
+def weight_files(source: str, folder: Path) -> list[Path]:
+    """The files of a part's weights that are loaded."""
+    variant = _variant(source, folder)
+    matches = {path: WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("*.safetensors"))}
+    return [path for path, match in matches.items() if match and match.group(1) == variant]
 
 
 def _variants(folder: Path) -> set[str | None]:

@@ -93,6 +93,11 @@ def unet(design: Design) -> nn.Module:
     channels, height, width = _sides(design)
     levels = design.depth or min(4, max(2, round(math.log2(min(height, width) / 4)) + 1))
     base, halve = design.width or (32 if levels <= 2 else 16), 2 ** (levels - 1)
+    if halve > 2 * max(height, width):
+        raise UserError(
+            f"a unet of depth {levels} halves its pictures {levels - 1} times, and they are "
+            f"{width}x{height}: lower model.depth"
+        )
     if base % 8:
         raise UserError(f"the width of a unet must be a multiple of 8, got {base}")
     widths = [base * min(2**level, 4) for level in range(levels)]
@@ -136,6 +141,13 @@ def dit(design: Design) -> nn.Module:
             module.dropout_prob = 0.0  # nothing to drop, and no random numbers spent on it
     _silence(body.proj_out_2)
     return Picture(body, (side, side), labels=True)
+
+
+def weight_count(design: Design) -> int:
+    """How many weights a network would have, none of which is made."""
+    with torch.device("meta"):
+        network = NETWORKS[design.kind](design)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 NETWORKS: dict[str, Callable[[Design], nn.Module]] = {"unet": unet, "dit": dit, "mlp": Perceptron}

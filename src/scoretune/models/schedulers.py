@@ -77,6 +77,11 @@ def _flow_prediction(source: str, config: Any) -> Prediction:
             "version does not: set invert_sigmas to false in scheduler/scheduler_config.json"
         )
     kind = config.get("prediction_type", "flow_prediction")
+    if kind == "epsilon":
+        raise UserError(
+            f"the scheduler of {source!r} steps along a flow and has prediction_type epsilon, "
+            "which tells nothing where a flow begins: set flow_prediction, or use_flow_sigmas=false"
+        )
     return estimates.velocity if kind == "flow_prediction" else _prediction(source, kind)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.files import save_tensors
+from scoretune.core.foreign import contained
 from scoretune.core.records import Condition
 from scoretune.core.resolve import imported
 from scoretune.diffusion.estimates import Prediction, prediction_named
@@ -167,7 +168,8 @@ def _returned(source: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # not the devices', which the fork leaves alone
         try:
-            return function()
+            with contained(f"model {source!r}"):
+                return function()
         except UserError:
             raise
         except Exception as error:  # it is the user's code

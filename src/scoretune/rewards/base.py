@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
+from scoretune.core.finite import is_finite
+from scoretune.core.foreign import contained
 from scoretune.core.records import spans
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
@@ -53,6 +55,10 @@ class RewardFailed(UserError):
     """A reward that cannot judge these images: it fails, or returns another shape."""
 
 
+class NotFinite(UserError):
+    """Images that hold NaN or infinity: no reward can say anything of them."""
+
+
 def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
     """True when the reward can be differentiated by the image [3, H, W]."""
     probe = image.detach()[None].requires_grad_()
@@ -60,12 +66,21 @@ def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
 
 
 def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The rewards in float32, or one clear line on what is wrong with them."""
+    """The rewards in float32, or one clear line on what is wrong with them.
+
+    A user's reward gets copies, so that what it does to them is seen by nobody else. Raises
+    NotFinite where the images are at fault, not the reward.
+    """
     try:
-        values = torch.as_tensor(reward(images, prompts))
+        with contained(f"reward {name!r}"):
+            if _package(reward) == __name__.partition(".")[0]:
+                values = torch.as_tensor(reward(images, prompts))
+            else:
+                values = torch.as_tensor(reward(images.clone(), list(prompts)))
     except UserError:
         raise
     except Exception as error:
+        _check_finite(images, prompts)
         raise RewardFailed(
             f"reward {name!r} failed with {type(error).__name__}: {error}{_place(error, reward)}; "
             f"it is called with images {tuple(images.shape)} in [0, 1] and a list of "
@@ -77,7 +92,8 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
             f"return one number an image, shape ({len(images)},)"
         )
     values = values.to(images.device, torch.float32)
-    if not bool(torch.isfinite(values).all()):
+    if not bool(torch.isfinite(values).all() & torch.isfinite(images).all()):  # one look at both
+        _check_finite(images, prompts)
         bad = int((~torch.isfinite(values)).nonzero()[0])
         raise UserError(
             f"reward {name!r} is {values[bad].item()} for the prompt {prompts[bad]!r}: "
@@ -86,9 +102,23 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
     return values
 
 
+def _check_finite(images: Tensor, prompts: Sequence[str]) -> None:
+    """Raises NotFinite for the first image that holds another number."""
+    for place, image in enumerate(images):
+        if not is_finite(image):
+            raise NotFinite(
+                f"the model's sample for the prompt {prompts[place]!r} holds NaN or infinity"
+            )
+
+
+def _package(reward: Reward) -> str:
+    """The package that a reward, or its class, is of."""
+    return str(getattr(reward, "__module__", "")).partition(".")[0]
+
+
 def _place(error: Exception, reward: Reward) -> str:
     """` at FILE:LINE`, the innermost line of the user's own code; empty where there is none."""
-    package_of_reward = str(getattr(reward, "__module__", "")).partition(".")[0]
+    package_of_reward = _package(reward)
     places = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.core.errors import unknown
+from scoretune.core.errors import UserError, unknown
 from scoretune.core.files import load_tensors
+from scoretune.data.scenes import world
 from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
 
 READS = len(DIGITS) + 1 + len(COLOURS)
@@ -180,11 +181,18 @@ def load(folder: Path, name: str) -> nn.Module:
 
     No random number is drawn for it: how often a run looks at its progress must not change the run.
     """
-    weights = load_tensors(folder / f"{name}.safetensors", "reinstall scoretune")
+    shipped = folder == world.shipped()
+    fix = "reinstall scoretune" if shipped else "give a folder that `scoretune pretrain` made"
+    weights = load_tensors(folder / f"{name}.safetensors", fix, kind=f"the {name} ")
     with torch.device("meta"):
         network: nn.Module = {"reader": CellReader, "judge": CanvasJudge}[name]()
     single = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    network.load_state_dict(single, assign=True)
+    try:
+        network.load_state_dict(single, assign=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder / name!s}.safetensors holds no {name} of scoretune's: {fix}"
+        ) from error
     return network.eval().requires_grad_(False)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scoretune.shapes import check_steps
+from scoretune.shapes import check_batch, check_same_shape, check_steps
 
 
 def advantage_rate(
@@ -24,6 +24,10 @@ def advantage_rate(
     time, [B]; `kl_weight` κ and `covariance_trace` tr Σ are numbers or [B], the latter 0 for a
     policy without action noise.
     """
+    check_same_shape(
+        value_grad=value_grad, action=action, mean_action=mean_action, reference=reference
+    )
+    check_batch(action, g_sq=g_sq, kl_weight=kl_weight, covariance_trace=covariance_trace)
     gain = _sum(value_grad * (action - mean_action))
     cost = _sum((action - reference) ** 2) - _sum((mean_action - reference) ** 2)
     return g_sq * (gain - kl_weight / 2 * (cost - covariance_trace))

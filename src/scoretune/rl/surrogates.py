@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_same_shape
+
 
 def clipped_surrogate(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
@@ -17,6 +19,7 @@ def clipped_surrogate(
     """
     if not clip > 0:
         raise ValueError(f"clip must be > 0, got {clip}")
+    check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     ratio = torch.exp(log_prob - old_log_prob.detach())
     advantage = advantage.detach()
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

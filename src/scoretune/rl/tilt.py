@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_rank, check_same_shape, check_shape
+
 Level = float | Tensor
 
 
@@ -32,6 +34,12 @@ class Mixture:
     log_weights: Tensor
     means: Tensor
     variances: Tensor
+
+    def __post_init__(self) -> None:
+        check_rank(2, means=self.means)
+        batch = self.means.shape[:-1]  # its mixtures may share their weights and variances
+        for name, numbers in (("log_weights", self.log_weights), ("variances", self.variances)):
+            check_shape(batch if numbers.dim() > 1 else batch[-1:], **{name: numbers})
 
     @staticmethod
     def of(weights: list[float], means: list[list[float]], variance: float) -> Mixture:
@@ -65,6 +73,7 @@ class Mixture:
 
     def diffused(self, alpha: Level, sigma: Level) -> Mixture:
         """The law of αx0 + σε."""
+        check_levels(alpha, sigma)
         a, s = self._column(alpha), self._column(sigma)
         return Mixture(self.log_weights, a[..., None] * self.means, a**2 * self.variances + s**2)
 
@@ -79,6 +88,7 @@ class Mixture:
 
     def posterior(self, x: Tensor, alpha: Level, sigma: Level) -> Mixture:
         """The law of x0 given αx0 + σε = x: a batch of mixtures, [B]."""
+        check_levels(alpha, sigma, x)
         a, s = self._column(alpha), self._column(sigma)
         noisy = self.diffused(alpha, sigma)
         gain = a * self.variances / noisy.variances
@@ -99,6 +109,9 @@ class Mixture:
 
     def _joint(self, x: Tensor) -> Tensor:
         """ln w_k N(x; μ_k, τ_k²), [B, K]."""
+        check_shape((*x.shape[:-1], self.means.shape[-1]), x=x)
+        if self.means.dim() > 2:
+            check_shape((*self.means.shape[:-2], self.means.shape[-1]), x=x)
         square = ((x[..., None, :] - self.means) ** 2).sum(-1)
         log_scale = torch.log(2 * math.pi * self.variances)
         return self.log_weights - square / (2 * self.variances) - x.shape[-1] / 2 * log_scale
@@ -127,6 +140,7 @@ class Quadratic:
         return Quadratic(curvature * at, curvature, -curvature / 2 * float(at @ at))
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_shape((*x.shape[:-1], len(self.slope)), x=x)
         slope = self.slope.to(x)
         return self.offset + (x * slope).sum(-1) - self.curvature / 2 * (x**2).sum(-1)
 
@@ -182,6 +196,18 @@ def optimal_score(
 ) -> Tensor:
     """s* = s_pre + ∇V*/κ at x, [B, D]: the score of the diffused tilt."""
     return tilted(law, reward, kl_weight)[0].diffused(alpha, sigma).score(x)
+
+
+def check_levels(alpha: Level, sigma: Level, x: Tensor | None = None) -> None:
+    """Refuse α and σ that are neither numbers nor, both, one for each sample of x [..., D]."""
+    tensors = {
+        name: level
+        for name, level in (("alpha", alpha), ("sigma", sigma))
+        if isinstance(level, Tensor) and level.dim()
+    }
+    if tensors:
+        check_same_shape(**tensors)
+        check_shape(next(iter(tensors.values())).shape if x is None else x.shape[:-1], **tensors)
 
 
 def gauss_hermite(nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,9 @@ from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Context, Method, Setup
 from scoretune.training.progress import Learner
 
+HELD_OUT_MOST = 50_000
+"""Pictures that an evaluation draws, and holds, at most: as many as Fréchet distances take."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -109,7 +112,9 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         policy=policy,
         method=build_method(run, policy, checked),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
-        engine=engine.engine(run.model, run.hardware, device),
+        engine=engine.engine(
+            run.model, run.hardware, device, skips=run.optimiser.nonfinite == "skip"
+        ),
         reward=checked.reward,
         held_out=checked.held_out,
     )
@@ -162,8 +167,15 @@ def held_out_prompts(run: Run) -> Prompts:
     """What is evaluated: the named prompts, else held-out scenes, else some that are trained on."""
     evaluation = run.evaluation
     if evaluation.prompts is None and not resolve(run.model.source).shipped:
-        return read_prompts(run.prompts, evaluation.per_task).few(evaluation.per_task)
-    return read_prompts(evaluation.prompts or "scenes-held-out", evaluation.per_task)
+        prompts = read_prompts(run.prompts, evaluation.per_task).few(evaluation.per_task)
+    else:
+        prompts = read_prompts(evaluation.prompts or "scenes-held-out", evaluation.per_task)
+    if len(prompts) > HELD_OUT_MOST:
+        raise UserError(
+            f"{len(prompts):,} prompts are more than the {HELD_OUT_MOST:,} that an evaluation may "
+            "draw: lower evaluation.per_task, or name fewer with evaluation.prompts"
+        )
+    return prompts
 
 
 # ----------------------------------------------------------------------------------- checks

@@ -16,7 +16,7 @@ from scoretune.core.config import Model, Run
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.record import Record, Row, at, number, read_record
-from scoretune.models import folders
+from scoretune.models import export, folders
 from scoretune.models.catalog import resolve
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training.overrides import of_data
@@ -78,7 +78,7 @@ def write(run_folder: Path, folder: Path | None = None, form: str = "diffusers")
         path.parent.mkdir(parents=True, exist_ok=True)
         return render.write(path, render.text("card.md", values, "scoretune.training"))
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r} ({error}): choose another --to") from error
+        raise export.unwritten(path.parent, error) from error
 
 
 def _index(run: Run) -> Mapping[str, Any]:

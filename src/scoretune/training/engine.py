@@ -38,6 +38,8 @@ class TorchEngine:
     With a `scaler` losses are scaled before the backward pass, so that gradients in fp16 do not
     vanish, and steps whose gradients overflowed are left out (arXiv 1710.03740).
 
+    It `skips` other steps with a gradient that is not finite, or training ends at the first.
+
     Where the weights are `sharded`, all processes must ask the network equally often: one that has
     fewer parts of a minibatch than another passes some row once more, which counts for 0.
     """
@@ -46,6 +48,7 @@ class TorchEngine:
     at_once: int = 0
     scaler: torch.amp.GradScaler | None = None
     sharded: bool = False
+    skips: bool = False
 
     def parts(self, batch: Any, some: Any = None) -> Iterator[tuple[Any, int]]:
         """A minibatch in parts that fit the memory, and how many of its rows each stands for.
@@ -69,14 +72,19 @@ class TorchEngine:
     def step(
         self, optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> float:
-        """One step with the gradients of all processes, at most `clip_norm` long; their length."""
+        """One step with the gradients of all processes, at most `clip_norm` long; their length.
+
+        A gradient that is not finite makes no step. With a scaler, which lowers its scale then, its
+        length counts as 0.
+        """
         # Gradients of slices are added up already.
         distributed.add_up(p for p in parameters if not fsdp.is_sharded_tensor(p))
         if self.scaler is not None:
             self.scaler.unscale_(optimiser)
         norm = fsdp.clip(parameters, clip_norm)
         if self.scaler is None:
-            optimiser.step()
+            if math.isfinite(norm):
+                optimiser.step()
         else:
             self.scaler.step(optimiser)
             self.scaler.update()
@@ -144,12 +152,14 @@ def shards(hardware: Hardware) -> bool:
     return hardware.shard and distributed.team().size > 1
 
 
-def engine(model: Model, hardware: Hardware, device: torch.device) -> TorchEngine:
+def engine(
+    model: Model, hardware: Hardware, device: torch.device, *, skips: bool = False
+) -> TorchEngine:
     """Gradients and steps as settings ask for them."""
     scaler = None
     if model.precision == "fp16":
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)  # it grows if it can
-    return TorchEngine(device, hardware.device_batch, scaler, shards(hardware))
+    return TorchEngine(device, hardware.device_batch, scaler, shards(hardware), skips)
 
 
 def optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -178,7 +188,8 @@ def short_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    signs = ("not enough memory", "can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def check_shard(model: Model, hardware: Hardware, kind: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.core import checkpoints, distributed, model_folder
+from scoretune.core import checkpoints, distributed, model_folder, reading
 from scoretune.core.config import NEW_NETWORKS, Consistency, Evaluation, Hardware, Matching, Run
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Examples, spans
@@ -22,7 +22,7 @@ from scoretune.evaluate import data_samples
 from scoretune.evaluate.data_samples import DataSampler
 from scoretune.models import score_network
 from scoretune.models.lora import restore_adapter
-from scoretune.models.networks import Design
+from scoretune.models.networks import Design, weight_count
 from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.training import engine, trackers
@@ -34,6 +34,9 @@ from scoretune.training.progress import Learner, Progress
 
 HELD_OUT_LEAST = 512
 """Held-out examples, each with noise of its own, of one evaluation of the loss."""
+
+LEAST = 15
+"""Examples that a run needs: fewer have no covariance to speak of."""
 
 
 @dataclass
@@ -82,7 +85,18 @@ def build(run: Run) -> Parts:
     """The data, network and method of a configuration."""
     check(run)
     data = read_data(run.data, run.dataset)
+    if len(data) < LEAST:
+        raise UserError(
+            f"{run.data!r} holds {len(data)} examples, too few to learn from and to measure with: "
+            f"give {LEAST} or more"
+        )
     learned, held_out = data.split(run.dataset.held_out, run.seed)
+    for part, count in (("held out", len(held_out)), ("learned from", len(learned))):
+        if count < 2:
+            raise UserError(
+                f"of {len(data)} examples in {run.data!r} {count} would be {part}, and 2 are "
+                "needed to measure: change dataset.held_out, or give more data"
+            )
     device = distributed.device()
     model = _model(run, learned)
     model.network.to(device).requires_grad_(True)
@@ -103,7 +117,7 @@ def build(run: Run) -> Parts:
         method=FROM_DATA[run.objective.kind].build_from_data(run.objective, setup),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
         average=Average(model.network, run.optimiser.ema),
-        engine=TorchEngine(device),
+        engine=TorchEngine(device, skips=run.optimiser.nonfinite == "skip"),
     )
 
 
@@ -112,6 +126,7 @@ def _model(run: Run, data: Data) -> ScoreNetwork:
     wanted, shape = run.model, tuple(data.states.shape[1:])
     if wanted.source in NEW_NETWORKS:
         design = Design(wanted.source, shape, data.kind, wanted.width, wanted.depth)
+        _check_room(design)
         process = process_named(wanted.process or "VP()")
         prediction = prediction_named(wanted.prediction or "v_prediction")
         return ScoreNetwork(design, process, prediction, data.mean, data.std)
@@ -123,6 +138,18 @@ def _model(run: Run, data: Data) -> ScoreNetwork:
             f"{run.data!r} holds {data.kind} of shape {shape}: give data like those it knows"
         )
     return model
+
+
+def _check_room(design: Design) -> None:
+    """Refuse a network that no memory holds before it is made: four numbers of four bytes a weight,
+    with its gradient and AdamW's two averages."""
+    needed, room = 16 * weight_count(design), reading.memory()
+    if needed > room:
+        raise UserError(
+            f"a {design.kind} of that width and depth on states of shape {design.shape} needs "
+            f"{needed / 2**30:,.0f} GiB to be trained, and this machine has {room / 2**30:,.0f}: "
+            "lower model.width or model.depth"
+        )
 
 
 def _model_folder(run: Run) -> Path:

@@ -137,6 +137,11 @@ class Average:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
 
+def learned(hook: Hook) -> Hook:
+    """The hook after updates that took a step; not where every one was left out."""
+    return lambda update, metrics: hook(update, metrics) if "loss" in metrics else None
+
+
 @dataclass
 class Every:
     """Calls `act(update)` every so many updates (0: never), and at the last if `at_last`, not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.records import Engine, Hook, Loss, Objective, Region, Round, Source
+from scoretune.training.nonfinite import failure
 
 MEASURED = 256
 """States on which an update is measured after its last step."""
@@ -27,13 +29,15 @@ def train(
 ) -> None:
     """Run the given updates; every hook is called after each with its number and its metrics.
 
-    A trust `region` may end an update early, and is told how far each has moved: `update_kl`.
+    A trust `region` may end an update early, and is told how far each has moved: `update_kl`. A
+    gradient that is not finite makes no step: NonFinite is raised, or, with an engine that `skips`,
+    it is left out of the metrics and counted in `skipped_steps`. Nor may a loss be anything else.
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for update in updates:
         batches = source(update)
         some = next((batch for batch in batches.minibatches if len(batch)), None)
-        numbers, norms = Numbers(), list[float]()
+        numbers, norms, skipped = Numbers(), list[float](), 0
         for group, counts in batches.groups():
             whole, in_group = sum(counts), Numbers()
             for batch in group:
@@ -47,15 +51,34 @@ def train(
                 if region.left(approx_kl):
                     optimiser.zero_grad(set_to_none=True)
                     break
-            numbers.extend(in_group)
-            norms.append(engine.step(optimiser, parameters, clip_norm))
-        means = {name: value / len(norms) for name, value in engine.total(numbers.means()).items()}
-        means |= engine.extremes(numbers.extremes())
-        means |= {"grad_norm": sum(norms) / len(norms), "optimiser_steps": len(norms)}
+            norm = engine.step(optimiser, parameters, clip_norm)
+            if math.isfinite(norm):
+                numbers.extend(in_group)
+                norms.append(norm)
+            elif engine.skips:
+                skipped += 1
+            else:
+                raise failure(update + 1, "gradient", batches, optimiser)
+        means = _means(numbers, norms, engine)
+        if not math.isfinite(means.get("loss", 0.0)):
+            raise failure(update + 1, "loss", batches, optimiser)
+        if engine.skips:
+            means["skipped_steps"] = skipped
         if region is not None:
             means["update_kl"] = _moved(region, batches, engine, some)
         for hook in hooks:
             hook(update + 1, {**batches.metrics, **means})
+
+
+def _means(numbers: Numbers, norms: Sequence[float], engine: Engine) -> dict[str, float]:
+    """The metrics of an update, over the steps that were taken."""
+    means: dict[str, float] = {"optimiser_steps": len(norms)}
+    if norms:
+        totals = engine.total(numbers.means())
+        means |= {name: value / len(norms) for name, value in totals.items()}
+        means |= engine.extremes(numbers.extremes())
+        means["grad_norm"] = sum(norms) / len(norms)
+    return means
 
 
 @dataclass

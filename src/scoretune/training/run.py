@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from scoretune.core import distributed, files
+from scoretune.core import distributed, files, lock
 from scoretune.core.config import Run
+from scoretune.core.errors import UserError, first_line
+from scoretune.core.finite import is_finite
+from scoretune.core.foreign import contained
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts
@@ -24,7 +28,7 @@ from scoretune.evaluate.guard import guard
 from scoretune.evaluate.guard.guard import Monitor
 from scoretune.evaluate.report import data_page, gallery
 from scoretune.evaluate.report.page import write_report
-from scoretune.evaluate.samples import preview_indices, save_preview
+from scoretune.evaluate.samples import deployed_times, preview_indices, sample, save_preview
 from scoretune.evaluate.scores import (
     Measurement,
     Verdicts,
@@ -36,11 +40,13 @@ from scoretune.evaluate.scores import (
 from scoretune.models import export, user_module
 from scoretune.models.catalog import remarks
 from scoretune.policy import Policy, deployment_of
-from scoretune.rewards.base import Reward
+from scoretune.rewards.base import NotFinite, Reward
 from scoretune.training import build, card, from_data, loop, trackers
-from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay
+from scoretune.training.hooks import Every, Log, Stopping, Watcher, decay, learned
+from scoretune.training.nonfinite import NonFinite, blame_model, blame_reward, check_weights
 from scoretune.training.overrides import of_data
 from scoretune.training.progress import Learner, Progress
+from scoretune.training.run_folder import decisive
 from scoretune.training.trackers import Trackers
 
 Ready = build.Checked | from_data.Parts
@@ -55,19 +61,37 @@ def ready(run: Run) -> Ready:
 
 
 def launch(
-    run: Run, folder: Path, watcher: Watcher, checked: Ready | None = None
+    run: Run,
+    folder: Path,
+    watcher: Watcher,
+    checked: Ready | None = None,
+    *,
+    begun: Callable[[], None] = lambda: None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Train as configured in `folder`, from its newest checkpoint if it has one; the result.
 
-    `checked` is what `ready` gave for this run, None to ask it here.
+    `checked` is what `ready` gave for this run, None to ask it here. `begun` is called once all is
+    checked and built, before anything is written. No other process may be at work in the folder.
+    With `accept_changes` the run goes on from a checkpoint that other settings made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    yours = f"code of yours (reward {run.reward!r}, model {run.model.source!r})"
+    with lock.held(folder), contained(yours):
+        training = _built(run, folder, watcher, checked)
+        training.progress.accept_changes = accept_changes
+        first = training.restore()
+        begun()
+        return training.train(first)
+
+
+def _built(run: Run, folder: Path, watcher: Watcher, checked: Ready | None) -> Training:
     if of_data(run):
         watcher.stage("reading the data")
         data_parts = checked or ready(run)
         assert isinstance(data_parts, from_data.Parts)
         progress = from_data.progress_of(run, folder, data_parts)
-        return DataRun(run, folder, watcher, data_parts, progress).train()
+        progress.settings = decisive(run)
+        return DataRun(run, folder, watcher, data_parts, progress)
     checked = checked or ready(run)
     assert isinstance(checked, build.Checked)
     torch.manual_seed(run.seed)
@@ -86,8 +110,8 @@ def launch(
         on_alarm=watcher.line,
     )
     kept = {"trust": parts.method.adaptive, "guard": monitor, "engine": parts.engine}
-    progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
-    return FineTuning(run, folder, watcher, parts, progress, monitor).train()
+    progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep, decisive(run))
+    return FineTuning(run, folder, watcher, parts, progress, monitor)
 
 
 @dataclass
@@ -100,6 +124,8 @@ class Training(ABC):
     parts: Learner
     progress: Progress
     trackers: Trackers = field(init=False)
+    done: int = field(init=False, default=0)
+    """Updates."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -126,41 +152,74 @@ class Training(ABC):
         """What else follows each update, before it is evaluated."""
         return []
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end from the newest checkpoint; the result."""
-        run, method, progress = self.run, self.parts.method, self.progress
-        first = progress.restore()
-        progress.forget_after(first, ended=self.ended)
-        self.trackers = trackers.start(run.tracking, run.model_dump(), self.folder, first)
+    @abstractmethod
+    def read_base(self) -> Any:
+        """What was measured before the first update: at the end it is compared with."""
+
+    def explained(self, error: UserError) -> UserError:
+        """Why a number is not finite, as far as can be looked up."""
+        return error
+
+    def restore(self) -> int:
+        """Continue from the newest checkpoint, and from logs that can be read; the number of
+        updates already done. Raises UserError before anything is trained or written."""
+        first = self.progress.restore()
+        base = self.folder / "base.json"
+        if first and distributed.team().main:
+            try:
+                self.read_base()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{str(base)!r}, what was measured before training, cannot be read "
+                    f"({type(error).__name__}: {first_line(error)[:60]}): put a copy back, or "
+                    "start the run anew"
+                ) from error
+        self.progress.forget_after(first, ended=self.ended)
+        return first
+
+    def train(self, first: int) -> dict[str, Any]:
+        """Train to the end after the updates already done; the result."""
+        self.done = first
+        self.trackers = trackers.start(self.run.tracking, self.run.model_dump(), self.folder, first)
         try:
-            if first == 0:
-                self.begin()
-                if method.warm_up:
-                    self.watcher.stage("fitting the critic")
-                for lap in range(method.warm_up):  # to the base model, before it moves
-                    method.source(-1 - lap)
-                self.watcher.stage("training")
-            stopping = Stopping(progress.save, self.watcher.stage)
-            with stopping.listening():
-                loop.train(
-                    method.source,
-                    method.objective,
-                    self.parts.optimiser,
-                    self.parts.engine,
-                    updates=self.until_alarm(range(first, run.updates)),
-                    clip_norm=run.optimiser.clip_norm,
-                    region=method.region,
-                    hooks=[*self._hooks(first), stopping],
-                )
+            self._learn(first)
             return self.finish()
+        except (NonFinite, NotFinite) as error:
+            raise self.explained(error) from error
         finally:
             self.trackers.finish()
+
+    def _learn(self, first: int) -> None:
+        run, method = self.run, self.parts.method
+        if first == 0:
+            self.begin()
+            if method.warm_up:
+                self.watcher.stage("fitting the critic")
+            for lap in range(method.warm_up):  # to the base model, before it moves
+                method.source(-1 - lap)
+            self.watcher.stage("training")
+        stopping = Stopping(self.progress.save, self.watcher.stage)
+        with stopping.listening():
+            loop.train(
+                method.source,
+                method.objective,
+                self.parts.optimiser,
+                self.parts.engine,
+                updates=self.until_alarm(range(first, run.updates)),
+                clip_norm=run.optimiser.clip_norm,
+                region=method.region,
+                hooks=[self._count, *self._hooks(first), stopping],
+            )
+
+    def _count(self, update: int, metrics: Mapping[str, float]) -> None:
+        self.done = update
 
     def _hooks(self, first: int) -> list[Hook]:
         """What follows each update: log, decay, what adapts, evaluate, save."""
         run, progress, adaptive = self.run, self.progress, self.parts.method.adaptive
 
         def evaluate(update: int) -> None:
+            check_weights(self.parts.policy, update)
             self.evaluate(update)
             self.watcher.stage("training")
 
@@ -174,7 +233,7 @@ class Training(ABC):
             ),
             *decay(run.optimiser, self.parts.optimiser, first=first, last=run.updates),
             self.trackers,
-            *([adaptive.adapt] if adaptive else []),
+            *([learned(adaptive.adapt)] if adaptive else []),
             *self.between(),
             Every(run.evaluation.every, run.updates, evaluate),
             Every(run.checkpoints.every, run.updates, progress.save, at_last=True),
@@ -201,6 +260,29 @@ class FineTuning(Training):
         if distributed.team().main:
             verdicts.save(self.folder / "base.json")
             _show(before, self.folder / "previews", "before")
+
+    def read_base(self) -> Verdicts:
+        base = Verdicts.load(self.folder / "base.json")
+        if not isinstance(base.line["reward"]["deterministic"], float):
+            raise TypeError("its reward is no number")
+        base.score("reward")
+        return base
+
+    def explained(self, error: UserError) -> UserError:
+        if distributed.team().size > 1:  # drawing samples needs them all
+            return error
+        prompt = Prompts(self.parts.held_out.texts[:1], ("all",))
+        policy, evaluation = self.parts.policy, self.run.evaluation
+        times = deployed_times(policy.backbone, evaluation.steps)
+
+        def draw() -> Tensor:
+            return sample(policy, prompt, times=times, seed=evaluation.seed)
+
+        if isinstance(error, NonFinite) and error.explained:
+            return error
+        if isinstance(error, NonFinite) and is_finite(images := draw()):
+            return blame_reward(error, self.parts.reward, self.run.reward, images, prompt.texts)
+        return blame_model(policy, self.done, draw)
 
     @property
     def ended(self) -> bool:
@@ -251,8 +333,7 @@ class FineTuning(Training):
             export.lora(policy, self.folder / "lora")
         elif is_function(run.model.source):
             user_module.save(policy.backbone, self.folder)
-        base = Verdicts.load(self.folder / "base.json")
-        result = compare(base, verdicts) | monitor.summary()
+        result = compare(self.read_base(), verdicts) | monitor.summary()
         result["reward_evaluations"] = rewarded
         self.write_result(result, calls)
         if run.model.rank:
@@ -290,6 +371,11 @@ class DataRun(Training):
         line = self.evaluate(0, "before")
         files.write_json(self.folder / "base.json", line)
 
+    def read_base(self) -> dict[str, Any]:
+        base = json.loads((self.folder / "base.json").read_text(encoding="utf-8"))
+        from_data.compared(base, base, {})
+        return dict(base)
+
     def between(self) -> list[Hook]:
         return [self.parts.average]
 
@@ -313,7 +399,7 @@ class DataRun(Training):
 
     def finish(self) -> dict[str, Any]:
         """Measure the trained network and compare it with the untrained one."""
-        base = json.loads((self.folder / "base.json").read_text(encoding="utf-8"))
+        base = self.read_base()
         final = self.evaluate(self.run.updates, "after")
         real = from_data.floor(self.parts, self.run.evaluation)
         result = from_data.compared(base, final, real)

@@ -15,18 +15,51 @@ from typing import Any
 import torch
 
 from scoretune.core import checkpoints, distributed, files, model_folder, reading
-from scoretune.core.config import Model, PolicyGradient, Run
-from scoretune.core.errors import UserError
+from scoretune.core.config import Model, PolicyGradient, Run, leaves
+from scoretune.core.errors import UserError, first_line
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.training import from_data
 from scoretune.training.build import Checked, build_policy
-from scoretune.training.overrides import changed, of_data, validated
+from scoretune.training.overrides import changed, of_data, unread, validated
 
 MACHINE = ("hardware", "tracking", "checkpoints")
 """The settings that change no result."""
 LIBRARIES = ("scoretune", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
+
+
+def check(run: Run, folder: Path) -> None:
+    """Refuse a folder that holds another run: the same one goes on, on whatever machine."""
+    if not distributed.team().main or not (folder / "run.json").exists():
+        return
+    if unfinished_start(folder):
+        return
+    if _apart_from_machine(recorded(folder)) != _apart_from_machine(run):
+        raise UserError(
+            f"{str(folder)!r} holds a run with other settings: choose another --run folder, or "
+            f"go on with it by: scoretune train --resume {folder}"
+        )
+
+
+def unfinished_start(folder: Path) -> bool:
+    """Whether a start was cut off while it wrote `run.json`, before there was a checkpoint.
+
+    Raises UserError where there is one: then its settings are lost.
+    """
+    try:
+        reading.read_json(folder / "run.json")
+        return False
+    except OSError:
+        return False
+    except ValueError as error:
+        newest = checkpoints.latest(folder / "checkpoints")
+        if newest is None:
+            return True
+        raise UserError(
+            f"{str(folder / 'run.json')!r} is damaged ({first_line(error)}), and {newest.name} "
+            "needs its settings: put a copy back, or choose another --run folder"
+        ) from error
 
 
 def record(
@@ -36,25 +69,22 @@ def record(
     *,
     command: str = "launched from Python",
     checked: Checked | from_data.Parts | None = None,
+    resumed: bool = False,
 ) -> None:
     """Write `run.json`; a folder that holds another run is refused, the same run goes on.
 
     `command` is what a user types to repeat the run; one that is launched from Python has none.
     `checked` is what `ready` gave for this run: its reward is not built anew for its fingerprint.
+    Of a run that is `resumed` the settings may have changed.
     """
     path = folder / "run.json"
     if not distributed.team().main:
         return
-    if path.exists():
-        before = recorded(folder)
-        same_results = _apart_from_machine(before) == _apart_from_machine(run)
-        if before != run and same_results:
+    if path.exists() and not unfinished_start(folder):
+        if not resumed:
+            check(run, folder)
+        if recorded(folder) != run:
             files.write_json(path, json.loads(path.read_text()) | {"config": run.model_dump()})
-        elif before != run:
-            raise UserError(
-                f"{str(folder)!r} holds a run with other settings: choose another --run folder, or "
-                f"go on with it by: scoretune train --resume {folder}"
-            )
         return
     described = {
         "recipe": run.recipe,
@@ -81,15 +111,24 @@ def _fingerprint(run: Run, checked: Checked | from_data.Parts | None) -> dict[st
     return fingerprint(run.reward, built)
 
 
-def resumed(folder: Path, words: Sequence[str]) -> Run:
-    """The settings of a run folder, of which those that change no result may be changed."""
+def resumed(folder: Path, words: Sequence[str], *, accept_changes: bool = False) -> Run:
+    """The settings of a run folder, of which those that change no result, and the number of
+    updates, may be changed; all with `accept_changes`."""
+    free = ("updates=", *(f"{part}." for part in MACHINE))
     for word in words:
-        if not word.startswith(tuple(f"{part}." for part in MACHINE)):
+        if not accept_changes and not word.startswith(free):
             raise UserError(
-                f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}: leave out "
-                f"{word!r} (to train further, start another run with model.source={folder})"
+                f"--resume repeats the run's own settings, all but {', '.join(MACHINE)}, updates: "
+                f"leave out {word!r}, or add --accept-changes (to train further, start another "
+                f"run with model.source={folder})"
             )
     return changed(recorded(folder), words)
+
+
+def decisive(run: Run) -> dict[str, Any]:
+    """The settings that decide a run's numbers, by their paths: those that it reads."""
+    never = unread(run)
+    return {p: value for p, value in leaves(_apart_from_machine(run)) if p not in never}
 
 
 def _apart_from_machine(run: Run) -> dict[str, Any]:

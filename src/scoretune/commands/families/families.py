@@ -22,7 +22,8 @@ from scoretune.commands.families.parity import FAMILIES, Family, Request
 from scoretune.core import hub
 from scoretune.core.config import Run
 from scoretune.core.errors import unknown
-from scoretune.models.lora import NAME, adapter_state
+from scoretune.models.lora import adapter_state
+from scoretune.models.lora_files import NAME
 from scoretune.policy import Policy
 from scoretune.training import run_folder
 from scoretune.training.build import build_policy

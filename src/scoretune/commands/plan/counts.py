@@ -8,7 +8,8 @@ expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,6 +27,9 @@ from scoretune.policy import Deployment
 from scoretune.training.build import context_of
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Costs, Paths, batch_size
+
+LISTED = 1000
+"""Updates whose windows are looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,21 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
 
 
 def training(run: Run, facts: Facts) -> Calls:
-    """All updates."""
+    """All updates; with a window of more than `LISTED` of them as many, drawn, stand for all."""
     if not run.sampling.window.size:
         return one_update(run, facts).calls * run.updates
     with user_errors():
         times = grid(facts.process, run.sampling)
         places = window(run.sampling, times, facts.process, run.seed)
     assert places is not None
-    first = {places(number): number for number in reversed(range(run.updates))}
+    numbers: Sequence[int] = range(run.updates)
+    if len(numbers) > LISTED:  # any rule has a rhythm, with which an even choice may fall in step
+        numbers = random.Random(run.seed).choices(numbers, k=LISTED)
+    at = {number: places(number) for number in numbers}
+    first = {place: number for number, place in at.items()}
     cost = {place: one_update(run, facts, number).calls for place, number in first.items()}
-    return sum((cost[places(number)] for number in range(run.updates)), Calls())
+    each = run.updates / len(numbers)
+    return sum((cost[at[number]] for number in numbers), Calls()) * each
 
 
 def warm_up(run: Run, facts: Facts) -> Calls:
@@ -163,7 +172,20 @@ def _rollouts(run: Run, facts: Facts, place: Window | None) -> float:
 
 
 def solver_calls(solver: str, process: Process, times: Tensor) -> int:
-    """How often a solver asks the network about each state, on a grid [N+1]."""
+    """How often a solver asks the network about each state, on a grid [N+1].
+
+    It is counted on short grids, where each further step asks as often as the one before it.
+    """
+    steps = len(times) - 1
+    if steps <= 4:
+        return _counted(solver, process, times)
+    three, four = (
+        _counted(solver, process, torch.cat([times[:count], times[-1:]])) for count in (3, 4)
+    )
+    return four + (steps - 4) * (four - three)
+
+
+def _counted(solver: str, process: Process, times: Tensor) -> int:
     if len(times) < 2:
         return 0
     calls = 0

@@ -9,24 +9,26 @@ from scoretune.core.config import Run
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
-from scoretune.evaluate.gap import due, matrix_of
+from scoretune.evaluate.gap import matrix_of
 from scoretune.evaluate.guard import guard
 from scoretune.training.overrides import of_data
 
 BATCH = 64  # of prompts in an evaluation
 
 
-def evaluations(run: Run) -> list[int]:
-    """After which updates there is one, 0 for the base model."""
-    every = run.evaluation.every
-    between = range(every, run.updates, every) if every else ()
-    return [0, *between, run.updates]
+def evaluations(run: Run) -> int:
+    """How many there are, that of the base model among them; counted, never listed."""
+    return _at_both_ends(run.evaluation.every, run.updates)
+
+
+def _at_both_ends(every: int, updates: int) -> int:
+    return 2 + ((updates - 1) // every if every else 0)
 
 
 def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     """Network evaluations of all evaluations; they do not count as training."""
     if of_data(run):
-        return run.evaluation.samples * run.evaluation.steps * len(evaluations(run))
+        return run.evaluation.samples * run.evaluation.steps * evaluations(run)
     settings, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
@@ -38,11 +40,10 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     each = count * (plain + steps * (4 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
-    total = each * len(evaluations(run))
-    for update in evaluations(run):
-        if due(settings, run.updates, update):
-            cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
-            total += count * sum(cell.steps for cell in cells)
+    total = each * evaluations(run)
+    if settings.gap.steps:
+        cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
+        total += _matrices(run) * count * sum(cell.steps for cell in cells)
     return total * facts.guided
 
 
@@ -54,16 +55,23 @@ def watched(held_out: Prompts) -> int:
 def drawn(run: Run, held_out: Prompts) -> int:
     """Pictures that all evaluations decode."""
     each = 3 * len(held_out) + (watched(held_out) if run.guard.action != "off" else 0)
-    return each * len(evaluations(run)) + _matrices(run) * len(held_out)
+    return each * evaluations(run) + _samplers(run) * len(held_out)
 
 
 def _matrices(run: Run) -> int:
+    """The matrices of a gap over the whole run (`evaluate.gap.due`)."""
+    settings = run.evaluation
+    if not settings.gap.steps:
+        return 0
+    return _at_both_ends(settings.every * settings.gap.every, run.updates)
+
+
+def _samplers(run: Run) -> int:
     """Samplers whose pictures the matrices of a gap show, over the whole run."""
     settings = run.evaluation.gap
     if not settings.steps:
         return 0
-    cells = len(matrix_of(settings.steps, settings.etas).cells)
-    return cells * sum(due(run.evaluation, run.updates, update) for update in evaluations(run))
+    return len(matrix_of(settings.steps, settings.etas).cells) * _matrices(run)
 
 
 def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> int:
@@ -72,8 +80,8 @@ def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> in
         return 0
     if run.hardware.cache_prompts:
         return len({*prompts.texts, *held_out.texts, ""})
-    looks, whole = len(evaluations(run)), len(held_out) + math.ceil(len(held_out) / BATCH)
-    texts = (3 * looks + _matrices(run)) * whole
+    looks, whole = evaluations(run), len(held_out) + math.ceil(len(held_out) / BATCH)
+    texts = (3 * looks + _samplers(run)) * whole
     if run.guard.action != "off":
         texts += looks * (watched(held_out) + 1)
     if run.objective.on_data:

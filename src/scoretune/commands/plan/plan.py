@@ -110,7 +110,7 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
             "training": calls.total + first.total,
             "evaluations": evaluating(run, facts, held_out),
         },
-        "evaluations": len(evaluations(run)),
+        "evaluations": evaluations(run),
         "pictures": {
             "training": 0 if run.objective.on_data else update.samples * run.updates,
             "evaluations": drawn(run, held_out),

@@ -17,9 +17,10 @@ from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, inter
 from scoretune.commands.reproduce.denoiser import END
 from scoretune.commands.reproduce.drawing import COLOURS, legend_outside, name_ticks, subplots
 from scoretune.commands.reproduce.swiss_roll import learned, roll
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.processes import VE, VP, ContractiveSubVP, Process, SubVP, time_of_ratio
 from scoretune.diffusion.recycling import matched, recycled
-from scoretune.diffusion.solvers import Field, ddim, dpmpp_2m, euler, heun
+from scoretune.diffusion.solvers import ddim, dpmpp_2m, euler, heun
 from scoretune.diffusion.solvers.runge_kutta import rk45
 from scoretune.diffusion.solvers.stochastic import euler_maruyama, gddim
 from scoretune.evaluate.metrics import sliced_wasserstein

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.grids import time_of_ratio
 from scoretune.diffusion.processes import Process, expand
-from scoretune.diffusion.solvers.base import Field
 
 END = 0.01
 """σ/α at which training ends."""

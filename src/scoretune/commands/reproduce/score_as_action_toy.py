@@ -103,7 +103,7 @@ def on_the_line(
 
 @torch.no_grad()
 def exactly(policy: Policy, count: int) -> dict[str, float]:
-    """η, mean, variance and path KL of `count` affine steps: laws are propagated, not sampled."""
+    """η, mean, variance and chain KL of `count` affine steps: laws are propagated, not sampled."""
     times, nobody = square(count).double(), Condition.none(count)
     ends = [torch.full((count, 1), end, dtype=torch.float64) for end in (0.0, 1.0)]
     low, high = (policy.transition(x, times[:-1], times[1:], nobody) for x in ends)
@@ -117,7 +117,7 @@ def exactly(policy: Policy, count: int) -> dict[str, float]:
         kl += ((constant + linear * mean) ** 2 + linear**2 * variance) / (2 * std**2)
         mean, variance = a * mean + b, a * a * variance + std**2
     reward = -((mean - 2) ** 2) - variance
-    return {"eta": reward - KAPPA * kl, "mean": mean, "variance": variance, "path_kl": kl}
+    return {"eta": reward - KAPPA * kl, "mean": mean, "variance": variance, "chain_kl": kl}
 
 
 def by_ode(policy: Policy, solver: str, count: int) -> dict[str, float]:
@@ -140,14 +140,14 @@ def on_the_plane(form: str, seed: int, updates: int = 150, batch: int = 512) -> 
     path = rollout(
         policy, nobody, square(100), generator, noise, acting=Acting(jitter=True), reference=True
     )
-    assert path.kls is not None
-    reward, kl = float(REWARDS[2](path.final).mean()), float(path.kls.sum(0).mean())
+    assert path.chain_kl is not None
+    reward, kl = float(REWARDS[2](path.final).mean()), float(path.chain_kl.mean())
     nearest = (path.final[:, None] - PLANE.means.float()).norm(dim=2).argmin(1)
     shares = torch.bincount(nearest, minlength=4) / len(nearest)
     return {
         "eta": reward - KAPPA * kl,
         "reward": reward,
-        "path_kl": kl,
+        "chain_kl": kl,
         "shares": shares.tolist(),
         "samples": [[round(v, 3) for v in row] for row in path.final[:400].tolist()],
     }
@@ -190,7 +190,7 @@ def _line(arms: dict[str, list[Numbers]], page: Page) -> Numbers:
     best = float(tilt.optimum(LINE, REWARDS[1], KAPPA))
     page.text(
         f"Data N(1, ¼), reward −(x − 2)², κ = ½: the optimum is {best:.4f}, attained by N(1.5, ⅛). "
-        "Each policy is judged by its reward less κ times its path KL, through Euler–Maruyama on "
+        "Each policy is judged by its reward less κ times its chain KL, through Euler–Maruyama on "
         "10, 50 and 200 steps and without sampling; and by its reward through solvers without "
         "noise, where the optimum has −.375. Intervals are of 95 %, over seeds."
     )

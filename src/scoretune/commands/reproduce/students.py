@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.commands.reproduce.denoiser import Denoiser, follow
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.matching import consistency
 from scoretune.diffusion.processes import EDM
-from scoretune.diffusion.solvers.base import Field
 
 PROCESS, T_MIN = EDM(80.0), 0.002
 

@@ -88,7 +88,7 @@ def method(
         rule_named(cast(Form, form.removesuffix("_policy")), 0.3),
         minibatch=batch,
         at_once=batch,
-        jacobian="policy" if form.endswith("_policy") else "pretrained",
+        estimate="policy" if form.endswith("_policy") else "pretrained",
     )
 
 

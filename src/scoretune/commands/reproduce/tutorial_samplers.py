@@ -134,7 +134,7 @@ def two_step(times: Tensor, mean: float, variance: float) -> Moments:
     average = torch.tensor([mean, 0.0], dtype=torch.float64)
     spread = torch.tensor([[variance, 0.0], [0.0, 0.0]], dtype=torch.float64)
     for k in range(len(t)):
-        state, data = float(step.state[k]), float(step.data[k])  # type: ignore[index]
+        state, data = float(step.state[k]), float(step.data[k])
         gain, offset, share = float(gains[k]), float(offsets[k]), float(lean[k])
         now = torch.tensor(
             [[state + data * (1 + share) * gain, -data * share], [gain, 0.0]], dtype=torch.float64

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import grids
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.processes import Process, expand, noise_ratio
-from scoretune.diffusion.solvers import Field, ddim_step
+from scoretune.diffusion.solvers import ddim_step
 from scoretune.diffusion.theory.gaussian import state_variance
+from scoretune.diffusion.transitions import squared_norm
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Function: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Solver: TypeAlias = Literal["heun", "euler"]
@@ -37,6 +39,7 @@ def from_estimate(
 
     nearly the denoiser itself, the better the larger ρ is. Finite without any signal (α = 0).
     """
+    check_same_shape(x=x, data=estimate.data)
     alpha, sigma = process.alpha(t), process.sigma(t)
     data_sq = sigma_data**2
     lead = sigma - _least(process, t, t_min) * alpha
@@ -72,6 +75,7 @@ def ode_step(
     process: Process, field: Field, x: Tensor, t: Tensor, t_next: Tensor, *, solver: Solver
 ) -> Tensor:
     """One step of dx̄/dρ = ε̂ from t to t_next, [B, *S]: EDM's Heun, or Euler, which is DDIM."""
+    check_batch(x, t=t, t_next=t_next)
     estimate = field(x, t)
     ahead = ddim_step(process, x, estimate, t, t_next)
     if solver == "euler":
@@ -128,6 +132,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
     The mass of ln ρ ~ N(mean, std²) between the two, scaled to sum 1 (arXiv 2310.14189 Table 1).
     """
+    check_rank(1, 1, ratios=ratios)
     mass = torch.special.erf((torch.log(ratios) - mean) / (math.sqrt(2) * std))
     between: Tensor = mass[:-1] - mass[1:]
     return between / between.sum()
@@ -135,7 +140,7 @@ def lognormal_pairs(ratios: Tensor, mean: float = -1.1, std: float = 2.0) -> Ten
 
 def pseudo_huber(difference: Tensor, c: float | None = None) -> Tensor:
     """√(‖d‖² + c²) − c, [B]; c = 0.00054√D unless given (arXiv 2310.14189 Table 1)."""
-    squared = (difference**2).flatten(1).sum(1)
+    squared = squared_norm(difference)
     c = 0.00054 * math.sqrt(difference[0].numel()) if c is None else c
     # ‖d‖²/(√(‖d‖² + c²) + c) is the same number without the cancellation near 0.
     distance: Tensor = squared / (torch.sqrt(squared + c**2) + c)
@@ -163,6 +168,7 @@ def multistep(
 
     x̄ ← x̄ + √(ρ² − ρ_min²) z brings a finished sample, which still holds ρ_min, back to time t.
     """
+    check_rank(1, 1, times=times)
     done = one_step(jump, x, float(times[0]))
     for now in times[1:].tolist():
         t = _all_at(now, x)

@@ -18,9 +18,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.processes import Process, expand
-from scoretune.diffusion.solvers import Field, velocity_of
-from scoretune.diffusion.transitions import wide
+from scoretune.diffusion.solvers import velocity_of
+from scoretune.diffusion.transitions import squared_norm, wide
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Vector: TypeAlias = Callable[[Tensor], Tensor]
 Directions: TypeAlias = Literal["rademacher", "gaussian"]
@@ -28,7 +30,8 @@ Directions: TypeAlias = Literal["rademacher", "gaussian"]
 
 def explicit(predicted: Tensor, exact: Tensor) -> Tensor:
     """‖ŝ − ∇ ln p‖², [B]."""
-    return _squared(predicted - exact)
+    check_same_shape(predicted=predicted, exact=exact)
+    return squared_norm(predicted - exact)
 
 
 def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
@@ -36,13 +39,15 @@ def denoising(predicted: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
 
     The explicit loss and a constant, which for Gaussian data is 1/σ² − 1/v in each dimension.
     """
-    return _squared(predicted + eps / expand(sigma, eps))
+    check_same_shape(predicted=predicted, eps=eps)
+    check_batch(eps, sigma=sigma)
+    return squared_norm(predicted + eps / expand(sigma, eps))
 
 
 def implicit(score: Vector, x: Tensor) -> Tensor:
     """‖ŝ‖² + 2∇·ŝ, [B], with the exact divergence: one derivative for each dimension."""
     value, trace = divergence(score, x)
-    return _squared(value) + 2 * trace
+    return squared_norm(value) + 2 * trace
 
 
 def sliced(
@@ -60,7 +65,7 @@ def sliced(
     """
     probe = random_directions(x, directions, generator)
     value, trace = divergence(score, x, probe)
-    last = _squared(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
+    last = squared_norm(value) if reduced else (probe * value).flatten(1).sum(1) ** 2
     return last + 2 * trace
 
 
@@ -69,11 +74,13 @@ def divergence(vector: Vector, x: Tensor, probe: Tensor | None = None) -> tuple[
 
     Exact unless there is a `probe` v [B, *S] with E vvᵀ = 1: then Hutchinson's vᵀ(∇f)v.
     """
+    check_same_shape(x=x, **({} if probe is None else {"probe": probe}))
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x = wide(x)
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = wide(vector(x))
+        check_same_shape(x=x, vector=value)
         if probe is not None:
             total = (_slope(value, x, probe, keep) * probe).flatten(1).sum(1)
         else:
@@ -110,6 +117,7 @@ def log_likelihood(
     `times` decrease, as a sampler's do, and are walked backwards by Heun: order 2. The trace is
     exact unless a `probe` of random directions makes it Hutchinson's, unbiased to that order.
     """
+    check_rank(1, 1, times=times)
     state, gain = wide(x), torch.zeros(len(x), dtype=wide(x).dtype, device=x.device)
 
     def flow(at: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +148,3 @@ def _slope(value: Tensor, x: Tensor, direction: Tensor, keep: bool) -> Tensor:
         value, x, direction, create_graph=keep, retain_graph=True, materialize_grads=True
     )
     return slope
-
-
-def _squared(x: Tensor) -> Tensor:
-    return (wide(x) ** 2).flatten(1).sum(1)

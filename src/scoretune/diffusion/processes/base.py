@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretune.shapes import check_batch
+
 
 class Schedule(Protocol):
     """What these functions need of a process; a class of yours that has it will do."""
@@ -102,8 +104,10 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     """Reshape per-sample numbers [B] to [B, 1, …] so that they multiply x [B, *S].
 
     The result has x's dtype, or float32 if that is narrower: a float64 time never widens an
-    image, and a half-precision image never narrows a coefficient.
+    image, and a half-precision image never narrows a coefficient. A number for all is [].
     """
+    if t.dim():
+        check_batch(x, t=t)
     wide = torch.promote_types(x.dtype, torch.float32)
     return t.to(device=x.device, dtype=wide).reshape(-1, *(1,) * (x.dim() - 1))
 

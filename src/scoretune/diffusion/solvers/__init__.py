@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.kernels import (
     GDDIM,
     Constant,
@@ -24,7 +25,6 @@ from scoretune.diffusion.kernels import (
     Renoise,
 )
 from scoretune.diffusion.lookup import lookup
-from scoretune.diffusion.solvers.base import Field
 from scoretune.diffusion.solvers.dpm_solver import FEW_STEPS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_step
 from scoretune.diffusion.solvers.edm import Churn, edm_heun
 from scoretune.diffusion.solvers.ode import ddim, ddim_step, euler, euler_step, heun, velocity_of

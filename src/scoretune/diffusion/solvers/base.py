@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import transitions
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.processes import Process, Schedule
+from scoretune.shapes import check_shape
 
-Field: TypeAlias = Callable[[Tensor, Tensor], Estimate]
-"""What a network says about x [B, *S] at the times t [B]."""
+Visit: TypeAlias = Callable[[int, Tensor, Estimate], None]
+"""Told of each node that a sampler goes on from: its number, the state and the estimate there."""
 
 SLACK = 1e-6
 """How far past the horizon, as a share of it, the rounding of a grid may lead."""
@@ -45,6 +46,8 @@ def on_grid(process: Schedule, x: Tensor, times: Tensor) -> Tensor:
 
 def node_times(nodes: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """The times of the nodes as a field takes them, each [B] on x's device."""
+    if nodes.shape[1] != 1:
+        check_shape((len(nodes), len(x)), nodes=nodes)
     return nodes.to(x.device).expand(-1, len(x)).unbind()
 
 
@@ -62,12 +65,16 @@ class KernelSampler:
         times: Tensor,
         *,
         generator: torch.Generator | None = None,
+        visit: Visit | None = None,
     ) -> Tensor:
         nodes, x = on_grid(process, x, times), transitions.wide(x)
         steps = self.kernel.weights(process, nodes[:-1], nodes[1:]).over(x)
         grid = zip(steps.each(), steps.noisy(), node_times(nodes[:-1], x), strict=True)
-        for step, noisy, t in grid:
-            x = step.mean(x, field(x, t))
+        for k, (step, noisy, t) in enumerate(grid):
+            estimate = field(x, t)
+            if visit is not None:
+                visit(k, x, estimate)
+            x = step.mean(x, estimate)
             if noisy:
                 x = torch.addcmul(x, step.std, transitions.fresh(x, generator))
         return x

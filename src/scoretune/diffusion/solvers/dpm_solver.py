@@ -4,25 +4,34 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import transitions
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level, ratio_quotient
-from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
+from scoretune.diffusion.solvers.base import Visit, node_times, on_grid, where_finite
 from scoretune.diffusion.transitions import Weights, broadcast
+from scoretune.shapes import check_batch, check_same_shape
 
 FEW_STEPS = 15
 """Below this many steps DPM-Solver++ makes its last step of first order (arXiv 2211.01095)."""
 
 
 def dpmpp_2m(
-    process: Process, field: Field, x: Tensor, times: Tensor, *, lower_order_final: bool = True
+    process: Process,
+    field: Field,
+    x: Tensor,
+    times: Tensor,
+    *,
+    lower_order_final: bool = True,
+    visit: Visit | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M), midpoint (arXiv 2211.01095 Alg. 2): order 2, one call a step.
 
     First order: the first step, a last step to σ = 0, and (`lower_order_final`) the last of fewer
     than 15 steps. These are diffusers' rules.
     """
-    return dpmpp_2m_sde(process, field, x, times, eta=0.0, lower_order_final=lower_order_final)
+    return dpmpp_2m_sde(
+        process, field, x, times, eta=0.0, lower_order_final=lower_order_final, visit=visit
+    )
 
 
 def dpmpp_2m_sde(
@@ -34,6 +43,7 @@ def dpmpp_2m_sde(
     eta: float = 1.0,
     lower_order_final: bool = True,
     generator: torch.Generator | None = None,
+    visit: Visit | None = None,
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) for constant η (arXiv 2211.01095 has 0 and 1): order 2 in law.
 
@@ -49,6 +59,8 @@ def dpmpp_2m_sde(
     noisy, leans, previous = steps.noisy(), broadcast(leans, x), x
     for k, (step, t) in enumerate(zip(steps.each(), node_times(nodes[:-1], x), strict=True)):
         estimate = field(x, t)
+        if visit is not None:
+            visit(k, x, estimate)
         x = step.mean(x, estimate)
         if leaning[k]:
             x = _lean(x, step, leans[k], estimate.data, previous)
@@ -70,11 +82,14 @@ def dpmpp_2m_step(
 
     `previous` is the data estimate of the last step and its time; None makes the step first order.
     """
+    check_batch(x, t=t, t_next=t_next)
     step = first_order(process, t, t_next, 0.0).over(x)
     ahead = step.mean(x, estimate)
     if previous is None:
         return ahead
     data, before = previous
+    check_batch(x, before=before)
+    check_same_shape(x=x, previous=data)
     lean = broadcast(_lean_of(process, before, t, t_next), x)
     return _lean(ahead, step, lean, estimate.data, data)
 
@@ -87,7 +102,8 @@ def first_order(process: Process, t: Tensor, t_next: Tensor, eta: float) -> Weig
     sigma = process.sigma(t_next)
     state = sigma / process.sigma(t) * torch.exp(log_drop)
     data = -process.alpha(t_next) * torch.expm1(log_kept + log_drop)
-    return Weights(state, data, 0.0, sigma * torch.sqrt(-torch.expm1(2 * log_drop)))
+    std = sigma * torch.sqrt(-torch.expm1(2 * log_drop))
+    return Weights(state, data, torch.zeros_like(data), std)
 
 
 def _lean(ahead: Tensor, step: Weights, lean: Tensor, data: Tensor, previous: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import transitions
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.processes import Process, noise_ratio, time_of_ratio
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, node_times, on_grid, where_finite
+from scoretune.diffusion.solvers.base import Visit, node_times, on_grid, where_finite
 from scoretune.diffusion.transitions import Weights, broadcast
 
 
@@ -41,6 +42,7 @@ def edm_heun(
     *,
     churn: float | Churn = 0.0,
     generator: torch.Generator | None = None,
+    visit: Visit | None = None,
 ) -> Tensor:
     """EDM's sampler (arXiv 2206.00364 Alg. 2) on d(x/α)/dρ = ε̂: order 2, two calls a step.
 
@@ -59,7 +61,8 @@ def edm_heun(
     grown, added = (broadcast(numbers, x) for numbers in _lift(process, start, raised))
     lifted = (raised > start).any(1).tolist()
     alpha, sigma = process.alpha(end), process.sigma(end)
-    steps = Weights(0.0, alpha, sigma, torch.zeros_like(alpha)).over(x)
+    nothing = torch.zeros_like(alpha)
+    steps = Weights(nothing, alpha, sigma, nothing).over(x)
     # α'(ρ' − ρ)/2, the weight of ε̂' − ε̂; a step to σ = 0 never asks there.
     bend = where_finite((sigma - alpha * noise_ratio(process, raised)) / 2) * (sigma > 0)
     bent, bend = (bend != 0).any(1).tolist(), broadcast(bend, x)
@@ -69,6 +72,8 @@ def edm_heun(
             noise = transitions.fresh(x, generator)
             x = torch.addcmul(grown[k] * x, churn.s_noise * added[k], noise)
         estimate = field(x, t)
+        if visit is not None:
+            visit(k, x, estimate)
         x = step.mean(x, estimate)
         if bent[k]:
             x = torch.addcmul(x, bend[k], field(x, ends[k]).noise - estimate.noise)

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import transitions
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.kernels import EulerMaruyama, Kernel, Memoryless
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.scales import check_level
-from scoretune.diffusion.solvers.base import Field, check_count, node_times, on_grid
+from scoretune.diffusion.solvers.base import check_count, node_times, on_grid
+from scoretune.shapes import check_rank, check_same_shape
 
 REVERSE_SDE = EulerMaruyama(Memoryless())
 
@@ -49,6 +50,7 @@ def predictor_corrector(
 
 def langevin_step(x: Tensor, estimate: Estimate, sigma: Tensor, snr: float, xi: Tensor) -> Tensor:
     """x + δ s + √(2δ) ξ with s = −ε̂/σ: `sigma` broadcasts to x and ξ [B, *S]."""
+    check_same_shape(x=x, noise=estimate.noise, xi=xi)
     size = langevin_size(estimate.noise, sigma, snr, xi)
     pulled = torch.addcmul(x, -size / sigma, estimate.noise)
     return torch.addcmul(pulled, torch.sqrt(2 * size), xi)
@@ -56,6 +58,8 @@ def langevin_step(x: Tensor, estimate: Estimate, sigma: Tensor, snr: float, xi: 
 
 def langevin_size(noise: Tensor, sigma: Tensor, snr: float, xi: Tensor) -> Tensor:
     """δ = 2 (snr ‖ξ‖/‖s‖)², a scalar: norms per sample, averaged over the batch; 0 where s = 0."""
+    check_same_shape(noise=noise, xi=xi)
+    check_rank(noise.dim(), noise.dim(), sigma=sigma)
     scores = _norms(noise) / sigma.flatten()
     size = 2 * torch.square(snr * _norms(xi).mean() / scores.mean())
     return torch.where(torch.isfinite(size), size, torch.zeros_like(size))

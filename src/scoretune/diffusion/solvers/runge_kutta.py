@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.processes import Process, time_of_ratio
-from scoretune.diffusion.solvers.base import Field, on_grid
+from scoretune.diffusion.solvers.base import on_grid
 from scoretune.diffusion.transitions import wide
 
 

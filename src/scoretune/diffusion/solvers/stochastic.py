@@ -8,6 +8,7 @@ in float32 or wider; a CPU generator serves any device.
 import torch
 from torch import Tensor
 
+from scoretune.diffusion.estimates import Field
 from scoretune.diffusion.kernels import (
     GDDIM,
     Constant,
@@ -17,7 +18,7 @@ from scoretune.diffusion.kernels import (
     Renoise,
 )
 from scoretune.diffusion.processes import Process
-from scoretune.diffusion.solvers.base import Field, KernelSampler
+from scoretune.diffusion.solvers.base import KernelSampler
 
 Generator = torch.Generator | None
 

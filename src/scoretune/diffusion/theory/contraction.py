@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoretune.diffusion.processes import Process, diffusion_sq, drift_rate, noise_ratio
 from scoretune.diffusion.theory.gaussian import scaled_variance, state_variance
+from scoretune.shapes import check_same_shape
 
 ErrorOf: TypeAlias = Literal["score", "noise"]
 POINTS = 4001
@@ -26,6 +27,8 @@ def rate(process: Process, t: Tensor, curvature: Tensor | float, *, eta: float =
     `curvature` ℓ is −λ_max(∇s), which is 1/v for Gaussian data and can be negative for others. With
     ℓ = −L and η = 1 this is the r_b − L g² of arXiv 2401.13115, Assumption 3.
     """
+    if isinstance(curvature, Tensor) and curvature.dim():
+        check_same_shape(t=t, curvature=curvature)
     return drift_rate(process, t) + (1 + eta**2) / 2 * diffusion_sq(process, t) * curvature
 
 

@@ -14,11 +14,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.diffusion.estimates import Estimate
+from scoretune.diffusion.estimates import Estimate, Field
 from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.processes import Process, expand, noise_ratio
-from scoretune.diffusion.solvers.base import Field
 from scoretune.diffusion.transitions import Transition
+from scoretune.shapes import check_batch, check_rank, check_same_shape
 
 Moments: TypeAlias = tuple[float, float]
 """Mean and variance of a law on the line."""
@@ -28,6 +28,8 @@ Solve: TypeAlias = Callable[[Process, Field, Tensor, Tensor], Tensor]
 
 def state_variance(process: Process, t: Tensor, variance: float | Tensor) -> Tensor:
     """v_t = α²s² + σ², same shape as t."""
+    if isinstance(variance, Tensor) and variance.dim():
+        check_same_shape(t=t, variance=variance)
     return process.alpha(t) ** 2 * variance + process.sigma(t) ** 2
 
 
@@ -46,6 +48,9 @@ def exact(process: Process, *, mean: float | Tensor, variance: float | Tensor) -
 
     Tensors [] as moments make it a policy with two parameters.
     """
+    for name, moment in (("mean", mean), ("variance", variance)):
+        if isinstance(moment, Tensor):
+            check_rank(0, 0, **{name: moment})
 
     def field(x: Tensor, t: Tensor) -> Estimate:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -71,6 +76,7 @@ def transition(
 
     With y = x − αm:  y' | y ~ N(√(v'/v) (u'/u)^{η²/2} y, v'[1 − (u'/u)^{η²}]).
     """
+    check_batch(x, t=t, t_next=t_next)
     slope, std = _carried(process, t, t_next, variance, eta)
     away = x - expand(process.alpha(t), x) * mean
     centre = expand(process.alpha(t_next), x) * mean + expand(slope, x) * away
@@ -122,6 +128,7 @@ def after_steps(
     Exactly: with the field of `exact` a kernel's step is x' = a(x − αm) + b + cξ. Without a kernel,
     the exact dynamics of the given η. From `start`, or else from the process's prior N(0, π²).
     """
+    check_rank(1, 1, times=times)
     t, t_next = times[:-1].double(), times[1:].double()
     alpha, sigma = process.alpha(t), process.sigma(t)
     if kernel is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.diffusion.theory.gaussian import Moments, after_steps, arrival, law, wasserstein
+from scoretune.shapes import check_rank
 
 Slope = Callable[[Tensor], Tensor]
 """The derivative r' of a reward, elementwise: points [K] to numbers [K]."""
@@ -111,6 +112,7 @@ class Law(Protocol):
 
 def cdf(mixture: Law, x: Tensor) -> Tensor:
     """F(x) of points [K]: [K], or [B, K] of a batch of B mixtures."""
+    check_rank(1, 1, x=x)
     means, stds = mixture.means.squeeze(-1)[..., None], mixture.variances.sqrt()[..., None]
     below = torch.special.ndtr((x - means) / stds)
     probabilities: Tensor = (mixture.log_weights.exp()[..., None] * below).sum(-2)
@@ -119,6 +121,7 @@ def cdf(mixture: Law, x: Tensor) -> Tensor:
 
 def quantile(mixture: Law, probabilities: Tensor) -> Tensor:
     """F^{-1} of probabilities [K] by bisection, [K]; 40 deviations beyond all where infinite."""
+    check_rank(1, 1, probabilities=probabilities)
     beyond = 40 * mixture.variances.sqrt()
     centres = mixture.means.squeeze(-1)
     low = torch.full_like(probabilities, float((centres - beyond).min()))

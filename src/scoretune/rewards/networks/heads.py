@@ -26,9 +26,9 @@ def load(path: Path) -> nn.Sequential:
     if path.exists():
         hub.refuse_pickle(
             path,
-            'convert it once: python -c "import torch, safetensors.torch as s; s.save_file('
-            f"torch.load({str(path)!r}, weights_only=True), "
-            f'{str(path.with_suffix(".safetensors"))!r})"',
+            'convert it once, in its folder: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load({path.name!r}, weights_only=True), "
+            f'{path.with_suffix(".safetensors").name!r})"',
         )
     weights = load_tensors(path, "give a .safetensors file", kind="the head ")
     try:

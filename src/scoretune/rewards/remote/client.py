@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from scoretune.core.errors import UserError
@@ -19,8 +22,8 @@ from scoretune.rewards.remote import protocol
 
 if TYPE_CHECKING:
     import httpx2
-    from tenacity import RetryCallState
 
+T = TypeVar("T")
 TOKEN = "SCORETUNE_REWARD_TOKEN"
 """The environment variable that holds the token, which a run's record must not."""
 MOST_BYTES = 16 * 2**20
@@ -33,7 +36,8 @@ class Remote(Cached):
     """Has the server at `url` score pictures; without a gradient.
 
     `timeout` is in seconds, for a request of at most `batch` images; `retries` come after the first
-    attempt; `cache` scores are kept. Raises UserError for a URL that is none.
+    attempt that fails; a server that is busy is waited for up to `patience` seconds a request;
+    `cache` scores are kept. Raises UserError for a URL that is none.
     """
 
     url: str
@@ -41,13 +45,15 @@ class Remote(Cached):
     retries: int = 3
     batch: int = 16
     cache: int = 4096
+    patience: float = 1800.0
 
     def __post_init__(self) -> None:
-        if not (self.timeout > 0 and self.retries >= 0 and self.batch >= 1 and self.cache >= 0):
+        counts = 0 <= self.retries <= 1000 and self.batch >= 1 and self.cache >= 0
+        if not (0 < self.timeout < 1e6 and 0 <= self.patience < 1e9 and counts):
             raise UserError(
                 f"server(timeout={self.timeout:g}, retries={self.retries}, batch={self.batch}, "
-                f"cache={self.cache}): timeout must be above 0, batch 1 or more, the others 0 or "
-                "more"
+                f"cache={self.cache}, patience={self.patience:g}): timeout must be above 0, batch "
+                "1 or more, the others 0 or more, and none of them endless"
             )
         check_url(self.url)
 
@@ -62,12 +68,17 @@ class Remote(Cached):
     @cached_property
     def client(self) -> Client:
         """The HTTP client, with its connection settings."""
-        return Client(self.url, self.timeout, self.retries)
+        return Client(self.url, self.timeout, self.retries, self.patience)
 
     def _score(self, pixels: Pixels, prompts: list[str]) -> list[float]:
-        body = self.client.post(protocol.encode_request(pixels, prompts))
+        def read(body: bytes) -> list[float]:
+            try:
+                return protocol.decode_response(body, len(prompts))
+            except protocol.Cut as error:
+                raise Transient(f"sent {error}", "see its log") from error
+
         try:
-            return protocol.decode_response(body, len(prompts))
+            return self.client.post(protocol.encode_request(pixels, prompts), read)
         except protocol.ProtocolError as error:
             self.client.fail(f"breaks the protocol: {error}", "mend the server or the url", error)
 
@@ -80,18 +91,24 @@ class Transient(Exception):
         self.fix, self.wait = fix, wait
 
 
+class Busy(Transient):
+    """A server that is well and has too much to do: no failure until patience ends."""
+
+
 @dataclass
 class Client:
     """Requests to one URL, repeated while a failure may pass.
 
-    Connection errors, timeouts, 5xx and 429 are retried up to `retries` times, after
-    0.5 s * 2^k times a random number in [0.5, 1.5], and no sooner than Retry-After says. Nothing
-    else is retried. Raises UserError for a URL that is none.
+    Connection errors, timeouts, answers cut short and 5xx are retried up to `retries` times. 429
+    and 503 are a busy server's, and asked again until `patience` seconds were waited in all. The
+    k-th pause is 0.5 s * 2^k, at most 30 s, times a random number in [0.5, 1.5], and no shorter
+    than Retry-After says. Nothing else is retried. Raises UserError for a URL that is none.
     """
 
     url: str
     timeout: float = 30.0
     retries: int = 3
+    patience: float = 1800.0
     sleep: Callable[[float], None] = time.sleep
     # Its own generator: waiting for a server must not move the run's random numbers.
     random: random.Random = field(default_factory=random.Random)
@@ -99,25 +116,27 @@ class Client:
     def __post_init__(self) -> None:
         check_url(self.url)
 
-    def post(self, body: bytes) -> bytes:
-        """The body of the answer. Raises UserError with the URL, what is wrong and the fix."""
-        import tenacity
-
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, Transient) and error.wait <= MOST_WAIT
-            ),
-            stop=tenacity.stop_after_attempt(self.retries + 1),
-            wait=self._pause,
-            sleep=self.sleep,
-            reraise=True,
-        )
-        try:
-            return attempts(self._request, self.url, body, self.timeout)
-        except Transient as error:
-            count = attempts.statistics["attempt_number"]
-            tries = f"{count} attempt{'s' if count > 1 else ''}"
-            self.fail(f"{error} ({tries})", error.fix, error)
+    def post(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        """What `read` makes of the answer's body. Raises UserError with the URL, what is wrong and
+        the fix."""
+        failures = busy = 0
+        waited = 0.0
+        while True:
+            try:
+                return read(self._request(self.url, body, self.timeout))
+            except Busy as error:
+                pause = self._pause(busy, error)
+                busy += 1
+                if error.wait > MOST_WAIT or waited + pause > self.patience:
+                    self.fail(f"{error} (busy for {waited:.0f} s)", "raise patience=", error)
+            except Transient as error:
+                pause = self._pause(failures, error)
+                failures += 1
+                if error.wait > MOST_WAIT or failures > self.retries:
+                    tries = f"{failures} attempt{'s' if failures > 1 else ''}"
+                    self.fail(f"{error} ({tries})", error.fix, error)
+            waited += pause
+            self.sleep(pause)
 
     def health(self) -> dict[str, Any]:
         """What `/health` says, asked once; empty where nobody answers or not as JSON."""
@@ -148,11 +167,10 @@ class Client:
             trust_env=not _is_local(self.url),
         )
 
-    def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next attempt."""
-        error = state.outcome.exception() if state.outcome else None
-        backoff = min(0.5 * 2.0 ** (state.attempt_number - 1), 30.0) * self.random.uniform(0.5, 1.5)
-        return max(backoff, error.wait if isinstance(error, Transient) else 0.0)
+    def _pause(self, before: int, error: Transient) -> float:
+        """Seconds before the next attempt, after as many failures of this kind before it."""
+        backoff = min(0.5 * 2.0 ** min(before, 6), 30.0) * self.random.uniform(0.5, 1.5)
+        return max(backoff, error.wait)
 
     def _request(self, url: str, body: bytes | None, timeout: float) -> bytes:
         """One attempt: POST with a body, GET without."""
@@ -162,16 +180,30 @@ class Client:
         if token := os.environ.get(TOKEN, "").strip():
             headers["Authorization"] = f"Bearer {_printable(token)}"
         method, until = "GET" if body is None else "POST", time.monotonic() + timeout
+        cutting = Deadline(timeout)
         try:
-            with self._http.stream(
-                method, url, content=body, headers=headers, timeout=timeout
-            ) as response:
+            with (
+                cutting,
+                self._http.stream(
+                    method,
+                    url,
+                    content=body,
+                    headers=headers,
+                    timeout=timeout,
+                    extensions={"trace": cutting.trace},
+                ) as response,
+            ):
                 if not response.is_success:
                     self._refuse(response)
-                return self._read(response, until)
+                answer = self._read(response, until)
+            if cutting.passed:  # what was shut may look as if it had ended
+                raise self._slow()
+            return answer
         except httpx2.TimeoutException as error:
             raise self._slow() from error
         except httpx2.HTTPError as error:
+            if cutting.passed:
+                raise self._slow() from error
             what = str(error) or type(error).__name__
             raise Transient(f"cannot be reached: {what}", "start it, or mend the url") from error
 
@@ -198,7 +230,8 @@ class Client:
         if status == 429 or status >= 500:
             wait = _seconds(response.headers.get("Retry-After"))
             pause = f" and asks to wait {wait:.0f} s" if wait else ""
-            raise Transient(text + pause, "see its log", wait)
+            kind = Busy if status in (429, 503) else Transient
+            raise kind(text + pause, "see its log", wait)
         fixes = {
             401: f"put its token into the environment variable {TOKEN}",
             403: f"put its token into the environment variable {TOKEN}",
@@ -208,6 +241,35 @@ class Client:
         }
         moved = f"give the url {response.headers.get('Location')}"
         self.fail(text, moved if status < 400 else fixes.get(status, "mend what it names"))
+
+
+class Deadline:
+    """Ends a request after so many seconds, by shutting its connection: a timeout of a single read
+    never comes where headers drip. `passed`: it did."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._connection: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._shut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note the connection, which the client tells of when it is there."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._connection = info["return_value"].get_extra_info("socket")
+
+    def _shut(self) -> None:
+        self.passed = True
+        if self._connection is not None:
+            with suppress(OSError):  # it has ended by itself
+                self._connection.shutdown(socket.SHUT_RDWR)
 
 
 def _is_local(url: str) -> bool:

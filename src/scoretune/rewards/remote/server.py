@@ -10,14 +10,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, one_line
 from scoretune.core.records import spans
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.cache import Cached
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 256 * 2**20
 MOST_AT_ONCE = 16
+"""Requests that have arrived whole and wait to be scored."""
+MOST_CONNECTIONS = 256
 PATIENCE = 60.0
 """Seconds in which a request's body must arrive."""
+HEADER_PATIENCE = 10.0
+"""Seconds in which a connection must have said what it wants."""
 
 
 class Refusal(Exception):
@@ -45,7 +49,8 @@ class Service:
     """A reward for many callers, one request at a time: `batch` images at once, on `device`.
 
     Bodies above `limit` bytes are refused, and so are callers without the `token`, if there is one.
-    `fingerprint` says what exactly scores.
+    All bodies that are held at once may be four times as long. `fingerprint` says what exactly
+    scores.
     """
 
     name: str
@@ -59,23 +64,25 @@ class Service:
     places: Any = field(
         default_factory=lambda: threading.BoundedSemaphore(MOST_AT_ONCE), init=False
     )
+    held: int = field(default=0, init=False)
 
     def scores(self, body: bytes) -> tuple[list[float], str]:
         """The scores of a request's body, and how many of them were cached, in words.
 
         Raises ProtocolError for a body that breaks the protocol, UserError for a reward that fails.
         """
-        request = protocol.decode_request(body)
-        images = torch.from_numpy(request.pixels).permute(0, 3, 1, 2).float() / 255
         cache = self.reward.score_cache if isinstance(self.reward, Cached) else None
-        with self.lock, torch.no_grad():
+        with self.lock, torch.no_grad():  # decoding too: pictures of one request at a time
+            request = protocol.decode_request(body)
+            pixels = torch.from_numpy(request.pixels).permute(0, 3, 1, 2)
             before = cache.hits if cache else 0
-            parts = [
-                checked(self.reward, self.name, images[s].to(self.device), request.prompts[s]).cpu()
-                for s in spans(len(images), self.batch)
-            ]
+            parts = []
+            for s in spans(len(pixels), self.batch):
+                images = pixels[s].float() / 255
+                prompts = request.prompts[s]
+                parts.append(checked(self.reward, self.name, images.to(self.device), prompts).cpu())
             hits = cache.hits - before if cache else 0
-        note = f"{len(images)} images" + (f", {hits} remembered" if hits else "")
+        note = f"{len(pixels)} images" + (f", {hits} remembered" if hits else "")
         return torch.cat(parts).tolist(), note
 
     def health(self, trusted: bool) -> protocol.Health:
@@ -89,11 +96,14 @@ class Service:
         given = (header or "").encode("utf-8", "replace")
         return not self.token or hmac.compare_digest(given, f"Bearer {self.token}".encode())
 
-    @contextmanager
-    def place(self, header: str | None) -> Iterator[None]:
-        """One of the places for callers. Raises Refusal for strangers, and where none is free."""
+    def check_caller(self, header: str | None) -> None:
+        """Raise Refusal for strangers."""
         if not self.trusts(header):
             raise Refusal(401, "a token is needed: Authorization: Bearer TOKEN")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places of whole requests. Raises Refusal where none is free."""
         if not self.places.acquire(blocking=False):
             raise Refusal(429, f"{MOST_AT_ONCE} questions wait already")
         try:
@@ -124,6 +134,9 @@ class RewardServer:
                 access_log=False,
                 ws="none",
                 timeout_graceful_shutdown=10,
+                timeout_keep_alive=0,  # one request a connection, whose time is limited
+                limit_concurrency=MOST_CONNECTIONS,
+                http=_impatient(),
             )
         )
 
@@ -155,9 +168,10 @@ def application(service: Service) -> "FastAPI":
     @app.post("/")
     async def score(request: Request) -> protocol.ScoreResponse:
         request.state.began = time.monotonic()
-        with service.place(request.headers.get("Authorization")):
-            body = await _body(request, service.limit)
-            scores, note = await run_in_threadpool(service.scores, body)
+        service.check_caller(request.headers.get("Authorization"))
+        async with _body(request, service) as body:  # before it takes a place: it may drip
+            with service.place():
+                scores, note = await run_in_threadpool(service.scores, body)
         _log(request, 200, note)
         return protocol.ScoreResponse(scores=scores)
 
@@ -186,38 +200,69 @@ async def _refuse(request: "Request", error: Exception) -> "Response":
     elif isinstance(error, HTTPException):
         status = error.status_code
         text = f"nothing is at {request.url.path[:80]!r}: POST /, or GET /health"
-    if status not in (408, 413):  # of which enough was read already
+    if status not in (408, 413, 503):  # of which enough was read already
         with suppress(Exception):  # the body is read, or its sender gone
-            await _body(request, 0)  # who still sends does not hear
+            async with asyncio.timeout(PATIENCE):  # who still sends does not hear
+                async for _ in request.stream():
+                    pass
     _log(request, status, text)
-    return JSONResponse({"error": text}, status, {"Retry-After": "1"} if status == 429 else None)
+    return JSONResponse(
+        {"error": text}, status, {"Retry-After": "1"} if status in (429, 503) else None
+    )
 
 
-async def _body(request: "Request", limit: int) -> bytes:
-    """The body of a request. Raises Refusal for one that is too long or does not arrive."""
+@asynccontextmanager
+async def _body(request: "Request", service: Service) -> AsyncIterator[bytes]:
+    """The body of a request, counted among those that are held while it is in use.
+
+    Raises Refusal for one that is too long, does not arrive, or finds no room.
+    """
     parts: list[bytes] = []
-    size = 0
+    size, kept, limit = 0, 0, service.limit
     try:
-        async with asyncio.timeout(PATIENCE):
-            async for part in request.stream():
-                size += len(part)
-                if size <= limit:
-                    parts.append(part)
-                elif size > limit + MOST_BYTES:
-                    break
-    except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {PATIENCE:g} s") from None
-    if size > limit:
-        raise Refusal(413, f"{size} bytes, and {limit} at most: send fewer images")
-    return b"".join(parts)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for part in request.stream():
+                    size += len(part)
+                    if size <= limit:
+                        parts.append(part)
+                        kept += len(part)
+                        service.held += len(part)
+                    elif size > limit + MOST_BYTES:
+                        break
+                    if service.held > 4 * limit:
+                        raise Refusal(503, f"{service.held} bytes of other requests wait already")
+        except TimeoutError:
+            raise Refusal(408, f"the body did not arrive within {PATIENCE:g} s") from None
+        if size > limit:
+            raise Refusal(413, f"{size} bytes, and {limit} at most: send fewer images")
+        yield b"".join(parts)
+    finally:
+        service.held -= kept
 
 
 def _log(request: "Request", status: int, text: str) -> None:
     """One line a request, with the milliseconds that it took."""
     caller, now = request.client.host if request.client else "-", time.monotonic()
     taken = 1000 * (now - getattr(request.state, "began", now))
-    line = f"{caller} {status} {' '.join(text.split())}, {taken:.2f} ms"
+    line = f"{caller} {status} {one_line(text)}, {taken:.2f} ms"
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _impatient() -> Any:
+    """uvicorn's protocol, but for connections that do not say in time what they want."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_PATIENCE, self.close_unless_asked)
+
+        def close_unless_asked(self) -> None:
+            if self.cycle is None:  # no request's headers have arrived whole
+                self.transport.close()
+
+    return Impatient
 
 
 def _uvicorn() -> Any:

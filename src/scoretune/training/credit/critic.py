@@ -14,19 +14,19 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from scoretune.core import distributed
+from scoretune.core import distributed, fsdp
 from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
 from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy
-from scoretune.rl import advantage_rate, martingale_loss, returns_to_go
+from scoretune.rl import advantage_rate, gae, martingale_loss, returns_to_go
 from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, require_gradient
 from scoretune.training.credit.values import Critic, critic_for, explained_variance, none
 
 Form = Literal["outcome", "ratio", "slope", "rate", "explicit"]
-Jacobian = Literal["pretrained", "policy"]
+WhoseEstimate = Literal["pretrained", "policy"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class CriticCredit:
     """Each step is credited by a learned value V (`values.Critic`), read by a `rule`.
 
     κ is `kl_weight`; with `shares_features` the critic reads the features of the policy's own
-    network. `jacobian` says whose ∂x̂0/∂x carries slopes back to the state. It looks at `at_once`
-    states at a time; a step of its own fit is on `minibatch` of them, in parts that fit the memory.
+    network. `estimate` says whose x̂0 the value is a function of where slopes are asked for. It
+    looks at `at_once` states at a time; a step of its own fit is on `minibatch` of them, in parts
+    that fit the memory.
     """
 
     critic: Critic
@@ -93,7 +94,7 @@ class CriticCredit:
     minibatch: int = 64
     at_once: int = 64
     shares_features: bool = False
-    jacobian: Jacobian = "pretrained"
+    estimate: WhoseEstimate = "pretrained"
 
     def __call__(
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
@@ -108,7 +109,7 @@ class CriticCredit:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        fsdp.restore(self.optimiser, state["optimiser"])
 
     def returns(self, path: Trajectory, scores: Scores) -> tuple[Tensor, Tensor]:
         """The running reward of each step [N, B], which is −κ times the path KL, and the return to
@@ -136,12 +137,13 @@ class CriticCredit:
         """The value; with slopes also ∇_x V by automatic differentiation, through x̂0(x), at the end
         the reward's own."""
         x, t, tokens = path.states[at, b], path.times[at, b], path.condition.tokens[b]
-        data, ended = torch.cat([path.data, path.final[None]])[at, b], at == len(path.data)
-        features = None
+        features, ended = None, at == len(path.data)
         if slopes:
             x.requires_grad_()
-            data, features = self._through(x, data, t, path.condition.take(b), ended)
-        elif path.features is not None:
+            data, features = self._through(x, t, path.condition.take(b), ended)
+        else:
+            data = torch.cat([path.data, path.final[None]])[at, b]
+        if not slopes and path.features is not None:
             features = torch.cat([path.features, torch.zeros_like(path.features[:1])])[at, b]
         with torch.set_grad_enabled(slopes):
             needs_reward = self.critic.skip is not none or bool(ended.any())
@@ -157,31 +159,32 @@ class CriticCredit:
         return Views(**{n: p.detach() for n, p in vars(view).items() if p is not None})
 
     def _through(
-        self, x: Tensor, data: Tensor, t: Tensor, condition: Condition, ended: Tensor
+        self, x: Tensor, t: Tensor, condition: Condition, ended: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """x̂0 as a function of the state x, and the features that a critic shares.
+        """x̂0 as a function of the state x, value and Jacobian, and the features of that estimate.
 
-        The value is the policy's x̂0, `data`. Its Jacobian ∂x̂0/∂x is the pretrained model's, unless
-        `jacobian` is "policy": of a true score it is α/σ² times the posterior covariance, which
-        turns the reward's gradient into directions that data vary in and never against it. A
-        trained control is no score: its Jacobian makes ∇V exact as V is learned, but may turn the
-        gradient round on the way, and learning then runs away from its optimum.
+        The critic reads the pretrained model's x̂0, unless `estimate` is "policy". Either way V is
+        one function of x and this its true gradient, so that a policy at rest is at an optimum; a
+        value at the policy's estimate with the Jacobian of the pretrained one would be no gradient
+        of anything, and comes to rest elsewhere. The Jacobian of a true score is α/σ² times the
+        posterior covariance: it turns the reward's gradient into directions that data vary in and
+        never against it. A trained control is no score, and its Jacobian may turn the gradient
+        round on the way: learning by the policy's estimate can run away, and wants a trust region.
         """
         features = x.new_zeros(len(x), self.policy.feature_size) if self.shares_features else None
-        rows, moving = (~ended).nonzero()[:, 0], x  # a finished sample is its own x̂0
-        frozen = self.jacobian == "pretrained" and self.policy.has_reference
+        rows, data = (~ended).nonzero()[:, 0], x  # a finished sample is its own x̂0
+        frozen = self.estimate == "pretrained" and self.policy.has_reference
         with self.policy.reference() if frozen else nullcontext():
             if len(rows) and features is not None:
                 estimate, read = self.policy.estimate_with_features(
                     x[rows], t[rows], condition.take(rows)
                 )
                 features = features.index_copy(0, rows, read.to(features))
-                moving = x.index_copy(0, rows, estimate.data.to(x))
+                data = x.index_copy(0, rows, estimate.data.to(x))
             elif len(rows):
                 estimate = self.policy.estimate(x[rows], t[rows], condition.take(rows))
-                moving = x.index_copy(0, rows, estimate.data.to(x))
-        # Straight through: the value of the acting estimate, the gradient of the one just made.
-        return data + (moving - moving.detach()), features
+                data = x.index_copy(0, rows, estimate.data.to(x))
+        return data, features
 
     def _fit(self, path: Trajectory, read: Read, returns: Tensor) -> dict[str, float]:
         """Fit by the martingale loss ½(G − V)²Δt; what the critic explained before the fit, and the
@@ -233,14 +236,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Increment:
-    """A = V_{k+1} − V_k + r_k Δ_k: what the step did to the value. Looks at every state once."""
+    """A = V_{k+1} − V_k + r_k Δ_k: what the step did to the value, and with a `decay` λ above 0
+    what came of it later (`rl.gae`). Looks at every state once."""
+
+    decay: float = 0.0
 
     def __call__(self, critic: CriticCredit, visited: Visited) -> Read:
         running = visited.running
         at, who = (torch.ones_like(running) > 0).nonzero(as_tuple=True)
         views = critic.views(visited.path, visited.reward_fn, at, who)
         values = torch.cat([views.value.view_as(running), visited.to_go[-1:]])
-        advantage = (values.diff(dim=0) + running)[visited.k, visited.b]
+        clock, whole = -visited.path.times.diff(dim=0).T, torch.ones_like(running.T)
+        traced = gae(values.T, running.T, whole, decay=self.decay, clock=clock).T
+        advantage = traced[visited.k, visited.b]
         return Read(at, who, views, advantage=advantage)
 
 
@@ -301,6 +309,11 @@ class Explored:
         return Read(k, b, views, advantage=rate * path.log_snr_steps[k, b], action=action)
 
 
+def traced(decay: float) -> Rule:
+    """The rule of generalised advantages: increments at λ = 0, outcomes at λ = 1."""
+    return Outcome() if decay == 1 else Increment(decay)
+
+
 def rule_named(form: Form, exploration: float = 0.0) -> Rule:
     """The rule of a form of score as action; `exploration` is the deviation of tried actions."""
     rules: dict[Form, Rule] = {
@@ -340,7 +353,7 @@ def fitted_critic(
         passes=settings.passes,
         at_once=at_once,
         shares_features=shares,
-        jacobian=settings.jacobian,
+        estimate=settings.estimate,
     )
 
 

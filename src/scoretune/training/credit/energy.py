@@ -23,6 +23,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from scoretune.core import fsdp
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.records import Condition, Scores, Trajectory, spans
 from scoretune.diffusion import estimates
@@ -186,7 +187,7 @@ class EnergyCredit:
         self.energy.load_state_dict(state["energy"])
         if self.value is not None:
             self.value.load_state_dict(state["value"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        fsdp.restore(self.optimiser, state["optimiser"])
         self.rounds, velocities = state["rounds"], state["velocities"]
         self.velocities = None if velocities is None else velocities.to(self.policy.device)
 

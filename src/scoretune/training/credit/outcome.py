@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,17 +23,27 @@ def standardise(advantage: Tensor, eps: float = 1e-6) -> Tensor:
     return (shifted - shifted.mean()) / (shifted.std() + eps)
 
 
-def group_advantage(rewards: Tensor, group: int, shared_scale: bool = True) -> Tensor:
+Deviation = Literal["group", "within", "global"]
+"""Which deviation rewards are divided by: their group's, one of all about their group's mean, or
+one of all about the mean of all."""
+
+
+def group_advantage(rewards: Tensor, group: int, deviation: Deviation = "within") -> Tensor:
     """A = (r − mean of its group) / (std + 1e-6): rewards [P·group], the groups contiguous.
 
     GRPO (arXiv 2402.03300) divides by each group's own deviation, which weighs prompts that are
-    nearly solved or nearly hopeless most (arXiv 2503.20783). `shared_scale` divides by one
-    deviation, of all rewards about their group's mean. Equal rewards get exactly 0.
+    nearly solved or nearly hopeless most (arXiv 2503.20783). One deviation `within` groups is that
+    of all rewards about their group's mean; the `global` one, of Flow-GRPO's own code, holds the
+    differences between prompts too, which makes advantages smaller and a KL weight count for more.
+    Equal rewards get exactly 0.
     """
     grouped = rewards.view(-1, group)
     grouped = grouped - grouped[:, :1]  # as in `standardise`
     centred = grouped - grouped.mean(1, keepdim=True)
-    scale = centred.std() if shared_scale else grouped.std(1, keepdim=True)
+    if deviation == "group":
+        scale = grouped.std(1, keepdim=True)
+    else:
+        scale = (centred if deviation == "within" else rewards).std()
     return (centred / (scale + 1e-6)).flatten()
 
 
@@ -47,7 +57,7 @@ class GroupCredit(Stateless):
     """
 
     group: int
-    shared_scale: bool = True
+    deviation: Deviation = "within"
     bound: float = 5.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,7 +69,7 @@ class GroupCredit(Stateless):
     def compare(self, name: str, rewards: Tensor) -> Tensor:
         """How each of the rewards [B] compares with its group's or, alone in it, the batch's."""
         if self.group > 1:
-            compared = group_advantage(rewards, self.group, self.shared_scale)
+            compared = group_advantage(rewards, self.group, self.deviation)
         else:
             compared = standardise(rewards)
         return compared.clamp(-self.bound, self.bound)

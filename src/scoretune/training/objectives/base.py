@@ -15,6 +15,7 @@ from scoretune.core.records import Loss, Steps
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
+from scoretune.diffusion.transitions import squared_norm
 from scoretune.policy import Policy
 from scoretune.rl import clipped_surrogate, controlled_coefficient
 
@@ -28,12 +29,12 @@ def reference_kl(estimate: Estimate, steps: Steps) -> Tensor:
     or, for methods in continuous time, Girsanov's ½∫g²‖s_θ − s_pre‖²dt (arXiv 2409.08400).
     """
     reference = given(steps.reference_data, "a KL weight needs a rollout with its reference")
-    return steps.kl_weight * _squared(estimate.data - reference)
+    return steps.kl_weight * squared_norm(estimate.data - reference)
 
 
 def moved_kl(estimate: Estimate, steps: Steps) -> Tensor:
     """Each state's share of the KL of the policy that acted to the present one, [M]."""
-    return steps.kl_weight * _squared(estimate.data - steps.data)
+    return steps.kl_weight * squared_norm(estimate.data - steps.data)
 
 
 def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
@@ -147,10 +148,6 @@ def given(part: T | None, why: str) -> T:
     if part is None:
         raise UserError(why)
     return part
-
-
-def _squared(x: Tensor) -> Tensor:
-    return (x**2).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)

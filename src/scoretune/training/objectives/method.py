@@ -3,6 +3,7 @@ what an update of it costs. Nobody else asks for an objective's kind."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from scoretune.core.config import Hardware, Sampling, Sizes
 from scoretune.core.errors import UserError, user_errors
+from scoretune.core.reading import memory
 from scoretune.core.records import Objective, Source, Stateful
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion.named import grid, window
@@ -176,6 +178,7 @@ def on_policy(
     with user_errors():
         times = grid(process, sampling)
         window_at = window(sampling, times, process, setup.seed)
+    check_room(setup.policy, context.sizes, len(times) - 1, context.processes)
     return OnPolicy(
         policy=setup.policy,
         prompts=setup.prompts,
@@ -246,6 +249,21 @@ def check_on_rewards(context: Context, *, ends_alone: bool = False) -> None:
             "sampling.window is for likelihood ratios credited by outcome, and recipe "
             f"{context.recipe!r} learns from the whole path: use mix_grpo, flow_grpo or ddpo, or "
             "set sampling.window.size=0"
+        )
+
+
+def check_room(policy: Policy, sizes: Sizes, steps: int, processes: int) -> None:
+    """Refuse an update whose paths, states and estimates, no memory of this machine holds."""
+    samples = sizes.prompts * sizes.group // processes
+    needed = 4 * samples * (2 * steps + 1) * math.prod(policy.backbone.shape)
+    room = memory()
+    if policy.device.type == "cuda":
+        room += torch.cuda.get_device_properties(policy.device).total_memory
+    if needed > room:
+        raise UserError(
+            f"the paths of {samples:,} samples of {steps} steps take {needed >> 30:,} GiB, and "
+            f"this machine has {room / 2**30:,.0f}: lower sizes.prompts, sizes.group or "
+            "sampling.steps"
         )
 
 

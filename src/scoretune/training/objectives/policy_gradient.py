@@ -21,7 +21,7 @@ from scoretune.core.records import Loss, Steps
 from scoretune.policy import Policy
 from scoretune.rewards.weighted import Weighted
 from scoretune.training.credit.base import Credit
-from scoretune.training.credit.critic import Outcome, fitted_critic
+from scoretune.training.credit.critic import fitted_critic, traced
 from scoretune.training.credit.outcome import GroupCredit, RunningCredit
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import (
@@ -112,8 +112,11 @@ def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Co
 def _credit(settings: config.PolicyGradient, setup: Setup) -> tuple[Credit, bool]:
     """The credit rule, and whether its critic reads the network's features."""
     if settings.baseline == "critic":
-        kl_weight, at_once = settings.kl_weight, setup.context.at_once
-        critic = fitted_critic(settings.critic, setup.policy, Outcome(), kl_weight, at_once=at_once)
+        kl_weight, decay = settings.kl_weight, settings.critic.gae_lambda
+        rule = traced(1.0 if decay is None else decay)
+        critic = fitted_critic(
+            settings.critic, setup.policy, rule, kl_weight, at_once=setup.context.at_once
+        )
         return critic, critic.shares_features
     weights: Mapping[str, float] = {}
     if isinstance(setup.reward, Weighted) and settings.combine == "advantages":

@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 
 from scoretune.core import config
-from scoretune.training.credit.critic import Form, fitted_critic, rule_named
+from scoretune.training.credit.critic import Form, fitted_critic, rule_named, traced
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, trust_region
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps
 
 follows_reward = True
+IN_CHAIN: tuple[Form, ...] = ("ratio", "slope")
+"""The forms that go through the kernel, hence have the KL of its chain."""
 
 
 def check(settings: config.ScoreAction, context: Context) -> None:
@@ -40,15 +42,19 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
     trust = trust_region(settings, policy)
     objective = ScoreAction(policy, kl_weight, settings.clip, exploration, trust)
     rule, at_once = rule_named(form, exploration), setup.context.at_once
+    if form == "ratio":
+        rule = traced(settings.critic.gae_lambda or 0.0)
     critic = fitted_critic(settings.critic, policy, rule, kl_weight, at_once=at_once)
-    choose = any_steps(setup.context.sizes.share, noisy=form == "ratio")
+    # Pure noise stands for nothing of a path in continuous time: nothing is to be learned there.
+    first = 0 if form in IN_CHAIN else 1
+    choose = any_steps(setup.context.sizes.share, noisy=form == "ratio", first=first)
     features = critic.shares_features
     paths = method.on_policy(
         setup,
         critic,
         choose,
         reference=method.references(kl_weight, everywhere=True),
-        in_chain=form in ("ratio", "slope"),
+        in_chain=form in IN_CHAIN,
         features=features,
     )
     return Method(objective, paths, trust, settings.critic.warmup, trust)
@@ -57,7 +63,8 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
 def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
     form = form_of(settings, bool(context.differentiable))
     ratios = form == "ratio" and context.sampling.solver is None
-    trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else paths.steps)
+    steps = paths.steps if form in IN_CHAIN else paths.steps - 1
+    trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else steps)
     slopes, decodes = form != "ratio", settings.critic.skip != "none"
     # Where a path ends no network is called; of a random share of the steps, so often on average.
     inside = 1 - 1 / paths.steps if form == "slope" else 1.0

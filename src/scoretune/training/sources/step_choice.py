@@ -28,12 +28,13 @@ class Choice(NamedTuple):
 Chooser = Callable[[Trajectory, torch.Generator], Choice]
 
 
-def any_steps(share: float, noisy: bool = False) -> Chooser:
-    """Chooses a random `share` of each path's steps; of those with noise, if `noisy`."""
+def any_steps(share: float, noisy: bool = False, first: int = 0) -> Chooser:
+    """Chooses a random `share` of each path's steps from the `first` on; of those with noise, if
+    `noisy`."""
 
     def choose(path: Trajectory, generator: torch.Generator) -> Choice:
         batch = path.data.shape[1]
-        candidates = path.noisy_steps if noisy else torch.arange(len(path.data))
+        candidates = path.noisy_steps if noisy else torch.arange(first, len(path.data))
         kept = max(1, round(share * len(candidates)))
         order = candidates[rand((len(candidates), batch), generator, dim=1).argsort(0)[:kept]]
         samples = torch.arange(batch).repeat(kept)

@@ -11,8 +11,17 @@ from torch.distributions import Normal, kl_divergence
 from scoretune.commands.doctor.laws.base import Law, measurement
 from scoretune.diffusion import estimates, grids, solvers
 from scoretune.diffusion.estimates import Estimate, Prediction
-from scoretune.diffusion.kernels import GDDIM, Transition
-from scoretune.diffusion.paths import kl_factor
+from scoretune.diffusion.kernels import (
+    GDDIM,
+    EulerMaruyama,
+    Kernel,
+    Memoryless,
+    Posterior,
+    Renoise,
+    Transition,
+    stochasticity,
+)
+from scoretune.diffusion.paths import chain_weights, girsanov_weights, kl_factor, log_snr_steps
 from scoretune.diffusion.processes import (
     VP,
     ContractiveSubVP,
@@ -111,6 +120,50 @@ def path_kl(device: torch.device, eta: float) -> float:
     return float(one.kl(other).sum())
 
 
+_KERNELS = (GDDIM(1.0), GDDIM(0.5), EulerMaruyama(Memoryless()), Renoise(Posterior(0.7)))
+_COUNTS = (1, 3, 10, 40)
+
+
+def _shifted(device: torch.device, kernel: Kernel, count: int) -> tuple[float, float, float]:
+    """Data N(0, ½), and the exact policy for N(.4, ½), in `count` steps: the KL of the chain by its
+    weights, that of what it draws, and that in continuous time at the nodes."""
+    process = VP()
+    times = grids.karras(process, count, t_end=0.02, dtype=F64).to(device)
+    t, t_next = times[:-1], times[1:]
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    variance = alpha**2 / 2 + sigma**2
+
+    def step(x: Tensor, mean: float) -> tuple[Tensor, Transition]:
+        data = mean + alpha / 2 / variance * (x - alpha * mean)
+        estimate = Estimate(data, (x - alpha * data) / sigma)
+        return data[:, 0], kernel(process, x, estimate, t, t_next)
+
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    (data, low), (moved, other), (_, high) = step(zero, 0.0), step(zero, 0.4), step(one, 0.0)
+    change = (moved - data) ** 2
+    rows = (high.mean - low.mean, other.mean - low.mean, low.std.expand_as(low.mean))
+    away, spread = 0.0, 1.0
+    for slope, push, std in torch.cat(rows, 1).tolist():
+        away, spread = slope * away + push, slope**2 * spread + std**2
+    chain = float((chain_weights(kernel, process, t, t_next) * change).sum())
+    steps = log_snr_steps(process, times, times[:, None])[:, 0]
+    eta = stochasticity(kernel, process, t, t_next)
+    girsanov = float((girsanov_weights(process, t, eta, steps) * change).sum())
+    return chain, away**2 / (2 * spread), girsanov
+
+
+def data_processing(device: torch.device) -> float:
+    """By how much the KL of what is drawn exceeds that of the chain, at most; at least 0."""
+    pairs = [_shifted(device, kernel, count)[:2] for kernel in _KERNELS for count in _COUNTS]
+    return max(0.0, *(drawn - chain for chain, drawn in pairs))
+
+
+def chain_over_time(device: torch.device) -> float:
+    """The KL of a chain of 4000 steps over that of continuous time, farthest from 1."""
+    ratios = [chain / time for chain, _, time in (_shifted(device, k, 4000) for k in _KERNELS)]
+    return max(ratios, key=lambda ratio: abs(ratio - 1))
+
+
 def cheapest_eta(device: torch.device) -> float:
     """Where the path KL of a change of the score is least, on a grid of 1/1000."""
     etas = torch.arange(1, 3001, dtype=F64, device=device) / 1000
@@ -135,4 +188,6 @@ LAWS = (
     Law("path KL of Δε = .1, η = ½", 0.14973, path_kl(0.5), 5e-4, _GIRSANOV),
     Law("path KL of Δε = .1, η = 2", 0.14973, path_kl(2.0), 5e-4, _GIRSANOV),
     Law("path KL is least at η", 1.0, cheapest_eta, 1e-9, _GIRSANOV),
+    Law("samples move no further than the chain", 0, data_processing, 1e-12, "data processing"),
+    Law("chain KL over Girsanov's", 1.0, chain_over_time, 0.02, "many steps: Girsanov"),
 )
