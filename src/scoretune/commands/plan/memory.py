@@ -139,7 +139,7 @@ def _paths(
 ) -> tuple[float, float]:
     """Bytes of whole paths, and of the states that are learned from with their token states."""
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
-    kept = 2 * steps + 1 + costs.references
+    kept = 2 * steps + 1 + costs.references * costs.on_paths
     whole = samples * (model.state * kept + model.token)
     return whole, states * (
         model.state * (3 + (costs.references > 0) + (not costs.ratios)) + model.token
