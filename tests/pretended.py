@@ -8,6 +8,9 @@ from test_device import hot_update
 from torch import nn
 
 import pretend_cuda
+from scoretune.core import checkpoints
+from scoretune.models import user_module
+from scoretune.models.tiny import own
 
 CUDA = torch.device("cuda", 0)
 TWO = "Expected all tensors to be on the same device"
@@ -78,6 +81,21 @@ def test_training_is_that_of_the_cpu():
         return loss.item()
 
     assert trained("cuda") == pytest.approx(trained("cpu"), rel=1e-5)
+
+
+def test_a_network_of_ones_own_leaves_the_random_numbers_of_the_device_alone():
+    torch.cuda.manual_seed_all(5)
+    before = torch.cuda.get_rng_state()
+    user_module._returned(own.SOURCE)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_the_random_stream_of_the_device_in_use_is_saved_and_restored():
+    state = checkpoints.random_state()
+    assert len(state["cuda"]) == 1
+    drawn = cuda(3)
+    checkpoints.restore_random_state({**state, "cuda": [*state["cuda"], *state["cuda"]]})
+    assert torch.equal(cuda(3), drawn)  # of more devices than there are
 
 
 def test_an_update_waits_for_the_device_four_times_and_sends_it_four_copies(tmp_path):
