@@ -168,8 +168,12 @@ class Policy:
         parts = [self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def at_most(self, rows: int) -> int:
+        """So many rows at once, or as many as the device may hold if they are fewer."""
+        return min(rows, self.at_once or rows)
+
     def _spans(self, rows: int) -> Iterator[slice]:
-        return spans(rows, self.at_once or max(rows, 1))
+        return spans(rows, self.at_most(max(rows, 1)))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """`Backbone.encode`, at most `at_once` prompts at a time."""

@@ -131,7 +131,7 @@ def measure(
         images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
         stochastic, kls = act(policy, prompts, times=times, seed=seed)
         ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    batch = min(policy.at_once or 64, 64)
+    batch = policy.at_most(64)
     rewards = [
         verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)

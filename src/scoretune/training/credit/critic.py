@@ -203,7 +203,7 @@ class CriticCredit:
             for part, (_, count) in zip(parts, chunks, strict=True):
                 self.optimiser.zero_grad(set_to_none=True)
                 # There are none where the other processes have all of this minibatch.
-                for few in spans(len(part), self.policy.at_once or self.minibatch):
+                for few in spans(len(part), self.policy.at_most(self.minibatch)):
                     loss = self._loss(views, goal, weight, part[few])
                     loss = loss * (len(part[few]) / count)
                     loss.backward()
