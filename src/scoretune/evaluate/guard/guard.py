@@ -80,7 +80,7 @@ class Monitor:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
-        observed = self._observation(measured, policy)
+        observed = self._observation(measured, policy, self.features)
         self.base = self.base or observed.as_base()
         numbers, over = self._compared(observed, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
@@ -150,8 +150,10 @@ class Monitor:
     def _best_folder(self) -> Path:
         return self.folder / "checkpoints" / "best"
 
-    def _observation(self, measured: Measurement, policy: Policy) -> Observation:
-        diversity = self._diversity(policy, self.features)
+    def _observation(
+        self, measured: Measurement, policy: Policy, features: Features
+    ) -> Observation:
+        diversity = self._diversity(policy, features)
         values, images = measured.values, measured.images
         judge = values.get("judge")
         if self.judge is not None:
