@@ -673,7 +673,7 @@ def test_a_rewards_slope_needs_a_gradient():
 def learned(path: Trajectory, share: float, seed: int = 0):
     """What a source makes of a path: (k, b, Steps)."""
     scores, group = Scores(square(path.final)), path.data.shape[1]
-    k, b, whole, _ = any_steps(share)(path, torch.Generator().manual_seed(seed))
+    k, b, whole, *_ = any_steps(share)(path, torch.Generator().manual_seed(seed))
     credited = GroupCredit(group)(path, scores, square, k, b)
     return k, b, transitions(path, credited, k, b, whole)
 
@@ -712,7 +712,7 @@ def test_a_share_of_the_steps():
 
 def test_the_last_steps():
     path = path_of(10)
-    k, b, count, _ = last_steps(2)(path, torch.Generator().manual_seed(0))
+    k, b, count, *_ = last_steps(2)(path, torch.Generator().manual_seed(0))
     assert sorted(zip(b.tolist(), k.tolist(), strict=True)) == [
         (i, j) for i in range(10) for j in (4, 5)
     ]
@@ -722,7 +722,7 @@ def test_the_last_steps():
 
 def test_a_random_number_of_the_last_steps():
     path = path_of(300)
-    k, b, count, _ = last_steps(4, random=True)(path, torch.Generator().manual_seed(0))
+    k, b, count, *_ = last_steps(4, random=True)(path, torch.Generator().manual_seed(0))
     many = b.bincount(minlength=300)
     assert sorted(many.unique().tolist()) == [1, 2, 3, 4]
     assert float(many.float().mean()) == pytest.approx(count) == pytest.approx(2.5, abs=0.3)
@@ -731,7 +731,7 @@ def test_a_random_number_of_the_last_steps():
 
 
 def test_one_of_the_last_steps():
-    k, b, count, _ = one_of_last(4)(path_of(300), torch.Generator().manual_seed(0))
+    k, b, count, *_ = one_of_last(4)(path_of(300), torch.Generator().manual_seed(0))
     assert torch.equal(b, torch.arange(300))
     assert k.unique().tolist() == [2, 3, 4, 5]
     assert count == 1.0
@@ -739,7 +739,7 @@ def test_one_of_the_last_steps():
 
 def test_a_solvers_path_has_no_log_probabilities():
     path = path_of(5, solver="ddim")
-    k, b, whole, _ = any_steps(1.0)(path, torch.Generator())
+    k, b, whole, *_ = any_steps(1.0)(path, torch.Generator())
     credited = RewardSlope()(path, Scores(torch.zeros(5)), square, k, b)
     steps = transitions(path, credited, k, b, whole)
     assert steps.x_next is None

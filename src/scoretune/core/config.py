@@ -395,6 +395,10 @@ class Hardware(Strict):
     compile: bool = Field(False, description="torch.compile the network")
     channels_last: bool = Field(False, description="memory layout of convolutions")
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
+    deterministic: bool = Field(
+        False,
+        description="kernels that give the same bits every time: slower, and some have none",
+    )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(not on_data, Checked(REWARDED), *self.leaves())

@@ -79,6 +79,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     return Costs(
         trained,
         references=paths.steps if settings.kl_weight else 0,
+        on_paths=True,
         credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
