@@ -161,8 +161,9 @@ class Pipelined(ABC):
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
-        vae = self.pipeline.vae
-        return torch.cat([autoencoder.encoded(vae, part) for part in images.split(64)])
+        vae, pixels = self.pipeline.vae, math.prod(images.shape[2:])
+        parts = images.split(self.decode_batch or max(1, DECODED // pixels))
+        return torch.cat([autoencoder.encoded(vae, part) for part in parts])
 
 
 @dataclass

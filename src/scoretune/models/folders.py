@@ -224,8 +224,7 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn
         hub.refuse_pickles(
             folder,
             "if you trust it, convert it once: "
-            f"pipe = DiffusionPipeline.from_pretrained({source!r}); "
-            f"pipe.save_pretrained({source!r})",
+            f"p = {source!r}; DiffusionPipeline.from_pretrained(p).save_pretrained(p)",
         )
     loaded, report = made.from_pretrained(
         str(folder),
