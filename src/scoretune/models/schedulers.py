@@ -8,6 +8,7 @@ the network puts out and is told, and along which times the pipeline steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -165,8 +166,9 @@ def scheduled_times(schedule: Schedule, scheduler: Any, steps: int, **arguments:
 
 def _stepped(scheduler: Any, steps: int, arguments: dict[str, Any]) -> Any:
     """A copy of a scheduler that has made its times."""
-    sampling = {"use_flow_sigmas": True} if _predicts_flow(scheduler.config) else {}
-    own = type(scheduler).from_config(scheduler.config, **sampling)
+    own = copy.deepcopy(scheduler)  # from_config would forget what a pipeline mended in it
+    if _predicts_flow(own.config):
+        own.register_to_config(use_flow_sigmas=True)
     own.set_timesteps(steps, **arguments)
     return own
 
