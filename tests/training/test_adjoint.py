@@ -115,7 +115,7 @@ def learned(
     policy: Policy, path: Trajectory, choose: Chooser, credit: AdjointCredit
 ) -> tuple[Steps, Tensor]:
     """The chosen steps with their credit, and each sample's first of them."""
-    k, b, count, _ = choose(path, torch.Generator().manual_seed(3))
+    k, b, count, *_ = choose(path, torch.Generator().manual_seed(3))
     scores = Scores(judged(path.final, torch.arange(path.data.shape[1])))
     steps = transitions(path, credit(path, scores, judged, k, b), k, b, count)
     first = torch.full((path.data.shape[1],), len(path.data)).scatter_reduce(0, b, k, "amin")

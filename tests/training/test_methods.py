@@ -109,6 +109,7 @@ def learn(
         torch.optim.Adam(policy.parameters(), lr=run.optimiser.learning_rate),
         TorchEngine(),
         updates=range(updates),
+        region=method.region,
         hooks=[
             lambda update, metrics: seen.append(dict(metrics)),
             *([trust.adapt] if trust else []),

@@ -28,6 +28,8 @@ SHIPPED_MODELS = ("scenes", "scenes-flow")
 SCENES = ("scenes", "scenes-held-out")
 FUNCTION = r"[\w.]*:\w*"
 """How a user's own function is named: module:function."""
+ONE_REWARD = r"https?://\S+|[\w.]+(:\w+)?(\([^()]*\))?"
+"""How a reward is written that is no sum of others."""
 SIDE, STEPS, SAMPLES, UPDATES = 8192, 10_000, 2**20, 10**8
 """Bounds of pixels a side, of steps of a sampler, of what an update holds at once, of updates."""
 LONGEST = 4096
@@ -364,6 +366,7 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
+            **_only(run.sampling.window.size != 1, "more than one noisy step a path", "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),
             **_only(not scores or self.epochs == 1, several, "epochs"),
@@ -392,6 +395,10 @@ class Hardware(Strict):
     compile: bool = Field(False, description="torch.compile the network")
     channels_last: bool = Field(False, description="memory layout of convolutions")
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
+    deterministic: bool = Field(
+        False,
+        description="kernels that give the same bits every time: slower, and some have none",
+    )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(not on_data, Checked(REWARDED), *self.leaves())
@@ -590,7 +597,7 @@ class PolicyGradient(Objective):
     critic: Critic = Critic()
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        one_reward = re.fullmatch(r"\w+(\([^()]*\))?", run.reward) is not None
+        one_reward = re.fullmatch(ONE_REWARD, run.reward) is not None
         clipped, steps = self.surrogate == "clipped", run.sizes.accumulate
         one_step = "a single step of the optimiser a round, sizes.accumulate=0"
         return {
@@ -635,6 +642,7 @@ class ScoreAction(Objective):
         ratios = self.form in ("auto", "ratio", "explicit")
         return {
             **_only(ratios, "objective.form=ratio or explicit", "clip"),
+            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
             **_only(self.form == "explicit", "objective.form=explicit", "exploration"),
             **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
         }

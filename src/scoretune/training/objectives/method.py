@@ -109,7 +109,8 @@ class Costs:
     doubles them.
 
     `trained`: steps of each path that are learned from, each by `calls` calls. `references`: steps
-    of each path at which the pretrained policy is asked. `credit_calls`: for credit.
+    of each path at which the pretrained policy is asked, `on_paths` if at all of them and what it
+    says stays with the path. `credit_calls`: for credit.
     `credit_graph`: what credit keeps the graph of, `credit_batch` states at once: the network's,
     the decoder's and reward's ("decoder"), "both", or first one and then the other ("either").
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
@@ -120,6 +121,7 @@ class Costs:
     trained: float
     calls: int = 1
     references: float = 0.0
+    on_paths: bool = False
     credit_calls: float = 0.0
     credit_graph: Literal["", "network", "decoder", "both", "either"] = ""
     credit_batch: int = 0
