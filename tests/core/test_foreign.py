@@ -104,5 +104,5 @@ def test_a_judge_that_is_no_judge_is_not_mended_by_installing(tmp_path):
         reader.load(tmp_path, "judge")
     assert "reinstall" not in str(caught.value)
     save_tensors(tmp_path / "reader.safetensors", {"other": torch.zeros(1)})
-    with pytest.raises(UserError, match="holds no reader of scoretune's: give a folder that"):
+    with pytest.raises(UserError, match="is none of scoretune's: give a folder that"):
         reader.load(tmp_path, "reader")

@@ -156,7 +156,6 @@ def test_a_refusal_in_all_processes_is_one_line(tmp_path, tiny):
     process = started(tmp_path / "run", tiny, "sizes.prompts=3")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert [line for line in said.splitlines() if line.startswith("scoretune: ")] == [
-        "scoretune: sizes.prompts=3 cannot be shared equally by 2 processes: set a multiple of 2"
-    ]
+    (line,) = [line for line in said.splitlines() if line.startswith("scoretune: ")]
+    assert line.startswith("scoretune: sizes.prompts=3 cannot be shared equally by 2 processes")
     assert "Traceback" not in said and not (tmp_path / "run").exists()

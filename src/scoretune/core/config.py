@@ -279,10 +279,11 @@ class Sampling(Strict):
     )
     eta: float = Field(
         1.0,
-        gt=0,
+        ge=0,
         le=100,
-        description="stochasticity: 1 is the reverse SDE, 0 the ODE; with noise=flow, dance or cps "
-        "the level of that paper: η = eta/√2, η = eta/g(t), a share of the std",
+        description="stochasticity: 1 is the reverse SDE, 0 the ODE (draft, alignprop, refl); with "
+        "noise=flow, dance or cps the level of that paper: η = eta/√2, η = eta/g(t), a share of "
+        "the std",
     )
     eta_end: float | None = Field(None, ge=0, le=100, description="ramp: stochasticity at the data")
     steps: int = Field(10, ge=2, le=STEPS, description="of a path")
@@ -400,6 +401,10 @@ class Hardware(Strict):
     compile: bool = Field(False, description="torch.compile the network")
     channels_last: bool = Field(False, description="memory layout of convolutions")
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
+    deterministic: bool = Field(
+        False,
+        description="kernels that give the same bits every time: slower, and some have none",
+    )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(not on_data, Checked(REWARDED), *self.leaves())

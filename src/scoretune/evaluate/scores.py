@@ -130,9 +130,11 @@ def measure(
     times = grid(process, sampling)
     with policy.uncounted():
         images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
-        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        stochastic, kls = act(
+            policy, prompts, times=times, seed=seed, integral_end=sampling.integral_end
+        )
         ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    batch = min(policy.at_once or 64, 64)
+    batch = policy.at_most(64)
     rewards = [
         verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)

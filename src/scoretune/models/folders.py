@@ -143,6 +143,8 @@ def load_pipeline(
         folder = Path(source)
         if not hub.is_local(source):
             folder = _fetched(made, source, index, left_out, revision=revision, here=here)
+        for path in (path for name in index for path in (folder / name).glob("*")):
+            hub.refuse_endless(path)
         parts = {
             name: _part(source, folder / name, place, dtype)
             for name, place in _networks(index).items()

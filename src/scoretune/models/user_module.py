@@ -168,7 +168,7 @@ def _returned(source: str) -> Any:
     if isinstance(function, nn.Module):
         raise UserError(f"model {source!r} is a module: name a function that returns a new one")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not the devices', which the fork leaves alone
         try:
             with contained(f"model {source!r}"):
                 return function()

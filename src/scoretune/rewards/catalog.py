@@ -42,13 +42,7 @@ def _reader(folder: str = "") -> Reward:
             f"{folder!r} holds no reader.safetensors: give a folder that `scoretune pretrain "
             "scenes` made"
         )
-    try:
-        return FolderReading(reader.load(home, "reader"), folder=home)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"the reader.safetensors in {str(home)!r} is none of scoretune's: give a folder that "
-            "`scoretune pretrain scenes` made"
-        ) from error
+    return FolderReading(reader.load(home, "reader"), folder=home)
 
 
 # To add a reward: write rewards/NAME.py with a frozen dataclass whose fields are its settings (str,

@@ -191,7 +191,7 @@ def load(folder: Path, name: str) -> nn.Module:
         network.load_state_dict(single, assign=True)
     except RuntimeError as error:
         raise UserError(
-            f"{folder / name!s}.safetensors holds no {name} of scoretune's: {fix}"
+            f"the {name}.safetensors in {str(folder)!r} is none of scoretune's: {fix}"
         ) from error
     return network.eval().requires_grad_(False)
 

@@ -30,7 +30,7 @@ from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
-from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
+from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader
@@ -84,7 +84,7 @@ def check(run: Run) -> Checked:
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
-        grey = torch.full((3, 32, 32), 0.5)
+        grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
     except RewardFailed:  # it may want larger pictures: the model's own will tell
         return Checked(prompts, held_out, reward, None)
@@ -118,6 +118,8 @@ def context_of(run: Run, differentiable: bool | None = None) -> Context:
 def build(run: Run, checked: Checked | None = None) -> Parts:
     """The policy, the method and the engine of a configuration, checked here if it was not."""
     checked = checked or check(run)
+    if run.hardware.deterministic:
+        engine.be_deterministic()
     device = distributed.device()
     policy = build_policy(run, device)
     if run.hardware.cache_prompts:
@@ -296,3 +298,6 @@ def _check_source(model: Model) -> None:
         )
     if model.shape:
         raise UserError("model.shape is of a network of your own, module:function: leave it out")
+    source = resolve(model.source)
+    if source.kind == "pipeline" and hub.is_local(source.where):
+        family_of(source.where)  # before there is a run folder

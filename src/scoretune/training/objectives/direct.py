@@ -67,7 +67,7 @@ follows_reward = True
 def check(settings: config.Direct, context: Context) -> None:
     method.check_on_rewards(context)
     method.check_follows_gradient(context)
-    method.check_has_noise(context)
+    _check_sampler(settings, context)
     if settings.graph == "kept" and not _may_keep_graph(settings, context):
         raise UserError(
             "objective.graph=kept knows no KL, and makes one step of the optimiser an "
@@ -75,6 +75,19 @@ def check(settings: config.Direct, context: Context) -> None:
         )
     uneven = settings.through == "steps" and settings.random
     method.check_shard(context, "objective.random", uneven)
+
+
+def _check_sampler(settings: config.Direct, context: Context) -> None:
+    if context.sampling.solver is not None:
+        raise UserError(
+            f"sampling.solver={context.sampling.solver} has no noise, hence no kernel to follow: "
+            "set sampling.solver=null, and sampling.eta=0 for steps of DDIM"
+        )
+    if settings.kl_weight and method.is_still(context.sampling):
+        raise UserError(
+            "sampling.eta=0 is a chain without noise, which has no KL to another: set "
+            "objective.kl_weight=0, or raise sampling.eta"
+        )
 
 
 def build(settings: config.Direct, setup: Setup) -> Method:

@@ -40,7 +40,7 @@ def check(settings: config.ScoreAction, context: Context) -> None:
     if settings.form in ("slope", "rate", "explicit") and not critic_alone:
         method.check_follows_gradient(context)
     becomes_rate = settings.form == "auto" and context.differentiable is not False
-    if not at_visited and not becomes_rate:
+    if context.sampling.solver is None or not (at_visited or becomes_rate):
         method.check_has_noise(context)
 
 
@@ -79,6 +79,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     return Costs(
         trained,
         references=paths.steps if settings.kl_weight else 0,
+        on_paths=True,
         credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
