@@ -186,5 +186,6 @@ def test_what_would_do_something_else_is_refused(recipe, changes, said):
 
 
 def test_a_sampler_that_is_only_coarse_is_not():
+    assert learned(changed(of("draft"), ["objective.kl_weight=0.5"]))  # at every step before it
     assert learned(changed(of("ddpo"), ["sampling.kernel=euler_maruyama"]))
     assert learned(changed(of("grpo"), ["sampling.noise=ramp", "sampling.eta_end=0.1"]))
