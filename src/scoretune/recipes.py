@@ -228,10 +228,14 @@ def dxmi() -> Run:
 
 
 def score_as_action() -> Run:
-    """Score as action (arXiv 2502.01819): continuous-time policy optimisation with a critic."""
+    """Score as action (arXiv 2502.01819): continuous-time policy optimisation with a critic.
+
+    The paper's gradient, with the value's slope taken at the pretrained model's estimate and its
+    trust region; without one learning runs away where the KL weight is small.
+    """
     return Run(
         recipe="score_as_action",
-        objective=ScoreAction(),
+        objective=ScoreAction(trust_region=0.1),
         updates=56,
         sampling=Sampling(jitter=True),
         sizes=Sizes(prompts=32, group=1, share=0.8),

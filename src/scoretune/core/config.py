@@ -32,8 +32,8 @@ ONE_REWARD = r"https?://\S+|[\w.]+(:\w+)?(\([^()]*\))?"
 """How a reward is written that is no sum of others."""
 SIDE, STEPS, SAMPLES, UPDATES = 8192, 10_000, 2**20, 10**8
 """Bounds of pixels a side, of steps of a sampler, of what an update holds at once, of updates."""
-LONGEST = 4096
-"""Characters of a text among the settings."""
+LONGEST, NAMES = 4096, 256
+"""Characters of a text among the settings, and names in a list."""
 
 
 NUMBERS = (int, float, float | None)
@@ -154,12 +154,15 @@ class Model(Strict):
     shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
     )
-    without: Names = Field((), description="parts to leave out, e.g. text_encoder_3 (a T5)")
+    without: Names = Field(
+        (), max_length=NAMES, description="parts to leave out, e.g. text_encoder_3 (a T5)"
+    )
     rank: int = Field(
         16, ge=0, le=4096, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"),
+        max_length=NAMES,
         description="layers that the LoRA adapts, by the ends of their names",
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
@@ -208,7 +211,9 @@ class Dataset(Strict):
         "auto", description="what the data are"
     )
     key: str | None = Field(None, description="which array of a .npz file")
-    columns: Names = Field((), description="of a table; empty takes all that hold numbers")
+    columns: Names = Field(
+        (), max_length=LONGEST, description="of a table; empty takes all that hold numbers"
+    )
     window: int = Field(
         0, ge=0, le=2**20, description="rows that make a series; 0: a row is a point"
     )
@@ -311,6 +316,7 @@ class Sampling(Strict):
             **_only(self.grid == "shifted", "sampling.grid=shifted", "shift"),
             **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
             **_only(self.solver is None or not rates, noise, "kernel", "noise", "eta", "eta_end"),
+            **_only(rates or self.jitter, f"{whose}, or sampling.jitter", "integral_end"),
             **_only(rates, whose, "solver"),
             **_only(
                 acts,
@@ -407,7 +413,9 @@ class Hardware(Strict):
 class Tracking(Strict):
     """Where numbers go besides the run folder's metrics.jsonl."""
 
-    trackers: Names = Field((), description="tensorboard, wandb, trackio: any of them")
+    trackers: Names = Field(
+        (), max_length=NAMES, description="tensorboard, wandb, trackio: any of them"
+    )
     project: str = Field("scoretune", description="what the trackers file the run under")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
