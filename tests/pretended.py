@@ -103,7 +103,7 @@ def test_an_update_waits_for_the_device_four_times_and_sends_it_four_copies(tmp_
     update = hot_update(tmp_path)
     update(0)
     pretend_cuda.seen["transfers"].clear()
-    update(1)
+    assert update(1) == 8 * 2 + 4 * 4
     transfers = pretend_cuda.seen["transfers"]
     kinds = {"wait": 0, "host to device": 0, "device to host": 0}
     for line, count in transfers.items():

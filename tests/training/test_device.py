@@ -51,13 +51,13 @@ def home(tmp_path_factory) -> Path:
 
 
 def run_of(home: Path, recipe: str, *changes: str, source: str = "sd") -> Run:
-    all_of_them = [f"model.source={home / source}", *changes]
+    first = [f"model.source={home / source}"]
     if recipe in ON_DATA:
-        all_of_them.append(f"data={home}")
+        first.append(f"data={home}")
     if recipe == "supervised":
-        return overrides.changed(recipes.named(recipe), [*all_of_them, "sizes.batch=2"])
-    all_of_them += [f"prompts={home / 'prompts.txt'}", "reward=brightness", *SIZES]
-    return overrides.changed(recipes.named(recipe), all_of_them)
+        return overrides.changed(recipes.named(recipe), [*first, "sizes.batch=2", *changes])
+    first += [f"prompts={home / 'prompts.txt'}", "reward=brightness", *SIZES]
+    return overrides.changed(recipes.named(recipe), [*first, *changes])
 
 
 def learn(parts: build.Parts, *updates: int) -> dict[str, float]:
@@ -148,9 +148,17 @@ def test_an_evaluation(home):
 
 
 def hot_update(folder: Path):
-    """A function that makes an update of 12 network calls, by its number."""
+    """A function that makes an update: 8 calls of the network on two states each to roll, and 4 on
+    four each to learn."""
     stable_diffusion.build(folder / "sd")
     (folder / "prompts.txt").write_text("a cat\na dog\n")
     changes = ["sampling.steps=8", "sizes.minibatch=4", "sizes.accumulate=0", "sizes.share=1"]
     parts = build.build(run_of(folder, "ddpo", *changes))
-    return lambda number: learn(parts, number)
+
+    def update(number: int) -> int:
+        """The states that the network saw."""
+        before = parts.policy.calls
+        learn(parts, number)
+        return parts.policy.calls - before
+
+    return update
