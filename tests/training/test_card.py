@@ -59,7 +59,7 @@ def code_of(text: str) -> str:
 def test_the_hub_reads_the_front_matter(run, monkeypatch):
     of_source(run, "org/base")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["a", "b"], "tokenizer": ["a", "b"]}
-    monkeypatch.setattr(card.pipelines, "described", lambda source, revision: index)
+    monkeypatch.setattr(card.folders, "described", lambda source, revision: index)
     path = card.write(run)
     assert path == run / "lora" / "README.md"
     data = metadata_load(path)
@@ -114,7 +114,7 @@ def test_the_numbers_are_the_runs(run):
 def test_prompts_that_were_not_held_out_are_not_called_so(run, monkeypatch):
     assert "| prompts of the evaluation | `scenes-held-out` |" in card.write(run).read_text()
     of_source(run, "org/base")
-    monkeypatch.setattr(card.pipelines, "described", lambda source, revision: {})
+    monkeypatch.setattr(card.folders, "described", lambda source, revision: {})
     assert "those of training: nothing was held out" in card.write(run).read_text()
 
 
@@ -194,7 +194,7 @@ def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
 def test_other_pipelines_are_called_as_they_want_it(run, monkeypatch, kind, form, parts, expected):
     of_source(run, "org/base")
     index = {"_class_name": kind} | {part: ["diffusers", "X"] for part in parts}
-    monkeypatch.setattr(card.pipelines, "described", lambda source, revision: index)
+    monkeypatch.setattr(card.folders, "described", lambda source, revision: index)
     index["image_encoder"] = [None, None]
     code = code_of(card.write(run, run / "out", form).read_text())
     ast.parse(code)
