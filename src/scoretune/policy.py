@@ -168,8 +168,12 @@ class Policy:
         parts = [self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def at_most(self, rows: int) -> int:
+        """So many rows at once, or as many as the device may hold if they are fewer."""
+        return min(rows, self.at_once or rows)
+
     def _spans(self, rows: int) -> Iterator[slice]:
-        return spans(rows, self.at_once or max(rows, 1))
+        return spans(rows, self.at_most(max(rows, 1)))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """`Backbone.encode`, at most `at_once` prompts at a time."""
@@ -199,13 +203,21 @@ class Policy:
 
     def _guided(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         tokens = condition.tokens
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+        with self._precision(x.device):
             if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
             both = torch.cat([condition.null.expand_as(tokens), tokens])
             output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
         free, bound = wide(output).chunk(2)
         return free + self.guidance * (bound - free)
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """The network's raw output [B, *S] in the policy's precision; counts no calls."""
+        with self._precision(x.device):
+            return self.backbone.predict(x, t, tokens)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
     def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
         backbone = self.backbone

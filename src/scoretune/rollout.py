@@ -99,24 +99,55 @@ def rollout(
     of continuous time. The path is kept at `home`, None for where the policy is.
     Raises ValueError where a kernel has no noise on any step, UserError for an unknown solver.
     """
-    x, process, window = x.to(condition.tokens.device), policy.backbone.process, acting.window
+    process, window, device = policy.backbone.process, acting.window, condition.tokens.device
     if window is not None:
         times = times[[*range(window.stop), *window.nodes_after(len(times) - 1)]]
     nodes = times[:, None].expand(-1, len(x))
     if acting.jitter:
         nodes = jittered(process, times, len(x), generator, end=acting.integral_end)
-    times, nodes = times.to(x.device), nodes.to(x.device)
-    acted = act(policy, condition, nodes, generator, x, acting=acting, home=home)
+    noisy = None if acting.solver else _noisy(policy, nodes, window)
+    noise = _drawn(policy, x, 0 if noisy is None else len(noisy), generator)
+    if home is None and x.dtype == noise.dtype:  # one copy to the device for all noise
+        x, noise = torch.cat([x[None], noise]).to(device).split([1, len(noise)])
+        x = x[0]
+    x, columns = x.to(device), torch.cat([times[:, None], nodes], 1).to(device)
+    times, nodes = columns[:, 0], columns[:, 1:]
+    acted = act(policy, condition, nodes, Noise(noise, noisy), x, acting=acting, home=home)
     path = remember(policy, condition, times, nodes, acted, acting=acting, reference=reference)
     path = replace(path, in_chain=in_chain)
     return path if home is None else path.to(home)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard normal noise [K, B, *S] of the K steps that a kernel takes, wherever it waits, and
+    which of them have any, [K] on the CPU."""
+
+    each: Tensor
+    noisy: Tensor | None
+
+
+def _noisy(policy: Policy, nodes: Tensor, window: Window | None) -> Tensor:
+    """Which steps of a kernel have noise, [K], found where the nodes are: on the CPU."""
+    within = nodes if window is None else nodes[window.start : window.stop + 1]
+    return noisy_steps(policy.kernel, policy.backbone.process, within)
+
+
+def _drawn(policy: Policy, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """The noise [K, B, *S] of all steps on the generator's device: step by step,
+    so that the numbers are those of a walk that draws as it goes."""
+    weights = next(policy.backbone.network.parameters()).dtype
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weights), torch.float32)
+    device = generator.device
+    each = [randn(x.shape, generator, device=device, dtype=dtype) for _ in range(steps)]
+    return torch.stack(each) if each else torch.empty(0, *x.shape, dtype=dtype, device=device)
 
 
 def act(
     policy: Policy,
     condition: Condition,
     nodes: Tensor,
-    generator: torch.Generator,
+    noise: Noise,
     x: Tensor,
     *,
     acting: Acting,
@@ -124,7 +155,7 @@ def act(
 ) -> Acted:
     """Go from x [B, *S] along nodes [N+1, B], one column a sample."""
     if acting.window is not None:
-        return _in_window(policy, condition, nodes, generator, x, acting=acting, home=home)
+        return _in_window(policy, condition, nodes, noise, x, acting=acting, home=home)
     features: dict[int, Tensor] = {}
 
     def estimate_at(k: int, x: Tensor, t: Tensor) -> Estimate:
@@ -134,7 +165,7 @@ def act(
         return estimate
 
     if acting.solver is None:
-        acted = act_along(policy, estimate_at, nodes, generator, x, home=home)
+        acted = act_along(policy, estimate_at, nodes, noise, x, home=home)
     else:
         acted = solve_along(policy, estimate_at, nodes, x, solver=acting.solver, home=home)
     if acting.features:
@@ -147,20 +178,20 @@ def act_along(
     policy: Policy,
     estimate_at: EstimateAt,
     nodes: Tensor,
-    generator: torch.Generator,
+    noise: Noise,
     x: Tensor,
     *,
     home: torch.device | None = None,
 ) -> Acted:
     """Through the policy's kernel along nodes [N+1, B]."""
-    noisy = noisy_steps(policy.kernel, policy.backbone.process, nodes)
+    noisy = cast(Tensor, noise.noisy)
     # The numbers of all steps at once: a step then costs little more than its noise.
     steps = policy.kernel.weights(policy.backbone.process, nodes[:-1], nodes[1:]).each()
     states, data, log_probs = [x.to(home)], [], []
     for k, weights in enumerate(steps):
         estimate = estimate_at(k, x, nodes[k])
-        transition = weights.over(x).transition(x, estimate)
-        x = transition.draw(generator)
+        transition = replace(weights.over(x).transition(x, estimate), noisy=bool(noisy[k]))
+        x = transition.draw_with(noise.each[k].to(transition.mean))
         states.append(x.to(home))
         data.append(estimate.data.to(home))
         log_probs.append(transition.log_prob(x) if noisy[k] else x.new_zeros(len(x)))
@@ -197,7 +228,7 @@ def _in_window(
     policy: Policy,
     condition: Condition,
     nodes: Tensor,
-    generator: torch.Generator,
+    noise: Noise,
     x: Tensor,
     *,
     acting: Acting,
@@ -219,7 +250,7 @@ def _in_window(
         parts.append(Acted(*each))
         x = parts[0].states[-1].to(x.device)
     estimate_at = _estimate_at(policy, condition)
-    inside = act_along(policy, estimate_at, nodes[start : stop + 1], generator, x, home=home)
+    inside = act_along(policy, estimate_at, nodes[start : stop + 1], noise, x, home=home)
     parts.append(inside)
     if len(nodes) > stop + 1:
         parts.append(solved(nodes[stop:], inside.states[-1].to(x.device), condition))

@@ -165,7 +165,7 @@ def test_an_unknown_recipe(told):
         ("updates=0", "updates: Input should be greater than or equal to 1, got 0"),
         ("updates=2.5", "updates: Input should be a valid integer"),
         ("sampling.steps=1", "sampling.steps: Input should be greater than or equal to 2, got 1"),
-        ("sampling.eta=0", "sampling.eta: Input should be greater than 0, got 0"),
+        ("sampling.eta=-1", "sampling.eta: Input should be greater than or equal to 0, got -1"),
         ("sampling.kernel=ddpm", "sampling.kernel: Input should be 'gddim', 'renoise', "),
         ("sizes.share=1.5", "sizes.share: Input should be less than or equal to 1, got 1.5"),
         ("optimiser.learning_rate=NaN", "optimiser.learning_rate: Input should be a finite"),

@@ -331,17 +331,18 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     told = torch.empty(1, *policy.backbone.encode(["a"]).tokens.shape[1:], device="meta")
 
     def learn() -> None:
-        said = model._predicted(policy, 9, told)
+        said = model._predicted(policy, model._states(policy, 9), told)
         torch.autograd.backward([said.float().square().sum()])
 
     nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), told])
-    assert nine.flops == pytest.approx(found.learning.at(9).flops, rel=1e-6)
-    assert nine.peak == pytest.approx(found.learning.at(9).peak, rel=0.02)
+    assert nine.flops == pytest.approx(found.plain.learning.at(9).flops, rel=1e-6)
+    assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 
 
-@pytest.mark.parametrize("source", ["sd", "sd3"])
+@pytest.mark.parametrize("source", ["sd", "sd3", "sd, slopes"])
 def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, source):
-    run = make("ddpo" if source == "sd" else "flow_grpo", source=source)
+    recipe = {"sd": "ddpo", "sd3": "flow_grpo", "sd, slopes": "score_as_action"}[source]
+    run = make(recipe, source=source.partition(",")[0])
     _, found = known(run, ["a cat"])
     policy, rows = build.build_policy(run, torch.device("cpu")), 32
     network, condition = policy.backbone.network, policy.backbone.encode(["a cat"] * 2 * rows)
@@ -358,13 +359,24 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
 
     learn()
     real = profiler.cost(learn, there)
-    assert real.flops == pytest.approx(found.learning.at(rows).flops, rel=1e-6)
-    assert real.peak == pytest.approx(found.learning.at(rows).peak, rel=0.05)
+    assert real.flops == pytest.approx(found.plain.learning.at(rows).flops, rel=1e-6)
+    assert real.peak == pytest.approx(found.plain.learning.at(rows).peak, rel=0.05)
     network.enable_gradient_checkpointing()
     again = profiler.cost(learn, there)
     assert found.again is not None
     # Frames of recomputation are cycles, and freed when Python comes to it.
-    assert again.peak == pytest.approx(found.again.at(rows).peak, rel=0.3)
+    assert again.peak == pytest.approx(found.again.learning.at(rows).peak, rel=0.3)
+    if found.plain.valuing.many.peak:  # of what follows the reward's gradient
+        network.disable_gradient_checkpointing()
+
+        def value() -> None:
+            place = x[:rows].clone().requires_grad_()
+            tokens = condition.take(torch.arange(rows)).tokens
+            output = policy.backbone.predict(place, t[:rows], tokens)
+            torch.autograd.grad(policy.backbone.decode(output.float()).sum(), place)
+
+        real = profiler.cost(value, [*there, *policy.backbone.pipeline.vae.parameters()])
+        assert real.peak == pytest.approx(found.plain.valuing.at(rows).peak, rel=0.05)
     with torch.no_grad():
         seen = profiler.cost(lambda: policy.backbone.decode(x[:rows]), [x])
     assert seen.peak == pytest.approx(found.drawing.at(rows).peak, rel=0.05)
@@ -401,7 +413,7 @@ def test_the_peak_is_that_of_the_process(known):
     learn()
     before = resident(reset=True)[1]
     learn()
-    measured, foretold = resident()[0] - before, found.learning.at(rows).peak
+    measured, foretold = resident()[0] - before, found.plain.learning.at(rows).peak
     threshold(-3, 2**25)  # as glibc itself has it after a while
     assert foretold > 1e8
     # Alone within 2 %; after other tests what they left behind grows too.
@@ -436,13 +448,28 @@ def test_settings_lower_what_they_are_for(make, known):
     assert plain["optimiser"] == 8 * found.trained and plain["gradients"] == 4 * found.trained
 
 
+def test_credit_looks_at_as_many_states_as_the_device_may(make, known):
+    run = make("score_as_action", "sizes.prompts=8", "sizes.group=8", "sizes.minibatch=16")
+    policy, found = known(run, ["a cat"])
+
+    def crediting(*changes: str) -> float:
+        changed = overrides.changed(run, list(changes))
+        return memory.phases(changed, found, facts_of(run, policy), 3)["crediting"]["activations"]
+
+    assert crediting() == found.plain.valuing.at(16).peak
+    assert crediting("hardware.device_batch=1") == found.plain.valuing.at(1).peak < crediting() / 8
+    again = crediting("hardware.device_batch=1", "hardware.checkpointing=true")
+    assert found.again is not None and again == found.again.valuing.at(1).peak
+
+
 def test_paths_are_counted_as_the_records_hold_them(make, known):
     run = make("grpo")
     parts = runs.build(run)
     texts = parts.method.source._next_prompts()  # type: ignore[attr-defined]
     condition = parts.policy.backbone.encode(texts)
     path = parts.method.source._roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    held = [path.states, path.data, path.reference_data, path.condition.tokens]
+    assert path.reference_data is None, "it is asked at the states that are learned from"
+    held = [path.states, path.data, path.condition.tokens]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     policy, found = known(run, texts)
     assert memory.phases(run, found, facts_of(run, policy), 3)["rolling"]["paths"] == size

@@ -50,7 +50,7 @@ def bound(metadata: list[Any]) -> float | None:
 
 def test_the_walk_finds_the_numbers():
     assert len(ALL) > 70
-    assert {("Sizes", "sizes.prompts"), ("Guard", "guard.path_kl")} < set(ALL)
+    assert {("Sizes", "sizes.prompts"), ("Guard", "guard.chain_kl")} < set(ALL)
 
 
 @pytest.mark.parametrize(("section", "path"), ALL)

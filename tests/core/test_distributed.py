@@ -269,3 +269,13 @@ def test_steps_whose_gradients_overflow_are_left_out():
     other = TorchEngine(scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
     other.restore(machine.state())
     assert other.scaler.get_scale() == 4
+
+
+def test_more_processes_than_devices_are_refused_in_a_line(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    distributed._take_device(1)
+    assert taken == [1]
+    with pytest.raises(UserError, match=r"than its 2 GPUs.*start 2"):
+        distributed._take_device(2)

@@ -4,7 +4,6 @@ its guidance where that is an input of the network."""
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from scoretune.diffusion.processes import Tabulated, noise_ratio
 from scoretune.evaluate.gap import Comparison
 from scoretune.evaluate.samples import deployed_times
 from scoretune.evaluate.scores import measure
-from scoretune.models.catalog import load_backbone, lora_targets, remarks
+from scoretune.models.catalog import FAMILIES, load_backbone, lora_targets, remarks
 from scoretune.models.recycled import recycle
 from scoretune.models.tiny import (
     diffusion_transformer,
@@ -36,7 +35,9 @@ from scoretune.models.tiny import (
 from scoretune.models.tiny.stable_diffusion_xl import TABLE
 from scoretune.policy import Deployed, Policy, deployment_of
 from scoretune.training import build
+from scoretune.training.hooks import Silent
 from scoretune.training.overrides import changed
+from scoretune.training.run import launch, ready
 
 STEPS = 6
 
@@ -98,6 +99,11 @@ PIPELINES: dict[str, tuple[Callable[[], Any], Any]] = {
 }
 
 
+def built(pipe: Any) -> Any:
+    """The backbone of a pipeline that was never saved."""
+    return FAMILIES[type(pipe).__name__].build(pipe, "model", 0)
+
+
 def drawn(pipe: Any) -> Any:
     """The scheduler of a pipeline that has drawn once, as its own call set it up."""
     pipe.set_progress_bar_config(disable=True)
@@ -117,12 +123,11 @@ def drawn(pipe: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_times_are_those_of_the_pipelines_own_call(name, tmp_path):
+def test_the_times_are_those_of_the_pipelines_own_call(name):
     make, scheduler = PIPELINES[name]
     pipe = make()
     pipe.scheduler = scheduler or pipe.scheduler
-    pipe.save_pretrained(tmp_path)
-    found: Any = load_backbone(Model(source=str(tmp_path)))
+    found = built(pipe)
     own, times = drawn(pipe), deployment_of(found).times(STEPS).double()
     assert times.dtype == torch.float64 and bool((times.diff() < 0).all())
     sigmas = vars(own).get("sigmas")
@@ -146,12 +151,11 @@ def test_the_times_are_those_of_the_pipelines_own_call(name, tmp_path):
     assert deployment.guidance == (None if name == "flux schnell" else scale)
 
 
-def test_pndm_asks_between_its_first_steps(tmp_path):
+def test_pndm_asks_between_its_first_steps():
     pipe = leading()
     pipe.scheduler = diffusers.PNDMScheduler(**TABLE, steps_offset=1)
-    pipe.save_pretrained(tmp_path)
-    times = load_backbone(Model(source=str(tmp_path))).deployed_times(5)  # type: ignore[attr-defined]
-    assert (1000 * times).round().tolist() == [802, 702, 602, 502, 402, 302, 202, 102, 2, 1]
+    times = built(pipe).deployed_times(5)
+    assert (1000 * times).round().tolist() == [802, 702, 602, 502, 402, 302, 202, 2, 1]
 
 
 def test_the_shipped_models_and_others_keep_uniform_steps():
@@ -186,8 +190,8 @@ def test_a_scale_that_is_an_input_is_the_pipelines_own_unless_it_is_set(dev, tmp
     assert build.build_policy(run_of(lcm), cpu).backbone.scale == 8.5
 
 
-def test_guidance_of_1_is_said_where_the_pipeline_has_more(tmp_path):
-    backbone = load_backbone(Model(source=str(stable_diffusion_3.build(tmp_path))))
+def test_guidance_of_1_is_said_where_the_pipeline_has_more():
+    backbone = built(stable_diffusion_3.pipeline())
     (line,) = remarks(Policy(backbone, GDDIM(1.0)), None)
     assert line.startswith("guidance is 1, and a StableDiffusion3Pipeline draws with 7 unless")
     assert "set model.guidance=7" in line
@@ -195,23 +199,25 @@ def test_guidance_of_1_is_said_where_the_pipeline_has_more(tmp_path):
     assert remarks(Policy(backbone, GDDIM(1.0), 4.0), 4.0) == ()
 
 
-def test_a_run_says_it_once_in_its_first_lines(tmp_path, command):
-    folder = leading()
-    folder.save_pretrained(tmp_path / "model")
+class Said(Exception):
+    """What a run had to say, which ends it here."""
+
+
+class Hearing(Silent):
+    def note(self, text: str) -> None:
+        raise Said(text)
+
+
+def test_a_run_and_a_verb_say_so(tmp_path, command):
+    leading().save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("a red circle\na dark sky\n")
-    words = ["updates=1", "sizes.prompts=1", "sizes.group=2", "sampling.steps=2"]
-    words += ["evaluation.steps=2", "evaluation.every=0", "guard.action=off", "reward=brightness"]
-    words += [f"model.source={tmp_path / 'model'}", f"prompts={tmp_path / 'prompts.txt'}"]
-    run = tmp_path / "run"
-    trained = command("train", "ddpo", *words, "--run", run)
-    assert trained.code == 0, trained.err
-    said = "note: guidance is 1, and a StableDiffusionPipeline draws with 7.5"
-    assert trained.err.count(said) == 1
-    assert json.loads((run / "result.json").read_text())["guidance"] == 1.0
-    sampled = command("sample", run, "a red circle", "--out", tmp_path / "x.png", "--steps", 2)
-    assert sampled.code == 0 and sampled.err.count(said) == 1
-    measured = command("evaluate", run, "--json")
-    assert measured.err.count(said) == 1 and json.loads(measured.out)["guidance"] == 1.0
+    run = run_of(tmp_path / "model", f"prompts={tmp_path / 'prompts.txt'}")
+    said = "guidance is 1, and a StableDiffusionPipeline draws with 7.5 unless told otherwise"
+    with pytest.raises(Said, match=said):
+        launch(run, tmp_path / "run", Hearing(), ready(run))
+    picture = ["--out", tmp_path / "x.png", "--steps", 2]
+    sampled = command("sample", tmp_path / "model", "a red circle", *picture)
+    assert sampled.code == 0 and sampled.err.count(f"note: {said}") == 1
 
 
 class Listening(Policy):
@@ -226,7 +232,7 @@ def test_evaluations_and_gaps_go_along_the_models_own_times(dev):
     backbone = load_backbone(Model(source=str(dev)))
     policy = Listening(backbone, GDDIM(1.0))
     policy.heard = []  # type: ignore[attr-defined]
-    measure(
+    measured = measure(
         policy,
         Prompts(("a red circle",), ("all",)),
         reward=lambda images, prompts: images.flatten(1).mean(1),
@@ -235,6 +241,7 @@ def test_evaluations_and_gaps_go_along_the_models_own_times(dev):
         evaluation=Evaluation(steps=3),
         sampling=Sampling(steps=2),
     )
+    assert measured.guidance == 3.5
     own = deployment_of(backbone)
     times = own.times(3)
     assert policy.heard[:3] == [round(float(t), 6) for t in times[:-1]]  # type: ignore[attr-defined]

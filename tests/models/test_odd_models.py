@@ -390,6 +390,20 @@ def test_a_variant_is_found(copy, folder):
     assert "weights in several variants (bf16, fp16) and none that is plain" in refusal(copy)
 
 
+def test_a_variant_of_the_hub_is_found(folder, tmp_path, monkeypatch):
+    home, commit = tmp_path / "models--org--model", "0" * 40
+    copy = Path(shutil.copytree(folder, home / "snapshots" / commit))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    whole = load_backbone(Model(source="org/model"))
+    for path in copy.glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    found = load_backbone(Model(source="org/model"))
+    with torch.no_grad():
+        torch.testing.assert_close(drawn(found), drawn(whole), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
 def test_a_part_that_lacks_a_weight_is_refused_by_its_name(copy, part):
     (path,) = (copy / part).glob("*.safetensors")

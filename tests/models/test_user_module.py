@@ -253,7 +253,7 @@ def test_a_whole_backbone_of_wrong_parts(named, part, value, told):
 
 def test_a_whole_backbone_needs_no_declaration(named):
     source = named("def denoiser(): return Whole()")
-    assert "leave out model.prediction and model.shape" in refused(source, process=None)
+    assert "leave out model.prediction, model.shape" in refused(source, process=None)
 
 
 @pytest.mark.parametrize(

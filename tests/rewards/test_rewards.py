@@ -417,3 +417,33 @@ def test_a_function_of_a_file(tmp_path):
     (tmp_path / "my-taste.py").write_text("def of(images, prompts): return [1.0] * len(images)\n")
     name = f"{tmp_path}/my-taste.py:of"
     assert checked(named_reward(name), name, IMAGES, PROMPTS).tolist() == [1.0] * len(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.tensor([1j, 2j]), "returned complex numbers: return one real number an image"),
+        (torch.zeros(2, device="meta"), "returned a tensor without numbers"),
+    ],
+)
+def test_a_reward_of_numbers_that_are_none(value, said):
+    with pytest.raises(UserError, match=said):
+        checked(lambda images, prompts: value, "mine", torch.zeros(2, 3, 4, 4), ["a", "b"])
+
+
+@pytest.mark.parametrize("value", [[True, False], [3, -4], torch.tensor([1, 0], dtype=torch.uint8)])
+def test_truth_values_and_whole_numbers_are_rewards(value):
+    scores = checked(lambda images, prompts: value, "mine", torch.zeros(2, 3, 4, 4), ["a", "b"])
+    assert scores.dtype == torch.float32 and scores.tolist() == [float(v) for v in value]
+
+
+@pytest.mark.parametrize("text", ["compressibility(quality=1000)", "incompressibility(quality=0)"])
+def test_a_quality_that_no_jpeg_has(text):
+    with pytest.raises(UserError, match="the quality of a JPEG is 1 to 100"):
+        named_reward(text)
+
+
+def test_a_class_is_no_reward(here):
+    (here / "mine.py").write_text("class Nice:\n    def __call__(self, i, p): return i.mean()\n")
+    with pytest.raises(UserError, match=r"'mine:Nice' is a class: .*reward = Nice\(\), and name"):
+        named_reward("mine:Nice")

@@ -35,7 +35,13 @@ from scoretune.training.sources.on_policy import transitions
 from scoretune.training.sources.step_choice import Chooser, last_steps, one_of_last
 
 PROCESS, STEPS, BATCH, KAPPA = VP(), 7, 6, 0.3
-KERNELS = [GDDIM(1.0), GDDIM(0.5), Renoise(Posterior(0.7)), EulerMaruyama(Constant(1.0))]
+KERNELS = [
+    GDDIM(1.0),
+    GDDIM(0.5),
+    GDDIM(0.0),
+    Renoise(Posterior(0.7)),
+    EulerMaruyama(Constant(1.0)),
+]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 LAW = tilt.Mixture.of([0.3, 0.7], [[-1.0, 0.5], [1.0, -0.5]], 0.1)
 
@@ -109,7 +115,7 @@ def learned(
     policy: Policy, path: Trajectory, choose: Chooser, credit: AdjointCredit
 ) -> tuple[Steps, Tensor]:
     """The chosen steps with their credit, and each sample's first of them."""
-    k, b, count, _ = choose(path, torch.Generator().manual_seed(3))
+    k, b, count, *_ = choose(path, torch.Generator().manual_seed(3))
     scores = Scores(judged(path.final, torch.arange(path.data.shape[1])))
     steps = transitions(path, credit(path, scores, judged, k, b), k, b, count)
     first = torch.full((path.data.shape[1],), len(path.data)).scatter_reduce(0, b, k, "amin")
@@ -365,6 +371,7 @@ def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Te
         ("draft", ["objective.last=3", "model.guidance=3"]),
         ("draft", ["objective.last=4", "sampling.jitter=true", "hardware.device_batch=2"]),
         ("alignprop", ["objective.last=4"]),
+        ("alignprop", ["objective.last=4", "sampling.eta=0"]),
         ("alignprop", ["objective.last=3", "sizes.group=2", "sampling.shared_noise=true"]),
         ("draft", ["model.source=scenes-flow", "reward=reader + 0.5*brightness"]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 import shutil
@@ -268,3 +269,23 @@ def test_what_cannot_be_exported_is_a_line(command, run, tmp_path):
         assert refused.err.count("\n") == 1
     with pytest.raises(UserError, match="cannot write"):
         card.write(run, run / "run.json" / "below")
+
+
+@pytest.mark.parametrize("text", ["a`b", "<script>alert(1)</script>", "a\x1b[2Jb", "``` "])
+def test_no_text_leaves_its_code_span(text):
+    span = card.code(text)
+    inner = span.removeprefix("<code>").removesuffix("</code>")
+    assert inner != span or span == f"`{text.encode('unicode_escape').decode()}`"
+    assert not set("<>\x1b") & set(inner) and "`" not in inner[1:-1]
+    assert card.code("runs/mine") == "`runs/mine`"
+    assert html.unescape(card.code("a<b> | `c`")) == "<code>a<b> | `c`</code>"
+
+
+def test_a_card_of_a_hostile_run_holds_no_html_of_its(run):
+    config = json.loads((run / "run.json").read_text())["config"]
+    config |= {"prompts": "<script>a</script>", "data": "`<b>`"}
+    config["evaluation"]["prompts"] = "```\n".strip() + "<i>"
+    edited(run, "run.json", config=config, command="scoretune ```\n<u>")
+    text = card.write(run).read_text()
+    outside = re.sub(r"```.*?```", "", text.split("\n---\n", 1)[1], flags=re.DOTALL)
+    assert not re.search(r"<(script|b|i|u)>", outside)

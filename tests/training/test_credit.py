@@ -21,7 +21,7 @@ from scoretune.models import toy
 from scoretune.policy import Policy
 from scoretune.rollout import Acting, prior, rollout
 from scoretune.training import overrides
-from scoretune.training.credit.critic import CriticCredit, rule_named
+from scoretune.training.credit.critic import CriticCredit, rule_named, traced
 from scoretune.training.credit.outcome import (
     GroupCredit,
     RunningCredit,
@@ -459,6 +459,29 @@ def test_an_outcome_is_compared_with_what_was_expected():
     torch.testing.assert_close(found, rewards - 0.3 * to_come - values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
+def test_generalised_advantages_lie_between_increments_and_outcomes(decay):
+    """A_k = Σ_j λ^(share of the path between) δ_j, with the value of every visited state."""
+    path = replace(path_of(jitter=True), moved_sq=torch.rand(STEPS, BATCH))
+    increments, outcomes, found = (  # each by a critic that has not been fitted yet
+        advantages(replace(critic_credit(0.3), rule=traced(rule)), path, square(path.final))
+        for rule in (0.0, 1.0, decay)
+    )
+    clock = (path.times[0] - path.times) / (path.times[0] - path.times[-1])
+    for k in range(STEPS):
+        kept = decay ** (clock[k:-1] - clock[k])
+        torch.testing.assert_close(found[k], (kept * increments[k:]).sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(increments.flip(0).cumsum(0).flip(0), outcomes, rtol=1e-4, atol=1e-4)
+
+
+def test_in_continuous_time_nothing_is_learned_from_pure_noise():
+    path = path_of(40)
+    chosen = any_steps(1.0, first=1)(path, torch.Generator().manual_seed(0))
+    assert sorted(set(chosen.k.tolist())) == list(range(1, STEPS))
+    assert chosen.path_steps == STEPS - 1
+    assert bool((path.girsanov_weights[0] == 0).all())  # a mean over the others is the whole sum
+
+
 # ---------------------------------------------------------------------------- by slopes
 
 
@@ -650,7 +673,7 @@ def test_a_rewards_slope_needs_a_gradient():
 def learned(path: Trajectory, share: float, seed: int = 0):
     """What a source makes of a path: (k, b, Steps)."""
     scores, group = Scores(square(path.final)), path.data.shape[1]
-    k, b, whole, _ = any_steps(share)(path, torch.Generator().manual_seed(seed))
+    k, b, whole, *_ = any_steps(share)(path, torch.Generator().manual_seed(seed))
     credited = GroupCredit(group)(path, scores, square, k, b)
     return k, b, transitions(path, credited, k, b, whole)
 
@@ -689,7 +712,7 @@ def test_a_share_of_the_steps():
 
 def test_the_last_steps():
     path = path_of(10)
-    k, b, count, _ = last_steps(2)(path, torch.Generator().manual_seed(0))
+    k, b, count, *_ = last_steps(2)(path, torch.Generator().manual_seed(0))
     assert sorted(zip(b.tolist(), k.tolist(), strict=True)) == [
         (i, j) for i in range(10) for j in (4, 5)
     ]
@@ -699,7 +722,7 @@ def test_the_last_steps():
 
 def test_a_random_number_of_the_last_steps():
     path = path_of(300)
-    k, b, count, _ = last_steps(4, random=True)(path, torch.Generator().manual_seed(0))
+    k, b, count, *_ = last_steps(4, random=True)(path, torch.Generator().manual_seed(0))
     many = b.bincount(minlength=300)
     assert sorted(many.unique().tolist()) == [1, 2, 3, 4]
     assert float(many.float().mean()) == pytest.approx(count) == pytest.approx(2.5, abs=0.3)
@@ -708,7 +731,7 @@ def test_a_random_number_of_the_last_steps():
 
 
 def test_one_of_the_last_steps():
-    k, b, count, _ = one_of_last(4)(path_of(300), torch.Generator().manual_seed(0))
+    k, b, count, *_ = one_of_last(4)(path_of(300), torch.Generator().manual_seed(0))
     assert torch.equal(b, torch.arange(300))
     assert k.unique().tolist() == [2, 3, 4, 5]
     assert count == 1.0
@@ -716,7 +739,7 @@ def test_one_of_the_last_steps():
 
 def test_a_solvers_path_has_no_log_probabilities():
     path = path_of(5, solver="ddim")
-    k, b, whole, _ = any_steps(1.0)(path, torch.Generator())
+    k, b, whole, *_ = any_steps(1.0)(path, torch.Generator())
     credited = RewardSlope()(path, Scores(torch.zeros(5)), square, k, b)
     steps = transitions(path, credited, k, b, whole)
     assert steps.x_next is None

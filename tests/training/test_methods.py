@@ -109,6 +109,7 @@ def learn(
         torch.optim.Adam(policy.parameters(), lr=run.optimiser.learning_rate),
         TorchEngine(),
         updates=range(updates),
+        region=method.region,
         hooks=[
             lambda update, metrics: seen.append(dict(metrics)),
             *([trust.adapt] if trust else []),
@@ -352,6 +353,9 @@ def test_a_trust_region_holds_updates_back():
     [
         ("adjoint_matching", ["sampling.eta=0.5"], r"set sampling\.eta=1 \(it is 0\.5\)"),
         ("adjoint_matching", ["sampling.solver=ddim"], r"and sampling\.solver=null"),
+        ("draft", ["sampling.eta=0", "objective.kl_weight=0.1"], r"set objective\.kl_weight=0"),
+        ("score_as_action", ["sampling.eta=0"], r"sampling\.eta=0 has no noise"),
+        ("ddpo", ["sampling.eta=0"], r"sampling\.eta=0 has no noise"),
         ("adjoint_matching", ["reward=compressibility"], "'compressibility' has no gradient"),
         ("draft", ["reward=compressibility"], "recipe 'draft' follows one"),
         ("alignprop", ["reward=compressibility"], "has no gradient"),
@@ -407,6 +411,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
         ("score_as_action", ["objective.form=explicit", "objective.critic.skip=none"], False),
         ("adjoint_matching", ["sampling.kernel=euler_maruyama"], True),
         ("draft", ["sampling.eta=0.5"], True),
+        ("draft", ["sampling.eta=0"], True),
+        ("alignprop", ["sampling.eta=0", "sampling.kernel=renoise"], True),
+        ("refl", ["sampling.eta=0"], True),
         *((recipe, [], False) for recipe in ("reinforce", "ddpo", "ddpo_sf", "dpok", "grpo")),
     ],
 )

@@ -147,10 +147,15 @@ def _in_words(error: Exception, run: Any, where: Path) -> Exception:
     from scoretune.commands.plan.suggestions import best_suggestion
     from scoretune.core import distributed
     from scoretune.core.processes import LOST
-    from scoretune.training.engine import short_of_memory
+    from scoretune.training.engine import short_of_memory, undetermined
 
     if distributed.lost(error):
         return typer.Exit(LOST)  # the other one has said why
+    if kernel := undetermined(error):
+        return UserError(
+            f"{kernel} has no deterministic form on this device: go on by scoretune train --resume "
+            f"{where} hardware.deterministic=false; nothing is lost"
+        )
     if short_of_memory(error):
         return UserError(
             f"there is not enough memory ({first_line(error)[:80]}): {best_suggestion(run)}; "

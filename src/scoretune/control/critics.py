@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
 from scoretune.rl import clstd, ctd0, martingale_loss, returns_to_go
+from scoretune.shapes import check_rank, check_shape
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class Outcomes:
     discount: float
     fixed: Tensor
     gate: Tensor
+
+    def __post_init__(self) -> None:
+        check_rank(2, 2, rates=self.rates)
+        check_rank(3, 3, inputs=self.inputs)
+        paths, steps = self.rates.shape
+        check_shape((paths, steps + 1, self.inputs.shape[2]), inputs=self.inputs)
+        check_shape((paths, steps + 1), fixed=self.fixed)
+        check_shape((steps,), dt=self.dt)
+        check_shape((steps + 1,), gate=self.gate)
 
 
 class Critic(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
+from scoretune.shapes import check_batch
 
 
 class Action(NamedTuple):
@@ -80,6 +81,7 @@ class GaussianLinear(nn.Module):
 
         The policy itself stays the same.
         """
+        check_batch(observation, weight=weight)
         with torch.no_grad():
             slope, intercept, std = self._law()
             fractions = (weight / weight.sum()).unsqueeze(-1)

@@ -133,10 +133,11 @@ def random_state() -> Tree:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     words = torch.from_numpy(np.asarray(keys, np.int64))
     version, state, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of the device in use: every process has its own, and all their streams are alike.
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
-        "cuda": list(cuda),
+        "cuda": cuda,
         "numpy": [str(kind), words, position, has_gauss, cached],
         "python": [version, list(state), gauss],
     }
@@ -146,7 +147,7 @@ def restore_random_state(state: Tree) -> None:
     """The inverse of `random_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, words, gauss = state["python"]

@@ -28,10 +28,12 @@ SHIPPED_MODELS = ("scenes", "scenes-flow")
 SCENES = ("scenes", "scenes-held-out")
 FUNCTION = r"[\w.]*:\w*"
 """How a user's own function is named: module:function."""
+ONE_REWARD = r"https?://\S+|[\w.]+(:\w+)?(\([^()]*\))?"
+"""How a reward is written that is no sum of others."""
 SIDE, STEPS, SAMPLES, UPDATES = 8192, 10_000, 2**20, 10**8
 """Bounds of pixels a side, of steps of a sampler, of what an update holds at once, of updates."""
-LONGEST = 4096
-"""Characters of a text among the settings."""
+LONGEST, NAMES = 4096, 256
+"""Characters of a text among the settings, and names in a list."""
 
 
 NUMBERS = (int, float, float | None)
@@ -152,12 +154,15 @@ class Model(Strict):
     shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
     )
-    without: Names = Field((), description="parts to leave out, e.g. text_encoder_3 (a T5)")
+    without: Names = Field(
+        (), max_length=NAMES, description="parts to leave out, e.g. text_encoder_3 (a T5)"
+    )
     rank: int = Field(
         16, ge=0, le=4096, description="of the LoRA; 0 trains every weight, at a far lower rate"
     )
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"),
+        max_length=NAMES,
         description="layers that the LoRA adapts, by the ends of their names",
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
@@ -206,7 +211,9 @@ class Dataset(Strict):
         "auto", description="what the data are"
     )
     key: str | None = Field(None, description="which array of a .npz file")
-    columns: Names = Field((), description="of a table; empty takes all that hold numbers")
+    columns: Names = Field(
+        (), max_length=LONGEST, description="of a table; empty takes all that hold numbers"
+    )
     window: int = Field(
         0, ge=0, le=2**20, description="rows that make a series; 0: a row is a point"
     )
@@ -272,10 +279,11 @@ class Sampling(Strict):
     )
     eta: float = Field(
         1.0,
-        gt=0,
+        ge=0,
         le=100,
-        description="stochasticity: 1 is the reverse SDE, 0 the ODE; with noise=flow, dance or cps "
-        "the level of that paper: η = eta/√2, η = eta/g(t), a share of the std",
+        description="stochasticity: 1 is the reverse SDE, 0 the ODE (draft, alignprop, refl); with "
+        "noise=flow, dance or cps the level of that paper: η = eta/√2, η = eta/g(t), a share of "
+        "the std",
     )
     eta_end: float | None = Field(None, ge=0, le=100, description="ramp: stochasticity at the data")
     steps: int = Field(10, ge=2, le=STEPS, description="of a path")
@@ -308,6 +316,7 @@ class Sampling(Strict):
             **_only(self.grid == "shifted", "sampling.grid=shifted", "shift"),
             **_only(run.sizes.group > 1, "sizes.group above 1", "shared_noise"),
             **_only(self.solver is None or not rates, noise, "kernel", "noise", "eta", "eta_end"),
+            **_only(rates or self.jitter, f"{whose}, or sampling.jitter", "integral_end"),
             **_only(rates, whose, "solver"),
             **_only(
                 acts,
@@ -363,6 +372,7 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
+            **_only(run.sampling.window.size != 1, "more than one noisy step a path", "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),
             **_only(not scores or self.epochs == 1, several, "epochs"),
@@ -391,6 +401,10 @@ class Hardware(Strict):
     compile: bool = Field(False, description="torch.compile the network")
     channels_last: bool = Field(False, description="memory layout of convolutions")
     shard: bool = Field(False, description="spread the weights over the processes (FSDP2)")
+    deterministic: bool = Field(
+        False,
+        description="kernels that give the same bits every time: slower, and some have none",
+    )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         return _only(not on_data, Checked(REWARDED), *self.leaves())
@@ -399,7 +413,9 @@ class Hardware(Strict):
 class Tracking(Strict):
     """Where numbers go besides the run folder's metrics.jsonl."""
 
-    trackers: Names = Field((), description="tensorboard, wandb, trackio: any of them")
+    trackers: Names = Field(
+        (), max_length=NAMES, description="tensorboard, wandb, trackio: any of them"
+    )
     project: str = Field("scoretune", description="what the trackers file the run under")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -589,7 +605,7 @@ class PolicyGradient(Objective):
     critic: Critic = Critic()
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        one_reward = re.fullmatch(r"\w+(\([^()]*\))?", run.reward) is not None
+        one_reward = re.fullmatch(ONE_REWARD, run.reward) is not None
         clipped, steps = self.surrogate == "clipped", run.sizes.accumulate
         one_step = "a single step of the optimiser a round, sizes.accumulate=0"
         return {
@@ -634,6 +650,7 @@ class ScoreAction(Objective):
         ratios = self.form in ("auto", "ratio", "explicit")
         return {
             **_only(ratios, "objective.form=ratio or explicit", "clip"),
+            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
             **_only(self.form == "explicit", "objective.form=explicit", "exploration"),
             **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
         }

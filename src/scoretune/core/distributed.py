@@ -65,9 +65,20 @@ def start(requested: int | None = None) -> Team:
     if running > 1 and not distributed.is_initialized():
         _check_environment(running)
         if torch.cuda.is_available():
-            torch.cuda.set_device(_number("LOCAL_RANK", 0))
+            _take_device(_number("LOCAL_RANK", 0))
         distributed.init_process_group()  # gloo for the CPU, and nccl where there is CUDA
     return team()
+
+
+def _take_device(rank: int) -> None:
+    """Compute on the device of this rank. Raises UserError where there are fewer of them."""
+    devices = torch.cuda.device_count()
+    if rank >= devices:
+        raise UserError(
+            f"there are more processes on this machine than its {devices} GPUs, of which each "
+            f"takes one: start {devices}"
+        )
+    torch.cuda.set_device(rank)
 
 
 def _check_environment(running: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -132,6 +133,12 @@ def offline_first(
                 raise
             except Exception as error:  # no such id or revision: each has its own kind
                 failure = error
+        elif not is_local(source) and (folder := Path(source).parent) != Path() and folder.is_dir():
+            near = difflib.get_close_matches(
+                Path(source).name, [path.name for path in folder.iterdir()], n=1
+            )
+            hint = f"did you mean {str(folder / near[0])!r}?" if near else "check the path"
+            fix = f"there is no {Path(source).name!r} in the folder {str(folder)!r}: {hint}"
         elif not is_local(source):
             fix = (
                 "the hub was not asked, being out of reach or HF_HUB_OFFLINE set; get it where "

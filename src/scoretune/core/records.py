@@ -163,6 +163,7 @@ class Steps(Rows):
     action: Tensor | None = None
     reference_data: Tensor | None = None
     path_steps: float = 1.0  # a mean over states times this is a sum over (that part of) a path
+    noisy: bool = False  # whether it is known that every step has noise
 
 
 @dataclass(frozen=True)

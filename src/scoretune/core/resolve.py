@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.foreign import contained
+from scoretune.core.reading import check_regular
 
 T = TypeVar("T")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
@@ -252,6 +253,7 @@ def _module(place: str) -> ModuleType:
         module = importlib.import_module(place)
         _check_hidden(module, place, Path(here))
         return module
+    check_regular(Path(place))
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     assert spec is not None and spec.loader is not None, "its name ends as Python's files do"
     module = importlib.util.module_from_spec(spec)

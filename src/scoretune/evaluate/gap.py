@@ -192,7 +192,8 @@ def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellReward
     if not bool(torch.isfinite(images).all()):
         return _refused(cell, UNSTABLE)
     name = comparison.reward_name
-    return verdicts(images, comparison.prompts, {name: comparison.reward})[name]
+    metrics = {name: comparison.reward}
+    return verdicts(images, comparison.prompts, metrics, policy.at_most(64))[name]
 
 
 def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> Walk:

@@ -13,6 +13,7 @@ from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
+from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.policy import Backbone, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
@@ -78,15 +79,22 @@ def sample(
 
 
 def act(
-    policy: Policy, prompts: Prompts, *, times: Tensor, seed: int, batch: int = 64
+    policy: Policy,
+    prompts: Prompts,
+    *,
+    times: Tensor,
+    seed: int,
+    batch: int = 64,
+    integral_end: float = INTEGRAL_END,
 ) -> tuple[Tensor, dict[str, float]]:
     """Images [B, 3, H, W] through the policy's own kernel from the same noise, and how far it is
     from the pretrained policy, in nats.
 
     The kernel acts on every step, also where a run has a window of stochastic steps. `chain_kl` is
     the KL of the chains that drew these images; `girsanov_kl` that of continuous time, measured on
-    paths with jittered times, so that it is the same on any grid. There are none without an
-    adapter, hence without a pretrained policy to compare with.
+    paths with jittered times, so that it is the same on any grid; of a flow it ends at
+    `integral_end` (`diffusion.paths`). There are none without an adapter, hence without a
+    pretrained policy to compare with.
     """
     adapted = bool(adapter_layers(policy.backbone.network))
     kls: dict[str, list[Tensor]] = {"chain_kl": [], "girsanov_kl": []}
@@ -100,7 +108,7 @@ def act(
                 times,
                 generator,
                 x,
-                acting=Acting(jitter=True),
+                acting=Acting(jitter=True, integral_end=integral_end),
                 reference=True,
             )
             for name, kl in (("chain_kl", acted.chain_kl), ("girsanov_kl", jittered.girsanov_kl)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +130,11 @@ def measure(
     times = grid(process, sampling)
     with policy.uncounted():
         images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
-        stochastic, kls = act(policy, prompts, times=times, seed=seed)
+        stochastic, kls = act(
+            policy, prompts, times=times, seed=seed, integral_end=sampling.integral_end
+        )
         ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    batch = min(policy.at_once or 64, 64)
+    batch = policy.at_most(64)
     rewards = [
         verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
         for some in (images, stochastic, ode)
@@ -172,13 +175,22 @@ def evaluation_line(
         "gap": {
             **score(measured.stochastic - measured.ode, tasks).as_gain(),
             "steps": sampling.steps,
-            "eta": sampling.eta,
+            **noise_of(sampling),
         },
         "bias": score(measured.ode - rewards, tasks).as_gain(),
     }
     line |= measured.kls
     scores = {n: score(v, tasks).as_dict() for n, v in measured.values.items() if n != "reward"}
     return line | scores
+
+
+def noise_of(sampling: Sampling) -> dict[str, float]:
+    """How noisy a sampler is, by its right name: `eta` where all its steps have that η, and the
+    `level` of the paper where `sampling.eta` is one (`diffusion.scales`)."""
+    if sampling.noise in ("constant", "ramp"):
+        return {"eta": sampling.eta}
+    flow = {"eta": sampling.eta / math.sqrt(2)} if sampling.noise == "flow" else {}
+    return {**flow, "level": sampling.eta}
 
 
 # --------------------------------------------------------------------------- before and after

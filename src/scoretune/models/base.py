@@ -19,7 +19,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
 from scoretune.models import autoencoder
-from scoretune.models.schedulers import Schedule, deployed_times
+from scoretune.models.schedulers import Schedule, scheduled_times
 from scoretune.policy import Deployment
 
 PRECISIONS = {
@@ -78,7 +78,7 @@ class Pipelined(ABC):
 
     def deployed_times(self, steps: int) -> Tensor:
         """The times [N+1] along which the pipeline itself would step, on the CPU."""
-        return deployed_times(
+        return scheduled_times(
             self.schedule, self.pipeline.scheduler, steps, **self.timestep_arguments(steps)
         )
 
@@ -161,8 +161,9 @@ class Pipelined(ABC):
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
-        vae = self.pipeline.vae
-        return torch.cat([autoencoder.encoded(vae, part) for part in images.split(64)])
+        vae, pixels = self.pipeline.vae, math.prod(images.shape[2:])
+        parts = images.split(self.decode_batch or max(1, DECODED // pixels))
+        return torch.cat([autoencoder.encoded(vae, part) for part in parts])
 
 
 @dataclass

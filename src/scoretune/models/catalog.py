@@ -172,15 +172,7 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         return learned
     if source.kind == "function":
         return user_module.load(model)
-    index = folders.described(source.where, model.revision)
-    kind = index["_class_name"]
-    if kind not in FAMILIES:
-        raise UserError(
-            f"{source.where!r} holds a {kind}, which is no family of this version: it fine-tunes "
-            f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
-        )
-    _check_denoiser(source.where, kind, index)
-    pipelined: Pipelined = FAMILIES[kind].load(
+    pipelined: Pipelined = family_of(source.where, model.revision).load(
         source.where,
         revision=model.revision,
         dtype=dtype,
@@ -190,6 +182,20 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
     )
     pipelined.shipped = source.shipped
     return pipelined
+
+
+def family_of(where: str, revision: str | None = None) -> Family[Any]:
+    """The family of the pipeline in a folder or hub id, without reading weights. Raises UserError
+    for what is no pipeline, or of none."""
+    index = folders.described(where, revision)
+    kind = index["_class_name"]
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes "
+            f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
+        )
+    _check_denoiser(where, kind, index)
+    return FAMILIES[kind]
 
 
 def apply_run(network: nn.Module, run: FinishedRun) -> None:

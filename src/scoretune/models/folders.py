@@ -143,6 +143,8 @@ def load_pipeline(
         folder = Path(source)
         if not hub.is_local(source):
             folder = _fetched(made, source, index, left_out, revision=revision, here=here)
+        for path in (path for name in index for path in (folder / name).glob("*")):
+            hub.refuse_endless(path)
         parts = {
             name: _part(source, folder / name, place, dtype)
             for name, place in _networks(index).items()
@@ -222,8 +224,7 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn
         hub.refuse_pickles(
             folder,
             "if you trust it, convert it once: "
-            f"pipe = DiffusionPipeline.from_pretrained({source!r}); "
-            f"pipe.save_pretrained({source!r})",
+            f"p = {source!r}; DiffusionPipeline.from_pretrained(p).save_pretrained(p)",
         )
     loaded, report = made.from_pretrained(
         str(folder),

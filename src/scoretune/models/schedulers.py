@@ -103,10 +103,10 @@ def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
             "table: give the pipeline the one its network was trained with, as DDIMScheduler"
         )
     prediction = _prediction(source, scheduler.config.get("prediction_type", "epsilon"))
-    signal = table.double()
-    smallest = float(signal[signal > 0].min())
-    least = LEAST_SIGNAL if smallest > LEAST_SIGNAL else smallest / 2
-    return Tabulated(tuple(torch.where(signal > 0, signal, least).tolist())), prediction
+    *signal, last = table.double().tolist()
+    last = last or LEAST_SIGNAL
+    # diffusers itself may put LEAST_SIGNAL behind less of it.
+    return Tabulated((*signal, last if last < signal[-1] else signal[-1] / 2)), prediction
 
 
 def _sigmas(source: str, config: Any) -> Schedule:
@@ -146,7 +146,7 @@ def dynamic_shift(config: Any, tokens: int, *, most: float) -> dict[str, float]:
     return {"mu": tokens * slope + (least - slope * fewest)}
 
 
-def deployed_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
+def scheduled_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
     """The decreasing times [N+1] along which the pipeline itself would step, from its scheduler's
     config; `arguments` are what it gives `set_timesteps` besides.
 

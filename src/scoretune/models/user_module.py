@@ -100,7 +100,9 @@ def load(model: Model) -> Backbone:
     returned = _returned(source)
     missing = [name for name in PARTS if name not in dir(returned)]
     if not missing:
-        _check_whole(source, returned, declared=bool(prediction or shape))
+        _check_whole(
+            source, returned, declared=bool(prediction or shape or model.precision != "fp32")
+        )
         _freeze(source, returned.network)
         return cast(Backbone, returned)
     if not isinstance(returned, nn.Module):
@@ -166,7 +168,7 @@ def _returned(source: str) -> Any:
     if isinstance(function, nn.Module):
         raise UserError(f"model {source!r} is a module: name a function that returns a new one")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not the devices', which the fork leaves alone
         try:
             with contained(f"model {source!r}"):
                 return function()
@@ -200,7 +202,7 @@ def _check_whole(source: str, returned: Any, *, declared: bool) -> None:
     if declared:
         raise UserError(
             f"model {source!r} returned a whole Backbone, which says what it is: leave out "
-            "model.prediction and model.shape"
+            "model.prediction, model.shape and model.precision"
         )
     wanted: dict[str, Any] = {"network": nn.Module, "prediction": Prediction, "shape": tuple}
     for name, kind in wanted.items():

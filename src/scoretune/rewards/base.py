@@ -91,6 +91,11 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
             f"reward {name!r} returned shape {tuple(values.shape)} for {len(images)} images: "
             f"return one number an image, shape ({len(images)},)"
         )
+    if values.is_complex() or values.is_meta:
+        what = (
+            "complex numbers" if values.is_complex() else "a tensor without numbers (meta device)"
+        )
+        raise RewardFailed(f"reward {name!r} returned {what}: return one real number an image")
     values = values.to(images.device, torch.float32)
     if not bool(torch.isfinite(values).all() & torch.isfinite(images).all()):  # one look at both
         _check_finite(images, prompts)

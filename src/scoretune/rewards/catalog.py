@@ -128,7 +128,13 @@ def _single(text: str) -> Reward:
     """The reward of one term."""
     call = _call(text)
     if call is None:
-        return cast(Reward, resolve.imported("reward", text))
+        function = resolve.imported("reward", text)
+        if isinstance(function, type):
+            raise UserError(
+                f"reward {text!r} is a class: name a function of images and prompts, or put an "
+                f"instance into the module, such as reward = {function.__name__}(), and name that"
+            )
+        return cast(Reward, function)
     if call.name not in REWARDS:
         raise unknown("reward", call.name, [*REWARDS, "module:function"])
     return resolve.instantiate("reward", call, REWARDS[call.name])

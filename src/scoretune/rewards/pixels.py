@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from scoretune.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,13 @@ class Compressibility:
 
     quality: int = 95
     sign: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.quality <= 100 and math.isfinite(self.sign)):
+            raise UserError(
+                f"compressibility(quality={self.quality}, sign={self.sign:g}): the quality of a "
+                "JPEG is 1 to 100, and the sign 1 or -1"
+            )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([-self.sign * _kilobytes(image, self.quality) for image in images])

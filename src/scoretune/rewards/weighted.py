@@ -65,7 +65,9 @@ def scored(
 def reward_metrics(scores: Scores) -> dict[str, float]:
     """The mean reward with its 95 % interval over the samples, and what each part adds to it."""
     rewards = scores.total.detach()
-    std = float(rewards.std()) if len(rewards) > 1 else 0.0
-    mean, error = float(rewards.mean()), 1.96 * std / len(rewards) ** 0.5
-    parts = {f"reward/{name}": float(part.detach().mean()) for name, part in scores.parts.items()}
+    std = rewards.std() if len(rewards) > 1 else rewards.new_zeros(())
+    each = [part.detach().mean() for part in scores.parts.values()]
+    mean, spread, *means = torch.stack([rewards.mean(), std, *each]).tolist()
+    error = 1.96 * spread / len(rewards) ** 0.5
+    parts = dict(zip((f"reward/{name}" for name in scores.parts), means, strict=True))
     return {"reward": mean, "reward_low": mean - error, "reward_high": mean + error, **parts}

@@ -9,17 +9,28 @@ from pathlib import Path
 import torch
 
 from scoretune.core import distributed, fsdp, hub, model_folder
-from scoretune.core.config import NEW_NETWORKS, Dataset, Model, Run
+from scoretune.core.config import (
+    NEW_NETWORKS,
+    Consistency,
+    Dataset,
+    Matching,
+    Model,
+    Run,
+    Sampling,
+)
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.data.scenes.world import SHIPPED
-from scoretune.diffusion.named import kernel
-from scoretune.diffusion.processes import process_named
+from scoretune.diffusion.named import grid, kernel
+from scoretune.diffusion.paths import INTEGRAL_END
+from scoretune.diffusion.processes import Process, process_named
 from scoretune.diffusion.recycling import check_recyclable
+from scoretune.diffusion.theory.gaussian import law
+from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
-from scoretune.models.catalog import load_backbone, lora_targets, move, resolve
+from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader
@@ -34,6 +45,10 @@ from scoretune.training.progress import Learner
 
 HELD_OUT_MOST = 50_000
 """Pictures that an evaluation draws, and holds, at most: as many as Fréchet distances take."""
+
+
+TORN = 5.0
+"""W2 by which a sampler may miss data of deviation ½: ten times that is no sample of anything."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ def check(run: Run) -> Checked:
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
-        grey = torch.full((3, 32, 32), 0.5)
+        grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
     except RewardFailed:  # it may want larger pictures: the model's own will tell
         return Checked(prompts, held_out, reward, None)
@@ -82,6 +97,7 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
     gradient, None where that is not known yet."""
     KINDS[run.objective.kind].check(run.objective, context_of(run, differentiable))
     _check_only_for_data(run)
+    _check_ramp(run)
     engine.check_shard(run.model, run.hardware, run.optimiser.kind)
 
 
@@ -102,6 +118,8 @@ def context_of(run: Run, differentiable: bool | None = None) -> Context:
 def build(run: Run, checked: Checked | None = None) -> Parts:
     """The policy, the method and the engine of a configuration, checked here if it was not."""
     checked = checked or check(run)
+    if run.hardware.deterministic:
+        engine.be_deterministic()
     device = distributed.device()
     policy = build_policy(run, device)
     if run.hardware.cache_prompts:
@@ -150,6 +168,8 @@ def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
     differentiable = has_gradient(checked.reward, run.reward, image, checked.prompts.texts[0])
     context = context_of(run, differentiable)
     kind.check(run.objective, context)
+    if not run.objective.on_data:
+        _check_sampler(backbone.process, run.sampling)
     setup = Setup(
         policy=policy,
         prompts=checked.prompts,
@@ -190,6 +210,42 @@ def _check_only_for_data(run: Run) -> None:
                 f"{name} is for networks of one's own that learn from data: leave it out, or set "
                 "recipe supervised with model.source=unet, dit, mlp or the folder of such a run"
             )
+
+
+def _check_ramp(run: Run) -> None:
+    """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
+    objective, sampling = run.objective, run.sampling
+    if isinstance(objective, Matching | Consistency) or not objective.kl_weight:
+        return
+    end = sampling.eta if sampling.eta_end is None else sampling.eta_end
+    if sampling.noise == "ramp" and end < sampling.eta / 100:
+        raise UserError(
+            f"sampling.eta_end={end:g} leaves the last steps without noise, where their KL has no "
+            f"bound, and objective.kl_weight={objective.kl_weight:g} weighs it: raise eta_end to "
+            f"{sampling.eta / 100:g} or more, or set objective.kl_weight=0"
+        )
+
+
+def _check_sampler(process: Process, sampling: Sampling) -> None:
+    """Refuse an end of integrals that the grid does not have, and a sampler whose steps tear even
+    Gaussian data apart, which a closed form tells."""
+    with user_errors():
+        times, acting = grid(process, sampling).double(), kernel(sampling)
+    if sampling.integral_end != INTEGRAL_END and float(process.sigma(times[-1])) > 0:
+        raise UserError(
+            f"sampling.integral_end={sampling.integral_end:g} is of no use here: the grid of this "
+            "model ends in noise, and so do its integrals; leave it out"
+        )
+    if sampling.solver is not None:
+        return
+    start = law(process, times[0], mean=1.0, variance=0.25)
+    error = sampler_bias(process, acting, times, 0.25, mean=1.0, start=start)
+    if not error < TORN:
+        raise UserError(
+            f"{sampling.steps} steps of sampling.kernel={sampling.kernel} with "
+            f"sampling.eta={sampling.eta:g} end {error:.3g} away from plain data of deviation 0.5: "
+            "lower sampling.eta, raise sampling.steps, or set sampling.kernel=gddim"
+        )
 
 
 def _check_world(run: Run) -> None:
@@ -242,3 +298,6 @@ def _check_source(model: Model) -> None:
         )
     if model.shape:
         raise UserError("model.shape is of a network of your own, module:function: leave it out")
+    source = resolve(model.source)
+    if source.kind == "pipeline" and hub.is_local(source.where):
+        family_of(source.where)  # before there is a run folder

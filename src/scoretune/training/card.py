@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scoretune.core.config import Model, Run
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, visible
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.record import Record, Row, at, number, read_record
 from scoretune.models import export, folders
@@ -64,11 +64,15 @@ def write(run_folder: Path, folder: Path | None = None, form: str = "diffusers")
     libraries = versions.items() if isinstance(versions, dict) else ()
     values = {
         "run": run,
-        "about": {"command": about.get("command"), "machine": about.get("machine")},
+        "about": {
+            "command": str(about.get("command") or "").replace("```", ""),
+            "machine": about.get("machine"),
+        },
         "whole": subject.whole,
         "data": _data(subject),
         "training": {name: _cell(value) for name, value in _training(subject).items()},
-        "settings": json.dumps(run.model_dump(), indent=2),
+        "settings": json.dumps(run.model_dump(), indent=2).replace("`", "\\u0060"),  # no fence
+        "code": code,
         "measured": measured(subject.record),
         "pipeline": _pipeline(subject) if subject.parts else None,
         "versions": ", ".join(f"{name} {version}" for name, version in libraries),
@@ -155,10 +159,11 @@ def _training(subject: Subject) -> dict[str, object]:
     run = subject.run
     sizes, sampling, model, prompts = run.sizes, run.sampling, run.model, _evaluated(run)
     rows: dict[str, object] = {
-        "base model": f"`{model.source}`" + (f" at `{model.revision}`" if model.revision else ""),
-        **({"data": f"`{run.data}`"} if _from_data(run) else _reward(subject)),
-        "prompts": f"`{run.prompts}`",
-        "prompts of the evaluation": f"`{prompts}`"
+        "base model": code(model.source)
+        + (f" at {code(model.revision)}" if model.revision else ""),
+        **({"data": code(run.data)} if _from_data(run) else _reward(subject)),
+        "prompts": code(run.prompts),
+        "prompts of the evaluation": code(prompts)
         if prompts
         else "those of training: nothing was held out",
         "updates": run.updates,
@@ -167,7 +172,8 @@ def _training(subject: Subject) -> dict[str, object]:
         rows |= {
             "samples an update": f"{sizes.prompts} prompts, {sizes.group} of each",
             "sampler of training": f"{sampling.kernel}, noise {sampling.noise}, "
-            f"η {sampling.eta:g}, {sampling.steps} steps",
+            f"{'η' if sampling.noise in ('constant', 'ramp') else 'level'} {sampling.eta:g}, "
+            f"{sampling.steps} steps",
         }
     return rows | {
         "guidance": f"{_guidance(subject):g}",
@@ -191,16 +197,25 @@ def _reward(subject: Subject) -> dict[str, object]:
         try:
             identity, when = fingerprint(name, named_reward(name)), " (when this card was written)"
         except Exception:  # a user's own code may be gone from this machine, or fail in any way
-            return {"reward": f"`{name}`"}
+            return {"reward": code(name)}
     parts = at(identity, "parts") or [identity]
-    texts = "<br>".join(f"`{json.dumps(part, sort_keys=True)}`" for part in parts)
-    return {"reward": f"`{name}`", f"its fingerprint{when}": texts}
+    texts = "<br>".join(code(json.dumps(part, sort_keys=True)) for part in parts)
+    return {"reward": code(name), f"its fingerprint{when}": texts}
 
 
 def _evaluated(run: Run) -> str | None:
     """Which prompts are measured; None for those that were trained on."""
     held_out = "scenes-held-out" if resolve(run.model.source).shipped else None
     return run.evaluation.prompts or held_out
+
+
+def code(text: str) -> str:
+    """A code span of a text that may be anything: what would end it or be HTML is spelt out."""
+    text = visible(text)
+    if not set("`<>&") & set(text):
+        return f"`{text}`"
+    plain = "".join(c if c.isalnum() or c in " ./:=," else f"&#{ord(c)};" for c in text)
+    return f"<code>{plain}</code>"
 
 
 def _cell(value: object) -> str:

@@ -8,6 +8,7 @@ and so is all arithmetic on states, likelihoods and losses.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -124,6 +125,10 @@ def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
     if hardware.channels_last:
         cast(Any, network).to(memory_format=torch.channels_last)
     if hardware.compile:
+        from torch import _dynamo
+
+        # Features are read by hooks that come and go: what was compiled must not outlive them.
+        _dynamo.config.skip_nnmodule_hook_guards = False
         network.compile()
     pipeline = inner(policy.backbone)
     if isinstance(pipeline, Pipelined):
@@ -165,6 +170,18 @@ def optimiser(settings: Optimiser, parameters: list[nn.Parameter]) -> torch.opti
     if settings.kind == "fused":
         rates["fused"] = True
     return torch.optim.AdamW(parameters, **rates)
+
+
+def be_deterministic() -> None:
+    """From here on kernels give the same bits every time, or raise an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    torch.use_deterministic_algorithms(True)
+
+
+def undetermined(error: BaseException) -> str:
+    """The kernel that an error says has no deterministic form, else nothing."""
+    kernel, says, _ = str(error).partition(" does not have a deterministic implementation")
+    return kernel.split()[-1] if says and isinstance(error, RuntimeError) else ""
 
 
 def short_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoretune.core.records import Engine, Hook, Loss, Objective, Region, Round, Source
 from scoretune.training.nonfinite import failure
 
-MEASURED = 256
+MEASURED = 64
 """States on which an update is measured after its last step."""
 
 
@@ -88,6 +88,7 @@ class Numbers:
     names: list[str] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
+    _floats: list[float] = field(default_factory=list)
 
     def add(self, loss: Loss, share: float) -> None:
         """Those of a part that makes up so much of the states that a step is made of."""
@@ -119,7 +120,10 @@ class Numbers:
         return ends
 
     def _read(self) -> list[float]:
-        return torch.stack(self.values).tolist() if self.values else []
+        new = self.values[len(self._floats) :]
+        if new:
+            self._floats += torch.stack(new).tolist()
+        return self._floats
 
 
 def _is_extreme(name: str) -> bool:
@@ -130,11 +134,14 @@ def _is_extreme(name: str) -> bool:
 def _moved(region: Region, batches: Round, engine: Engine, some: object) -> float:
     """The KL of a path from the policy that acted to the one after the update, on some of the
     states that were learned from."""
-    sums = {"kl": 0.0, "states": 0.0}
+    kls, weights, states = list[Tensor](), list[int](), 0
     for (batch,), (count,) in batches.groups(accumulate=1, epochs=1):
         for part, rows in engine.parts(batch, some):
-            sums["kl"] += float(region.moved(part)) * rows
-        sums["states"] += count
-        if sums["states"] >= MEASURED:
+            kls.append(region.moved(part))
+            weights.append(rows)
+        states += count
+        if states >= MEASURED:
             break
-    return engine.total({"kl": sums["kl"]})["kl"] / sums["states"]
+    values = torch.stack(kls).tolist() if kls else []
+    kl = sum((value * rows for value, rows in zip(values, weights, strict=True)), 0.0)
+    return engine.total({"kl": kl})["kl"] / states

@@ -99,6 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        problem = "it is nested too deep" if isinstance(error, RecursionError) else problem
         place = f"line {mark.line + 1}: " if mark else ""
         raise UserError(
             f"cannot read the settings file {str(path)!r} ({place}{problem}): write a setting a "

@@ -27,6 +27,7 @@ from scoretune.models.lora_files import NAME
 from scoretune.policy import Policy
 from scoretune.training import run_folder
 from scoretune.training.build import build_policy
+from scoretune.training.engine import undetermined
 from scoretune.training.hooks import Silent
 from scoretune.training.overrides import changed
 from scoretune.training.run import launch, ready
@@ -144,6 +145,7 @@ def examine(only: Sequence[str] = (), on_family: OnFamily | None = None) -> list
             if on_family:
                 on_family(family.name, done, len(families))
             reports.append(measure(family, Path(folder) / family.name))
+    torch.use_deterministic_algorithms(False)
     return reports
 
 
@@ -154,6 +156,8 @@ def measure(family: Family, folder: Path) -> Report:
         _measure(family, folder, report)
     except Exception as error:  # an unsound installation may raise anything
         report.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if kernel := undetermined(error):
+            report.error = f"{kernel} has no deterministic form here: a resume tells nothing"
     report.seconds = round(time.monotonic() - start, 1)
     report.conclude()
     return report
@@ -189,7 +193,9 @@ def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
     """A DDPO run of two updates on the miniature, and where the miniature is."""
     model, prompts = family.build(folder / "model"), folder / "prompts.txt"
     prompts.write_text("\n".join(family.prompts) + "\n", encoding="utf-8")
-    sources = (f"model.source={model}", f"prompts={prompts}")
+    sources = [f"model.source={model}", f"prompts={prompts}"]
+    if torch.cuda.is_available():  # a resumed run is compared bit by bit
+        sources.append("hardware.deterministic=true")
     return changed(recipes.named("ddpo"), [*TINY, *sources, *family.settings]), model
 
 

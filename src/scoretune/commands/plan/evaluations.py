@@ -37,14 +37,20 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
         grids.uniform(facts.process, settings.steps) if own is None else own.times(settings.steps)
     )
     plain = solver_calls(settings.solver, facts.process, deployed)
-    each = count * (plain + steps * (4 if facts.adapted else 2))
+    each = count * (plain + steps * (5 if facts.adapted else 2))
     if run.guard.action != "off":
         each += watched(held_out) * plain
     total = each * evaluations(run)
     if settings.gap.steps:
         cells = matrix_of(settings.gap.steps, settings.gap.etas).cells
-        total += _matrices(run) * count * sum(cell.steps for cell in cells)
+        total += _matrices(run) * count * sum(_steps(run, facts, cell.steps) for cell in cells)
     return total * facts.guided
+
+
+def _steps(run: Run, facts: Facts, steps: int) -> int:
+    """How many steps of a matrix of the gap there are where so many are asked for."""
+    own = facts.deployment
+    return steps if own is None or run.sampling.grid != "auto" else len(own.times(steps)) - 1
 
 
 def watched(held_out: Prompts) -> int:

@@ -9,7 +9,6 @@ import math
 
 from scoretune.commands.plan.counts import Facts, costs_of, one_update
 from scoretune.commands.plan.model import Model
-from scoretune.commands.plan.profiler import Curve
 from scoretune.core.config import Run
 from scoretune.models.base import DECODED
 from scoretune.training.engine import HALVES
@@ -28,7 +27,8 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
         drawn = min(_decoded_at_once(run, model), update.samples)
-        read = 0 if machine.cache_prompts else model.reading.at(update.samples + 1).peak
+        texts = min(machine.device_batch or update.samples, update.samples) + 1
+        read = 0 if machine.cache_prompts else model.reading.at(texts).peak
         by_phase |= {
             "encoding": {"activations": read},
             "rolling": {**kept, "activations": model.looking.at(rolled).peak},
@@ -52,13 +52,14 @@ def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
         learned = update.samples
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
     halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
-    activations = _with_gradient(run, model).at(learned).peak
+    graphs = model.graphs(run.hardware.checkpointing)
+    activations = graphs.learning.at(learned).peak
     costs = costs_of(run, facts.differentiable)
     if costs.graph_steps:  # of all steps, and of decoding
         paths = min(run.sizes.minibatch, update.samples)
         paths = min(run.hardware.device_batch or paths, paths)
-        step = _with_gradient(run, model).at(paths * facts.guided).peak
-        activations = costs.graph_steps * step + model.sloping.at(paths).peak
+        step = graphs.learning.at(paths * facts.guided).peak
+        activations = costs.graph_steps * step + graphs.sloping.at(paths).peak
     return {
         "states": _states(run, model, facts),
         "gradients": model.trained_bytes,
@@ -98,11 +99,8 @@ def _evaluating(run: Run, model: Model, facts: Facts, held_out: int) -> dict[str
 
 def _decoded_at_once(run: Run, model: Model) -> int:
     pixels = max(1, model.picture // 12)  # three channels of four bytes
-    return run.hardware.decode_batch or max(1, DECODED // pixels)
-
-
-def _with_gradient(run: Run, model: Model) -> Curve:
-    return model.again if run.hardware.checkpointing and model.again else model.learning
+    at_once = run.hardware.decode_batch or max(1, DECODED // pixels)
+    return min(at_once, run.hardware.device_batch or at_once)
 
 
 def peak(by_phase: Phases) -> tuple[str, float]:
@@ -141,7 +139,7 @@ def _paths(
 ) -> tuple[float, float]:
     """Bytes of whole paths, and of the states that are learned from with their token states."""
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
-    kept = 2 * steps + 1 + costs.references
+    kept = 2 * steps + 1 + costs.references * costs.on_paths
     whole = samples * (model.state * kept + model.token)
     return whole, states * (
         model.state * (3 + (costs.references > 0) + (not costs.ratios)) + model.token
@@ -150,14 +148,13 @@ def _paths(
 
 def _credit(run: Run, model: Model, facts: Facts) -> float:
     """Slopes go through network and decoder; all of a batch waits for its gradient."""
-    costs, learning = costs_of(run, facts.differentiable), _with_gradient(run, model)
+    costs, graphs = costs_of(run, facts.differentiable), model.graphs(run.hardware.checkpointing)
     if not costs.credit_graph:
         return 0
-    network = learning.at(costs.credit_batch * facts.guided).peak
-    decoder = model.sloping.at(costs.credit_batch).peak
-    return {
-        "network": network,
-        "decoder": decoder,
-        "both": network + decoder,
-        "either": max(network, decoder),
-    }[costs.credit_graph]
+    if costs.credit_graph == "both":
+        return graphs.valuing.at(costs.credit_batch).peak
+    network = graphs.learning.at(costs.credit_batch * facts.guided).peak
+    decoder = graphs.sloping.at(costs.credit_batch).peak
+    return {"network": network, "decoder": decoder, "either": max(network, decoder)}[
+        costs.credit_graph
+    ]

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoretune.commands.plan.meta_device import META, meta_policy, weights_of
 from scoretune.commands.plan.profiler import NOTHING, Curve, curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog
+from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import from_data
 from scoretune.training.objectives import KINDS
 from scoretune.training.overrides import of_data
+from scoretune.training.recomputation import can_recompute, recompute
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Costs of what is passed back through: `learning` the network, to its weights; `sloping` the
+    decoder, to a state; `valuing` the network and then the decoder, to a state. The last two where
+    a method follows a reward's gradient."""
+
+    learning: Curve
+    sloping: Curve = NOTHING
+    valuing: Curve = NOTHING
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,10 @@ class Model:
     """What a model weighs and what using it costs: bytes, and curves over rows of a batch.
 
     `trained` counts numbers, `sizes` those of each tensor; `state`, `picture` and `token` are bytes
-    of one state, of one picture and of the token states of one prompt. `looking` is the
-    network without gradient, `learning` with it, and `again` with activations that are computed
-    again; `drawing` and `sloping` decode without and with gradient (measured where a method follows
-    a reward's gradient); `reading` encodes texts.
+    of one state, of one picture and of the token states of one prompt. `looking` is the network
+    without gradient and `drawing` the decoder; `plain` are those with one, and `again` with
+    activations that are computed again. `reading` encodes texts. Rows of the network are its own:
+    of a guided state two; `valuing` counts states.
     """
 
     parts: dict[str, int]
@@ -41,13 +54,16 @@ class Model:
     picture: int
     token: int
     looking: Curve
-    learning: Curve
-    again: Curve | None
+    plain: Graphs
+    again: Graphs | None
     drawing: Curve
-    sloping: Curve
     reading: Curve
     encoders: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
+
+    def graphs(self, checkpointing: bool) -> Graphs:
+        """With activations kept, or computed again where the network can."""
+        return self.again if checkpointing and self.again else self.plain
 
 
 def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
@@ -77,17 +93,13 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     resident = [*network.parameters(), *network.buffers(), token_states]
 
     def look(rows: int) -> None:
-        _predicted(policy, rows, token_states)
-
-    def learn(rows: int) -> None:
-        output = _predicted(policy, rows, token_states)
-        torch.autograd.backward([output.float().square().sum()])
+        _predicted(policy, _states(policy, rows), token_states)
 
     with torch.no_grad():
         look(1)  # tables that are made once
         looking = curve(look, resident)
-    learning, again = _with_gradients(network, trained, lambda: curve(learn, resident))
-    picture, drawing, sloping = _pictures(policy, sloped)
+    picture, drawing = _pictures(policy)
+    plain, again = _graphs(policy, resident, sloped and drawing is not NOTHING)
     encoders = tuple(getattr(pipeline, "encoders", ()))
     return Model(
         parts=weights_of(policy),
@@ -98,41 +110,32 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         picture=picture,
         token=token_states.element_size() * token_states[0].numel(),
         looking=looking,
-        learning=learning,
+        plain=plain,
         again=again,
         drawing=drawing,
-        sloping=sloping,
         reading=_reading(policy, text) if encoders else NOTHING,
         encoders=encoders,
         sizes=tuple(p.numel() for p in trained),
     )
 
 
-def _pictures(policy: Policy, sloped: bool) -> tuple[int, Curve, Curve]:
-    """Bytes of a picture, and the costs of decoding without and with gradient."""
+def _pictures(policy: Policy) -> tuple[int, Curve]:
+    """Bytes of a picture, and the costs of decoding without gradient."""
     decode, shape = policy.backbone.decode, policy.backbone.shape
     if len(shape) != 3:  # a point or a series is what it is
-        return 4 * math.prod(shape), NOTHING, NOTHING
+        return 4 * math.prod(shape), NOTHING
     with torch.no_grad():
-        picture = decode(_states(policy, 1))
-        drawing = curve(lambda rows: decode(_states(policy, rows)))
-    sloping = curve(lambda rows: _sloped(policy, rows)) if sloped else NOTHING
-    return 4 * picture.numel(), drawing, sloping
+        return 4 * decode(_states(policy, 1)).numel(), curve(lambda n: decode(_states(policy, n)))
 
 
 def _states(policy: Policy, rows: int) -> Tensor:
     return torch.empty(rows, *policy.backbone.shape, device=META)
 
 
-def _predicted(policy: Policy, rows: int, token_states: Tensor) -> Tensor:
-    times = torch.full((rows,), policy.backbone.process.horizon / 2, device=META)
-    tokens = token_states.repeat(rows, *(1,) * (token_states.dim() - 1))
-    return policy.backbone.predict(_states(policy, rows), times, tokens)
-
-
-def _sloped(policy: Policy, rows: int) -> None:
-    place = _states(policy, rows).requires_grad_()
-    torch.autograd.backward([policy.backbone.decode(place).sum()])
+def _predicted(policy: Policy, x: Tensor, token_states: Tensor) -> Tensor:
+    times = torch.full((len(x),), policy.backbone.process.horizon / 2, device=META)
+    tokens = token_states.repeat(len(x), *(1,) * (token_states.dim() - 1))
+    return policy.backbone.predict(x, times, tokens)
 
 
 @torch.no_grad()
@@ -140,7 +143,7 @@ def _token_states(policy: Policy, text: str) -> Tensor:
     """The token states of one prompt; with numbers where the network looks at them."""
     token_states = policy.backbone.encode([text]).tokens
     try:
-        _predicted(policy, 1, token_states)
+        _predicted(policy, _states(policy, 1), token_states)
     except (NotImplementedError, RuntimeError):
         token_states = torch.ones(token_states.shape, dtype=token_states.dtype)
     return token_states
@@ -151,20 +154,45 @@ def _reading(policy: Policy, text: str) -> Curve:
         return curve(lambda rows: policy.backbone.encode([text] * (rows - 1)))
 
 
-def _with_gradients(
-    network: Any, trained: list[nn.Parameter], measure: Callable[[], Curve]
-) -> tuple[Curve, Curve | None]:
-    """Costs of learning beside the gradients themselves: as it is, and computed again."""
-    for parameter in trained:
+def _graphs(policy: Policy, resident: list[Tensor], sloped: bool) -> tuple[Graphs, Graphs | None]:
+    """Costs of passing back beside the gradients themselves: as it is, and computed again."""
+    network, pipeline = policy.backbone.network, inner(policy.backbone)
+    for parameter in policy.parameters():
         parameter.grad = torch.empty_like(parameter)
-    on = bool(getattr(network, "is_gradient_checkpointing", False))
-    switch = getattr(network, "disable_gradient_checkpointing", None)
-    if switch is None or not getattr(network, "_supports_gradient_checkpointing", False):
-        return measure(), None
-    switch()
-    plain = measure()
-    network.enable_gradient_checkpointing()
-    again = measure()
-    if not on:
-        switch()
+    decoder = pipeline.pipeline.components.get("vae") if isinstance(pipeline, Pipelined) else None
+    modules: list[Any] = [part for part in (network, decoder) if part is not None]
+    able = [module for module in modules if can_recompute(module)]
+    on = [module for module in able if module.is_gradient_checkpointing]
+    for module in on:
+        module.disable_gradient_checkpointing()
+    plain, again = _passed_back(policy, resident, sloped), None
+    if network in able:
+        for module in able:
+            recompute(module)
+        again = _passed_back(policy, resident, sloped)
+        for module in able:
+            if module not in on:
+                module.disable_gradient_checkpointing()
     return plain, again
+
+
+def _passed_back(policy: Policy, resident: list[Tensor], sloped: bool) -> Graphs:
+    backbone, token_states = policy.backbone, resident[-1]
+    guided = 1 if policy.guidance == 1 else 2
+
+    def learn(rows: int) -> None:
+        output = _predicted(policy, _states(policy, rows), token_states)
+        torch.autograd.backward([output.float().square().sum()])
+
+    def slope(rows: int) -> None:
+        place = _states(policy, rows).requires_grad_()
+        torch.autograd.backward([backbone.decode(place).sum()])
+
+    def value(rows: int) -> None:
+        place = _states(policy, rows).requires_grad_()
+        output = _predicted(policy, place.repeat(guided, 1, 1, 1), token_states)
+        data = torch.stack(output.float().chunk(guided)).sum(0)
+        torch.autograd.grad(backbone.decode(data).sum(), place)
+
+    learning = curve(learn, resident)
+    return Graphs(learning, curve(slope), curve(value, resident)) if sloped else Graphs(learning)

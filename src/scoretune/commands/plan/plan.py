@@ -14,6 +14,7 @@ from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, ev
 from scoretune.commands.plan.memory import elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, model_of
 from scoretune.commands.plan.suggestions import suggestions
+from scoretune.core import distributed
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
@@ -85,7 +86,7 @@ def _differentiable(run: Run, prompts: Prompts) -> bool:
     if costs_of(run, True) == costs_of(run, False):
         return True
     try:
-        grey = torch.full((3, 32, 32), 0.5)
+        grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         return has_gradient(named_reward(run.reward), run.reward, grey, prompts.texts[0])
     except UserError:
         return False
@@ -159,8 +160,7 @@ def _time(run: Run, model: Model, numbers: Numbers, seconds: float) -> Numbers:
     """A lower bound: arithmetic alone, at the speed of large matrix products on this machine."""
     calls, pictures = numbers["network_evaluations"], numbers["pictures"]
     looking, drawing = model.looking.at(1).flops, model.drawing.at(1).flops
-    again = run.hardware.checkpointing and model.again is not None
-    learning = (model.again if again and model.again else model.learning).at(1).flops
+    learning = model.graphs(run.hardware.checkpointing).learning.at(1).flops
     work = looking * (calls["rollouts"] + calls["references"] + calls["warm_up"])
     work += learning * (calls["learning"] + calls["credit"])
     work += drawing * pictures["training"] + model.reading.at(1).flops * numbers["text_encodings"]

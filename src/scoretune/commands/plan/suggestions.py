@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scoretune.commands.plan.counts import Facts, costs_of
 from scoretune.commands.plan.memory import EVALUATED, peak, phases
-from scoretune.commands.plan.model import Model, model_of
+from scoretune.commands.plan.model import Graphs, Model, model_of
 from scoretune.commands.plan.profiler import Cost, Curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -89,13 +89,24 @@ def _lower_rank(model: Model, before: int, after: int) -> Model:
 
 def _half(model: Model) -> Model:
     """Roughly what half precision makes of a model: weights and activations take half."""
-    curves = {
-        name: Curve(*(Cost(one.peak / 2, one.flops) for one in (curves_of.few, curves_of.many)))
-        for name in ("looking", "learning", "again", "drawing", "sloping", "reading")
-        if (curves_of := getattr(model, name)) is not None
-    }
+
+    def half(one: Curve) -> Curve:
+        return Curve(*(Cost(cost.peak / 2, cost.flops) for cost in (one.few, one.many)))
+
+    def halves(graphs: Graphs) -> Graphs:
+        return Graphs(half(graphs.learning), half(graphs.sloping), half(graphs.valuing))
+
     parts = {name: size // 2 for name, size in model.parts.items()}
-    return replace(model, parts=parts, token=model.token // 2, **curves)  # type: ignore[arg-type]
+    return replace(
+        model,
+        parts=parts,
+        token=model.token // 2,
+        looking=half(model.looking),
+        plain=halves(model.plain),
+        again=None if model.again is None else halves(model.again),
+        drawing=half(model.drawing),
+        reading=half(model.reading),
+    )
 
 
 def best_suggestion(run: Run) -> str:

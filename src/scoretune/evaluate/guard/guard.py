@@ -8,7 +8,7 @@ goes back to the weights of the best evaluation. All that it remembers is part o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Monitor:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
-        observed = self._observation(measured, self._diversity(policy, self.features))
+        observed = self._observation(measured, policy, self.features)
         self.base = self.base or observed.as_base()
         numbers, over = self._compared(observed, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
@@ -150,12 +150,16 @@ class Monitor:
     def _best_folder(self) -> Path:
         return self.folder / "checkpoints" / "best"
 
-    def _observation(self, measured: Measurement, diversity: float) -> Observation:
+    def _observation(
+        self, measured: Measurement, policy: Policy, features: Features
+    ) -> Observation:
+        diversity = self._diversity(policy, features)
         values, images = measured.values, measured.images
         judge = values.get("judge")
         if self.judge is not None:
             named = {str(self.settings.judge): self.judge}
-            (judge,) = verdicts(images, measured.prompts, named).values()
+            batch = policy.at_most(64)
+            (judge,) = verdicts(images, measured.prompts, named, batch).values()
         return Observation(
             reward=values["reward"],
             judge=judge,
@@ -175,6 +179,7 @@ class Monitor:
                 seed=evaluation.seed + 1,
                 solver=evaluation.solver,
             )
+        features = replace(features, batch=policy.at_most(features.batch))
         rows = features(images.to(policy.device))
         return watches.diversity(rows.unflatten(0, (len(set(self.prompts.texts)), -1)))
 

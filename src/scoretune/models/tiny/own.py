@@ -37,5 +37,5 @@ class Denoiser(nn.Module):
 def denoiser() -> nn.Module:
     """One of random weights, which are the same at every call."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return Denoiser()

@@ -52,25 +52,18 @@ class AdjointCredit(Stateless):
     def _back(self, path: Trajectory, step: int, who: Tensor, adjoint: Tensor) -> Tensor:
         """a_k from a_{k+1} [M, *S], by one vector–Jacobian product."""
         t, t_next = path.times[step, who], path.times[step + 1, who]
-        condition, worth = path.condition.take(who), self._worth(path, step, who)
-        x = path.states[step, who].requires_grad_()
+        condition, x = path.condition.take(who), path.states[step, who].requires_grad_()
+        worth, back = torch.zeros(()), torch.zeros(())
+        if self.kl_weight and not self.lean:  # one graph after the other: this one, and it is gone
+            data, weight = path.data[step, who], 2 * self.kl_weight * path.kl_weights[step, who]
+            with torch.enable_grad(), self.policy.reference():
+                pretrained = self.policy.estimate(x, t, condition).data
+                worth = expand(weight, data) * (pretrained.detach() - data)  # of a unit of x̂0
+                back = -torch.autograd.grad((pretrained * worth).sum(), x)[0]
         with torch.enable_grad(), self.policy.reference() if self.lean else nullcontext():
             estimate = self.policy.estimate(x, t, condition)
             # The noise that was drawn is held fixed and the std does not depend on x.
             gain = (self.policy.move(x, estimate, t, t_next).mean * adjoint).sum()
-            if worth is not None:
+            if worth.dim():
                 gain = gain + (estimate.data * worth).sum()
-            back = torch.autograd.grad(gain, x)[0]
-        if worth is None:
-            return back
-        with torch.enable_grad(), self.policy.reference():  # one graph after the other
-            pretrained = self.policy.estimate(x, t, condition).data
-            return back - torch.autograd.grad((pretrained * worth).sum(), x)[0]
-
-    def _worth(self, path: Trajectory, step: int, who: Tensor) -> Tensor | None:
-        """−κ ∂kl_k/∂x̂0, [M, *S], and minus that of a unit of the pretrained estimate."""
-        if self.lean or not self.kl_weight:
-            return None
-        assert path.reference_data is not None, "a KL weight needs a rollout with its reference"
-        change = path.data[step, who] - path.reference_data[step, who]
-        return expand(-2 * self.kl_weight * path.kl_weights[step, who], change) * change
+            return torch.autograd.grad(gain, x)[0] + back.to(x)

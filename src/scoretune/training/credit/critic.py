@@ -194,22 +194,25 @@ class CriticCredit:
         values = distributed.gather(views.value[early])
         explained = explained_variance(values, distributed.gather(returns[at, who][early]))
         goal, weight, deal = returns[at, who], _time_weight(path, at, who), deal_of(path, who)
-        losses: list[float] = []
+        losses: list[Tensor] = []
         for _ in range(self.passes):
             losses = []
-            order = torch.randperm(deal.whole, device=goal.device)
-            for part, count in deal.chunks(order, self.minibatch):
+            chunks = deal.chunks(torch.randperm(deal.whole), self.minibatch)
+            parts = torch.cat([part for part, _ in chunks]).to(goal.device)
+            parts = parts.split([len(part) for part, _ in chunks])
+            for part, (_, count) in zip(parts, chunks, strict=True):
                 self.optimiser.zero_grad(set_to_none=True)
                 # There are none where the other processes have all of this minibatch.
-                for few in spans(len(part), self.policy.at_once or self.minibatch):
-                    loss = self._loss(views, goal, weight, part[few].to(goal.device))
+                for few in spans(len(part), self.policy.at_most(self.minibatch)):
+                    loss = self._loss(views, goal, weight, part[few])
                     loss = loss * (len(part[few]) / count)
                     loss.backward()
-                    losses.append(float(loss.detach()))
+                    losses.append(loss.detach())
                 distributed.add_up(self.critic.parameters())
                 self.optimiser.step()
         minibatches = -(-deal.whole // self.minibatch)
-        loss_mean = distributed.total({"loss": sum(losses)})["loss"] / minibatches
+        last: list[float] = torch.stack(losses).tolist() if losses else []
+        loss_mean = distributed.total({"loss": sum(last)})["loss"] / minibatches
         return {"explained_variance": explained, "value_loss": loss_mean}
 
     def _loss(self, views: Views, returns: Tensor, weight: Tensor, part: Tensor) -> Tensor:

@@ -256,7 +256,7 @@ class EnergyCredit:
         return (t / self.policy.backbone.process.horizon).to(dtype)
 
     def _spans(self, rows: int) -> Iterator[slice]:
-        return spans(rows, self.policy.at_once or rows)
+        return spans(rows, self.policy.at_most(rows))
 
     def _descend(self, parts: Iterable[Tensor]) -> Tensor:
         """One step of the optimiser on a loss that comes in parts; the loss."""

@@ -4,7 +4,7 @@ ratios; trust regions; and the loss of the score as the action."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -51,7 +51,7 @@ def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
     acting = policy.move(steps.x, acted, steps.t, steps.t_next)
     along = response(policy.kernel, process, steps.t, steps.t_next)
     delta = expand(along, steps.x) * (estimate.data - steps.data)
-    std = acting.noisy_std("likelihood ratio")
+    std = replace(acting, noisy=steps.noisy).noisy_std("likelihood ratio")
     return (((x_next - acting.mean) - delta / 2) * delta / std**2).flatten(1).sum(1)
 
 

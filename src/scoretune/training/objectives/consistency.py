@@ -155,7 +155,7 @@ class Consistency:
 
     def _jump(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """f(x, t) by one unguided call."""
-        alone = Policy(self.policy.backbone, self.policy.kernel)
+        alone = Policy(self.policy.backbone, self.policy.kernel, autocast=self.policy.autocast)
         process, field = alone.backbone.process, alone.field(condition)
         jump = consistency.function(process, field, t_min=self.t_min, sigma_data=self.sigma_data)
         data = jump(x, t)

@@ -67,7 +67,7 @@ follows_reward = True
 def check(settings: config.Direct, context: Context) -> None:
     method.check_on_rewards(context)
     method.check_follows_gradient(context)
-    method.check_has_noise(context)
+    _check_sampler(settings, context)
     if settings.graph == "kept" and not _may_keep_graph(settings, context):
         raise UserError(
             "objective.graph=kept knows no KL, and makes one step of the optimiser an "
@@ -77,9 +77,23 @@ def check(settings: config.Direct, context: Context) -> None:
     method.check_shard(context, "objective.random", uneven)
 
 
+def _check_sampler(settings: config.Direct, context: Context) -> None:
+    if context.sampling.solver is not None:
+        raise UserError(
+            f"sampling.solver={context.sampling.solver} has no noise, hence no kernel to follow: "
+            "set sampling.solver=null, and sampling.eta=0 for steps of DDIM"
+        )
+    if settings.kl_weight and method.is_still(context.sampling):
+        raise UserError(
+            "sampling.eta=0 is a chain without noise, which has no KL to another: set "
+            "objective.kl_weight=0, or raise sampling.eta"
+        )
+
+
 def build(settings: config.Direct, setup: Setup) -> Method:
     credit, choose = _credit(settings, setup)
-    reference = method.references(settings.kl_weight)
+    everywhere = settings.through == "steps"  # the KL of a step has a slope at those before it
+    reference = method.references(settings.kl_weight, everywhere=everywhere)
     paths = method.on_policy(setup, credit, choose, reference=reference)
     if keeps_graph(settings, setup.context):
         objective = Direct(setup.policy, setup.reward, setup.context.reward)
@@ -97,7 +111,7 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     trained = (1 + most) / 2 if settings.random else most
     if keeps_graph(settings, context):
         return Costs(trained, graph_steps=most)
-    references = trained if settings.kl_weight else 0
+    references = paths.steps if settings.kl_weight else 0
     reached: float = most
     if settings.random:  # by the longest of all samples
         reached -= sum((v / most) ** paths.samples for v in range(1, most))

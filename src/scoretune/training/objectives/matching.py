@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoretune.core import config
 from scoretune.core.errors import UserError, unknown, user_errors
@@ -79,7 +80,7 @@ class Matching:
         """The weighted squared error of the output, [B]: what the network predicts is compared as
         it is, for a conversion to ε would multiply by infinity near either end of time."""
         backbone = self.policy.backbone
-        output = backbone.predict(x, t, tokens)
+        output = self.policy.predict(x, t, tokens)
         goal = estimates.target(backbone.process, backbone.prediction, t, *drawn)
         error = ((output.float() - goal) ** 2).flatten(1).mean(1)
         weight = self._weight()
@@ -94,14 +95,15 @@ class Matching:
         sigma = process.sigma(t)
 
         def score(at: Tensor) -> Tensor:
-            output = backbone.predict(at, t, tokens).float()
+            output = self.policy.predict(at, t, tokens).float()
             noise = estimates.read(process, prediction, t, at, output).noise
             return -noise / expand(sigma, noise)
 
         form = score_matching.implicit if self.loss == "implicit" else score_matching.sliced
         weight = self._weight() or weightings.Unit(prediction)
         on_noise = weight(process, weightings.with_signal(process, t))
-        return on_noise * sigma**2 * form(score, x) / x[0].numel()
+        with sdpa_kernel(SDPBackend.MATH):  # other kernels of attention have no second derivative
+            return on_noise * sigma**2 * form(score, x) / x[0].numel()
 
     def _weight(self) -> Weight | None:
         """The weight on ε's error; None for 1 on the output's."""

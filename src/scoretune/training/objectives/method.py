@@ -109,7 +109,8 @@ class Costs:
     doubles them.
 
     `trained`: steps of each path that are learned from, each by `calls` calls. `references`: steps
-    of each path at which the pretrained policy is asked. `credit_calls`: for credit.
+    of each path at which the pretrained policy is asked, `on_paths` if at all of them and what it
+    says stays with the path. `credit_calls`: for credit.
     `credit_graph`: what credit keeps the graph of, `credit_batch` states at once: the network's,
     the decoder's and reward's ("decoder"), "both", or first one and then the other ("either").
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
@@ -120,6 +121,7 @@ class Costs:
     trained: float
     calls: int = 1
     references: float = 0.0
+    on_paths: bool = False
     credit_calls: float = 0.0
     credit_graph: Literal["", "network", "decoder", "both", "either"] = ""
     credit_batch: int = 0
@@ -277,13 +279,23 @@ def check_divisible(name: str, whole: int, processes: int) -> None:
 
 
 def check_has_noise(context: Context) -> None:
-    """Refuse a deterministic solver to methods that learn from noisy steps."""
+    """Refuse samplers without noise to methods that learn from noisy steps."""
     if context.sampling.solver is not None:
         raise UserError(
             f"sampling.solver={context.sampling.solver} has no noise, hence no likelihood ratios "
             "and no response of a step: use score_as_action with objective.form=rate or explicit, "
             "or set sampling.solver=null"
         )
+    if is_still(context.sampling):
+        raise UserError(
+            "sampling.eta=0 has no noise, which this method learns from: raise it, or use draft, "
+            "alignprop or refl, which follow steps of DDIM too"
+        )
+
+
+def is_still(sampling: Sampling) -> bool:
+    """Whether the kernel's steps have no noise."""
+    return not (sampling.eta or (sampling.noise == "ramp" and sampling.eta_end))
 
 
 def check_follows_gradient(context: Context) -> None:

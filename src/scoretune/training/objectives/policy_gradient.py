@@ -104,6 +104,7 @@ def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Co
     return Costs(
         trained,
         references=asked if settings.kl_weight else 0,
+        on_paths=settings.baseline == "critic",
         ratios=True,
         warm_up=_warm_up(settings),
     )

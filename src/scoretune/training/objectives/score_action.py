@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from scoretune.core import config
+from scoretune.core.errors import UserError
 from scoretune.training.credit.critic import Form, fitted_critic, rule_named, traced
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, trust_region
@@ -20,6 +21,7 @@ from scoretune.training.objectives.method import Context, Costs, Method, Paths, 
 from scoretune.training.sources.step_choice import any_steps
 
 follows_reward = True
+CLIP = config.ScoreAction().clip
 IN_CHAIN: tuple[Form, ...] = ("ratio", "slope")
 """The forms that go through the kernel, hence have the KL of its chain."""
 
@@ -27,12 +29,18 @@ IN_CHAIN: tuple[Form, ...] = ("ratio", "slope")
 def check(settings: config.ScoreAction, context: Context) -> None:
     method.check_on_rewards(context)
     method.check_trust_region(settings.trust_region, context.sizes)
+    if settings.form == "auto" and context.differentiable and settings.clip != CLIP:
+        raise UserError(
+            f"objective.clip={settings.clip:g} is of no use here: the reward has a gradient, so "
+            "objective.form=auto is rate, which has no ratios; leave it out, or set "
+            "objective.form=ratio"
+        )
     at_visited = settings.form in ("rate", "explicit")
     critic_alone = at_visited and settings.critic.skip == "none"
     if settings.form in ("slope", "rate", "explicit") and not critic_alone:
         method.check_follows_gradient(context)
     becomes_rate = settings.form == "auto" and context.differentiable is not False
-    if not at_visited and not becomes_rate:
+    if context.sampling.solver is None or not (at_visited or becomes_rate):
         method.check_has_noise(context)
 
 
@@ -71,6 +79,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     return Costs(
         trained,
         references=paths.steps if settings.kl_weight else 0,
+        on_paths=True,
         credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),

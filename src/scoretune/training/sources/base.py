@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,14 @@ class Dealt(NamedTuple):
 def deal_out(batch: Steps | Starts, sizes: Sizes, generator: torch.Generator, deal: Deal) -> Dealt:
     """Transitions or starts in random order, cut into minibatches, for each epoch anew: this
     process's part of each, and the sizes of the whole ones."""
+    rows, counts = dealt_rows(sizes, generator, deal)
+    return Dealt(Minibatches(batch, together(rows, batch.x.device)), counts)
+
+
+def dealt_rows(
+    sizes: Sizes, generator: torch.Generator, deal: Deal
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """`deal_out` of the numbers of the rows, on the CPU."""
     rows: list[Tensor] = []
     counts: list[int] = []
     for _ in range(sizes.epochs):
@@ -31,7 +39,12 @@ def deal_out(batch: Steps | Starts, sizes: Sizes, generator: torch.Generator, de
         for part, count in deal.chunks(order, sizes.minibatch):
             rows.append(part)
             counts.append(count)
-    return Dealt(Minibatches(batch, rows), tuple(counts))
+    return rows, tuple(counts)
+
+
+def together(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors [M], [M'], … of one kind on another device, by one copy."""
+    return list(torch.cat(list(parts)).to(device).split([len(part) for part in parts]))
 
 
 def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -46,7 +46,7 @@ def encoded(policy: Policy, images: Tensor, captions: Sequence[str]) -> tuple[Te
     """Pictures as clean states [n, *S] and their captions as conditions, both in the computer's
     memory: the device sees a few at a time, and no more than the policy's `at_once`."""
     states, conditions = [], []
-    for s in spans(len(images), policy.at_once or AT_ONCE):
+    for s in spans(len(images), policy.at_most(AT_ONCE)):
         states.append(policy.embed(images[s].to(policy.device)).cpu())
         conditions.append(policy.encode(captions[s]).to(torch.device("cpu")))
     tokens = torch.cat([condition.tokens for condition in conditions])

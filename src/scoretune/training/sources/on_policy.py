@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Sizes
-from scoretune.core.records import Condition, Round, Steps, Trajectory
+from scoretune.core.records import Condition, Minibatches, Round, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.noise import Rows
 from scoretune.diffusion.paths import INTEGRAL_END
@@ -21,7 +21,7 @@ from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.base import Credit, Credited
-from scoretune.training.sources.base import deal_out, gathered, mean_over_processes
+from scoretune.training.sources.base import dealt_rows, gathered, mean_over_processes, together
 from scoretune.training.sources.step_choice import Chooser
 
 References = Literal["none", "chosen", "visited"]
@@ -74,14 +74,17 @@ class OnPolicy:
             scores = gathered(scores)
             scores = scores.to(path.states.device)
         choice = self.choose(path, generator)
-        credited = self.credit(path, scores, reward_fn, choice.k, choice.b)
-        steps = transitions(path, credited, choice.k, choice.b, choice.path_steps)
+        deal = distributed.deal(choice.rows, choice.b, len(texts))
+        rows, counts = dealt_rows(self.sizes, generator, deal)
+        k, b, *rows = together([choice.k, choice.b, *rows], path.states.device)
+        credited = self.credit(path, scores, reward_fn, k, b)
+        steps = transitions(path, credited, k, b, choice.path_steps)
+        steps = replace(steps, noisy=choice.noisy)
         if self.reference == "chosen":
             steps = replace(steps, reference_data=self._pretrained(steps))
         metrics = {**reward_metrics(scores), **mean_over_processes(credited.metrics)}
         metrics |= path_kls(path)
-        deal = distributed.deal(choice.rows, choice.b, len(texts))
-        batches, counts = deal_out(steps, self.sizes, generator, deal)
+        batches = Minibatches(steps, rows)
         return Round(batches, metrics, self.sizes.accumulate, counts, self.sizes.epochs)
 
     def _pretrained(self, steps: Steps) -> Tensor:
@@ -174,4 +177,5 @@ def transitions(
 def path_kls(path: Trajectory) -> dict[str, float]:
     """The KLs of paths to those of the pretrained policy, where it was asked at every state."""
     kls = {"chain_kl": path.chain_kl, "girsanov_kl": path.girsanov_kl}
-    return {n: float(distributed.gather(kl).mean()) for n, kl in kls.items() if kl is not None}
+    means = {n: distributed.gather(kl).mean() for n, kl in kls.items() if kl is not None}
+    return dict(zip(means, torch.stack([*means.values()]).tolist(), strict=True)) if means else {}

@@ -15,12 +15,14 @@ from scoretune.diffusion.noise import rand, randint
 
 class Choice(NamedTuple):
     """Which steps of the paths are learned from: the steps k [M] of the samples b [M], in rows
-    [M] from left to right; a mean over them stands for `path_steps` of a path's steps."""
+    [M] from left to right, all on the CPU; a mean over them stands for `path_steps` of a path's
+    steps. `noisy`: if any step has noise, all of these have."""
 
     k: Tensor
     b: Tensor
     path_steps: float
     rows: Tensor
+    noisy: bool = False
 
 
 Chooser = Callable[[Trajectory, torch.Generator], Choice]
@@ -69,5 +71,5 @@ def one_of_last(count: int) -> Chooser:
 
 
 def _choice(path: Trajectory, k: Tensor, b: Tensor, path_steps: float, rows: Tensor) -> Choice:
-    device = path.states.device
-    return Choice(k.to(device), b.to(device), float(path_steps), rows)
+    noisy = path.noisy is None or bool(path.noisy.cpu()[k].all())
+    return Choice(k, b, float(path_steps), rows, noisy)
