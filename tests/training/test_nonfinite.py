@@ -204,8 +204,9 @@ def test_a_run_that_diverges_stops_and_says_what_to_lower(tmp_path, tiny):
     """Two updates at an absurd rate: the first checkpoint is the last."""
     from scoretune.training.run import launch
 
-    changes = [*tiny, "optimiser.learning_rate=1e30", "guard.action=off"]
-    run = overrides.changed(recipes.named("ddpo"), changes)
+    run = overrides.changed(recipes.named("ddpo"), [*tiny, "guard.action=off"])
+    absurd = run.optimiser.model_copy(update={"learning_rate": 1e30})  # beyond what settings allow
+    run = run.model_copy(update={"optimiser": absurd})
     with pytest.raises(NonFinite, match=r"pretrained model.s do not: lower optimiser\.learning"):
         launch(run, tmp_path / "run", Silent())
     saved = sorted(path.name for path in Path(tmp_path / "run" / "checkpoints").iterdir())
