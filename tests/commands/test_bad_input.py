@@ -565,6 +565,7 @@ def test_more_processes_than_prompts_can_be_shared_by(told, tiny, here, monkeypa
 
     monkeypatch.setattr(distributed, "team", lambda: distributed.Team(0, 2))
     monkeypatch.setattr(distributed, "start", lambda asked: distributed.team())
+    monkeypatch.setattr(distributed, "agreed", lambda text: text)
     text = told("train", "ddpo", *tiny, "sizes.prompts=3", "--run", "runs/tried")
     assert text.startswith("sizes.prompts=3 cannot be shared equally by 2 processes")
     assert text.endswith("set a multiple of 2")

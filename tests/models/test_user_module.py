@@ -262,7 +262,6 @@ def test_a_whole_backbone_needs_no_declaration(named):
         ({"process": None}, "set model.process ("),
         ({"prediction": None, "shape": ()}, "set model.prediction, model.shape ("),
         ({"process": "VPP()"}, "unknown process 'VPP': did you mean 'VP'?"),
-        ({"shape": [3, 0, 4]}, "model.shape=[3, 0, 4] holds a side below 1"),
         ({"process": "RectifiedFlow()"}, "cannot be read at the noisiest time"),
     ],
 )

@@ -121,8 +121,6 @@ def load(model: Model) -> Backbone:
     _freeze(source, returned)
     with user_errors(f"model.process={process}"):
         noising = process_named(process)
-    if min(shape) < 1:
-        raise UserError(f"model.shape={list(shape)} holds a side below 1: give e.g. [3,32,32]")
     output = prediction_named(prediction)
     check_readable(f"model.prediction={output.name}", noising, output)
     return BareNetwork(returned.to(PRECISIONS[model.precision]), noising, output, shape)
