@@ -146,8 +146,11 @@ def test_the_objective_sees_ratio_one(policy_of):
 
 
 def test_a_step_without_noise_has_no_log_probability(policy_of):
+    policy = policy_of("toy", Renoise(Still()))
+    path = acted(policy, 2)
+    assert len(path.noisy_steps) == 0 and not bool(path.log_probs.any())
     with pytest.raises(ValueError, match="deterministic"):
-        acted(policy_of("toy", Renoise(Still())), 2)
+        judged(policy, path, slice(0, 2))
 
 
 # ---------------------------------------------------------------------------- guidance

@@ -154,6 +154,7 @@ def test_a_page_compares_every_arm(tmp_path):
         for k, eta in enumerate((1.0, 1.0))
     ]
     result = {"network_evaluations": 20, "chain_kl": 1.0, "seconds": 2.0}
+    result["reward_evaluations"] = 30
     run = {"result": result, "evaluations": lines, "gaps": gaps}
     for part, count in ((FLOW, 4), (gap_window, 2), (SHIPPED, 5), (scenes_jpeg, 3)):
         cells = part.cells(2, False)

@@ -251,9 +251,8 @@ def test_a_path_kl_of_evaluations_alone_is_drawn(tmp_path: Path) -> None:
     measured = [evaluation(u, 0.5, 0.5, 0.5) | {"chain_kl": kl} for u, kl in ((0, 0.0), (20, 2.0))]
     write_lines(run / "evaluations.jsonl", measured)
     page = report(run)
-    assert "No path KL was recorded" not in page
     assert "<title>chain: 2 at 20 update</title>" in page
-    assert "<dt>Path KL</dt><dd>2<small>" in page
+    assert "<dt>Chain KL</dt><dd>2<small>" in page
 
 
 def test_without_a_critic_there_is_no_card_of_it(tmp_path: Path) -> None:

@@ -34,17 +34,17 @@ def actions_and_rewards(seed: int) -> tuple[Tensor, Tensor]:
     return actions, OFFSETS[:, None] + SLOPES[:, None] * actions
 
 
-def gradients(seed: int, shared: bool) -> tuple[Tensor, Tensor]:
+def gradients(seed: int, deviation: str) -> tuple[Tensor, Tensor]:
     """Each prompt's mean policy gradient [3], and its standard error [3]."""
     actions, rewards = actions_and_rewards(seed)
-    advantage = group_advantage(rewards.flatten(), GROUP, shared).view(rewards.shape)
+    advantage = group_advantage(rewards.flatten(), GROUP, deviation).view(rewards.shape)
     computed = (advantage * (actions - THETA) / SIGMA**2).mean(2)
     return computed.mean(0), computed.std(0) / COUNT**0.5
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_by_its_own_deviation_every_prompt_pulls_alike(seed):
-    computed, error = gradients(seed, shared=False)
+    computed, error = gradients(seed, "group")
     ratio = math.gamma(GROUP / 2) / math.gamma((GROUP - 1) / 2)
     deviation = SIGMA * (2 / (GROUP - 1)) ** 0.5 * ratio
     expected = SLOPES.sign() * (GROUP - 1) / GROUP * deviation / SIGMA**2
@@ -53,7 +53,7 @@ def test_by_its_own_deviation_every_prompt_pulls_alike(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_by_one_deviation_every_prompt_pulls_by_its_slope(seed):
-    computed, error = gradients(seed, shared=True)
+    computed, error = gradients(seed, "within")
     spread = SIGMA * float((SLOPES**2).mean()) ** 0.5
     expected = SLOPES * ((GROUP - 1) / GROUP) ** 0.5 / spread
     assert bool(((computed - expected).abs() < 4 * error).all()), (computed, expected, error)
@@ -63,7 +63,7 @@ def test_by_one_deviation_every_prompt_pulls_by_its_slope(seed):
 def test_its_own_deviation_can_turn_the_gradient_round(seed):
     """Two prompts that gain a little outvote one that loses ten times as much."""
     truth = float(SLOPES.mean())
-    by_group, shared = (gradients(seed, shared) for shared in (False, True))
+    by_group, shared = (gradients(seed, each) for each in ("group", "within"))
     assert truth < 0
     assert float(by_group[0].mean()) > 4 * float(by_group[1].max())
     assert float(shared[0].mean()) < -4 * float(shared[1].max())

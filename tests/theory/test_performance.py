@@ -138,7 +138,8 @@ def one_step(bed, t: float, x: float, theta: float, action: float, step: float) 
         bed.process, start, bed.acting(start, now, a), now, now - step
     )
     nodes, weights = gauss_hermite(3, now)
-    arrived = value(bed, now - step, moved.draw_with(nodes[:, None]), theta)[:, 0]
+    arrivals = moved.mean + moved.std * nodes[:, None]
+    arrived = value(bed, now - step, arrivals, theta)[:, 0]
     base = bed.score(bed.exact(), start, now)
     cost = KAPPA / 2 * float(bed.g_sq(now) * (a - base)[:, 0] ** 2) * step
     return (float(arrived @ weights) - cost - float(value(bed, now, start, theta))) / step

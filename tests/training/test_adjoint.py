@@ -319,7 +319,7 @@ def test_with_the_kl_of_time_it_is_the_same_in_the_limit():
 def test_refl_is_the_gradient_of_the_reward_at_the_estimate():
     policy = nonlinear(GDDIM(1.0))
     path = act(policy, grids.karras(PROCESS, STEPS))
-    k, b, count, _ = one_of_last(4)(path, torch.Generator().manual_seed(2))
+    k, b, count, *_ = one_of_last(4)(path, torch.Generator().manual_seed(2))
     scores = Scores(judged(path.final, b))
     steps = transitions(path, RewardSlope()(path, scores, judged, k, b), k, b, count)
     found = gradient_of(-ScoreAction(policy, 0.0)(steps).value, policy)

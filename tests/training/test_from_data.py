@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -295,6 +296,7 @@ def test_it_is_distilled(tmp_path, finished):
 )
 def test_a_reward_fine_tunes_it(tmp_path, monkeypatch, kind, data, rank):
     (tmp_path / "my_reward.py").write_text("def right(x, prompts): return x.flatten(1)[:, 0]\n")
+    monkeypatch.delitem(sys.modules, "my_reward", raising=False)  # another test's
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     base = configured(*TINY[kind], f"data={data}", "updates=1", "evaluation.samples=4")

@@ -270,7 +270,7 @@ def test_the_parts_of_each_method():
         objective, source, trust = made_of(recipe)
         assert isinstance(source.credit, GroupCredit)
         assert (objective.clip is None) == (recipe in ("reinforce", "ddpo_sf"))
-        assert source.reference == (recipe == "grpo")
+        assert source.reference == ("chosen" if recipe == "grpo" else "none")
         assert trust is None
     assert made_of("dpok")[1].credit.rule == rule_named("outcome")
     for form in ("slope", "rate", "explicit", "ratio"):

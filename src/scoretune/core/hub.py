@@ -141,7 +141,7 @@ def offline_first(
             fix = f"there is no {Path(source).name!r} in the folder {str(folder)!r}: {hint}"
         elif not is_local(source):
             fix = (
-                "the hub was not asked, being out of reach or HF_HUB_OFFLINE set; get it where "
-                f"there is a network by: hf download {source}; or set {setting}=FOLDER of {what}"
+                "the hub was not asked (out of reach, or HF_HUB_OFFLINE): run, with a network, "
+                f"hf download {source}; or set {setting}=FOLDER of {what}"
             )
     raise UserError(f"cannot load the model {source!r} ({first_line(failure)}): {fix}") from failure

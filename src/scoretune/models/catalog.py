@@ -11,7 +11,7 @@ from torch import nn
 
 from scoretune.core import checkpoints, model_folder, reading
 from scoretune.core.config import NEW_NETWORKS, Model
-from scoretune.core.errors import UserError, user_errors
+from scoretune.core.errors import UserError, listed, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.scenes import world
 from scoretune.diffusion.processes import process_named
@@ -191,8 +191,8 @@ def family_of(where: str, revision: str | None = None) -> Family[Any]:
     kind = index["_class_name"]
     if kind not in FAMILIES:
         raise UserError(
-            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes "
-            f"{', '.join(FAMILIES)}, and networks of your own (model.source=module:function)"
+            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes networks "
+            f"of your own (model.source=module:function), {listed(FAMILIES)}"
         )
     _check_denoiser(where, kind, index)
     return FAMILIES[kind]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core import hub
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, listed
 from scoretune.core.files import load_tensors
 from scoretune.rewards.base import Batched, Precision
 from scoretune.rewards.networks import clip_preprocess, heads, pretrained
@@ -108,7 +108,10 @@ class ImageReward(Batched):
             # BLIP draws its first token even so: a run's random numbers stay as they were
             with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
                 blip = Blip(config)
-            blip.load_state_dict(rest, strict=True, assign=True)
+            report = blip.load_state_dict(rest, strict=False, assign=True)
+            if report.missing_keys or report.unexpected_keys:
+                missing = f"lacks {listed(report.missing_keys)}" if report.missing_keys else ""
+                raise ValueError(missing or f"has {listed(report.unexpected_keys)} too many")
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

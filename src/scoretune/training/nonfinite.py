@@ -24,7 +24,7 @@ CREDIT = ("advantage", "data_slope", "action", "log_prob")
 class NonFinite(UserError):
     """Training met a number that is not finite; `explained` where the message says why."""
 
-    def __init__(self, message: str, *, explained: bool) -> None:
+    def __init__(self, message: str, *, explained: bool = False) -> None:
         super().__init__(message)
         self.explained = explained
 

@@ -24,10 +24,10 @@ FOLLOWING: Arms = {
     # About 65,000 network evaluations each: rollouts, references, slopes and learning all count.
     "score as action": Arm("score_as_action", "score_as_action"),
     "score as action, ratios": Arm(
-        "ratio", "score_as_action", ["objective.form=ratio", "updates=71", "evaluation.every=18"]
+        "ratio", "score_as_action", ["objective.form=ratio", "updates=67", "evaluation.every=17"]
     ),
     "DDPO": Arm("ddpo", "ddpo", ["updates=34", "evaluation.every=8"]),
-    "GRPO": Arm("grpo", "grpo", ["updates=20", "evaluation.every=5"]),
+    "GRPO": Arm("grpo", "grpo", ["updates=25", "evaluation.every=6"]),
     "DRaFT-3": Arm("draft", "draft", ["evaluation.every=68"]),
 }
 
