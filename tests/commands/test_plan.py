@@ -39,7 +39,7 @@ from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.evaluate.report import page
 from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
-from scoretune.training import build, overrides
+from scoretune.training import build, loop, overrides
 from scoretune.training import build as runs
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
@@ -141,6 +141,7 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ),
         ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
         ("score_as_action", [], "sd"),
+        ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
         ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
         ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
         ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
@@ -164,6 +165,8 @@ def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, sourc
         minibatches += len(batches.minibatches)
         for batch in batches.minibatches:
             parts.method.objective(batch)
+        if parts.method.region is not None:
+            loop.moved(parts.method.region, batches, parts.engine, None)
     assert parts.policy.calls == counts.training(run, facts).total
     assert minibatches == run.updates * counts.one_update(run, facts).minibatches
 

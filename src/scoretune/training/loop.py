@@ -65,7 +65,7 @@ def train(
         if engine.skips:
             means["skipped_steps"] = skipped
         if region is not None:
-            means["update_kl"] = _moved(region, batches, engine, some)
+            means["update_kl"] = moved(region, batches, engine, some)
         for hook in hooks:
             hook(update + 1, {**batches.metrics, **means})
 
@@ -131,7 +131,7 @@ def _is_extreme(name: str) -> bool:
 
 
 @torch.no_grad()
-def _moved(region: Region, batches: Round, engine: Engine, some: object) -> float:
+def moved(region: Region, batches: Round, engine: Engine, some: object) -> float:
     """The KL of a path from the policy that acted to the one after the update, on some of the
     states that were learned from."""
     kls, weights, states = list[Tensor](), list[int](), 0

@@ -109,19 +109,19 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
     if costs.graph_steps:  # the last steps are taken with their gradient, and only then
         rolled -= learned
         learned = samples
-    minibatches = math.ceil(learned / run.sizes.minibatch)
+    epochs, each = run.sizes.epochs, math.ceil(learned / run.sizes.minibatch)
     calls = Calls(
         rollouts=rolled,
         references=samples * costs.references,
         credit=costs.credit_calls,
-        learning=samples * costs.trained,
+        learning=samples * costs.trained * epochs + costs.measured,
     )
     return Update(
         samples=samples,
         steps=steps,
         trained=costs.trained,
-        minibatches=minibatches,
-        optimiser_steps=_optimiser_steps(run, minibatches),
+        minibatches=each * epochs,
+        optimiser_steps=_optimiser_steps(run, each) * epochs,
         calls=calls * facts.guided,
     )
 

@@ -21,6 +21,7 @@ from scoretune.diffusion.processes import Process
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.training.credit.base import Credit
+from scoretune.training.loop import MEASURED
 from scoretune.training.objectives.base import TrustRegion
 from scoretune.training.sources.dataset import Dataset
 from scoretune.training.sources.on_policy import OnPolicy, References
@@ -116,6 +117,7 @@ class Costs:
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
     learned from at once.
     `ratios`: whether likelihood ratios are learned from; otherwise a slope waits beside each state.
+    `measured`: states of all paths at which a trust region measures the update.
     """
 
     trained: float
@@ -127,6 +129,7 @@ class Costs:
     credit_batch: int = 0
     graph_steps: int = 0
     ratios: bool = False
+    measured: float = 0.0
     warm_up: int = 0
 
 
@@ -221,6 +224,14 @@ def unconditional(setup: DataSetup) -> Dataset:
 def trained_steps(share: float, candidates: int) -> int:
     """Of so many steps of a path, how many a random share of them is."""
     return max(1, round(share * candidates))
+
+
+def measured_states(trust_region: float | None, sizes: Sizes, states: float) -> float:
+    """At how many of the states that are learned from a trust region measures an update: those of
+    whole minibatches."""
+    if trust_region is None:
+        return 0.0
+    return min(states, math.ceil(MEASURED / sizes.minibatch) * sizes.minibatch)
 
 
 def batch_size(sizes: Sizes) -> int:

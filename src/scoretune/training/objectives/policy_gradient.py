@@ -106,6 +106,9 @@ def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Co
         references=asked if settings.kl_weight else 0,
         on_paths=settings.baseline == "critic",
         ratios=True,
+        measured=method.measured_states(
+            settings.trust_region, context.sizes, paths.samples * trained
+        ),
         warm_up=_warm_up(settings),
     )
 

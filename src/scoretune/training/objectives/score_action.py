@@ -83,6 +83,9 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
         credit_calls=paths.samples * trained * inside if slopes else 0,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
+        measured=method.measured_states(
+            settings.trust_region, context.sizes, paths.samples * trained
+        ),
         warm_up=settings.critic.warmup,
     )
 
