@@ -27,7 +27,7 @@ from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.training import build, engine, overrides
 from scoretune.training.engine import TorchEngine
-from scoretune.training.hooks import Every
+from scoretune.training.hooks import Every, Log
 from scoretune.training.loop import train
 from scoretune.training.progress import Progress
 
@@ -56,6 +56,7 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
     kept = {"engine": parts.engine}
     progress = Progress(folder, parts, kept, run.updates, run.checkpoints.keep)
     first = progress.restore()
+    log = progress.log("metrics")
     train(
         parts.method.source,
         parts.method.objective,
@@ -63,7 +64,10 @@ def follow(run: Run, folder: Path, until: int = 2) -> Policy:
         parts.engine,
         updates=range(first, until),
         clip_norm=run.optimiser.clip_norm,
-        hooks=[Every(run.checkpoints.every, run.updates, progress.save, at_last=True)],
+        hooks=[
+            Log(log, progress.clock, progress.calls, progress.rewarded, lambda line: None),
+            Every(run.checkpoints.every, run.updates, progress.save, at_last=True),
+        ],
     )
     return parts.policy
 
