@@ -127,10 +127,11 @@ SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     **{
         f"diffusion.solvers.{row.function.__module__.rpartition('.')[2]}.{name}": {"times": nodes}
         for name, row in solvers.SOLVERS.items()
-        if name != "rk45"
+        if name != "rk45" and not isinstance(row.function, solvers.OfEta)
     },
     "diffusion.solvers.base.on_grid": {"times": nodes},
     "diffusion.solvers.base.KernelSampler.__call__": {"times": nodes},
+    "diffusion.solvers.stochastic.OfEta.__call__": {"times": nodes},
 }
 SELVES: dict[str, Callable[[], Any]] = {
     "Transition": lambda: Transition(state(), rand(B, 1)),
@@ -141,6 +142,7 @@ SELVES: dict[str, Callable[[], Any]] = {
     "Mixture.posterior": lambda: unbatched(),
     "Mixture.diffused": lambda: unbatched(),
     "Quadratic": lambda: Quadratic(rand(D), 0.3),
+    "OfEta": lambda: solvers.OfEta(GDDIM),
     "KernelSampler": lambda: solvers.base.KernelSampler(GDDIM(0.7)),
     "EulerMaruyama": lambda: kernels.EulerMaruyama(kernels.Constant(0.7)),
     "Exponential": lambda: kernels.Exponential(kernels.Constant(0.7)),

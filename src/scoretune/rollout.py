@@ -97,7 +97,7 @@ def rollout(
     With `reference`, also call the pretrained policy at every state that is learned from, which
     doubles the network's work there. `in_chain`: what regularises is the KL of the chain, not that
     of continuous time. The path is kept at `home`, None for where the policy is.
-    Raises ValueError where a kernel has no noise on any step, UserError for an unknown solver.
+    Raises UserError for an unknown solver.
     """
     process, window, device = policy.backbone.process, acting.window, condition.tokens.device
     if window is not None:

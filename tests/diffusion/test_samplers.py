@@ -74,10 +74,12 @@ ROWS = [(grid, sampler) for grid, rows in GOLDEN.items() for sampler in rows]
 
 
 def name_of(value):
+    names = {id(row.function): name for name, row in SOLVERS.items()}
     if isinstance(value, partial):
-        (name,) = (name for name, row in SOLVERS.items() if row.function is value.func)
-        return " ".join([name, *(f"{k}={v}" for k, v in value.keywords.items() if k == "eta")])
-    return value if isinstance(value, str) else getattr(value, "__name__", str(value))
+        options = (f"{k}={v}" for k, v in value.keywords.items() if k == "eta")
+        return " ".join([names[id(value.func)], *options])
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    return names.get(id(value), name)
 
 
 @pytest.fixture

@@ -219,11 +219,14 @@ def test_a_pattern_is_compared_with_the_base_models_own():
 
 
 def monitor(run: config.Run, folder: Path, held_out: Prompts, on_alarm: Any) -> guard.Monitor:
+    judge, features = guard.judge_and_features(
+        run.guard, reward=run.reward, source=run.model.source
+    )
     return guard.monitor(
         run.guard,
         run.evaluation,
-        reward=run.reward,
-        source=run.model.source,
+        judge=judge,
+        features=features,
         updates=run.updates,
         folder=folder,
         held_out=held_out,

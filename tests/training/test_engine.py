@@ -13,7 +13,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.models import toy
 from scoretune.policy import Adapter, Policy
 from scoretune.training import engine
-from scoretune.training.recomputation import can_recompute, recompute
+from scoretune.training.activation_checkpointing import can_recompute, recompute
 
 
 class Switched(Adapter):

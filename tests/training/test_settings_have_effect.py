@@ -29,7 +29,7 @@ TINY = [
     "sizes.group=2",
     "sizes.minibatch=3",
     "sampling.steps=5",
-    "reward=little:bright",
+    "reward=small_model:bright",
     "model.rank=2",
     "guard.action=off",
 ]
@@ -125,7 +125,7 @@ def learned(run: Run) -> str:
 def of(name: str) -> Run:
     recipe = recipes.named(name.split()[0])
     source = "flow" if recipe.model.source == "scenes-flow" else "noising"
-    first = [f"model.source=little:{source}", "prompts=prompts.txt", *TINY]
+    first = [f"model.source=small_model:{source}", "prompts=prompts.txt", *TINY]
     return changed(recipe, [*first, *BASES[name]])
 
 

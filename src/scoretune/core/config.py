@@ -554,7 +554,21 @@ def _deviation(value: object) -> object:
     return {True: "within", False: "group"}[value] if isinstance(value, bool) else value
 
 
-class PolicyGradient(Objective):
+class Trusting(Objective):
+    """What may bound how far an update goes."""
+
+    trust_region: float | None = Field(
+        None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
+    )
+    early_stop: bool = Field(
+        False, description="end an update that has moved 1.5 times the trust region"
+    )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(self.trust_region is not None, "objective.trust_region", "early_stop")
+
+
+class PolicyGradient(Trusting):
     """Likelihood ratios and the rewards of whole paths: REINFORCE, DDPO, DPOK, GRPO."""
 
     kind: Literal["policy_gradient"] = "policy_gradient"
@@ -596,12 +610,6 @@ class PolicyGradient(Objective):
             "about their group's mean, or by one of all about the mean of all",
         )
     )
-    trust_region: float | None = Field(
-        None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
-    )
-    early_stop: bool = Field(
-        False, description="end an update that has moved 1.5 times the trust region"
-    )
     critic: Critic = Critic()
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
@@ -611,7 +619,7 @@ class PolicyGradient(Objective):
         return {
             **_only(clipped, "objective.surrogate=clipped", "clip"),
             **_only(clipped or not steps, one_step, "surrogate"),
-            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
+            **super().inert(run, on_data),
             **_only(not one_reward, "a sum of rewards, reward=a + 0.5*b", "combine"),
             **_only(
                 self.baseline == "running", "objective.baseline=running", "buffer", "min_count"
@@ -620,7 +628,7 @@ class PolicyGradient(Objective):
         }
 
 
-class ScoreAction(Objective):
+class ScoreAction(Trusting):
     """Continuous-time policy optimisation with a critic."""
 
     kind: Literal["score_action"] = "score_action"
@@ -638,21 +646,14 @@ class ScoreAction(Objective):
     exploration: float = Field(
         0.3, ge=1e-6, le=100, description="explicit: deviation of tried noise estimates"
     )
-    trust_region: float | None = Field(
-        None, ge=1e-9, le=1e9, description="KL that an update may move, in nats; adapts a penalty"
-    )
-    early_stop: bool = Field(
-        False, description="end an update that has moved 1.5 times the trust region"
-    )
     critic: Critic = Critic()
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         ratios = self.form in ("auto", "ratio", "explicit")
         return {
             **_only(ratios, "objective.form=ratio or explicit", "clip"),
-            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
             **_only(self.form == "explicit", "objective.form=explicit", "exploration"),
-            **_only(self.trust_region is not None, "objective.trust_region", "early_stop"),
+            **super().inert(run, on_data),
         }
 
 

@@ -22,8 +22,8 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from scoretune.core.errors import UserError, unknown
-from scoretune.core.foreign import contained
 from scoretune.core.reading import check_regular
+from scoretune.core.user_code import contained
 
 T = TypeVar("T")
 _CLOSES = {"(": ")", "[": "]", "{": "}"}

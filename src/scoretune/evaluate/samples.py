@@ -14,7 +14,8 @@ from scoretune.core.records import Condition, spans
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
-from scoretune.policy import Backbone, Policy, adapter_layers, deployment_of
+from scoretune.diffusion.processes import Process
+from scoretune.policy import Backbone, Deployment, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
 PREVIEW_COLUMNS = 6
@@ -25,8 +26,12 @@ Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
 
 def deployed_times(backbone: Backbone, steps: int) -> Tensor:
     """The times [N+1] of a model's own sampler in so many steps; uniform where it has none."""
-    deployment = deployment_of(backbone)
-    return grids.uniform(backbone.process, steps) if deployment is None else deployment.times(steps)
+    return times_of(backbone.process, deployment_of(backbone), steps)
+
+
+def times_of(process: Process, deployment: Deployment | None, steps: int) -> Tensor:
+    """`deployed_times` of a model that is not there."""
+    return grids.uniform(process, steps) if deployment is None else deployment.times(steps)
 
 
 @torch.no_grad()

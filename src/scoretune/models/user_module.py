@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.files import save_tensors
-from scoretune.core.foreign import contained
 from scoretune.core.records import Condition
 from scoretune.core.resolve import imported
+from scoretune.core.user_code import contained
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, process_named
 from scoretune.models.base import PRECISIONS, Pipelined, check_readable

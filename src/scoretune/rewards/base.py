@@ -14,8 +14,8 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.finite import is_finite
-from scoretune.core.foreign import contained
 from scoretune.core.records import spans
+from scoretune.core.user_code import contained
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""

@@ -28,6 +28,7 @@ from scoretune.diffusion.processes import Process, process_named
 from scoretune.diffusion.recycling import check_recyclable
 from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
+from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
@@ -54,12 +55,15 @@ TORN = 5.0
 @dataclass(frozen=True)
 class Checked:
     """What checking a run has read and built: the prompts to train on, those held out, the reward,
-    and whether that has a gradient (None: the model's own pictures will tell)."""
+    whether that has a gradient (None: the model's own pictures will tell), and what the guard looks
+    by."""
 
     prompts: Prompts
     held_out: Prompts
     reward: Reward
     differentiable: bool | None
+    judge: Reward | None = None
+    features: Features | None = None
 
 
 @dataclass
@@ -80,16 +84,16 @@ def check(run: Run) -> Checked:
     _check_world(run)
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
-    guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
+    watching = guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
         grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
         differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
     except RewardFailed:  # it may want larger pictures: the model's own will tell
-        return Checked(prompts, held_out, reward, None)
+        return Checked(prompts, held_out, reward, None, *watching)
     check_settings(run, differentiable)
-    return Checked(prompts, held_out, reward, differentiable)
+    return Checked(prompts, held_out, reward, differentiable, *watching)
 
 
 def check_settings(run: Run, differentiable: bool | None = None) -> None:

@@ -24,7 +24,7 @@ from scoretune.core.resolve import is_function
 from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
-from scoretune.training.recomputation import can_recompute, recompute
+from scoretune.training.activation_checkpointing import can_recompute, recompute
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,8 +17,8 @@ from scoretune.core.records import Round
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 
-CREDIT = ("advantage", "data_slope", "action", "log_prob")
-"""What a batch says of the rewards, and of likelihoods; its other tensors are the model's own."""
+CREDIT = ("advantage", "data_slope", "action")
+"""What a batch says of the rewards; its other tensors are the model's own."""
 
 
 class NonFinite(UserError):

@@ -18,9 +18,9 @@ from scoretune.core import distributed, files, lock
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
 from scoretune.core.finite import is_finite
-from scoretune.core.foreign import contained
 from scoretune.core.records import Hook
 from scoretune.core.resolve import is_function
+from scoretune.core.user_code import contained
 from scoretune.data.prompts import Prompts
 from scoretune.evaluate import data_samples, gap
 from scoretune.evaluate.gap import Comparison
@@ -102,8 +102,8 @@ def _built(run: Run, folder: Path, watcher: Watcher, checked: Ready | None) -> T
     monitor = guard.monitor(
         run.guard,
         run.evaluation,
-        reward=run.reward,
-        source=run.model.source,
+        judge=checked.judge,
+        features=checked.features,
         updates=run.updates,
         folder=folder,
         held_out=parts.held_out,

@@ -7,10 +7,10 @@ import math
 from scoretune.commands.plan.counts import Facts, costs_of, solver_calls
 from scoretune.core.config import Run
 from scoretune.data.prompts import Prompts
-from scoretune.diffusion import grids
 from scoretune.diffusion.named import grid
 from scoretune.evaluate.gap import matrix_of
 from scoretune.evaluate.guard import guard
+from scoretune.evaluate.samples import times_of
 from scoretune.training.overrides import of_data
 
 BATCH = 64  # of prompts in an evaluation
@@ -32,10 +32,7 @@ def evaluating(run: Run, facts: Facts, held_out: Prompts) -> float:
     settings, count = run.evaluation, len(held_out)
     times = grid(facts.process, run.sampling)
     steps = len(times) - 1
-    own = facts.deployment
-    deployed = (
-        grids.uniform(facts.process, settings.steps) if own is None else own.times(settings.steps)
-    )
+    deployed = times_of(facts.process, facts.deployment, settings.steps)
     plain = solver_calls(settings.solver, facts.process, deployed)
     each = count * (plain + steps * (5 if facts.adapted else 2))
     if run.guard.action != "off":

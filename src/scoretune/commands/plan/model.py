@@ -19,9 +19,9 @@ from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import from_data
+from scoretune.training.activation_checkpointing import can_recompute, recompute
 from scoretune.training.objectives import KINDS
 from scoretune.training.overrides import of_data
-from scoretune.training.recomputation import can_recompute, recompute
 
 
 @dataclass(frozen=True)

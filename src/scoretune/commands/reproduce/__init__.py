@@ -52,6 +52,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),
+        "trust-region": Part("trust_region", "Where learning runs away, and what holds it"),
         "critic": Part("critic_ablation", "Value networks on the miniature Stable Diffusion"),
         "few-step": Part("few_step", "Few-step samplers of digits"),
         "scenes": Part(

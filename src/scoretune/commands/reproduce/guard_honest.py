@@ -35,13 +35,16 @@ def cost(changes: list[str]) -> Numbers:
     run = overrides.changed(recipes.demo(), changes)
     policy, held_out = build_policy(run, torch.device("cpu")), held_out_prompts(run)
     reward = named_reward(run.reward)
+    judge, features = guard.judge_and_features(
+        run.guard, reward=run.reward, source=run.model.source
+    )
     counted = _Counted(policy)
     with tempfile.TemporaryDirectory() as folder:
         monitor = guard.monitor(
             run.guard,
             run.evaluation,
-            reward=run.reward,
-            source=run.model.source,
+            judge=judge,
+            features=features,
             updates=run.updates,
             folder=Path(folder),
             held_out=held_out,

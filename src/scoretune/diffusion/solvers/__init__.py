@@ -15,22 +15,20 @@ from types import MappingProxyType
 from torch import Tensor
 
 from scoretune.diffusion.estimates import Field
-from scoretune.diffusion.kernels import (
-    GDDIM,
-    Constant,
-    EulerMaruyama,
-    Exponential,
-    Kernel,
-    Posterior,
-    Renoise,
-)
+from scoretune.diffusion.kernels import Kernel
 from scoretune.diffusion.lookup import lookup
 from scoretune.diffusion.solvers.dpm_solver import FEW_STEPS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_step
 from scoretune.diffusion.solvers.edm import Churn, edm_heun
 from scoretune.diffusion.solvers.ode import ddim, ddim_step, euler, euler_step, heun, velocity_of
 from scoretune.diffusion.solvers.predictor_corrector import predictor_corrector
 from scoretune.diffusion.solvers.runge_kutta import rk45
-from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
+from scoretune.diffusion.solvers.stochastic import (
+    OfEta,
+    ddim_eta,
+    euler_maruyama,
+    exponential,
+    gddim,
+)
 
 __all__ = [
     "FEW_STEPS",
@@ -81,8 +79,8 @@ def _ode(function: Callable[..., Tensor], order: int, calls: int | None) -> Solv
     return Solver(function, order, calls, deterministic=True)
 
 
-def _of_kernel(function: Callable[..., Tensor], kernel: Callable[[float], Kernel]) -> Solver:
-    return Solver(function, 1, 1, deterministic=False, takes_eta=True, kernel=kernel)
+def _of_eta(function: OfEta) -> Solver:
+    return Solver(function, 1, 1, deterministic=False, takes_eta=True, kernel=function.kernel)
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
@@ -93,10 +91,10 @@ SOLVERS: Mapping[str, Solver] = MappingProxyType(
         "dpmpp_2m": _ode(dpmpp_2m, 2, 1),
         "edm_heun": _ode(edm_heun, 2, 2),
         "rk45": _ode(rk45, 5, None),
-        "euler_maruyama": _of_kernel(euler_maruyama, lambda eta: EulerMaruyama(Constant(eta))),
-        "ddim_eta": _of_kernel(ddim_eta, lambda eta: Renoise(Posterior(eta))),
-        "gddim": _of_kernel(gddim, GDDIM),
-        "exponential": _of_kernel(exponential, lambda eta: Exponential(Constant(eta))),
+        "euler_maruyama": _of_eta(euler_maruyama),
+        "ddim_eta": _of_eta(ddim_eta),
+        "gddim": _of_eta(gddim),
+        "exponential": _of_eta(exponential),
         "dpmpp_2m_sde": Solver(dpmpp_2m_sde, 2, 1, deterministic=False, takes_eta=True),
         "predictor_corrector": Solver(predictor_corrector, 0, 2, deterministic=False),
     }

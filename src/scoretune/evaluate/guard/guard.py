@@ -234,15 +234,14 @@ def monitor(
     settings: Guard,
     evaluation: Evaluation,
     *,
-    reward: str,
-    source: str,
+    judge: Reward | None,
+    features: Features | None,
     updates: int,
     folder: Path,
     held_out: Prompts,
     on_alarm: Callable[[dict[str, Any]], None],
 ) -> Monitor:
-    """The guard of a run of so many updates, by the names of its reward and its model's source."""
-    judge, features = judge_and_features(settings, reward=reward, source=source)
+    """The guard of a run of so many updates, with what `judge_and_features` gave for it."""
     every = evaluation.every
     evaluations = 2 + ((updates - 1) // every if every else 0)  # the base, in between, the last
     return Monitor(

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from scoretune.core.config import Trusting
 from scoretune.core.errors import UserError
 from scoretune.core.records import Loss, Steps
 from scoretune.diffusion.estimates import Estimate
@@ -104,15 +105,6 @@ class TrustRegion:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.coefficient = state["coefficient"]
-
-
-class Trusting(Protocol):
-    """The settings of a trust region."""
-
-    @property
-    def trust_region(self) -> float | None: ...
-    @property
-    def early_stop(self) -> bool: ...
 
 
 def trust_region(settings: Trusting, policy: Policy) -> TrustRegion | None:

@@ -92,8 +92,7 @@ def _check_sampler(settings: config.Direct, context: Context) -> None:
 
 def build(settings: config.Direct, setup: Setup) -> Method:
     credit, choose = _credit(settings, setup)
-    everywhere = settings.through == "steps"  # the KL of a step has a slope at those before it
-    reference = method.references(settings.kl_weight, everywhere=everywhere)
+    reference = method.references(settings.kl_weight)
     paths = method.on_policy(setup, credit, choose, reference=reference)
     if keeps_graph(settings, setup.context):
         objective = Direct(setup.policy, setup.reward, setup.context.reward)
@@ -103,7 +102,6 @@ def build(settings: config.Direct, setup: Setup) -> Method:
 
 def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     most = min(settings.last, paths.steps)
-    references: float = 0
     batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
         references = float(settings.kl_weight > 0)
@@ -111,7 +109,7 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     trained = (1 + most) / 2 if settings.random else most
     if keeps_graph(settings, context):
         return Costs(trained, graph_steps=most)
-    references = paths.steps if settings.kl_weight else 0
+    references = trained if settings.kl_weight else 0.0
     reached: float = most
     if settings.random:  # by the longest of all samples
         reached -= sum((v / most) ** paths.samples for v in range(1, most))

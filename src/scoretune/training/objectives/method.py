@@ -84,14 +84,17 @@ class Adaptive(Stateful, Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """What the training loop runs; `warm_up` rounds of the source come before the first update, and
-    a `region` bounds how far an update goes."""
+    """What the training loop runs; `warm_up` rounds of the source come before the first update."""
 
     objective: Objective
     source: Source
     adaptive: Adaptive | None = None
     warm_up: int = 0
-    region: TrustRegion | None = None
+
+    @property
+    def region(self) -> TrustRegion | None:
+        """What bounds how far an update goes, if that is what adapts."""
+        return self.adaptive if isinstance(self.adaptive, TrustRegion) else None
 
 
 @dataclass(frozen=True)

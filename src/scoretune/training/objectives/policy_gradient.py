@@ -95,7 +95,7 @@ def build(settings: config.PolicyGradient, setup: Setup) -> Method:
     everywhere = settings.baseline == "critic"  # its return to go has the KL of every step
     reference = method.references(kl_weight, everywhere=everywhere)
     paths = method.on_policy(setup, credit, choose, reference=reference, features=features)
-    return Method(objective, paths, trust, _warm_up(settings), trust)
+    return Method(objective, paths, trust, _warm_up(settings))
 
 
 def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:

@@ -65,7 +65,7 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
         in_chain=form in IN_CHAIN,
         features=features,
     )
-    return Method(objective, paths, trust, settings.critic.warmup, trust)
+    return Method(objective, paths, trust, settings.critic.warmup)
 
 
 def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:

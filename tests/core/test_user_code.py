@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
-from scoretune.core.foreign import contained
 from scoretune.core.resolve import imported
+from scoretune.core.user_code import contained
 from scoretune.rewards.base import checked
 
 
