@@ -8,12 +8,14 @@ nearly the point (1, ½), far from what the pretrained model draws. The recipe's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
@@ -120,4 +122,25 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     columns = ["x̂0 that the value reads", "radius", "runs not finite", "runs that fell below"]
     page.table([*columns, "worst", "median", "best"], rows)
+    page.figure("rewards", _figure(results), "Mean reward over updates, by estimate and radius")
     return numbers
+
+
+def _figure(results: dict[str, Numbers]) -> Any:
+    """Every run's rewards, one panel an estimate: 0 above, and powers of ten below -1."""
+    figure, panels = subplots(1, len(RADII), size=(9, 3.6), sharey=True)
+    for axes, (estimate, radii) in zip(panels, RADII.items(), strict=True):
+        for radius, colour in zip(radii, COLOURS, strict=False):
+            runs = by_arm(results).get(f"{estimate}-{radius or 'none'}", [])
+            for number, run in enumerate(runs):
+                at = [EVERY * place for place in range(len(run["rewards"]))]
+                label = f"radius {radius}" if radius else "no trust region"
+                axes.plot(at, run["rewards"], color=colour, label="" if number else label)
+                if run["ended"] is not None:
+                    axes.plot(at[-1], run["rewards"][-1], "x", color=colour)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_title(f"the value reads the {estimate} x̂0")
+        axes.set_xlabel("updates (× where a gradient was not finite)")
+    panels[0].set_ylabel("mean reward")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
