@@ -67,9 +67,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.table(columns, rows)
     checks = [*_decades(errors), *_two_prompts(arms)]
     page.text(CHECKS)
+    words = {True: "yes", False: "no", None: "–"}
     page.table(
         ["claim", "expected", "measured", "holds"],
-        [[c["claim"], c["expected"], c["measured"], "yes" if c["holds"] else "no"] for c in checks],
+        [[c["claim"], c["expected"], c["measured"], words[c["holds"]]] for c in checks],
     )
     page.figure("errors", _figure(arms), "error of learned rewards by number of votes")
     return {"errors": errors, "claims": checks}
@@ -119,9 +120,9 @@ def _two_prompts(arms: dict[str, list[Numbers]]) -> list[Numbers]:
             claims.append(
                 {
                     "claim": f"{name}, {votes} votes: range at φ = 0.2 over that at φ = 0.9",
-                    "expected": f"{expected} ± {most}" + ("" if votes == VOTES[-1] else " (limit)"),
+                    "expected": f"{expected} ± {most}" if votes == VOTES[-1] else "its limit",
                     "measured": shown(spread),
-                    "holds": abs(spread[0] - expected) < most,
+                    "holds": abs(spread[0] - expected) < most if votes == VOTES[-1] else None,
                 }
             )
     return claims

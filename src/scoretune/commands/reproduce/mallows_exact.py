@@ -191,7 +191,7 @@ def _figure(results: dict[str, Numbers]) -> Any:
     laws.set_xlabel("ranks apart")
     laws.set_ylabel("P(the better is preferred)")
     laws.set_title("Mallows-φ (lines, dots enumerated), Mallows-θ (dotted)")
-    laws.legend(frameon=False, fontsize=8)
+    laws.legend(frameon=False, fontsize=8, loc="lower right")
     for colour, name in zip(COLOURS, results[f"learned-{RANGE[0]}"], strict=False):
         spread = [-results[f"learned-{phi}"][name]["rewards"][-1] for phi in RANGE]
         ranges.plot(RANGE, spread, "o-", color=colour, markersize=4, label=name)
