@@ -117,7 +117,7 @@ def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
 
 def _follows_rewards(run: Run) -> bool:
     """Whether a run learns from samples of its own policy."""
-    return not isinstance(run.objective, Matching | Consistency)
+    return not run.objective.on_data
 
 
 def _by_outcome(run: Run) -> bool:
@@ -657,6 +657,74 @@ class ScoreAction(Trusting):
         }
 
 
+class Preference(Objective):
+    """Which of two samples people prefer, or which they like: Diffusion-DPO and its kin."""
+
+    on_data: ClassVar[bool] = True
+    kind: Literal["preference"] = "preference"
+    preset: str = Field(
+        "dpo", description="the loss: dpo, ipo, kto, simpo, mallows_theta, rainbow, dspo …"
+    )
+    beta: float | None = Field(
+        None,
+        ge=1e-9,
+        le=1e9,
+        description="how closely the model is held to the pretrained one; null: as suits the "
+        "preset with beta_unit=mean, else 0.01",
+    )
+    beta_unit: Literal["mean", "nats"] = Field(
+        "mean",
+        description="of beta; mean: Diffusion-DPO's B, on the mean squared error of an element, at "
+        "all times alike; nats: on the bound of the log-likelihood, a sum over elements and an "
+        "integral over the log-SNR",
+    )
+    times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
+        "uniform",
+        description="how times are drawn; importance: uniformly in the log-SNR; the last two are "
+        "emphases, for beta_unit=mean",
+    )
+    t_min: float = Field(1e-3, ge=1e-9, le=1e4, description="smallest time that is learned from")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="rainbow: the pretrained model's part in the reference; the rest is a policy "
+        "that sets every pair apart by the margin",
+    )
+    margin: float | None = Field(
+        None,
+        ge=0,
+        le=1e9,
+        description="by how much the preferred side should be ahead, in the unit that beta "
+        "multiplies; null: the preset's own",
+    )
+    sft_weight: float | None = Field(
+        None, ge=0, le=1e9, description="of the preferred side's own error; null: the preset's own"
+    )
+    label_smoothing: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="share of labels that are taken to be wrong; null: the preset's own",
+    )
+    dispersion: Literal["none", "votes", "model"] = Field(
+        "none",
+        description="what tells disputed prompts from agreed ones, for the mallows presets and "
+        "rainbow: the raters' votes, or how unsure the pretrained model is of the pictures",
+    )
+    ties: Literal["keep", "drop"] = Field("keep", description="pairs of which neither is preferred")
+    raters: Literal["soft", "separate"] = Field(
+        "soft", description="several of one pair: their share is its label, or a pair each"
+    )
+    likes: bool = Field(
+        False, description="kto: data are single samples, liked or not; else both sides of pairs"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of prompts that are left empty")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(not self.likes, "objective.likes=false", "ties", "raters")
+
+
 class Direct(Objective):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
@@ -817,7 +885,7 @@ class Run(Strict):
     data: str = Field(
         "scenes",
         description="matching: 'scenes' or a folder of images and captions; for a network of one's "
-        "own also an array, a table, 'digits', 'swiss-roll' or 'moons'",
+        "own also an array, a table, 'digits', 'swiss-roll' or 'moons'; preference: pairs",
     )
     dataset: Dataset = Dataset()
     reward: str = Field(
@@ -825,9 +893,16 @@ class Run(Strict):
         description="its name, name(setting=value), http://…, module:function, or a weighted sum: "
         "reader + 0.5*brightness",
     )
-    objective: Matching | Consistency | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = (
-        Field(discriminator="kind")
-    )
+    objective: (
+        Matching
+        | Consistency
+        | Preference
+        | PolicyGradient
+        | ScoreAction
+        | Direct
+        | Adjoint
+        | Energy
+    ) = Field(discriminator="kind")
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
     optimiser: Optimiser = Optimiser()
@@ -842,11 +917,11 @@ class Run(Strict):
         shipped = self.model.source in SHIPPED_MODELS
         held_out = self.evaluation.prompts is None and not shipped
         listed = self.prompts in (*SCENES, "none")
-        reads = isinstance(objective, Matching | Consistency | Energy)
+        reads = isinstance(objective, Energy) or objective.on_data
         return {
             **_only(listed, "prompts=scenes or none", "prompts_per_task"),
             **_only(acts, ON_POLICY, "prompts_per_task"),
             **_only(acts or held_out, ON_POLICY, "prompts"),
             **_only(not on_data, REWARDED, "reward", "prompts"),
-            **_only(reads, "supervised, consistency or dxmi", "data"),
+            **_only(reads, "supervised, consistency, dxmi or recipes on preferences", "data"),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ class Record:
 @dataclass(frozen=True)
 class Rows(Record):
     """A record in which every tensor, condition and tuple has a row for each of the same things;
-    the first field is a tensor."""
+    the first field is a tensor. A network sees so many `states_a_row` of them."""
+
+    states_a_row: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -205,6 +207,45 @@ class Examples(Rows):
     weight: Tensor
     noise: Tensor | None = None
     share: Tensor | None = None
+    coin: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairExamples(Rows):
+    """Two clean states each, `first` and `second` [B, *S], of one condition, of which the first is
+    preferred with probability `label` [B]: 1/2 is a tie. A pair counts `weight` [B].
+
+    `scale` [B] is the prompt's contextual scale c(x), and `margin` [B] by how much the first should
+    be ahead. What chance decides is drawn with the pair, so that it is the same however a batch is
+    cut up: the `noise` [B, *S] that both states get, uniform numbers [B] that say the time
+    (`share`), and whether to keep the prompt (`coin`).
+    """
+
+    states_a_row: ClassVar[int] = 2
+
+    first: Tensor
+    second: Tensor
+    condition: Condition
+    label: Tensor
+    weight: Tensor
+    noise: Tensor
+    share: Tensor
+    scale: Tensor | None = None
+    margin: Tensor | None = None
+    coin: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LikedExamples(Rows):
+    """Clean states x0 [B, *S], each with the probability [B] that it is `liked`, and a weight; what
+    chance decides comes with them, as in `PairExamples`."""
+
+    x0: Tensor
+    condition: Condition
+    liked: Tensor
+    weight: Tensor
+    noise: Tensor
+    share: Tensor
     coin: Tensor | None = None
 
 

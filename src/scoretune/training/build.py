@@ -15,6 +15,7 @@ from scoretune.core.config import (
     Dataset,
     Matching,
     Model,
+    Preference,
     Run,
     Sampling,
 )
@@ -219,7 +220,7 @@ def _check_only_for_data(run: Run) -> None:
 def _check_ramp(run: Run) -> None:
     """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
     objective, sampling = run.objective, run.sampling
-    if isinstance(objective, Matching | Consistency) or not objective.kl_weight:
+    if isinstance(objective, Matching | Consistency | Preference) or not objective.kl_weight:
         return
     end = sampling.eta if sampling.eta_end is None else sampling.eta_end
     if sampling.noise == "ramp" and end < sampling.eta / 100:
