@@ -26,8 +26,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Rows(Record):
-    """A record in which every tensor, condition, tuple and record of rows has a row for each of the same things;
-    the first field is a tensor. A network sees so many `states_a_row` of them."""
+    """A record in which every tensor, condition, tuple and record like it has a row for each of the
+    same things; the first field is a tensor. A network sees so many `states_a_row` of them."""
 
     states_a_row: ClassVar[int] = 1
 

@@ -11,6 +11,7 @@ from scoretune.training.objectives import (
     matching,
     policy_gradient,
     score_action,
+    step_preference,
 )
 from scoretune.training.objectives.method import FromData, Kind
 
@@ -22,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "matching": matching,
     "policy_gradient": policy_gradient,
     "score_action": score_action,
+    "step_preference": step_preference,
 }
 """By `objective.kind` of the configuration."""
 FROM_DATA: dict[str, FromData] = {"consistency": consistency, "matching": matching}

@@ -127,8 +127,8 @@ def check(settings: config.StepPreference, context: Context) -> None:
     preset = _preset(settings)
     if preset.kind != "pair" or preset.needs_scale or preset.offset or preset.weighted:
         raise UserError(
-            f"objective.preset={settings.preset} wants more than a pair of steps has: set dpo, ipo, "
-            "simpo or another of plain pairs, or use online_dpo"
+            f"objective.preset={settings.preset} wants more than a pair of steps has: set dpo, "
+            "ipo, simpo or another of plain pairs, or use online_dpo"
         )
     if settings.candidates == 1:
         raise UserError("objective.candidates=1 leaves nothing to compare: set 0, or 2 and more")
@@ -171,9 +171,7 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
         branching = paths.steps - settings.skip
         trained = float(method.trained_steps(sizes.share, branching))
         more = paths.samples * (settings.candidates - 1) * (branching - 1)
-        return Costs(
-            trained, references=trained * pretrained, credit_calls=more, ratios=True
-        )
+        return Costs(trained, references=trained * pretrained, credit_calls=more, ratios=True)
     each = pairs_a_sample(sizes.group, settings.ranking)
     trained = each * method.trained_steps(sizes.share, paths.noisy)
     return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True)

@@ -37,7 +37,7 @@ def ranked_pairs(
     """The pairs of samples with rewards [n·group], the groups contiguous: of each group the best
     and the worst, or every two."""
     grouped = rewards.cpu().double().view(-1, group)
-    order = grouped.argsort(1, stable=True)
+    order = grouped.argsort(dim=1, stable=True)
     places = _places(group, ranking)
     low, high = (order[:, places[side]].flatten() for side in (0, 1))
     prompt = torch.arange(len(grouped)).repeat_interleave(places.shape[1])
@@ -93,4 +93,7 @@ def kept(pairs: RankedPairs) -> Tensor:
 def ranking_metrics(pairs: RankedPairs) -> dict[str, float]:
     """Numbers to log of a process's pairs: the mean gap of rewards, and the share that is not
     dropped as a tie."""
-    return {"reward_gap": float(pairs.gap.mean()), "untied": float((pairs.weight > 0).float().mean())}
+    return {
+        "reward_gap": float(pairs.gap.mean()),
+        "untied": float((pairs.weight > 0).float().mean()),
+    }

@@ -129,9 +129,7 @@ class Candidates:
         metrics = reward_metrics(scores) | mean_over_processes(ranking_metrics(pairs))
         pairs = pairs.take(kept(pairs))
         nodes = nodes.to(branches.states.device)
-        sides = [
-            self._steps(branches, condition, nodes, pairs, side) for side in (best, worst)
-        ]
+        sides = [self._steps(branches, condition, nodes, pairs, side) for side in (best, worst)]
         return _round(
             paths, pairs, sides, metrics, generator, pretrained=self.pretrained, one_state=True
         )
@@ -242,7 +240,10 @@ def _round(
         second = replace(second, data=data)
     label, weight = pairs.label.to(first.x.device), pairs.weight.to(first.x.device)
     whole = StepPairs(label, weight, first, second, one_state=one_state)
-    samples = paths.sizes.prompts * paths.sizes.group // distributed.team().size
+    sizes = paths.sizes
+    samples = sizes.prompts * sizes.group // distributed.team().size
     deal = distributed.deal(pairs.row, pairs.prompt, samples)
     rows, counts = dealt_rows(paths.sizes, generator, deal)
-    return Round(Minibatches(whole, rows), metrics, paths.sizes.accumulate, counts, paths.sizes.epochs)
+    return Round(
+        Minibatches(whole, rows), metrics, paths.sizes.accumulate, counts, paths.sizes.epochs
+    )
