@@ -10,6 +10,7 @@ from scoretune.training.objectives import (
     energy,
     matching,
     policy_gradient,
+    preference,
     score_action,
 )
 from scoretune.training.objectives.method import FromData, Kind
@@ -21,6 +22,7 @@ KINDS: dict[str, Kind] = {
     "energy": energy,
     "matching": matching,
     "policy_gradient": policy_gradient,
+    "preference": preference,
     "score_action": score_action,
 }
 """By `objective.kind` of the configuration."""

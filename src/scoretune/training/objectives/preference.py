@@ -67,15 +67,14 @@ class Drawn(Protocol):
 @dataclass(frozen=True)
 class Sides:
     """What networks say of K clean states each of B examples: log-likelihoods `policy` and
-    `reference` [K, B] in the unit asked for, the mean squared `error` [K, B] of an element and that
-    of the reference, and how the outputs miss their target, `miss` [K, B, *S], and differ from the
-    reference's, `change`. Without a reference what needs one is None."""
+    `reference` [K, B], the mean squared `error` [K, B] of an element of the output, and how the
+    outputs miss their target, `miss` [K, B, *S], and differ from the reference's, `change`. Without
+    a reference what needs one is None."""
 
     policy: Tensor
     error: Tensor
     miss: Tensor
     reference: Tensor | None = None
-    reference_error: Tensor | None = None
     change: Tensor | None = None
 
 
@@ -98,27 +97,23 @@ class Likelihood:
         count, backbone = len(states), self.policy.backbone
         t, weight = self._times(drawn.share)
         tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
-        t_all, noise = t.repeat(count), torch.cat([drawn.noise] * count)
-        tokens = torch.cat([tokens] * count)
-        x0 = torch.cat(list(states))
-        x = estimates.perturb(backbone.process, t_all, x0, noise)
-        goal = estimates.target(backbone.process, backbone.prediction, t_all, x0, noise)
-        before = self._reference(x, t_all, tokens) if reference else None
-        miss = self._output(x, t_all, tokens) - goal
-
-        def error(missed: Tensor) -> Tensor:
-            return missed.square().flatten(1).mean(1).unflatten(0, (count, -1))
+        times, tokens = t.repeat(count), torch.cat([tokens] * count)
+        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
+        x = estimates.perturb(backbone.process, times, x0, noise)
+        goal = estimates.target(backbone.process, backbone.prediction, times, x0, noise)
+        before = self._reference(x, times, tokens) if reference else None
+        output = self._output(x, times, tokens)
 
         def by_side(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (count, -1))
 
-        own = error(miss)
+        miss = by_side(output - goal)
+        error = miss.square().flatten(2).mean(2)
         if before is None:
-            return Sides(-weight / 2 * own, own, by_side(miss))
-        other = error(before - goal)
-        change = by_side(miss + goal - before)
+            return Sides(-weight / 2 * error, error, miss)
+        other = by_side(before - goal).square().flatten(2).mean(2)
         return Sides(
-            -weight / 2 * own, own, by_side(miss), -weight / 2 * other, other, change
+            -weight / 2 * error, error, miss, -weight / 2 * other, by_side(output - before)
         )
 
     def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +198,7 @@ class ScoreMatched:
 
         ‖(ε̂_θ − ε) − B(1 − σ(a))·(ε̂_θ − ε̂_ref)‖²,   a = −(B/2)(d_w − d_l)
 
-    (the code of arXiv 2502.16825, a mean over elements.) The weight B(1 − σ(a)) belongs to the
+    (Zhu et al., ICLR 2025, as its code has it: a mean over elements.) The weight B(1 − σ(a)) belongs to the
     target, and no gradient goes through it; the published code lets it.
     """
 
