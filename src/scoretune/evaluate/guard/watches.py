@@ -130,7 +130,9 @@ def diverged(
     """
     if accuracy <= most or shift <= limit:
         return None
-    text = f"{accuracy:.1%} of the pairs are told apart, and pixels have moved by {shift:.3g} since "
+    text = (
+        f"{accuracy:.1%} of the pairs are told apart, and pixels have moved by {shift:.3g} since "
+    )
     text += f"the base model ({limit:g} is the most with over {most:.0%}): raise objective.beta, "
     text += "lower optimiser.learning_rate, or train for fewer updates"
     return Alarm(update, "divergence", shift, limit, text)

@@ -1,15 +1,9 @@
 """Preferences: people's choices between two samples, or their likes, learned from without a reward.
 
 A diffusion or flow model has no log-likelihood at hand, so that each side of a pair enters the
-losses of `scoretune.preference` by what one noisy state says of it (Diffusion-DPO, arXiv
-2311.12908):
-
-    ℓ_θ(x0) = −½·w·‖target − output_θ‖²,   x_t = α x0 + σ ε,   t and ε the same for both sides
-
-in one of two units, `diffusion.matching.bound`: in nats w makes it an unbiased estimate of the
-bound of ln p_θ(x0), so that a β means the same whatever the times are drawn by; or w is one over
-the number of elements at all times, and β is Diffusion-DPO's B. A loss that is convex in the margin
-is an upper bound, by Jensen, of the one with the integral inside.
+losses of `scoretune.preference` by what one noisy state says of it (`implicit.Likelihood`), time
+and noise being the same for both (Diffusion-DPO, arXiv 2311.12908). A loss that is convex in the
+margin is an upper bound, by Jensen, of the one with the integral over time inside.
 
 Both sides go through the network in one batch; where a loss compares with the pretrained model that
 is asked in the same way, without a gradient, by the same policy with its adapter off. Keeping its
@@ -19,28 +13,33 @@ computed anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretune.core import config
 from scoretune.core.errors import UserError, unknown, user_errors
-from scoretune.core.records import Condition, LikedExamples, Loss, PairExamples
+from scoretune.core.records import LikedExamples, Loss, PairExamples
 from scoretune.data.pairs import read_likes, read_pairs
-from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import bound, weightings
-from scoretune.diffusion.matching.weightings import TimesName
 from scoretune.policy import Policy
-from scoretune.preference import PRESETS, Preset, implicit_margin, pairwise_loss, single_loss
+from scoretune.preference import (
+    PRESETS,
+    Preset,
+    implicit_margin,
+    pairwise_loss,
+    phi_of_scale,
+    single_loss,
+)
 from scoretune.training.objectives import method
-from scoretune.training.objectives.base import with_dropped_prompts
+from scoretune.training.objectives.implicit import Likelihood, Sides
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.pairs import Likes, Pairs, dispersion_of
 
-Unit = Literal["mean", "nats"]
 DSPO = "dspo"
 """A preset of pictures alone: its loss is no function of likelihoods."""
 BETAS = {DSPO: 0.01}
@@ -53,91 +52,6 @@ TEXT_BETA = 10.0
 """β of RainbowPO's home advantage, a difference per token: as rewards it carries over."""
 MEMORY = 0.9
 """Of the mean log-ratio that KTO compares with, an update."""
-
-
-class Drawn(Protocol):
-    """What chance decided about examples, and their prompts."""
-
-    condition: Condition
-    noise: Tensor
-    share: Tensor
-    coin: Tensor | None
-
-
-@dataclass(frozen=True)
-class Sides:
-    """What networks say of K clean states each of B examples: log-likelihoods `policy` and
-    `reference` [K, B], the mean squared `error` [K, B] of an element of the output, and how the
-    outputs miss their target, `miss` [K, B, *S], and differ from the reference's, `change`. Without
-    a reference what needs one is None."""
-
-    policy: Tensor
-    error: Tensor
-    miss: Tensor
-    reference: Tensor | None = None
-    change: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Likelihood:
-    """ℓ of clean states, each seen at the time and with the noise of its example.
-
-    Times are drawn on [t_min, horizon] by the law `times`, and its factor is part of w. `dropout`
-    is the share of prompts that are replaced by the empty one, for both sides alike.
-    """
-
-    policy: Policy
-    unit: Unit = "mean"
-    times: TimesName = "uniform"
-    t_min: float = 1e-3
-    dropout: float = 0.0
-
-    def __call__(self, states: Sequence[Tensor], drawn: Drawn, *, reference: bool) -> Sides:
-        """`states`: K clean states [B, *S] of each example."""
-        count, backbone = len(states), self.policy.backbone
-        t, weight = self._times(drawn.share)
-        tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
-        times, tokens = t.repeat(count), torch.cat([tokens] * count)
-        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
-        x = estimates.perturb(backbone.process, times, x0, noise)
-        goal = estimates.target(backbone.process, backbone.prediction, times, x0, noise)
-        before = self._reference(x, times, tokens) if reference else None
-        output = self._output(x, times, tokens)
-
-        def by_side(rows: Tensor) -> Tensor:
-            return rows.unflatten(0, (count, -1))
-
-        miss = by_side(output - goal)
-        error = miss.square().flatten(2).mean(2)
-        if before is None:
-            return Sides(-weight / 2 * error, error, miss)
-        other = by_side(before - goal).square().flatten(2).mean(2)
-        return Sides(
-            -weight / 2 * error, error, miss, -weight / 2 * other, by_side(output - before)
-        )
-
-    def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
-        """The times [B], and the weight [B] on the mean squared error of an element."""
-        backbone = self.policy.backbone
-        t, factor = weightings.TIMES[self.times](backbone.process, share, self.t_min)
-        if self.unit == "mean":
-            return t, factor
-        weight = bound.weight_of_nats(backbone.process, backbone.prediction, t, self.t_min)
-        return t, factor * weight * self.elements
-
-    @property
-    def elements(self) -> int:
-        """D, the number of elements of a state."""
-        return torch.Size(self.policy.backbone.shape).numel()
-
-    @torch.no_grad()
-    def _reference(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        with self.policy.reference():
-            return self._output(x, t, tokens)
-
-    def _output(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        self.policy.calls += len(x)
-        return self.policy.predict(x, t, tokens).float()
 
 
 # ------------------------------------------------------------------------------------- of pairs
@@ -187,9 +101,7 @@ class Pairwise:
 
     def _scale(self, scale: Tensor | None) -> Tensor | None:
         """c(x), or the φ(x) of which it is −2 ln φ, as the preset wants it."""
-        if scale is None or self.preset.scaling != "phi":
-            return scale
-        return torch.exp(-scale / 2)
+        return phi_of_scale(scale) if scale is not None and self.preset.scaling == "phi" else scale
 
 
 @dataclass(frozen=True)
@@ -198,8 +110,8 @@ class ScoreMatched:
 
         ‖(ε̂_θ − ε) − B(1 − σ(a))·(ε̂_θ − ε̂_ref)‖²,   a = −(B/2)(d_w − d_l)
 
-    (Zhu et al., ICLR 2025, as its code has it: a mean over elements.) The weight B(1 − σ(a)) belongs to the
-    target, and no gradient goes through it; the published code lets it.
+    (Zhu et al., ICLR 2025, as its code has it: a mean over elements.) The weight B(1 − σ(a)) is
+    part of the target, so that no gradient goes through it; the published code lets one through.
     """
 
     likelihood: Likelihood
@@ -343,7 +255,9 @@ def build(settings: config.Preference, setup: Setup) -> Method:
     size = picture_size(policy)
     if settings.likes:
         likes = read_likes(setup.data, raters=settings.raters)
-        return Method(objective, Likes(likes, policy, size, batch, setup.seed), _adaptive(objective))
+        return Method(
+            objective, Likes(likes, policy, size, batch, setup.seed), _adaptive(objective)
+        )
     table = read_pairs(setup.data, ties=settings.ties, raters=settings.raters)
     scale = dispersion_of(settings.dispersion, table, policy, size, setup.seed)
     offset = (1.0 if settings.margin is None else settings.margin) if _offset(settings) else 0.0
@@ -415,7 +329,7 @@ def beta_of(settings: config.Preference, policy: Policy) -> float:
         return beta
     backbone = policy.backbone
     total = bound.total_weight(backbone.process, backbone.prediction, settings.t_min)
-    elements = torch.Size(backbone.shape).numel()
+    elements = math.prod(backbone.shape)
     per_element = elements if not preset_of(settings).length_normalised else 1
     return bound.nats_from_mean(beta, per_element, total)
 
@@ -423,9 +337,7 @@ def beta_of(settings: config.Preference, policy: Policy) -> float:
 def picture_size(policy: Policy) -> int:
     """The side of a model's pictures, to which those of pairs are brought; 0 for no pictures."""
     with torch.no_grad():
-        shown = policy.backbone.decode(
-            torch.zeros(1, *policy.backbone.shape, device=policy.device)
-        )
+        shown = policy.backbone.decode(torch.zeros(1, *policy.backbone.shape, device=policy.device))
     return shown.shape[-1] if shown.dim() == 4 else 0
 
 
@@ -491,5 +403,6 @@ def _offset(settings: config.Preference) -> bool:
 
 
 def _adaptive(objective: Pairwise | ScoreMatched | Single) -> Baseline | None:
-    keeps = isinstance(objective, Single) and objective.preset.baseline
-    return objective.baseline if keeps else None
+    if isinstance(objective, Single) and objective.preset.baseline:
+        return objective.baseline
+    return None

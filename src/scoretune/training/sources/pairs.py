@@ -29,7 +29,7 @@ from scoretune.data.pairs import LikeTable, PairTable
 from scoretune.diffusion import estimates, noise
 from scoretune.diffusion.matching import weightings
 from scoretune.policy import Policy
-from scoretune.preference import dispersion, phi_star
+from scoretune.preference import dispersion, phi_star, score_offset, vote_entropy
 from scoretune.training.sources.dataset import AT_ONCE
 
 Scale = Callable[[Sequence[int]], Tensor]
@@ -64,23 +64,24 @@ class Pairs(Stateless):
 
     def __call__(self, update: int) -> Round:
         rows = self._order.mine(update, self.batch)
-        first, second, conditions = [], [], []
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        conditions = []
         for s in spans(len(rows), max(1, self.policy.at_most(AT_ONCE) // 2)):
             pictures = self.table.load(rows[s], self.size)
-            for side, states in zip(pictures, (first, second), strict=True):
+            for side, states in zip(pictures, sides, strict=True):
                 states.append(self.policy.embed(side.to(self.policy.device)).to(CPU))
             conditions.append(self.policy.encode(_named(self.table, rows[s])).to(CPU))
-        states, generator = torch.cat(first), drawing(self.seed, update)
+        first, generator = torch.cat(sides[0]), drawing(self.seed, update)
         scores, margin = self.table.scores, None
         if self.offset and scores is not None:
-            margin = self.offset * (scores[rows, 0] - scores[rows, 1])
+            margin = score_offset(scores[rows, 0], scores[rows, 1], self.offset)
         batch = PairExamples(
-            first=states,
-            second=torch.cat(second),
+            first=first,
+            second=torch.cat(sides[1]),
             condition=together(conditions),
             label=self.table.labels[rows],
             weight=self.table.weights[rows],
-            noise=noise.randn(states.shape, generator),
+            noise=noise.randn(first.shape, generator),
             share=noise.rand((len(rows),), generator),
             scale=None if self.scale is None else self.scale(rows),
             margin=margin,
@@ -186,14 +187,11 @@ def dispersion_of(
 
 
 def vote_entropies(table: PairTable) -> Tensor:
-    """How disputed each pair's prompt is by its raters, [n] in (0, 1]: the entropy in bits of the
-    first side's share, a mean over the prompt's pairs.
-
-    Of k votes among n the share is (k + ½)/(n + 1) (Krichevsky and Trofimov 1981), since few raters
-    who agree are no proof. Raises UserError where that tells no prompt from another.
-    """
-    share = (table.votes * table.labels + 0.5) / (table.votes + 1)
-    bits = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    """How disputed each pair's prompt is by its raters, [n] in (0, 1]: the entropy of their votes
+    in bits, a mean over the prompt's pairs. Raises UserError where that tells no prompt from
+    another."""
+    first = table.votes * table.labels
+    bits = vote_entropy(first, table.votes - first)
     prompts = {text: number for number, text in enumerate(dict.fromkeys(table.captions))}
     which = torch.tensor([prompts[text] for text in table.captions])
     total = torch.zeros(len(prompts)).index_add_(0, which, bits)
@@ -223,7 +221,7 @@ class Unsure:
     seed: int
     _first: dict[str, int] = field(init=False, repr=False)
     _entropies: dict[str, float] = field(init=False, default_factory=dict, repr=False)
-    _phi_star: Tensor | float = field(init=False)
+    _phi_star: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._first = {text: i for i, text in reversed(list(enumerate(self.table.captions)))}
