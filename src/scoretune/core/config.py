@@ -688,15 +688,15 @@ class Preference(Objective):
         None,
         ge=0,
         le=1,
-        description="rainbow: the pretrained model's part in the reference; the rest is a policy "
-        "that sets every pair apart by the margin",
+        description="the pretrained model's part in the reference, of which the rest sets every "
+        "pair apart by the margin; null: the preset's own",
     )
     margin: float | None = Field(
         None,
         ge=0,
         le=1e9,
-        description="by how much the preferred side should be ahead, in the unit that beta "
-        "multiplies; null: the preset's own",
+        description="by how much the preferred side should be ahead, as a reward (beta times a "
+        "difference); odpo: times the difference of scores; null: the preset's own",
     )
     sft_weight: float | None = Field(
         None, ge=0, le=1e9, description="of the preferred side's own error; null: the preset's own"
@@ -771,6 +771,11 @@ class RankedPreference(Preference):
     kind: Literal["ranked_preference"] = "ranked_preference"  # type: ignore[assignment]
     reference: Literal["pretrained", "acting"] = Field(
         "pretrained", description="acting: the policy that drew the samples, the last round's"
+    )
+    dispersion: Literal["none", "votes", "samples"] = Field(  # type: ignore[assignment]
+        "none",
+        description="what tells disputed prompts from agreed ones, for the mallows presets and "
+        "rainbow: the raters' votes, or how far the rewards of a prompt's samples lie apart",
     )
     ranking: Ranking = Ranking()
 
@@ -918,11 +923,23 @@ class Guard(Strict):
         le=1e9,
         description="periodic artefacts: how many times the base model's, at most",
     )
+    implicit_accuracy: float = Field(
+        0.98,
+        ge=0.5,
+        le=1,
+        description="preferences: above it, since the last evaluation, the pairs are told apart by "
+        "something trivial, and pictures that have changed by image_shift are an alarm",
+    )
+    image_shift: float = Field(
+        0.1, ge=0, le=1, description="preferences: mean change of a pixel since the base model"
+    )
     patience: int = Field(1, ge=1, le=UPDATES, description="evaluations in a row before an alarm")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         others = [name for name in self.leaves() if name != "action"]
+        judged = isinstance(run.objective, Preference)
         return {
+            **_only(judged, "recipes on preferences", "implicit_accuracy", "image_shift"),
             **_only(self.action != "off", "guard.action=warn, stop or rollback", *others),
             **_only(not on_data, REWARDED, *self.leaves()),
         }

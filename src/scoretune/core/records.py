@@ -218,7 +218,8 @@ class PairExamples(Rows):
     `scale` [B] is the prompt's contextual scale c(x), and `margin` [B] by how much the first should
     be ahead. What chance decides is drawn with the pair, so that it is the same however a batch is
     cut up: the `noise` [B, *S] that both states get, uniform numbers [B] that say the time
-    (`share`), and whether to keep the prompt (`coin`).
+    (`share`), and whether to keep the prompt (`coin`). `reference` [B, 2, *S] is what the policy
+    said of both noisy states that is compared with, where that is not the pretrained one.
     """
 
     states_a_row: ClassVar[int] = 2
@@ -233,6 +234,7 @@ class PairExamples(Rows):
     scale: Tensor | None = None
     margin: Tensor | None = None
     coin: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ class LikedExamples(Rows):
     noise: Tensor
     share: Tensor
     coin: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)

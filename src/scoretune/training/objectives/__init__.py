@@ -10,6 +10,8 @@ from scoretune.training.objectives import (
     energy,
     matching,
     policy_gradient,
+    preference,
+    ranked_preference,
     score_action,
     step_preference,
 )
@@ -22,6 +24,8 @@ KINDS: dict[str, Kind] = {
     "energy": energy,
     "matching": matching,
     "policy_gradient": policy_gradient,
+    "preference": preference,
+    "ranked_preference": ranked_preference,
     "score_action": score_action,
     "step_preference": step_preference,
 }

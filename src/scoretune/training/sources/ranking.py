@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.config import Ranking
 from scoretune.diffusion.noise import rand
+from scoretune.preference import dispersion, phi_star
 
 
 class RankedPairs(NamedTuple):
@@ -97,3 +99,32 @@ def ranking_metrics(pairs: RankedPairs) -> dict[str, float]:
         "reward_gap": float(pairs.gap.mean()),
         "untied": float((pairs.weight > 0).float().mean()),
     }
+
+
+# --------------------------------------------------------------------------- how disputed
+
+
+def vote_entropies(pairs: RankedPairs, raters: int) -> Tensor:
+    """How disputed each prompt is by the raters of its pairs, [n] in (0, 1]: the mean entropy in
+    bits of a pair's share, (k + ½)/(n + 1) for k votes among n (Krichevsky and Trofimov 1981),
+    since few raters who agree are no proof."""
+    share = (pairs.label.double() * raters + 0.5) / (raters + 1)
+    bits = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    each = int(pairs.row.max()) + 1
+    return bits.view(-1, each).mean(1)
+
+
+def reward_entropies(rewards: Tensor, group: int, temperature: float) -> Tensor:
+    """How alike the samples of each prompt are to who sees their rewards, [n] in (0, 1]: the
+    entropy of the softmax of rewards [n·group] at a temperature, over that of a group of equals."""
+    odds = (rewards.cpu().double().view(-1, group) / temperature).log_softmax(1)
+    return -(odds.exp() * odds).sum(1) / math.log(group)
+
+
+def prompt_scales(entropies: Tensor) -> Tensor:
+    """c(x) of this process's prompts, [n]: of mean 1 over those of all (arXiv 2410.04203), and 1
+    where all are disputed alike."""
+    everyone = distributed.gather(entropies)
+    if not bool((everyone != everyone[0]).any()):
+        return torch.ones_like(entropies)
+    return dispersion(entropies, phi_star(everyone))
