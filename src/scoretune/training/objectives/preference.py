@@ -227,6 +227,11 @@ def check(settings: config.Preference, context: Context) -> None:
     sizes, hardware = context.sizes, context.hardware
     check_preset(settings)
     check_times(settings)
+    if context.data in UNJUDGED:
+        raise UserError(
+            f"recipe {context.recipe!r} learns from people's choices, and data={context.data} has "
+            "none: set data=FOLDER (or a file) of pairs, see docs/data.md"
+        )
     name = "sizes.batch" if sizes.batch else "sizes.prompts × sizes.group"
     method.check_divisible(name, method.batch_size(sizes), context.processes)
     if hardware.device_batch == 1 and not settings.likes:
@@ -251,17 +256,12 @@ def build(settings: config.Preference, setup: Setup) -> Method:
     """Pictures with their prompts, for a model that is there."""
     policy, batch = setup.policy, method.batch_size(setup.context.sizes)
     objective = loss_of(settings, policy)
-    if setup.data == config.Run.model_fields["data"].default:
-        raise UserError(
-            f"recipe {setup.context.recipe!r} learns from people's choices: set data=FOLDER (or a "
-            "file) of pairs, see docs/data.md"
-        )
     method.check_first_time(settings.t_min, policy.backbone.process)
     size = picture_size(policy)
     if settings.likes:
-        likes = read_likes(setup.data, raters=settings.raters)
+        likes = read_likes(setup.context.data, raters=settings.raters)
         return Method(objective, Likes(likes, policy, size, batch, setup.seed), adaptive(objective))
-    table = read_pairs(setup.data, ties=settings.ties, raters=settings.raters)
+    table = read_pairs(setup.context.data, ties=settings.ties, raters=settings.raters)
     scale = dispersion_of(settings.dispersion, table, policy, size, setup.seed)
     offset = offset_of(settings)
     source = Pairs(table, policy, size, batch, setup.seed, scale=scale, offset=offset)
@@ -402,6 +402,8 @@ def check_preset(settings: config.Preference) -> None:
         )
 
 
+UNJUDGED = ("scenes",)
+"""Data that come with the models and say nothing of what is preferred."""
 SWITCHES = ("alpha", "margin", "sft_weight", "label_smoothing", "dispersion")
 """Settings of the general loss of pairs."""
 
