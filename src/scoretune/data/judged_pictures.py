@@ -13,8 +13,9 @@ from scoretune.core.errors import UserError
 from scoretune.data import judgements
 from scoretune.data.formats import brief, missing_column, named_column
 from scoretune.data.judgements import Columns, Judgement, Merged, Raters, is_tie
-from scoretune.data.pictures import Opened, Pictures, picture_file
+from scoretune.data.pictures import Pictures, picture_file
 from scoretune.data.prompts import PROMPT_KEYS, prompt_text
+from scoretune.data.tables import Opened
 
 SIDES = {
     ("chosen", "rejected"): ("chosen", "rejected"),

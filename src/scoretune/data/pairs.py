@@ -1,6 +1,6 @@
 """Pairs of pictures of one prompt and which of the two people prefer; and likes of single pictures.
 
-A table (`data.pictures.opened`: a folder, a file or `datasets:ID`) has one row a judgement, and its
+A table (`data.tables.opened`: a folder, a file or `datasets:ID`) has one row a judgement, and its
 columns say what they are by their names, whatever their capitals:
 
 * the prompt: `prompt`, `prompts`, `caption` or `text`;
@@ -34,7 +34,8 @@ from scoretune.data.judged_pictures import (
     read_judged,
 )
 from scoretune.data.judgements import Raters, Ties, is_tie
-from scoretune.data.pictures import Pictures, opened
+from scoretune.data.pictures import Pictures
+from scoretune.data.tables import opened
 
 MIXED = 2
 """Row groups of a .parquet among which the pairs of a pass are shuffled: these are in memory."""
