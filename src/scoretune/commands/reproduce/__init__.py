@@ -38,6 +38,11 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
     },
+    "preference-scenes": {
+        "scenes": Part(
+            "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
+        ),
+    },
     "reward-gap": {
         "closed-forms": Part("gap_theory", "The reward gap, exactly"),
         "toy": Part("gap_toy", "The reward gap while a Gaussian is fine-tuned"),
