@@ -33,7 +33,7 @@ def mallows_probability(gap: Tensor, phi: Tensor | float, kind: Kind = "phi") ->
     if kind == "theta":
         return torch.sigmoid(2 * rate * gap)
     size = gap.abs().clamp(min=torch.finfo(gap.dtype).tiny)
-    tail = torch.exp(_log_tail(size, rate))
+    tail = torch.exp(log_tail(size, rate))
     half = torch.full_like(tail, 0.5)
     return torch.where(gap > 0, 1 - tail, torch.where(gap < 0, tail, half))
 
@@ -46,8 +46,8 @@ def log_probability(gap: Tensor, phi: Tensor | float) -> Tensor:
     """
     rate = _rate(gap, phi, LEARNED)
     size = gap.abs().clamp(min=SMOOTHED)
-    log_tail = _log_tail(size, rate)
-    outside = torch.where(gap > 0, torch.log1p(-torch.exp(log_tail)), log_tail)
+    lost = log_tail(size, rate)
+    outside = torch.where(gap > 0, torch.log1p(-torch.exp(lost)), lost)
     value, slope = _at_the_seam(rate)
     cubic = (slope * SMOOTHED - value) / (2 * SMOOTHED**3)
     linear = (3 * value - slope * SMOOTHED) / (2 * SMOOTHED)
@@ -67,7 +67,7 @@ def _rate(gap: Tensor, phi: Tensor | float, bounds: tuple[float, float]) -> Tens
     return (-torch.log(phi)).clamp(*bounds)
 
 
-def _log_tail(size: Tensor, rate: Tensor) -> Tensor:
+def log_tail(size: Tensor, rate: Tensor) -> Tensor:
     """ln(1 − g_φ(s)) for s > 0, without cancellation.
 
     1 − g = r(s) − r(s+1) with r(k) = k/(e^{kλ} − 1). Brought to one fraction, with x = sλ:
@@ -94,7 +94,7 @@ def _at_the_seam(rate: Tensor) -> tuple[Tensor, Tensor]:
     """g_φ − 1/2 and its slope at s = 0.1."""
     x = SMOOTHED * rate
     end = x + rate
-    tail = torch.exp(_log_tail(torch.full_like(rate, SMOOTHED), rate))
+    tail = torch.exp(log_tail(torch.full_like(rate, SMOOTHED), rate))
     top = x * (_second(-rate) / rate) + _second(x)
     growth = (_second(-rate) / rate - torch.expm1(-x)) / top
     decay = growth - 1 / torch.expm1(x) - 1 - 1 / torch.expm1(end)
