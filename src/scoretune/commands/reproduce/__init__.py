@@ -38,6 +38,10 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
     },
+    "rainbow": {
+        "language": Part("rainbow_language", "RainbowPO's claims in a language of ten tokens"),
+        "switches": Part("rainbow_switches", "Every switch of RainbowPO, alone and left out"),
+    },
     "reward-gap": {
         "closed-forms": Part("gap_theory", "The reward gap, exactly"),
         "toy": Part("gap_toy", "The reward gap while a Gaussian is fine-tuned"),

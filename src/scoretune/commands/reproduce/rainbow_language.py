@@ -11,9 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.commands.reproduce.rainbow_world import Data, learn, measured, world
+from scoretune.commands.reproduce.rainbow_world import (
+    DRAWN,
+    Data,
+    file_name,
+    learn,
+    measured,
+    world,
+)
 from scoretune.preference import PRESETS, Preset
 
 DPO, LN = PRESETS["dpo"], PRESETS["ln_dpo"]
@@ -63,7 +70,12 @@ PUBLISHED = {
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
     return [
-        Cell(f"{arm}-{seed}", run, {"arm": arm, "seed": seed, "quick": quick}, keeps_files=True)
+        Cell(
+            f"{file_name(arm)}-{seed}",
+            run,
+            {"arm": arm, "seed": seed, "quick": quick},
+            keeps_files=True,
+        )
         for arm in ARMS
         for seed in range(seeds)
     ]
@@ -73,25 +85,35 @@ def run(arm: str, seed: int, quick: bool, folder: Path) -> Numbers:
     """One run of an arm, measured."""
     preset, beta, data = ARMS[arm]
     place = world(seed, data, folder, quick)
-    return measured(learn(place, preset, beta, seed, quick), place.base, seed)
+    learned = learn(place, preset, beta, seed, quick)
+    return {"arm": arm, **measured(learned, place.base, seed, quick)}
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """Expected against measured, and which of the claims hold."""
+    runs = {arm: [run for run in results.values() if run["arm"] == arm] for arm in ARMS}
     arms = {
-        arm: {name: interval([run[name] for run in runs]) for name in runs[0]}
-        for arm, runs in by_arm(results).items()
+        arm: {name: interval([run[name] for run in own]) for name in ("base", *NAMES)}
+        for arm, own in runs.items()
     }
     base = arms["DPO"]["base"]
     page.text(
         "A transformer of one layer learns a language of ten tokens, then prefers: 3000 pairs of "
         "its own completions, of which the one with the larger share of its topic (its quality) is "
         "mostly preferred; 200 updates of AdamW at 5e-4, batches of 64. Means over seeds with 95 % "
-        f"intervals, by {1000} draws of each model. The base has quality {shown(base)}. “biased”: "
+        f"intervals, by {DRAWN} draws of each model. The base has quality {shown(base)}. “biased”: "
         "raters also like length. Expected are the numbers of one seed of another implementation "
         "of such a language; the claims below are what is to agree."
     )
-    columns = ["arm", "β", "expected quality", "quality", "wins over the base", "tokens", "KL, nats"]
+    columns = [
+        "arm",
+        "β",
+        "expected quality",
+        "quality",
+        "wins over the base",
+        "tokens",
+        "KL, nats",
+    ]
     rows = []
     for arm, numbers in arms.items():
         spreads = [shown(numbers[n], d) for n, d in zip(NAMES, (3, 3, 1, 1), strict=True)]
@@ -123,7 +145,11 @@ def claimed(arms: Numbers) -> list[tuple[str, bool, str]]:
     large, small = "Rainbow without CS, γ 3", "Rainbow without CS"
     kl, length = (mean(large, n) / mean(small, n) for n in ("kl", "length"))
     return [
-        ("every arm > base + 0.08", mean(least) > base + 0.08, f"{least}: {mean(least) - base:+.3f}"),
+        (
+            "every arm > base + 0.08",
+            mean(least) > base + 0.08,
+            f"{least}: {mean(least) - base:+.3f}",
+        ),
         ("length normalised > DPO + 0.2", ahead > 0.2, f"{ahead:+.3f}"),
         ("biased: LN-DPO at β 2 > best DPO + 0.2", biased > 0.2, f"{biased:+.3f}"),
         ("an SFT term lowers DPO's quality", lower > 0, f"{-lower:+.3f}"),
@@ -147,5 +173,7 @@ def _figure(arms: Numbers) -> Any:
     panels[0].set_xlabel("KL to the base, nats a text")
     panels[1].set_xlabel("tokens of a completion")
     panels[0].set_ylabel("quality")
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right"
+    )
     return figure

@@ -36,6 +36,8 @@ from scoretune.preference import (
 PAIRS, BATCH, RATE, UPDATES = 3000, 64, 5e-4, 200
 DRAWN = 1000
 """Texts by which a model is measured."""
+QUICK = {"pairs": 64, "updates": 2, "base updates": 4, "drawn": 40}
+"""Of a rehearsal."""
 CANDIDATES, TEMPERATURE = 5, 0.2
 """Of rejection sampling: completions of a prompt, and the temperature on their percentiles."""
 
@@ -55,11 +57,11 @@ class World:
 
 def world(seed: int, data: Data, folder: Path, quick: bool) -> World:
     """The world of a seed, from the files of `folder` where it was made before."""
-    count = 256 if quick else PAIRS
+    count = QUICK["pairs"] if quick else PAIRS
     model = TinyLM()
     made = kept_tensors(
         folder / f"base-{seed}.safetensors",
-        lambda: dict(base_model(seed, 20 if quick else 250).state_dict()),
+        lambda: dict(base_model(seed, QUICK["base updates"] if quick else 250).state_dict()),
     )
     model.load_state_dict(made)
     tensors = kept_tensors(
@@ -90,17 +92,12 @@ def _drawn(model: TinyLM, seed: int, data: Data, count: int) -> dict[str, Tensor
     return tensors
 
 
-def _accepted(
-    model: TinyLM, topics: Tensor, generator: torch.Generator
-) -> tuple[Texts, Texts]:
+def _accepted(model: TinyLM, topics: Tensor, generator: torch.Generator) -> tuple[Texts, Texts]:
     """Two of several completions of each topic, accepted by RSO on the percentiles of quality."""
     drawn = [speak(model, topics, generator) for _ in range(CANDIDATES)]
     tokens = torch.stack([texts.tokens for texts in drawn], 1)
     scores = torch.stack([texts.quality for texts in drawn], 1)
-    rows = [
-        rejection_sample(row, 2, TEMPERATURE, generator, percentile=True) for row in scores
-    ]
-    kept = torch.stack([torch.as_tensor(row) for row in rows])
+    kept = rejection_sample(scores, 2, TEMPERATURE, generator, percentile=True)
     sides = [tokens[torch.arange(len(topics)), kept[:, side]] for side in range(2)]
     return Texts(topics, sides[0]), Texts(topics, sides[1])
 
@@ -112,7 +109,7 @@ def learn(place: World, preset: Preset, beta: float, seed: int, quick: bool) -> 
     generator = torch.Generator().manual_seed(2000 + seed)
     optimiser = torch.optim.AdamW(model.parameters(), RATE, fused=True)
     chosen, rejected = place.pairs.chosen, place.pairs.rejected
-    for _ in range(3 if quick else UPDATES):
+    for _ in range(QUICK["updates"] if quick else UPDATES):
         rows = torch.randint(len(chosen.topics), (BATCH,), generator=generator)
         up, down = chosen.at(rows), rejected.at(rows)
         both = Texts(torch.cat([up.topics, down.topics]), torch.cat([up.tokens, down.tokens]))
@@ -132,10 +129,10 @@ def learn(place: World, preset: Preset, beta: float, seed: int, quick: bool) -> 
 
 
 @torch.no_grad()
-def measured(model: TinyLM, base: TinyLM, seed: int) -> Numbers:
+def measured(model: TinyLM, base: TinyLM, seed: int, quick: bool) -> Numbers:
     """Quality, share of wins over the base's texts, mean length and KL to the base, by draws."""
     generator = torch.Generator().manual_seed(3000 + seed)
-    topics = torch.arange(TOPICS).repeat(DRAWN // TOPICS)
+    topics = torch.arange(TOPICS).repeat((QUICK["drawn"] if quick else DRAWN) // TOPICS)
     own, other = speak(model, topics, generator), speak(base, topics, generator)
     better = (own.quality - other.quality).sign()
     return {
@@ -145,3 +142,8 @@ def measured(model: TinyLM, base: TinyLM, seed: int) -> Numbers:
         "length": float(own.lengths.float().mean()),
         "kl": float((logps(model, own) - logps(base, own)).mean()),
     }
+
+
+def file_name(arm: str) -> str:
+    """Of the cells of an arm."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in arm)

@@ -1,8 +1,8 @@
 """`RainbowPOTrainer`: TRL's DPO trainer with the general preference loss in place of its own.
 
 Data, PEFT, accelerate, DeepSpeed, logging and saving are TRL's. What is ours: the loss, which feeds
-`scoretune.preference.pairwise_loss` with sequence log-likelihoods (arXiv 2410.04203, R1 and R2), and
-the reference's terms, which are worked out once (`reference`). Log-softmax is TRL's, in fp32.
+`preference.pairwise_loss` with sequence log-likelihoods (arXiv 2410.04203, R1 and R2), and the
+reference's terms, which are worked out once (`reference`). Log-softmax is TRL's, in fp32.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.preference import Preset, implicit_margin, pairwise_loss, preset_named
+from scoretune.preference import (
+    Preset,
+    adaptive_scale,
+    implicit_margin,
+    on_policy_weight,
+    pairwise_loss,
+    phi_of_scale,
+    preset_named,
+)
 from scoretune.training.language import reference
 
-OF_A_PAIR = ("label", "margin", "scale")
+OF_A_PAIR = ("label", "margin", "weight", "scale")
 """Columns that the loss reads beside the tokens: the probability that `chosen` is preferred, a
-margin, and c(x)."""
+margin in units of reward, a weight, and c(x) or φ(x)."""
 NOT_OF_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", *OF_A_PAIR}
 OF_TRL = (
     *("loss_type", "loss_weights", "label_smoothing", "f_divergence_type", "ld_alpha"),
@@ -64,20 +72,35 @@ class Settings:
         beta = self.beta  # type: ignore[attr-defined]
         if not beta > 0:
             raise ValueError(f"beta must be above 0, got {beta!r}")
-        if not preset.needs_reference and not preset.contextual:
-            self.precompute_ref_log_probs = True  # there are no terms, and TRL loads no second model
-        elif preset.contextual and not self.precompute_ref_log_probs:
+        if preset.reference_update is not None:
+            self.sync_ref_model = True
+            self.ref_model_mixup_alpha = 1.0 if of_stages(preset) else preset.reference_share
+            self.precompute_ref_log_probs = False
+        elif not preset.needs_reference and not by_entropy(preset):
+            self.precompute_ref_log_probs = True  # of no terms: TRL then loads no second model
+        elif by_entropy(preset) and not self.precompute_ref_log_probs:
             raise ValueError(
                 f"preset {self.preset!r} scales by the reference's entropies over all pairs: it "
                 "needs precompute_ref_log_probs=True"
             )
 
 
+def by_entropy(preset: Preset) -> bool:
+    """Whether it scales a pair by what the reference's entropies say of its prompt."""
+    return preset.scaling in ("dispersion", "phi")
+
+
+def of_stages(preset: Preset) -> bool:
+    """Whether each stage's reference is the policy of the last (sDPO): TRL's moving reference with
+    a share of 1, every `ref_model_sync_steps` updates."""
+    return preset.reference_update == "stage"
+
+
 class PairPreference:
     """What `RainbowPOTrainer` does otherwise than TRL's `DPOTrainer`, which comes next in line.
 
-    `args` is a `RainbowPOConfig`. Beside TRL's columns a data set may have `label` (the probability
-    that `chosen` is preferred; ½ is a tie), `margin` and, for presets that scale, `scale`.
+    `args` is a `RainbowPOConfig`. Beside TRL's columns a data set may have those of `OF_A_PAIR`;
+    a label of ½ is a tie.
     """
 
     _tag_names = ("trl", "dpo", "rainbowpo")
@@ -100,7 +123,8 @@ class PairPreference:
         self.phi_star: float | None = args.phi_star
         super().__init__(model, ref_model, args, **rest)  # type: ignore[call-arg]
         self.data_collator = WithColumns(self.data_collator)
-        _score_tokens(self.model)
+        self.mean_gap = 0.0  # of β-DPO, over batches
+        _score_tokens(self.model, *(["log_sum_sq_probs"] if self.preset.weighted else []))
 
     def _send_telemetry(self) -> None:
         """TRL counts its trainers' uses; nobody is told of this one's."""
@@ -114,16 +138,17 @@ class PairPreference:
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The data set with the reference's terms as columns, as far as the preset reads them."""
-        if not (self.preset.needs_reference or self.preset.contextual):
+        if not (self.preset.needs_reference or by_entropy(self.preset)):
             return dataset
         terms = self._reference_terms(dataset, batch_size)
         columns: dict[str, Tensor] = {}
         if self.preset.needs_reference:
             columns |= {"ref_chosen_logps": terms.chosen, "ref_rejected_logps": terms.rejected}
-        if self.preset.contextual and "scale" not in dataset.column_names:
+        if by_entropy(self.preset) and "scale" not in dataset.column_names:
             if self.phi_star is None:
                 self.phi_star = terms.phi_star()
-            columns["scale"] = terms.scale(self.phi_star)
+            scale = terms.scale(self.phi_star)
+            columns["scale"] = phi_of_scale(scale) if self.preset.scaling == "phi" else scale
         for column, values in columns.items():
             dataset = dataset.add_column(column, values.tolist())
         return dataset
@@ -155,7 +180,9 @@ class PairPreference:
         columns = []
         loader = DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         for batch in tqdm(
-            iterable=self.accelerator.prepare(loader), desc="reference", disable=bool(args.disable_tqdm)
+            iterable=self.accelerator.prepare(loader),
+            desc="reference",
+            disable=bool(args.disable_tqdm),
         ):
             logps = self.compute_ref_log_probs(model, batch)  # type: ignore[attr-defined]
             mask = batch["completion_mask"][:, 1:].bool()
@@ -187,9 +214,26 @@ class PairPreference:
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
         outputs = model(**fed, use_cache=False, labels=labels, fused_lm_head=True)
         scored = mask[:, 1:]
-        logps = outputs.log_probs[:, -scored.shape[1] :].sum(1)
+        per_token = outputs.log_probs[:, -scored.shape[1] :]
         lengths = scored.sum(1)
-        sides = (*logps.chunk(2), *self._terms_of(inputs))
+        sides = (*per_token.sum(1).chunk(2), *self._terms_of(inputs))
+        weight = inputs.get("weight")
+        if self.preset.weighted:
+            own = on_policy_weight(
+                per_token.sum(1), lengths, (outputs.log_sum_sq_probs * scored).sum(1)
+            )
+            weight = own.chunk(2)[0] * own.chunk(2)[1] * (1.0 if weight is None else weight)
+        switches = self._switches(sides, lengths, inputs)
+        losses = pairwise_loss(*sides, **switches, label=inputs.get("label"), weight=weight)
+        loss = losses.mean()
+        if self.aux_loss_enabled:  # type: ignore[attr-defined]
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
+        entropy = outputs.entropy.detach().sum() / lengths.sum().clamp(min=1)
+        self._note(sides, lengths, _margins(sides, switches), entropy)
+        return (loss, outputs) if return_outputs else loss
+
+    def _switches(self, sides: Any, lengths: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the loss is told beside the log-likelihoods."""
         switches = {
             "preset": self.preset,
             "beta": self.args.beta,
@@ -197,15 +241,12 @@ class PairPreference:
             "margin": inputs.get("margin"),
             "scale": inputs.get("scale"),
         }
-        losses = pairwise_loss(*sides, **switches, label=inputs.get("label"))
-        loss = losses.mean()
-        if self.aux_loss_enabled:  # type: ignore[attr-defined]
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
-        with torch.no_grad():
-            margins = implicit_margin(*(None if s is None else s.detach() for s in sides), **switches)
-        entropy = outputs.entropy.detach().sum() / lengths.sum().clamp(min=1)
-        self._note(sides, lengths, margins, entropy)
-        return (loss, outputs) if return_outputs else loss
+        if self.preset.scaling == "batch":
+            gaps = _margins(sides, {**switches, "scale": torch.ones_like(sides[0])})
+            switches["scale"] = adaptive_scale(gaps, self.mean_gap)
+            if self.model.training:
+                self.mean_gap = 0.9 * self.mean_gap + 0.1 * float(gaps.mean())
+        return switches
 
     def _note(self, sides: Any, lengths: Tensor, margins: Tensor, entropy: Tensor) -> None:
         """Numbers of a batch for the log, by one exchange between the processes."""
@@ -242,12 +283,18 @@ class WithColumns:
         return batch
 
 
-def _score_tokens(model: Any) -> None:
-    """Have the fused head of a model tell log-probabilities and entropies, and nothing else."""
+def _margins(sides: Any, switches: dict[str, Any]) -> Tensor:
+    """z of every pair, without gradient."""
+    detached = (None if side is None else side.detach() for side in sides)
+    return implicit_margin(*detached, **switches)  # type: ignore[arg-type]
+
+
+def _score_tokens(model: Any, *more: str) -> None:
+    """Have the fused head of a model tell log-probabilities and entropies, and no other numbers."""
     from trl.trainer.utils import add_fused_lm_head
 
     base = model.get_base_model() if _is_peft(model) else model
-    add_fused_lm_head(base, outputs=("log_probs", "entropy"))
+    add_fused_lm_head(base, outputs=("log_probs", "entropy", *more))
 
 
 def _is_peft(model: Any) -> bool:
