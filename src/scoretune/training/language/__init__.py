@@ -6,14 +6,13 @@ from classes of TRL, which `import scoretune` does not load.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["RainbowPOConfig", "RainbowPOTrainer"]
 
 
 def __getattr__(name: str) -> Any:
-    from scoretune.training.language import trainer
-
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return trainer.classes()[name]
+    return import_module(f"{__name__}.trainer").classes()[name]
