@@ -42,6 +42,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
         ),
+    },
     "rainbow": {
         "language": Part("rainbow_language", "RainbowPO's claims in a language of ten tokens"),
         "switches": Part("rainbow_switches", "Every switch of RainbowPO, alone and left out"),
