@@ -352,9 +352,11 @@ class Rows:
         assert kind == "arrow"
         return self
 
+    def __len__(self):
+        return len(self.table)
+
     def __getitem__(self, part):
-        assert part == slice(None)
-        return self.table
+        return self.table.slice(part.start, part.stop - part.start)
 
 
 @pytest.fixture

@@ -17,14 +17,13 @@ from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scoretune.core.config import Dataset
 from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.core.reading import check_regular, memory
 from scoretune.data import formats
 from scoretune.data.formats import Table, read_table
-from scoretune.data.images import read_folder, read_pictures
+from scoretune.data.images import read_folder, read_pictures, scaled
 
 Kind = Literal["images", "points", "series"]
 ARRAYS = (".npz", ".npy")
@@ -142,7 +141,7 @@ BUNDLED: dict[str, Callable[[], Data]] = {
 
 
 def _folder(folder: Path, size: int) -> Data:
-    images = [_scaled(image, size) for image in read_folder(folder).values()]
+    images = [scaled(image, size) for image in read_folder(folder).values()]
     if len({image.shape[1:] for image in images}) > 1:
         raise UserError(
             f"the pictures in {str(folder)!r} differ in size: make them equal, or set dataset.size"
@@ -152,24 +151,10 @@ def _folder(folder: Path, size: int) -> Data:
     return Data(torch.stack(images), "images")
 
 
-def _scaled(image: Tensor, size: int) -> Tensor:
-    """[..., H, W] with its shorter side brought to `size` and the rest of the longer cut off."""
-    if not size:
-        return image
-    height, width = image.shape[-2:]
-    factor = size / min(height, width)
-    sides = (max(size, round(height * factor)), max(size, round(width * factor)))
-    batch = image if image.dim() == 4 else image[None]
-    batch = F.interpolate(batch, sides, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
-    cut = batch[..., top : top + size, left : left + size].clamp(0, 1)
-    return cut if image.dim() == 4 else cut[0]
-
-
 def _resized(data: Data, size: int) -> Data:
     if data.kind != "images":
         return data
-    return replace(data, states=_scaled(data.states, size))
+    return replace(data, states=scaled(data.states, size))
 
 
 # -------------------------------------------------------------------------------- arrays

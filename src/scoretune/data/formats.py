@@ -7,7 +7,8 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core import reading
-from scoretune.core.errors import UserError, first_line, unknown
+from scoretune.core.errors import UserError, first_line, listed, unknown
 
 INSTALL = "pip install 'scoretune[data]'"
 Row = tuple[str, Any]
@@ -122,28 +123,50 @@ def _json(payload: bytes) -> Iterator[Row]:
             yield f"{task!r}, entry {i}", {"task": task, **row} if isinstance(row, dict) else row
 
 
-def _parquet(payload: bytes) -> Iterator[Row]:
+def _parquet(source: bytes | Path) -> Iterator[Row]:
+    """Rows by batches: no more than one is in memory, and nothing of the columns with bytes."""
+    file = opened_parquet(source)
+    plain = [field.name for field in file.schema_arrow if _plain(field)]
+    count = 0
+    with arrow_errors():
+        for batch in file.iter_batches(batch_size=4096, columns=plain):
+            for row in batch.to_pylist() if plain else [{}] * batch.num_rows:
+                count += 1
+                yield f"row {count}", row
+
+
+def opened_parquet(source: bytes | Path) -> Any:
+    """A pyarrow.parquet.ParquetFile. Raises Malformed or Unreadable for what is none."""
+    parquet = parquet_library()
+    with arrow_errors():
+        file = parquet.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        _check_rows(file.metadata.num_rows)
+    return file
+
+
+def parquet_library() -> Any:
+    """The module pyarrow.parquet. Raises Malformed where it is not installed."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise Malformed(f" is .parquet, which needs pyarrow: {INSTALL}") from error
+    return parquet
+
+
+@contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Within this context what pyarrow says of a file is Unreadable."""
+    import pyarrow
+
     try:
-        file = parquet.ParquetFile(io.BytesIO(payload))
-        _check_rows(file.metadata.num_rows)
-        table = file.read([field.name for field in file.schema_arrow if _plain(field)])
-    except pyarrow.ArrowException as error:
-        raise Unreadable(str(error).splitlines()[0]) from error
-    return _of_arrow(table)
+        yield
+    except (pyarrow.ArrowException, OSError) as error:  # a broken page is an OSError
+        raise Unreadable(first_line(error)) from error
 
 
 def _check_rows(count: int) -> None:
     if count > MOST_ROWS:
         raise Malformed(f" has more than {MOST_ROWS:,} rows: give a part of it")
-
-
-def _of_arrow(table: Any) -> Iterator[Row]:
-    return ((f"row {i}", row) for i, row in enumerate(table.to_pylist(), start=1))
 
 
 def _plain(field: Any) -> bool:
@@ -174,11 +197,23 @@ def rows(source: str, wanted: str = TABLE, name: str = "") -> Iterator[Row]:
         yield from of_datasets(source.removeprefix(LIBRARY))[0]
         return
     path = Path(source)
-    try:
-        items = READERS.get(ending(path), _lines)(_payload(path, name))
+    with file_errors(source, wanted, name):
+        if path.suffix.lower() == ".parquet":  # too large to be read whole
+            with _disk_errors(path, name):
+                reading.check_regular(path)
+            items = _parquet(path)
+        else:
+            items = READERS.get(ending(path), _lines)(_payload(path, name))
         for count, item in enumerate(items, start=1):
             _check_rows(count)
             yield item
+
+
+@contextmanager
+def file_errors(source: str, wanted: str = TABLE, name: str = "") -> Iterator[None]:
+    """Within this context what is Unreadable or Malformed becomes a UserError that names it."""
+    try:
+        yield
     except Unreadable as error:
         called = f"the {name} {source!r}" if name else repr(source)
         raise UserError(f"cannot read {called} ({error}): give {wanted}") from error
@@ -194,6 +229,34 @@ def column_of(source: str) -> tuple[str, str | None]:
     return source, None
 
 
+def named_column(item: Iterable[Any], names: Sequence[str]) -> Any:
+    """Of a row's columns the first of these `names`, as it is written there (capitals do not
+    matter); None where there is none."""
+    keys = {str(key).strip().lower(): key for key in item}
+    return next((keys[name] for name in names if name in keys), None)
+
+
+def missing_column(source: str, names: Sequence[str], there: Iterable[Any]) -> UserError:
+    """An error for a table that has none of the columns `names`, with the nearest that it has."""
+    have = [str(name) for name in there]
+    lower = {name.lower(): name for name in have}
+    near = [difflib.get_close_matches(name, lower, n=1, cutoff=0.6) for name in names]
+    guess = next(
+        ((lower[close[0]], name) for close, name in zip(near, names, strict=True) if close), None
+    )
+    hint = f"name one {names[0]!r}"
+    if guess is not None:
+        hint = f"did you mean {guess[0]!r}? Name it {guess[1]!r}"
+    wanted = f"{', '.join(names[:-1])} or {names[-1]}" if names[1:] else names[0]
+    return UserError(f"{source!r} has no column {wanted}, and has {listed(have) or 'none'}: {hint}")
+
+
+def brief(item: Any) -> str:
+    """What a cell holds, short enough for a complaint."""
+    text = "missing" if item is None else repr(item)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def ending(path: Path) -> str:
     """By which a file's format is known: the last, or the one before .gz."""
     suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
@@ -201,9 +264,16 @@ def ending(path: Path) -> str:
 
 
 def _payload(path: Path, name: str) -> bytes:
-    try:
+    with _disk_errors(path, name):
         packed = reading.read_bytes(path)
         return reading.unpacked(packed) if path.suffix.lower() == ".gz" else packed
+
+
+@contextmanager
+def _disk_errors(path: Path, name: str) -> Iterator[None]:
+    """Within this context a file that is not there has the nearest name said; others say why."""
+    try:
+        yield
     except FileNotFoundError as error:
         there = [one.name for one in path.parent.glob("*") if one.is_file()]
         near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
@@ -221,7 +291,23 @@ def _payload(path: Path, name: str) -> bytes:
 
 
 def of_datasets(name: str) -> tuple[Iterator[Row], str | None]:
-    """The rows of `ID[:SPLIT[:COLUMN]]` and the column, if one is named; what is cached first.
+    """The rows of `ID[:SPLIT[:COLUMN]]` and the column, if one is named."""
+    dataset, column = dataset_of(name)
+    return dataset_rows(dataset), column
+
+
+def dataset_rows(dataset: Any) -> Iterator[Row]:
+    """The rows of a datasets.Dataset without its columns of bytes, a batch at a time."""
+    arrow, step = dataset.with_format("arrow"), 4096
+    for start in range(0, len(dataset), step):
+        table = arrow[start : start + step]
+        plain = table.select([field.name for field in table.schema if _plain(field)])
+        rows = plain.to_pylist() if plain.column_names else [{}] * len(table)
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, start=start + 1))
+
+
+def dataset_of(name: str) -> tuple[Any, str | None]:
+    """The datasets.Dataset of `ID[:SPLIT[:COLUMN]]` and the column; what is cached first.
 
     Without a split: train, or the first that there is. Raises UserError without the library, and
     for an id, split or column that does not exist.
@@ -234,9 +320,7 @@ def of_datasets(name: str) -> tuple[Iterator[Row], str | None]:
     dataset = splits[split]
     if column and column not in dataset.column_names:
         raise unknown(f"column of the dataset {identity!r}", column, dataset.column_names)
-    table = dataset.with_format("arrow")[:]
-    plain = [field.name for field in table.schema if _plain(field)]
-    return _of_arrow(table.select(plain)), column or None
+    return dataset, column or None
 
 
 def _loaded(identity: str) -> Any:

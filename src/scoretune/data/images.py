@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.core import reading
 from scoretune.core.errors import UserError, first_line
@@ -79,12 +81,34 @@ def _caption(file: Path) -> str:
 
 def _pixels(file: Path) -> Tensor:
     try:
-        reading.check_regular(file)
-        pixels = decoded(file)
-    except (OSError, ValueError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the picture {str(file)!r}: {what}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        return pixels(file)
+    except ValueError as error:
+        raise UserError(f"cannot read the picture {str(file)!r}: {error}") from error
+
+
+def pixels(source: Path | bytes) -> Tensor:
+    """A picture of a file or of its bytes, [1 or 3, H, W] in [0, 1]. Raises ValueError."""
+    try:
+        if isinstance(source, Path):
+            reading.check_regular(source)
+        array = decoded(BytesIO(source) if isinstance(source, bytes) else source)
+    except OSError as error:
+        raise ValueError(getattr(error, "strerror", None) or first_line(error)) from error
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def scaled(image: Tensor, size: int) -> Tensor:
+    """[..., H, W] with its shorter side brought to `size` and the rest of the longer cut off."""
+    if not size:
+        return image
+    height, width = image.shape[-2:]
+    factor = size / min(height, width)
+    sides = (max(size, round(height * factor)), max(size, round(width * factor)))
+    batch = image if image.dim() == 4 else image[None]
+    batch = F.interpolate(batch, sides, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
+    cut = batch[..., top : top + size, left : left + size].clamp(0, 1)
+    return cut if image.dim() == 4 else cut[0]
 
 
 def decoded(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -174,7 +174,7 @@ def _of_items(
             continue
         if not isinstance(item, Mapping):
             raise UserError(
-                f"{where}: {_brief(item)} is no prompt: write a text, or an object such as "
+                f"{where}: {formats.brief(item)} is no prompt: write a text, or an object such as "
                 '{"prompt": "a cat"}'
             )
         if column and not key and column not in item:
@@ -182,41 +182,43 @@ def _of_items(
         key = key or column or _prompt_key(source, item)
         text = item.get(key)
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key!r} must be a text, and is {_brief(text)}")
+            raise UserError(f"{where}: {key!r} must be a text, and is {formats.brief(text)}")
         yield Row(Prompt(_text(where, text), item), _task(item), _weight(where, item))
 
 
 def _text(where: str, text: str) -> str:
     """A prompt without the spaces around it. Raises UserError for one that is empty or endless."""
-    text = text.strip()
-    if not text:
+    if not text.strip():
         raise UserError(f"{where}: the prompt is empty: write one, or take the row out")
-    if len(text) > LONGEST:
-        raise UserError(f"{where}: {len(text):,} characters are no prompt: at most {LONGEST:,}")
-    if "\0" in text:
+    return prompt_text(where, text)
+
+
+def prompt_text(where: str, text: Any) -> str:
+    """A cell as a prompt, perhaps an empty one. Raises UserError for anything else."""
+    if not isinstance(text, str):
+        raise UserError(f"{where} must be a text, and is {formats.brief(text)}")
+    prompt: str = text.strip()
+    if len(prompt) > LONGEST:
+        raise UserError(f"{where}: {len(prompt):,} characters are no prompt: at most {LONGEST:,}")
+    if "\0" in prompt:
         raise UserError(f"{where}: the prompt holds the character NUL: take it out")
-    return text
+    return prompt
 
 
 def _prompt_key(source: str, item: Mapping[str, Any]) -> str:
-    key = _first(item, PROMPT_KEYS)
-    if key is not None:
-        return key
-    near = unknown("column", "prompt", item)
-    hint = str(near).rpartition(": ")[2] if "did you mean" in str(near) else "name one 'prompt'"
-    raise UserError(
-        f"{source!r} has no column {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]}, and has "
-        f"{', '.join(map(str, item)) or 'none'}: {hint}"
-    )
+    key = formats.named_column(item, PROMPT_KEYS)
+    if key is None:
+        raise formats.missing_column(source, PROMPT_KEYS, item)
+    return str(key)
 
 
 def _task(item: Mapping[str, Any]) -> str:
-    key = _first(item, TASK_KEYS)
+    key = formats.named_column(item, TASK_KEYS)
     return "all" if key is None or item[key] in (None, "") else str(item[key])
 
 
 def _weight(where: str, item: Mapping[str, Any]) -> float:
-    key = _first(item, ("weight",))
+    key = formats.named_column(item, ("weight",))
     if key is None:
         return 1.0
     try:
@@ -225,17 +227,7 @@ def _weight(where: str, item: Mapping[str, Any]) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise UserError(
-            f"{where}: the weight must be a number above 0, and is {_brief(item[key])}: leave out "
-            "rows that are not wanted"
+            f"{where}: the weight must be a number above 0, and is {formats.brief(item[key])}: "
+            "leave out rows that are not wanted"
         )
     return value
-
-
-def _first(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    keys = {str(key).strip().lower(): key for key in item}
-    return next((keys[name] for name in names if name in keys), None)
-
-
-def _brief(item: Any) -> str:
-    text = "missing" if item is None else repr(item)
-    return text if len(text) <= 40 else f"{text[:37]}..."
