@@ -168,8 +168,8 @@ def test_votes_bring_mallows_nearer_and_leave_dpo_where_it_was():
     errors = {"mallows_theta": [], "dpo": []}
     for votes in (500, 5000):
         drawn = [shares(0.9, "theta", votes, seed) for seed in range(5)]
-        for name, given in (("mallows_theta", scale), ("dpo", None)):
-            apart = [(learned_rewards(one, name, given) + RANKS).abs().mean() for one in drawn]
+        for name, used in (("mallows_theta", scale), ("dpo", None)):
+            apart = [(learned_rewards(one, name, used) + RANKS).abs().mean() for one in drawn]
             errors[name].append(float(torch.stack(apart).mean()))
     assert errors["mallows_theta"][0] > 2.5 * errors["mallows_theta"][1]
     assert errors["dpo"][0] == pytest.approx(errors["dpo"][1], rel=0.05)

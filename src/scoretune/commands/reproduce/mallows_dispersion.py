@@ -27,12 +27,6 @@ SCALES = (
     "entropy of the votes",
     "log odds of the votes",
 )
-    "none (DPO)",
-    "the true φ",
-    "entropy of the top choice",
-    "entropy of the votes",
-    "log odds of the votes",
-)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
