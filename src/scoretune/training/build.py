@@ -112,6 +112,7 @@ def context_of(run: Run, differentiable: bool | None = None) -> Context:
     return Context(
         recipe=run.recipe,
         reward=run.reward,
+        data=run.data,
         sampling=run.sampling,
         sizes=run.sizes,
         hardware=run.hardware,
@@ -181,7 +182,6 @@ def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
         prompts=checked.prompts,
         reward=checked.reward,
         context=context,
-        data=run.data,
         seed=run.seed,
     )
     return kind.build(run.objective, setup)

@@ -129,7 +129,7 @@ def check(settings: config.Matching, context: Context) -> None:
 def build(settings: config.Matching, setup: Setup) -> Method:
     """Pictures and captions, for a model that is there."""
     policy = setup.policy
-    images, captions = read_pictures(setup.data, setup.seed)
+    images, captions = read_pictures(setup.context.data, setup.seed)
     x0, condition = encoded(policy, images, captions)
     batch = method.batch_size(setup.context.sizes)
     source = Dataset(x0, condition, torch.ones(len(x0)), batch, setup.seed, draws=True)

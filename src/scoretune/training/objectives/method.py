@@ -38,6 +38,7 @@ class Context:
 
     recipe: str
     reward: str
+    data: str
     sampling: Sampling
     sizes: Sizes
     hardware: Hardware
@@ -59,7 +60,6 @@ class Setup:
     prompts: Prompts
     reward: Reward
     context: Context
-    data: str
     seed: int
 
 
