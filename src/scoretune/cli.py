@@ -10,6 +10,7 @@ import typer
 
 import scoretune
 from scoretune.commands import evaluate, export, sample, serve_reward, train
+from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
 from scoretune.commands.gap import verb as gap
@@ -38,6 +39,10 @@ app.command()(families.families)
 app.command()(serve_reward.serve_reward)
 app.command()(doctor.doctor)
 app.command()(reproduce.reproduce)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data of preferences, or make pairs.")
+data_app.command()(data.check)
+data_app.command()(data.resample)
+app.add_typer(data_app, name="data")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)
 app.add_typer(pretrain_app, name="pretrain")

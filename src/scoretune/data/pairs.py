@@ -28,12 +28,11 @@ from scoretune.data.images import scaled
 from scoretune.data.judged_pictures import (
     check_shapes,
     has_pairs,
-    identical,
     like_columns,
     pair_columns,
     read_judged,
 )
-from scoretune.data.judgements import Raters, Ties, is_tie
+from scoretune.data.judgements import Identical, Raters, Ties, is_tie
 from scoretune.data.pictures import Pictures
 from scoretune.data.tables import opened
 
@@ -77,7 +76,7 @@ class PairTable:
         where = f"{self.pictures.source!r}, {self.pictures.places[row]}"
         check_shapes(where, first, second, size)
         if not is_tie(float(self.labels[index])) and first.equal(second):
-            raise identical(where)
+            raise Identical(f"{where}: the two pictures")
         return scaled(first, size), scaled(second, size)
 
     def order(self, lap: int, seed: int) -> list[int]:

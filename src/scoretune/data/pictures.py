@@ -6,7 +6,7 @@ A cell is a path (relative to the table's folder), bytes, or the pair {bytes, pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,25 @@ from scoretune.data.tables import Cells
 class Pictures:
     """The pictures of some rows of a table: those of `columns`, at most a batch in memory.
 
-    `paths` has them where the cells are texts; else they are read from `cells`. `places` says of
-    each row of the table where it stands, for complaints.
+    `paths` has the cells of each row of the table that are texts; where they are None, bytes are
+    read from `cells`. `places` says where each row stands, for complaints.
     """
 
     source: str
     folder: Path
     columns: tuple[Any, ...]
     places: Sequence[str]
-    paths: Sequence[tuple[Any, ...]] | None
+    paths: Sequence[tuple[Any, ...]]
     cells: Cells | None = field(repr=False, default=None)
 
     def block(self, row: int) -> int:
         """Rows with one number are read together."""
-        return 0 if self.cells is None or self.paths is not None else self.cells.block(row)
+        return self.cells.block(row) if self.cells and None in self.paths[row] else 0
 
-    def cells_of(self, row: int) -> tuple[Path | bytes, ...]:
-        """Where the pictures of a row lie: files, or their bytes. Raises UserError."""
-        if self.paths is not None:
-            cells = self.paths[row]
-        else:
+    def payloads(self, row: int) -> tuple[bytes, ...]:
+        """The files of a row's pictures, as they are. Raises UserError with the row."""
+        cells = self.paths[row]
+        if None in cells:
             assert self.cells is not None
             cells = self.cells.read([row], self.columns)[0]
         where = f"{self.source!r}, {self.places[row]}"
@@ -52,26 +51,35 @@ class Pictures:
             for name, cell in zip(self.columns, cells, strict=True)
         )
 
-    def read(self, row: int) -> tuple[Tensor, ...]:
+    def decoded(self, row: int, payloads: Sequence[bytes]) -> tuple[Tensor, ...]:
         """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
         images = []
-        for name, cell in zip(self.columns, self.cells_of(row), strict=True):
+        for name, payload in zip(self.columns, payloads, strict=True):
             try:
-                images.append(pixels(cell).expand(3, -1, -1))
+                images.append(pixels(payload).expand(3, -1, -1))
             except ValueError as error:
-                which = f" {str(cell)!r}" if isinstance(cell, Path) else ""
                 raise UserError(
-                    f"{self.source!r}, {self.places[row]}: cannot read the picture {name}{which} "
+                    f"{self.source!r}, {self.places[row]}: cannot read the picture {name} "
                     f"({error}): mend it, or take the row out"
                 ) from error
         return tuple(images)
 
+    def read(self, row: int) -> tuple[Tensor, ...]:
+        """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
+        return self.decoded(row, self.payloads(row))
 
-def stored_picture(where: str, name: str, cell: Any, folder: Path) -> Path | bytes:
-    """A cell that may hold bytes, or bytes and a path, as `picture_file` for a path alone."""
-    if isinstance(cell, dict):
+
+def stored_picture(where: str, name: str, cell: Any, folder: Path) -> bytes:
+    """The bytes of a cell that holds them, a path, or both. Raises UserError."""
+    if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    return cell if isinstance(cell, bytes) and cell else picture_file(where, name, cell, folder)
+    if isinstance(cell, bytes) and cell:
+        return cell
+    file = picture_file(where, name, cell, folder)
+    try:
+        return reading.read_bytes(file)
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {str(file)!r}: {error.strerror}") from error
 
 
 def picture_file(where: str, name: str, cell: Any, folder: Path) -> Path:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,13 +37,14 @@ class Cells(Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A table by its parts: `rows` without cells of bytes, all columns' `names`, and `cells` where
-    pictures lie within the table, else None. Paths are relative to `folder`."""
+    """A table by its parts: all columns' `names`, `count` rows, which `rows()` reads without cells
+    of bytes, and `cells` where there may be such, else None. Paths are relative to `folder`."""
 
     source: str
     folder: Path
     names: tuple[Any, ...]
-    rows: Iterable[formats.Row]
+    rows: Callable[[], Iterable[formats.Row]]
+    count: int
     cells: Cells | None = None
 
 
@@ -54,13 +56,20 @@ def opened(source: str, stem: str) -> Opened:
     """
     if source.startswith(formats.LIBRARY):
         dataset, _ = formats.dataset_of(source.removeprefix(formats.LIBRARY))
-        names = tuple(dataset.column_names)
-        return Opened(source, Path(), names, formats.dataset_rows(dataset), InDataset(dataset))
+        return Opened(
+            source,
+            Path(),
+            tuple(dataset.column_names),
+            partial(formats.dataset_rows, dataset),
+            len(dataset),
+            InDataset(dataset),
+        )
     path = Path(source)
     files = _tables(path, stem) if path.is_dir() else [path]
     if all(file.suffix.lower() == ".parquet" and file.is_file() for file in files):
         parts = InParquet(files)
-        return Opened(source, files[0].parent, parts.names, _of_parts(files), parts)
+        rows_of = partial(_of_parts, files)
+        return Opened(source, files[0].parent, parts.names, rows_of, parts.count, parts)
     rows = list(formats.rows(str(files[0])))
     if not rows:
         raise UserError(f"{str(files[0])!r} is empty: write one pair a row")
@@ -71,7 +80,7 @@ def opened(source: str, stem: str) -> Opened:
             'as {"prompt": "a cat", "chosen": "a.png", "rejected": "b.png"}'
         )
     keys = dict.fromkeys(name for _, row in rows if isinstance(row, Mapping) for name in row)
-    return Opened(source, files[0].parent, tuple(keys), rows)
+    return Opened(source, files[0].parent, tuple(keys), lambda: rows, len(rows))
 
 
 def _tables(folder: Path, stem: str) -> list[Path]:

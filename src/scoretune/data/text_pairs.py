@@ -24,7 +24,16 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.data import judgements
 from scoretune.data.formats import brief, missing_column, named_column
-from scoretune.data.judgements import Columns, Judgement, Merged, Raters, Ties, is_tie
+from scoretune.data.judgements import (
+    Columns,
+    EmptyText,
+    Identical,
+    Judgement,
+    Merged,
+    Raters,
+    Ties,
+    is_tie,
+)
 from scoretune.data.prompts import PROMPT_KEYS
 from scoretune.data.tables import Opened, opened
 
@@ -32,6 +41,7 @@ Messages: TypeAlias = tuple[Mapping[str, str], ...]
 Text: TypeAlias = str | Messages
 """A text, or messages of a conversation."""
 PROMPTS = (*PROMPT_KEYS, "conversations")
+COMPLETIONS = ("completion", "response")
 DIALOGUES = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant"}
 """What some data sets call them."""
@@ -165,7 +175,7 @@ class TextColumns:
         where = f"{table.source!r}, {place}"
         if not isinstance(row, Mapping):
             raise UserError(f"{where}: {brief(row)} is no row of a table: write an object")
-        judgement = self.judged.read(where, place, row)
+        judgement = self.judged.read(where, row)
         if judgement is None:
             return None
         texts = [text_of(where, str(name), row.get(name)) for name in self.completions]
@@ -178,10 +188,7 @@ class TextColumns:
         for name, text in zip(self.completions, texts, strict=True):
             _check_completion(where, str(name), text)
         if len(texts) > 1 and texts[0] == texts[1] and not is_tie(judgement.label):
-            raise UserError(
-                f"{where}: chosen and rejected are identical, and neither can be preferred: take "
-                "the row out, or label it 0.5"
-            )
+            raise Identical(f"{where}: chosen and rejected")
         return TextRow(prompt, tuple(texts), judgement)
 
 
@@ -202,7 +209,7 @@ def text_columns(table: Opened) -> TextColumns:
 
 def completion_columns(table: Opened) -> TextColumns:
     """The columns of a table of single completions. Raises UserError, naming what is missing."""
-    text = named_column(table.names, ("completion", "response"))
+    text = named_column(table.names, COMPLETIONS)
     prompt = named_column(table.names, PROMPTS)
     dialogue = named_column(table.names, DIALOGUES)
     liked = named_column(table.names, ("label", "liked"))
@@ -222,13 +229,20 @@ def _read(
     table: Opened, columns: TextColumns, raters: Raters
 ) -> tuple[list[TextRow], list[Merged]]:
     """The judged rows of a table, and which of them are of the same texts."""
-    read = (columns.read(table, place, row) for place, row in table.rows)
+    read = (columns.read(table, place, row) for place, row in table.rows())
     rows = [row for row in read if row is not None]
     keys = [row.key() if raters == "soft" else () for row in rows]
     return rows, judgements.merged(keys, [row.judgement for row in rows], raters)
 
 
 # ----------------------------------------------------------------------------------- texts
+
+
+def length(text: Text) -> int:
+    """Characters of a text, or of all its messages."""
+    if isinstance(text, str):
+        return len(text)
+    return sum(len(message["content"]) for message in text)
 
 
 def plain(text: Text) -> str | list[dict[str, str]]:
@@ -240,7 +254,7 @@ def text_of(where: str, name: str, cell: Any, *, empty: bool = False) -> Text:
     """A cell as a text, or as messages; one message may stand alone. Raises UserError."""
     if isinstance(cell, str):
         if not cell.strip() and not empty:
-            raise UserError(f"{where}: {name!r} is empty: write a completion, or take the row out")
+            raise EmptyText(f"{where}: {name!r}")
         return cell
     messages = [cell] if isinstance(cell, Mapping) else cell
     if not isinstance(messages, list):
@@ -248,7 +262,7 @@ def text_of(where: str, name: str, cell: Any, *, empty: bool = False) -> Text:
             f"{where}: {name!r} must be a text or a list of messages, and is {brief(cell)}"
         )
     if not messages and not empty:
-        raise UserError(f"{where}: {name!r} is empty: write a completion, or take the row out")
+        raise EmptyText(f"{where}: {name!r}")
     return tuple(_message(where, name, message) for message in messages)
 
 
@@ -304,9 +318,7 @@ def _common(first: Text, second: Text) -> int:
 def _check_completion(where: str, name: str, text: Text) -> None:
     last = text if isinstance(text, str) else text[-1]["content"] if text else ""
     if not last.strip():
-        raise UserError(
-            f"{where}: the completion of {name!r} is empty: write one, or take the row out"
-        )
+        raise EmptyText(f"{where}: the completion of {name!r}")
     if not isinstance(text, str) and text[-1]["role"] != "assistant":
         raise UserError(
             f"{where}: {name!r} ends with a message of {text[-1]['role']!r}: a completion ends "

@@ -43,6 +43,10 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
         ),
     },
+    "rainbow": {
+        "language": Part("rainbow_language", "RainbowPO's claims in a language of ten tokens"),
+        "switches": Part("rainbow_switches", "Every switch of RainbowPO, alone and left out"),
+    },
     "reward-gap": {
         "closed-forms": Part("gap_theory", "The reward gap, exactly"),
         "toy": Part("gap_toy", "The reward gap while a Gaussian is fine-tuned"),
