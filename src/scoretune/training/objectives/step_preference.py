@@ -130,6 +130,8 @@ def check(settings: config.StepPreference, context: Context) -> None:
             f"objective.preset={settings.preset} wants more than a pair of steps has: set dpo, "
             "ipo, simpo or another of plain pairs, or use online_dpo"
         )
+    if context.hardware.device_batch == 1 and not settings.candidates:
+        raise UserError("hardware.device_batch=1 holds no pair, which is two states: set 2 or more")
     if settings.candidates == 1:
         raise UserError("objective.candidates=1 leaves nothing to compare: set 0, or 2 and more")
     if not settings.candidates and context.sizes.group < 2:
@@ -174,7 +176,7 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
         return Costs(trained, references=trained * pretrained, credit_calls=more, ratios=True)
     each = pairs_a_sample(sizes.group, settings.ranking)
     trained = each * method.trained_steps(sizes.share, paths.noisy)
-    return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True)
+    return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True, at_once=2)
 
 
 def _preset(settings: config.StepPreference) -> Preset:
