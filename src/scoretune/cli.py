@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import scoretune
-from scoretune.commands import evaluate, export, sample, serve_reward, train
+from scoretune.commands import evaluate, export, prefer_text, sample, serve_reward, train
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
 from scoretune.commands.gap import verb as gap
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)

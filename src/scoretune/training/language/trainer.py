@@ -110,10 +110,16 @@ class PairPreference:
         "Optimization",
         "id": "2410.04203",
     }
+    # Of TRL's trainer:
     args: Any
     accelerator: Any
     model: Any
     ref_model: Any
+    data_collator: Any
+    compute_ref_log_probs: Any
+    aux_loss_enabled: bool
+    router_aux_loss_coef: float
+    _precompute_model_hash: str
     _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **rest: Any) -> None:
@@ -184,7 +190,7 @@ class PairPreference:
             desc="reference",
             disable=bool(args.disable_tqdm),
         ):
-            logps = self.compute_ref_log_probs(model, batch)  # type: ignore[attr-defined]
+            logps = self.compute_ref_log_probs(model, batch)
             mask = batch["completion_mask"][:, 1:].bool()
             spread = reference.mean_entropy(entropies.pop()[:, -mask.shape[1] :], mask, vocabulary)
             both = torch.stack([*logps, *spread.chunk(2)], 1)
@@ -200,7 +206,7 @@ class PairPreference:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         tokens = {name: value for name, value in inputs.items() if name not in OF_A_PAIR}
         model = self.ref_model or self.model
-        chosen, rejected = self.compute_ref_log_probs(model, tokens)  # type: ignore[attr-defined]
+        chosen, rejected = self.compute_ref_log_probs(model, tokens)
         return chosen, rejected
 
     # ------------------------------------------------------------------------ the loss
@@ -208,7 +214,7 @@ class PairPreference:
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """The mean of `pairwise_loss` over the batch, and its numbers for the log."""
         fed = {name: value for name, value in inputs.items() if name not in NOT_OF_THE_MODEL}
-        if self.aux_loss_enabled:  # type: ignore[attr-defined]  # of a mixture of experts
+        if self.aux_loss_enabled:  # of a mixture of experts
             fed["output_router_logits"] = True
         mask = inputs["completion_mask"]
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
@@ -226,8 +232,8 @@ class PairPreference:
         switches = self._switches(sides, lengths, inputs)
         losses = pairwise_loss(*sides, **switches, label=inputs.get("label"), weight=weight)
         loss = losses.mean()
-        if self.aux_loss_enabled:  # type: ignore[attr-defined]
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         entropy = outputs.entropy.detach().sum() / lengths.sum().clamp(min=1)
         self._note(sides, lengths, _margins(sides, switches), entropy)
         return (loss, outputs) if return_outputs else loss
