@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +50,7 @@ def prefer_text(
             raise UserError(
                 f"{str(where)!r} holds a run: choose another --run, or --resume {where}"
             )
-    _check_installed()
+    _prepare()
     set_threads(threads)
     bars = Bars()
     with bars.progress, lock.held(where):
@@ -56,13 +58,12 @@ def prefer_text(
     typer.echo(json.dumps(result)) if json_ else _conclude(result)
 
 
-def _check_installed() -> None:
-    """Refuse to begin without TRL; and tell nobody of its use."""
-    from importlib.util import find_spec
-
+def _prepare() -> None:
+    """Refuse to begin without TRL; have it and its libraries say nothing, here or elsewhere."""
     if find_spec("trl") is None or find_spec("datasets") is None:
         raise UserError("language models need TRL: pip install 'scoretune[language]'")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", module="transformers|peft|trl")
     from datasets import disable_progress_bars
 
     disable_progress_bars()
