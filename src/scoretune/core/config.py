@@ -372,6 +372,11 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
+            **_only(
+                not isinstance(objective, RankedPreference),
+                "recipes that learn from the steps of paths (d3po, spo)",
+                "share",
+            ),
             **_only(run.sampling.window.size != 1, "more than one noisy step a path", "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),

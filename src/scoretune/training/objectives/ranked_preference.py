@@ -1,4 +1,4 @@
-"""Online DPO and its kin: the losses of `preference` on the policy's own ranked samples.
+"""Online DPO and its kin: `preference_losses` on the policy's own ranked samples.
 
 Of a prompt's samples the better is preferred to the worse (arXiv 2402.04792), and the reference is
 the pretrained policy or the one that drew them: round after round, iterated DPO (2312.16682).
@@ -12,7 +12,7 @@ from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.core.records import PairExamples
 from scoretune.training.credit.outcome import GroupCredit
-from scoretune.training.objectives import method, preference
+from scoretune.training.objectives import method, preference_losses
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.ranked import Ranked
 from scoretune.training.sources.ranking import pairs_a_sample
@@ -23,8 +23,8 @@ follows_reward = False
 
 def check(settings: config.RankedPreference, context: Context) -> None:
     method.check_on_rewards(context)
-    preference.check_preset(settings)
-    preference.check_times(settings)
+    preference_losses.check_preset(settings)
+    preference_losses.check_times(settings)
     if context.sizes.group < 2:
         raise UserError(
             "sizes.group=1 leaves nothing to compare a sample with: set sizes.group=2 or more"
@@ -39,7 +39,7 @@ def check(settings: config.RankedPreference, context: Context) -> None:
 
 
 def build(settings: config.RankedPreference, setup: Setup) -> Method:
-    objective = preference.loss_of(settings, setup.policy)
+    objective = preference_losses.loss_of(settings, setup.policy)
     method.check_first_time(settings.t_min, setup.policy.backbone.process)
     # The source ranks samples itself, and has no steps to choose.
     paths = method.on_policy(setup, GroupCredit(setup.context.sizes.group), any_steps(1.0))
@@ -52,16 +52,16 @@ def build(settings: config.RankedPreference, setup: Setup) -> Method:
         paths,
         settings.ranking,
         dispersion=settings.dispersion,
-        offset=preference.offset_of(settings),
+        offset=preference_losses.offset_of(settings),
         reference=answer if settings.reference == "acting" else None,
     )
-    return Method(objective, source, preference.adaptive(objective))
+    return Method(objective, source, preference_losses.adaptive(objective))
 
 
 def costs(settings: config.RankedPreference, context: Context, paths: Paths) -> Costs:
     """With ties that are dropped, the most there can be."""
     each = pairs_a_sample(context.sizes.group, settings.ranking)
-    compares = preference.compares(settings)
+    compares = preference_losses.compares(settings)
     return Costs(
         each,
         calls=2,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class StepPreferenceLoss:
         nothing = torch.zeros_like(chosen)
         size = torch.full_like(chosen, first.x[0].numel())
         given = (chosen, rejected, nothing, nothing)
-        options = {"preset": self.preset, "beta": self.beta, "scale": pairs.scale}
+        options: dict[str, Any] = {"preset": self.preset, "beta": self.beta, "scale": pairs.scale}
         loss = pairwise_loss(
             *given, **options, lengths=(size, size), label=pairs.label.to(chosen),
             weight=pairs.weight.to(chosen),
@@ -130,6 +131,8 @@ def check(settings: config.StepPreference, context: Context) -> None:
             f"objective.preset={settings.preset} wants more than a pair of steps has: set dpo, "
             "ipo, simpo or another of plain pairs, or use online_dpo"
         )
+    if context.hardware.device_batch == 1 and not settings.candidates:
+        raise UserError("hardware.device_batch=1 holds no pair, which is two states: set 2 or more")
     if settings.candidates == 1:
         raise UserError("objective.candidates=1 leaves nothing to compare: set 0, or 2 and more")
     if not settings.candidates and context.sizes.group < 2:
@@ -174,7 +177,7 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
         return Costs(trained, references=trained * pretrained, credit_calls=more, ratios=True)
     each = pairs_a_sample(sizes.group, settings.ranking)
     trained = each * method.trained_steps(sizes.share, paths.noisy)
-    return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True)
+    return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True, at_once=2)
 
 
 def _preset(settings: config.StepPreference) -> Preset:
