@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import scoretune
-from scoretune.commands import evaluate, export, sample, serve_reward, train
+from scoretune.commands import evaluate, export, prefer_text, sample, serve_reward, train
+from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
 from scoretune.commands.gap import verb as gap
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
@@ -38,6 +40,10 @@ app.command()(families.families)
 app.command()(serve_reward.serve_reward)
 app.command()(doctor.doctor)
 app.command()(reproduce.reproduce)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data of preferences, or make pairs.")
+data_app.command()(data.check)
+data_app.command()(data.resample)
+app.add_typer(data_app, name="data")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)
 app.add_typer(pretrain_app, name="pretrain")

@@ -19,10 +19,13 @@ from scoretune.core.config import (
     Optimiser,
     PolicyGradient,
     Preference,
+    RankedPreference,
+    Ranking,
     Run,
     Sampling,
     ScoreAction,
     Sizes,
+    StepPreference,
     Strict,
     Window,
 )
@@ -300,6 +303,46 @@ def dspo() -> Run:
     return _like(dpo(), "dspo", objective=Preference(preset="dspo"))
 
 
+def online_dpo() -> Run:
+    """Online DPO (arXiv 2402.04792): DPO on the policy's own samples, ranked by the reward.
+
+    objective.ranking says how they become pairs, and objective.preset=NAME takes another loss.
+    """
+    return Run(
+        recipe="online_dpo",
+        objective=RankedPreference(),
+        sizes=Sizes(prompts=32, group=4, epochs=4),
+        optimiser=FAST,
+    )
+
+
+def d3po() -> Run:
+    """D3PO (arXiv 2311.13231): the steps of the better of a prompt's samples against the worse's.
+
+    Its β 0.1 and clip 0.1 are of log-ratios that are means over the dimensions: with as many of
+    them as D set objective.temperature=D and objective.clip=0.1 for the same.
+    """
+    return Run(
+        recipe="d3po",
+        objective=StepPreference(),
+        sizes=Sizes(prompts=32, group=4, share=0.5),
+        optimiser=FAST,
+    )
+
+
+def spo() -> Run:
+    """SPO (arXiv 2406.04314): at each step the best against the worst of some next states.
+
+    The reward itself scores what the policy expects of a state; the paper trains a network for it.
+    """
+    return Run(
+        recipe="spo",
+        objective=StepPreference(beta=1.0, candidates=4, skip=2, ranking=Ranking(temperature=0.2)),
+        sizes=Sizes(prompts=32, group=1),
+        optimiser=FAST,
+    )
+
+
 def demo() -> Run:
     """What `scoretune demo` runs: score as action on the shipped model, sized for five minutes."""
     return score_as_action()
@@ -334,6 +377,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
         mallows,
         rainbow,
         dspo,
+        online_dpo,
+        d3po,
+        spo,
     )
 }
 

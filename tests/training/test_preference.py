@@ -34,15 +34,20 @@ from scoretune.preference import PRESETS, pairwise_loss, phi_of_scale
 from scoretune.training import build, overrides, run_folder
 from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Silent
-from scoretune.training.objectives import preference
+from scoretune.training.objectives import preference_losses
 from scoretune.training.objectives.implicit import Likelihood
-from scoretune.training.objectives.preference import Baseline, Pairwise, ScoreMatched, Single
+from scoretune.training.objectives.preference_losses import (
+    Baseline,
+    Pairwise,
+    ScoreMatched,
+    Single,
+)
 from scoretune.training.run import launch
 from scoretune.training.sources.pairs import Likes, Pairs, Unsure, vote_entropies
 
 PREDICTIONS = (estimates.noise, estimates.data, estimates.v, estimates.velocity)
 PROCESSES = every_process()
-SUITED = sorted(name for name in PRESETS if preference.unsuited(name, PRESETS[name]) is None)
+SUITED = sorted(name for name in PRESETS if preference_losses.unsuited(name, PRESETS[name]) is None)
 B = 40.0
 
 
@@ -315,11 +320,11 @@ def test_the_two_units_convert():
 def test_a_default_beta_is_the_same_in_either_unit():
     policy = policy_of()
     settings = config.Preference()
-    assert preference.beta_of(settings, policy) == 5000
-    nats = preference.beta_of(settings.model_copy(update={"beta_unit": "nats"}), policy)
+    assert preference_losses.beta_of(settings, policy) == 5000
+    nats = preference_losses.beta_of(settings.model_copy(update={"beta_unit": "nats"}), policy)
     total = bound.total_weight(VP(), estimates.noise, settings.t_min)
     assert nats * 2 * total == pytest.approx(5000)
-    assert preference.beta_of(config.Preference(preset="simpo"), policy) == 100
+    assert preference_losses.beta_of(config.Preference(preset="simpo"), policy) == 100
 
 
 # ------------------------------------------------------------------------------ every preset
@@ -485,8 +490,8 @@ def test_recipes_suit_themselves(recipe):
 def test_full_fine_tuning_has_no_reference():
     policy = Policy(toy.Gaussian(VP()), kernel=None)
     with pytest.raises(UserError, match=r"model\.rank above 0"):
-        preference.loss_of(config.Preference(), policy)
-    preference.loss_of(config.Preference(preset="simpo"), policy)
+        preference_losses.loss_of(config.Preference(), policy)
+    preference_losses.loss_of(config.Preference(preset="simpo"), policy)
 
 
 def test_the_switches_reach_the_preset():
@@ -494,12 +499,12 @@ def test_the_switches_reach_the_preset():
         preset="rainbow", alpha=0.5, margin=0.2, sft_weight=0.3, label_smoothing=0.1,
         dispersion="votes",
     )  # fmt: skip
-    preset = preference.preset_of(settings)
+    preset = preference_losses.preset_of(settings)
     assert (preset.reference_weight, preset.mixing) == (0.5, True)
     assert (preset.home_advantage, preset.target_margin) == (0.0, 0.2)
     assert (preset.sft_weight, preset.label_smoothing) == (0.3, 0.1)
     # A home advantage of texts is a difference per token; its reward at their β carries over.
-    own = preference.preset_of(config.Preference(preset="rainbow"))
+    own = preference_losses.preset_of(config.Preference(preset="rainbow"))
     assert (own.home_advantage, own.target_margin) == (0.0, 1.0)
 
 

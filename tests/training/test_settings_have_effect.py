@@ -35,6 +35,8 @@ TINY = [
     "guard.action=off",
 ]
 MOVING = ["sampling.window.every=1"]
+VOTED = ["objective.ranking.label=votes", "objective.ranking.raters=2"]  # so that there are ties
+MANY = ["sizes.prompts=3", "sizes.group=3", "objective.ranking.pairing=all"]
 BASES: dict[str, list[str]] = {
     **{name: [] for name in recipes.RECIPES if name not in ("supervised", "consistency")},
     "mix_grpo": MOVING,
@@ -45,6 +47,13 @@ BASES: dict[str, list[str]] = {
         "objective.min_count=2",
         "objective.buffer=4",
     ],
+    "online_dpo": [*VOTED, *MANY],
+    "online_dpo acting": [
+        *(*VOTED, *MANY, "objective.reference=acting", "objective.preset=rainbow"),
+        *("objective.dispersion=samples", "objective.ranking.temperature=0.01"),
+    ],
+    "d3po": [*VOTED, *MANY, "objective.clip=0.1"],
+    "spo": [*VOTED, "objective.threshold=0.01", "objective.ranking.temperature=0.003"],
     "score_as_action explicit": ["objective.form=explicit"],
     "score_as_action ratio": ["objective.form=ratio"],
     "score_as_action slope": ["objective.form=slope"],

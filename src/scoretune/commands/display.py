@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from scoretune.evaluate.report.format import plain, signed
 
 EVERY = 15.0
 """Seconds between plain lines, where the output is no terminal."""
+SOON = 1.0
+"""Seconds within which nobody needs a bar."""
 SHOWN = {
     "reward": "reward {:.3g}",
     "chain_kl": "chain KL {:.2f}",
@@ -158,6 +161,28 @@ class CellBars:
                 self.console.print(f"{part} {done}/{total}: {cell}")
 
         return note
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of things that are done one by one, and of how many; a line at intervals when the
+    output is no terminal. What ends soon shows nothing."""
+    console = Console(stderr=True)
+    progress = _bar(console)
+    task = progress.add_task(what, total=None, numbers="", visible=False)
+    began = spoke = time.monotonic()
+
+    def note(done: int, total: int) -> None:
+        nonlocal spoke
+        now = time.monotonic()
+        if now - began > SOON:
+            progress.update(task, completed=done, total=total, visible=True)
+        if not console.is_terminal and now - spoke > EVERY:
+            console.print(f"{what} {done:,}/{total:,}")
+            spoke = now
+
+    with progress:
+        yield note
 
 
 def _bar(console: Console) -> Progress:

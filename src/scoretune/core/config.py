@@ -372,6 +372,11 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
+            **_only(
+                not isinstance(objective, RankedPreference),
+                "recipes that learn from the steps of paths (d3po, spo)",
+                "share",
+            ),
             **_only(run.sampling.window.size != 1, "more than one noisy step a path", "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),
@@ -725,6 +730,115 @@ class Preference(Objective):
         return _only(not self.likes, "objective.likes=false", "ties", "raters")
 
 
+class Ranking(Strict):
+    """How the policy's own samples become pairs with labels."""
+
+    pairing: Literal["extremes", "all"] = Field(
+        "extremes", description="of a prompt's samples: the best and the worst, or every two"
+    )
+    label: Literal["hard", "soft", "votes"] = Field(
+        "hard",
+        description="hard: the higher reward is preferred; soft: with probability "
+        "σ((r − r')/temperature), Bradley–Terry; votes: the share of raters who vote so",
+    )
+    temperature: float = Field(
+        1.0, ge=1e-9, le=1e9, description="soft and votes: the reward that a rater barely sees"
+    )
+    raters: int = Field(3, ge=1, le=1000, description="votes: how many raters there are")
+    ties: Literal["keep", "drop"] = Field(
+        "drop", description="pairs of equal rewards or of as many votes"
+    )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        votes, of_candidates = self.label == "votes", _of_candidates(run)
+        whole = "the samples of a prompt: online_dpo and d3po"
+        return {
+            **_only(votes, "objective.ranking.label=votes", "raters"),
+            **_only(
+                self.label != "hard" or of_candidates,
+                "objective.ranking.label=soft or votes",
+                "temperature",
+            ),
+            **_only(not of_candidates, whole, "pairing"),
+            **_only(run.sizes.group != 2 or of_candidates, "sizes.group above 2", "pairing"),
+        }
+
+
+def _of_candidates(run: Run) -> bool:
+    """Whether preferences are of candidates of single steps, not of whole paths."""
+    return isinstance(run.objective, StepPreference) and run.objective.candidates > 0
+
+
+class RankedPreference(Preference):
+    """Preferences about the policy's own samples, ranked by the reward: online DPO."""
+
+    on_data: ClassVar[bool] = False
+    kind: Literal["ranked_preference"] = "ranked_preference"  # type: ignore[assignment]
+    reference: Literal["pretrained", "acting"] = Field(
+        "pretrained", description="acting: the policy that drew the samples, the last round's"
+    )
+    dispersion: Literal["none", "votes", "samples"] = Field(  # type: ignore[assignment]
+        "none",
+        description="what tells disputed prompts from agreed ones, for the mallows presets and "
+        "rainbow: the raters' votes, or how far the rewards of a prompt's samples lie apart",
+    )
+    ranking: Ranking = Ranking()
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        data = "recipes on pairs of data; objective.ranking says it here"
+        return {
+            **super().inert(run, on_data),
+            **dict.fromkeys(("ties", "raters", "likes"), data),
+        }
+
+
+class StepPreference(Objective):
+    """Preferences about single steps of a sampler: D3PO and SPO."""
+
+    kind: Literal["step_preference"] = "step_preference"
+    preset: str = Field("dpo", description="the loss, any of pairs")
+    beta: float = Field(0.1, ge=1e-9, le=1e9, description="multiplies a step's log-ratio, in nats")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="how far a step's likelihood ratio to the reference may leave 1 before it is "
+        "no longer pushed; null: any distance",
+    )
+    temperature: float = Field(
+        1.0,
+        ge=1e-6,
+        le=1e9,
+        description="divides log-ratios, which are sums over dimensions: as many as there are make "
+        "the means of the published code",
+    )
+    reference: Literal["pretrained", "acting"] = Field(
+        "pretrained", description="acting: the policy that drew the samples, the last round's"
+    )
+    candidates: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="0: the steps of a prompt's samples, ranked at their ends; else so many next "
+        "states of each step, ranked by the reward of what the policy expects of them",
+    )
+    threshold: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="candidates: smallest gap of their softmax, at ranking.temperature, to learn "
+        "from",
+    )
+    skip: int = Field(
+        0, ge=0, le=STEPS, description="candidates: steps from noise that have only one"
+    )
+    ranking: Ranking = Ranking()
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        several = "objective.candidates above 1"
+        return _only(self.candidates > 0, several, "threshold", "skip")
+
+
 class Direct(Objective):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
@@ -909,6 +1023,8 @@ class Run(Strict):
         Matching
         | Consistency
         | Preference
+        | RankedPreference
+        | StepPreference
         | PolicyGradient
         | ScoreAction
         | Direct

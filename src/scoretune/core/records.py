@@ -26,8 +26,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Rows(Record):
-    """A record in which every tensor, condition and tuple has a row for each of the same things;
-    the first field is a tensor. A network sees so many `states_a_row` of them."""
+    """A record in which every tensor, condition, tuple and record like it has a row for each of the
+    same things; the first field is a tensor. A network sees so many `states_a_row` of them."""
 
     states_a_row: ClassVar[int] = 1
 
@@ -40,7 +40,7 @@ class Rows(Record):
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 taken[name] = value[index]
-            elif isinstance(value, Condition):
+            elif isinstance(value, Condition | Rows):
                 taken[name] = value.take(index)
             elif isinstance(value, tuple):
                 places = index.cpu() if isinstance(index, Tensor) else index
@@ -218,7 +218,8 @@ class PairExamples(Rows):
     `scale` [B] is the prompt's contextual scale c(x), and `margin` [B] by how much the first should
     be ahead. What chance decides is drawn with the pair, so that it is the same however a batch is
     cut up: the `noise` [B, *S] that both states get, uniform numbers [B] that say the time
-    (`share`), and whether to keep the prompt (`coin`).
+    (`share`), and whether to keep the prompt (`coin`). `reference` [B, 2, *S] is what the policy
+    said of both noisy states that is compared with, where that is not the pretrained one.
     """
 
     states_a_row: ClassVar[int] = 2
@@ -233,6 +234,7 @@ class PairExamples(Rows):
     scale: Tensor | None = None
     margin: Tensor | None = None
     coin: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,26 @@ class LikedExamples(Rows):
     noise: Tensor
     share: Tensor
     coin: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepPairs(Rows):
+    """Two steps each, of one prompt at one time, of which the `first` is preferred with probability
+    `label` [M]: 1/2 is a tie. A pair counts `weight` [M]. `Steps.data` is of the policy whose
+    likelihoods are the reference, and with `one_state` both steps begin in the same state.
+
+    `scale` [M] is the prompt's contextual scale c(x).
+    """
+
+    states_a_row: ClassVar[int] = 2
+
+    label: Tensor
+    weight: Tensor
+    first: Steps
+    second: Steps
+    scale: Tensor | None = None
+    one_state: bool = False
 
 
 @dataclass(frozen=True)

@@ -137,14 +137,20 @@ def _parquet(source: bytes | Path) -> Iterator[Row]:
 
 def opened_parquet(source: bytes | Path) -> Any:
     """A pyarrow.parquet.ParquetFile. Raises Malformed or Unreadable for what is none."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise Malformed(f" is .parquet, which needs pyarrow: {INSTALL}") from error
+    parquet = parquet_library()
     with arrow_errors():
         file = parquet.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source)
         _check_rows(file.metadata.num_rows)
     return file
+
+
+def parquet_library() -> Any:
+    """The module pyarrow.parquet. Raises Malformed where it is not installed."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise Malformed(f" is .parquet, which needs pyarrow: {INSTALL}") from error
+    return parquet
 
 
 @contextmanager

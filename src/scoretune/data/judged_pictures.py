@@ -12,9 +12,10 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.data import judgements
 from scoretune.data.formats import brief, missing_column, named_column
-from scoretune.data.judgements import Columns, Judgement, Merged, Raters, is_tie
-from scoretune.data.pictures import Opened, Pictures, picture_file
+from scoretune.data.judgements import Columns, Identical, Judgement, Merged, Raters, is_tie
+from scoretune.data.pictures import Pictures, picture_file
 from scoretune.data.prompts import PROMPT_KEYS, prompt_text
+from scoretune.data.tables import Opened
 
 SIDES = {
     ("chosen", "rejected"): ("chosen", "rejected"),
@@ -52,7 +53,7 @@ class PictureColumns:
         where = f"{table.source!r}, {place}"
         if not isinstance(row, Mapping):
             raise UserError(f"{where}: {brief(row)} is no row of a table: write an object")
-        judgement = self.judged.read(where, place, row)
+        judgement = self.judged.read(where, row)
         if judgement is None:
             return None
         caption = prompt_text(f"{where}: {str(self.prompt)!r}", row.get(self.prompt))
@@ -66,7 +67,7 @@ class PictureColumns:
         said = JudgedRow(number, caption, judgement, cells, identities)
         first, *second = identities or cells
         if second and first is not None and first == second[0] and not is_tie(judgement.label):
-            raise identical(where)
+            raise Identical(f"{where}: the two pictures")
         return said
 
 
@@ -127,16 +128,13 @@ class Judged(NamedTuple):
 def read_judged(table: Opened, columns: PictureColumns, raters: Raters) -> Judged:
     """All rows of a table. Raises UserError for the first that cannot be learned from."""
     places, cells, rows = [], [], []
-    for number, (place, row) in enumerate(table.rows):
+    for number, (place, row) in enumerate(table.rows()):
         said = columns.read(table, number, place, row)
         places.append(place)
         cells.append(() if said is None else said.cells)
         if said is not None:
             rows.append(said)
-    within = any(None in said.cells for said in rows)
-    pictures = Pictures(
-        table.source, table.folder, columns.images, places, None if within else cells, table.cells
-    )
+    pictures = Pictures(table.source, table.folder, columns.images, places, cells, table.cells)
     keys = [_key(said, pictures) for said in rows] if raters == "soft" else [()] * len(rows)
     return Judged(
         rows, judgements.merged(keys, [said.judgement for said in rows], raters), pictures
@@ -149,35 +147,33 @@ def _key(said: JudgedRow, pictures: Pictures) -> tuple[Hashable, ...]:
         return (said.caption, *said.identities)
     if None not in said.cells:
         return (said.caption, *said.cells)
-    return (said.caption, *(digest(cell) for cell in pictures.cells_of(said.row)))
+    return (said.caption, *(digest(payload) for payload in pictures.payloads(said.row)))
 
 
-def digest(cell: Any) -> bytes:
-    """By which a picture is known again: of its bytes, or of its path."""
-    payload = cell if isinstance(cell, bytes) else str(cell).encode()
+def digest(payload: bytes) -> bytes:
+    """By which a picture is known again."""
     return hashlib.blake2b(payload, digest_size=16).digest()
 
 
-def check_shapes(where: str, first: Tensor, second: Tensor, size: int) -> None:
-    """Raise UserError for a pair of two sizes where none is set, and of two shapes in any case.
+def shapes_differ(first: Tensor, second: Tensor) -> str:
+    """How two pictures [C, H, W] of a pair differ: "", in their "size" alone, or in their "shape".
 
     Two sizes of one shape are the same cut once they are scaled; of two shapes a cut would show
     other parts than people compared.
     """
     if first.shape == second.shape:
-        return
+        return ""
     (h, w), (h2, w2) = first.shape[-2:], second.shape[-2:]
-    alike = abs(w * h2 / (h * w2) - 1) < SAME_SHAPE
-    if not alike or not size:
+    return "size" if abs(w * h2 / (h * w2) - 1) < SAME_SHAPE else "shape"
+
+
+def check_shapes(where: str, first: Tensor, second: Tensor, size: int) -> None:
+    """Raise UserError for a pair of two shapes, and of two sizes where none is set."""
+    differ = shapes_differ(first, second)
+    if differ == "shape" or (differ and not size):
+        (h, w), (h2, w2) = first.shape[-2:], second.shape[-2:]
+        fix = "scale" if differ == "size" else "cut"
         raise UserError(
-            f"{where}: the pair has two {'sizes' if alike else 'shapes'}, {w}x{h} and {w2}x{h2}: "
-            f"{'scale' if alike else 'cut'} them alike, or take the row out"
+            f"{where}: the pictures of the pair differ in {differ}, {w}x{h} and {w2}x{h2}: {fix} "
+            "them alike, or take the row out"
         )
-
-
-def identical(where: str) -> UserError:
-    """For a pair of which neither side can be preferred."""
-    return UserError(
-        f"{where}: the two pictures are identical, and neither can be preferred: take the row out, "
-        "or label it 0.5"
-    )

@@ -29,15 +29,36 @@ LABELLED = ("has_label",)
 class Judgement(NamedTuple):
     """One row: the probability that the first is preferred, and what stands behind it.
 
-    `votes` raters are in it, `weight` counts for each of them, `scores` are those of the two sides.
+    `counts` are the raters for the first, for the second and for neither, None where one number
+    stands for nobody knows how many; `weight` is that of all of them.
     """
 
-    place: str
     label: float
     weight: float = 1.0
-    votes: int = 1
+    counts: tuple[int, int, int] | None = None
     rater: str = ""
     scores: tuple[float, ...] | None = None
+
+    @property
+    def votes(self) -> int:
+        """How many raters are in it, at least one."""
+        return sum(self.counts or (1,))
+
+
+class Identical(UserError):
+    """Two sides of a pair that are the same, of which one is said to be better."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} are identical, and neither can be preferred: take the row out, or label it 0.5"
+        )
+
+
+class EmptyText(UserError):
+    """A completion of no words."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is empty: write a completion, or take the row out")
 
 
 @dataclass(frozen=True)
@@ -53,17 +74,20 @@ class Columns:
     scores: tuple[Any, ...] | None = None
     labelled: Any = None
 
-    def read(self, where: str, place: str, row: Mapping[Any, Any]) -> Judgement | None:
+    def read(self, where: str, row: Mapping[Any, Any]) -> Judgement | None:
         """The judgement of a row, None for one that says it has none. Raises UserError."""
         if self.labelled is not None and row.get(self.labelled) in (False, 0, "False", "false"):
             return None
-        label, votes = 1.0, 1
+        label, counts = 1.0, None
         if self.votes is not None:
-            label, votes = self._counted(where, row)
-            if not votes:
+            counts = self._counted(where, row)
+            if not sum(counts):
                 return None
+            label = (counts[0] + 0.5 * counts[2]) / sum(counts)
         if self.label is not None:
             label = probability(where, str(self.label), row.get(self.label))
+        if counts is None:
+            counts = {1.0: (1, 0, 0), 0.0: (0, 1, 0), 0.5: (0, 0, 1)}.get(label)
         weight = 1.0
         if self.weight is not None:
             weight = positive(where, str(self.weight), row.get(self.weight))
@@ -71,18 +95,21 @@ class Columns:
         scores = None
         if self.scores is not None:
             scores = tuple(number(where, str(name), row.get(name)) for name in self.scores)
-        return Judgement(place, label, weight * votes, votes, rater, scores)
+        return Judgement(label, weight * sum(counts or (1,)), counts, rater, scores)
 
-    def _counted(self, where: str, row: Mapping[Any, Any]) -> tuple[float, int]:
-        """The share of the votes that are for the first, and how many there are: a tie is half."""
+    def _counted(self, where: str, row: Mapping[Any, Any]) -> tuple[int, int, int]:
+        """How many are for the first, for the second, and for neither."""
         assert self.votes is not None
-        names = [*self.votes, *([] if self.ties is None else [self.ties])]
-        counts = [number(where, str(name), row.get(name)) for name in names]
-        for name, count in zip(names, counts, strict=True):
-            if count < 0 or count != int(count):
-                raise UserError(f"{where}: {name!r} must count votes, and is {brief(row[name])}")
-        total = sum(counts)
-        return ((counts[0] + 0.5 * sum(counts[2:])) / total if total else 0.5), int(total)
+        counts = [0, 0, 0]
+        for i, name in enumerate((*self.votes, self.ties)):
+            if name is not None:
+                count = number(where, str(name), row.get(name))
+                if count < 0 or count != int(count):
+                    raise UserError(
+                        f"{where}: {name!r} must count votes, and is {brief(row.get(name))}"
+                    )
+                counts[i] = int(count)
+        return counts[0], counts[1], counts[2]
 
 
 def columns_of(source: str, names: Sequence[Any], sides: tuple[str, str]) -> Columns:

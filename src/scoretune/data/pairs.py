@@ -1,6 +1,6 @@
 """Pairs of pictures of one prompt and which of the two people prefer; and likes of single pictures.
 
-A table (`data.pictures.opened`: a folder, a file or `datasets:ID`) has one row a judgement, and its
+A table (`data.tables.opened`: a folder, a file or `datasets:ID`) has one row a judgement, and its
 columns say what they are by their names, whatever their capitals:
 
 * the prompt: `prompt`, `prompts`, `caption` or `text`;
@@ -28,13 +28,13 @@ from scoretune.data.images import scaled
 from scoretune.data.judged_pictures import (
     check_shapes,
     has_pairs,
-    identical,
     like_columns,
     pair_columns,
     read_judged,
 )
-from scoretune.data.judgements import Raters, Ties, is_tie
-from scoretune.data.pictures import Pictures, opened
+from scoretune.data.judgements import Identical, Raters, Ties, is_tie
+from scoretune.data.pictures import Pictures
+from scoretune.data.tables import opened
 
 MIXED = 2
 """Row groups of a .parquet among which the pairs of a pass are shuffled: these are in memory."""
@@ -76,7 +76,7 @@ class PairTable:
         where = f"{self.pictures.source!r}, {self.pictures.places[row]}"
         check_shapes(where, first, second, size)
         if not is_tie(float(self.labels[index])) and first.equal(second):
-            raise identical(where)
+            raise Identical(f"{where}: the two pictures")
         return scaled(first, size), scaled(second, size)
 
     def order(self, lap: int, seed: int) -> list[int]:

@@ -1,215 +1,48 @@
-"""Tables whose cells are pictures: rows without them, and the pictures of some rows on demand.
+"""Pictures in tables: where each lies, read when it is asked for.
 
 A cell is a path (relative to the table's folder), bytes, or the pair {bytes, path} of the library
-`datasets`. Bytes stay on the disk: a .parquet gives one row group at a time, of which a few are
-kept, and the library maps its files into memory.
+`datasets`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from scoretune.core import reading
 from scoretune.core.errors import UserError
-from scoretune.data import formats
 from scoretune.data.formats import brief
 from scoretune.data.images import pixels
-
-KEPT = 2**29
-"""Bytes of row groups that are kept, packed as they are in the file's cells; one is always."""
-
-
-class Cells(Protocol):
-    """The cells of pictures by the places of their rows in the table, counted from 0."""
-
-    def read(self, rows: Sequence[int], columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """For each row its cells in these columns."""
-        ...
-
-    def block(self, row: int) -> int:
-        """Which rows are read together with this one: all that have the same number."""
-        ...
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A table by its parts: `rows` without cells of bytes, all columns' `names`, and `cells` where
-    pictures lie within the table, else None. Paths are relative to `folder`."""
-
-    source: str
-    folder: Path
-    names: tuple[Any, ...]
-    rows: Iterable[formats.Row]
-    cells: Cells | None = None
-
-
-def opened(source: str, stem: str) -> Opened:
-    """A table of a file, of `datasets:ID[:SPLIT]`, or of a folder with `STEM.jsonl` (or another
-    table of that name, or one table at all, or the .parquet parts of one).
-
-    Raises UserError, in one line, for what cannot be read.
-    """
-    if source.startswith(formats.LIBRARY):
-        dataset, _ = formats.dataset_of(source.removeprefix(formats.LIBRARY))
-        names = tuple(dataset.column_names)
-        return Opened(source, Path(), names, formats.dataset_rows(dataset), InDataset(dataset))
-    path = Path(source)
-    files = _tables(path, stem) if path.is_dir() else [path]
-    if all(file.suffix.lower() == ".parquet" and file.is_file() for file in files):
-        parts = InParquet(files)
-        return Opened(source, files[0].parent, parts.names, _of_parts(files), parts)
-    rows = list(formats.rows(str(files[0])))
-    if not rows:
-        raise UserError(f"{str(files[0])!r} is empty: write one pair a row")
-    place, item = rows[0]
-    if not isinstance(item, dict):
-        raise UserError(
-            f"{str(files[0])!r}, {place}: {brief(item)} is no row of a table: write an object such "
-            'as {"prompt": "a cat", "chosen": "a.png", "rejected": "b.png"}'
-        )
-    keys = dict.fromkeys(name for _, row in rows if isinstance(row, dict) for name in row)
-    return Opened(source, files[0].parent, tuple(keys), rows)
-
-
-def _tables(folder: Path, stem: str) -> list[Path]:
-    """The table of a folder, or the .parquet parts of it."""
-    tables = [
-        f for f in sorted(folder.iterdir()) if f.is_file() and f.name.endswith(formats.ENDINGS)
-    ]
-    named = [file for file in tables if file.name.partition(".")[0] == stem]
-    if len(named) == 1 or (not named and len(tables) == 1):
-        return named or tables
-    if tables and not named and all(file.suffix == ".parquet" for file in tables):
-        return tables
-    what = f"{len(named or tables)} tables" if tables else "no table"
-    raise UserError(
-        f"the folder {str(folder)!r} has {what}: write one {stem}.jsonl beside the pictures, with "
-        "a row for each judgement"
-    )
-
-
-def _of_parts(files: Sequence[Path]) -> Iterator[formats.Row]:
-    for file in files:
-        for place, row in formats.rows(str(file)):
-            yield (place if len(files) == 1 else f"{file.name}, {place}"), row
-
-
-# ------------------------------------------------------------------------------- on demand
-
-
-class InParquet:
-    """Cells of .parquet files, of the same columns, one row group at a time."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.names: tuple[str, ...] = ()
-        self.files: list[tuple[Path, Any]] = []
-        self.starts: list[int] = []
-        self.groups: list[tuple[int, int]] = []
-        self.kept: OrderedDict[tuple[int, tuple[Any, ...]], Any] = OrderedDict()
-        start = 0
-        for place, path in enumerate(files):
-            with formats.file_errors(str(path)):
-                file = formats.opened_parquet(path)
-            names = tuple(file.schema_arrow.names)
-            if place and names != self.names:
-                raise UserError(
-                    f"{path.name} has not the columns of {files[0].name}: separate them"
-                )
-            self.names = names
-            self.files.append((path, file))
-            for group in range(file.num_row_groups):
-                self.starts.append(start)
-                self.groups.append((place, group))
-                start += file.metadata.row_group(group).num_rows
-        self.count = start
-
-    def block(self, row: int) -> int:
-        return int(torch.searchsorted(torch.tensor(self.starts), row, right=True)) - 1
-
-    def read(self, rows: Sequence[int], columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-        cells = []
-        for row in rows:
-            block = self.block(row)
-            table = self._group(block, tuple(columns))
-            at = row - self.starts[block]
-            cells.append(tuple(table.column(name)[at].as_py() for name in columns))
-        return cells
-
-    def _group(self, block: int, columns: tuple[Any, ...]) -> Any:
-        key = (block, columns)
-        if key in self.kept:
-            self.kept.move_to_end(key)
-            return self.kept[key]
-        place, group = self.groups[block]
-        path, file = self.files[place]
-        self._check_size(path, file.metadata.row_group(group), columns)
-        with formats.file_errors(str(path)), formats.arrow_errors():
-            table = file.read_row_group(group, columns=list(columns))
-        while self.kept and table.nbytes + sum(old.nbytes for old in self.kept.values()) > KEPT:
-            self.kept.popitem(last=False)
-        self.kept[key] = table
-        return table
-
-    def _check_size(self, path: Path, group: Any, columns: Sequence[Any]) -> None:
-        parts = (group.column(i) for i in range(group.num_columns))
-        size = sum(
-            part.total_uncompressed_size
-            for part in parts
-            if part.path_in_schema.partition(".")[0] in columns
-        )
-        if size > reading.memory() // 4:
-            raise UserError(
-                f"a row group of {str(path)!r} has {size >> 20:,} MiB of pictures, more than a "
-                "quarter of the memory: write it with smaller row groups, or give it as datasets:"
-            )
-
-
-@dataclass(frozen=True)
-class InDataset:
-    """Cells of a datasets.Dataset, which maps its files into memory."""
-
-    dataset: Any
-
-    def block(self, row: int) -> int:
-        return 0
-
-    def read(self, rows: Sequence[int], columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-        arrow = self.dataset.with_format("arrow")
-        tables = (arrow[row : row + 1] for row in rows)
-        return [tuple(table.column(name)[0].as_py() for name in columns) for table in tables]
+from scoretune.data.tables import Cells
 
 
 @dataclass(frozen=True)
 class Pictures:
     """The pictures of some rows of a table: those of `columns`, at most a batch in memory.
 
-    `paths` has them where the cells are texts; else they are read from `cells`. `places` says of
-    each row of the table where it stands, for complaints.
+    `paths` has the cells of each row of the table that are texts; where they are None, bytes are
+    read from `cells`. `places` says where each row stands, for complaints.
     """
 
     source: str
     folder: Path
     columns: tuple[Any, ...]
     places: Sequence[str]
-    paths: Sequence[tuple[Any, ...]] | None
+    paths: Sequence[tuple[Any, ...]]
     cells: Cells | None = field(repr=False, default=None)
 
     def block(self, row: int) -> int:
         """Rows with one number are read together."""
-        return 0 if self.cells is None or self.paths is not None else self.cells.block(row)
+        return self.cells.block(row) if self.cells and None in self.paths[row] else 0
 
-    def cells_of(self, row: int) -> tuple[Path | bytes, ...]:
-        """Where the pictures of a row lie: files, or their bytes. Raises UserError."""
-        if self.paths is not None:
-            cells = self.paths[row]
-        else:
+    def payloads(self, row: int) -> tuple[bytes, ...]:
+        """The files of a row's pictures, as they are. Raises UserError with the row."""
+        cells = self.paths[row]
+        if None in cells:
             assert self.cells is not None
             cells = self.cells.read([row], self.columns)[0]
         where = f"{self.source!r}, {self.places[row]}"
@@ -218,26 +51,35 @@ class Pictures:
             for name, cell in zip(self.columns, cells, strict=True)
         )
 
-    def read(self, row: int) -> tuple[Tensor, ...]:
+    def decoded(self, row: int, payloads: Sequence[bytes]) -> tuple[Tensor, ...]:
         """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
         images = []
-        for name, cell in zip(self.columns, self.cells_of(row), strict=True):
+        for name, payload in zip(self.columns, payloads, strict=True):
             try:
-                images.append(pixels(cell).expand(3, -1, -1))
+                images.append(pixels(payload).expand(3, -1, -1))
             except ValueError as error:
-                which = f" {str(cell)!r}" if isinstance(cell, Path) else ""
                 raise UserError(
-                    f"{self.source!r}, {self.places[row]}: cannot read the picture {name}{which} "
+                    f"{self.source!r}, {self.places[row]}: cannot read the picture {name} "
                     f"({error}): mend it, or take the row out"
                 ) from error
         return tuple(images)
 
+    def read(self, row: int) -> tuple[Tensor, ...]:
+        """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
+        return self.decoded(row, self.payloads(row))
 
-def stored_picture(where: str, name: str, cell: Any, folder: Path) -> Path | bytes:
-    """A cell that may hold bytes, or bytes and a path, as `picture_file` for a path alone."""
-    if isinstance(cell, dict):
+
+def stored_picture(where: str, name: str, cell: Any, folder: Path) -> bytes:
+    """The bytes of a cell that holds them, a path, or both. Raises UserError."""
+    if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    return cell if isinstance(cell, bytes) and cell else picture_file(where, name, cell, folder)
+    if isinstance(cell, bytes) and cell:
+        return cell
+    file = picture_file(where, name, cell, folder)
+    try:
+        return reading.read_bytes(file)
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {str(file)!r}: {error.strerror}") from error
 
 
 def picture_file(where: str, name: str, cell: Any, folder: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from scoretune.shapes import check_same_shape
 
@@ -14,4 +14,4 @@ def povid(
     """−ln σ(α·lr_w − (β₁·lr_l + β₂·lr_noisy)), [B], of log-ratios to the reference (POVID,
     arXiv 2402.11411 eq. 5). β₂ = 0 and α = β₁ is DPO."""
     check_same_shape(chosen=chosen, hallucinated=hallucinated, noisy=noisy)
-    return softplus(betas[0] * hallucinated + betas[1] * noisy - alpha * chosen)
+    return -logsigmoid(alpha * chosen - betas[0] * hallucinated - betas[1] * noisy)

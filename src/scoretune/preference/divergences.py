@@ -21,16 +21,20 @@ from torch.nn.functional import logsigmoid
 
 from scoretune.preference.presets import Divergence
 
+MOST = 80.0  # of an exponent, which keeps e^x within single precision
+
 
 def side_score(q: Tensor, divergence: Divergence, parameter: float) -> Tensor:
-    """The score of q, of its shape; `parameter` is the a of `alpha`."""
+    """The score of q, of its shape; `parameter` is the a of `alpha`. Exponents are kept to 80."""
     if divergence == "forward_kl":
-        return -torch.expm1(-q)
+        return -torch.expm1((-q).clamp(max=MOST))
     if divergence == "js":
         return math.log(2) + logsigmoid(q)
     if divergence == "alpha" and abs(parameter - 1) > 1e-6:
-        return torch.expm1((parameter - 1) * q) / (parameter - 1)
+        return torch.expm1(((parameter - 1) * q).clamp(max=MOST)) / (parameter - 1)
     if divergence == "log_odds":
+        if not bool((q < 0).all()):
+            raise ValueError("the odds of ORPO need probabilities below 1: log-likelihoods below 0")
         return q - _log_one_minus_exp(q)
     return q
 

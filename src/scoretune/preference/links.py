@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from scoretune.preference.mallows import log_probability
 from scoretune.preference.presets import Link
@@ -26,7 +26,7 @@ from scoretune.preference.presets import Link
 
 def logistic(z: Tensor) -> Tensor:
     """−ln σ(z)."""
-    return softplus(-z)
+    return -logsigmoid(z)
 
 
 def square(z: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def discopop(z: Tensor, temperature: float) -> Tensor:
     m·e^{−z} is e^{ln σ(z/τ) − z}, which stays finite where e^{−z} does not.
     """
     share = torch.sigmoid(z / temperature)
-    return (1 - share) * softplus(-z) + torch.exp(logsigmoid(z / temperature) - z)
+    return -(1 - share) * logsigmoid(z) + torch.exp(logsigmoid(z / temperature) - z)
 
 
 def mallows_phi(z: Tensor, phi: Tensor) -> Tensor:

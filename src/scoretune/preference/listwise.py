@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from scoretune.shapes import check_same_shape
 
@@ -13,7 +13,9 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, label: Tensor | None = None)
     """−ln σ(r_w − r_l), [B], of a reward model's scores; `label` in [0, 1] mixes both orders."""
     check_same_shape(chosen=chosen, rejected=rejected)
     gap = chosen - rejected
-    return softplus(-gap) if label is None else label * softplus(-gap) + (1 - label) * softplus(gap)
+    if label is None:
+        return -logsigmoid(gap)
+    return -label * logsigmoid(gap) - (1 - label) * logsigmoid(-gap)
 
 
 def best_of(scores: Tensor, best: Tensor) -> Tensor:

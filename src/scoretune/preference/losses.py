@@ -49,7 +49,12 @@ def pairwise_loss(
     """
     preset = _resolved(preset, "pair")
     pair = _Pair(chosen, rejected, reference_chosen, reference_rejected, lengths, margin)
-    _check(pair, preset, beta, scale, label, weight)
+    _check(pair, preset, beta, scale)
+    if preset.weighted and weight is None:
+        raise ValueError(f"{_named(preset)} needs weight, the product of both on_policy_weight's")
+    check_shape(chosen.shape, label=label, weight=weight)
+    if label is not None:
+        _check_share("label", label)
     loss = _of_preferred(pair, preset, beta, scale)
     share = _smoothed(label, preset)
     if share is not None:
@@ -72,7 +77,7 @@ def implicit_margin(
     """z of R1, [B], as `pairwise_loss` takes it to the link: positive where the policy agrees."""
     preset = _resolved(preset, "pair")
     pair = _Pair(chosen, rejected, reference_chosen, reference_rejected, lengths, margin)
-    _check(pair, preset, beta, scale, None, None)
+    _check(pair, preset, beta, scale)
     return _margin(pair, preset, beta, scale)
 
 
@@ -246,14 +251,7 @@ def _named(preset: Preset) -> str:
     )
 
 
-def _check(
-    pair: _Pair,
-    preset: Preset,
-    beta: float,
-    scale: Tensor | None,
-    label: Tensor | None,
-    weight: Tensor | None,
-) -> None:
+def _check(pair: _Pair, preset: Preset, beta: float, scale: Tensor | None) -> None:
     _check_beta(beta)
     missing = {
         "reference_chosen and reference_rejected, the reference's log-likelihoods": (
@@ -279,14 +277,10 @@ def _check(
         reference_rejected=pair.reference_rejected,
         margin=pair.margin,
         scale=scale,
-        label=label,
-        weight=weight,
     )
     if pair.lengths is not None:
         first, second = pair.lengths
         check_shape(pair.chosen.shape, lengths_chosen=first, lengths_rejected=second)
-    if label is not None:
-        _check_share("label", label)
 
 
 def _check_beta(beta: float) -> None:

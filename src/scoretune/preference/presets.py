@@ -72,6 +72,16 @@ class Preset:
     resampled: bool = False
     baseline: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.reference_weight <= 1:
+            raise ValueError(f"reference_weight must lie in [0, 1], got {self.reference_weight}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+        if self.link == "exo" and not 0 < self.link_parameter < 1:
+            raise ValueError(f"exo's link_parameter must lie in (0, 1), got {self.link_parameter}")
+        if self.link == "discopop" and not self.link_parameter > 0:
+            raise ValueError(f"discopop's link_parameter τ must be > 0, got {self.link_parameter}")
+
     @property
     def needs_reference(self) -> bool:
         """Whether the loss reads the reference's log-likelihoods."""

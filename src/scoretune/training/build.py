@@ -18,6 +18,7 @@ from scoretune.core.config import (
     Preference,
     Run,
     Sampling,
+    StepPreference,
 )
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
@@ -220,7 +221,9 @@ def _check_only_for_data(run: Run) -> None:
 def _check_ramp(run: Run) -> None:
     """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
     objective, sampling = run.objective, run.sampling
-    if isinstance(objective, Matching | Consistency | Preference) or not objective.kl_weight:
+    if isinstance(objective, Matching | Consistency | Preference | StepPreference):
+        return
+    if not objective.kl_weight:
         return
     end = sampling.eta if sampling.eta_end is None else sampling.eta_end
     if sampling.noise == "ramp" and end < sampling.eta / 100:

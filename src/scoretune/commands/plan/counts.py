@@ -115,7 +115,7 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         rollouts=rolled,
         references=samples * costs.references,
         credit=costs.credit_calls,
-        learning=samples * costs.trained * epochs + costs.measured,
+        learning=samples * costs.trained * costs.calls * epochs + costs.measured,
     )
     return Update(
         samples=samples,

@@ -11,7 +11,9 @@ from scoretune.training.objectives import (
     matching,
     policy_gradient,
     preference,
+    ranked_preference,
     score_action,
+    step_preference,
 )
 from scoretune.training.objectives.method import FromData, Kind
 
@@ -23,7 +25,9 @@ KINDS: dict[str, Kind] = {
     "matching": matching,
     "policy_gradient": policy_gradient,
     "preference": preference,
+    "ranked_preference": ranked_preference,
     "score_action": score_action,
+    "step_preference": step_preference,
 }
 """By `objective.kind` of the configuration."""
 FROM_DATA: dict[str, FromData] = {"consistency": consistency, "matching": matching}

@@ -58,21 +58,20 @@ class Likelihood:
     t_min: float = 1e-3
     dropout: float = 0.0
 
-    def __call__(
-        self, states: Sequence[Tensor], drawn: PairExamples | LikedExamples, *, reference: bool
-    ) -> Sides:
+    def __call__(self, states: Sequence[Tensor], drawn: Drawn, *, reference: bool) -> Sides:
         """`states`: K clean states [B, *S] of each example."""
         count, backbone = len(states), self.policy.backbone
-        t, weight = self._times(drawn.share)
-        tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
-        times, tokens = t.repeat(count), torch.cat([tokens] * count)
+        x, times, tokens = self._noised(states, drawn)
         x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
-        x = estimates.perturb(backbone.process, times, x0, noise)
         goal = estimates.target(backbone.process, backbone.prediction, times, x0, noise)
-        before = self._reference(x, times, tokens) if reference else None
+        before = None
+        if reference and drawn.reference is not None:
+            before = torch.cat(drawn.reference.unbind(1))
+        elif reference:
+            before = self._reference(x, times, tokens)
         output = self._output(x, times, tokens)
 
-        miss = _by_side(output - goal, count)
+        weight, miss = self._times(drawn.share)[1], _by_side(output - goal, count)
         error = miss.square().flatten(2).mean(2)
         if before is None:
             return Sides(-weight / 2 * error, error, miss)
@@ -80,6 +79,22 @@ class Likelihood:
         return Sides(
             -weight / 2 * error, error, miss, -weight / 2 * other, _by_side(output - before, count)
         )
+
+    @torch.no_grad()
+    def outputs(self, states: Sequence[Tensor], drawn: Drawn) -> Tensor:
+        """What the policy says now of the same noisy states, [B, K, *S]: the `reference` of what it
+        learns next."""
+        x, times, tokens = self._noised(states, drawn)
+        return _by_side(self._output(x, times, tokens), len(states)).transpose(0, 1)
+
+    def _noised(self, states: Sequence[Tensor], drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy states [K·B, *S], their times and tokens, all of the first side before the next."""
+        count = len(states)
+        t, _ = self._times(drawn.share)
+        tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
+        times, tokens = t.repeat(count), torch.cat([tokens] * count)
+        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
+        return estimates.perturb(self.policy.backbone.process, times, x0, noise), times, tokens
 
     def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
         """The times [B], and the weight [B] on the mean squared error of an element."""
