@@ -26,7 +26,7 @@ from scoretune.preference import PRESETS, Preset, implicit_margin
 
 CHECKPOINT, VOCABULARY = "stories260K.bin", "tok512.bin"
 PAIRS = "pandalm_testset-v1.json.gz"
-LONGEST, TOKENS = 500, 224
+LONGEST, TOKENS = 300, 128
 """Characters of an instruction and its longer answer, and the tokens that are read of them."""
 HELD_OUT = 0.3
 TUNING = (100, 101)
@@ -65,7 +65,7 @@ def cells(seeds: int, quick: bool, model: str, data: str | None = None) -> list[
             {"arm": arm, "seeds": seeds, "quick": quick, "model": model, "data": data},
             keeps_files=True,
         )
-        for arm in ARMS
+        for arm in (("DPO", "SimPO", "Rainbow") if quick else ARMS)
     ]
 
 
