@@ -26,7 +26,7 @@ SHARED = {  # of each catalogue: what its entries may import, and what gathers t
         *("autoencoder", "class_labels", "export", "folders", "lora", "lora_files", "networks"),
         *("pipelines", "recycled", "schedulers"),
     },
-    "training/objectives": {"method"},
+    "training/objectives": {"implicit", "method", "preference_losses"},
     "training/credit": {"values"},
 }
 

@@ -13,14 +13,19 @@ from scoretune.core.config import (
     Consistency,
     Direct,
     Energy,
+    Guard,
     Matching,
     Model,
     Optimiser,
     PolicyGradient,
+    Preference,
+    RankedPreference,
+    Ranking,
     Run,
     Sampling,
     ScoreAction,
     Sizes,
+    StepPreference,
     Strict,
     Window,
 )
@@ -243,6 +248,101 @@ def score_as_action() -> Run:
     )
 
 
+def dpo() -> Run:
+    """Diffusion-DPO (arXiv 2311.12908): people's choices between two pictures, without a reward.
+
+    objective.preset=NAME takes another loss of the same pairs.
+    """
+    return Run(
+        recipe="dpo",
+        objective=Preference(),
+        updates=500,
+        sizes=Sizes(batch=32),
+        optimiser=Optimiser(learning_rate=1e-4),
+        guard=Guard(action="rollback"),
+    )
+
+
+def ipo() -> Run:
+    """IPO (arXiv 2310.12036) of pictures: a squared loss, which ends where a margin is reached."""
+    return _like(dpo(), "ipo", objective=Preference(preset="ipo"))
+
+
+def kto() -> Run:
+    """Diffusion-KTO (arXiv 2404.04465): likes of single pictures, or both sides of pairs.
+
+    With objective.likes=true the data are single pictures.
+    """
+    return _like(dpo(), "kto", objective=Preference(preset="kto"))
+
+
+def simpo() -> Run:
+    """SimPO (arXiv 2405.14734) of pictures: a margin in place of the pretrained model.
+
+    Nothing holds the model to what it was but few updates and a low rate.
+    """
+    return _like(dpo(), "simpo", objective=Preference(preset="simpo"))
+
+
+def mallows() -> Run:
+    """MallowsPO-θ (arXiv 2405.14953): DPO that pushes harder where people agree on a prompt.
+
+    objective.preset=mallows_phi or mallows_ipo takes its other forms.
+    """
+    settings = Preference(preset="mallows_theta", dispersion="model")
+    return _like(dpo(), "mallows", objective=settings)
+
+
+def rainbow() -> Run:
+    """RainbowPO (arXiv 2410.04203) of pictures: a mixed reference, a margin, MallowsPO's scale."""
+    return _like(dpo(), "rainbow", objective=Preference(preset="rainbow", dispersion="model"))
+
+
+def dspo() -> Run:
+    """DSPO (Zhu et al., ICLR 2025): match the preferred side, the more the less it is preferred."""
+    return _like(dpo(), "dspo", objective=Preference(preset="dspo"))
+
+
+def online_dpo() -> Run:
+    """Online DPO (arXiv 2402.04792): DPO on the policy's own samples, ranked by the reward.
+
+    objective.ranking says how they become pairs, and objective.preset=NAME takes another loss.
+    """
+    return Run(
+        recipe="online_dpo",
+        objective=RankedPreference(),
+        sizes=Sizes(prompts=32, group=4, epochs=4),
+        optimiser=FAST,
+    )
+
+
+def d3po() -> Run:
+    """D3PO (arXiv 2311.13231): the steps of the better of a prompt's samples against the worse's.
+
+    Its β 0.1 and clip 0.1 are of log-ratios that are means over the dimensions: with as many of
+    them as D set objective.temperature=D and objective.clip=0.1 for the same.
+    """
+    return Run(
+        recipe="d3po",
+        objective=StepPreference(),
+        sizes=Sizes(prompts=32, group=4, share=0.5),
+        optimiser=FAST,
+    )
+
+
+def spo() -> Run:
+    """SPO (arXiv 2406.04314): at each step the best against the worst of some next states.
+
+    The reward itself scores what the policy expects of a state; the paper trains a network for it.
+    """
+    return Run(
+        recipe="spo",
+        objective=StepPreference(beta=1.0, candidates=4, skip=2, ranking=Ranking(temperature=0.2)),
+        sizes=Sizes(prompts=32, group=1),
+        optimiser=FAST,
+    )
+
+
 def demo() -> Run:
     """What `scoretune demo` runs: score as action on the shipped model, sized for five minutes."""
     return score_as_action()
@@ -270,6 +370,16 @@ RECIPES: dict[str, Callable[[], Run]] = {
         adjoint_matching,
         dxmi,
         score_as_action,
+        dpo,
+        ipo,
+        kto,
+        simpo,
+        mallows,
+        rainbow,
+        dspo,
+        online_dpo,
+        d3po,
+        spo,
     )
 }
 

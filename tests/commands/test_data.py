@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from judged import bomb, lines, parquet, picture
+from judgement_tables import bomb, lines, parquet, picture
 from scoretune.commands.data.resample import Resampling, resample
 from scoretune.commands.data.tally import agreement, wilson
 from scoretune.core.errors import UserError
@@ -246,15 +246,18 @@ def test_a_temperature_of_0_takes_the_best_and_a_high_one_any(here):
     assert hot["mean_gap"] == pytest.approx(5 / 3, abs=0.15), "of two of four, any"
     everyone = resample(where, Resampling(1.0, 4, pairing="tournament"), out)
     assert len(everyone.rows) == 900 and resample(where, Resampling(1.0, 4), out).rows[0] == {
-        "prompt": "p0", "chosen": "answer 3", "rejected": "answer 0",
-        "score_chosen": 3, "score_rejected": 0,
+        "prompt": "p0",
+        "chosen": "answer 3",
+        "rejected": "answer 0",
+        "score_chosen": 3,
+        "score_rejected": 0,
     }
 
 
 def test_the_first_accepted_follows_the_tilted_law(here):
     """P(i first) ∝ e^{r_i/τ}, so the better of two accepted has a law in closed form."""
     scores, tau = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.7
-    where = lines(here / "samples.jsonl", pools(4000, scores.tolist()))
+    where = lines(here / "samples.jsonl", pools(1500, scores.tolist()))
     found = resample(where, Resampling(tau, 2, percentile=False), here / "pairs.jsonl")
     p = (scores / tau).softmax(0)
     left_out = [
@@ -262,8 +265,8 @@ def test_the_first_accepted_follows_the_tilted_law(here):
     ]
     drawn = [(r["score_rejected"], r["score_chosen"]) for r in found.rows]
     for pair, chance in zip(((0.5, 1.0), (0.0, 1.0), (0.0, 0.5)), left_out, strict=True):
-        error = 4 * (float(chance) * (1 - float(chance)) / 4000) ** 0.5
-        assert abs(drawn.count(pair) / 4000 - float(chance)) < error
+        error = 4 * (float(chance) * (1 - float(chance)) / 1500) ** 0.5
+        assert abs(drawn.count(pair) / 1500 - float(chance)) < error
 
 
 def test_ranks_do_not_care_for_the_unit_of_scores(here):

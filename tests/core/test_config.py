@@ -19,7 +19,7 @@ from scoretune.diffusion.processes import VP
 from scoretune.training.overrides import changed, validated
 
 RECIPES = ("supervised", "consistency", "dpok", "mix_grpo", "refl", "adjoint_matching", "dxmi")
-BASES = (*RECIPES, "score_as_action")  # between them they have every section
+BASES = (*RECIPES, "dpo", "score_as_action")  # between them they have every section
 HELD_OUT = Prompts(("a", "b"), ("all", "all"))
 
 

@@ -277,6 +277,8 @@ def test_a_process_with_fewer_parts_passes_rows_that_count_for_nothing(
 
 def test_a_minibatch_of_which_a_process_has_nothing() -> None:
     class Rows(list[int]):
+        states_a_row = 1
+
         def take(self, part: slice) -> Rows:
             return Rows(self[part])
 

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from judged import Split, bomb, lines, parquet, picture
+from judgement_tables import Split, bomb, lines, parquet, picture
 from scoretune.core.errors import UserError
 from scoretune.data import tables
 from scoretune.data.pairs import read_likes, read_pairs

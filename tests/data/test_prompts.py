@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from judged import Split
+from judgement_tables import Split
 from scoretune.core.errors import UserError
 from scoretune.data import formats
 from scoretune.data.datasets import read_data

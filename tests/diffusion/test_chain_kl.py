@@ -151,6 +151,38 @@ def test_of_a_flow_continuous_time_diverges_and_the_chain_does_not():
     assert totals[1] - totals[0] == pytest.approx(factor * (2.302585 - 0.009), rel=2e-2)
 
 
+@pytest.mark.parametrize(
+    ("process", "kernel", "grid", "changed", "ratio"),
+    [
+        (Tabulated.scaled_linear(), GDDIM(1.0), grids.karras, "data", 2.2),
+        (Tabulated.scaled_linear(), GDDIM(1.0), grids.karras, "noise", 2.14),
+        (RectifiedFlow(), EulerMaruyama(FlowSDE(0.7)), grids.uniform, "data", 1.0),
+        (RectifiedFlow(), EulerMaruyama(FlowSDE(0.7)), grids.uniform, "velocity", 0.33),
+    ],
+    ids=["table-data", "table-noise", "flow-data", "flow-velocity"],
+)
+def test_on_ten_steps_the_ratio_of_both_kls_depends_on_what_changed(
+    process, kernel, grid, changed, ratio
+):
+    """The figures of docs/methods.md: ten steps of the chain over the integral on a fine grid."""
+    eta = 1.0 if isinstance(kernel, GDDIM) else 0.7 / 2**0.5
+
+    def change(t: Tensor) -> Tensor:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        of_data = sigma**2 / (alpha**2 * VARIANCE + sigma**2)
+        return {"data": of_data, "noise": sigma / alpha, "velocity": t}[changed]
+
+    times = grid(process, 10, dtype=F64)
+    t = times[:-1]
+    chain = float((chain_weights(kernel, process, t, times[1:]) * change(t) ** 2).sum())
+    fine = grid(process, 20_000, dtype=F64)
+    t = fine[:-1]
+    steps = log_snr_steps(process, fine, fine[:, None])[:, 0]
+    steps = torch.where(t > 1e-3 * process.horizon, steps, 0.0)
+    weights = girsanov_weights(process, t, torch.full_like(t, eta), steps)
+    assert chain / float((weights * change(t) ** 2).sum()) == pytest.approx(ratio, rel=0.03)
+
+
 def test_a_window_at_the_first_step_weighs_what_its_step_costs():
     process = Tabulated.scaled_linear()
     base = toy.Gaussian(process, MEAN, VARIANCE, 3)

@@ -366,7 +366,7 @@ def test_taylor_coefficients_of_links(link):
     curvature = torch.autograd.grad(slope, z)[0] if slope.requires_grad else torch.zeros(())
     measured = (value, slope, curvature)
     for number, expected in zip(measured, LINKS_AT_ZERO[link], strict=True):
-        assert float(number) == pytest.approx(expected, abs=1e-12)
+        assert number.item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", PAIRWISE)

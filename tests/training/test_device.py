@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import judged
 from scoretune import recipes
 from scoretune.core import distributed
 from scoretune.core.config import Run
@@ -35,6 +36,7 @@ VARIANTS = {
     "fp16": ["ddpo", "model.precision=fp16", "model.guidance=2", "hardware.device_batch=1"],
     "whole, bf16": ["supervised", "model.rank=0", "model.precision=bf16"],
     "sliced": ["supervised", "objective.loss=sliced", "hardware.checkpointing=true"],
+    "likes": ["kto", "objective.likes=true", "model.precision=bf16", "hardware.device_batch=1"],
     "moved": ["ddpo", "hardware.offload_paths=true", "hardware.decode_batch=1"],
 }
 
@@ -47,6 +49,7 @@ def home(tmp_path_factory) -> Path:
         Image.new("RGB", (32, 32), (60 * number, 40, 200)).save(home / f"{number}.png")
         (home / f"{number}.txt").write_text("a cow")
     (home / "prompts.txt").write_text("a cat\na dog\n")
+    judged.pairs_folder(home / "pairs")
     return home
 
 
@@ -54,7 +57,9 @@ def run_of(home: Path, recipe: str, *changes: str, source: str = "sd") -> Run:
     first = [f"model.source={home / source}"]
     if recipe in ON_DATA:
         first.append(f"data={home}")
-    if recipe == "supervised":
+    if recipe in judged.RECIPES:
+        first.append(f"data={home / 'pairs'}")
+    if recipe == "supervised" or recipe in judged.RECIPES:
         return overrides.changed(recipes.named(recipe), [*first, "sizes.batch=2", *changes])
     first += [f"prompts={home / 'prompts.txt'}", "reward=brightness", *SIZES]
     return overrides.changed(recipes.named(recipe), [*first, *changes])

@@ -39,7 +39,7 @@ from scoretune.training.credit.outcome import GroupCredit
 from scoretune.training.credit.reward_gradient import RewardSlope
 from scoretune.training.engine import TorchEngine
 from scoretune.training.loop import train
-from scoretune.training.objectives import energy, matching
+from scoretune.training.objectives import energy, matching, preference
 from scoretune.training.objectives.method import Method
 from scoretune.training.sources.differentiable import Differentiable
 
@@ -50,7 +50,16 @@ FROM_DATA = {  # changes for a small network, updates, goal
     "dxmi": (["optimiser.learning_rate=3e-4", "objective.learning_rate=0.01"], 60, 0.4),
 }
 FLOWS = {name for name, make in recipes.RECIPES.items() if make().model.source == "scenes-flow"}
-REWARDED = sorted(set(recipes.RECIPES) - set(FROM_DATA) - {"consistency"})
+JUDGED = {  # beta, and how far the reward must rise in 40 updates
+    "dpo": (2, 1.2),
+    "ipo": (2, 0.4),
+    "kto": (2, 0.8),
+    "simpo": (2, 1.2),
+    "mallows": (2, 1.2),
+    "rainbow": (2, 1.2),
+    "dspo": (0.5, 0.6),
+}
+REWARDED = sorted(set(recipes.RECIPES) - set(FROM_DATA) - set(JUDGED) - {"consistency"})
 
 
 @dataclass
@@ -165,6 +174,51 @@ def test_a_recipe_learns_from_data(recipe, monkeypatch):
         monkeypatch.setattr(module, "read_pictures", lambda *_: (data, ["go"] * len(data)))
     changes, updates, goal = FROM_DATA[recipe]
     rise, errors, _, _ = learn(recipe, *changes, updates=updates)
+    assert rise > goal
+    assert errors > 5
+
+
+@dataclass
+class Judged:
+    """Pairs of points, of which the one with the larger reward is more likely preferred."""
+
+    first: Tensor
+    second: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        self.weights, self.scores = torch.ones(len(self)), None
+        self.captions = ("go",) * len(self)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, rows: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        return self.first[rows], self.second[rows]
+
+    def order(self, lap: int, seed: int) -> list[int]:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(lap)).tolist()
+
+
+def judged(count: int = 2000) -> Judged:
+    """Labels by the law of Bradley and Terry, of samples of the pretrained model."""
+    generator = torch.Generator().manual_seed(3)
+    first, second = LAW.draw(2 * count, generator).float().chunk(2)
+    odds = distance(first, []) - distance(second, [])
+    labels = (torch.rand(count, generator=generator) < torch.sigmoid(odds)).float()
+    return Judged(first, second, labels)
+
+
+@pytest.mark.parametrize("recipe", JUDGED)
+def test_a_recipe_learns_from_pairs(recipe, monkeypatch):
+    """Never told the reward, only which of two samples has more of it."""
+    pairs = judged()
+    monkeypatch.setattr(preference, "read_pairs", lambda *_, **__: pairs)
+    scale = torch.ones(len(pairs))
+    monkeypatch.setattr(preference, "dispersion_of", lambda *_: lambda rows: scale[rows])
+    beta, goal = JUDGED[recipe]
+    changes = ["data=pairs", "optimiser.learning_rate=0.003", "sizes.batch=256"]
+    rise, errors, _, _ = learn(recipe, *changes, f"objective.beta={beta}", updates=40)
     assert rise > goal
     assert errors > 5
 

@@ -24,6 +24,8 @@ SHOWN = {
     "explained_variance": "critic EV {:.2f}",
     "matching": "loss {:.4f}",
     "consistency": "loss {:.4f}",
+    "implicit_accuracy": "implicit accuracy {:.0%}",
+    "implicit_margin": "margin {:.3g}",
 }
 
 

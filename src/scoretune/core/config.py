@@ -117,7 +117,7 @@ def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
 
 def _follows_rewards(run: Run) -> bool:
     """Whether a run learns from samples of its own policy."""
-    return not isinstance(run.objective, Matching | Consistency)
+    return not run.objective.on_data
 
 
 def _by_outcome(run: Run) -> bool:
@@ -372,6 +372,11 @@ class Sizes(Strict):
             **_only(acts or not self.batch, "sizes.batch=0", "prompts", "group"),
             **_only(not acts, Checked("recipes on data"), "batch"),
             **_only(not isinstance(objective, Direct), any_step, "share"),
+            **_only(
+                not isinstance(objective, RankedPreference),
+                "recipes that learn from the steps of paths (d3po, spo)",
+                "share",
+            ),
             **_only(run.sampling.window.size != 1, "more than one noisy step a path", "share"),
             **_only(acts, ON_POLICY, "minibatch", "share", "accumulate", "epochs"),
             **_only(not scores or not self.accumulate, several, "accumulate"),
@@ -657,6 +662,183 @@ class ScoreAction(Trusting):
         }
 
 
+class Preference(Objective):
+    """Which of two samples people prefer, or which they like: Diffusion-DPO and its kin."""
+
+    on_data: ClassVar[bool] = True
+    kind: Literal["preference"] = "preference"
+    preset: str = Field(
+        "dpo", description="the loss: dpo, ipo, kto, simpo, mallows_theta, rainbow, dspo …"
+    )
+    beta: float | None = Field(
+        None,
+        ge=1e-9,
+        le=1e9,
+        description="how closely the model is held to the pretrained one; null: as suits the "
+        "preset with beta_unit=mean, else 0.01",
+    )
+    beta_unit: Literal["mean", "nats"] = Field(
+        "mean",
+        description="of beta; mean: Diffusion-DPO's B, on the mean squared error of an element, at "
+        "all times alike; nats: on the bound of the log-likelihood, a sum over elements and an "
+        "integral over the log-SNR",
+    )
+    times: Literal["uniform", "importance", "lognormal", "logit_normal"] = Field(
+        "uniform",
+        description="how times are drawn; importance: uniformly in the log-SNR; the last two are "
+        "emphases, for beta_unit=mean",
+    )
+    t_min: float = Field(1e-3, ge=1e-9, le=1e4, description="smallest time that is learned from")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the pretrained model's part in the reference, of which the rest sets every "
+        "pair apart by the margin; null: the preset's own",
+    )
+    margin: float | None = Field(
+        None,
+        ge=0,
+        le=1e9,
+        description="by how much the preferred side should be ahead, as a reward (beta times a "
+        "difference); odpo: times the difference of scores; null: the preset's own",
+    )
+    sft_weight: float | None = Field(
+        None, ge=0, le=1e9, description="of the preferred side's own error; null: the preset's own"
+    )
+    label_smoothing: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="share of labels that are taken to be wrong; null: the preset's own",
+    )
+    dispersion: Literal["none", "votes", "model"] = Field(
+        "none",
+        description="what tells disputed prompts from agreed ones, for the mallows presets and "
+        "rainbow: the raters' votes, or how unsure the pretrained model is of the pictures",
+    )
+    ties: Literal["keep", "drop"] = Field("keep", description="pairs of which neither is preferred")
+    raters: Literal["soft", "separate"] = Field(
+        "soft", description="several of one pair: their share is its label, or a pair each"
+    )
+    likes: bool = Field(
+        False, description="kto: data are single samples, liked or not; else both sides of pairs"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of prompts that are left empty")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return _only(not self.likes, "objective.likes=false", "ties", "raters")
+
+
+class Ranking(Strict):
+    """How the policy's own samples become pairs with labels."""
+
+    pairing: Literal["extremes", "all"] = Field(
+        "extremes", description="of a prompt's samples: the best and the worst, or every two"
+    )
+    label: Literal["hard", "soft", "votes"] = Field(
+        "hard",
+        description="hard: the higher reward is preferred; soft: with probability "
+        "σ((r − r')/temperature), Bradley–Terry; votes: the share of raters who vote so",
+    )
+    temperature: float = Field(
+        1.0, ge=1e-9, le=1e9, description="soft and votes: the reward that a rater barely sees"
+    )
+    raters: int = Field(3, ge=1, le=1000, description="votes: how many raters there are")
+    ties: Literal["keep", "drop"] = Field(
+        "drop", description="pairs of equal rewards or of as many votes"
+    )
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        votes, of_candidates = self.label == "votes", _of_candidates(run)
+        whole = "the samples of a prompt: online_dpo and d3po"
+        return {
+            **_only(votes, "objective.ranking.label=votes", "raters"),
+            **_only(
+                self.label != "hard" or of_candidates,
+                "objective.ranking.label=soft or votes",
+                "temperature",
+            ),
+            **_only(not of_candidates, whole, "pairing"),
+            **_only(run.sizes.group != 2 or of_candidates, "sizes.group above 2", "pairing"),
+        }
+
+
+def _of_candidates(run: Run) -> bool:
+    """Whether preferences are of candidates of single steps, not of whole paths."""
+    return isinstance(run.objective, StepPreference) and run.objective.candidates > 0
+
+
+class RankedPreference(Preference):
+    """Preferences about the policy's own samples, ranked by the reward: online DPO."""
+
+    on_data: ClassVar[bool] = False
+    kind: Literal["ranked_preference"] = "ranked_preference"  # type: ignore[assignment]
+    reference: Literal["pretrained", "acting"] = Field(
+        "pretrained", description="acting: the policy that drew the samples, the last round's"
+    )
+    dispersion: Literal["none", "votes", "samples"] = Field(  # type: ignore[assignment]
+        "none",
+        description="what tells disputed prompts from agreed ones, for the mallows presets and "
+        "rainbow: the raters' votes, or how far the rewards of a prompt's samples lie apart",
+    )
+    ranking: Ranking = Ranking()
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        data = "recipes on pairs of data; objective.ranking says it here"
+        return {
+            **super().inert(run, on_data),
+            **dict.fromkeys(("ties", "raters", "likes"), data),
+        }
+
+
+class StepPreference(Objective):
+    """Preferences about single steps of a sampler: D3PO and SPO."""
+
+    kind: Literal["step_preference"] = "step_preference"
+    preset: str = Field("dpo", description="the loss, any of pairs")
+    beta: float = Field(0.1, ge=1e-9, le=1e9, description="multiplies a step's log-ratio, in nats")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="how far a step's likelihood ratio to the reference may leave 1 before it is "
+        "no longer pushed; null: any distance",
+    )
+    temperature: float = Field(
+        1.0,
+        ge=1e-6,
+        le=1e9,
+        description="divides log-ratios, which are sums over dimensions: as many as there are make "
+        "the means of the published code",
+    )
+    reference: Literal["pretrained", "acting"] = Field(
+        "pretrained", description="acting: the policy that drew the samples, the last round's"
+    )
+    candidates: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="0: the steps of a prompt's samples, ranked at their ends; else so many next "
+        "states of each step, ranked by the reward of what the policy expects of them",
+    )
+    threshold: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="candidates: smallest gap of their softmax, at ranking.temperature, to learn "
+        "from",
+    )
+    skip: int = Field(
+        0, ge=0, le=STEPS, description="candidates: steps from noise that have only one"
+    )
+    ranking: Ranking = Ranking()
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        several = "objective.candidates above 1"
+        return _only(self.candidates > 0, several, "threshold", "skip")
+
+
 class Direct(Objective):
     """The reward's gradient through the last steps (DRaFT, AlignProp) or the estimate (ReFL)."""
 
@@ -746,11 +928,23 @@ class Guard(Strict):
         le=1e9,
         description="periodic artefacts: how many times the base model's, at most",
     )
+    implicit_accuracy: float = Field(
+        0.98,
+        ge=0.5,
+        le=1,
+        description="preferences: above it, since the last evaluation, the pairs are told apart by "
+        "something trivial, and pictures that have changed by image_shift are an alarm",
+    )
+    image_shift: float = Field(
+        0.1, ge=0, le=1, description="preferences: mean change of a pixel since the base model"
+    )
     patience: int = Field(1, ge=1, le=UPDATES, description="evaluations in a row before an alarm")
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         others = [name for name in self.leaves() if name != "action"]
+        judged = isinstance(run.objective, Preference)
         return {
+            **_only(judged, "recipes on preferences", "implicit_accuracy", "image_shift"),
             **_only(self.action != "off", "guard.action=warn, stop or rollback", *others),
             **_only(not on_data, REWARDED, *self.leaves()),
         }
@@ -817,7 +1011,7 @@ class Run(Strict):
     data: str = Field(
         "scenes",
         description="matching: 'scenes' or a folder of images and captions; for a network of one's "
-        "own also an array, a table, 'digits', 'swiss-roll' or 'moons'",
+        "own also an array, a table, 'digits', 'swiss-roll' or 'moons'; preference: pairs",
     )
     dataset: Dataset = Dataset()
     reward: str = Field(
@@ -825,9 +1019,18 @@ class Run(Strict):
         description="its name, name(setting=value), http://…, module:function, or a weighted sum: "
         "reader + 0.5*brightness",
     )
-    objective: Matching | Consistency | PolicyGradient | ScoreAction | Direct | Adjoint | Energy = (
-        Field(discriminator="kind")
-    )
+    objective: (
+        Matching
+        | Consistency
+        | Preference
+        | RankedPreference
+        | StepPreference
+        | PolicyGradient
+        | ScoreAction
+        | Direct
+        | Adjoint
+        | Energy
+    ) = Field(discriminator="kind")
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
     optimiser: Optimiser = Optimiser()
@@ -842,11 +1045,11 @@ class Run(Strict):
         shipped = self.model.source in SHIPPED_MODELS
         held_out = self.evaluation.prompts is None and not shipped
         listed = self.prompts in (*SCENES, "none")
-        reads = isinstance(objective, Matching | Consistency | Energy)
+        reads = isinstance(objective, Energy) or objective.on_data
         return {
             **_only(listed, "prompts=scenes or none", "prompts_per_task"),
             **_only(acts, ON_POLICY, "prompts_per_task"),
             **_only(acts or held_out, ON_POLICY, "prompts"),
             **_only(not on_data, REWARDED, "reward", "prompts"),
-            **_only(reads, "supervised, consistency or dxmi", "data"),
+            **_only(reads, "supervised, consistency, dxmi or recipes on preferences", "data"),
         }

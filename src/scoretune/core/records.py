@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Rows(Record):
-    """A record in which every tensor, condition and tuple has a row for each of the same things;
-    the first field is a tensor."""
+    """A record in which every tensor, condition, tuple and record like it has a row for each of the
+    same things; the first field is a tensor. A network sees so many `states_a_row` of them."""
+
+    states_a_row: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -38,7 +40,7 @@ class Rows(Record):
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 taken[name] = value[index]
-            elif isinstance(value, Condition):
+            elif isinstance(value, Condition | Rows):
                 taken[name] = value.take(index)
             elif isinstance(value, tuple):
                 places = index.cpu() if isinstance(index, Tensor) else index
@@ -206,6 +208,67 @@ class Examples(Rows):
     noise: Tensor | None = None
     share: Tensor | None = None
     coin: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairExamples(Rows):
+    """Two clean states each, `first` and `second` [B, *S], of one condition, of which the first is
+    preferred with probability `label` [B]: 1/2 is a tie. A pair counts `weight` [B].
+
+    `scale` [B] is the prompt's contextual scale c(x), and `margin` [B] by how much the first should
+    be ahead. What chance decides is drawn with the pair, so that it is the same however a batch is
+    cut up: the `noise` [B, *S] that both states get, uniform numbers [B] that say the time
+    (`share`), and whether to keep the prompt (`coin`). `reference` [B, 2, *S] is what the policy
+    said of both noisy states that is compared with, where that is not the pretrained one.
+    """
+
+    states_a_row: ClassVar[int] = 2
+
+    first: Tensor
+    second: Tensor
+    condition: Condition
+    label: Tensor
+    weight: Tensor
+    noise: Tensor
+    share: Tensor
+    scale: Tensor | None = None
+    margin: Tensor | None = None
+    coin: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LikedExamples(Rows):
+    """Clean states x0 [B, *S], each with the probability [B] that it is `liked`, and a weight; what
+    chance decides comes with them, as in `PairExamples`."""
+
+    x0: Tensor
+    condition: Condition
+    liked: Tensor
+    weight: Tensor
+    noise: Tensor
+    share: Tensor
+    coin: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepPairs(Rows):
+    """Two steps each, of one prompt at one time, of which the `first` is preferred with probability
+    `label` [M]: 1/2 is a tie. A pair counts `weight` [M]. `Steps.data` is of the policy whose
+    likelihoods are the reference, and with `one_state` both steps begin in the same state.
+
+    `scale` [M] is the prompt's contextual scale c(x).
+    """
+
+    states_a_row: ClassVar[int] = 2
+
+    label: Tensor
+    weight: Tensor
+    first: Steps
+    second: Steps
+    scale: Tensor | None = None
+    one_state: bool = False
 
 
 @dataclass(frozen=True)

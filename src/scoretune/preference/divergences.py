@@ -25,7 +25,7 @@ MOST = 80.0  # of an exponent, which keeps e^x within single precision
 
 
 def side_score(q: Tensor, divergence: Divergence, parameter: float) -> Tensor:
-    """The score of q, of its shape; `parameter` is the a of `alpha`. Exponents are kept below 80."""
+    """The score of q, of its shape; `parameter` is the a of `alpha`. Exponents are kept to 80."""
     if divergence == "forward_kl":
         return -torch.expm1((-q).clamp(max=MOST))
     if divergence == "js":

@@ -11,6 +11,7 @@ far people disagree (0: all agree, 1: all rankings alike) and d is a distance of
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -36,6 +37,24 @@ def mallows_probability(gap: Tensor, phi: Tensor | float, kind: Kind = "phi") ->
     tail = torch.exp(log_tail(size, rate))
     half = torch.full_like(tail, 0.5)
     return torch.where(gap > 0, 1 - tail, torch.where(gap < 0, tail, half))
+
+
+def ranking_law(n: int, phi: float, kind: Kind = "phi") -> tuple[Tensor, Tensor]:
+    """Every ranking of n items around 0, 1, …, n − 1, and its probability: [n!, n] and [n!].
+
+    Mallows-φ counts inversions, and its pairs have the law g_φ, for every n. Mallows-θ sums squared
+    differences of ranks (Spearman); its pairs have the law σ(−2 ln φ·s) for n = 2 alone, since that
+    law is the one of paired comparisons, and is to be sampled pair by pair.
+    """
+    if not 2 <= n <= 8:
+        raise ValueError(f"rankings are enumerated for 2 to 8 items, got {n}")
+    ranks = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.float64)
+    if kind == "theta":
+        distance = ((ranks - torch.arange(n)) ** 2).sum(1)
+    else:
+        one, other = torch.triu_indices(n, n, 1)
+        distance = (ranks[:, one] > ranks[:, other]).double().sum(1)
+    return ranks, torch.softmax(math.log(phi) * distance, 0)
 
 
 def log_probability(gap: Tensor, phi: Tensor | float) -> Tensor:

@@ -15,8 +15,10 @@ from scoretune.core.config import (
     Dataset,
     Matching,
     Model,
+    Preference,
     Run,
     Sampling,
+    StepPreference,
 )
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
@@ -110,6 +112,7 @@ def context_of(run: Run, differentiable: bool | None = None) -> Context:
     return Context(
         recipe=run.recipe,
         reward=run.reward,
+        data=run.data,
         sampling=run.sampling,
         sizes=run.sizes,
         hardware=run.hardware,
@@ -179,7 +182,6 @@ def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
         prompts=checked.prompts,
         reward=checked.reward,
         context=context,
-        data=run.data,
         seed=run.seed,
     )
     return kind.build(run.objective, setup)
@@ -219,7 +221,9 @@ def _check_only_for_data(run: Run) -> None:
 def _check_ramp(run: Run) -> None:
     """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
     objective, sampling = run.objective, run.sampling
-    if isinstance(objective, Matching | Consistency) or not objective.kl_weight:
+    if isinstance(objective, Matching | Consistency | Preference | StepPreference):
+        return
+    if not objective.kl_weight:
         return
     end = sampling.eta if sampling.eta_end is None else sampling.eta_end
     if sampling.noise == "ramp" and end < sampling.eta / 100:

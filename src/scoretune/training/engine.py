@@ -56,7 +56,8 @@ class TorchEngine:
         There are none of a minibatch that other processes have, unless the weights are sharded:
         then the first row of `some`, a batch that is not empty, stands for 0 rows.
         """
-        cuts = list(spans(len(batch), self.at_once or max(len(batch), 1)))
+        rows = max(1, self.at_once // batch.states_a_row) if self.at_once else max(len(batch), 1)
+        cuts = list(spans(len(batch), rows))
         # All ask before they compute.
         most = distributed.most(len(cuts)) if self.sharded else len(cuts)
         for cut in cuts:

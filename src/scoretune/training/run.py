@@ -288,6 +288,9 @@ class FineTuning(Training):
     def ended(self) -> bool:
         return self.monitor.ended is not None
 
+    def between(self) -> list[Hook]:
+        return [self.monitor.learned]
+
     def until_alarm(self, updates: Iterable[int]) -> Iterable[int]:
         return self.monitor.until_ended(updates)
 

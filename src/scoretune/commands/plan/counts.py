@@ -94,8 +94,9 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
     """The update of that number; a window lies elsewhere in another."""
     if run.objective.on_data:
         batch = batch_size(run.sizes)
-        per_example = costs_of(run, facts.differentiable).calls
-        return Update(batch, 1, 1.0, 1, 1, Calls(learning=batch * per_example))
+        costs = costs_of(run, facts.differentiable)
+        calls = Calls(references=batch * costs.references, learning=batch * costs.calls)
+        return Update(batch, 1, 1.0, 1, 1, calls)
     samples, steps = run.sizes.prompts * run.sizes.group, run.sampling.steps
     with user_errors():
         times = grid(facts.process, run.sampling)
@@ -114,7 +115,7 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         rollouts=rolled,
         references=samples * costs.references,
         credit=costs.credit_calls,
-        learning=samples * costs.trained * epochs + costs.measured,
+        learning=samples * costs.trained * costs.calls * epochs + costs.measured,
     )
     return Update(
         samples=samples,

@@ -121,6 +121,23 @@ def collapsed(ratio: float, update: int, limit: float) -> Alarm | None:
     return Alarm(update, "diversity", ratio, limit, text)
 
 
+def diverged(
+    accuracy: float, shift: float, update: int, *, most: float, limit: float
+) -> Alarm | None:
+    """Preferences that are told apart nearly always, while pictures have left the base model's.
+
+    Neither alone is an alarm: the loss of pairs falls all the same when both errors run away.
+    """
+    if accuracy <= most or shift <= limit:
+        return None
+    text = (
+        f"{accuracy:.1%} of the pairs are told apart, and pixels have moved by {shift:.3g} since "
+    )
+    text += f"the base model ({limit:g} is the most with over {most:.0%}): raise objective.beta, "
+    text += "lower optimiser.learning_rate, or train for fewer updates"
+    return Alarm(update, "divergence", shift, limit, text)
+
+
 def patterned(
     peaks: Peaks, base: Tensor, update: int, *, evaluations: int, factor: float
 ) -> tuple[float, Alarm | None]:

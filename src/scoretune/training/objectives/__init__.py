@@ -10,7 +10,10 @@ from scoretune.training.objectives import (
     energy,
     matching,
     policy_gradient,
+    preference,
+    ranked_preference,
     score_action,
+    step_preference,
 )
 from scoretune.training.objectives.method import FromData, Kind
 
@@ -21,7 +24,10 @@ KINDS: dict[str, Kind] = {
     "energy": energy,
     "matching": matching,
     "policy_gradient": policy_gradient,
+    "preference": preference,
+    "ranked_preference": ranked_preference,
     "score_action": score_action,
+    "step_preference": step_preference,
 }
 """By `objective.kind` of the configuration."""
 FROM_DATA: dict[str, FromData] = {"consistency": consistency, "matching": matching}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoretune.core.config import Trusting
 from scoretune.core.errors import UserError
-from scoretune.core.records import Loss, Steps
+from scoretune.core.records import Condition, Loss, Steps
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
@@ -133,6 +133,19 @@ def penalised(
         gain = gain - trust.coefficient * moved
     approx_kl = steps.path_steps * moved.detach().mean()
     return Loss(-steps.path_steps * gain.mean(), {**metrics, "approx_kl": approx_kl})
+
+
+def with_dropped_prompts(condition: Condition, coin: Tensor | None, share: float) -> Tensor:
+    """The tokens [B, L, D] with this share of prompts replaced by the empty one, for
+    classifier-free guidance (arXiv 2207.12598); uniform numbers `coin` [B] decide, None draws."""
+    tokens = condition.tokens
+    if not share:
+        return tokens
+    if condition.null is None:
+        raise UserError("dropout needs an empty prompt, which this model has not: set it to 0")
+    if coin is None:
+        coin = torch.rand(len(tokens), device=tokens.device)
+    return torch.where((coin < share)[:, None, None], condition.null.to(tokens), tokens)
 
 
 def given(part: T | None, why: str) -> T:

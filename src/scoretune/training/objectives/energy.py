@@ -47,7 +47,7 @@ def costs(settings: config.Energy, context: Context, paths: Paths) -> Costs:
 def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:
     """Energy and value are networks like a critic's F, of the noisy state alone."""
     policy, backbone = setup.policy, setup.policy.backbone
-    images, captions = read_pictures(setup.data, setup.seed)
+    images, captions = read_pictures(setup.context.data, setup.seed)
     data, condition = encoded(policy, images, captions)
     shape, horizon = backbone.shape, backbone.process.horizon
     size, width = condition.tokens.shape[-1], settings.width

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoretune.core import config
 from scoretune.core.errors import UserError, unknown, user_errors
-from scoretune.core.records import Condition, Examples, Loss
+from scoretune.core.records import Examples, Loss
 from scoretune.data.images import read_pictures
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import score_matching, weightings
@@ -24,6 +24,7 @@ from scoretune.diffusion.matching.weightings import Times, TimesName, Weight, We
 from scoretune.diffusion.processes import Process, expand
 from scoretune.policy import Policy
 from scoretune.training.objectives import method
+from scoretune.training.objectives.base import with_dropped_prompts
 from scoretune.training.objectives.method import Context, Costs, DataSetup, Method, Paths, Setup
 from scoretune.training.sources.dataset import Dataset, encoded
 
@@ -69,7 +70,7 @@ class Matching:
         t, factor = law(process, share, self.t_min)
         if eps is None:
             eps = torch.randn_like(x0)
-        tokens = self._tokens(examples.condition, examples.coin)
+        tokens = with_dropped_prompts(examples.condition, examples.coin, self.dropout)
         x = estimates.perturb(process, t, x0, eps)
         self.policy.calls += len(x)
         error = self._output_error if self.loss == "denoising" else self._score_error
@@ -111,16 +112,6 @@ class Matching:
             return self.weight
         return None if self.weight == "own" else weightings.WEIGHTS[self.weight]
 
-    def _tokens(self, condition: Condition, coin: Tensor | None) -> Tensor:
-        if not self.dropout:
-            return condition.tokens
-        if condition.null is None:
-            raise UserError("dropout needs an empty prompt, which this model has not: set it to 0")
-        tokens = condition.tokens
-        if coin is None:
-            coin = torch.rand(len(tokens), device=tokens.device)
-        return torch.where((coin < self.dropout)[:, None, None], condition.null.to(tokens), tokens)
-
 
 # ------------------------------------------------------------------------------------- the method
 
@@ -138,7 +129,7 @@ def check(settings: config.Matching, context: Context) -> None:
 def build(settings: config.Matching, setup: Setup) -> Method:
     """Pictures and captions, for a model that is there."""
     policy = setup.policy
-    images, captions = read_pictures(setup.data, setup.seed)
+    images, captions = read_pictures(setup.context.data, setup.seed)
     x0, condition = encoded(policy, images, captions)
     batch = method.batch_size(setup.context.sizes)
     source = Dataset(x0, condition, torch.ones(len(x0)), batch, setup.seed, draws=True)

@@ -38,6 +38,7 @@ class Context:
 
     recipe: str
     reward: str
+    data: str
     sampling: Sampling
     sizes: Sizes
     hardware: Hardware
@@ -59,7 +60,6 @@ class Setup:
     prompts: Prompts
     reward: Reward
     context: Context
-    data: str
     seed: int
 
 
@@ -114,7 +114,8 @@ class Costs:
 
     `trained`: steps of each path that are learned from, each by `calls` calls. `references`: steps
     of each path at which the pretrained policy is asked, `on_paths` if at all of them and what it
-    says stays with the path. `credit_calls`: for credit.
+    says stays with the path. Of a method on data both are calls an example, `at_once` of which go
+    through the network together, with one graph. `credit_calls`: for credit.
     `credit_graph`: what credit keeps the graph of, `credit_batch` states at once: the network's,
     the decoder's and reward's ("decoder"), "both", or first one and then the other ("either").
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
@@ -125,6 +126,7 @@ class Costs:
 
     trained: float
     calls: int = 1
+    at_once: int = 1
     references: float = 0.0
     on_paths: bool = False
     credit_calls: float = 0.0

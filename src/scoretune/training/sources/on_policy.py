@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Sizes
-from scoretune.core.records import Condition, Minibatches, Round, Steps, Trajectory
+from scoretune.core.records import Condition, Minibatches, Round, Scores, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.noise import Rows
 from scoretune.diffusion.paths import INTEGRAL_END
@@ -60,19 +60,14 @@ class OnPolicy:
         generator = self.generator(update)
         texts = self.local_prompts()
         condition = self.policy.encode(texts)
-        path = self._roll(condition, update, generator)
+        path = self.roll(condition, update, generator)
 
         def reward_fn(x0: Tensor, who: Tensor) -> Tensor:
             images = self.policy.decode(x0.to(self.policy.device))
             prompts = [texts[i] for i in who.tolist()]
             return checked(self.reward, self.reward_name, images, prompts)
 
-        with torch.no_grad():
-            images = self.policy.decode(path.final.to(self.policy.device))
-            at_once = self.policy.at_once
-            scores = scored(self.reward, self.reward_name, images, texts, at_once=at_once)
-            scores = gathered(scores)
-            scores = scores.to(path.states.device)
+        scores = self.scores(path.final, texts)
         choice = self.choose(path, generator)
         deal = distributed.deal(choice.rows, choice.b, len(texts))
         rows, counts = dealt_rows(self.sizes, generator, deal)
@@ -81,13 +76,21 @@ class OnPolicy:
         steps = transitions(path, credited, k, b, choice.path_steps)
         steps = replace(steps, noisy=choice.noisy)
         if self.reference == "chosen":
-            steps = replace(steps, reference_data=self._pretrained(steps))
+            steps = replace(steps, reference_data=self.pretrained(steps))
         metrics = {**reward_metrics(scores), **mean_over_processes(credited.metrics)}
         metrics |= path_kls(path)
         batches = Minibatches(steps, rows)
         return Round(batches, metrics, self.sizes.accumulate, counts, self.sizes.epochs)
 
-    def _pretrained(self, steps: Steps) -> Tensor:
+    @torch.no_grad()
+    def scores(self, x0: Tensor, texts: Sequence[str]) -> Scores:
+        """The rewards of this process's finished samples, beside those of all others."""
+        images = self.policy.decode(x0.to(self.policy.device))
+        at_once = self.policy.at_once
+        scores = scored(self.reward, self.reward_name, images, texts, at_once=at_once)
+        return gathered(scores).to(x0.device)
+
+    def pretrained(self, steps: Steps) -> Tensor:
         """The pretrained policy's estimates at the states that are learned from."""
         with torch.no_grad(), self.policy.reference():
             device = self.policy.device
@@ -102,7 +105,7 @@ class OnPolicy:
         rows.part, rows.parts = team.rank, team.size
         return rows.manual_seed(self.seed * 1_000_003 + update)
 
-    def _roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
+    def roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
         acting = Acting(
             jitter=self.jitter,
             solver=self.solver,

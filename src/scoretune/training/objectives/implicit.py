@@ -1,0 +1,125 @@
+"""The implicit log-likelihood of clean states, by what a network says of one noisy state of each.
+
+    ℓ_θ(x0) = −½·w·‖target − output_θ‖²,   x_t = α x0 + σ ε
+
+in one of two units (`diffusion.matching.bound`): in nats w makes it an unbiased estimate of the
+bound of ln p_θ(x0), so that a β means the same whatever the times are drawn by; or w is one over
+the number of elements at all times, and β is Diffusion-DPO's B (arXiv 2311.12908).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scoretune.core.records import LikedExamples, PairExamples
+from scoretune.diffusion import estimates
+from scoretune.diffusion.matching import bound, weightings
+from scoretune.diffusion.matching.weightings import TimesName
+from scoretune.diffusion.transitions import wide
+from scoretune.policy import Policy
+from scoretune.training.objectives.base import with_dropped_prompts
+
+Unit: TypeAlias = Literal["mean", "nats"]
+Drawn: TypeAlias = PairExamples | LikedExamples
+"""Examples with what chance decided about them."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What networks say of K clean states each of B examples: log-likelihoods `policy` and
+    `reference` [K, B], the mean squared `error` [K, B] of an element of the output, and how the
+    outputs miss their target, `miss` [K, B, *S], and differ from the reference's, `change`. Without
+    a reference what needs one is None."""
+
+    policy: Tensor
+    error: Tensor
+    miss: Tensor
+    reference: Tensor | None = None
+    change: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """ℓ of clean states, each seen at the time and with the noise of its example.
+
+    Times are drawn on [t_min, horizon] by the law `times`, and its factor is part of w. `dropout`
+    is the share of prompts that are replaced by the empty one, for both sides alike.
+    """
+
+    policy: Policy
+    unit: Unit = "mean"
+    times: TimesName = "uniform"
+    t_min: float = 1e-3
+    dropout: float = 0.0
+
+    def __call__(self, states: Sequence[Tensor], drawn: Drawn, *, reference: bool) -> Sides:
+        """`states`: K clean states [B, *S] of each example."""
+        count, backbone = len(states), self.policy.backbone
+        x, times, tokens = self._noised(states, drawn)
+        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
+        goal = estimates.target(backbone.process, backbone.prediction, times, x0, noise)
+        before = None
+        if reference and drawn.reference is not None:
+            before = torch.cat(drawn.reference.unbind(1))
+        elif reference:
+            before = self._reference(x, times, tokens)
+        output = self._output(x, times, tokens)
+
+        weight, miss = self._times(drawn.share)[1], _by_side(output - goal, count)
+        error = miss.square().flatten(2).mean(2)
+        if before is None:
+            return Sides(-weight / 2 * error, error, miss)
+        other = _by_side(before - goal, count).square().flatten(2).mean(2)
+        return Sides(
+            -weight / 2 * error, error, miss, -weight / 2 * other, _by_side(output - before, count)
+        )
+
+    @torch.no_grad()
+    def outputs(self, states: Sequence[Tensor], drawn: Drawn) -> Tensor:
+        """What the policy says now of the same noisy states, [B, K, *S]: the `reference` of what it
+        learns next."""
+        x, times, tokens = self._noised(states, drawn)
+        return _by_side(self._output(x, times, tokens), len(states)).transpose(0, 1)
+
+    def _noised(self, states: Sequence[Tensor], drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy states [K·B, *S], their times and tokens, all of the first side before the next."""
+        count = len(states)
+        t, _ = self._times(drawn.share)
+        tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
+        times, tokens = t.repeat(count), torch.cat([tokens] * count)
+        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
+        return estimates.perturb(self.policy.backbone.process, times, x0, noise), times, tokens
+
+    def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        """The times [B], and the weight [B] on the mean squared error of an element."""
+        backbone = self.policy.backbone
+        t, factor = weightings.TIMES[self.times](backbone.process, share, self.t_min)
+        if self.unit == "mean":
+            return t, factor
+        weight = bound.weight_of_nats(backbone.process, backbone.prediction, t, self.t_min)
+        return t, factor * weight * self.elements
+
+    @property
+    def elements(self) -> int:
+        """D, the number of elements of a state."""
+        return math.prod(self.policy.backbone.shape)
+
+    @torch.no_grad()
+    def _reference(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        with self.policy.reference():
+            return self._output(x, t, tokens)
+
+    def _output(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        self.policy.calls += len(x)
+        return wide(self.policy.predict(x, t, tokens))
+
+
+def _by_side(rows: Tensor, count: int) -> Tensor:
+    """[K·B, …] as [K, B, …]."""
+    return rows.reshape(count, -1, *rows.shape[1:])
