@@ -57,7 +57,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]  # of DPOConfig, which comes next
+        super().__post_init__()  # of DPOConfig, which comes next
         for name in OF_TRL:
             made = type(self).__dataclass_fields__[name]  # type: ignore[attr-defined]
             factory = made.default_factory

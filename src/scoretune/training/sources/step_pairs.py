@@ -174,8 +174,14 @@ class Candidates:
             x = flat[row]
             if k < last:
                 estimate = replace(after, data=after.data[row], noise=after.noise[row])
-        kept_of = [torch.stack(part) for part in (states, data, candidates)]
-        return Branches(*kept_of, torch.stack(rewards).cpu(), torch.tensor(steps), x)
+        return Branches(
+            torch.stack(states),
+            torch.stack(data),
+            torch.stack(candidates),
+            torch.stack(rewards).cpu(),
+            torch.tensor(steps),
+            x,
+        )
 
     def _rewards(self, x0: Tensor, texts: Sequence[str]) -> Tensor:
         paths = self.paths
