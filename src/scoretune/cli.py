@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import scoretune
-from scoretune.commands import evaluate, export, sample, serve_reward, train
+from scoretune.commands import evaluate, export, prefer_text, sample, serve_reward, train
 from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)

@@ -15,7 +15,14 @@ import torch
 
 from scoretune import recipes
 from scoretune.commands.doctor import doctor
-from scoretune.commands.doctor.laws import installed, learning, models, reverse, samplers
+from scoretune.commands.doctor.laws import (
+    installed,
+    learning,
+    models,
+    preference,
+    reverse,
+    samplers,
+)
 from scoretune.commands.doctor.laws import processes as process_laws
 from scoretune.commands.doctor.laws.base import Law, Verdict
 from scoretune.core import checkpoints
@@ -27,6 +34,7 @@ from scoretune.evaluate import metrics
 from scoretune.models import toy
 from scoretune.models.lora import adapter_state
 from scoretune.policy import Policy
+from scoretune.preference import losses
 from scoretune.training.build import build_policy
 from scoretune.training.run_folder import record
 
@@ -68,6 +76,10 @@ def halved(method):
 
 def widened(step):
     return replace(step, std=1.001 * step.std)
+
+
+def twice(function):
+    return lambda *arguments, **settings: 2 * function(*arguments, **settings)
 
 
 def late(field, share):
@@ -152,6 +164,47 @@ BREAK = {
         "gae",
         lambda values, *path, decay, of=learning.gae: of(
             values, *path, decay=decay ** len(path[1])
+        ),
+    ),
+    "DPO at the reference": (preference, "pairwise_loss", twice(preference.pairwise_loss)),
+    "RainbowPO without reference − SimPO": (
+        preference,
+        "replace",
+        lambda preset, of=replace, **changes: of(preset, **changes | {"home_advantage": 0.5}),
+    ),
+    "losses of exchanged pairs": (losses._Pair, "exchanged", lambda self: self),
+    "robust DPO on average − DPO": (
+        preference,
+        "pairwise_loss",
+        lambda *sides, of=preference.pairwise_loss, preset="cdpo", **given: of(
+            *sides, preset="cdpo", **given
+        ),
+    ),
+    "KTO of a couple − APO-zero": (preference, "single_loss", twice(preference.single_loss)),
+    "pair law of Mallows-φ, enumerated": (
+        preference,
+        "mallows_probability",
+        lambda gap, phi, of=preference.mallows_probability: of(gap, phi, "theta"),
+    ),
+    "slope of Mallows-φ at the truth": (
+        preference,
+        "mallows_probability",
+        lambda gap, phi, kind, of=preference.mallows_probability: of(gap, phi, "theta"),
+    ),
+    "slope of Mallows-θ at the truth": (preference, "scale_of_phi", torch.ones_like),
+    "optimum of Ψ of Mallows-θ": (
+        preference,
+        "expected_psi",
+        lambda preferred, law, transform, phi, of=preference.expected_psi: of(
+            preferred, law, "dpo"
+        ),
+    ),
+    "mean of the dispersion's scale": (preference, "phi_star", lambda entropies: 1.0),
+    "worse of two accepted first": (
+        preference,
+        "rejection_sample",
+        lambda pools, k, temperature, generator, of=preference.rejection_sample: of(
+            pools, k, 1.1 * temperature, generator
         ),
     ),
     "W2² of two Gaussians in the plane": (metrics, "wasserstein_gaussian", lambda *a: 1.3),

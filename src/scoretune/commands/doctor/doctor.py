@@ -28,13 +28,14 @@ def installation_laws() -> tuple[Law, ...]:
     from scoretune.commands.doctor.laws import (
         installed,
         learning,
+        preference,
         processes,
         reverse,
         samplers,
         steps,
     )
 
-    topics = (processes, reverse, samplers, steps, learning, installed)
+    topics = (processes, reverse, samplers, steps, learning, preference, installed)
     return tuple(law for topic in topics for law in topic.LAWS)
 
 

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 class Part:
     """MODULE of this folder, or MODULE:OBJECT in it, with `cells` and `present`.
 
-    `wants_model` ones are given a model folder by the user; `wants_data` ones also learn from the
-    pictures in a folder of the user's, if there is one.
+    `wants_model` ones are given a model folder by the user, of which `model_hint` says what it is;
+    `wants_data` ones also learn from what is in a folder of the user's, if there is one.
     """
 
     place: str
     title: str
     wants_model: bool = False
     wants_data: bool = False
+    model_hint: str = (
+        "make it, in about an hour, with scoretune pretrain scenes FOLDER --caption-noise 0 "
+        "--steps 9500"
+    )
 
 
 EXPERIMENTS: dict[str, dict[str, Part]] = {
@@ -38,6 +42,11 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
     },
+    "mallows": {
+        "exact": Part("mallows_exact", "MallowsPO where nothing is random"),
+        "bandit": Part("mallows_bandit", "MallowsPO from votes on a bandit"),
+        "dispersion": Part("mallows_dispersion", "Dispersion from entropy, and learning with it"),
+    },
     "preference-scenes": {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
@@ -46,6 +55,13 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "rainbow": {
         "language": Part("rainbow_language", "RainbowPO's claims in a language of ten tokens"),
         "switches": Part("rainbow_switches", "Every switch of RainbowPO, alone and left out"),
+        "stories": Part(
+            "rainbow_stories",
+            "RainbowPO on people's judgements, with a small real language model",
+            wants_model=True,
+            wants_data=True,
+            model_hint="the folder of llama2.c's stories260K.bin and tok512.bin",
+        ),
     },
     "reward-gap": {
         "closed-forms": Part("gap_theory", "The reward gap, exactly"),

@@ -76,10 +76,7 @@ def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str
     }
     for part, meant in selected.items():
         if meant.wants_model and model is None:
-            raise UserError(
-                f"part {part!r} needs --model FOLDER/model: make it, in about an hour, with "
-                "scoretune pretrain scenes FOLDER --caption-noise 0 --steps 9500"
-            )
+            raise UserError(f"part {part!r} needs --model FOLDER/model: {meant.model_hint}")
     return selected
 
 

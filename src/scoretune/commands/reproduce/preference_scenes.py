@@ -140,7 +140,8 @@ def labelled(folder: Path, seed: int, count: int) -> Path:
     places = [i for lap in range(-(-count // len(prompts))) for i in order(prompts, lap, seed)]
     disputed = set(order(prompts, 0, seed=0)[::2])
     generator = torch.Generator().manual_seed(seed)
-    judge, rows, agreeing = judge_of(), [], {AGREED: [], DISPUTED: []}
+    judge, rows = judge_of(), []
+    agreeing: dict[float, list[float]] = {AGREED: [], DISPUTED: []}
     for span in spans(count, BATCH):
         which = places[:count][span]
         texts = [prompts.texts[i] for i in which]

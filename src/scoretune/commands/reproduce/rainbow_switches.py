@@ -89,9 +89,8 @@ def tuned(arm: str, seeds: int, quick: bool, folder: Path) -> Numbers:
         place = world(seed, data, folder, quick)
         return measured(learn(place, preset, beta, seed, quick), place.base, seed, quick)
 
-    betas, tuning = BETAS[preset.length_normalised], TUNING
-    if quick:
-        betas, tuning = betas[:1], TUNING[:1]
+    betas: Sequence[float] = BETAS[preset.length_normalised][: 1 if quick else None]
+    tuning: Sequence[int] = TUNING[: 1 if quick else None]
     trials = {
         beta: sum(run(seed, beta)["quality"] for seed in tuning) / len(tuning) for beta in betas
     }

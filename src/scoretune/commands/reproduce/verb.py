@@ -17,9 +17,11 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder (default: below reproduced/).")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of each arm.")] = 5,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
-    model: Annotated[Path | None, typer.Option(help="For the part `hard`: a model folder.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="For `hard` and `stories`: a model folder.")
+    ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="For `images`: a folder with mnist/ and cifar10/.")
+        Path | None, typer.Option(help="For `images` (mnist/, cifar10/) and `stories` (pairs).")
     ] = None,
     quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
     json_: Json = False,

@@ -58,12 +58,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of DPOConfig, which comes next
-        preset = preset_named(self.preset)
-        if preset.kind != "pair":
-            raise ValueError(
-                f"preset {self.preset!r} learns from single likes, not from pairs: use TRL's "
-                "KTOTrainer, as scoretune prefer-text does"
-            )
         for name in OF_TRL:
             made = type(self).__dataclass_fields__[name]  # type: ignore[attr-defined]
             factory = made.default_factory
@@ -72,17 +66,27 @@ class Settings:
         beta = self.beta  # type: ignore[attr-defined]
         if not beta > 0:
             raise ValueError(f"beta must be above 0, got {beta!r}")
-        if preset.reference_update is not None:
-            self.sync_ref_model = True
-            self.ref_model_mixup_alpha = 1.0 if of_stages(preset) else preset.reference_share
-            self.precompute_ref_log_probs = False
-        elif not preset.needs_reference and not by_entropy(preset):
-            self.precompute_ref_log_probs = True  # of no terms: TRL then loads no second model
-        elif by_entropy(preset) and not self.precompute_ref_log_probs:
-            raise ValueError(
-                f"preset {self.preset!r} scales by the reference's entropies over all pairs: it "
-                "needs precompute_ref_log_probs=True"
-            )
+        check(preset_named(self.preset), self)
+
+
+def check(preset: Preset, config: Any) -> None:
+    """Settle how the reference is kept. Raises ValueError where the two do not go together."""
+    if preset.kind != "pair":
+        raise ValueError(
+            "this preset learns from single likes, not from pairs: use TRL's KTOTrainer, as "
+            "scoretune prefer-text does"
+        )
+    if preset.reference_update is not None:
+        config.sync_ref_model = True
+        config.ref_model_mixup_alpha = 1.0 if of_stages(preset) else preset.reference_share
+        config.precompute_ref_log_probs = False
+    elif not preset.needs_reference and not by_entropy(preset):
+        config.precompute_ref_log_probs = True  # of no terms: TRL then loads no second model
+    elif by_entropy(preset) and not config.precompute_ref_log_probs:
+        raise ValueError(
+            "this preset scales by the reference's entropies over all pairs: it needs "
+            "precompute_ref_log_probs=True"
+        )
 
 
 def by_entropy(preset: Preset) -> bool:
@@ -110,16 +114,31 @@ class PairPreference:
         "Optimization",
         "id": "2410.04203",
     }
+    # Of TRL's trainer:
     args: Any
     accelerator: Any
     model: Any
     ref_model: Any
+    data_collator: Any
+    compute_ref_log_probs: Any
+    aux_loss_enabled: bool
+    router_aux_loss_coef: float
+    _precompute_model_hash: str
     _metrics: dict[str, dict[str, list[float]]]
 
-    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **rest: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: Any = None,
+        preset: Preset | None = None,
+        **rest: Any,
+    ) -> None:
+        """As TRL's trainer; `preset` takes the place of the one that `args` names."""
         if not isinstance(args, Settings):
             raise TypeError(f"args must be a RainbowPOConfig, got {type(args).__name__}")
-        self.preset: Preset = preset_named(args.preset)
+        self.preset = preset_named(args.preset) if preset is None else preset
+        check(self.preset, args)
         self.phi_star: float | None = args.phi_star
         super().__init__(model, ref_model, args, **rest)  # type: ignore[call-arg]
         self.data_collator = WithColumns(self.data_collator)
@@ -184,7 +203,7 @@ class PairPreference:
             desc="reference",
             disable=bool(args.disable_tqdm),
         ):
-            logps = self.compute_ref_log_probs(model, batch)  # type: ignore[attr-defined]
+            logps = self.compute_ref_log_probs(model, batch)
             mask = batch["completion_mask"][:, 1:].bool()
             spread = reference.mean_entropy(entropies.pop()[:, -mask.shape[1] :], mask, vocabulary)
             both = torch.stack([*logps, *spread.chunk(2)], 1)
@@ -198,17 +217,20 @@ class PairPreference:
             return None, None
         if self.args.precompute_ref_log_probs:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        tokens = {name: value for name, value in inputs.items() if name not in OF_A_PAIR}
         model = self.ref_model or self.model
-        chosen, rejected = self.compute_ref_log_probs(model, tokens)  # type: ignore[attr-defined]
+        chosen, rejected = self.compute_ref_log_probs(model, self.of_trl(inputs))
         return chosen, rejected
+
+    def of_trl(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch without the columns that TRL does not know of."""
+        return {name: value for name, value in inputs.items() if name not in OF_A_PAIR}
 
     # ------------------------------------------------------------------------ the loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """The mean of `pairwise_loss` over the batch, and its numbers for the log."""
         fed = {name: value for name, value in inputs.items() if name not in NOT_OF_THE_MODEL}
-        if self.aux_loss_enabled:  # type: ignore[attr-defined]  # of a mixture of experts
+        if self.aux_loss_enabled:  # of a mixture of experts
             fed["output_router_logits"] = True
         mask = inputs["completion_mask"]
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
@@ -226,8 +248,8 @@ class PairPreference:
         switches = self._switches(sides, lengths, inputs)
         losses = pairwise_loss(*sides, **switches, label=inputs.get("label"), weight=weight)
         loss = losses.mean()
-        if self.aux_loss_enabled:  # type: ignore[attr-defined]
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         entropy = outputs.entropy.detach().sum() / lengths.sum().clamp(min=1)
         self._note(sides, lengths, _margins(sides, switches), entropy)
         return (loss, outputs) if return_outputs else loss

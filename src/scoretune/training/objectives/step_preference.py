@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class StepPreferenceLoss:
         nothing = torch.zeros_like(chosen)
         size = torch.full_like(chosen, first.x[0].numel())
         given = (chosen, rejected, nothing, nothing)
-        options = {"preset": self.preset, "beta": self.beta, "scale": pairs.scale}
+        options: dict[str, Any] = {"preset": self.preset, "beta": self.beta, "scale": pairs.scale}
         loss = pairwise_loss(
             *given, **options, lengths=(size, size), label=pairs.label.to(chosen),
             weight=pairs.weight.to(chosen),
