@@ -149,7 +149,11 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
         ("adjoint_matching", [], "sd"),
         ("online_dpo", ["sizes.epochs=2"], "sd"),
-        ("online_dpo", ["objective.reference=acting", "objective.ranking.pairing=all"], "sd"),
+        (
+            "online_dpo",
+            ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
+            "sd",
+        ),
         ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
         ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
         ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),

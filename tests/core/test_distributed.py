@@ -232,6 +232,7 @@ def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test
     ("recipe", "changes"),
     [
         ("online_dpo", ["objective.ranking.label=votes", "sizes.epochs=2"]),
+        ("online_dpo", ["objective.ranking.pairing=all", "objective.dropout=0.3"]),
         ("online_dpo", ["objective.preset=rainbow", "objective.dispersion=samples"]),
         ("d3po", ["objective.ranking.pairing=all", "objective.ranking.label=votes"]),
         ("spo", ["objective.threshold=0", "objective.skip=0"]),
