@@ -221,19 +221,6 @@ def test_full_fine_tuning_resumes_too(tmp_path, tiny):
     assert ours["judge"] == theirs["judge"]  # the base is the untouched model's
 
 
-def test_learning_from_pairs_resumes_too(tmp_path, tiny):
-    """With what KTO compares with, which follows the updates, and what the guard has seen."""
-    data = f"data={judged.pairs_folder(tmp_path / 'pairs')}"
-    run = configured("kto", tiny, data, "updates=4", "evaluation.every=3", "checkpoints.keep=4")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    launch(run, whole)
-    state = stopped_after(2, whole, stopped)
-    assert state["trust"]["level"] != 0
-    assert len(state["guard"]["told_apart"]) == 2
-    launch(run, stopped)
-    assert_same_run(stopped, whole, 4)
-
-
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -249,6 +236,19 @@ def test_preferences_among_samples_resume_too(tmp_path, tiny, recipe, changes):
     stopped_after(1, whole, stopped)
     launch(run, stopped)
     assert_same_run(stopped, whole, 2)
+
+
+def test_learning_from_pairs_resumes_too(tmp_path, tiny):
+    """With what KTO compares with, which follows the updates, and what the guard has seen."""
+    data = f"data={judged.pairs_folder(tmp_path / 'pairs')}"
+    run = configured("kto", tiny, data, "updates=4", "evaluation.every=3", "checkpoints.keep=4")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    state = stopped_after(2, whole, stopped)
+    assert state["trust"]["level"] != 0
+    assert len(state["guard"]["told_apart"]) == 2
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 4)
 
 
 def test_learning_from_pictures_resumes_too(tmp_path, tiny, few_pictures):
