@@ -97,6 +97,7 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
     calls, first = training(run, facts), warm_up(run, facts)
     return {
         "update": {
+            "from_data": run.objective.on_data,
             "samples": update.samples,
             "steps": update.steps,
             "trained_steps": update.trained,
