@@ -159,6 +159,32 @@ def test_three_kills_change_nothing(tmp_path, tiny, recipe, few_pictures):
     assert_same_run(folder, undisturbed, updates)
 
 
+RANKED = [
+    *("sizes.prompts=2", "sizes.group=3", "sizes.epochs=2", "objective.reference=acting"),
+    *("objective.preset=rainbow", "objective.dispersion=votes", "objective.ranking.label=votes"),
+]
+"""Votes, times, noise and the reference are drawn anew every update."""
+
+
+@pytest.mark.slow
+@when_asked
+def test_five_kills_of_online_dpo_change_nothing(tmp_path, tiny):
+    updates = 7
+    run = configured("online_dpo", tiny, *RANKED, f"updates={updates}", "evaluation.every=2")
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    launch(run, undisturbed)
+    chance, log = random.Random(15), folder / "metrics.jsonl"
+    for goal in range(1, 6):
+        exit_code = killed_child(
+            run, folder, lambda goal=goal: len(lines_of(log)) >= goal, chance.uniform(0, 0.2)
+        )
+        assert exit_code == -signal.SIGKILL
+        print(f"kill {goal}: {len(lines_of(log))} of {updates} updates were logged")
+    launch(run, folder)
+    print(f"adapter {adapter_hash(folder)[:16]}, undisturbed {adapter_hash(undisturbed)[:16]}")
+    assert_same_run(folder, undisturbed, updates)
+
+
 def test_a_kill_while_saving(tmp_path, tiny, monkeypatch, undisturbed):
     """Killed between writing a checkpoint aside and giving it its name."""
     run, folder = configured("ddpo", tiny, *FOUR), tmp_path / "killed"
@@ -193,6 +219,23 @@ def test_full_fine_tuning_resumes_too(tmp_path, tiny):
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
     ours, theirs = (json.loads((f / "result.json").read_text()) for f in (stopped, whole))
     assert ours["judge"] == theirs["judge"]  # the base is the untouched model's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("online_dpo", RANKED),
+        pytest.param("d3po", ["objective.ranking.label=votes"], marks=when_asked),
+        pytest.param("spo", ["objective.threshold=0", "objective.skip=0"], marks=when_asked),
+    ],
+)
+def test_preferences_among_samples_resume_too(tmp_path, tiny, recipe, changes):
+    run = configured(recipe, tiny, *changes)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    stopped_after(1, whole, stopped)
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 2)
 
 
 def test_learning_from_pairs_resumes_too(tmp_path, tiny):
