@@ -80,17 +80,14 @@ def _model(forecast: dict[str, Any]) -> str:
 
 
 def _update(update: dict[str, Any], shared: dict[str, Any]) -> str:
-    if update["from_data"]:
-        drawn = f"{_many(update['samples'], 'row')} of the data"
-    else:
-        prompts = shared["prompts_each"] * shared["processes"]
-        drawn = (
-            f"{prompts} prompts × {update['samples'] // prompts} = {update['samples']} samples × "
-            f"{update['steps']} steps; {update['trained_steps']:g} of them are learned from: "
-            f"{_many(update['states'], 'state')}"
-        )
+    prompts = shared["prompts_each"] * shared["processes"]
+    if not prompts:
+        states = _many(update["states"], "state")
+        return f"{_many(update['samples'], 'example')} of data: {states}, 1 step of the optimiser"
     return (
-        f"{drawn}, {_many(update['minibatches'], 'minibatch', 'es')}, "
+        f"{prompts} prompts × {update['samples'] // prompts} = {update['samples']} samples × "
+        f"{update['steps']} steps; {update['trained_steps']:g} of them are learned from: "
+        f"{_many(update['states'], 'state')}, {_many(update['minibatches'], 'minibatch', 'es')}, "
         f"{_many(update['optimiser_steps'], 'step')} of the optimiser"
     )
 
