@@ -146,6 +146,7 @@ MODULES = [
     "diffusion.solvers",
     "diffusion.grids",
     "rl",
+    "preference",
     "recipes",
 ]
 

@@ -11,7 +11,7 @@ from scoretune.shapes import check_rank, check_shape
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """R_i − mean_{j≠i} R_j, [..., k], of k samples of a prompt (RLOO, arXiv 2402.14740 eq. 6)."""
+    """R_i − mean_{j≠i} R_j, [..., k], of k samples of a prompt (RLOO, arXiv 2402.14740)."""
     check_rank(1, rewards=rewards)
     k = rewards.shape[-1]
     if k < 2:
@@ -20,6 +20,6 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def less_greedy(rewards: Tensor, greedy: Tensor) -> Tensor:
-    """R − R(greedy answer), [B] (ReMax, arXiv 2310.10505 eq. 4)."""
+    """R − R(greedy answer), [B] (ReMax, arXiv 2310.10505)."""
     check_shape(rewards.shape, greedy=greedy)
     return rewards - greedy

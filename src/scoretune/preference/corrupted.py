@@ -12,6 +12,6 @@ def povid(
     chosen: Tensor, hallucinated: Tensor, noisy: Tensor, *, alpha: float, betas: tuple[float, float]
 ) -> Tensor:
     """−ln σ(α·lr_w − (β₁·lr_l + β₂·lr_noisy)), [B], of log-ratios to the reference (POVID,
-    arXiv 2402.11411 eq. 5). β₂ = 0 and α = β₁ is DPO."""
+    arXiv 2402.11411). β₂ = 0 and α = β₁ is DPO."""
     check_same_shape(chosen=chosen, hallucinated=hallucinated, noisy=noisy)
     return -logsigmoid(alpha * chosen - betas[0] * hallucinated - betas[1] * noisy)

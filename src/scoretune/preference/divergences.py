@@ -1,6 +1,6 @@
 """The score of one side: what of q = (lp − α·rp)/|y|^η the margin compares.
 
-f-DPO (arXiv 2309.16240 eq. 9) replaces KL(π ‖ π_ref) by an f-divergence and compares f′(π/π_ref):
+f-DPO (arXiv 2309.16240) replaces KL(π ‖ π_ref) by an f-divergence and compares f′(π/π_ref):
 
     reverse_kl   q                       (DPO)
     forward_kl   1 − e^{−q}

@@ -10,7 +10,7 @@ from torch import Tensor
 def extrapolated(
     aligned: Mapping[str, Tensor], base: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
-    """θ_a + α(θ_a − θ_b) of two sets of weights with the same names (ExPO, arXiv 2404.16792 eq. 1);
+    """θ_a + α(θ_a − θ_b) of two sets of weights with the same names (ExPO, arXiv 2404.16792);
     α = 0 is the aligned one, −1 the base."""
     if aligned.keys() != base.keys():
         names = sorted(aligned.keys() ^ base.keys())

@@ -25,13 +25,13 @@ def best_of(scores: Tensor, best: Tensor) -> Tensor:
 
 def plackett_luce(scores: Tensor) -> Tensor:
     """−Σ_i ln softmax over those not yet placed, [B], of scores [B, n] in their true order, best
-    first: PRO's ranking loss (arXiv 2306.17492 eq. 7) on rewards or mean log-likelihoods."""
+    first: PRO's ranking loss (arXiv 2306.17492) on rewards or mean log-likelihoods."""
     rest = torch.logcumsumexp(scores.flip(-1), -1).flip(-1)
     return (rest - scores)[..., :-1].sum(-1)
 
 
 def rrhf(log_probs: Tensor, lengths: Tensor, rewards: Tensor, sft_weight: float = 1.0) -> Tensor:
-    """RRHF, [B], of n answers to each prompt, all [B, n] (arXiv 2304.05302 eq. 2 to 4):
+    """RRHF, [B], of n answers to each prompt, all [B, n] (arXiv 2304.05302):
     Σ_{r_i < r_j} max(0, p_i − p_j), p = lp/|y|, plus the likelihood of the best, −lp."""
     check_same_shape(log_probs=log_probs, lengths=lengths, rewards=rewards)
     per_token = log_probs / lengths

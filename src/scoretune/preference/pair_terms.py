@@ -9,7 +9,7 @@ from scoretune.shapes import check_same_shape
 
 
 def score_offset(first: Tensor, second: Tensor, factor: float, *, log: bool = False) -> Tensor:
-    """ODPO's margin a·g(score₁ − score₂), [B] (arXiv 2402.10571 eq. 8); g is odd: d, or, with
+    """ODPO's margin a·g(score₁ − score₂), [B] (arXiv 2402.10571); g is odd: d, or, with
     `log`, sign(d)·ln(1 + |d|), which has the paper's growth and is 0 at 0."""
     check_same_shape(first=first, second=second)
     gap = first - second
@@ -18,7 +18,7 @@ def score_offset(first: Tensor, second: Tensor, factor: float, *, log: bool = Fa
 
 def adaptive_scale(gaps: Tensor, mean: float, *, sensitivity: float = 0.6) -> Tensor:
     """β-DPO's factor of β, the same for the batch: 1 + a·(mean of gaps − M0), [B]
-    (arXiv 2407.08639 eq. 8).
+    (arXiv 2407.08639).
 
     `gaps` [B] are the margins β₀ρ of the batch, without gradient, `mean` M0 their running mean over
     batches. It is kept above 10⁻³, since a scale of 0 or less would unlearn.

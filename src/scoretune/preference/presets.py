@@ -126,12 +126,12 @@ PRESETS: dict[str, Preset] = {
     "fdpo": _of(DPO, "f-DPO with Jensen–Shannon, arXiv 2309.16240", divergence="js"),
     "fdpo_forward_kl": _of(DPO, "f-DPO, arXiv 2309.16240", divergence="forward_kl"),
     "fdpo_alpha": _of(DPO, "f-DPO, arXiv 2309.16240", divergence="alpha"),
-    "odpo": _of(DPO, "ODPO, arXiv 2402.10571 eq. 8", offset=True),
+    "odpo": _of(DPO, "ODPO, arXiv 2402.10571", offset=True),
     "rdpo": _of(DPO, "R-DPO, arXiv 2403.19159", length_penalty=0.05),
-    "cpo": _of(DPO, "CPO, arXiv 2401.08417 eq. 5", reference_weight=0.0, sft_weight=1.0),
+    "cpo": _of(DPO, "CPO, arXiv 2401.08417 eq. 3", reference_weight=0.0, sft_weight=1.0),
     "orpo": _of(
         DPO,
-        "ORPO, arXiv 2403.07691 eq. 6, β its λ",
+        "ORPO, arXiv 2403.07691 eq. 7, β its λ",
         length_normalised=True,
         reference_weight=0.0,
         divergence="log_odds",
@@ -142,8 +142,8 @@ PRESETS: dict[str, Preset] = {
     "alphapo": _of(
         SIMPO, "AlphaPO, arXiv 2501.03884", divergence="alpha", divergence_parameter=0.75
     ),
-    "rpo_alpha": _of(DPO, "arXiv 2404.19733 eq. 1", sft_weight=1.0, sft_per_token=True),
-    "dpop": _of(DPO, "DPO-Positive, arXiv 2402.13228 eq. 3", chosen_floor=50.0),
+    "rpo_alpha": _of(DPO, "arXiv 2404.19733", sft_weight=1.0, sft_per_token=True),
+    "dpop": _of(DPO, "DPO-Positive, arXiv 2402.13228", chosen_floor=50.0),
     "trdpo": _of(DPO, "TR-DPO, arXiv 2404.09656, soft update", reference_update="soft"),
     "sdpo": _of(DPO, "sDPO, arXiv 2403.19270", reference_update="stage"),
     "cdpo": _of(DPO, "conservative DPO (Mitchell 2023)", label_smoothing=0.1),
@@ -186,7 +186,7 @@ PRESETS: dict[str, Preset] = {
         link="sigmoid",
         terms=(Term("chosen", "sigmoid", -1),),
     ),
-    "kto": _of(DPO, "KTO, arXiv 2402.01306 eq. 8", kind="single", link="sigmoid", baseline=True),
+    "kto": _of(DPO, "KTO, arXiv 2402.01306 eq. 7", kind="single", link="sigmoid", baseline=True),
     "apo_zero_single": _of(
         DPO, "APO-zero of single samples, arXiv 2408.06266", kind="single", link="sigmoid"
     ),

@@ -32,7 +32,7 @@ def prdp(
     clip: float | None = None,
 ) -> Tensor:
     """(β(lr₁ − lr₂) − (r₁ − r₂))², [B]: regression of differences of rewards (PRDP,
-    arXiv 2402.08714 eq. 9), 0 at π ∝ π_ref e^{r/β}.
+    arXiv 2402.08714), 0 at π ∝ π_ref e^{r/β}.
 
     With `clip`, each log-ratio may leave its value of the last round by no more than ε, and the
     larger of both losses counts, as in PPO. Log-ratios are sums over a sample's steps.

@@ -3,7 +3,7 @@
     max_π  E_{y~π, y'~μ} Ψ(p(y > y')) − β KL(π ‖ π_ref)
     solved by  π(y) ∝ π_ref(y)·exp(E_{y'~μ} Ψ(p(y > y'))/β)
 
-(arXiv 2310.12036 eq. 6 and theorem 1). DPO has Ψ(q) = ln(q/(1 − q)), IPO Ψ(q) = q, and Mallows' two
+(arXiv 2310.12036 eq. 6). DPO has Ψ(q) = ln(q/(1 − q)), IPO Ψ(q) = q, and Mallows' two
 (arXiv 2405.14953) the inverses of their pair laws: ln(q/(1 − q))/(−2 ln φ) and g_φ⁻¹(q). On data of
 its own law each of those gives π ∝ π_ref e^{−μ0/β}, whatever φ.
 """

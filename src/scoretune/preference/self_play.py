@@ -27,7 +27,7 @@ def sppo_step(policy: Tensor, preferred: Tensor, eta: float) -> Tensor:
 def nash_md_step(
     policy: Tensor, reference: Tensor, preferred: Tensor, *, eta: float, beta: float
 ) -> Tensor:
-    """A step of Nash-MD over n answers (arXiv 2312.00886 eq. 5), [n]:
+    """A step of Nash-MD over n answers (arXiv 2312.00886), [n]:
 
         ln π_{t+1} = (1 − ηβ) ln π_t + ηβ ln μ + η P(y > π_t^μ) + const
 
