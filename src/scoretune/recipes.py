@@ -13,6 +13,7 @@ from scoretune.core.config import (
     Consistency,
     Direct,
     Energy,
+    Evaluation,
     Guard,
     Matching,
     Model,
@@ -259,6 +260,7 @@ def dpo() -> Run:
         updates=500,
         sizes=Sizes(batch=32),
         optimiser=Optimiser(learning_rate=1e-4),
+        evaluation=Evaluation(every=100),
         guard=Guard(action="rollback"),
     )
 

@@ -49,7 +49,7 @@ def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
     update, trains_halves = one_update(run, facts), run.model.precision in HALVES
     learned = min(run.sizes.minibatch, math.ceil(update.states))
     if run.objective.on_data:
-        learned = update.samples * costs_of(run, facts.differentiable).at_once
+        learned = math.ceil(update.states)
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
     halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
     graphs = model.graphs(run.hardware.checkpointing)
@@ -79,8 +79,7 @@ def _states(run: Run, model: Model, facts: Facts) -> float:
     """Of the states that an update learns from, as they wait for their turn."""
     update = one_update(run, facts)
     if run.objective.on_data:
-        states = costs_of(run, facts.differentiable).at_once
-        return update.samples * (states * model.state + model.token)
+        return update.states * model.state + update.samples * model.token
     if run.hardware.offload_paths:
         return 0
     return _paths(run, model, facts, update.samples, update.states)[1]
