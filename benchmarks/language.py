@@ -4,7 +4,8 @@
 
 Three trainers in one process and on one thread: TRL's with its reference asked in every batch, ours
 alike, and ours with kept terms. They take a step in turn, so that a drifting machine favours none;
-ratios are those of a round, in processor time, and of the fastest steps. Peak memory is that of each in a process of its own.
+ratios are those of a round, in processor time, and of the fastest steps. Peak memory is that of
+each in a process of its own.
 """
 
 from __future__ import annotations
