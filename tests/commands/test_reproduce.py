@@ -104,7 +104,20 @@ def control(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
     assert arm["gap"]["interval"][0] <= arm["gap"]["mean"] <= arm["gap"]["interval"][1]
 
 
+def mallows_exact(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert len(numbers["claims"]) > 15
+    assert all(claim["holds"] for claim in numbers["claims"])
+
+
+def mallows_dispersion(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    assert all(claim["holds"] for claim in numbers["claims"])
+    ratios = {name: spread[0] for name, spread in numbers["ratios"].items()}
+    assert ratios["the true φ"] < ratios["log odds of the votes"] < ratios["none (DPO)"]
+
+
 NUMBERS: dict[tuple[str, str], Callable[[dict[str, Any], str, list[str]], None]] = {
+    ("mallows", "exact"): mallows_exact,
+    ("mallows", "dispersion"): mallows_dispersion,
     ("reward-gap", "closed-forms"): closed_forms,
     ("reward-gap", "toy"): gap_while_learning,
     ("score-as-action", "few-step"): few_steps,

@@ -9,12 +9,14 @@ import torch
 
 from scoretune.preference import (
     dispersion,
+    mallows_probability,
     pair_entropy,
     pairwise_loss,
     phi_star,
     preference_entropy,
     sample_spread,
     token_entropy,
+    vote_agreement,
     vote_entropy,
 )
 from scoretune.preference.mallows import ranking_law
@@ -114,6 +116,20 @@ def test_votes():
     assert float(entropy[1]) == pytest.approx(expected)
     with pytest.raises(ValueError, match="votes are counts"):
         vote_entropy(-first, second)
+
+
+def test_agreement_of_votes_is_proportional_to_the_dispersion():
+    """Of many raters by Mallows-θ: |log odds| are −2 ln φ times the distance in ranks."""
+    gap = torch.tensor([1.0, 2.0, 4.0], dtype=F64)
+    for phi in (0.3, 0.6, 0.95):
+        share = mallows_probability(gap, phi, "theta")
+        agreement = vote_agreement(1e9 * share, 1e9 * (1 - share))
+        torch.testing.assert_close(agreement, -2 * math.log(phi) * gap, rtol=1e-3, atol=1e-6)
+    one, other = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    torch.testing.assert_close(vote_agreement(one, other), torch.full((2,), math.log(7)))
+    assert float(vote_agreement(one, one).max()) == 0
+    with pytest.raises(ValueError, match="votes are counts"):
+        vote_agreement(-one, other)
 
 
 def test_opinions_of_judges_and_of_draws():

@@ -326,6 +326,27 @@ def test_at_the_reference_the_slope_is_half():
     torch.testing.assert_close(down, -up, rtol=1e-12, atol=0)
 
 
+def test_at_the_reference_of_a_mixture():
+    """θ = θ_ref and α < 1: the weight is σ(−c(1 − α)(β·dref_n − m)); dz/dα = −c(β·dref_n − m)."""
+    tensors, _ = batch(seed=11)
+    _, _, rw, rl = tensors["sides"]
+    up, down = tensors["lengths"]
+    scale, alpha, margin = tensors["scale"], 0.3, B * 0.2
+    w, l = rw.clone().requires_grad_(), rl.clone()
+    given = {"beta": B, "lengths": (up, down), "scale": scale}
+    mixed = [
+        replace(PRESETS["rainbow"], reference_weight=weight, home_advantage=0.2)
+        for weight in (alpha, alpha + 1e-6)
+    ]
+    loss = pairwise_loss(w, l, rw, rl, preset=mixed[0], **given)
+    (slope,) = torch.autograd.grad(loss.sum(), w)
+    gap = B * (rw / up - rl / down) - margin
+    expected = -torch.sigmoid(-scale * (1 - alpha) * gap) * scale * B / up
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-14)
+    one, other = (implicit_margin(w.detach(), l, rw, rl, preset=p, **given) for p in mixed)
+    torch.testing.assert_close((other - one) / 1e-6, -scale * gap, rtol=1e-6, atol=1e-8)
+
+
 def test_more_tokens_at_the_same_mean_change_nothing_per_token():
     tensors, _ = batch(seed=6)
     times = torch.tensor([2.0, 3.0, 5.0, 7.0], dtype=F64).repeat(10)

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scoretune.commands.reproduce.arms import RANKS, learned_rewards, same, shares
+from scoretune.commands.reproduce.mallows_bandit import recovered
 from scoretune.preference import (
     expected_psi,
     mallows_probability,
-    pairwise_loss,
     phi_of_scale,
     psi,
     regularised_optimum,
@@ -147,51 +148,39 @@ def test_a_wrong_dispersion_is_refused():
 # ---------------------------------------------------------------------------- learning from them
 
 
-def fitted(labels, gaps, preset, **settings):
-    """Rewards r = β ln(π/π_ref) of n arms of a tabular softmax policy, r₀ = 0, that minimise a
-    preset's loss on all pairs (i < j) with soft labels; `gaps` = (i, j)."""
-    i, j = gaps
-    n = int(j.max()) + 1
-    logits = torch.zeros(n, dtype=F64, requires_grad=True)
-    reference = torch.full((n,), -math.log(n), dtype=F64)
-    optimiser = torch.optim.LBFGS(
-        [logits], lr=1, max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure():
-        optimiser.zero_grad()
-        policy = logits.log_softmax(0)
-        loss = pairwise_loss(
-            policy[i], policy[j], reference[i], reference[j], preset=preset, beta=0.5,
-            label=labels, **settings,
-        ).mean()  # fmt: skip
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    rewards = 0.5 * (logits.detach() - reference)
-    return rewards - rewards[0]
-
-
-PAIRS = torch.triu_indices(5, 5, 1)
-RANKS = -torch.arange(5, dtype=F64)
-
-
 @pytest.mark.parametrize("phi", [0.2, 0.607, 0.9])
 def test_each_law_is_recovered_by_its_own_loss(phi):
     """M2: r = −rank, exactly; DPO on θ-data learns −2 ln φ times that."""
-    gap = (PAIRS[1] - PAIRS[0]).double()
-    whole = torch.full_like(gap, phi)
-    theta, kendall = (mallows_probability(gap, phi, kind) for kind in ("theta", "phi"))
+    theta, kendall = (shares(phi, kind, None) for kind in ("theta", "phi"))
     for labels, preset, scale in (
-        (theta, "mallows_theta", scale_of_phi(whole)),
-        (kendall, "mallows_phi", whole),
+        (theta, "mallows_theta", scale_of_phi(same(phi))),
+        (kendall, "mallows_phi", same(phi)),
     ):
-        rewards = fitted(labels, PAIRS, preset, scale=scale)
-        torch.testing.assert_close(rewards, RANKS, rtol=0, atol=1e-5)
-    dpo = fitted(theta, PAIRS, "dpo")
-    torch.testing.assert_close(dpo, -2 * math.log(phi) * RANKS, rtol=0, atol=1e-5)
+        rewards = learned_rewards(labels, preset, scale)
+        torch.testing.assert_close(rewards, -RANKS, rtol=0, atol=1e-5)
+    dpo = learned_rewards(theta, "dpo")
+    torch.testing.assert_close(dpo, 2 * math.log(phi) * RANKS, rtol=0, atol=1e-5)
+
+
+def test_votes_bring_mallows_nearer_and_leave_dpo_where_it_was():
+    """M3: ten times the votes divide the error by more than 2.5 (five seeds; the page has 20)."""
+    scale = scale_of_phi(same(0.9))
+    errors = {"mallows_theta": [], "dpo": []}
+    for votes in (500, 5000):
+        drawn = [shares(0.9, "theta", votes, seed) for seed in range(5)]
+        for name, used in (("mallows_theta", scale), ("dpo", None)):
+            apart = [(learned_rewards(one, name, used) + RANKS).abs().mean() for one in drawn]
+            errors[name].append(float(torch.stack(apart).mean()))
+    assert errors["mallows_theta"][0] > 2.5 * errors["mallows_theta"][1]
+    assert errors["dpo"][0] == pytest.approx(errors["dpo"][1], rel=0.05)
+
+
+def test_two_prompts_that_differ_in_agreement():
+    """M7, 5,000 votes: DPO's ranges of rewards differ by ln .2/ln .9, Mallows' do not."""
+    agreed, disputed = (recovered(phi, 5000, 1) for phi in (0.2, 0.9))
+    ratio = {name: agreed[name]["range"] / disputed[name]["range"] for name in agreed}
+    assert ratio["DPO"] == pytest.approx(math.log(0.2) / math.log(0.9), rel=0.1)
+    assert ratio["Mallows-θ"] == pytest.approx(1, abs=0.1)
 
 
 def test_the_scale_and_the_dispersion_of_one_prompt():

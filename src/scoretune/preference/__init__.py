@@ -15,6 +15,7 @@ from scoretune.preference.disagreement import (
     sample_spread,
     scale_of_phi,
     token_entropy,
+    vote_agreement,
     vote_entropy,
 )
 from scoretune.preference.losses import implicit_margin, kl_baseline, pairwise_loss, single_loss
@@ -65,5 +66,6 @@ __all__ = [
     "token_entropy",
     "tournament",
     "typical_pairs",
+    "vote_agreement",
     "vote_entropy",
 ]

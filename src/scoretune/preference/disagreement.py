@@ -110,6 +110,19 @@ def vote_entropy(first: Tensor, second: Tensor, prior: float = 0.5) -> Tensor:
     return preference_entropy(share[None])
 
 
+def vote_agreement(first: Tensor, second: Tensor, prior: float = 0.5) -> Tensor:
+    """|ln(votes for one/votes for the other)|, [B], from counts for either side.
+
+    By Mallows-θ its mean over the pairs of a prompt is −2 ln φ times their mean distance in ranks,
+    so that, divided by its mean over prompts, it is c(x) where raters decide; no entropy is
+    proportional to that. `prior` votes are added to both sides.
+    """
+    check_same_shape(first=first, second=second)
+    if not bool(((first >= 0) & (second >= 0)).all()):
+        raise ValueError("votes are counts, 0 or more")
+    return torch.log((first + prior) / (second + prior)).abs()
+
+
 def sample_spread(samples: Tensor) -> Tensor:
     """How far K samples of each prompt differ, against all samples: of [K, B, *S], [B] in (0, 1].
 

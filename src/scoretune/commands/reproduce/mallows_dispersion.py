@@ -14,13 +14,19 @@ from torch import Tensor
 from scoretune.commands.reproduce.arms import ARMS, learned_rewards, same, shares
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.preference import dispersion, phi_star, scale_of_phi, vote_entropy
+from scoretune.preference import dispersion, phi_star, scale_of_phi, vote_agreement, vote_entropy
 from scoretune.preference.mallows import ranking_law
 
 F64 = torch.float64
 PHIS = torch.linspace(0.05, 0.95, 19, dtype=F64)
 PROMPTS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
-SCALES = ("none (DPO)", "the true φ", "entropy of the top choice", "entropy of the votes")
+SCALES = (
+    "none (DPO)",
+    "the true φ",
+    "entropy of the top choice",
+    "entropy of the votes",
+    "log odds of the votes",
+)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -66,12 +72,15 @@ def _scales(label: list[Tensor], votes: int) -> dict[str, Tensor]:
     """c(x) of every prompt by each estimate, with mean 1; DPO has 1 for all."""
     true = scale_of_phi(torch.tensor(PROMPTS, dtype=F64))
     top = torch.tensor([_entropy(phi, ARMS, rankings=False) for phi in PROMPTS], dtype=F64)
-    voted = torch.stack([vote_entropy(votes * one, votes * (1 - one)).mean() for one in label])
+    counts = [(votes * one, votes * (1 - one)) for one in label]
+    voted = torch.stack([vote_entropy(*count).mean() for count in counts])
+    agreed = torch.stack([vote_agreement(*count).mean() for count in counts])
     return {
         SCALES[0]: torch.ones_like(true),
         SCALES[1]: true / true.mean(),
         SCALES[2]: dispersion(top, phi_star(top)),
         SCALES[3]: dispersion(voted, phi_star(voted)),
+        SCALES[4]: agreed / agreed.mean(),
     }
 
 
@@ -155,7 +164,7 @@ rankings of n items, and of which of them comes first. φ* is the slope of least
 
 PROMPT = """
 Six prompts with the same order of five arms, whose votes by Mallows-θ differ in dispersion. Learned
-with Mallows-θ under four scales c(x), each with mean 1. The rewards of the best less the worst arm
+with Mallows-θ under five scales c(x), each with mean 1. The rewards of the best less the worst arm
 should be alike on all prompts; means over {seeds} seeds, and the largest of a seed's six over its
 smallest with its 95 % interval.
 """

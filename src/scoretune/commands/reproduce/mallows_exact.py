@@ -39,7 +39,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     return [
         Cell("pair-laws", pair_laws, {"most": 4 if quick else 6}),
         Cell("smoothed", smoothed, {}),
-        *(Cell(f"learned-{phi}", learned, {"phi": phi}) for phi in RANGE),
+        *(Cell(f"learned-{phi}", learned, {"phi": phi}) for phi in (PHIS if quick else RANGE)),
         *(Cell(f"optimum-{phi}", optima, {"phi": phi}) for phi in (0.3, 0.8)),
     ]
 
@@ -122,16 +122,20 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         [[c["claim"], c["expected"], c["measured"], "yes" if c["holds"] else "no"] for c in claims],
     )
     page.text(COLLAPSE)
-    rows = []
-    for phi in RANGE:
+    rows, phis = [], _phis(results)
+    for phi in phis:
         kept = results[f"learned-{phi}"]
         ranges = [-kept[name]["rewards"][-1] for name in kept]
         kls = [kept[name]["kl"] for name in ("Mallows-φ on φ-data", "DPO on φ-data")]
         rows.append([phi, *(f"{r:.3f}" for r in ranges), *(f"{kl:.4f}" for kl in kls)])
-    names = [*results[f"learned-{RANGE[0]}"], "KL, Mallows-φ", "KL, DPO on φ-data"]
+    names = [*results[f"learned-{phis[0]}"], "KL, Mallows-φ", "KL, DPO on φ-data"]
     page.table(["φ", *names], rows)
     page.figure("laws", _figure(results), "pair laws of Mallows' models, and rewards learned")
-    return {"claims": claims, "learned": {str(p): results[f"learned-{p}"] for p in RANGE}}
+    return {"claims": claims, "learned": {str(p): results[f"learned-{p}"] for p in phis}}
+
+
+def _phis(results: dict[str, Numbers]) -> list[float]:
+    return [phi for phi in RANGE if f"learned-{phi}" in results]
 
 
 def _claims(results: dict[str, Numbers]) -> list[Numbers]:
@@ -192,9 +196,10 @@ def _figure(results: dict[str, Numbers]) -> Any:
     laws.set_ylabel("P(the better is preferred)")
     laws.set_title("Mallows-φ (lines, dots enumerated), Mallows-θ (dotted)")
     laws.legend(frameon=False, fontsize=8, loc="lower right")
-    for colour, name in zip(COLOURS, results[f"learned-{RANGE[0]}"], strict=False):
-        spread = [-results[f"learned-{phi}"][name]["rewards"][-1] for phi in RANGE]
-        ranges.plot(RANGE, spread, "o-", color=colour, markersize=4, label=name)
+    phis = _phis(results)
+    for colour, name in zip(COLOURS, results[f"learned-{phis[0]}"], strict=False):
+        spread = [-results[f"learned-{phi}"][name]["rewards"][-1] for phi in phis]
+        ranges.plot(phis, spread, "o-", color=colour, markersize=4, label=name)
     ranges.set_yscale("log")
     ranges.set_xlabel("dispersion φ")
     ranges.set_title("reward of the best less that of the worst arm")

@@ -183,11 +183,13 @@ def measured(trainer: Any, preset: Preset, beta: float) -> Numbers:
     loss = 0.0
     for batch in trainer.get_eval_dataloader():
         mask = batch["completion_mask"][:, 1:].sum(1)
-        policy = trainer.compute_ref_log_probs(trainer.model, trainer.of_trl(batch))
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.of_trl(batch))
         terms = (batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"))
         margin = implicit_margin(
-            *policy,
-            *terms,
+            chosen,
+            rejected,
+            terms[0],
+            terms[1],
             preset=replace(preset, home_advantage=0.0, scaling=None),
             beta=beta,
             lengths=tuple(mask.chunk(2)),
