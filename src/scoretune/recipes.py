@@ -13,6 +13,7 @@ from scoretune.core.config import (
     Consistency,
     Direct,
     Energy,
+    Evaluation,
     Guard,
     Matching,
     Model,
@@ -40,7 +41,12 @@ def supervised() -> Run:
     model.source=unet, dit or mlp begins from nothing, under the process and with the prediction
     that `model` names.
     """
-    return Run(recipe="supervised", objective=Matching(), updates=1000)
+    return Run(
+        recipe="supervised",
+        objective=Matching(),
+        updates=1000,
+        evaluation=Evaluation(every=100),
+    )
 
 
 def consistency() -> Run:
@@ -259,6 +265,7 @@ def dpo() -> Run:
         updates=500,
         sizes=Sizes(batch=32),
         optimiser=Optimiser(learning_rate=1e-4),
+        evaluation=Evaluation(every=100),
         guard=Guard(action="rollback"),
     )
 

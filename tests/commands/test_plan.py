@@ -559,6 +559,27 @@ def test_a_network_of_ones_own_is_planned_too(command):
     assert outcome.code == 2 and "did you mean 'ddpo'" in outcome.err
 
 
+def test_pairs_are_planned(command, known):
+    """Two states a pair, each seen by the policy and, without a gradient, by what it was."""
+    outcome = command("plan", "dpo", "data=pairs", "hardware.device_batch=8")
+    assert outcome.code == 0, outcome.err
+    assert "32 examples of data: 64 states, 1 step of the optimiser" in outcome.out
+    assert "rollouts 0, references 32,000, credit 0, learning 32,000" in outcome.out
+    assert "64 states = 8 passes of 8; the gradient is the same" in outcome.out
+    run = overrides.changed(recipes.dpo(), ["data=pairs"])
+    whole, cut = (
+        planning.planned(overrides.changed(run, [f"hardware.device_batch={number}"]), seconds=0)[
+            "memory"
+        ]["phases"]["learning"]["activations"]
+        for number in (0, 8)
+    )
+    assert whole == pytest.approx(8 * cut, rel=0.05)
+    two = planning.planned(run, 2, seconds=0)["memory"]["phases"]["learning"]
+    assert two["activations"] == pytest.approx(whole / 2, rel=0.05)
+    simpo = command("plan", "simpo", "data=pairs")
+    assert "references 0, credit 0, learning 32,000" in simpo.out
+
+
 def test_the_shipped_model_is_planned(known):
     found = planning.planned(recipes.named("ddpo"), seconds=0)
     weights = found["memory"]["phases"]["learning"]["weights of unet"]

@@ -96,7 +96,7 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         batch = batch_size(run.sizes)
         costs = costs_of(run, facts.differentiable)
         calls = Calls(references=batch * costs.references, learning=batch * costs.calls)
-        return Update(batch, 1, 1.0, 1, 1, calls)
+        return Update(batch, 1, costs.at_once, 1, 1, calls)
     samples, steps = run.sizes.prompts * run.sizes.group, run.sampling.steps
     with user_errors():
         times = grid(facts.process, run.sampling)

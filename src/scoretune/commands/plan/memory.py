@@ -47,9 +47,10 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
 
 def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
     update, trains_halves = one_update(run, facts), run.model.precision in HALVES
-    learned = min(run.sizes.minibatch, math.ceil(update.states))
+    several = costs_of(run, facts.differentiable).at_once
+    learned = min(run.sizes.minibatch, math.ceil(update.states)) * several
     if run.objective.on_data:
-        learned = update.samples * costs_of(run, facts.differentiable).at_once
+        learned = math.ceil(update.states)
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
     halves = model.trained_bytes / 2 if run.model.rank == 0 and trains_halves else 0
     graphs = model.graphs(run.hardware.checkpointing)
@@ -79,8 +80,7 @@ def _states(run: Run, model: Model, facts: Facts) -> float:
     """Of the states that an update learns from, as they wait for their turn."""
     update = one_update(run, facts)
     if run.objective.on_data:
-        states = costs_of(run, facts.differentiable).at_once
-        return update.samples * (states * model.state + model.token)
+        return update.states * model.state + update.samples * model.token
     if run.hardware.offload_paths:
         return 0
     return _paths(run, model, facts, update.samples, update.states)[1]
@@ -142,7 +142,7 @@ def _paths(
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
     kept = 2 * steps + 1 + costs.references * costs.on_paths
     whole = samples * (model.state * kept + model.token)
-    return whole, states * (
+    return whole, costs.at_once * states * (
         model.state * (3 + (costs.references > 0) + (not costs.ratios)) + model.token
     )
 

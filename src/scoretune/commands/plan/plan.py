@@ -25,7 +25,7 @@ from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides, settings_file
 from scoretune.training.build import held_out_prompts
-from scoretune.training.objectives.method import check_divisible
+from scoretune.training.objectives.method import batch_size, check_divisible
 from scoretune.training.overrides import of_data
 from scoretune.training.run_folder import recorded
 
@@ -49,7 +49,10 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
     prompts that cannot be read, and for a number of processes that does not divide them.
     """
-    check_divisible("sizes.prompts", run.sizes.prompts, processes)
+    if run.objective.on_data:
+        check_divisible("sizes.batch", batch_size(run.sizes), processes)
+    else:
+        check_divisible("sizes.prompts", run.sizes.prompts, processes)
     on_data = of_data(run)
     prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
     held_out = NOTHING if on_data else held_out_prompts(run)
@@ -121,7 +124,9 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
 
 def _shared(run: Run, facts: Facts, processes: int) -> Numbers:
     """How a minibatch is cut up; its gradient is the same however that is."""
-    states = min(run.sizes.minibatch, max(1, round(one_update(run, facts).states)))
+    states = max(1, round(one_update(run, facts).states))
+    if not run.objective.on_data:
+        states = min(run.sizes.minibatch, states)
     each = -(-states // processes)
     at_once = min(run.hardware.device_batch or each, each)
     return {
@@ -129,7 +134,7 @@ def _shared(run: Run, facts: Facts, processes: int) -> Numbers:
         "minibatch": states,
         "passes": -(-each // at_once),
         "at_once": at_once,
-        "prompts_each": run.sizes.prompts // processes,
+        "prompts_each": 0 if run.objective.on_data else run.sizes.prompts // processes,
     }
 
 
@@ -138,6 +143,7 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
     sizes = run.sizes.model_copy(
         update={
             "prompts": run.sizes.prompts // processes,
+            "batch": run.sizes.batch // processes,
             "minibatch": -(-run.sizes.minibatch // processes),
         }
     )

@@ -81,6 +81,9 @@ def _model(forecast: dict[str, Any]) -> str:
 
 def _update(update: dict[str, Any], shared: dict[str, Any]) -> str:
     prompts = shared["prompts_each"] * shared["processes"]
+    if not prompts:
+        states = _many(update["states"], "state")
+        return f"{_many(update['samples'], 'example')} of data: {states}, 1 step of the optimiser"
     return (
         f"{prompts} prompts × {update['samples'] // prompts} = {update['samples']} samples × "
         f"{update['steps']} steps; {update['trained_steps']:g} of them are learned from: "
