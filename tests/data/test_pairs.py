@@ -219,6 +219,8 @@ def test_a_data_set_of_the_library_gives_bytes_or_paths(tmp_path, monkeypatch):
     table = read_pairs("datasets:someone/pairs")
     assert table.labels.tolist() == [0, 0.5, 1] and levels(table.load([2, 0])[1]) == [50, 1]
     assert sorted(table.order(0, 0)) == [0, 1, 2]
+    with pytest.raises(UserError, match="names the column 'caption'"):
+        read_pairs("datasets:someone/pairs:train:caption")
 
 
 # -------------------------------------------------------------------------------- refused
