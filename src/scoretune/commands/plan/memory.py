@@ -47,7 +47,8 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
 
 def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
     update, trains_halves = one_update(run, facts), run.model.precision in HALVES
-    learned = min(run.sizes.minibatch, math.ceil(update.states))
+    several = costs_of(run, facts.differentiable).at_once
+    learned = min(run.sizes.minibatch, math.ceil(update.states)) * several
     if run.objective.on_data:
         learned = math.ceil(update.states)
     learned = min(run.hardware.device_batch or learned, learned) * facts.guided
@@ -141,7 +142,7 @@ def _paths(
     steps, costs = run.sampling.steps, costs_of(run, facts.differentiable)
     kept = 2 * steps + 1 + costs.references * costs.on_paths
     whole = samples * (model.state * kept + model.token)
-    return whole, states * (
+    return whole, costs.at_once * states * (
         model.state * (3 + (costs.references > 0) + (not costs.ratios)) + model.token
     )
 

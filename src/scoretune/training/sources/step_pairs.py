@@ -16,8 +16,7 @@ from scoretune.core.records import Condition, Minibatches, Round, StepPairs, Ste
 from scoretune.diffusion.kernels import noisy_steps
 from scoretune.diffusion.noise import rand, randint, randn
 from scoretune.diffusion.paths import chain_weights, jittered
-from scoretune.rewards.base import checked
-from scoretune.rewards.weighted import reward_metrics
+from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.training.credit.base import Credited
 from scoretune.training.sources.base import dealt_rows, mean_over_processes
 from scoretune.training.sources.on_policy import OnPolicy, transitions
@@ -177,18 +176,19 @@ class Candidates:
             if k < last:
                 estimate = replace(after, data=after.data[row], noise=after.noise[row])
         return Branches(
-            torch.stack(states),
-            torch.stack(data),
-            torch.stack(candidates),
-            torch.stack(rewards).cpu(),
-            torch.tensor(steps),
-            x,
+            states=torch.stack(states),
+            data=torch.stack(data),
+            candidates=torch.stack(candidates),
+            rewards=torch.stack(rewards).cpu(),
+            steps=torch.tensor(steps),
+            final=x,
         )
 
     def _rewards(self, x0: Tensor, texts: Sequence[str]) -> Tensor:
         paths = self.paths
-        images = paths.policy.decode(x0)
-        return checked(paths.reward, paths.reward_name, images, texts)
+        images, at_once = paths.policy.decode(x0), paths.policy.at_once
+        scores = scored(paths.reward, paths.reward_name, images, texts, at_once=at_once)
+        return scores.total
 
     def _steps(
         self,
