@@ -41,7 +41,12 @@ def supervised() -> Run:
     model.source=unet, dit or mlp begins from nothing, under the process and with the prediction
     that `model` names.
     """
-    return Run(recipe="supervised", objective=Matching(), updates=1000)
+    return Run(
+        recipe="supervised",
+        objective=Matching(),
+        updates=1000,
+        evaluation=Evaluation(every=100),
+    )
 
 
 def consistency() -> Run:

@@ -339,3 +339,13 @@ def test_options_of_resampling_that_make_no_sense(command, here):
         assert outcome.code == 2 and said in outcome.err, outcome.err
     with pytest.raises(UserError, match="has no column samples, images, responses or all_gen"):
         resample(lines(here / "x.jsonl", [{"prompt": "a", "scores": []}]), Resampling(), here)
+
+
+# ------------------------------------------------------------------------------- training
+
+
+def test_training_refuses_what_check_names(command, here):
+    lines(here / "pairs.jsonl", [sides(10, 20, 1), sides(10, 10, 1)])
+    outcome = command("train", "dpo", "data=.", "--run", "run")
+    assert outcome.code == 2 and "line 2: the two pictures are identical" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("scoretune: ")

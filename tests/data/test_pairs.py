@@ -228,6 +228,8 @@ def test_a_data_set_of_the_library_gives_bytes_or_paths(tmp_path, monkeypatch):
         ([numbered(10, 20, math.nan)], "line 1: 'label' must be a finite number, and is nan"),
         ([numbered(10, 20, {"a": [1]})], "'label' must be a finite number, and is {'a': [1]}"),
         ([row(), row(label=1)], "line 1: 'label' must be a finite number, and is missing"),
+        ([numbered(10, 20, 10**400)], "'label' must be a finite number, and is 1000"),
+        ([row(score_chosen=-1e39, score_rejected=0)], "'score_chosen' must be a finite number"),
         ([row(weight=0)], "line 1: 'weight' must be above 0, and is 0"),
         ([row(votes_chosen=1.5, votes_rejected=0)], "'votes_chosen' must count votes, and is 1.5"),
         ([row(votes_chosen=1)], "has no column votes_rejected, and has prompt, chosen, reje"),

@@ -22,6 +22,8 @@ Ties = Literal["keep", "drop"]
 Raters = Literal["soft", "separate"]
 RATERS = ("rater", "rater_id", "user", "user_id", "annotator", "annotator_id")
 WEIGHTS = ("weight",)
+LARGEST = 1e30
+"""Of a number in a cell: more is infinite in single precision, or soon is."""
 LABELLED = ("has_label",)
 """Pick-a-Pic's column that says which rows were judged at all."""
 
@@ -153,9 +155,11 @@ def number(where: str, name: str, cell: Any) -> float:
     if isinstance(cell, (int, float, str)):
         try:
             value = float(cell)
+        except OverflowError:
+            value = math.inf
         except ValueError:
             value = {"true": 1.0, "false": 0.0}.get(str(cell).strip().lower(), math.nan)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise UserError(f"{where}: {name!r} must be a finite number, and is {brief(cell)}")
     return value
 

@@ -47,6 +47,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "bandit": Part("mallows_bandit", "MallowsPO from votes on a bandit"),
         "dispersion": Part("mallows_dispersion", "Dispersion from entropy, and learning with it"),
     },
+    "preference-toy": {
+        "tilt": Part("preference_toy", "Losses of preferences where the best law is known"),
+    },
     "preference-scenes": {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"

@@ -64,8 +64,9 @@ def digest(model: str, dataset: Any, *cut: object) -> str:
     tables = dataset.select_columns(list(COLUMNS)).with_format("arrow")
     for table in tables.iter(batch_size=1000):
         for name in COLUMNS:
-            for ids in table[name].to_pylist():
-                sha.update(f"{name}{ids}".encode())
+            ids = table[name].combine_chunks()
+            for part in (ids.value_lengths(), ids.flatten()):
+                sha.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
     return sha.hexdigest()
 
 

@@ -131,6 +131,7 @@ class PairPreference:
         model: Any,
         ref_model: Any = None,
         args: Any = None,
+        *others: Any,
         preset: Preset | None = None,
         **rest: Any,
     ) -> None:
@@ -140,7 +141,7 @@ class PairPreference:
         self.preset = preset_named(args.preset) if preset is None else preset
         check(self.preset, args)
         self.phi_star: float | None = args.phi_star
-        super().__init__(model, ref_model, args, **rest)  # type: ignore[call-arg]
+        super().__init__(model, ref_model, args, *others, **rest)  # type: ignore[call-arg]
         self.data_collator = WithColumns(self.data_collator)
         self.mean_gap = 0.0  # of β-DPO, over batches
         _score_tokens(self.model, *(["log_sum_sq_probs"] if self.preset.weighted else []))
@@ -203,7 +204,7 @@ class PairPreference:
             desc="reference",
             disable=bool(args.disable_tqdm),
         ):
-            logps = self.compute_ref_log_probs(model, batch)
+            logps = self.compute_ref_log_probs(model, self.of_trl(batch))
             mask = batch["completion_mask"][:, 1:].bool()
             spread = reference.mean_entropy(entropies.pop()[:, -mask.shape[1] :], mask, vocabulary)
             both = torch.stack([*logps, *spread.chunk(2)], 1)
