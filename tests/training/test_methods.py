@@ -152,6 +152,9 @@ GOALS = {
     "refl": (40, 0.4),
     "adjoint_matching": (15, 0.5),
     "score_as_action": (8, 1.5),
+    "online_dpo": (20, 0.4),
+    "d3po": (8, 0.8),
+    "spo": (8, 1.0),
 }
 
 
@@ -262,6 +265,7 @@ def test_score_as_action_learns_in_every_form(form):
         ("ddpo", []),
         ("dpok", ["objective.trust_region=0.02"]),
         ("grpo", ["sampling.jitter=true"]),
+        ("online_dpo", ["objective.reference=acting"]),
     ],
 )
 def test_a_reward_without_gradient_is_learned_too(recipe, changes):
