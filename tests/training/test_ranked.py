@@ -142,6 +142,7 @@ def test_a_round_of_ties_is_one_pair_that_counts_for_nothing():
     [
         (["sizes.group=1"], "sizes.group=1 leaves nothing to compare"),
         (["hardware.device_batch=1"], "device_batch=1 holds no pair"),
+        (["objective.preset=simpo", "objective.reference=acting"], "acting is of no use in preset"),
         (["objective.preset=rainbow"], "set objective.dispersion=votes .*or samples"),
         (["objective.preset=rainbow", "objective.dispersion=votes"], "counts raters: set"),
         (["objective.likes=true"], "likes=true is of no use here: it is for recipes on pairs"),
