@@ -751,12 +751,14 @@ class Ranking(Strict):
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         votes, of_candidates, objective = self.label == "votes", _of_candidates(run), run.objective
-        alike = isinstance(objective, RankedPreference) and objective.dispersion == "samples"
+        weighed = (
+            isinstance(objective, RankedPreference) and objective.dispersion == "samples"
+        ) or (isinstance(objective, StepPreference) and of_candidates and objective.threshold > 0)
         whole = "the samples of a prompt: online_dpo and d3po"
         return {
             **_only(votes, "objective.ranking.label=votes", "raters"),
             **_only(
-                self.label != "hard" or of_candidates or alike,
+                self.label != "hard" or weighed,
                 "objective.ranking.label=soft or votes, or objective.dispersion=samples",
                 "temperature",
             ),
