@@ -317,7 +317,7 @@ def online_dpo() -> Run:
     """
     return Run(
         recipe="online_dpo",
-        objective=RankedPreference(),
+        objective=RankedPreference(beta=100.0),
         sizes=Sizes(prompts=32, group=4, epochs=4),
         optimiser=FAST,
     )
