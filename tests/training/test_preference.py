@@ -43,7 +43,7 @@ from scoretune.training.objectives.preference_losses import (
     Single,
 )
 from scoretune.training.run import launch
-from scoretune.training.sources.pairs import Likes, Pairs, Unsure, vote_entropies
+from scoretune.training.sources.pairs import Likes, Pairs, Unsure, vote_scales
 
 PREDICTIONS = (estimates.noise, estimates.data, estimates.v, estimates.velocity)
 PROCESSES = every_process()
@@ -310,7 +310,7 @@ def test_the_two_units_convert():
     ours = loss_of(policy, beta=nats, unit="nats", times="importance")(examples)
     # The law "importance" has a factor, which is 1/weight: without it the constant weight is left.
     plain = loss_of(policy, times="importance")(examples)
-    assert float(ours.value) != pytest.approx(float(plain.value), rel=1e-3)
+    assert float(ours.value.detach()) != pytest.approx(float(plain.value.detach()), rel=1e-3)
     likelihood = Likelihood(policy=policy, unit="nats", times="importance")
     with torch.no_grad():
         sides = likelihood((examples.first, examples.second), examples, reference=True)
@@ -613,14 +613,14 @@ def test_raters_who_disagree_make_a_prompt_disputed():
     """By prompt; few votes prove little; and where all disagree alike there is nothing to tell."""
     votes = torch.tensor([10.0, 10.0, 10.0, 10.0, 1.0, 1.0])
     labels = torch.tensor([1.0, 0.0, 0.5, 0.5, 1.0, 1.0])
-    data = table(6, votes=votes, labels=labels)
-    entropies = vote_entropies(data)
-    assert torch.equal(entropies[::2], entropies[1::2])  # two pairs a prompt
-    agreed, disputed, few = entropies[::2].tolist()
-    assert agreed < 0.3 < few < disputed
-    assert disputed == pytest.approx(1)
+    scales = vote_scales(table(6, votes=votes, labels=labels))
+    assert torch.equal(scales[::2], scales[1::2])  # two pairs a prompt
+    agreed, disputed, few = scales[::2].tolist()
+    assert disputed < 0.01 < few < 1 < agreed
+    assert agreed / few == pytest.approx(math.log(21) / math.log(3), rel=1e-5)
+    assert float(scales.mean()) == pytest.approx(1, rel=1e-3)
     with pytest.raises(UserError, match="one rater"):
-        vote_entropies(table(6, votes=torch.ones(6), labels=torch.ones(6)))
+        vote_scales(table(6, votes=torch.ones(6), labels=torch.ones(6)))
 
 
 def test_a_model_tells_what_it_is_unsure_of(monkeypatch):

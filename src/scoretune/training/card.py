@@ -186,7 +186,7 @@ def _training(subject: Subject) -> dict[str, object]:
 
 def _from_data(run: Run) -> bool:
     """Whether it was data that the model learned from, not a reward."""
-    return of_data(run) or run.objective.kind in ("matching", "consistency")
+    return of_data(run) or run.objective.on_data
 
 
 def _reward(subject: Subject) -> dict[str, object]:

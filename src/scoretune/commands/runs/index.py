@@ -13,6 +13,7 @@ from scoretune.evaluate.report.format import NOTHING, plain, settings
 from scoretune.evaluate.report.record import Record, at, number, read_record
 
 FILES = ("run.json", "metrics.jsonl")  # either of them makes a folder a run
+ON_DATA = ("matching", "consistency", "preference")  # kinds of objectives that follow no reward
 _STEP = re.compile(r"step-(\d{8})")
 
 Ends = tuple[float | None, float | None]
@@ -131,7 +132,7 @@ def _reward(record: Record) -> tuple[str, Ends]:
 
 def _scored_by(config: Any, measure: str, scored: bool) -> str | None:
     """The reward's name; a run on data has one in its settings, and no use for it."""
-    of_data = at(config, "objective", "kind") in ("matching", "consistency") and not scored
+    of_data = at(config, "objective", "kind") in ON_DATA and not scored
     return None if of_data or measure != "reward" else _text(at(config, "reward"))
 
 

@@ -29,7 +29,7 @@ from scoretune.data.pairs import LikeTable, PairTable
 from scoretune.diffusion import estimates, noise
 from scoretune.diffusion.matching import weightings
 from scoretune.policy import Policy
-from scoretune.preference import dispersion, phi_star, score_offset, vote_entropy
+from scoretune.preference import dispersion, phi_star, score_offset, vote_agreement
 from scoretune.training.sources.dataset import AT_ONCE
 
 Scale = Callable[[Sequence[int]], Tensor]
@@ -176,32 +176,30 @@ def dispersion_of(
     size: int,
     seed: int,
 ) -> Scale | None:
-    """c(x) of pairs, of mean 1, by what `kind` says; see `vote_entropies` and `Unsure`."""
+    """c(x) of pairs, of mean 1, by what `kind` says; see `vote_scales` and `Unsure`."""
     if kind == "none":
         return None
     if kind == "model":
         return Unsure(table, policy, size, seed)
-    entropies = vote_entropies(table)
-    scales = dispersion(entropies, phi_star(entropies))
+    scales = vote_scales(table)
     return lambda rows: scales[list(rows)]
 
 
-def vote_entropies(table: PairTable) -> Tensor:
-    """How disputed each pair's prompt is by its raters, [n] in (0, 1]: the entropy of their votes
-    in bits, a mean over the prompt's pairs. Raises UserError where that tells no prompt from
-    another."""
+def vote_scales(table: PairTable) -> Tensor:
+    """c(x) of each pair, [n] of mean 1, by its raters: how far they agree, the log odds of their
+    votes, a mean over the prompt's pairs. Raises UserError where all prompts are alike in that."""
     first = table.votes * table.labels
-    bits = vote_entropy(first, table.votes - first)
+    agreed = vote_agreement(first, table.votes - first)
     prompts = {text: number for number, text in enumerate(dict.fromkeys(table.captions))}
     which = torch.tensor([prompts[text] for text in table.captions])
-    total = torch.zeros(len(prompts)).index_add_(0, which, bits)
+    total = agreed.new_zeros(len(prompts)).index_add_(0, which, agreed)
     means = (total / torch.bincount(which))[which]
     if float(means.max() - means.min()) < 1e-6:
         raise UserError(
             "objective.dispersion=votes tells prompts apart by how far raters disagree, and in "
             "these data all do alike (has every pair one rater?): set objective.dispersion=model"
         )
-    return means
+    return (means / means.mean()).clamp(min=LEAST).float()
 
 
 @dataclass
@@ -265,5 +263,7 @@ class Unsure:
         return float(error.clamp(max=1).mean())
 
 
+LEAST = 1e-3
+"""c(x) of a prompt whose raters are split evenly: its pairs teach next to nothing."""
 SAMPLED, TIMES = 64, 4
 """Prompts that φ* is a mean over, and times at which the model is asked about each picture."""
