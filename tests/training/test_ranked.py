@@ -13,15 +13,15 @@ import small_model
 from scoretune import recipes
 from scoretune.core.errors import UserError
 from scoretune.core.records import PairExamples
-from scoretune.preference import dispersion, phi_star
+from scoretune.preference import dispersion, phi_star, vote_agreement
 from scoretune.training import build, overrides
 from scoretune.training.objectives.preference_losses import loss_of
 from scoretune.training.sources.ranking import (
     RankedPairs,
     kept,
-    prompt_scales,
     reward_entropies,
-    vote_entropies,
+    reward_scales,
+    vote_scales,
 )
 
 SMALL = [
@@ -109,25 +109,25 @@ def test_the_margin_of_odpo_is_the_difference_of_rewards(parts):
 # ------------------------------------------------------------------------------- how disputed
 
 
-def test_scales_follow_the_entropy_of_votes_or_of_rewards():
+def test_scales_follow_the_agreement_of_votes_or_of_rewards():
     label = torch.tensor([1.0, 2 / 3, 1.0, 2 / 3])
     ones = torch.ones(4)
     whose, row = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
     pairs = RankedPairs(row, row, ones, label, ones, whose, row)
-    entropies = vote_entropies(pairs, raters=3)
-
-    def bits(share: float) -> float:
-        return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-
-    assert entropies.tolist() == pytest.approx([bits(3.5 / 4), bits(2.5 / 4)])
+    agreed = vote_agreement(3 * label[:2].double(), 3 - 3 * label[:2].double())
+    scales = vote_scales(pairs, raters=3)
+    torch.testing.assert_close(scales, agreed / agreed.mean())
+    assert scales[0] > scales[1]  # pushed harder where the raters agree
+    assert vote_scales(pairs._replace(label=0.5 * ones), raters=2).tolist() == [1.0, 1.0]
     rewards = torch.tensor([0.0, 0.0, 0.0, 10.0, 0.0, 0.0])
     equal, apart = reward_entropies(rewards, 3, temperature=1.0).tolist()
     assert equal == pytest.approx(1.0) and apart < 0.01
-    scales = prompt_scales(entropies)
+    rewards[1] = 0.5
+    entropies = reward_entropies(rewards, 3, temperature=1.0)
+    scales = reward_scales(rewards, 3, temperature=1.0)
     torch.testing.assert_close(scales, dispersion(entropies, phi_star(entropies)))
     assert float(scales.mean()) == pytest.approx(1.0)
-    assert scales[0] > scales[1]  # pushed harder where the raters agree
-    assert prompt_scales(torch.full((3,), 0.4)).tolist() == [1.0] * 3
+    assert reward_scales(torch.zeros(6), 3, temperature=1.0).tolist() == [1.0, 1.0]
 
 
 def test_a_round_of_ties_is_one_pair_that_counts_for_nothing():
