@@ -319,8 +319,8 @@ def online_dpo() -> Run:
     """
     return Run(
         recipe="online_dpo",
-        objective=RankedPreference(),
-        sizes=Sizes(prompts=32, group=4, epochs=4),
+        objective=RankedPreference(beta=100.0),
+        sizes=Sizes(prompts=32, group=4, epochs=4, minibatch=16),
         optimiser=FAST,
     )
 
@@ -334,7 +334,7 @@ def d3po() -> Run:
     return Run(
         recipe="d3po",
         objective=StepPreference(),
-        sizes=Sizes(prompts=32, group=4, share=0.5),
+        sizes=Sizes(prompts=32, group=4, share=0.5, minibatch=32),
         optimiser=FAST,
     )
 
@@ -347,7 +347,7 @@ def spo() -> Run:
     return Run(
         recipe="spo",
         objective=StepPreference(beta=1.0, candidates=4, skip=2, ranking=Ranking(temperature=0.2)),
-        sizes=Sizes(prompts=32, group=1),
+        sizes=Sizes(prompts=32, group=1, minibatch=32),
         optimiser=FAST,
     )
 

@@ -23,6 +23,7 @@ from scoretune.commands.reproduce import (
     gap_window,
     guard_hackable,
     guard_honest,
+    preference_scenes,
     prompt_following,
     scenes_jpeg,
 )
@@ -32,6 +33,7 @@ from scoretune.commands.reproduce.gap_training import FLOW
 from scoretune.commands.reproduce.prompt_following import SHIPPED
 from scoretune.commands.sample import draw
 from scoretune.training import overrides
+from scoretune.training.build import check_settings
 from scoretune.training.run import ready
 from scoretune.training.run_folder import recorded
 
@@ -149,6 +151,23 @@ def test_every_arm_is_a_run_that_can_be_made(part):
             )
             ready(run)
             assert f"seed={run.seed}" in cell.arguments["changes"]
+
+
+def test_every_arm_on_preferences_is_a_run_that_can_be_made():
+    """Those that are reported and those of the tuning, which has other seeds."""
+    seeds: dict[str, set[int]] = {}
+    for part in (preference_scenes, preference_scenes.TUNING):
+        for cell in part.cells(3, False):
+            if cell.function is not preference_scenes.learned:
+                continue
+            changes = [*cell.arguments["changes"], "data=folder"]
+            if not cell.arguments["pairs"]:
+                changes.pop()
+            run = overrides.changed(recipes.named(cell.arguments["recipe"]), changes)
+            check_settings(run)
+            seeds.setdefault(str(part), set()).add(run.seed)
+    reported, tuned = seeds.values()
+    assert not reported & tuned
 
 
 def test_a_rehearsal_runs_the_arm_that_others_are_compared_with():

@@ -197,6 +197,11 @@ def test_bytes_of_one_pair_are_known_again(tmp_path):
     assert read_pairs(parquet(tmp_path / "p.parquet", twice)).labels.tolist() == [1, 0.5, 1]
     named = {**twice, "image_0_uid": list("abcd"), "image_1_uid": list("efgh")}
     assert len(read_pairs(parquet(tmp_path / "q.parquet", named))) == 4
+    nameless = {**named, "image_0_uid": [None] * 4, "image_1_uid": [None] * 4}
+    assert len(read_pairs(parquet(tmp_path / "r.parquet", nameless))) == 3
+    same = {**twice, "jpg_1": twice["jpg_0"]}
+    with pytest.raises(UserError, match="row 1: the two pictures are identical"):
+        read_pairs(parquet(tmp_path / "s.parquet", same))
 
 
 def test_a_data_set_of_the_library_gives_bytes_or_paths(tmp_path, monkeypatch):
@@ -214,6 +219,8 @@ def test_a_data_set_of_the_library_gives_bytes_or_paths(tmp_path, monkeypatch):
     table = read_pairs("datasets:someone/pairs")
     assert table.labels.tolist() == [0, 0.5, 1] and levels(table.load([2, 0])[1]) == [50, 1]
     assert sorted(table.order(0, 0)) == [0, 1, 2]
+    with pytest.raises(UserError, match="names the column 'caption'"):
+        read_pairs("datasets:someone/pairs:train:caption")
 
 
 # -------------------------------------------------------------------------------- refused

@@ -152,6 +152,9 @@ GOALS = {
     "refl": (40, 0.4),
     "adjoint_matching": (15, 0.5),
     "score_as_action": (8, 1.5),
+    "online_dpo": (20, 0.4),
+    "d3po": (8, 0.8),
+    "spo": (8, 1.0),
 }
 
 
@@ -262,6 +265,7 @@ def test_score_as_action_learns_in_every_form(form):
         ("ddpo", []),
         ("dpok", ["objective.trust_region=0.02"]),
         ("grpo", ["sampling.jitter=true"]),
+        ("online_dpo", ["objective.reference=acting"]),
     ],
 )
 def test_a_reward_without_gradient_is_learned_too(recipe, changes):
@@ -490,7 +494,8 @@ def test_features_that_a_network_has_not_are_missed_early():
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        *((recipe, []) for recipe in recipes.RECIPES if recipe != "consistency"),
+        *((recipe, []) for recipe in recipes.RECIPES if recipe not in ("consistency", "spo")),
+        ("spo", ["objective.threshold=0", "objective.skip=0"]),
         ("score_as_action", ["objective.form=rate", "sampling.solver=dpmpp_2m"]),
         ("score_as_action", ["objective.form=explicit", "sampling.jitter=true"]),
         ("score_as_action", ["objective.critic.body=backbone", "objective.trust_region=0.01"]),

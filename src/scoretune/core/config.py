@@ -742,7 +742,7 @@ class Ranking(Strict):
         "σ((r − r')/temperature), Bradley–Terry; votes: the share of raters who vote so",
     )
     temperature: float = Field(
-        1.0, ge=1e-9, le=1e9, description="soft and votes: the reward that a rater barely sees"
+        1.0, ge=1e-9, le=1e9, description="the difference of rewards that a rater barely sees"
     )
     raters: int = Field(3, ge=1, le=1000, description="votes: how many raters there are")
     ties: Literal["keep", "drop"] = Field(
@@ -750,13 +750,16 @@ class Ranking(Strict):
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        votes, of_candidates = self.label == "votes", _of_candidates(run)
+        votes, of_candidates, objective = self.label == "votes", _of_candidates(run), run.objective
+        weighed = (
+            isinstance(objective, RankedPreference) and objective.dispersion == "samples"
+        ) or (isinstance(objective, StepPreference) and of_candidates and objective.threshold > 0)
         whole = "the samples of a prompt: online_dpo and d3po"
         return {
             **_only(votes, "objective.ranking.label=votes", "raters"),
             **_only(
-                self.label != "hard" or of_candidates,
-                "objective.ranking.label=soft or votes",
+                self.label != "hard" or weighed,
+                "objective.ranking.label=soft or votes, or objective.dispersion=samples",
                 "temperature",
             ),
             **_only(not of_candidates, whole, "pairing"),

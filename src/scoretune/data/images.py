@@ -130,7 +130,8 @@ def look(payload: bytes) -> tuple[int, int, bytes]:
     that `pixels` cannot read; several times as fast."""
     try:
         with _upright(BytesIO(payload), KINDS, MOST_PIXELS) as image:
-            return image.height, image.width, image.mode.encode() + image.tobytes()
+            stored = image.convert("RGBA") if image.mode == "P" else image  # its own palette
+            return image.height, image.width, stored.mode.encode() + stored.tobytes()
     except OSError as error:
         raise ValueError(first_line(error)) from error
 

@@ -59,14 +59,13 @@ class PictureColumns:
         for name, cell in zip(self.images, cells, strict=True):
             if name in row or table.cells is None:
                 picture_file(where, str(name), cell, table.folder)
-        identities = None
-        if self.identities is not None:
-            identities = tuple(str(row.get(name)) for name in self.identities)
-        said = JudgedRow(number, caption, judgement, cells, identities)
+        names = tuple(row.get(name) for name in self.identities or ())
+        identities = tuple(map(str, names)) if all(names) and names else None
+        read = JudgedRow(number, caption, judgement, cells, identities)
         first, *second = identities or cells
         if second and first is not None and first == second[0] and not is_tie(judgement.label):
             raise Identical(f"{where}: the two pictures")
-        return said
+        return read
 
 
 def has_pairs(table: Opened) -> bool:
@@ -127,25 +126,27 @@ def read_judged(table: Opened, columns: PictureColumns, raters: Raters) -> Judge
     """All rows of a table. Raises UserError for the first that cannot be learned from."""
     places, cells, rows = [], [], []
     for number, (place, row) in enumerate(table.rows()):
-        said = columns.read(table, number, place, row)
+        read = columns.read(table, number, place, row)
         places.append(place)
-        cells.append(() if said is None else said.cells)
-        if said is not None:
-            rows.append(said)
+        cells.append(() if read is None else read.cells)
+        if read is not None:
+            rows.append(read)
     pictures = Pictures(table.source, table.folder, columns.images, places, cells, table.cells)
-    keys = [_key(said, pictures) for said in rows] if raters == "soft" else [()] * len(rows)
-    return Judged(
-        rows, judgements.merged(keys, [said.judgement for said in rows], raters), pictures
-    )
+    keys = [_key(read, pictures) for read in rows] if raters == "soft" else [()] * len(rows)
+    for read, key in zip(rows, keys, strict=True):
+        if len(key) == 3 and key[1] == key[2] and not is_tie(read.judgement.label):
+            raise Identical(f"{table.source!r}, {places[read.row]}: the two pictures")
+    merged = judgements.merged(keys, [read.judgement for read in rows], raters)
+    return Judged(rows, merged, pictures)
 
 
-def _key(said: JudgedRow, pictures: Pictures) -> tuple[Hashable, ...]:
+def _key(read: JudgedRow, pictures: Pictures) -> tuple[Hashable, ...]:
     """What two rows of the same prompt and pictures have in common: of bytes, their digests."""
-    if said.identities is not None:
-        return (said.caption, *said.identities)
-    if None not in said.cells:
-        return (said.caption, *said.cells)
-    return (said.caption, *(digest(payload) for payload in pictures.payloads(said.row)))
+    if read.identities is not None:
+        return (read.caption, *read.identities)
+    if None not in read.cells:
+        return (read.caption, *read.cells)
+    return (read.caption, *(digest(payload) for payload in pictures.payloads(read.row)))
 
 
 def digest(payload: bytes) -> bytes:

@@ -223,17 +223,18 @@ def merged(
 
 
 def _mean(group: Sequence[tuple[int, bool, Judgement]]) -> Merged:
-    weight = math.fsum(said.weight for _, _, said in group)
+    weight = math.fsum(judgement.weight for _, _, judgement in group)
     label = math.fsum(
-        said.weight * (1 - said.label if back else said.label) for _, back, said in group
+        judgement.weight * (1 - judgement.label if back else judgement.label)
+        for _, back, judgement in group
     )
     scored = [
-        tuple(reversed(said.scores)) if back else said.scores
-        for _, back, said in group
-        if said.scores is not None
+        tuple(reversed(judgement.scores)) if back else judgement.scores
+        for _, back, judgement in group
+        if judgement.scores is not None
     ]
     scores = tuple(math.fsum(side) / len(scored) for side in zip(*scored, strict=True)) or None
-    votes = sum(said.votes for _, _, said in group)
+    votes = sum(judgement.votes for _, _, judgement in group)
     return Merged(tuple(row for row, _, _ in group), label / weight, weight, votes, scores)
 
 

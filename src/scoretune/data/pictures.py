@@ -17,7 +17,7 @@ from torch import Tensor
 from scoretune.core import reading
 from scoretune.core.errors import UserError
 from scoretune.data.formats import brief
-from scoretune.data.images import pixels
+from scoretune.data.images import ENDINGS, pixels
 from scoretune.data.tables import Cells
 
 
@@ -75,6 +75,11 @@ class Pictures:
                 f"{self.source!r}, {self.places[row]}: cannot read the picture {column} ({error}): "
                 "mend it, or take the row out"
             ) from error
+
+
+def is_picture(cell: Any) -> bool:
+    """Whether a cell is a text that ends as names of pictures do."""
+    return isinstance(cell, str) and cell.lower().endswith((*ENDINGS, ".webp"))
 
 
 def stored_picture(where: str, name: str, cell: Any, folder: Path) -> bytes:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from scoretune.core.errors import UserError
 from scoretune.data.formats import brief, missing_column, named_column
-from scoretune.data.images import ENDINGS
 from scoretune.data.judgements import number
-from scoretune.data.pictures import picture_file
+from scoretune.data.pictures import is_picture, picture_file
 from scoretune.data.tables import opened
 from scoretune.data.text_pairs import PROMPTS, Text, text_of
 
@@ -68,8 +67,3 @@ def _list(where: str, name: str, cell: Any) -> list[Any]:
     if not isinstance(cell, list):
         raise UserError(f"{where}: {name!r} must be a list, and is {brief(cell)}")
     return cell
-
-
-def is_picture(text: Text) -> bool:
-    """Whether a sample is the path of a picture: it ends as such names do."""
-    return isinstance(text, str) and text.lower().endswith((*ENDINGS, ".webp"))

@@ -60,7 +60,11 @@ def opened(source: str, stem: str) -> Opened:
     Raises UserError, in one line, for what cannot be read.
     """
     if source.startswith(formats.LIBRARY):
-        dataset, _ = formats.dataset_of(source.removeprefix(formats.LIBRARY))
+        dataset, column = formats.dataset_of(source.removeprefix(formats.LIBRARY))
+        if column is not None:
+            raise UserError(
+                f"{source!r} names the column {column!r}, and a judgement has several: leave it out"
+            )
         return Opened(
             source,
             Path(),

@@ -14,7 +14,7 @@ from scoretune.data import images, judged_pictures, text_pairs
 from scoretune.data.formats import missing_column, named_column
 from scoretune.data.judged_pictures import JudgedRow, PictureColumns, digest, sizes_differ
 from scoretune.data.judgements import Columns, EmptyText, Identical, is_tie
-from scoretune.data.pictures import Pictures
+from scoretune.data.pictures import Pictures, is_picture
 from scoretune.data.samples import SAMPLES, SCORES
 from scoretune.data.tables import Opened, opened
 from scoretune.data.text_pairs import TextColumns, TextRow
@@ -85,7 +85,7 @@ class Checked:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for --json."""
-        told: dict[str, Any] = {
+        report: dict[str, Any] = {
             "file": self.file,
             "kind": self.kind,
             "columns": self.columns,
@@ -99,15 +99,15 @@ class Checked:
             "raters": self.tally.of_raters(),
         }
         if "pictures" in self.kind:
-            told["sizes"] = [
+            report["sizes"] = [
                 {"width": w, "height": h, "count": n} for (w, h), n in self.sizes.most_common()
             ]
-            told["two_sizes"] = self.two_sizes
+            report["two_sizes"] = self.two_sizes
         else:
-            told["empty"] = self.empty
-            told["lengths"] = [spread(side) for side in self.lengths if side]
-            told["longer"] = self.longer()
-        return told | {"refusal": self.refusal()}
+            report["empty"] = self.empty
+            report["lengths"] = [spread(side) for side in self.lengths if side]
+            report["longer"] = self.longer()
+        return report | {"refusal": self.refusal()}
 
 
 def spread(lengths: list[int]) -> dict[str, float]:
@@ -178,10 +178,7 @@ def _holds_pictures(table: Opened, column: Any) -> bool:
             return True
         cell = row.get(column) if isinstance(row, Mapping) else None
         if cell is not None:
-            name = str(column).lower()
-            return name not in ("chosen", "rejected") or str(cell).lower().endswith(
-                (*images.ENDINGS, ".webp")
-            )
+            return str(column).lower() not in ("chosen", "rejected") or is_picture(cell)
     return False
 
 
@@ -221,18 +218,18 @@ class Pictured:
         """Whether a row was judged. Raises UserError where it cannot be learned from."""
         self.places.append(place)
         self.cells.append(())
-        said: JudgedRow | None = self.columns.read(self.table, number, place, row)
-        if said is None:
+        read: JudgedRow | None = self.columns.read(self.table, number, place, row)
+        if read is None:
             return False
-        self.cells[-1] = said.cells
+        self.cells[-1] = read.cells
         payloads = self.pictures.payloads(number)
         keys = [digest(payload) for payload in payloads]
         looks = [self._look(number, *each) for each in zip(range(2), keys, payloads, strict=False)]
         for look in looks:
             checked.sizes[look.width, look.height] += 1
         if len(looks) > 1:
-            self._compare(f"{self.table.source!r}, {place}", looks, said.judgement.label, checked)
-        checked.tally.add(said.caption.encode(), keys, said.judgement)
+            self._compare(f"{self.table.source!r}, {place}", looks, read.judgement.label, checked)
+        checked.tally.add(read.caption.encode(), keys, read.judgement)
         return True
 
     def _look(self, number: int, side: int, key: bytes, payload: bytes) -> Look:
@@ -266,14 +263,14 @@ class Written:
 
     def at(self, number: int, place: str, row: Any, checked: Checked) -> bool:
         """Whether a row was judged. Raises UserError where it cannot be learned from."""
-        said: TextRow | None = self.columns.read(self.table, place, row)
-        if said is None:
+        read: TextRow | None = self.columns.read(self.table, place, row)
+        if read is None:
             return False
-        prompt, *things = (str(part).encode() for part in said.key())
+        prompt, *things = (str(part).encode() for part in read.key())
         checked.identical += len(things) > 1 and things[0] == things[1]
-        for lengths, text in zip(checked.lengths, said.completions, strict=False):
+        for lengths, text in zip(checked.lengths, read.completions, strict=False):
             lengths.append(text_pairs.length(text))
-        checked.tally.add(prompt, list(map(digest, things)), said.judgement)
+        checked.tally.add(prompt, list(map(digest, things)), read.judgement)
         return True
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from scoretune.core import files
 from scoretune.core.errors import UserError, user_errors
 from scoretune.data import formats
-from scoretune.data.samples import Pool, is_picture, read_pools
+from scoretune.data.pictures import is_picture
+from scoretune.data.samples import Pool, read_pools
 from scoretune.data.text_pairs import Text, plain
 from scoretune.preference import best_and_worst, rejection_sample, tournament
 

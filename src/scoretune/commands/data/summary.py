@@ -11,31 +11,31 @@ from scoretune.core.errors import listed
 
 def lines(checked: Checked) -> Iterator[tuple[str, str]]:
     """Topics and what is said of each."""
-    told = checked.as_dict()
-    yield "columns", _columns(told["columns"])
+    report = checked.as_dict()
+    yield "columns", _columns(report["columns"])
     yield (
         "rows",
         _joined(
-            f"{told['rows']:,}",
-            (told["unjudged"], "unjudged"),
-            (len(told["broken"]), "that cannot be read"),
-            (told["repeated"], "of a pair and rater that an earlier row has"),
+            f"{report['rows']:,}",
+            (report["unjudged"], "unjudged"),
+            (len(report["broken"]), "that cannot be read"),
+            (report["repeated"], "of a pair and rater that an earlier row has"),
         ),
     )
-    if not told["pairs"]:
+    if not report["pairs"]:
         return
     what = "pairs" if checked.paired else "judged"
     yield (
         what,
         _joined(
-            f"{told['pairs']:,} of {told['prompts']:,} prompts",
-            (told["ties"], "ties"),
-            (told["disputed"], "disputed by raters"),
-            (told["identical"], "with two identical sides"),
-            (told.get("empty", 0), "with an empty completion"),
+            f"{report['pairs']:,} of {report['prompts']:,} prompts",
+            (report["ties"], "ties"),
+            (report["disputed"], "disputed by raters"),
+            (report["identical"], "with two identical sides"),
+            (report.get("empty", 0), "with an empty completion"),
         ),
     )
-    labels = told["labels"]
+    labels = report["labels"]
     first, second = ("the first", "the second") if checked.paired else ("liked", "not liked")
     yield (
         "labels",
@@ -47,14 +47,14 @@ def lines(checked: Checked) -> Iterator[tuple[str, str]]:
             (labels["soft"], "of them between 0, 1/2 and 1"),
         ),
     )
-    if told["position"] is not None:
-        yield "position", _share("the first is preferred", told["position"], "first")
-    agreement = told["raters"]["agreement"]
-    if told["raters"]["named"] or agreement is not None:
-        yield "raters", _raters(told["raters"]["named"], agreement)
-    if "sizes" in told:
-        sizes = [f"{s['width']}x{s['height']} ({s['count']:,})" for s in told["sizes"]]
-        two = told["two_sizes"]
+    if report["position"] is not None:
+        yield "position", _share("the first is preferred", report["position"], "first")
+    agreement = report["raters"]["agreement"]
+    if report["raters"]["named"] or agreement is not None:
+        yield "raters", _raters(report["raters"]["named"], agreement)
+    if "sizes" in report:
+        sizes = [f"{s['width']}x{s['height']} ({s['count']:,})" for s in report["sizes"]]
+        two = report["two_sizes"]
         yield (
             "sizes",
             listed(sizes)
@@ -62,7 +62,7 @@ def lines(checked: Checked) -> Iterator[tuple[str, str]]:
         )
         return
     names = ("chosen", "rejected") if checked.paired else ("completions",)
-    for name, side in zip(names, told["lengths"], strict=True):
+    for name, side in zip(names, report["lengths"], strict=True):
         yield (
             name,
             (
@@ -70,8 +70,8 @@ def lines(checked: Checked) -> Iterator[tuple[str, str]]:
                 f"at most {side['longest']:,}"
             ),
         )
-    if told["longer"] is not None:
-        yield "length", _share("the longer is preferred", told["longer"], "preferred")
+    if report["longer"] is not None:
+        yield "length", _share("the longer is preferred", report["longer"], "preferred")
 
 
 def _columns(columns: dict[str, Any]) -> str:

@@ -53,25 +53,25 @@ class Tally:
     repeated: int = 0
     labels: list[float] = field(default_factory=list)
 
-    def add(self, prompt: bytes, things: Sequence[bytes], said: Judgement) -> None:
+    def add(self, prompt: bytes, things: Sequence[bytes], judgement: Judgement) -> None:
         """One judgement, of things known by their digests."""
         back = len(things) > 1 and things[0] > things[1]
         key = digest(b"\0".join([digest(prompt), *sorted(things)]))
         self.prompts.add(digest(prompt))
-        self.repeated += (key, said.rater) in self.judged
-        self.judged.add((key, said.rater))
-        if said.rater:
-            self.raters.add(said.rater)
-        self.labels.append(said.label)
-        counts = list(said.counts or (0, 0, 0))
+        self.repeated += (key, judgement.rater) in self.judged
+        self.judged.add((key, judgement.rater))
+        if judgement.rater:
+            self.raters.add(judgement.rater)
+        self.labels.append(judgement.label)
+        counts = list(judgement.counts or (0, 0, 0))
         if back:
             counts[:2] = reversed(counts[:2])
         group = self.groups.setdefault(key, [0, 0, 0])
         total = self.sums.setdefault(key, [0.0, 0.0])
         for i, count in enumerate(counts):
             group[i] += count
-        total[0] += said.weight * (1 - said.label if back else said.label)
-        total[1] += said.weight
+        total[0] += judgement.weight * (1 - judgement.label if back else judgement.label)
+        total[1] += judgement.weight
 
     def pairs(self) -> dict[str, Any]:
         """Of what `read_pairs` makes of the rows: pairs, ties, and those that raters dispute."""

@@ -65,18 +65,18 @@ def resample(
     how = rso.Resampling(temperature, candidates, percentile, pairing, seed)
     result = rso.resample(file, how, out)
     rso.write(result.rows, out)
-    told = result.as_dict()
+    report = result.as_dict()
     if json_:
-        typer.echo(json.dumps(told | {"out": str(out)}))
+        typer.echo(json.dumps(report | {"out": str(out)}))
         return
     typer.echo(
-        f"{told['pairs']:,} pairs of {told['prompts']:,} prompts in {out}"
-        + (f", {told['equal']:,} of equal score left out" if told["equal"] else "")
+        f"{report['pairs']:,} pairs of {report['prompts']:,} prompts in {out}"
+        + (f", {report['equal']:,} of equal score left out" if report["equal"] else "")
     )
     typer.echo(
-        f"mean score {told['mean_score_of_samples']:.4g} of the samples, "
-        f"{told['mean_score_of_accepted']:.4g} of the accepted; mean gap of a pair "
-        f"{told['mean_gap']:.4g}"
+        f"mean score {report['mean_score_of_samples']:.4g} of the samples, "
+        f"{report['mean_score_of_accepted']:.4g} of the accepted; mean gap of a pair "
+        f"{report['mean_gap']:.4g}"
     )
 
 

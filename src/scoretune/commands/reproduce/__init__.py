@@ -54,6 +54,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
         ),
+        "tuning": Part("preference_scenes:TUNING", "What the arms of `scenes` were tuned by"),
     },
     "rainbow": {
         "language": Part("rainbow_language", "RainbowPO's claims in a language of ten tokens"),

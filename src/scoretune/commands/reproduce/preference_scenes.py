@@ -6,17 +6,15 @@ Every seed has 2,000 pairs of its own, made once and kept; offline arms learn fr
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from scoretune import recipes
-from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
+from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.fine_tuning import (
     QUICK,
@@ -27,58 +25,86 @@ from scoretune.commands.reproduce.fine_tuning import (
     gain,
     points,
 )
-from scoretune.core.config import Ranking
-from scoretune.core.records import spans
-from scoretune.data.prompts import order, read_prompts
-from scoretune.data.scenes.world import shipped
-from scoretune.diffusion.named import grid
+from scoretune.commands.reproduce.voted_pairs import (
+    AGREED,
+    DISPUTED,
+    PAIRS,
+    RATERS,
+    TIE,
+    judge_of,
+    labelled,
+    vote,
+)
+from scoretune.data.prompts import read_prompts
 from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.policy import Policy
-from scoretune.rewards import reader
-from scoretune.rollout import prior, rollout
-from scoretune.training.build import build_policy
 from scoretune.training.run_folder import load
-from scoretune.training.sources.ranking import labels
 
-PAIRS, RATERS = 2000, 3
-AGREED, DISPUTED = 0.05, 1.0
-"""The judge's score, which lies in [0, 1], that a rater barely sees, by the kind of prompt."""
-BATCH = 50  # pairs that are drawn at once
 NOISE = 20240  # the seed of all samples that are judged
-TIE = 0.01
-"""Of the judge's score: below that two pictures are equally good."""
 
 
 class Arm(NamedTuple):
-    """A recipe with changes; `offline`: it learns from the pairs and their votes."""
+    """A recipe with changes; `offline`: it learns from the pairs and their votes. `tried` are the
+    changes among which the tuning picked the arm's own."""
 
     name: str
     recipe: str
     changes: Sequence[str]
+    picked: Sequence[str] = ()
+    tried: Sequence[Sequence[str]] = ()
     offline: bool = False
 
 
-def _offline(name: str, *changes: str) -> Arm:
+def _grid(*settings: tuple[str, Sequence[str]]) -> list[list[str]]:
+    """Every combination of the values of settings."""
+    named = [[f"{name}={value}" for value in values] for name, values in settings]
+    return [list(each) for each in itertools.product(*named)]
+
+
+RATES = ("optimiser.learning_rate", ("1e-3", "3e-3"))
+
+
+def _offline(name: str, *changes: str, betas: Sequence[str] = ("100", "1000")) -> Arm:
     every = ["sizes.batch=32", "updates=200", "guard.action=off", "evaluation.every=0"]
-    return Arm(name, "dpo", [*every, *changes], offline=True)
+    tried = _grid(RATES, ("objective.beta", betas))
+    picked = ["optimiser.learning_rate=3e-3", f"objective.beta={betas[0]}"]
+    return Arm(name, "dpo", [*every, *changes], picked, tried, offline=True)
 
 
-def _online(name: str, recipe: str, *changes: str) -> Arm:
-    return Arm(name, recipe, ["guard.action=off", "reward=reader", *changes])
+def _online(
+    name: str, recipe: str, *changes: str, beta: tuple[str, Sequence[str]] | None = None
+) -> Arm:
+    every = ["guard.action=off", "reward=reader", *changes]
+    tried = _grid(RATES, *([] if beta is None else [beta]))
+    picked = [
+        "optimiser.learning_rate=3e-3",
+        *([] if beta is None else [f"{beta[0]}={beta[1][0]}"]),
+    ]
+    return Arm(name, recipe, every, picked, tried)
 
 
 VOTES = "objective.dispersion=votes"
 ARMS = {
-    "Diffusion-DPO": _offline("dpo", "objective.beta=200", "optimiser.learning_rate=1e-3"),
+    # About 65,000 network evaluations each, those of drawing the pairs among them.
+    "Diffusion-DPO": _offline("dpo"),
     "IPO": _offline("ipo", "objective.preset=ipo"),
-    "SimPO": _offline("simpo", "objective.preset=simpo"),
+    "SimPO": _offline("simpo", "objective.preset=simpo", betas=("10", "100")),
     "Mallows-θ": _offline("mallows-theta", "objective.preset=mallows_theta", VOTES),
     "Mallows-φ": _offline("mallows-phi", "objective.preset=mallows_phi", VOTES),
-    "Rainbow": _offline("rainbow", "objective.preset=rainbow", VOTES),
+    "Rainbow": _offline("rainbow", "objective.preset=rainbow", VOTES, betas=("10", "100")),
     "KTO": _offline("kto", "objective.preset=kto"),
-    "online DPO": _online("online-dpo", "online_dpo"),
-    "D3PO": _online("d3po", "d3po"),
-    "SPO": _online("spo", "spo"),
+    "online DPO": _online(
+        *("online-dpo", "online_dpo", "updates=36", "evaluation.every=18"),
+        beta=("objective.beta", ("100", "1000")),
+    ),
+    "D3PO": _online(
+        *("d3po", "d3po", "updates=34", "evaluation.every=17"),
+        beta=("objective.beta", ("1", "0.1")),
+    ),
+    "SPO": _online(
+        *("spo", "spo", "updates=56", "evaluation.every=28"),
+        beta=("objective.beta", ("1", "0.1")),
+    ),
     "DDPO": _online("ddpo", "ddpo", "updates=34", "evaluation.every=17"),
     "score as action": _online("score-as-action", "score_as_action", "evaluation.every=28"),
 }
@@ -87,121 +113,86 @@ OFFLINE_QUICK = [
     *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=1"),
 ]
 REHEARSED = ("Diffusion-DPO", "online DPO", "DDPO")
+TUNING_SEEDS = (11, 12, 13)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """The pairs of each seed, then a run of each arm and seed."""
     count = 8 if quick else PAIRS
-    made = []
-    for seed in range(seeds):
-        arguments: dict[str, Any] = {"seed": seed, "count": count}
-        made.append(Cell(f"pairs-{seed}", vote, arguments, keeps_files=True))
-        for label, arm in ARMS.items():
-            if quick and label not in REHEARSED:
-                continue
-            short = (OFFLINE_QUICK if arm.offline else QUICK) if quick else []
-            run = {
-                "recipe": arm.recipe,
-                "changes": [*arm.changes, f"seed={seed}", *short],
-                "name": f"{arm.name}-{seed}",
-                "pairs": count if arm.offline else 0,
-                "seed": seed,
-                "per_task": 1 if quick else 30,
-            }
-            made.append(Cell(f"{arm.name}-{seed}", learned, run, keeps_files=True))
+    made = [_votes(seed, count) for seed in range(seeds)]
+    for label, arm in ARMS.items():
+        if label in REHEARSED or not quick:
+            made += [_run(arm, arm.picked, seed, quick, str(seed)) for seed in range(seeds)]
     return made
 
 
-# --------------------------------------------------------------------------------- the pairs
+def _votes(seed: int, count: int) -> Cell:
+    return Cell(f"pairs-{seed}", vote, {"seed": seed, "count": count}, keeps_files=True)
 
 
-def vote(seed: int, count: int, folder: Path) -> Numbers:
-    """Makes the pairs of a seed; how far votes agree with the judge, and what the pairs took."""
-    where = labelled(folder, seed, count)
-    numbers: Numbers = json.loads((where / "about.json").read_text(encoding="utf-8"))
-    return numbers
-
-
-def labelled(folder: Path, seed: int, count: int) -> Path:
-    """A folder of `count` pairs of the base model's pictures with the raters' votes, kept below
-    `folder`.
-
-    Half of the prompts are disputed: a rater prefers one picture with probability σ(gap/τ), the gap
-    in the judge's score, and τ is AGREED or DISPUTED.
-    """
-    where = folder / "pairs" / f"{seed}-{count}"
-    if where.exists():
-        return where
-    part = where.with_name(f"{where.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    torch.manual_seed(seed)
-    policy = build_policy(recipes.ddpo(), torch.device("cpu"))
-    prompts = read_prompts("scenes", 200)
-    places = [i for lap in range(-(-count // len(prompts))) for i in order(prompts, lap, seed)]
-    disputed = set(order(prompts, 0, seed=0)[::2])
-    generator = torch.Generator().manual_seed(seed)
-    judge, rows = judge_of(), []
-    agreeing: dict[float, list[float]] = {AGREED: [], DISPUTED: []}
-    for span in spans(count, BATCH):
-        which = places[:count][span]
-        texts = [prompts.texts[i] for i in which]
-        images = drawn(policy, [text for text in texts for _ in range(2)], generator)
-        scores = judge(images, [text for text in texts for _ in range(2)]).view(-1, 2).double()
-        for place, text in enumerate(texts):
-            noise = DISPUTED if which[place] in disputed else AGREED
-            gap = scores[place, 0] - scores[place, 1]
-            ranking = Ranking(label="votes", temperature=noise, raters=RATERS)
-            share, _ = labels(gap[None, None], ranking, generator)
-            number, votes = span.start + place, round(float(share) * RATERS)
-            files = [f"{number}-{side}.png" for side in range(2)]
-            for side, file in enumerate(files):
-                _save(images[2 * place + side], part / file)
-            rows.append(
-                {"prompt": text, "image_0": files[0], "image_1": files[1]}
-                | {"votes_0": votes, "votes_1": RATERS - votes}
-            )
-            if abs(gap) > TIE:
-                agreeing[noise].append(float(share if gap > 0 else 1 - share))
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (part / "pairs.jsonl").write_text(lines, encoding="utf-8")
-    about = {
-        "network_evaluations": policy.calls,
-        "told apart": sum(map(len, agreeing.values())) / count,
-        "agreed": _mean(agreeing[AGREED]),
-        "disputed": _mean(agreeing[DISPUTED]),
+def _run(arm: Arm, picked: Sequence[str], seed: int, quick: bool, which: str) -> Cell:
+    count = 8 if quick else PAIRS
+    short = (OFFLINE_QUICK if arm.offline else QUICK) if quick else []
+    arguments: dict[str, Any] = {
+        "recipe": arm.recipe,
+        "changes": [*arm.changes, *picked, f"seed={seed}", *short],
+        "name": f"{arm.name}-{which}",
+        "pairs": count if arm.offline else 0,
+        "seed": seed,
+        "per_task": 1 if quick else 30,
     }
-    (part / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-    try:
-        part.rename(where)
-    except OSError:  # another process was quicker, with the same
-        if not where.exists():
-            raise
-    return where
+    return Cell(f"{arm.name}-{which}", learned, arguments, keeps_files=True)
 
 
-@torch.no_grad()
-def drawn(policy: Policy, texts: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Pictures by the policy's own kernel, as the recipes on rewards draw them."""
-    times = grid(policy.backbone.process, recipes.ddpo().sampling)
-    condition = policy.encode(texts)
-    x = prior(policy, len(texts), generator)
-    return policy.decode(rollout(policy, condition, times, generator, x).final)
+class Tuning:
+    """What the arms' rates and β were chosen by: every combination, on seeds of its own."""
+
+    @staticmethod
+    def cells(seeds: int, quick: bool) -> list[Cell]:
+        """A run of each arm, combination and seed."""
+        own = TUNING_SEEDS[:seeds]
+        return [
+            _run(arm, tried, seed, quick, f"{number}-{seed}")
+            for label, arm in ARMS.items()
+            if label in REHEARSED[:1] or not quick
+            for number, tried in enumerate(arm.tried)
+            for seed in own
+        ]
+
+    @staticmethod
+    def present(results: dict[str, Numbers], page: Page) -> Numbers:
+        """The judge's mean at the end of each."""
+        page.text(
+            "Judge accuracy on held-out prompts at the end of runs, means over the tuning seeds "
+            f"{', '.join(map(str, TUNING_SEEDS))} or the first of them. The arms of part `scenes` "
+            "take the combination in bold."
+        )
+        numbers: Numbers = {}
+        rows = []
+        for label, arm in ARMS.items():
+            for number, tried in enumerate(arm.tried):
+                runs = by_arm(results).get(f"{arm.name}-{number}", [])
+                if not runs:
+                    continue
+                words, end = " ".join(tried), final(runs, "judge")[0]
+                numbers[f"{label}: {words}"] = end
+                own = list(tried) == list(arm.picked)
+                rows.append([label, f"**{words}**" if own else words, f"{end:.3f}", len(runs)])
+        page.table(["", "settings", "judge", "runs"], rows)
+        page.figure("tuning", _tuned(numbers), "Judge accuracy of every combination")
+        return numbers
 
 
-def judge_of() -> reader.Reading:
-    """The judge as a score on a log scale, in [0, 1]."""
-    return reader.Reading(reader.load(shipped(), "judge"))
+TUNING = Tuning()
 
 
-def _save(picture: Tensor, file: Path) -> None:
-    from PIL import Image
-
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(file)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(len(values), 1)
+def _tuned(numbers: Numbers) -> Any:
+    figure, axes = subplots(size=(8, 0.22 * len(numbers) + 1.2), grid="x")
+    axes.plot(list(numbers.values()), range(len(numbers)), "o", color=COLOURS[0])
+    axes.set_yticks(range(len(numbers)), list(numbers), fontsize=6)
+    axes.invert_yaxis()
+    axes.set(xlabel="judge accuracy on held-out prompts")
+    return figure
 
 
 # ----------------------------------------------------------------------------------- the runs
@@ -254,10 +245,14 @@ each seed. {RATERS} independent raters vote on each pair: one prefers a picture 
 reward, their samples by the reader. Everything is measured by the judge on held-out prompts,
 through DDIM with 20 steps. The judge is thus behind the votes, and is never seen by the arms that
 draw; the reader is behind those arms, and is never seen by the offline ones. Learning rate and β of
-every arm were chosen on seeds 11 and 12. Network evaluations count the pictures of the pairs,
-references and learning. A picture wins where the judge's score is higher by more than {TIE:g} than
-that of the base model's from the same noise; equal ones count half.
+every arm are those that part `tuning` found best, on seeds of its own. Network evaluations count
+the pictures of the pairs, references and learning. A picture wins where the judge's score is higher
+by more than {TIE:g} than that of the base model's from the same noise; equal ones count half.
 """
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:

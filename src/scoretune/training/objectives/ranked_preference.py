@@ -31,6 +31,11 @@ def check(settings: config.RankedPreference, context: Context) -> None:
         )
     if context.hardware.device_batch == 1:
         raise UserError("hardware.device_batch=1 holds no pair, which is two states: set 2 or more")
+    if settings.reference == "acting" and not preference_losses.compares(settings):
+        raise UserError(
+            f"objective.reference=acting is of no use in preset {settings.preset!r}, which "
+            "compares with no reference: leave it out"
+        )
     if settings.dispersion == "votes" and settings.ranking.label != "votes":
         raise UserError(
             "objective.dispersion=votes counts raters: set objective.ranking.label=votes, or "

@@ -154,6 +154,11 @@ def build(settings: config.StepPreference, setup: Setup) -> Method:
     # These sources rank samples themselves, and choose the steps of pairs.
     paths = method.on_policy(setup, GroupCredit(setup.context.sizes.group), any_steps(1.0))
     pretrained = settings.reference == "pretrained"
+    if pretrained and not setup.policy.has_reference:
+        raise UserError(
+            "objective.reference=pretrained needs an adapter, since training every weight "
+            "overwrites the pretrained model: set model.rank above 0, or objective.reference=acting"
+        )
     if not settings.candidates:
         return Method(objective, PathSteps(paths, settings.ranking, pretrained))
     source = Candidates(

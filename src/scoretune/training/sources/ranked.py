@@ -20,12 +20,11 @@ from scoretune.training.sources.on_policy import OnPolicy
 from scoretune.training.sources.ranking import (
     RankedPairs,
     kept,
-    prompt_scales,
     ranked_pairs,
     ranking_metrics,
-    reward_entropies,
+    reward_scales,
     rows_of,
-    vote_entropies,
+    vote_scales,
 )
 
 Answer = Callable[[PairExamples], Tensor]
@@ -72,10 +71,9 @@ class Ranked:
         margin = self.offset * pairs.gap if self.offset else None
         scale = None
         if self.dispersion == "votes":
-            scale = prompt_scales(vote_entropies(pairs, self.ranking.raters))[pairs.prompt]
+            scale = vote_scales(pairs, self.ranking.raters)[pairs.prompt]
         elif self.dispersion == "samples":
-            entropies = reward_entropies(rewards, sizes.group, self.ranking.temperature)
-            scale = prompt_scales(entropies)[pairs.prompt]
+            scale = reward_scales(rewards, sizes.group, self.ranking.temperature)[pairs.prompt]
         scale, margin = (
             x if x is None else x.repeat(sizes.epochs).to(like) for x in (scale, margin)
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.config import Ranking
 from scoretune.diffusion.noise import rand
-from scoretune.preference import dispersion, phi_star
+from scoretune.preference import dispersion, phi_star, vote_agreement
 
 
 class RankedPairs(NamedTuple):
@@ -110,13 +110,13 @@ def ranking_metrics(pairs: RankedPairs) -> dict[str, float]:
 # --------------------------------------------------------------------------- how disputed
 
 
-def vote_entropies(pairs: RankedPairs, raters: int) -> Tensor:
-    """How disputed each prompt is by the raters of its pairs, [n] in (0, 1]: the mean entropy in
-    bits of a pair's share, (k + ½)/(n + 1) for k votes among n (Krichevsky and Trofimov 1981),
-    since few raters who agree are no proof."""
-    share = (pairs.label.double() * raters + 0.5) / (raters + 1)
-    bits = -(share * share.log2() + (1 - share) * (1 - share).log2())
-    return bits.view(rows_of(pairs), -1).mean(0)
+def vote_scales(pairs: RankedPairs, raters: int) -> Tensor:
+    """c(x) of this process's prompts, [n]: how far the raters of its pairs agree, as
+    `sources.pairs.vote_scales` of data; of mean 1 over all prompts."""
+    first = pairs.label.double() * raters
+    agreed = vote_agreement(first, raters - first).view(rows_of(pairs), -1).mean(0)
+    mean = distributed.gather(agreed).mean()
+    return (agreed / mean).clamp(min=LEAST) if mean > 0 else torch.ones_like(agreed)
 
 
 def reward_entropies(rewards: Tensor, group: int, temperature: float) -> Tensor:
@@ -126,10 +126,15 @@ def reward_entropies(rewards: Tensor, group: int, temperature: float) -> Tensor:
     return -(odds.exp() * odds).sum(1) / math.log(group)
 
 
-def prompt_scales(entropies: Tensor) -> Tensor:
-    """c(x) of this process's prompts, [n]: of mean 1 over those of all (arXiv 2410.04203), and 1
-    where all are disputed alike."""
+def reward_scales(rewards: Tensor, group: int, temperature: float) -> Tensor:
+    """c(x) of this process's prompts, [n], by how alike the rewards [n·group] of their samples are:
+    of mean 1 over all prompts (arXiv 2410.04203), and 1 where all are alike in that."""
+    entropies = reward_entropies(rewards, group, temperature)
     everyone = distributed.gather(entropies)
     if not bool((everyone != everyone[0]).any()):
         return torch.ones_like(entropies)
     return dispersion(entropies, phi_star(everyone))
+
+
+LEAST = 1e-3
+"""c(x) of a prompt whose raters are split evenly: its pairs teach next to nothing."""
