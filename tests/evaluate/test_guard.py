@@ -243,6 +243,7 @@ class Stage:
         folder.mkdir(exist_ok=True)
         self.monitor = monitor(self.run, folder, Prompts(("",), ("all",)), self.told.append)
         self.spread = 1.0
+        monkeypatch.setattr(guard.Monitor, "_samples", lambda *_: torch.zeros(1, 2))
         monkeypatch.setattr(guard.Monitor, "_diversity", lambda *_: self.spread)
         monkeypatch.setattr(guard, "adapter_state", lambda network: {"weight": torch.ones(1)})
 
