@@ -4,15 +4,15 @@
 
 Three trainers in one process and on one thread: TRL's with its reference asked in every batch, ours
 alike, and ours with kept terms. They take a step in turn, so that a drifting machine favours none;
-ratios are those of a round, in processor time, and of the fastest steps. Peak memory is that of
-each in a process of its own.
+ratios are those of a round, in processor time, and of the fastest steps. Peak memory is
+that of the tensors of one step; a reference that is asked in every batch has its weights besides.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -27,9 +27,11 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSIT
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import torch
+from torch.profiler import ProfilerActivity
 
 import tiny_lm
 
+CPU = ProfilerActivity.CPU
 SIDES = ("trl", "ours", "kept")
 GOALS = {"ours": 1.05, "kept": 0.75}
 """The most that a step of ours may take, in steps of TRL's."""
@@ -124,7 +126,9 @@ def times(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             spent[side] = time.process_time() - start
         rounds.append(spent)
     rounds = rounds[2:]
+    memory = {side: peak(step) for side, step in steps.items()}
     numbers: dict[str, Any] = {"trl": {"seconds": statistics.median(r["trl"] for r in rounds)}}
+    numbers["trl"]["peak MiB"] = memory["trl"]
     for side, goal in GOALS.items():
         ratios = sorted(r[side] / r["trl"] for r in rounds)
         numbers[side] = {
@@ -133,40 +137,20 @@ def times(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "least": ratios[0],
             "greatest": ratios[-1],
             "of_the_fastest": min(r[side] for r in rounds) / min(r["trl"] for r in rounds),
+            "peak MiB": memory[side],
         }
     return numbers
 
 
-def peak(side: str, options: argparse.Namespace, folder: Path, answer: Any) -> None:
-    """Mebibytes that a side's steps take at most, beyond what a tiny model of its kind leaves."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    disable_bars()
-    step_of(side, argparse.Namespace(**vars(options) | {"width": 32, "layers": 1}), folder)()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = held("VmRSS")
-    step = step_of(side, options, folder / "measured")
-    for _ in range(3):
+def peak(step: Callable[[], None]) -> float:
+    """Mebibytes of tensors that a step holds at most beyond those from before it, by the profiler
+    of torch, which sees every allocation."""
+    with torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
         step()
-    answer.put(held("VmHWM") - before)
-
-
-def held(name: str) -> float:
-    """A line of this process's memory as Linux tells it, in mebibytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
-
-
-def peaks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    for side in SIDES:
-        answer = context.Queue()
-        process = context.Process(target=peak, args=(side, options, folder, answer))
-        process.start()
-        found[side] = answer.get()
-        process.join()
-    return found
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes)) / 2**20
 
 
 def disable_bars() -> None:
@@ -188,12 +172,13 @@ def main() -> None:
     torch.set_num_threads(1)
     disable_bars()
     with tempfile.TemporaryDirectory() as name:
-        numbers = {"steps": times(options, Path(name)), "peak MiB": peaks(options, Path(name))}
-    for side, own in numbers["steps"].items():
+        numbers = times(options, Path(name))
+    for side, own in numbers.items():
         print(side, {name: round(value, 3) for name, value in own.items()})
-    print("peak MiB", {side: round(value) for side, value in numbers["peak MiB"].items()})
     if options.json is not None:
-        options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, **numbers}))
+        options.json.write_text(
+            json.dumps({"options": vars(options) | {"json": None}, "steps": numbers})
+        )
 
 
 if __name__ == "__main__":
