@@ -566,7 +566,7 @@ def test_pairs_are_planned(command, known):
     assert "32 examples of data: 64 states, 1 step of the optimiser" in outcome.out
     assert "rollouts 0, references 32,000, credit 0, learning 32,000" in outcome.out
     assert "64 states = 8 passes of 8; the gradient is the same" in outcome.out
-    run = overrides.changed(recipes.dpo(), ["data=pairs"])
+    run = overrides.changed(recipes.dpo(), ["data=pairs", "hardware.device_batch=0"])
     whole, cut = (
         planning.planned(overrides.changed(run, [f"hardware.device_batch={number}"]), seconds=0)[
             "memory"

@@ -49,12 +49,14 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
     machine = run.hardware
     if not machine.checkpointing and model.again is not None:
         yield of("hardware.checkpointing=true")
-    for batch in (1, 4, 16):
+    least = costs_of(run, facts.differentiable).at_once if run.objective.on_data else 1
+    for batch in (least, 4, 16):
         if not machine.device_batch or batch < machine.device_batch:
             yield of(f"hardware.device_batch={batch}")
         if not machine.decode_batch or batch < machine.decode_batch:
             yield of(f"hardware.decode_batch={batch}")
-    if model.encoders and not machine.cache_prompts:
+    cached = changed(run, ["hardware.cache_prompts=true"])
+    if model.encoders and not machine.cache_prompts and _suits(cached):
         yield of("hardware.cache_prompts=true")
     if not machine.offload_paths and _suits(changed(run, ["hardware.offload_paths=true"])):
         yield of("hardware.offload_paths=true")
