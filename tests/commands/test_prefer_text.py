@@ -60,9 +60,12 @@ def test_a_model_learns_from_a_file_and_goes_on_where_it_was_killed(
     assert "is finished" in over.err
 
 
-def test_every_weight_can_be_trained_and_read_by_transformers(command, model, pairs, tmp_path):
+def test_every_weight_can_be_trained_and_read_by_transformers(command, model, tmp_path):
+    """Also of texts that are longer than the model's positions, which lose their end."""
     from transformers import AutoModelForCausalLM
 
+    longer = {"prompt": "on and on", "chosen": " and on" * 20, "rejected": " and off" * 20}
+    pairs = written(tmp_path / "longer.jsonl", [*tiny_lm.PAIRS, longer])
     where = tmp_path / "run"
     words = [f"data={pairs}", "preset=simpo", "rank=0", "batch=4", "warm_up=0"]
     done = command("prefer-text", model, *words, "--run", where)
@@ -111,6 +114,7 @@ BAD: dict[str, tuple[list[dict[str, object]], list[str], str]] = {
     "identical": ([ROW | {"rejected": ROW["chosen"]}], [], "identical"),
     "a missing column": ([{"prompt": "a", "chosen": "b"}], [], "rejected"),
     "a label": ([ROW | {"label": 1.5}], [], "label"),
+    "more tokens than the model takes": ([ROW], ["max_length=65"], "set max_length=64 or less"),
     "no scores": ([ROW], ["preset=odpo"], "margin by the scores"),
     "a conversation": (
         [

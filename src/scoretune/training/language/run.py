@@ -23,6 +23,8 @@ KTO_LOSSES = {"kto": "kto", "apo_zero_single": "apo_zero_unpaired"}
 """TRL's names of the presets of single likes."""
 NOT_KEPT = ("trdpo", "sdpo", "beta_dpo")
 """Presets with a state that TRL's checkpoints do not hold."""
+DEFAULT_LENGTH = 1024
+"""Tokens of a sequence, where nobody says and the model has room."""
 
 
 def prefer(
@@ -37,6 +39,7 @@ def prefer(
     held_out = training_data(settings, settings.held_out) if settings.held_out else None
     model, tokenizer = loaded(source)
     _check_talk(data, tokenizer, source)
+    settings = settings.model_copy(update={"max_length": _length(settings.max_length, model)})
     files_kept = {"source": source, "settings": settings.model_dump()}
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +241,17 @@ def _shared(settings: PreferText, folder: Path) -> dict[str, Any]:
         "log_level": "error",
         "seed": settings.seed,
     }
+
+
+def _length(wanted: int | None, model: Any) -> int:
+    """Tokens of a sequence that the model has positions for. Raises UserError."""
+    most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    if wanted is not None and wanted > most:
+        raise UserError(
+            f"max_length={wanted} is more than the model's {most} positions: set max_length={most} "
+            "or less"
+        )
+    return wanted or min(DEFAULT_LENGTH, most)
 
 
 def _lora(rank: int) -> Any:

@@ -38,7 +38,11 @@ class PreferText(Strict):
     batch: int = Field(8, description="Pairs at once.", ge=1)
     accumulate: int = Field(1, description="Batches an update.", ge=1)
     warm_up: float = Field(0.1, description="Share of the updates.", ge=0, lt=1)
-    max_length: int = Field(1024, description="Tokens of prompt and completion.", ge=2)
+    max_length: int | None = Field(
+        None,
+        description="Tokens of prompt and completion. Null: 1024, or as many as the model takes.",
+        ge=2,
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of activations.")
     gradient_checkpointing: bool = Field(False, description="Memory for a fifth more time.")
     reference_cache: str = Field(
