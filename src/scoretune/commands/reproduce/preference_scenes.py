@@ -65,7 +65,7 @@ RATES = ("optimiser.learning_rate", ("1e-3", "3e-3"))
 
 
 def _offline(name: str, *changes: str, betas: Sequence[str] = ("100", "1000")) -> Arm:
-    every = ["sizes.batch=32", "updates=200", "guard.action=off", "evaluation.every=0"]
+    every = ["sizes.batch=32", "updates=300", "guard.action=off", "evaluation.every=0"]
     tried = _grid(RATES, ("objective.beta", betas))
     picked = ["optimiser.learning_rate=3e-3", f"objective.beta={betas[0]}"]
     return Arm(name, "dpo", [*every, *changes], picked, tried, offline=True)
@@ -85,7 +85,7 @@ def _online(
 
 VOTES = "objective.dispersion=votes"
 ARMS = {
-    # About 65,000 network evaluations each, those of drawing the pairs among them.
+    # About 78,000 network evaluations each, those of drawing the pairs among them.
     "Diffusion-DPO": _offline("dpo"),
     "IPO": _offline("ipo", "objective.preset=ipo"),
     "SimPO": _offline("simpo", "objective.preset=simpo", betas=("10", "100")),
@@ -94,19 +94,21 @@ ARMS = {
     "Rainbow": _offline("rainbow", "objective.preset=rainbow", VOTES, betas=("10", "100")),
     "KTO": _offline("kto", "objective.preset=kto"),
     "online DPO": _online(
-        *("online-dpo", "online_dpo", "updates=36", "evaluation.every=18"),
+        *("online-dpo", "online_dpo", "updates=43", "evaluation.every=22"),
         beta=("objective.beta", ("100", "1000")),
     ),
     "D3PO": _online(
-        *("d3po", "d3po", "updates=34", "evaluation.every=17"),
+        *("d3po", "d3po", "updates=41", "evaluation.every=21"),
         beta=("objective.beta", ("1", "0.1")),
     ),
     "SPO": _online(
-        *("spo", "spo", "updates=56", "evaluation.every=28"),
+        *("spo", "spo", "updates=52", "evaluation.every=26"),
         beta=("objective.beta", ("1", "0.1")),
     ),
-    "DDPO": _online("ddpo", "ddpo", "updates=34", "evaluation.every=17"),
-    "score as action": _online("score-as-action", "score_as_action", "evaluation.every=28"),
+    "DDPO": _online("ddpo", "ddpo", "updates=41", "evaluation.every=21"),
+    "score as action": _online(
+        "score-as-action", "score_as_action", "updates=68", "evaluation.every=34"
+    ),
 }
 OFFLINE_QUICK = [
     *("updates=1", "sizes.batch=2", "sampling.steps=3"),
