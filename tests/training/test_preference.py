@@ -481,10 +481,17 @@ def test_data_must_be_named():
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "ipo", "kto", "simpo", "mallows", "rainbow", "dspo"])
-def test_recipes_suit_themselves(recipe):
-    run = overrides.changed(recipes.named(recipe), ["data=pairs"])
+def test_recipes_suit_themselves(recipe, tmp_path):
+    data = judged.pairs_folder(tmp_path / "pairs")
+    run = overrides.changed(recipes.named(recipe), [f"data={data}"])
     build.check_settings(run)
     assert run.guard.action == "rollback"
+
+
+def test_data_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path):
+    run = overrides.changed(recipes.dpo(), [f"data={tmp_path / 'nowhere'}"])
+    with pytest.raises(UserError, match="nowhere"):
+        build.check_settings(run)
 
 
 def test_full_fine_tuning_has_no_reference():

@@ -144,6 +144,15 @@ def read_pairs(where: str, *, ties: Ties = "keep", raters: Raters = "soft") -> P
     )
 
 
+def check_table(where: str, *, likes: bool) -> None:
+    """Refuse, before a model is loaded, a table that is not there or lacks columns: UserError."""
+    table = opened(where, "likes" if likes else "pairs")
+    if likes and not has_pairs(table):
+        like_columns(table)
+    else:
+        pair_columns(table)
+
+
 def read_likes(where: str, *, raters: Raters = "soft") -> LikeTable:
     """The likes of a table, or both sides of its pairs. Raises UserError as `read_pairs` does."""
     table = opened(where, "likes")

@@ -160,20 +160,18 @@ def claimed(arms: Numbers) -> list[tuple[str, bool, str]]:
 
 
 def _figure(arms: Numbers) -> Any:
-    """Quality against KL, an arm a point with its intervals."""
-    figure, panels = subplots(1, 2, size=(10, 4), sharey=True)
-    for place, (arm, numbers) in enumerate(arms.items()):
-        mean, low, high = numbers["quality"]
-        colour = COLOURS[place % len(COLOURS)]
-        marker = "s" if arm.startswith("biased") else "o"
-        for axes, name in zip(panels, ("kl", "length"), strict=True):
-            at = numbers[name][0]
-            axes.plot([at, at], [low, high], color=colour)
-            axes.plot(at, mean, marker, color=colour, label=arm)
-    panels[0].set_xlabel("KL to the base, nats a text")
-    panels[1].set_xlabel("tokens of a completion")
-    panels[0].set_ylabel("quality")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right"
-    )
+    """Quality, KL and length of every arm with their intervals, and the expected qualities."""
+    figure, panels = subplots(1, 3, size=(10, 5), grid="x", sharey=True)
+    names = list(arms)[::-1]
+    titles = {"quality": "quality (× expected)", "kl": "KL to the base, nats", "length": "tokens"}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        for place, arm in enumerate(names):
+            mean, low, high = arms[arm][name]
+            colour = COLOURS[int(arm.startswith("biased"))]
+            axes.plot([low, high], [place, place], color=colour)
+            axes.plot(mean, place, "o", color=colour, markersize=4)
+            if name == "quality":
+                axes.plot(PUBLISHED[arm], place, "x", color="black", markersize=5)
+        axes.set_xlabel(title)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
     return figure

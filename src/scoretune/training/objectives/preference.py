@@ -7,7 +7,7 @@ import torch
 
 from scoretune.core import config
 from scoretune.core.errors import UserError
-from scoretune.data.pairs import read_likes, read_pairs
+from scoretune.data.pairs import check_table, read_likes, read_pairs
 from scoretune.policy import Policy
 from scoretune.training.objectives import method
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
@@ -44,6 +44,7 @@ def check(settings: config.Preference, context: Context) -> None:
             "hardware.cache_prompts lets go of the text encoders, and pairs bring prompts of their "
             "own: leave it out"
         )
+    check_table(context.data, likes=settings.likes)
 
 
 def build(settings: config.Preference, setup: Setup) -> Method:
