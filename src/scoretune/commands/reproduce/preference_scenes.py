@@ -247,9 +247,10 @@ each seed. {RATERS} independent raters vote on each pair: one prefers a picture 
 reward, their samples by the reader. Everything is measured by the judge on held-out prompts,
 through DDIM with 20 steps. The judge is thus behind the votes, and is never seen by the arms that
 draw; the reader is behind those arms, and is never seen by the offline ones. Learning rate and β of
-every arm are those that part `tuning` found best, on seeds of its own. Network evaluations count
-the pictures of the pairs, references and learning. A picture wins where the judge's score is higher
-by more than {TIE:g} than that of the base model's from the same noise; equal ones count half.
+Diffusion-DPO and online DPO were chosen in single runs on seed 11; those of the other arms are
+first guesses, which part `tuning` is there to replace. Network evaluations count the pictures of
+the pairs, references and learning. A picture wins where the judge's score is higher by more than
+{TIE:g} than that of the base model's from the same noise; equal ones count half.
 """
 
 
