@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import judged
 import llama2c_files
 from scoretune import recipes
 from scoretune.commands.reproduce import (
@@ -153,14 +154,15 @@ def test_every_arm_is_a_run_that_can_be_made(part):
             assert f"seed={run.seed}" in cell.arguments["changes"]
 
 
-def test_every_arm_on_preferences_is_a_run_that_can_be_made():
+def test_every_arm_on_preferences_is_a_run_that_can_be_made(tmp_path):
     """Those that are reported and those of the tuning, which has other seeds."""
+    folder = judged.pairs_folder(tmp_path / "pairs")
     seeds: dict[str, set[int]] = {}
     for part in (preference_scenes, preference_scenes.TUNING):
         for cell in part.cells(3, False):
             if cell.function is not preference_scenes.learned:
                 continue
-            changes = [*cell.arguments["changes"], "data=folder"]
+            changes = [*cell.arguments["changes"], f"data={folder}"]
             if not cell.arguments["pairs"]:
                 changes.pop()
             run = overrides.changed(recipes.named(cell.arguments["recipe"]), changes)
