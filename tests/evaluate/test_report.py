@@ -176,6 +176,18 @@ def test_fallen_judge_says_so(tmp_path: Path) -> None:
     assert "gained 30 points: that is what reward hacking looks like." in text
 
 
+def test_what_no_reward_taught_is_not_called_hacking(tmp_path: Path) -> None:
+    """A run on preferences has no reward that the reader could give."""
+    run = make_run(tmp_path, judge=(0.46, 0.36))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: row[name] for name in row if name != "reward"} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    text = words(report(run))
+    assert "The judge fell by 10 points." in text
+    assert "The reader gained 30 points." in text
+    assert "hacking looks like" not in text
+
+
 def test_small_fall_is_not_rounded_away(tmp_path: Path) -> None:
     text = words(report(make_run(tmp_path, judge=(0.462, 0.458))))
     assert "fell from 46.2 % to 45.8 % (\u22120.4 points" in text

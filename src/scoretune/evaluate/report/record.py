@@ -40,6 +40,11 @@ class Record:
         """Whether a judge looked at the pictures."""
         return any(isinstance(row.get("judge"), dict) for row in (*self.evaluations, self.result))
 
+    @property
+    def rewarded(self) -> bool:
+        """Whether updates had a reward; of a run without updates it is taken for granted."""
+        return not self.metrics or any("reward" in row for row in self.metrics)
+
 
 @dataclass(frozen=True)
 class Change:

@@ -32,7 +32,11 @@ def context(record: Record) -> dict[str, Any]:
         **(_moved(change, record.judged) if change else {}),
         "cost": " and ".join(cost),
         "unfinished": not record.result,
-        "verdict": judge_verdict(judge, reader) if record.judged else reward_verdict(reward),
+        "verdict": (
+            judge_verdict(judge, reader, rewarded=record.rewarded)
+            if record.judged
+            else reward_verdict(reward)
+        ),
         "alarm": guard.alarm(record),
         "tiles": _tiles(record, judge, reader),
     }
@@ -61,12 +65,14 @@ def _moved(change: Change, judged: bool) -> dict[str, Any]:
     }
 
 
-def judge_verdict(judge: Change | None, reader: Change | None) -> Verdict:
-    """Whether the judge confirms the gain; a fall or a hack is never left out."""
+def judge_verdict(judge: Change | None, reader: Change | None, *, rewarded: bool) -> Verdict:
+    """Whether the judge confirms the gain; a fall or a hack is never left out. `rewarded`: whether
+    what was learned from is the reader's reward."""
     if judge is None:
         text = "The judge needs an evaluation after training."
         return Verdict("none", "No comparison yet.", text)
-    theirs = f"The reader, which gives the reward, {_gained(reader)}" if reader else ""
+    whose = "The reader, which gives the reward," if rewarded else "The reader"
+    theirs = f"{whose} {_gained(reader)}" if reader else ""
     then = f" {theirs}." if reader else ""
     chance = ""
     if judge.may_be_chance:
@@ -74,10 +80,11 @@ def judge_verdict(judge: Change | None, reader: Change | None) -> Verdict:
     if judge.gain < 0:
         text = "Pictures follow their prompts less often than before training."
         if reader:
-            hacked = ": that is what reward hacking looks like." if reader.gain > 0 else "."
+            hacking = rewarded and reader.gain > 0
+            hacked = ": that is what reward hacking looks like." if hacking else "."
             text += f" {theirs}{hacked}"
         return Verdict("bad", f"The judge {_gained(judge)}.", f"{text} {chance}".rstrip())
-    if reader and judge.gain < 0.5 * reader.gain:
+    if rewarded and reader and judge.gain < 0.5 * reader.gain:
         text = f"{theirs}; the judge {_gained(judge)}, less than half of that: much of the reward "
         text += f"was won by pleasing the reader. {chance}"
         return Verdict("bad", "Sign of reward hacking.", text.rstrip())
