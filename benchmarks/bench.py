@@ -2,11 +2,11 @@
 
 One update of each method, rollout and learning, is timed against the bare forwards and backwards
 of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
-critic. Then the forms of score as action, critic included, against DDPO on the same batch and with
-the same path KL; then MixGRPO's window against the whole path; then every solver beside its
-network and beside diffusers' (`solvers.py`). The two
-are run in turn, so that a machine that drifts does not favour either, and the median of the
-pairwise ratios is printed. Writes `bench.json` beside the printed lines.
+critic. A step of learning from pairs is timed against its networks likewise. Then the forms of
+score as action, critic included, against DDPO on the same batch and with the same path KL; then
+MixGRPO's window against the whole path; then every solver beside its network and beside diffusers'
+(`solvers.py`). The two are run in turn, so that a machine that drifts does not favour either, and
+the median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import torch
 import peers
 from scoretune import recipes
 from scoretune.core import config
+from scoretune.core.records import PairExamples
 from scoretune.rollout import prior
 from scoretune.training import overrides
-from scoretune.training.build import Parts, build
+from scoretune.training.build import Parts, build, build_policy
+from scoretune.training.objectives.preference_losses import loss_of
 from solvers import paired_ratio, solver_costs
 
 
@@ -145,6 +147,33 @@ def over_ddpo(changes: list[str], pairs: int) -> list[float]:
     return paired_ratio(update(ours), update(theirs), pairs)
 
 
+def preferences_over_networks(preset: str, pairs: int, count: int = 16) -> list[float]:
+    """The loss of `count` pairs and its gradient over the same calls of the networks: one forward
+    of the pretrained model, unless the preset asks none, one of the policy, and its backward."""
+    policy = build_policy(recipes.named("ddpo"), torch.device("cpu"))
+    objective = loss_of(config.Preference(preset=preset), policy)
+    backbone, asks_reference = policy.backbone, preset != "simpo"
+    generator = torch.Generator().manual_seed(0)
+    first, second, noise = torch.randn(3, count, *backbone.shape, generator=generator)
+    condition = backbone.encode(["a red seven"] * count)
+    even, share = torch.ones(count), torch.rand(count, generator=generator)
+    batch = PairExamples(first, second, condition, even, even, noise, share)
+    x, t = torch.cat([first, second]), torch.cat([share, share])
+    tokens = torch.cat([condition.tokens] * 2)
+
+    def step() -> None:
+        objective(batch).value.backward()
+
+    def networks() -> None:
+        if asks_reference:
+            with torch.no_grad(), policy.reference():
+                policy.predict(x, t, tokens)
+        policy.predict(x, t, tokens).sum().backward()
+
+    return paired_ratio(step, networks, pairs)
+
+
+PREFERENCES = ("dpo", "kto", "simpo", "dspo")
 WINDOWS = {
     "window_2_of_16": ["sampling.window.size=2"],
     "window_2_of_16_own_noise": ["sampling.window.size=2", "sampling.shared_noise=false"],
@@ -178,12 +207,18 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=5)
     options.add_argument("--out", type=Path, default=Path("bench.json"))
     options.add_argument("--windows", action="store_true", help="MixGRPO's windows alone, printed")
+    options.add_argument("--preferences", action="store_true", help="steps of dpo and kin, printed")
     options.add_argument("--peers", help="TRL beside ours: an interpreter with trl 0.23.1")
     options.add_argument("--ddpo", type=Path, help="ddpo-pytorch's step beside ours: its file")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     if arguments.peers or arguments.ddpo:
         peers.write(peers.compare(arguments.peers, arguments.ddpo, arguments.pairs))
+        return
+    if arguments.preferences:
+        for preset in PREFERENCES:
+            ratios = preferences_over_networks(preset, arguments.pairs)
+            print(preset, *(f"{ratio:.3f}" for ratio in sorted(ratios)))
         return
     if arguments.windows:
         print(json.dumps(window_costs(arguments.pairs), indent=1))
@@ -198,6 +233,9 @@ def main() -> None:
     for form, changes in FORMS.items():
         ratios = over_ddpo(changes, arguments.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)
+    for preset in PREFERENCES:
+        ratios = preferences_over_networks(preset, arguments.pairs)
+        results[f"{preset}_step_over_networks"] = round(statistics.median(ratios), 3)
     results |= window_costs(arguments.pairs)
     for body in ("backbone", "small"):
         ratios = critic_over_network(body, arguments.pairs)

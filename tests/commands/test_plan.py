@@ -148,6 +148,15 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
         ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
         ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
         ("adjoint_matching", [], "sd"),
+        ("online_dpo", ["sizes.epochs=2"], "sd"),
+        (
+            "online_dpo",
+            ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
+            "sd",
+        ),
+        ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
+        ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
+        ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
     ],
 )
 def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, source):

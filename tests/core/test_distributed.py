@@ -226,6 +226,30 @@ def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test
     assert apart(one, stopped) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("online_dpo", ["objective.ranking.label=votes", "sizes.epochs=2"]),
+        ("online_dpo", ["objective.ranking.pairing=all", "objective.dropout=0.3"]),
+        ("online_dpo", ["objective.preset=rainbow", "objective.dispersion=samples"]),
+        ("d3po", ["objective.ranking.pairing=all", "objective.ranking.label=votes"]),
+        ("spo", ["objective.threshold=0", "objective.skip=0"]),
+    ],
+)
+def test_samples_are_ranked_alike_in_two_processes(recipe, changes, tmp_path):
+    from scoretune.training.run import launch
+    from scoretune.training.run_folder import record
+
+    one, two, group = tmp_path / "one", tmp_path / "two", "sizes.group=3"
+    run = overrides.changed(recipes.named(recipe), [*SIZES, *EXACT, group, *changes])
+    record(run, one, 1)
+    launch(run, one, Silent())
+    run_two("train", recipe, *SIZES, *EXACT, group, *changes, "--run", str(two))
+    assert apart(one, two) < 1e-6
+
+
 # -------------------------------------------------------------------- one device's memory
 
 

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from judgement_tables import Split
 from scoretune.core.errors import UserError
 from scoretune.data import formats
 from scoretune.data.datasets import read_data
@@ -342,23 +343,6 @@ def test_without_the_extra_the_line_says_how_to_install_it(tmp_path, monkeypatch
 # ------------------------------------------------------------- the datasets library
 
 
-class Rows:
-    """One split, as the library has it."""
-
-    def __init__(self, table):
-        self.table, self.column_names = table, table.column_names
-
-    def with_format(self, kind):
-        assert kind == "arrow"
-        return self
-
-    def __len__(self):
-        return len(self.table)
-
-    def __getitem__(self, part):
-        return self.table.slice(part.start, part.stop - part.start)
-
-
 @pytest.fixture
 def library(monkeypatch):
     """A stand-in for `datasets` that knows one id, and notes whether it was asked offline."""
@@ -372,8 +356,8 @@ def library(monkeypatch):
         if identity in cached or (identity == "someone/new" and not asked[-1][1]):
             rows = {"caption": ["a cat", "a dog"], "image": [b"1", b"2"], "k": [1, 2]}
             return {
-                "test": Rows(pyarrow.table(rows)),
-                "train": Rows(pyarrow.table({"text": ["x"]})),
+                "test": Split(pyarrow.table(rows)),
+                "train": Split(pyarrow.table({"text": ["x"]})),
             }
         raise ConnectionError(f"Couldn't reach {identity!r}\nand a second line")
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import judged
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -200,7 +201,7 @@ class Judged:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(lap)).tolist()
 
 
-def judged(count: int = 2000) -> Judged:
+def pairs_of_points(count: int = 2000) -> Judged:
     """Labels by the law of Bradley and Terry, of samples of the pretrained model."""
     generator = torch.Generator().manual_seed(3)
     first, second = LAW.draw(2 * count, generator).float().chunk(2)
@@ -212,7 +213,7 @@ def judged(count: int = 2000) -> Judged:
 @pytest.mark.parametrize("recipe", JUDGED)
 def test_a_recipe_learns_from_pairs(recipe, monkeypatch):
     """Never told the reward, only which of two samples has more of it."""
-    pairs = judged()
+    pairs = pairs_of_points()
     monkeypatch.setattr(preference, "read_pairs", lambda *_, **__: pairs)
     scale = torch.ones(len(pairs))
     monkeypatch.setattr(preference, "dispersion_of", lambda *_: lambda rows: scale[rows])
@@ -495,10 +496,14 @@ def test_features_that_a_network_has_not_are_missed_early():
         ("score_as_action", ["objective.critic.body=backbone", "objective.trust_region=0.01"]),
     ],
 )
-def test_two_updates_of_the_shipped_model(recipe, changes, tiny, monkeypatch):
+def test_two_updates_of_the_shipped_model(recipe, changes, tiny, monkeypatch, tmp_path):
     for module in (energy, matching):
         monkeypatch.setattr(module, "read_pictures", partial(read_pictures, count=60))
-    parts = build(overrides.changed(recipes.named(recipe), [*tiny, "sizes.group=2", *changes]))
+    sizes = [*tiny, "sizes.group=2"]
+    if recipe in judged.RECIPES:
+        sizes = [change for change in tiny if not change.startswith("sizes.")]
+        sizes += ["sizes.batch=2", f"data={judged.pairs_folder(tmp_path)}"]
+    parts = build(overrides.changed(recipes.named(recipe), [*sizes, *changes]))
     network = parts.policy.backbone.network
     before = {name: tensor.clone() for name, tensor in adapter_state(network).items()}
     seen = []

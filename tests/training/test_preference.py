@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+import judged
 from scoretune import recipes
 from scoretune.core import config, distributed
 from scoretune.core.distributed import Team
@@ -25,11 +27,13 @@ from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.matching import bound
 from scoretune.diffusion.processes import VE, VP, Process, RectifiedFlow, every_process
+from scoretune.evaluate.guard import watches
 from scoretune.models import toy
 from scoretune.policy import Adapter, Policy
 from scoretune.preference import PRESETS, pairwise_loss, phi_of_scale
-from scoretune.training import build, overrides
+from scoretune.training import build, overrides, run_folder
 from scoretune.training.engine import TorchEngine
+from scoretune.training.hooks import Silent
 from scoretune.training.objectives import preference_losses
 from scoretune.training.objectives.implicit import Likelihood
 from scoretune.training.objectives.preference_losses import (
@@ -38,6 +42,7 @@ from scoretune.training.objectives.preference_losses import (
     ScoreMatched,
     Single,
 )
+from scoretune.training.run import launch
 from scoretune.training.sources.pairs import Likes, Pairs, Unsure, vote_entropies
 
 PREDICTIONS = (estimates.noise, estimates.data, estimates.v, estimates.velocity)
@@ -629,3 +634,36 @@ def test_a_model_tells_what_it_is_unsure_of(monkeypatch):
     assert policy.calls == 0
     again = Unsure(table(10), policy, 0, seed=0)([3, 7])
     assert torch.equal(again, scales[[3, 7]])
+
+
+# ------------------------------------------------------------------------------ the guard
+
+
+def test_only_both_together_are_a_divergence():
+    limits = {"most": 0.98, "limit": 0.1}
+    assert watches.diverged(0.98, 0.5, 3, **limits) is None
+    assert watches.diverged(1.0, 0.1, 3, **limits) is None
+    alarm = watches.diverged(0.99, 0.47, 3, **limits)
+    assert (alarm.update, alarm.watch, alarm.value) == (3, "divergence", 0.47)
+    assert "99.0% of the pairs" in alarm.text and "raise objective.beta" in alarm.text
+
+
+def test_a_run_that_runs_away_is_stopped_and_goes_back(tmp_path, monkeypatch):
+    """Colours are trivially told apart: a small beta and a high rate lose the pictures (D4)."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("cat\nhorse\n")
+    changes = ["model.source=small_model:noising", "prompts=prompts.txt", "model.rank=2"]
+    changes += ["reward=small_model:bright", f"data={judged.pairs_folder(tmp_path / 'pairs', 4)}"]
+    changes += ["sizes.batch=16", "updates=80", "objective.beta=10", "objective.ties=drop"]
+    changes += ["optimiser.learning_rate=0.03", "optimiser.decay=none", "evaluation.every=10"]
+    changes += ["guard.diversity=0", "guard.pattern=1e9", "evaluation.steps=3"]
+    run = overrides.changed(recipes.dpo(), changes)
+    run_folder.record(run, tmp_path / "run", threads=1)
+    result = launch(run, tmp_path / "run", Silent())
+    seen = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").open()]
+    guard = result["guard"]
+    (alarm,) = guard["alarms"]
+    assert alarm["watch"] == "divergence"
+    assert guard["ended"] < 80 and guard["kept"] < guard["ended"]
+    assert seen[-1]["guard"]["implicit_accuracy"] > 0.98
+    assert seen[-1]["guard"]["image_shift"] == pytest.approx(alarm["value"], abs=1e-3)

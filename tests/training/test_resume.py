@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+import judged
 from scoretune import recipes
 from scoretune.core import checkpoints, config, files
 from scoretune.core.errors import UserError
@@ -37,6 +38,9 @@ FOUR = ("updates=4", "evaluation.every=2", "checkpoints.keep=4")
 
 
 def configured(recipe: str, tiny: list[str], *changes: str) -> config.Run:
+    if recipe in judged.RECIPES:
+        tiny = [change for change in tiny if not change.startswith("sizes.")]
+        changes = ("sizes.batch=2", *changes)
     return overrides.changed(recipes.named(recipe), [*tiny, *changes])
 
 
@@ -132,23 +136,52 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
         "score_as_action",
         pytest.param("ddpo", marks=when_asked),
         pytest.param("supervised", marks=when_asked),
+        pytest.param("dpo", marks=when_asked),
     ],
 )
 def test_three_kills_change_nothing(tmp_path, tiny, recipe, few_pictures):
-    updates = 6 if recipe == "score_as_action" else 4
-    run = configured(recipe, tiny, f"updates={updates}", "evaluation.every=2")
+    """Five of one that learns from pairs."""
+    of_pairs = [f"data={judged.pairs_folder(tmp_path / 'pairs')}"] if recipe == "dpo" else []
+    updates = {"score_as_action": 6, "dpo": 10}.get(recipe, 4)
+    run = configured(recipe, tiny, f"updates={updates}", "evaluation.every=2", *of_pairs)
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     launch(run, undisturbed)
     chance = random.Random(recipe)
     kills, log = 0, folder / "metrics.jsonl"
-    for _ in range(3):
+    for _ in range(5 if of_pairs else 3):
         goal = min(updates - 2, len(lines_of(log)) + chance.choice([0, 1]))
         exit_code = killed_child(
             run, folder, lambda goal=goal: len(lines_of(log)) >= goal, chance.uniform(0, 0.1)
         )
         kills += exit_code == -signal.SIGKILL
     launch(run, folder)
-    assert kills >= 2  # one may have come too late
+    assert kills >= (4 if of_pairs else 2)  # one may have come too late
+    assert_same_run(folder, undisturbed, updates)
+
+
+RANKED = [
+    *("sizes.prompts=2", "sizes.group=3", "sizes.epochs=2", "objective.reference=acting"),
+    *("objective.preset=rainbow", "objective.dispersion=votes", "objective.ranking.label=votes"),
+]
+"""Votes, times, noise and the reference are drawn anew every update."""
+
+
+@pytest.mark.slow
+@when_asked
+def test_five_kills_of_online_dpo_change_nothing(tmp_path, tiny):
+    updates = 7
+    run = configured("online_dpo", tiny, *RANKED, f"updates={updates}", "evaluation.every=2")
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    launch(run, undisturbed)
+    chance, log = random.Random(15), folder / "metrics.jsonl"
+    for goal in range(1, 6):
+        exit_code = killed_child(
+            run, folder, lambda goal=goal: len(lines_of(log)) >= goal, chance.uniform(0, 0.2)
+        )
+        assert exit_code == -signal.SIGKILL
+        print(f"kill {goal}: {len(lines_of(log))} of {updates} updates were logged")
+    launch(run, folder)
+    print(f"adapter {adapter_hash(folder)[:16]}, undisturbed {adapter_hash(undisturbed)[:16]}")
     assert_same_run(folder, undisturbed, updates)
 
 
@@ -186,6 +219,36 @@ def test_full_fine_tuning_resumes_too(tmp_path, tiny):
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
     ours, theirs = (json.loads((f / "result.json").read_text()) for f in (stopped, whole))
     assert ours["judge"] == theirs["judge"]  # the base is the untouched model's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("online_dpo", RANKED),
+        pytest.param("d3po", ["objective.ranking.label=votes"], marks=when_asked),
+        pytest.param("spo", ["objective.threshold=0", "objective.skip=0"], marks=when_asked),
+    ],
+)
+def test_preferences_among_samples_resume_too(tmp_path, tiny, recipe, changes):
+    run = configured(recipe, tiny, *changes)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    stopped_after(1, whole, stopped)
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 2)
+
+
+def test_learning_from_pairs_resumes_too(tmp_path, tiny):
+    """With what KTO compares with, which follows the updates, and what the guard has seen."""
+    data = f"data={judged.pairs_folder(tmp_path / 'pairs')}"
+    run = configured("kto", tiny, data, "updates=4", "evaluation.every=3", "checkpoints.keep=4")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(run, whole)
+    state = stopped_after(2, whole, stopped)
+    assert state["trust"]["level"] != 0
+    assert len(state["guard"]["told_apart"]) == 2
+    launch(run, stopped)
+    assert_same_run(stopped, whole, 4)
 
 
 def test_learning_from_pictures_resumes_too(tmp_path, tiny, few_pictures):

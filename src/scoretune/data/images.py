@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,6 +121,23 @@ def decoded(
     colours, and what is transparent lies on white. Raises ValueError for more than `most` pixels,
     and for what is none of `kinds` or broken.
     """
+    with _upright(source, kinds, most) as image:
+        return _unit(image)
+
+
+def look(payload: bytes) -> tuple[int, int, bytes]:
+    """Height and width of a picture and its pixels as they are stored. Raises ValueError for one
+    that `pixels` cannot read; several times as fast."""
+    try:
+        with _upright(BytesIO(payload), KINDS, MOST_PIXELS) as image:
+            return image.height, image.width, image.mode.encode() + image.tobytes()
+    except OSError as error:
+        raise ValueError(first_line(error)) from error
+
+
+@contextmanager
+def _upright(source: Path | BinaryIO, kinds: Sequence[str], most: int) -> Iterator[Any]:
+    """A Pillow image as the camera was held; within this context what is broken is ValueError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with warnings.catch_warnings():
@@ -128,8 +146,7 @@ def decoded(
             with Image.open(source, formats=list(kinds)) as image:
                 if image.width * image.height > most:
                     raise ValueError(f"{image.width}x{image.height} pixels: at most {most:,}")
-                upright = ImageOps.exif_transpose(image)
-                return _unit(upright)
+                yield ImageOps.exif_transpose(image)
         except UnidentifiedImageError as error:
             raise ValueError(f"it is no {' or '.join(kinds)}") from error
         except (Image.DecompressionBombError, SyntaxError, struct.error, zlib.error) as error:

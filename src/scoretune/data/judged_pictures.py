@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.data import judgements
@@ -155,25 +153,24 @@ def digest(payload: bytes) -> bytes:
     return hashlib.blake2b(payload, digest_size=16).digest()
 
 
-def shapes_differ(first: Tensor, second: Tensor) -> str:
-    """How two pictures [C, H, W] of a pair differ: "", in their "size" alone, or in their "shape".
+def sizes_differ(first: Sequence[int], second: Sequence[int]) -> str:
+    """How two pictures of a pair, [..., H, W] each, differ: "", in "size" alone, or in "shape".
 
     Two sizes of one shape are the same cut once they are scaled; of two shapes a cut would show
     other parts than people compared.
     """
-    if first.shape == second.shape:
+    (h, w), (h2, w2) = first[-2:], second[-2:]
+    if (h, w) == (h2, w2):
         return ""
-    (h, w), (h2, w2) = first.shape[-2:], second.shape[-2:]
     return "size" if abs(w * h2 / (h * w2) - 1) < SAME_SHAPE else "shape"
 
 
-def check_shapes(where: str, first: Tensor, second: Tensor, size: int) -> None:
-    """Raise UserError for a pair of two shapes, and of two sizes where none is set."""
-    differ = shapes_differ(first, second)
-    if differ == "shape" or (differ and not size):
-        (h, w), (h2, w2) = first.shape[-2:], second.shape[-2:]
-        fix = "scale" if differ == "size" else "cut"
+def check_sizes(where: str, first: Sequence[int], second: Sequence[int], *, scaled: bool) -> None:
+    """Raise UserError for a pair of two shapes, and of two sizes that are not to be `scaled`."""
+    differ = sizes_differ(first, second)
+    if differ == "shape" or (differ and not scaled):
+        (h, w), (h2, w2) = first[-2:], second[-2:]
         raise UserError(
-            f"{where}: the pictures of the pair differ in {differ}, {w}x{h} and {w2}x{h2}: {fix} "
-            "them alike, or take the row out"
+            f"{where}: the pictures of the pair differ in {differ}, {w}x{h} and {w2}x{h2}: "
+            f"{'scale' if differ == 'size' else 'cut'} them alike, or take the row out"
         )

@@ -26,7 +26,7 @@ from scoretune.core.errors import UserError
 from scoretune.data import judgements
 from scoretune.data.images import scaled
 from scoretune.data.judged_pictures import (
-    check_shapes,
+    check_sizes,
     has_pairs,
     like_columns,
     pair_columns,
@@ -35,9 +35,6 @@ from scoretune.data.judged_pictures import (
 from scoretune.data.judgements import Identical, Raters, Ties, is_tie
 from scoretune.data.pictures import Pictures
 from scoretune.data.tables import opened
-
-MIXED = 2
-"""Row groups of a .parquet among which the pairs of a pass are shuffled: these are in memory."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,14 @@ class PairTable:
         row = self.rows[index]
         first, second = self.pictures.read(row)
         where = f"{self.pictures.source!r}, {self.pictures.places[row]}"
-        check_shapes(where, first, second, size)
+        check_sizes(where, first.shape, second.shape, scaled=size > 0)
         if not is_tie(float(self.labels[index])) and first.equal(second):
             raise Identical(f"{where}: the two pictures")
         return scaled(first, size), scaled(second, size)
 
     def order(self, lap: int, seed: int) -> list[int]:
         """The pairs of one pass, shuffled so that what lies together in a file is read together."""
-        return _block_order([self.pictures.block(row) for row in self.rows], lap, seed)
+        return _order(self.pictures, self.rows, lap, seed)
 
     def likes(self) -> LikeTable:
         """Both sides of every pair as likes: the first with the label, the second with the rest."""
@@ -121,7 +118,7 @@ class LikeTable:
 
     def order(self, lap: int, seed: int) -> list[int]:
         """The pictures of one pass, as `PairTable.order`."""
-        return _block_order([self.pictures.block(row) for row, _ in self.rows], lap, seed)
+        return _order(self.pictures, [row for row, _ in self.rows], lap, seed)
 
 
 def read_pairs(where: str, *, ties: Ties = "keep", raters: Raters = "soft") -> PairTable:
@@ -175,16 +172,17 @@ def _check_equal(images: Sequence[Tensor], source: str) -> None:
         )
 
 
-def _block_order(blocks: Sequence[int], lap: int, seed: int) -> list[int]:
-    """A random order of things in blocks, in which each block is read once: the blocks are
-    shuffled, and the things within `MIXED` neighbouring ones."""
+def _order(pictures: Pictures, rows: Sequence[int], lap: int, seed: int) -> list[int]:
+    """A random order of things by their rows, in which each block of rows is read once: blocks are
+    shuffled, and the things of as many as are kept at once."""
     generator = torch.Generator().manual_seed(seed * 7919 + lap)
     groups: dict[int, list[int]] = {}
-    for index, block in enumerate(blocks):
-        groups.setdefault(block, []).append(index)
-    shuffled = [list(groups.values())[i] for i in torch.randperm(len(groups), generator=generator)]
+    for index, row in enumerate(rows):
+        groups.setdefault(pictures.block(row), []).append(index)
+    blocks, together = list(groups.values()), pictures.together
+    shuffled = [blocks[i] for i in torch.randperm(len(blocks), generator=generator)]
     order: list[int] = []
-    for start in range(0, len(shuffled), MIXED):
-        together = [i for group in shuffled[start : start + MIXED] for i in group]
-        order += [together[i] for i in torch.randperm(len(together), generator=generator)]
+    for start in range(0, len(shuffled), together):
+        mixed = [i for block in shuffled[start : start + together] for i in block]
+        order += [mixed[i] for i in torch.randperm(len(mixed), generator=generator)]
     return order

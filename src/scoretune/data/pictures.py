@@ -6,7 +6,8 @@ A cell is a path (relative to the table's folder), bytes, or the pair {bytes, pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ class Pictures:
     paths: Sequence[tuple[Any, ...]]
     cells: Cells | None = field(repr=False, default=None)
 
+    @property
+    def together(self) -> int:
+        """How many blocks may be read in turn and each is read once."""
+        return 1 if self.cells is None else self.cells.together
+
     def block(self, row: int) -> int:
         """Rows with one number are read together."""
         return self.cells.block(row) if self.cells and None in self.paths[row] else 0
@@ -51,22 +57,24 @@ class Pictures:
             for name, cell in zip(self.columns, cells, strict=True)
         )
 
-    def decoded(self, row: int, payloads: Sequence[bytes]) -> tuple[Tensor, ...]:
-        """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
-        images = []
-        for name, payload in zip(self.columns, payloads, strict=True):
-            try:
-                images.append(pixels(payload).expand(3, -1, -1))
-            except ValueError as error:
-                raise UserError(
-                    f"{self.source!r}, {self.places[row]}: cannot read the picture {name} "
-                    f"({error}): mend it, or take the row out"
-                ) from error
-        return tuple(images)
-
     def read(self, row: int) -> tuple[Tensor, ...]:
         """The pictures of a row, each [3, H, W] in [0, 1]. Raises UserError with the row."""
-        return self.decoded(row, self.payloads(row))
+        images = []
+        for name, payload in zip(self.columns, self.payloads(row), strict=True):
+            with self.unreadable(row, name):
+                images.append(pixels(payload).expand(3, -1, -1))
+        return tuple(images)
+
+    @contextmanager
+    def unreadable(self, row: int, column: Any) -> Iterator[None]:
+        """Within this context a ValueError is said of a row's picture, as a UserError."""
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(
+                f"{self.source!r}, {self.places[row]}: cannot read the picture {column} ({error}): "
+                "mend it, or take the row out"
+            ) from error
 
 
 def stored_picture(where: str, name: str, cell: Any, folder: Path) -> bytes:

@@ -19,7 +19,7 @@ from scoretune.core.errors import UserError
 from scoretune.data import formats
 from scoretune.data.formats import brief
 
-KEPT = 2**29
+KEPT = 2**28
 """Bytes of row groups that are kept; one always is."""
 
 
@@ -28,6 +28,11 @@ class Cells(Protocol):
 
     def read(self, rows: Sequence[int], columns: Sequence[Any]) -> list[tuple[Any, ...]]:
         """For each row its cells in these columns."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """How many blocks are kept at once."""
         ...
 
     def block(self, row: int) -> int:
@@ -135,6 +140,12 @@ class InParquet:
                 start += file.metadata.row_group(group).num_rows
         self.count = start
 
+    @property
+    def together(self) -> int:
+        groups = (self.files[p][1].metadata.row_group(g) for p, g in self.groups)
+        largest = max((group.total_byte_size for group in groups), default=1)
+        return max(1, int(KEPT / (1.25 * largest)))  # with what each takes beside its cells
+
     def block(self, row: int) -> int:
         return bisect_right(self.starts, row) - 1
 
@@ -181,6 +192,10 @@ class InDataset:
     """Cells of a datasets.Dataset, which maps its files into memory."""
 
     dataset: Any
+
+    @property
+    def together(self) -> int:
+        return 1
 
     def block(self, row: int) -> int:
         return 0

@@ -6,14 +6,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from scoretune.commands.data.tally import Tally, wilson
 from scoretune.core.errors import UserError
-from scoretune.data import judged_pictures, text_pairs
+from scoretune.data import images, judged_pictures, text_pairs
 from scoretune.data.formats import missing_column, named_column
-from scoretune.data.images import ENDINGS
-from scoretune.data.judged_pictures import JudgedRow, PictureColumns, digest, shapes_differ
+from scoretune.data.judged_pictures import JudgedRow, PictureColumns, digest, sizes_differ
 from scoretune.data.judgements import Columns, EmptyText, Identical, is_tie
 from scoretune.data.pictures import Pictures
 from scoretune.data.samples import SAMPLES, SCORES
@@ -40,7 +39,7 @@ class Checked:
     tally: Tally = field(default_factory=Tally)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     two_sizes: int = 0
-    lengths: tuple[list[int], ...] = ([], [])
+    lengths: tuple[list[int], ...] = field(default_factory=lambda: ([], []))
 
     @property
     def paired(self) -> bool:
@@ -181,12 +180,20 @@ def _holds_pictures(table: Opened, column: Any) -> bool:
         if cell is not None:
             name = str(column).lower()
             return name not in ("chosen", "rejected") or str(cell).lower().endswith(
-                (*ENDINGS, ".webp")
+                (*images.ENDINGS, ".webp")
             )
     return False
 
 
 # ------------------------------------------------------------------------------ row by row
+
+
+class Look(NamedTuple):
+    """What a picture looks like: its size, and a digest of its pixels."""
+
+    height: int
+    width: int
+    pixels: bytes
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,7 @@ class Pictured:
     pictures: Pictures
     places: list[str]
     cells: list[tuple[Any, ...]]
+    looks: dict[bytes, Look] = field(default_factory=dict)
 
     @staticmethod
     def of(table: Opened, columns: PictureColumns) -> Pictured:
@@ -218,19 +226,32 @@ class Pictured:
             return False
         self.cells[-1] = said.cells
         payloads = self.pictures.payloads(number)
-        images = self.pictures.decoded(number, payloads)
-        where = f"{self.table.source!r}, {place}"
-        for image in images:
-            checked.sizes[image.shape[2], image.shape[1]] += 1
-        if len(images) > 1:
-            if images[0].equal(images[1]):
-                if not is_tie(said.judgement.label):
-                    raise Identical(f"{where}: the two pictures")
-                checked.identical += 1
-            checked.two_sizes += shapes_differ(*images) == "size"
-            judged_pictures.check_shapes(where, images[0], images[1], 1)
-        checked.tally.add(said.caption.encode(), list(map(digest, payloads)), said.judgement)
+        keys = [digest(payload) for payload in payloads]
+        looks = [self._look(number, *each) for each in zip(range(2), keys, payloads, strict=False)]
+        for look in looks:
+            checked.sizes[look.width, look.height] += 1
+        if len(looks) > 1:
+            self._compare(f"{self.table.source!r}, {place}", looks, said.judgement.label, checked)
+        checked.tally.add(said.caption.encode(), keys, said.judgement)
         return True
+
+    def _look(self, number: int, side: int, key: bytes, payload: bytes) -> Look:
+        """A picture that other rows have too is decoded once."""
+        if key not in self.looks:
+            with self.pictures.unreadable(number, self.columns.images[side]):
+                height, width, stored = images.look(payload)
+            self.looks[key] = Look(height, width, digest(stored))
+        return self.looks[key]
+
+    def _compare(self, where: str, looks: list[Look], label: float, checked: Checked) -> None:
+        first, second = looks
+        if first == second:
+            if not is_tie(label):
+                raise Identical(f"{where}: the two pictures")
+            checked.identical += 1
+        differ = sizes_differ(first[:2], second[:2])
+        checked.two_sizes += differ == "size"
+        judged_pictures.check_sizes(where, first[:2], second[:2], scaled=True)
 
 
 @dataclass(frozen=True)

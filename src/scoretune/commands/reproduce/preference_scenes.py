@@ -151,7 +151,7 @@ def labelled(folder: Path, seed: int, count: int) -> Path:
             noise = DISPUTED if which[place] in disputed else AGREED
             gap = scores[place, 0] - scores[place, 1]
             ranking = Ranking(label="votes", temperature=noise, raters=RATERS)
-            share, _ = labels(gap[None], ranking, generator)
+            share, _ = labels(gap[None, None], ranking, generator)
             number, votes = span.start + place, round(float(share) * RATERS)
             files = [f"{number}-{side}.png" for side in range(2)]
             for side, file in enumerate(files):

@@ -26,7 +26,7 @@ from scoretune.preference import PRESETS, Preset, implicit_margin
 
 CHECKPOINT, VOCABULARY = "stories260K.bin", "tok512.bin"
 PAIRS = "pandalm_testset-v1.json.gz"
-LONGEST, TOKENS = 500, 224
+LONGEST, TOKENS = 300, 128
 """Characters of an instruction and its longer answer, and the tokens that are read of them."""
 HELD_OUT = 0.3
 TUNING = (100, 101)
@@ -65,7 +65,7 @@ def cells(seeds: int, quick: bool, model: str, data: str | None = None) -> list[
             {"arm": arm, "seeds": seeds, "quick": quick, "model": model, "data": data},
             keeps_files=True,
         )
-        for arm in ARMS
+        for arm in (("DPO", "SimPO", "Rainbow") if quick else ARMS)
     ]
 
 
@@ -183,11 +183,13 @@ def measured(trainer: Any, preset: Preset, beta: float) -> Numbers:
     loss = 0.0
     for batch in trainer.get_eval_dataloader():
         mask = batch["completion_mask"][:, 1:].sum(1)
-        policy = trainer.compute_ref_log_probs(trainer.model, trainer.of_trl(batch))
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.of_trl(batch))
         terms = (batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"))
         margin = implicit_margin(
-            *policy,
-            *terms,
+            chosen,
+            rejected,
+            terms[0],
+            terms[1],
             preset=replace(preset, home_advantage=0.0, scaling=None),
             beta=beta,
             lengths=tuple(mask.chunk(2)),

@@ -66,6 +66,11 @@ SAME = {
     "Rainbow without contextual scaling": "LN + mixing",
 }
 """Arms that are another one."""
+REHEARSED = (
+    *("DPO", "DPO + length normalisation", "DPO + rejection sampling", "DPO + SFT"),
+    *SAME.values(),
+    "Rainbow",
+)
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -77,7 +82,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
             {"arm": arm, "seeds": seeds, "quick": quick},
             keeps_files=True,
         )
-        for arm in ARMS
+        for arm in (REHEARSED if quick else ARMS)
     ]
 
 

@@ -59,7 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of DPOConfig, which comes next
         for name in OF_TRL:
-            made = type(self).__dataclass_fields__[name]  # type: ignore[attr-defined]
+            made = type(self).__dataclass_fields__[name]
             factory = made.default_factory
             if (value := getattr(self, name)) != (factory() if callable(factory) else made.default):
                 raise ValueError(f"{name}={value!r} is of TRL's own losses: name a preset instead")

@@ -24,6 +24,7 @@ from scoretune.training.sources.ranking import (
     ranked_pairs,
     ranking_metrics,
     reward_entropies,
+    rows_of,
     vote_entropies,
 )
 
@@ -113,9 +114,10 @@ def _examples(
     x0: Tensor, condition: Condition, pairs: RankedPairs, epochs: int, generator: torch.Generator
 ) -> PairExamples:
     """All pairs of samples x0 [B, *S], once an epoch, with what chance decides about each."""
-    count, device = len(pairs.first), x0.device
-    noise = [randn((count, *x0.shape[1:]), generator) for _ in range(epochs)]
-    uniform = [rand((count, 2), generator) for _ in range(epochs)]
+    device, draws = x0.device, epochs * rows_of(pairs)
+    prompts = len(pairs.first) * epochs // draws
+    noise = [randn((prompts, *x0.shape[1:]), generator) for _ in range(draws)]
+    uniform = [rand((prompts, 2), generator) for _ in range(draws)]
     share, coin = torch.cat(uniform).unbind(1)
     first, second = (side.repeat(epochs).to(device) for side in (pairs.first, pairs.second))
     return PairExamples(

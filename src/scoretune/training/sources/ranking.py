@@ -18,7 +18,7 @@ class RankedPairs(NamedTuple):
     """Pairs of the samples `first` and `second` [P], numbers in their batch, of which the first has
     no lower reward, by `gap` [P], and is preferred with probability `label` [P]. A pair counts
     `weight` [P], 0 for a tie that is dropped. `prompt` and `row` [P] say whose pair it is, and
-    which of that prompt's. All on the CPU."""
+    which of that prompt's: the first of all prompts come first. All on the CPU."""
 
     first: Tensor
     second: Tensor
@@ -41,12 +41,13 @@ def ranked_pairs(
     grouped = rewards.cpu().double().view(-1, group)
     order = grouped.argsort(dim=1, stable=True)
     places = _places(group, ranking)
-    low, high = (order[:, places[side]].flatten() for side in (0, 1))
-    prompt = torch.arange(len(grouped)).repeat_interleave(places.shape[1])
-    row = torch.arange(places.shape[1]).repeat(len(grouped))
+    low, high = (order[:, places[side]].T.flatten() for side in (0, 1))
+    prompt = torch.arange(len(grouped)).repeat(places.shape[1])
+    row = torch.arange(places.shape[1]).repeat_interleave(len(grouped))
     gap = grouped[prompt, high] - grouped[prompt, low]
-    label, weight = labels(gap, ranking, generator)
+    label, weight = labels(gap.view(-1, len(grouped)), ranking, generator)
     start = group * prompt
+    label, weight = label.flatten(), weight.flatten()
     return RankedPairs(start + high, start + low, gap, label, weight, prompt, row)
 
 
@@ -58,14 +59,19 @@ def _places(group: int, ranking: Ranking) -> Tensor:
     return torch.triu_indices(group, group, 1)
 
 
+def rows_of(pairs: RankedPairs) -> int:
+    """How many pairs each prompt has, where none is left out."""
+    return int(pairs.row.max()) + 1
+
+
 def pairs_a_sample(group: int, ranking: Ranking) -> float:
     """How many pairs there are for each sample of a group, ties among them."""
     return _places(group, ranking).shape[1] / group
 
 
 def labels(gap: Tensor, ranking: Ranking, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The probability that the side with the higher reward is preferred, and the weight, [P] each,
-    of pairs whose rewards differ by `gap` [P] ≥ 0.
+    """The probability that the side with the higher reward is preferred, and the weight, [R, n]
+    each, of R pairs of n prompts or samples, whose rewards differ by `gap` [R, n] ≥ 0.
 
     σ(gap/temperature) is the Bradley–Terry law (Biometrika 39, 1952) of a rater who sees the reward
     with logistic noise; `votes` draws the raters of a pair from it independently.
@@ -75,8 +81,8 @@ def labels(gap: Tensor, ranking: Ranking, generator: torch.Generator) -> tuple[T
     else:
         label = torch.sigmoid(gap / ranking.temperature)
     if ranking.label == "votes":
-        drawn = rand((len(gap), ranking.raters), generator, dtype=gap.dtype)
-        label = (drawn < label[:, None]).to(gap).mean(1)
+        drawn = rand((*gap.shape, ranking.raters), generator, dim=1, dtype=gap.dtype)
+        label = (drawn < label[..., None]).to(gap).mean(2)
     weight = torch.ones_like(label)
     if ranking.ties == "drop":
         weight = (label != 0.5).to(gap)
@@ -110,8 +116,7 @@ def vote_entropies(pairs: RankedPairs, raters: int) -> Tensor:
     since few raters who agree are no proof."""
     share = (pairs.label.double() * raters + 0.5) / (raters + 1)
     bits = -(share * share.log2() + (1 - share) * (1 - share).log2())
-    each = int(pairs.row.max()) + 1
-    return bits.view(-1, each).mean(1)
+    return bits.view(rows_of(pairs), -1).mean(0)
 
 
 def reward_entropies(rewards: Tensor, group: int, temperature: float) -> Tensor:

@@ -27,6 +27,7 @@ from scoretune.training.sources.ranking import (
     labels,
     ranked_pairs,
     ranking_metrics,
+    rows_of,
 )
 
 
@@ -49,13 +50,13 @@ class PathSteps:
         scores = paths.scores(path.final, texts)
         pairs = ranked_pairs(scores.local, sizes.group, self.ranking, generator)
         steps = path.noisy_steps
-        chosen = some_rows(len(steps), len(pairs.first), sizes.share, generator)
-        numbers = torch.arange(len(pairs.first)).repeat(len(chosen))
+        each_row, prompts = rows_of(pairs), len(texts) // sizes.group
+        columns = [some_rows(len(steps), prompts, sizes.share, generator) for _ in range(each_row)]
+        chosen = torch.cat(columns, 1)
         places = torch.arange(len(chosen)).repeat_interleave(len(pairs.first))
-        several = pairs.take(numbers)
-        # Within a prompt a row of its own for each step of each pair.
-        rows = several.row * len(chosen) + places
-        each = several._replace(row=rows)
+        several = pairs.take(torch.arange(len(pairs.first)).repeat(len(chosen)))
+        # Of each prompt a row of its own for each step of each pair.
+        each = several._replace(row=places * each_row + several.row)
         index = kept(each)
         k, each = steps[chosen.flatten()][index], each.take(index)
         sides = [
@@ -121,7 +122,8 @@ class Candidates:
         chosen = some_rows(len(branches.steps), len(x), sizes.share, generator)
         places, b = chosen.flatten(), torch.arange(len(x)).repeat(len(chosen))
         gap = (rewards.amax(2) - rewards.amin(2)).double()[places, b]
-        label, weight = labels(gap, self.ranking, generator)
+        label, weight = labels(gap.view(-1, len(x)), self.ranking, generator)
+        label, weight = label.flatten(), weight.flatten()
         apart = (high - low > self.threshold)[places, b]
         pairs = RankedPairs(
             places, b, gap, label, weight * apart, b, torch.arange(len(places)) // len(x)
@@ -174,8 +176,14 @@ class Candidates:
             x = flat[row]
             if k < last:
                 estimate = replace(after, data=after.data[row], noise=after.noise[row])
-        kept_of = [torch.stack(part) for part in (states, data, candidates)]
-        return Branches(*kept_of, torch.stack(rewards).cpu(), torch.tensor(steps), x)
+        return Branches(
+            torch.stack(states),
+            torch.stack(data),
+            torch.stack(candidates),
+            torch.stack(rewards).cpu(),
+            torch.tensor(steps),
+            x,
+        )
 
     def _rewards(self, x0: Tensor, texts: Sequence[str]) -> Tensor:
         paths = self.paths
