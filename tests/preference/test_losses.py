@@ -474,6 +474,7 @@ BAD = [
     (r"margin \[1\] must be \[3\]", {"margin": torch.ones(1)}),
     (r"lengths_rejected \[4\]", {"lengths": (torch.ones(3), torch.ones(4)), "preset": "ln_dpo"}),
     ("'ln_dpo' needs lengths", {"preset": "ln_dpo"}),
+    ("lengths must be > 0", {"preset": "ln_dpo", "lengths": (torch.ones(3), torch.zeros(3))}),
     ("'rpo_alpha' needs lengths", {"preset": "rpo_alpha"}),
     ("'odpo' needs margin", {"preset": "odpo"}),
     ("'mallows_theta' needs scale", {"preset": "mallows_theta"}),

@@ -37,6 +37,29 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
+ONE = torch.ones(4, dtype=F64)
+FORMULAS = {  # S1: of log-likelihoods [4, 3], far apart on either side
+    "bradley_terry": lambda v: bradley_terry(v[:, 0], v[:, 1], 0.3 * ONE),
+    "best_of": lambda v: best_of(v, torch.zeros(4, dtype=int)),
+    "plackett_luce": plackett_luce,
+    "rrhf": lambda v: rrhf(v, 0 * v + 3, v.detach().flip(-1)),
+    "exponential_weights": lambda v: exponential_weights(v[:, 0], 2.0),
+    "sppo": lambda v: sppo(v[:, 0], 0.7 * ONE, 2.0),
+    "prdp": lambda v: prdp((v[:, 0], v[:, 1]), (ONE, 0 * ONE), 0.1),
+    "povid": lambda v: povid(v[:, 0], v[:, 1], v[:, 2], alpha=0.3, betas=(0.1, 0.2)),
+    "clamped_log_ratio": lambda v: clamped_log_ratio(v, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_values_and_slopes_are_finite(name):
+    values = torch.tensor([[-3.0, -400.0, -9.0], [-400.0, -3.0, -9.0], [-1e-3] * 3, [-900.0] * 3])
+    values = values.double().requires_grad_()
+    result = FORMULAS[name](values)
+    (slope,) = torch.autograd.grad(result.sum(), values)
+    assert bool(torch.isfinite(result).all()) and bool(torch.isfinite(slope).all())
+
+
 # ---------------------------------------------------------------------------- rankings
 
 

@@ -281,6 +281,8 @@ def _check(pair: _Pair, preset: Preset, beta: float, scale: Tensor | None) -> No
     if pair.lengths is not None:
         first, second = pair.lengths
         check_shape(pair.chosen.shape, lengths_chosen=first, lengths_rejected=second)
+        if preset.needs_lengths and not bool(((first > 0) & (second > 0)).all()):
+            raise ValueError("lengths must be > 0: a side without tokens has no mean")
 
 
 def _check_beta(beta: float) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 SMOOTHED = 0.1  # |s| below which g_φ, which jumps at 0, is replaced by a cubic
 EXACT = (1e-15, 80.0)  # bounds of λ, beyond which the probability is its limit in any precision
 LEARNED = (1e-3, 20.0)  # bounds of λ for learning, between which slopes keep their digits
+SERIES = tuple((-1) ** n / math.factorial(n) for n in range(2, 10))  # of e^{−x} from x² on
 
 Kind = Literal["phi", "theta"]
 
@@ -101,12 +102,11 @@ def log_tail(size: Tensor, rate: Tensor) -> Tensor:
 
 
 def _second(x: Tensor) -> Tensor:
-    """e^{−x} − 1 + x, by its series where that is small."""
-    near = x.clamp(-0.5, 0.5)
-    series = torch.zeros_like(near)
-    for n in range(12, 1, -1):
-        series = near * series + (-1) ** n / math.factorial(n)
-    return torch.where(x.abs() < 0.5, near * near * series, torch.expm1(-x) + x)
+    """e^{−x} − 1 + x, by its series where x is small."""
+    powers = torch.arange(2, 10, dtype=x.dtype, device=x.device)
+    terms = torch.tensor(SERIES, dtype=x.dtype, device=x.device)
+    series = (x.clamp(-0.1, 0.1)[..., None] ** powers * terms).sum(-1)
+    return torch.where(x.abs() < 0.1, series, torch.expm1(-x) + x)
 
 
 def _at_the_seam(rate: Tensor) -> tuple[Tensor, Tensor]:

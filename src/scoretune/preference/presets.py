@@ -1,9 +1,10 @@
 """The methods, each one line of data over one general loss (`preference.losses`).
 
-With u(y) = β·score((lp(y) − α·rp(y))/|y|^η), the general loss of a preferred pair is
+With q(y) = (lp(y) − α·rp(y))/|y|^η and u = β·score(q), the general loss of a preferred pair is
 
-    z = c·(u_w − u_l − (1−α)^[mixing]·(β·home_advantage + target_margin + margin)) + …    (R1)
-    L = w·(f(z) + Σ terms) − λ·lp(y_w)/|y_w|^η                                            (R2)
+    z = c·[u_w − u_l − (1−α)^[mixing]·(β·home_advantage + target_margin + margin)
+           + length_penalty·(|y_w| − |y_l|) − β·chosen_floor·max(0, rp_w − lp_w)]              (R1)
+    L = weight·[f(z) + Σ terms of u_w and u_l − sft_weight·lp_w/|y_w|^η]                       (R2)
 
 (arXiv 2410.04203; the switches after its Table 1.) The margin has two units, and a field for each:
 `home_advantage` is a difference of log-likelihoods and is multiplied by β (the γ/β of SimPO);
