@@ -181,7 +181,7 @@ class Policy:
         parts = [encode(prompts[s]) for s in self._spans(len(prompts))] or [encode(prompts)]
         if len(parts) == 1:
             return parts[0]
-        return Condition(torch.cat([part.tokens for part in parts]), parts[0].null)
+        return Condition.joined(parts)
 
     def decode(self, x0: Tensor) -> Tensor:
         """`Backbone.decode`, counted; at most `at_once` states at a time."""

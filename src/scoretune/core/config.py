@@ -115,14 +115,9 @@ def _only(condition: bool, why: str, *names: str) -> dict[str, str]:
     return {} if condition else dict.fromkeys(names, why)
 
 
-def _follows_rewards(run: Run) -> bool:
-    """Whether a run learns from samples of its own policy."""
-    return not run.objective.on_data
-
-
-def _by_outcome(run: Run) -> bool:
+def _by_outcome(objective: Objective) -> bool:
     """Whether it learns from likelihood ratios that are credited by how a path ends."""
-    return isinstance(run.objective, PolicyGradient) and run.objective.baseline != "critic"
+    return isinstance(objective, PolicyGradient) and objective.baseline != "critic"
 
 
 def _listed(value: Any) -> Any:
@@ -263,8 +258,8 @@ class Window(Strict):
             **_only(self.order != "frozen", f"{progressive} or random", "every"),
             **_only(self.order == "progressive", progressive, "stride", "decay", "decay_from"),
             **_only(self.size > 0, "sampling.window.size above 0", *others),
-            **_only(_by_outcome(run), ratios, *others),
-            **_only(_by_outcome(run), Checked(ratios), "size"),
+            **_only(_by_outcome(run.objective), ratios, *others),
+            **_only(_by_outcome(run.objective), Checked(ratios), "size"),
         }
 
 
@@ -306,7 +301,7 @@ class Sampling(Strict):
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        objective, acts = run.objective, _follows_rewards(run)
+        objective, acts = run.objective, not run.objective.on_data
         forms = ("auto", "rate", "explicit")
         rates = isinstance(objective, ScoreAction) and objective.form in forms
         whose = Checked("score_as_action with objective.form=auto, rate or explicit")
@@ -361,7 +356,7 @@ class Sizes(Strict):
         return self
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        acts, objective = _follows_rewards(run), run.objective
+        acts, objective = not run.objective.on_data, run.objective
         scores = isinstance(objective, PolicyGradient) and objective.surrogate == "score_function"
         any_step = "recipes that learn from any step of a path (here objective.last says which)"
         several = (
@@ -674,8 +669,8 @@ class Preference(Objective):
         None,
         ge=1e-9,
         le=1e9,
-        description="how closely the model is held to the pretrained one; null: as suits the "
-        "preset with beta_unit=mean, else 0.01",
+        description="how closely the model is held to the pretrained one; null: 5000 with "
+        "beta_unit=mean (100 without the whole reference, 0.01 for dspo), or as much in nats",
     )
     beta_unit: Literal["mean", "nats"] = Field(
         "mean",
@@ -750,7 +745,8 @@ class Ranking(Strict):
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        votes, of_candidates, objective = self.label == "votes", _of_candidates(run), run.objective
+        votes, objective = self.label == "votes", run.objective
+        of_candidates = _of_candidates(objective)
         weighed = (
             isinstance(objective, RankedPreference) and objective.dispersion == "samples"
         ) or (isinstance(objective, StepPreference) and of_candidates and objective.threshold > 0)
@@ -767,9 +763,9 @@ class Ranking(Strict):
         }
 
 
-def _of_candidates(run: Run) -> bool:
+def _of_candidates(objective: Objective) -> bool:
     """Whether preferences are of candidates of single steps, not of whole paths."""
-    return isinstance(run.objective, StepPreference) and run.objective.candidates > 0
+    return isinstance(objective, StepPreference) and objective.candidates > 0
 
 
 class RankedPreference(Preference):
@@ -1044,7 +1040,7 @@ class Run(Strict):
     checkpoints: Checkpoints = Checkpoints()
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        acts, objective = _follows_rewards(run), self.objective
+        acts, objective = not self.objective.on_data, self.objective
         shipped = self.model.source in SHIPPED_MODELS
         held_out = self.evaluation.prompts is None and not shipped
         listed = self.prompts in (*SCENES, "none")

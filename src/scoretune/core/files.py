@@ -19,8 +19,16 @@ from scoretune.core.finite import nonfinite
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that is never seen half-written: aside first, then renamed."""
-    aside = _aside(path)
-    aside.write_text(text, encoding="utf-8")
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write a file to, which becomes `path` at the end of the context: a file that is
+    never seen half-written. Each process has its own, as several may write the same file."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    yield aside
     os.replace(aside, path)
 
 
@@ -40,14 +48,13 @@ def save_tensors(
             f"infinity, {bad[0]} first; lower the learning rate, or go back to an older checkpoint"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    aside.touch()
-    mode = aside.stat().st_mode  # as the umask has it: safetensors writes for the owner alone
-    with disk_errors(path):
-        save_file(plain, aside, metadata)
-    aside.chmod(mode)
-    os.replace(aside, path)
+    with whole(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the umask has it: safetensors writes for the owner alone
+        with disk_errors(path):
+            save_file(plain, aside, metadata)
+        aside.chmod(mode)
 
 
 @contextmanager
@@ -74,11 +81,6 @@ def load_tensors(path: Path, fix: str, *, kind: str = "") -> dict[str, Tensor]:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {kind}{str(path)!r} ({error}): {fix}") from error
-
-
-def _aside(path: Path) -> Path:
-    """Each process has its own, as several may write the same file."""
-    return path.with_name(f"{path.name}.{os.getpid()}.writing")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -64,6 +64,11 @@ class Condition(Record):
         return Condition(self.tokens[index], self.null)
 
     @staticmethod
+    def joined(parts: Sequence[Condition]) -> Condition:
+        """The conditions of parts of a batch as that of the batch."""
+        return Condition(torch.cat([part.tokens for part in parts]), parts[0].null)
+
+    @staticmethod
     def none(batch: int) -> Condition:
         """The condition of an unconditional model."""
         return Condition(torch.zeros(batch, 0, 0))

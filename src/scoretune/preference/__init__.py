@@ -7,7 +7,9 @@ raters make a share.
 """
 
 from scoretune.preference.disagreement import (
+    agreement_scale,
     dispersion,
+    mean_entropy,
     pair_entropy,
     phi_of_scale,
     phi_star,
@@ -41,6 +43,7 @@ __all__ = [
     "Preset",
     "Term",
     "adaptive_scale",
+    "agreement_scale",
     "best_and_worst",
     "clamped_log_ratio",
     "dispersion",
@@ -48,6 +51,7 @@ __all__ = [
     "implicit_margin",
     "kl_baseline",
     "mallows_probability",
+    "mean_entropy",
     "on_policy_weight",
     "pair_entropy",
     "pairwise_loss",

@@ -57,6 +57,19 @@ def phi_of_scale(scale: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- entropies in (0, 1]
 
 
+def mean_entropy(token_entropies: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
+    """The mean over the tokens that are scored of H(π(·|x, y_<t)) over ln V, [B].
+
+    `token_entropies` [B, T] in nats, `mask` [B, T] is 1 on those tokens. A completion without
+    tokens has entropy 1, which no weight hangs on.
+    """
+    check_same_shape(token_entropies=token_entropies, mask=mask)
+    count = mask.sum(1)
+    total = torch.where(mask > 0, token_entropies, 0).sum(1)
+    per_token = total / count.clamp(min=1) / math.log(vocabulary)
+    return torch.where(count > 0, per_token, torch.ones_like(per_token))
+
+
 def token_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """The mean entropy of a completion's tokens over ln V, [B].
 
@@ -65,16 +78,11 @@ def token_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """
     check_rank(3, 3, logits=logits)
     check_shape(logits.shape[:2], mask=mask)
-    tokens = mask.sum(1)
-    if not bool((tokens > 0).all()):
+    if not bool((mask.sum(1) > 0).all()):
         raise ValueError("a completion without tokens has no entropy")
-    log_probs = (
-        logits.float().log_softmax(-1)
-        if logits.dtype != torch.float64
-        else (logits.log_softmax(-1))
-    )
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return torch.where(mask > 0, entropy, 0).sum(1) / tokens / math.log(logits.shape[-1])
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = precise.log_softmax(-1)
+    return mean_entropy(-(log_probs.exp() * log_probs).sum(-1), mask, logits.shape[-1])
 
 
 def pair_entropy(first: Tensor, second: Tensor) -> Tensor:
@@ -121,6 +129,14 @@ def vote_agreement(first: Tensor, second: Tensor, prior: float = 0.5) -> Tensor:
     if not bool(((first >= 0) & (second >= 0)).all()):
         raise ValueError("votes are counts, 0 or more")
     return torch.log((first + prior) / (second + prior)).abs()
+
+
+def agreement_scale(agreement: Tensor, mean: float) -> Tensor:
+    """c(x) of prompts by how far their raters agree (`vote_agreement`), of mean 1 where `mean` > 0
+    is that of all; of raters who are split evenly it is 10⁻³: such pairs teach next to nothing."""
+    if not mean > 0:
+        raise ValueError(f"the mean agreement must be > 0, got {mean}")
+    return (agreement / mean).clamp(min=1e-3)
 
 
 def sample_spread(samples: Tensor) -> Tensor:

@@ -135,6 +135,5 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         return
     import pyarrow
 
-    aside = out.with_name(f"{out.name}.{os.getpid()}.writing")
-    formats.parquet_library().write_table(pyarrow.Table.from_pylist(rows), aside)
-    os.replace(aside, out)
+    with files.whole(out) as aside:
+        formats.parquet_library().write_table(pyarrow.Table.from_pylist(rows), aside)

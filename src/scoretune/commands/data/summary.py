@@ -53,15 +53,19 @@ def lines(checked: Checked) -> Iterator[tuple[str, str]]:
     if report["raters"]["named"] or agreement is not None:
         yield "raters", _raters(report["raters"]["named"], agreement)
     if "sizes" in report:
-        sizes = [f"{s['width']}x{s['height']} ({s['count']:,})" for s in report["sizes"]]
-        two = report["two_sizes"]
-        yield (
-            "sizes",
-            listed(sizes)
-            + (f"; {two:,} pairs of two sizes, which training scales alike" if two else ""),
-        )
-        return
-    names = ("chosen", "rejected") if checked.paired else ("completions",)
+        yield "sizes", _sizes(report["sizes"], report["two_sizes"])
+    else:
+        yield from _texts(report, checked.paired)
+
+
+def _sizes(sizes: list[dict[str, int]], two: int) -> str:
+    text = listed([f"{s['width']}x{s['height']} ({s['count']:,})" for s in sizes])
+    return text + (f"; {two:,} pairs of two sizes, which training scales alike" if two else "")
+
+
+def _texts(report: dict[str, Any], paired: bool) -> Iterator[tuple[str, str]]:
+    """How long texts are, and whether the longer ones are preferred."""
+    names = ("chosen", "rejected") if paired else ("completions",)
     for name, side in zip(names, report["lengths"], strict=True):
         yield (
             name,

@@ -153,9 +153,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "reward: 1 is the tilt, and – is a loss that is none of the gap alone. What is learned "
         "differs from it, since the loss sees one time of a pair, not the integral: at each the "
         "control makes the margin right by itself. cdpo, robust and exo assume wrong labels, of "
-        "which there are none here. The floor of dpop, 50 times what the preferred side's "
-        "likelihood fell by, takes the noise of one time for a fall, and nothing is learned. With "
-        "a part α of the reference the margin is right at π_ref^α·e^{r/β}: for rainbow, α = ¼ and "
+        "which there are none here. dpop, with a floor of 50 times what the preferred "
+        "side's likelihood fell by, moves nothing; that it takes the noise of one time for a fall "
+        "is a guess. With a part α of the reference the margin is right at π_ref^α·e^{r/β}: for "
+        "rainbow, α = ¼ and "
         "but for its own margin, 4 times the tilt's shift and twice the deviation; without any "
         "(slic, cpo, simpo) at no law at all, and training ends where its updates do."
     )

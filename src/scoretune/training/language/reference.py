@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scoretune.core.files import save_tensors
-from scoretune.preference import dispersion, phi_star
+from scoretune.preference import dispersion, pair_entropy, phi_star
 
 FORMAT = "1"
 """Of the files: to be raised when the meaning of a number in them changes."""
@@ -35,7 +34,7 @@ class ReferenceTerms:
     @property
     def entropy(self) -> Tensor:
         """H̄(x) [n], the mean of both sides (arXiv 2410.04203, the authors' code)."""
-        return (self.entropy_chosen + self.entropy_rejected) / 2
+        return pair_entropy(self.entropy_chosen, self.entropy_rejected)
 
     def phi_star(self) -> float:
         """1/mean(−log H̄), with which c(x) = −φ* log H̄(x) has mean 1 over these pairs."""
@@ -44,18 +43,6 @@ class ReferenceTerms:
     def scale(self, phi: float) -> Tensor:
         """c(x) [n] by a φ* of these pairs or of others."""
         return dispersion(self.entropy, phi)
-
-
-def mean_entropy(token_entropies: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
-    """Mean over the tokens that are scored of H(π_ref(·|x, y_<t)) / log V, [B].
-
-    `token_entropies` [B, L] in nats, `mask` [B, L] true where a token is scored. A completion
-    without tokens has entropy 1, which no weight hangs on.
-    """
-    count = mask.sum(1)
-    total = (token_entropies.float() * mask).sum(1)
-    per_token = total / count.clamp(min=1) / torch.log(torch.tensor(float(vocabulary)))
-    return torch.where(count > 0, per_token, torch.ones_like(per_token))
 
 
 def digest(model: str, dataset: Any, *cut: object) -> str:

@@ -19,6 +19,7 @@ from scoretune.preference import (
     Preset,
     adaptive_scale,
     implicit_margin,
+    mean_entropy,
     on_policy_weight,
     pairwise_loss,
     phi_of_scale,
@@ -206,7 +207,7 @@ class PairPreference:
         ):
             logps = self.compute_ref_log_probs(model, self.of_trl(batch))
             mask = batch["completion_mask"][:, 1:].bool()
-            spread = reference.mean_entropy(entropies.pop()[:, -mask.shape[1] :], mask, vocabulary)
+            spread = mean_entropy(entropies.pop()[:, -mask.shape[1] :].float(), mask, vocabulary)
             both = torch.stack([*logps, *spread.chunk(2)], 1)
             columns.append(self.accelerator.gather_for_metrics(both).cpu())
         hook.remove()

@@ -13,7 +13,7 @@ from scoretune.training.credit.adjoint import AdjointCredit
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
-from scoretune.training.sources.step_choice import any_steps
+from scoretune.training.sources.step_choice import any_steps, trained_steps
 
 follows_reward = True
 
@@ -41,7 +41,7 @@ def build(settings: config.Adjoint, setup: Setup) -> Method:
 
 def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
     samples, steps = paths.samples, paths.steps
-    trained = method.trained_steps(context.sizes.share, steps)
+    trained = trained_steps(context.sizes.share, steps)
     # The sweep goes back to the earliest step that any sample learns from.
     later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
     return Costs(

@@ -16,7 +16,7 @@ from scoretune.core.records import Condition, Loss, Steps
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
-from scoretune.diffusion.transitions import squared_norm
+from scoretune.diffusion.transitions import Transition, squared_norm
 from scoretune.policy import Policy
 from scoretune.rl import clipped_surrogate, controlled_coefficient
 
@@ -38,6 +38,15 @@ def moved_kl(estimate: Estimate, steps: Steps) -> Tensor:
     return steps.kl_weight * squared_norm(estimate.data - steps.data)
 
 
+def acted_transition(policy: Policy, steps: Steps) -> Transition:
+    """The law of the next states under the estimates `steps.data`: of the policy that acted, or of
+    whichever is compared with."""
+    process = policy.backbone.process
+    alpha, sigma = (expand(level(steps.t), steps.x) for level in (process.alpha, process.sigma))
+    estimate = Estimate(steps.data, (steps.x - alpha * steps.data) / sigma)
+    return policy.move(steps.x, estimate, steps.t, steps.t_next)
+
+
 def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
     """log N(x_next; μ_θ, c²) − log N(x_next; μ, c²), [M], μ the mean of the policy that acted.
 
@@ -46,11 +55,8 @@ def step_ratio(policy: Policy, estimate: Estimate, steps: Steps) -> Tensor:
     rounding alone would be a tenth of a clip range at 262,144 of them.
     """
     needs = "a likelihood ratio needs a stochastic step: leave sampling.solver unset"
-    x_next, process = given(steps.x_next, needs), policy.backbone.process
-    alpha, sigma = (expand(level(steps.t), steps.x) for level in (process.alpha, process.sigma))
-    acted = Estimate(steps.data, (steps.x - alpha * steps.data) / sigma)
-    acting = policy.move(steps.x, acted, steps.t, steps.t_next)
-    along = response(policy.kernel, process, steps.t, steps.t_next)
+    x_next, acting = given(steps.x_next, needs), acted_transition(policy, steps)
+    along = response(policy.kernel, policy.backbone.process, steps.t, steps.t_next)
     delta = expand(along, steps.x) * (estimate.data - steps.data)
     std = replace(acting, noisy=steps.noisy).noisy_std("likelihood ratio")
     return (((x_next - acting.mean) - delta / 2) * delta / std**2).flatten(1).sum(1)

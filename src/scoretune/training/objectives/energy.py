@@ -17,7 +17,7 @@ from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.dataset import encoded
-from scoretune.training.sources.step_choice import any_steps
+from scoretune.training.sources.step_choice import any_steps, trained_steps
 
 follows_reward = False
 
@@ -40,7 +40,7 @@ def build(settings: config.Energy, setup: Setup) -> Method:
 
 
 def costs(settings: config.Energy, context: Context, paths: Paths) -> Costs:
-    trained = method.trained_steps(context.sizes.share, paths.steps)
+    trained = trained_steps(context.sizes.share, paths.steps)
     return Costs(trained, references=trained if settings.kl_weight else 0)
 
 

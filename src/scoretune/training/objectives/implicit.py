@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,18 @@ class Sides:
     change: Tensor | None = None
 
 
+class Noised(NamedTuple):
+    """Noisy states x [K·B, *S], all of the first side before the next, their `times` [K·B] and
+    `tokens`, what the network should say of them, and the `weight` [B] on the mean squared error of
+    an element."""
+
+    x: Tensor
+    times: Tensor
+    tokens: Tensor
+    target: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
     """ℓ of clean states, each seen at the time and with the noise of its example.
@@ -60,22 +72,19 @@ class Likelihood:
 
     def __call__(self, states: Sequence[Tensor], drawn: Drawn, *, reference: bool) -> Sides:
         """`states`: K clean states [B, *S] of each example."""
-        count, backbone = len(states), self.policy.backbone
-        x, times, tokens = self._noised(states, drawn)
-        x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
-        goal = estimates.target(backbone.process, backbone.prediction, times, x0, noise)
+        count, noised = len(states), self._noised(states, drawn)
         before = None
         if reference and drawn.reference is not None:
             before = torch.cat(drawn.reference.unbind(1))
         elif reference:
-            before = self._reference(x, times, tokens)
-        output = self._output(x, times, tokens)
+            before = self._reference(noised)
+        output = self._output(noised)
 
-        weight, miss = self._times(drawn.share)[1], _by_side(output - goal, count)
+        miss, weight = _by_side(output - noised.target, count), noised.weight
         error = miss.square().flatten(2).mean(2)
         if before is None:
             return Sides(-weight / 2 * error, error, miss)
-        other = _by_side(before - goal, count).square().flatten(2).mean(2)
+        other = _by_side(before - noised.target, count).square().flatten(2).mean(2)
         return Sides(
             -weight / 2 * error, error, miss, -weight / 2 * other, _by_side(output - before, count)
         )
@@ -84,17 +93,21 @@ class Likelihood:
     def outputs(self, states: Sequence[Tensor], drawn: Drawn) -> Tensor:
         """What the policy says now of the same noisy states, [B, K, *S]: the `reference` of what it
         learns next."""
-        x, times, tokens = self._noised(states, drawn)
-        return _by_side(self._output(x, times, tokens), len(states)).transpose(0, 1)
+        return _by_side(self._output(self._noised(states, drawn)), len(states)).transpose(0, 1)
 
-    def _noised(self, states: Sequence[Tensor], drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy states [K·B, *S], their times and tokens, all of the first side before the next."""
-        count = len(states)
-        t, _ = self._times(drawn.share)
+    def _noised(self, states: Sequence[Tensor], drawn: Drawn) -> Noised:
+        count, backbone = len(states), self.policy.backbone
+        t, weight = self._times(drawn.share)
         tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
         times, tokens = t.repeat(count), torch.cat([tokens] * count)
         x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
-        return estimates.perturb(self.policy.backbone.process, times, x0, noise), times, tokens
+        return Noised(
+            estimates.perturb(backbone.process, times, x0, noise),
+            times,
+            tokens,
+            estimates.target(backbone.process, backbone.prediction, times, x0, noise),
+            weight,
+        )
 
     def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
         """The times [B], and the weight [B] on the mean squared error of an element."""
@@ -111,13 +124,13 @@ class Likelihood:
         return math.prod(self.policy.backbone.shape)
 
     @torch.no_grad()
-    def _reference(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def _reference(self, noised: Noised) -> Tensor:
         with self.policy.reference():
-            return self._output(x, t, tokens)
+            return self._output(noised)
 
-    def _output(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        self.policy.calls += len(x)
-        return wide(self.policy.predict(x, t, tokens))
+    def _output(self, noised: Noised) -> Tensor:
+        self.policy.calls += len(noised.x)
+        return wide(self.policy.predict(noised.x, noised.times, noised.tokens))
 
 
 def _by_side(rows: Tensor, count: int) -> Tensor:

@@ -226,11 +226,6 @@ def unconditional(setup: DataSetup) -> Dataset:
     return Dataset(x0, condition, weight, setup.batch, setup.seed)
 
 
-def trained_steps(share: float, candidates: int) -> int:
-    """Of so many steps of a path, how many a random share of them is."""
-    return max(1, round(share * candidates))
-
-
 def measured_states(trust_region: float | None, sizes: Sizes, states: float) -> float:
     """At how many of the states that are learned from a trust region measures an update: those of
     whole minibatches."""

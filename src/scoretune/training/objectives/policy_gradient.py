@@ -33,7 +33,7 @@ from scoretune.training.objectives.base import (
     trust_region,
 )
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
-from scoretune.training.sources.step_choice import any_steps
+from scoretune.training.sources.step_choice import any_steps, trained_steps
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def build(settings: config.PolicyGradient, setup: Setup) -> Method:
 
 
 def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
-    trained = method.trained_steps(context.sizes.share, paths.noisy)
+    trained = trained_steps(context.sizes.share, paths.noisy)
     asked = paths.steps if settings.baseline == "critic" else trained
     return Costs(
         trained,

@@ -38,12 +38,10 @@ from scoretune.training.objectives.implicit import Likelihood, Sides
 
 DSPO = "dspo"
 """A preset of pictures alone: its loss is no function of likelihoods."""
-BETAS = {DSPO: 0.01}
-"""B where it is not Diffusion-DPO's 5000 (arXiv 2311.12908), or, of a loss that compares with less
-than the whole reference, `UNANCHORED`."""
-ANCHORED, UNANCHORED = 5000.0, 100.0
-"""The difference of two pictures' errors is then itself the margin, not how far training moved it:
-with 5000 most pairs would be saturated before the first update."""
+ANCHORED, UNANCHORED, OF_DSPO = 5000.0, 100.0, 0.01
+"""B: Diffusion-DPO's (arXiv 2311.12908); that of losses which compare with less than the whole
+reference, where the difference of two pictures' errors is itself the margin, not how far training
+moved it, and 5000 would saturate most pairs before the first update; and DSPO's."""
 TEXT_BETA = 10.0
 """β of RainbowPO's home advantage, a difference per token: as rewards it carries over."""
 MEMORY = 0.9
@@ -131,21 +129,29 @@ def dspo(miss: Tensor, change: Tensor, pull: Tensor) -> Tensor:
     return (miss.flatten(1) - pull[:, None] * change.flatten(1)).square().mean(1)
 
 
-def pair_metrics(sides: Sides, gap: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Numbers worth logging, means over pairs.
+def agreement(reward: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """How far implicit rewards agree with labels, the probabilities that they are positive: means
+    of any shape, without gradient.
 
-    `implicit_accuracy`: whether the side with the larger implicit reward is the preferred one, ½ of
-    `tied` pairs; `implicit_margin`: by how much, weighted by how sure the label is. The errors of
-    the preferred and of the other side, and `output_shift`, the mean squared change of an element
-    of the output since the pretrained model.
+    `implicit_accuracy`: whether the sign is the preferred one, ½ of `tied` labels;
+    `implicit_margin`: the reward, weighted by how sure the label is.
     """
+    sure = 2 * label - 1
+    return {
+        "implicit_accuracy": ((reward * sure).sign().mean() + 1) / 2,
+        "tied": (sure == 0).float().mean(),
+        "implicit_margin": (reward * sure).mean(),
+    }
+
+
+def pair_metrics(sides: Sides, gap: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Numbers worth logging, means over pairs: how far the `gap` of implicit rewards agrees with
+    the label, the errors of the preferred and of the other side, and `output_shift`, the mean
+    squared change of an element of the output since the pretrained model."""
     with torch.no_grad():
-        sure = 2 * label - 1
         chosen = label * sides.error[0] + (1 - label) * sides.error[1]
         metrics = {
-            "implicit_accuracy": ((gap * sure).sign().mean() + 1) / 2,
-            "tied": (sure == 0).float().mean(),
-            "implicit_margin": (gap * sure).mean(),
+            **agreement(gap, label),
             "error_chosen": chosen.mean(),
             "error_rejected": (sides.error.sum(0) - chosen).mean(),
         }
@@ -202,12 +208,8 @@ class Single:
             baseline=level.flatten(),
         ).unflatten(0, liked.shape)
         with torch.no_grad():
-            reward = self.beta * (log_ratio - level)
-            sure = 2 * liked - 1
             metrics = {
-                "implicit_accuracy": ((reward * sure).sign().mean() + 1) / 2,
-                "tied": (sure == 0).float().mean(),
-                "implicit_margin": (reward * sure).mean(),
+                **agreement(self.beta * (log_ratio - level), liked),
                 "log_ratio": log_ratio.mean(),
                 "output_shift": sides.change.square().mean(),
             }
@@ -273,7 +275,7 @@ def beta_of(settings: config.Preference, policy: Policy) -> float:
     if settings.beta is not None:
         return settings.beta
     if settings.preset == DSPO:
-        return BETAS[DSPO]
+        return OF_DSPO
     beta = ANCHORED if preset_of(settings).reference_weight == 1 else UNANCHORED
     if settings.beta_unit == "mean":
         return beta

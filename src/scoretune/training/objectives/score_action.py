@@ -18,7 +18,7 @@ from scoretune.training.credit.critic import Form, fitted_critic, rule_named, tr
 from scoretune.training.objectives import method
 from scoretune.training.objectives.base import ScoreAction, trust_region
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
-from scoretune.training.sources.step_choice import any_steps
+from scoretune.training.sources.step_choice import any_steps, trained_steps
 
 follows_reward = True
 CLIP = config.ScoreAction().clip
@@ -72,7 +72,7 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
     form = form_of(settings, bool(context.differentiable))
     ratios = form == "ratio" and context.sampling.solver is None
     steps = paths.steps if form in IN_CHAIN else paths.steps - 1
-    trained = method.trained_steps(context.sizes.share, paths.noisy if ratios else steps)
+    trained = trained_steps(context.sizes.share, paths.noisy if ratios else steps)
     slopes, decodes = form != "ratio", settings.critic.skip != "none"
     # Where a path ends no network is called; of a random share of the steps, so often on average.
     inside = 1 - 1 / paths.steps if form == "slope" else 1.0

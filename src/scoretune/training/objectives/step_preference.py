@@ -10,7 +10,6 @@ is held within [ln(1 − ε), ln(1 + ε)], where it has no gradient outside.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,16 +20,20 @@ from scoretune.core import config
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.records import Condition, Loss, StepPairs, Steps
 from scoretune.diffusion.estimates import Estimate
-from scoretune.diffusion.processes import expand
-from scoretune.diffusion.transitions import Transition
 from scoretune.policy import Policy
-from scoretune.preference import Preset, implicit_margin, pairwise_loss, preset_named
+from scoretune.preference import (
+    Preset,
+    clamped_log_ratio,
+    implicit_margin,
+    pairwise_loss,
+    preset_named,
+)
 from scoretune.training.credit.outcome import GroupCredit
 from scoretune.training.objectives import method
-from scoretune.training.objectives.base import moved_kl, step_ratio
+from scoretune.training.objectives.base import acted_transition, moved_kl, step_ratio
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.ranking import pairs_a_sample
-from scoretune.training.sources.step_choice import any_steps
+from scoretune.training.sources.step_choice import any_steps, trained_steps
 from scoretune.training.sources.step_pairs import Candidates, PathSteps
 
 
@@ -70,8 +73,7 @@ class StepPreferenceLoss:
         if pairs.one_state:
             estimate = self.policy.estimate(first.x, first.t, first.condition)
             return estimate, estimate
-        tokens = torch.cat([first.condition.tokens, second.condition.tokens])
-        condition = Condition(tokens, first.condition.null)
+        condition = Condition.joined([first.condition, second.condition])
         both = self.policy.estimate(
             torch.cat([first.x, second.x]), torch.cat([first.t, second.t]), condition
         )
@@ -85,21 +87,15 @@ class StepPreferenceLoss:
         where α = 1.
         """
         ratio = step_ratio(self.policy, estimate, steps) / self.temperature
-        value = ratio
-        if self.clip is not None:
-            value = ratio.clamp(math.log1p(-self.clip), math.log1p(self.clip))
+        value = ratio if self.clip is None else clamped_log_ratio(ratio, self.clip)
         alpha = self.preset.reference_weight
         if alpha != 1:
             assert steps.x_next is not None
-            likelihood = self._reference(steps).log_prob(steps.x_next) / self.temperature
+            likelihood = (
+                acted_transition(self.policy, steps).log_prob(steps.x_next) / self.temperature
+            )
             value = value + (1 - alpha) * likelihood
         return value, ratio
-
-    def _reference(self, steps: Steps) -> Transition:
-        process = self.policy.backbone.process
-        alpha, sigma = (expand(at(steps.t), steps.x) for at in (process.alpha, process.sigma))
-        estimate = Estimate(steps.data, (steps.x - alpha * steps.data) / sigma)
-        return self.policy.move(steps.x, estimate, steps.t, steps.t_next)
 
     def _metrics(
         self, pairs: StepPairs, estimate: Estimate, margin: Tensor, ratios: Tensor
@@ -112,7 +108,7 @@ class StepPreferenceLoss:
             "reference_kl": pairs.first.path_steps * kl.mean(),
         }
         if self.clip is not None:
-            beyond = (ratios > math.log1p(self.clip)) | (ratios < math.log1p(-self.clip))
+            beyond = clamped_log_ratio(ratios, self.clip) != ratios
             metrics["clip_fraction"] = beyond.float().mean()
         return metrics
 
@@ -177,11 +173,11 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
     sizes, pretrained = context.sizes, settings.reference == "pretrained"
     if settings.candidates:
         branching = paths.steps - settings.skip
-        trained = float(method.trained_steps(sizes.share, branching))
+        trained = float(trained_steps(sizes.share, branching))
         more = paths.samples * (settings.candidates - 1) * (branching - 1)
         return Costs(trained, references=trained * pretrained, credit_calls=more, ratios=True)
     each = pairs_a_sample(sizes.group, settings.ranking)
-    trained = each * method.trained_steps(sizes.share, paths.noisy)
+    trained = each * trained_steps(sizes.share, paths.noisy)
     return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True, at_once=2)
 
 

@@ -12,6 +12,7 @@ from scoretune.core import distributed
 from scoretune.core.config import Sizes
 from scoretune.core.distributed import Deal
 from scoretune.core.records import Minibatches, Scores, Starts, Steps
+from scoretune.diffusion.noise import Rows
 
 
 class Dealt(NamedTuple):
@@ -40,6 +41,15 @@ def dealt_rows(
             rows.append(part)
             counts.append(count)
     return rows, tuple(counts)
+
+
+def update_generator(seed: int, update: int) -> Rows:
+    """Of an update's random numbers, which follow from (seed, update): this process's rows of what
+    is drawn for all."""
+    rows, team = Rows(), distributed.team()
+    rows.part, rows.parts = team.rank, team.size
+    rows.manual_seed(seed * 1_000_003 + update)
+    return rows
 
 
 def together(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:

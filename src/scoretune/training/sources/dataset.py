@@ -49,5 +49,4 @@ def encoded(policy: Policy, images: Tensor, captions: Sequence[str]) -> tuple[Te
     for s in spans(len(images), policy.at_most(AT_ONCE)):
         states.append(policy.embed(images[s].to(policy.device)).cpu())
         conditions.append(policy.encode(captions[s]).to(torch.device("cpu")))
-    tokens = torch.cat([condition.tokens for condition in conditions])
-    return torch.cat(states), Condition(tokens, conditions[0].null)
+    return torch.cat(states), Condition.joined(conditions)

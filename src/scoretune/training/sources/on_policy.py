@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from scoretune.core import distributed
 from scoretune.core.config import Sizes
 from scoretune.core.records import Condition, Minibatches, Round, Scores, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
-from scoretune.diffusion.noise import Rows
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.windows import Window
 from scoretune.policy import Policy
@@ -21,11 +20,27 @@ from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.rollout import Acting, prior, rollout
 from scoretune.training.credit.base import Credit, Credited
-from scoretune.training.sources.base import dealt_rows, gathered, mean_over_processes, together
+from scoretune.training.sources.base import (
+    dealt_rows,
+    gathered,
+    mean_over_processes,
+    together,
+    update_generator,
+)
 from scoretune.training.sources.step_choice import Chooser
 
 References = Literal["none", "chosen", "visited"]
 """Where the pretrained policy is asked: nowhere, at the states that are learned from, or at all."""
+
+
+class Drawn(NamedTuple):
+    """An update's prompts, one text a sample, their paths, this process's rewards beside all
+    others', and the generator of what is still to be drawn."""
+
+    texts: list[str]
+    path: Trajectory
+    scores: Scores
+    generator: torch.Generator
 
 
 @dataclass
@@ -57,17 +72,13 @@ class OnPolicy:
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
-        generator = self.generator(update)
-        texts = self.local_prompts()
-        condition = self.policy.encode(texts)
-        path = self.roll(condition, update, generator)
+        texts, path, scores, generator = self.draw(update)
 
         def reward_fn(x0: Tensor, who: Tensor) -> Tensor:
             images = self.policy.decode(x0.to(self.policy.device))
             prompts = [texts[i] for i in who.tolist()]
             return checked(self.reward, self.reward_name, images, prompts)
 
-        scores = self.scores(path.final, texts)
         choice = self.choose(path, generator)
         deal = distributed.deal(choice.rows, choice.b, len(texts))
         rows, counts = dealt_rows(self.sizes, generator, deal)
@@ -81,6 +92,13 @@ class OnPolicy:
         metrics |= path_kls(path)
         batches = Minibatches(steps, rows)
         return Round(batches, metrics, self.sizes.accumulate, counts, self.sizes.epochs)
+
+    def draw(self, update: int) -> Drawn:
+        """The paths of the next prompts, and what they are worth."""
+        generator = self.generator(update)
+        texts = self.local_prompts()
+        path = self.roll(self.policy.encode(texts), update, generator)
+        return Drawn(texts, path, self.scores(path.final, texts), generator)
 
     @torch.no_grad()
     def scores(self, x0: Tensor, texts: Sequence[str]) -> Scores:
@@ -101,9 +119,7 @@ class OnPolicy:
 
     def generator(self, update: int) -> torch.Generator:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
-        rows, team = Rows(), distributed.team()
-        rows.part, rows.parts = team.rank, team.size
-        return rows.manual_seed(self.seed * 1_000_003 + update)
+        return update_generator(self.seed, update)
 
     def roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
         acting = Acting(

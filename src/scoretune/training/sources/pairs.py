@@ -29,7 +29,14 @@ from scoretune.data.pairs import LikeTable, PairTable
 from scoretune.diffusion import estimates, noise
 from scoretune.diffusion.matching import weightings
 from scoretune.policy import Policy
-from scoretune.preference import dispersion, phi_star, score_offset, vote_agreement
+from scoretune.preference import (
+    agreement_scale,
+    dispersion,
+    phi_star,
+    score_offset,
+    vote_agreement,
+)
+from scoretune.training.sources.base import update_generator
 from scoretune.training.sources.dataset import AT_ONCE
 
 Scale = Callable[[Sequence[int]], Tensor]
@@ -64,21 +71,15 @@ class Pairs(Stateless):
 
     def __call__(self, update: int) -> Round:
         rows = self._order.mine(update, self.batch)
-        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-        conditions = []
-        for s in spans(len(rows), max(1, self.policy.at_most(AT_ONCE) // 2)):
-            pictures = self.table.load(rows[s], self.size)
-            for side, states in zip(pictures, sides, strict=True):
-                states.append(self.policy.embed(side.to(self.policy.device)).to(CPU))
-            conditions.append(self.policy.encode(_named(self.table, rows[s])).to(CPU))
-        first, generator = torch.cat(sides[0]), drawing(self.seed, update)
+        (first, second), condition = encoded_rows(self.table, rows, self.policy, self.size, 2)
+        generator = update_generator(self.seed, update)
         scores, margin = self.table.scores, None
         if self.offset and scores is not None:
             margin = score_offset(scores[rows, 0], scores[rows, 1], self.offset)
         batch = PairExamples(
             first=first,
-            second=torch.cat(sides[1]),
-            condition=together(conditions),
+            second=second,
+            condition=condition,
             label=self.table.labels[rows],
             weight=self.table.weights[rows],
             noise=noise.randn(first.shape, generator),
@@ -106,15 +107,11 @@ class Likes(Stateless):
 
     def __call__(self, update: int) -> Round:
         rows = self._order.mine(update, self.batch)
-        states, conditions = [], []
-        for s in spans(len(rows), self.policy.at_most(AT_ONCE)):
-            pictures = self.table.load(rows[s], self.size)
-            states.append(self.policy.embed(pictures.to(self.policy.device)).to(CPU))
-            conditions.append(self.policy.encode(_named(self.table, rows[s])).to(CPU))
-        x0, generator = torch.cat(states), drawing(self.seed, update)
+        (x0,), condition = encoded_rows(self.table, rows, self.policy, self.size, 1)
+        generator = update_generator(self.seed, update)
         batch = LikedExamples(
             x0=x0,
-            condition=together(conditions),
+            condition=condition,
             liked=self.table.liked[rows],
             weight=self.table.weights[rows],
             noise=noise.randn(x0.shape, generator),
@@ -148,22 +145,20 @@ class Laps:
             yield self._lap[1][within]
 
 
-def drawing(seed: int, update: int) -> noise.Rows:
-    """The generator of an update, which draws for this process its rows of the whole batch."""
-    generator, team = noise.Rows(), distributed.team()
-    generator.manual_seed(seed * 1_000_003 + update)
-    generator.part, generator.parts = team.rank, team.size
-    return generator
-
-
-def together(conditions: Sequence[Condition]) -> Condition:
-    """The conditions of parts of a batch as that of the batch."""
-    tokens = torch.cat([condition.tokens for condition in conditions])
-    return Condition(tokens, conditions[0].null)
-
-
-def _named(table: PairTable | LikeTable, rows: Sequence[int]) -> list[str]:
-    return [table.captions[row] for row in rows]
+def encoded_rows(
+    table: PairTable | LikeTable, rows: Sequence[int], policy: Policy, size: int, count: int
+) -> tuple[list[Tensor], Condition]:
+    """The pictures of rows as clean states [B, *S], those of each of `count` sides, and their
+    captions: read and encoded a few at a time, and then in the computer's memory."""
+    sides: list[list[Tensor]] = [[] for _ in range(count)]
+    conditions = []
+    for s in spans(len(rows), max(1, policy.at_most(AT_ONCE) // count)):
+        loaded = table.load(rows[s], size)
+        pictures = loaded if isinstance(loaded, tuple) else (loaded,)
+        for picture, states in zip(pictures, sides, strict=True):
+            states.append(policy.embed(picture.to(policy.device)).to(CPU))
+        conditions.append(policy.encode([table.captions[row] for row in rows[s]]).to(CPU))
+    return [torch.cat(states) for states in sides], Condition.joined(conditions)
 
 
 # ------------------------------------------------------------------- how disputed a prompt is
@@ -199,7 +194,7 @@ def vote_scales(table: PairTable) -> Tensor:
             "objective.dispersion=votes tells prompts apart by how far raters disagree, and in "
             "these data all do alike (has every pair one rater?): set objective.dispersion=model"
         )
-    return (means / means.mean()).clamp(min=LEAST).float()
+    return agreement_scale(means, float(means.mean())).float()
 
 
 @dataclass
@@ -263,7 +258,5 @@ class Unsure:
         return float(error.clamp(max=1).mean())
 
 
-LEAST = 1e-3
-"""c(x) of a prompt whose raters are split evenly: its pairs teach next to nothing."""
 SAMPLED, TIMES = 64, 4
 """Prompts that φ* is a mean over, and times at which the model is asked about each picture."""

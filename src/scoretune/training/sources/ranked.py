@@ -48,14 +48,10 @@ class Ranked:
     reference: Answer | None = None
 
     def __call__(self, update: int) -> Round:
-        paths, sizes = self.paths, self.paths.sizes
-        generator = paths.generator(update)
-        texts = paths.local_prompts()
-        condition = paths.policy.encode(texts)
-        path = paths.roll(condition, update, generator)
-        scores = paths.scores(path.final, texts)
+        sizes = self.paths.sizes
+        texts, path, scores, generator = self.paths.draw(update)
         pairs = ranked_pairs(scores.local, sizes.group, self.ranking, generator)
-        examples = _examples(path.final, condition, pairs, sizes.epochs, generator)
+        examples = _examples(path.final, path.condition, pairs, sizes.epochs, generator)
         examples = self._scaled(examples, pairs, scores.local)
         metrics = reward_metrics(scores) | mean_over_processes(ranking_metrics(pairs))
         index = kept(pairs)

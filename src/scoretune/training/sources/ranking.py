@@ -11,7 +11,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.config import Ranking
 from scoretune.diffusion.noise import rand
-from scoretune.preference import dispersion, phi_star, vote_agreement
+from scoretune.preference import agreement_scale, dispersion, phi_star, vote_agreement
 
 
 class RankedPairs(NamedTuple):
@@ -115,8 +115,8 @@ def vote_scales(pairs: RankedPairs, raters: int) -> Tensor:
     `sources.pairs.vote_scales` of data; of mean 1 over all prompts."""
     first = pairs.label.double() * raters
     agreed = vote_agreement(first, raters - first).view(rows_of(pairs), -1).mean(0)
-    mean = distributed.gather(agreed).mean()
-    return (agreed / mean).clamp(min=LEAST) if mean > 0 else torch.ones_like(agreed)
+    mean = float(distributed.gather(agreed).mean())
+    return agreement_scale(agreed, mean) if mean > 0 else torch.ones_like(agreed)
 
 
 def reward_entropies(rewards: Tensor, group: int, temperature: float) -> Tensor:
@@ -134,7 +134,3 @@ def reward_scales(rewards: Tensor, group: int, temperature: float) -> Tensor:
     if not bool((everyone != everyone[0]).any()):
         return torch.ones_like(entropies)
     return dispersion(entropies, phi_star(everyone))
-
-
-LEAST = 1e-3
-"""c(x) of a prompt whose raters are split evenly: its pairs teach next to nothing."""

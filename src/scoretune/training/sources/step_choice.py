@@ -25,6 +25,17 @@ class Choice(NamedTuple):
     noisy: bool = False
 
 
+def trained_steps(share: float, candidates: int) -> int:
+    """Of so many steps of a path, how many a random share of them is."""
+    return max(1, round(share * candidates))
+
+
+def random_rows(count: int, columns: int, share: float, generator: torch.Generator) -> Tensor:
+    """For each column a random share of the rows 0 … count − 1, [kept, columns], on the CPU."""
+    order = rand((count, columns), generator, dim=1).argsort(0)
+    return order[: trained_steps(share, count)]
+
+
 Chooser = Callable[[Trajectory, torch.Generator], Choice]
 
 
@@ -35,8 +46,8 @@ def any_steps(share: float, noisy: bool = False, first: int = 0) -> Chooser:
     def choose(path: Trajectory, generator: torch.Generator) -> Choice:
         batch = path.data.shape[1]
         candidates = path.noisy_steps if noisy else torch.arange(first, len(path.data))
-        kept = max(1, round(share * len(candidates)))
-        order = candidates[rand((len(candidates), batch), generator, dim=1).argsort(0)[:kept]]
+        order = candidates[random_rows(len(candidates), batch, share, generator)]
+        kept = len(order)
         samples = torch.arange(batch).repeat(kept)
         rows = torch.arange(kept).repeat_interleave(batch)
         return _choice(path, order.flatten(), samples, len(candidates), rows)

@@ -14,7 +14,7 @@ from scoretune.core import distributed
 from scoretune.core.config import Ranking
 from scoretune.core.records import Condition, Minibatches, Round, StepPairs, Steps
 from scoretune.diffusion.kernels import noisy_steps
-from scoretune.diffusion.noise import rand, randint, randn
+from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import chain_weights, jittered
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.training.credit.base import Credited
@@ -28,6 +28,7 @@ from scoretune.training.sources.ranking import (
     ranking_metrics,
     rows_of,
 )
+from scoretune.training.sources.step_choice import random_rows
 
 
 @dataclass
@@ -42,15 +43,13 @@ class PathSteps:
 
     def __call__(self, update: int) -> Round:
         paths, sizes = self.paths, self.paths.sizes
-        generator = paths.generator(update)
-        texts = paths.local_prompts()
-        condition = paths.policy.encode(texts)
-        path = paths.roll(condition, update, generator)
-        scores = paths.scores(path.final, texts)
+        texts, path, scores, generator = paths.draw(update)
         pairs = ranked_pairs(scores.local, sizes.group, self.ranking, generator)
         steps = path.noisy_steps
         each_row, prompts = rows_of(pairs), len(texts) // sizes.group
-        columns = [some_rows(len(steps), prompts, sizes.share, generator) for _ in range(each_row)]
+        columns = [
+            random_rows(len(steps), prompts, sizes.share, generator) for _ in range(each_row)
+        ]
         chosen = torch.cat(columns, 1)
         places = torch.arange(len(chosen)).repeat_interleave(len(pairs.first))
         several = pairs.take(torch.arange(len(pairs.first)).repeat(len(chosen)))
@@ -118,7 +117,7 @@ class Candidates:
         best, worst = rewards.argmax(2), rewards.argmin(2)
         odds = (rewards.double() / self.ranking.temperature).softmax(2)
         high, low = (odds.gather(2, side[..., None])[..., 0] for side in (best, worst))
-        chosen = some_rows(len(branches.steps), len(x), sizes.share, generator)
+        chosen = random_rows(len(branches.steps), len(x), sizes.share, generator)
         places, b = chosen.flatten(), torch.arange(len(x)).repeat(len(chosen))
         gap = (rewards.amax(2) - rewards.amin(2)).double()[places, b]
         label, weight = labels(gap.view(-1, len(x)), self.ranking, generator)
@@ -222,12 +221,6 @@ class Candidates:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.paths.restore(state)
-
-
-def some_rows(count: int, columns: int, share: float, generator: torch.Generator) -> Tensor:
-    """For each column a random share of the rows 0 … count − 1, [kept, columns], on the CPU."""
-    rows = max(1, round(share * count))
-    return rand((count, columns), generator, dim=1).argsort(0)[:rows]
 
 
 def _round(
