@@ -47,6 +47,11 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "bandit": Part("mallows_bandit", "MallowsPO from votes on a bandit"),
         "dispersion": Part("mallows_dispersion", "Dispersion from entropy, and learning with it"),
     },
+    "preference-patches": {
+        "divergence": Part(
+            "preference_patches", "Where Diffusion-DPO gains and where it runs away"
+        ),
+    },
     "preference-toy": {
         "tilt": Part("preference_toy", "Losses of preferences where the best law is known"),
     },
