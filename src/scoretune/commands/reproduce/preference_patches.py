@@ -1,7 +1,8 @@
 """Where Diffusion-DPO gains and where it runs away, in the smallest world of pictures.
 
-Pairs are the base model's own pictures, two of a prompt, the better and the worse by the
-reward; or pictures and their edits. Whether the guard's watch `divergence` would ring is asked at the end of each run.
+Pairs are the base model's own pictures, two of a prompt, the better and the worse by the reward; or
+pictures and their edits. Whether the guard's watch `divergence` would ring is asked at the end of
+each run.
 """
 
 from __future__ import annotations
@@ -274,12 +275,12 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 ABOUT = """
 Diffusion-DPO in the smallest world of pictures: 3×8×8, a square of a colour that the prompt names;
 the reward is by how much that channel exceeds the others on the brightest patch. The base model
-earns {base:+.3f}. Pairs are two of its own pictures of a prompt, or a picture and its edit where that
-gains more than 0.05. Batches of 32 pairs, 200 updates (150 where the arm says how many
-pairs it has), Adam, every weight. A win is a higher reward than the base model's from the same
-noise, 192 prompts. Expected win rates are those of an earlier experiment of this kind, with a base
-model of its own. An alarm is what the guard's watch `divergence` would say at the end, with its
-default limits.
+earns {base:+.3f}. Pairs are two of its own pictures of a prompt, or a picture and its edit where
+that gains more than 0.05. Batches of 32 pairs, 200 updates of 600 pairs (150 updates where the arm
+says how many pairs it has), Adam, every weight. A win is a higher reward than the base model's from
+the same noise, 192 prompts. Expected win rates are those of an earlier experiment of this kind,
+with a base model of its own. An alarm is what the guard's watch `divergence` would say at the end,
+with its default limits.
 """
 
 
