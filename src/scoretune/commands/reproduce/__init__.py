@@ -51,6 +51,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "divergence": Part(
             "preference_patches", "Where Diffusion-DPO gains and where it runs away"
         ),
+        "rewards": Part("patch_rewards", "Rewards followed by values, by slopes, under a KL"),
     },
     "preference-toy": {
         "tilt": Part("preference_toy", "Losses of preferences where the best law is known"),
@@ -58,6 +59,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "preference-scenes": {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
+        ),
+        "expected": Part(
+            "preference_scenes:THREE", "Diffusion-DPO and online DPO beside DDPO, on the miniature"
         ),
         "tuning": Part("preference_scenes:TUNING", "What the arms of `scenes` were tuned by"),
     },

@@ -125,8 +125,8 @@ class World:
         return _table()
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        named = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
-        return Condition(F.one_hot(named, 3).float()[:, None], torch.zeros(1, 3))
+        rows = [[float(prompt == name) for name in PROMPTS] for prompt in prompts]
+        return Condition(torch.tensor(rows)[:, None], torch.zeros(1, 3))
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return cast(Tensor, self.network(x, t, tokens))
