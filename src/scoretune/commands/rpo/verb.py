@@ -83,7 +83,9 @@ def rpo(
     folder.mkdir(parents=True, exist_ok=True)
     bars = Bars()
     with bars.progress:
-        pipeline = Pipeline(feedback, job, cast, lambda *said: bars.show(*said, {}))
+        pipeline = Pipeline(
+            feedback, job, cast, lambda stage, done, total: bars.show(stage, done, total, {})
+        )
         result: dict[str, Any] = {"rpo": pipeline.run(), "store": where}
     if main:
         _say(result["rpo"])

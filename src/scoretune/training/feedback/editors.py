@@ -168,30 +168,6 @@ class Kontext(DiffusersEditor):
         return super().settings(pictures) | own | free
 
 
-@dataclass(frozen=True)
-class QwenImageEdit(DiffusersEditor):
-    """Qwen-Image-Edit (arXiv 2508.02324)."""
-
-    model: str = "Qwen/Qwen-Image-Edit"
-    guidance: float = 4.0
-
-    CLASS: ClassVar[str] = "QwenImageEditPipeline"
-    GUIDANCE: ClassVar[str] = "true_cfg_scale"
-
-    def settings(self, pictures: Tensor) -> dict[str, Any]:
-        from PIL import Image
-
-        height, width = pictures.shape[-2:]
-        (pixels,) = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        # of one picture: the pipeline asks Pillow's for its size, and shows one to all prompts
-        own = {"height": height, "width": width, "image": Image.fromarray(pixels)}
-        return super().settings(pictures) | own | {"negative_prompt": [" "]}
-
-    def edited(self, pictures: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        parts = zip(pictures.split(1), texts, seeds, strict=True)
-        return torch.cat([super().edited(one, [text], [seed]) for one, text, seed in parts])
-
-
 def _fitted(pictures: Tensor, size: torch.Size) -> Tensor:
     if pictures.shape[-2:] == size:
         return pictures
