@@ -82,6 +82,10 @@ def rpo(
     feedback = open_store(where, create=True)
     folder.mkdir(parents=True, exist_ok=True)
     bars = Bars()
+
+    def note(stage: str, done: int, total: int) -> None:
+        bars.show(stage, done, total, {})
+
     with bars.progress:
         pipeline = Pipeline(
             feedback, job, cast, lambda stage, done, total: bars.show(stage, done, total, {})
