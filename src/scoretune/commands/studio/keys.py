@@ -112,7 +112,7 @@ def _token(path: Path | None) -> str:
         raise UserError(f"cannot read --token-file {str(path)!r} ({error})") from error
     if len(token) < SHORTEST or not token.isascii() or len(token.split()) != 1:
         raise UserError(
-            f"--token-file {str(path)!r} must hold one word of {SHORTEST} or more ASCII characters: "
+            f"--token-file {str(path)!r} must hold one word of {SHORTEST} or more letters: "
             "make one by: python -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
     return token

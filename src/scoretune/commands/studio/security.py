@@ -189,7 +189,7 @@ class Guard:
 
 
 async def _body(asked: Asked, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises Refused for one above the limit, before it is read where it says so."""
+    """The whole body. Raises Refused above the limit, before it is read where it says so."""
     if asked.method in READS:
         return b""
     length = asked.headers.get("content-length", "0")

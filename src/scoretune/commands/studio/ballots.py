@@ -1,0 +1,212 @@
+"""Which pair a rater sees next, on which side its pictures stand, and what becomes of a vote.
+
+A ballot is one showing of a pair to a rater. Its text is signed, so that a page can give nobody
+else's; it is the vote's key, so that a vote that is sent twice counts once; and its signature says
+which picture stands on the left.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from scoretune.commands.studio.keys import Keys, same
+from scoretune.commands.studio.security import Refused
+from scoretune.data.store import Pair, Store
+
+GOLD = 1 / 10
+"""Share of ballots that show a pair with an answer that is agreed on, while there are such."""
+REPEATS = 1 / 20
+"""Share of ballots that show a pair once more, to see whether a rater agrees with themselves."""
+APART = 10
+"""Votes that lie between a pair and its repeat, at least."""
+FRESH = 1.0
+"""Seconds after which pairs are looked up anew."""
+LONGEST = 600.0
+"""Seconds of a vote that count as voting; what takes longer was a break."""
+
+Side = Literal["first", "second"]
+CHOICES = ("left", "right", "tie", "both_bad", "skip")
+
+Weigh = Callable[[Sequence[Pair]], Sequence[float]]
+"""How much a vote on each pair is worth now; one is drawn in proportion."""
+
+
+class Ballot(NamedTuple):
+    """One showing of a pair to a rater."""
+
+    pair: Pair
+    repeat: bool
+    text: str
+    left: Side
+
+
+class Cast(NamedTuple):
+    """A vote as its rater's desk remembers it."""
+
+    key: str
+    pair: int
+    seconds: float
+    repeat: bool
+
+
+class Progress(NamedTuple):
+    """How many of how many pairs a rater has seen, and the seconds that are left, if they can be
+    told."""
+
+    done: int
+    total: int
+    seconds: float | None
+
+
+@dataclass
+class Desk:
+    """What a rater has voted, in order, and the ballot on the table."""
+
+    votes: list[Cast]
+    ballot: Ballot | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def seen(self) -> set[int]:
+        return {vote.pair for vote in self.votes if not vote.repeat}
+
+
+@dataclass
+class Ballots:
+    """The ballots of everybody who votes on a store. `weigh` says which pair matters; all alike
+    without."""
+
+    store: Store
+    keys: Keys
+    weigh: Weigh | None = None
+    rng: random.Random = field(default_factory=secrets.SystemRandom)
+    _desks: dict[int, Desk] = field(default_factory=dict, init=False)
+    _pairs: dict[int, Pair] = field(default_factory=dict, init=False)
+    _looked: float = field(default=float("-inf"), init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def pairs(self) -> dict[int, Pair]:
+        """The pairs that people vote on, by their ids, as they were at most a second ago."""
+        with self._lock:
+            if time.monotonic() - self._looked > FRESH:
+                self._pairs = {pair.id: pair for pair in self.store.pairs(source="human")}
+                self._looked = time.monotonic()
+            return self._pairs
+
+    def current(self, rater: int) -> Ballot | None:
+        """What lies before a rater: the same until they vote. None when they have seen all."""
+        desk = self._desk(rater)
+        with desk.lock:
+            if desk.ballot is None:
+                desk.ballot = self._drawn(rater, desk)
+            return desk.ballot
+
+    def vote(self, rater: int, text: str, choice: str, seconds: float) -> bool:
+        """Store a vote of `left`, `right`, `tie`, `both_bad` or `skip`; whether it counted now.
+
+        One that was stored before, or of a pair that this rater has judged by another ballot, does
+        not count again. Raises Refused for a ballot that is not this rater's.
+        """
+        if choice not in CHOICES:
+            raise Refused(422, f"a choice is one of {', '.join(CHOICES)}")
+        ballot = self.read(rater, text)
+        desk = self._desk(rater)
+        with desk.lock:
+            if desk.ballot is not None and desk.ballot.pair.id == ballot.pair.id:
+                desk.ballot = None
+            if not ballot.repeat and ballot.pair.id in desk.seen:
+                return False
+            other: Side = "second" if ballot.left == "first" else "first"
+            sides = {"left": ballot.left, "right": other}
+            cast = Cast(text, ballot.pair.id, _clamped(seconds), ballot.repeat)
+            stored = self.store.add_vote(
+                key=text,
+                pair=cast.pair,
+                rater=rater,
+                choice=sides.get(choice, choice),
+                left=ballot.left,
+                seconds=cast.seconds,
+                repeat=cast.repeat,
+            )
+            if stored:
+                desk.votes.append(cast)
+            return stored
+
+    def undo(self, rater: int) -> Ballot | None:
+        """Take the last vote back and show its pair again; None where there is none."""
+        desk = self._desk(rater)
+        with desk.lock:
+            if not desk.votes:
+                return None
+            last = desk.votes.pop()
+            self.store.undo_vote(last.key, rater)
+            desk.ballot = self.made(rater, self.store.pair(last.pair), last.repeat)
+            return desk.ballot
+
+    def progress(self, rater: int) -> Progress:
+        """How far a rater has come; the time from the median of their last votes."""
+        votes, pairs = self._desk(rater).votes, self.pairs()
+        done = len({vote.pair for vote in votes} & pairs.keys())
+        pace = [vote.seconds for vote in votes[-30:]]
+        left = len(pairs) - done
+        return Progress(done, len(pairs), statistics.median(pace) * left if pace else None)
+
+    def made(self, rater: int, pair: Pair, repeat: bool = False) -> Ballot:
+        """A new ballot of a pair for a rater, its side drawn at random."""
+        body = f"{pair.id}.{int(repeat)}.{secrets.token_hex(8)}"
+        signature = self.keys.sign("ballot", str(rater), body)
+        return Ballot(pair, repeat, f"{body}.{signature}", _side(signature))
+
+    def read(self, rater: int, text: str) -> Ballot:
+        """The ballot of a text. Raises Refused for one that was not made for this rater."""
+        body, _, signature = text.rpartition(".")
+        if not same(signature, self.keys.sign("ballot", str(rater), body)):
+            raise Refused(403, "this ballot is not yours: reload the page")
+        number, repeat, _ = body.split(".")
+        try:
+            pair = self.store.pair(int(number))
+        except KeyError as error:
+            raise Refused(404, "this pair is gone: reload the page") from error
+        return Ballot(pair, repeat == "1", text, _side(signature))
+
+    def _desk(self, rater: int) -> Desk:
+        with self._lock:
+            if rater not in self._desks:
+                votes = self.store.votes(rater=rater)
+                cast = [Cast(v.key, v.pair, v.seconds, v.repeat) for v in votes]
+                self._desks[rater] = Desk(cast)
+            return self._desks[rater]
+
+    def _drawn(self, rater: int, desk: Desk) -> Ballot | None:
+        pairs, seen = self.pairs(), desk.seen
+        unseen = [pair for pair in pairs.values() if pair.id not in seen]
+        twice = {vote.pair for vote in desk.votes if vote.repeat}
+        old = [vote.pair for vote in desk.votes[:-APART] if vote.pair in pairs]
+        again = [pair for pair in old if pair not in twice]
+        if not unseen:
+            return None
+        if again and self.rng.random() < REPEATS:
+            return self.made(rater, pairs[self.rng.choice(again)], repeat=True)
+        gold = [pair for pair in unseen if pair.gold is not None]
+        plain = [pair for pair in unseen if pair.gold is None]
+        if not plain or (gold and self.rng.random() < GOLD):
+            return self.made(rater, self.rng.choice(gold))
+        weights = None if self.weigh is None else list(self.weigh(plain))
+        return self.made(rater, self.rng.choices(plain, weights)[0])
+
+
+def _side(signature: str) -> Side:
+    """The picture on the left of a ballot: a bit that nobody without the secret can foretell."""
+    return "first" if int(signature[0], 16) % 2 == 0 else "second"
+
+
+def _clamped(seconds: float) -> float:
+    """Seconds that a page says a vote took, within what can be; 0 for what is no number."""
+    return min(max(seconds, 0.0), LONGEST) if seconds == seconds else 0.0
