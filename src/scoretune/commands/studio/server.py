@@ -53,11 +53,11 @@ def check_installed() -> None:
     try:
         import fastapi
         import jinja2
-        import multipart
+        import python_multipart
         import sqlalchemy
         import uvicorn
     except ImportError as error:
         raise UserError(
             f"the studio needs {error.name}: pip install 'scoretune[studio]'"
         ) from error
-    del fastapi, jinja2, multipart, sqlalchemy, uvicorn
+    del fastapi, jinja2, python_multipart, sqlalchemy, uvicorn

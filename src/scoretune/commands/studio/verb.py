@@ -77,7 +77,7 @@ def studio(
     try:
         place = _demo() if target is None else _place(target, store, prompts)
         address = _address(host, at)
-        made = _studio(place, runs, address, public=host not in LOOPBACK, token_file=token_file)
+        made = assembled(place, runs, address, public=host not in LOOPBACK, token_file=token_file)
         url = f"{address}/enter?token={made.keys.token}"
         typer.echo(f"studio at {url} (Ctrl-C stops)")
         if not no_browser:
@@ -125,9 +125,10 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
     return Place(opened, str(where), target)
 
 
-def _studio(
+def assembled(
     place: Place, runs: Path, address: str, *, public: bool, token_file: Path | None
 ) -> Studio:
+    """The studio of a store at an address; `public` where other machines reach it."""
     from scoretune.commands.studio import keys
     from scoretune.commands.studio.ballots import Ballots
     from scoretune.commands.studio.jobs import Jobs
