@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from scoretune.commands.studio.keys import Keys, same
+from scoretune.commands.studio.keys import Keys
 from scoretune.commands.studio.security import Refused
 from scoretune.data.store import Pair, Store
 
@@ -125,7 +125,7 @@ class Ballots:
                 return False
             other: Side = "second" if ballot.left == "first" else "first"
             sides = {"left": ballot.left, "right": other}
-            cast = Cast(text, ballot.pair.id, _clamped(seconds), ballot.repeat)
+            cast = Cast(text, ballot.pair.id, clamped(seconds), ballot.repeat)
             stored = self.store.add_vote(
                 key=text,
                 pair=cast.pair,
@@ -160,21 +160,20 @@ class Ballots:
 
     def made(self, rater: int, pair: Pair, repeat: bool = False) -> Ballot:
         """A new ballot of a pair for a rater, its side drawn at random."""
-        body = f"{pair.id}.{int(repeat)}.{secrets.token_hex(8)}"
-        signature = self.keys.sign("ballot", str(rater), body)
-        return Ballot(pair, repeat, f"{body}.{signature}", _side(signature))
+        text = self.keys.ticket("ballot", rater, f"{pair.id}.{int(repeat)}")
+        return Ballot(pair, repeat, text, _side(text))
 
     def read(self, rater: int, text: str) -> Ballot:
         """The ballot of a text. Raises Refused for one that was not made for this rater."""
-        body, _, signature = text.rpartition(".")
-        if not same(signature, self.keys.sign("ballot", str(rater), body)):
+        body = self.keys.body("ballot", rater, text)
+        if body is None:
             raise Refused(403, "this ballot is not yours: reload the page")
-        number, repeat, _ = body.split(".")
+        number, repeat = body.split(".")
         try:
             pair = self.store.pair(int(number))
         except KeyError as error:
             raise Refused(404, "this pair is gone: reload the page") from error
-        return Ballot(pair, repeat == "1", text, _side(signature))
+        return Ballot(pair, repeat == "1", text, _side(text))
 
     def _desk(self, rater: int) -> Desk:
         with self._lock:
@@ -202,11 +201,11 @@ class Ballots:
         return self.made(rater, self.rng.choices(plain, weights)[0])
 
 
-def _side(signature: str) -> Side:
-    """The picture on the left of a ballot: a bit that nobody without the secret can foretell."""
-    return "first" if int(signature[0], 16) % 2 == 0 else "second"
+def _side(text: str) -> Side:
+    """The picture on the left of a ballot: a bit of its signature, which nobody can foretell."""
+    return "first" if int(text[-1], 16) % 2 == 0 else "second"
 
 
-def _clamped(seconds: float) -> float:
+def clamped(seconds: float) -> float:
     """Seconds that a page says a vote took, within what can be; 0 for what is no number."""
     return min(max(seconds, 0.0), LONGEST) if seconds == seconds else 0.0

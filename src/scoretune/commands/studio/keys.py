@@ -64,6 +64,17 @@ class Keys:
         age = (time.time() if now is None else now) - int(issued)
         return Session(rater, role == "owner") if age <= LASTING else None
 
+    def ticket(self, purpose: str, rater: int, body: str) -> str:
+        """A text for one showing of a page to a rater, which is the key of what they answer."""
+        body = f"{body}.{secrets.token_hex(8)}"
+        return f"{body}.{self.sign(purpose, str(rater), body)}"
+
+    def body(self, purpose: str, rater: int, ticket: str) -> str | None:
+        """The body of a ticket; None for one that was not made for this rater."""
+        body, _, signature = ticket.rpartition(".")
+        right = same(signature, self.sign(purpose, str(rater), body))
+        return body.rpartition(".")[0] if right else None
+
     def csrf(self, cookie: str) -> str:
         """What a page of this session must send with every change."""
         return self.sign("csrf", cookie)

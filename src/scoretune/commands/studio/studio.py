@@ -16,7 +16,7 @@ from scoretune.commands.studio.ballots import Ballots
 from scoretune.commands.studio.jobs import Jobs
 from scoretune.commands.studio.keys import Keys, Session
 from scoretune.commands.studio.security import Door, Refused
-from scoretune.data.store import Rater, Store
+from scoretune.data.store import Rater, Sample, Store
 from scoretune.evaluate.report import render
 
 if TYPE_CHECKING:
@@ -68,6 +68,14 @@ def who(request: "Request") -> Session:
 def rater(request: "Request") -> int:
     """The id of the rater whose request this is."""
     return int(who(request).rater)
+
+
+def sample_of(studio: Studio, number: int) -> Sample:
+    """A sample of the store. Raises Refused for one that it has not."""
+    try:
+        return studio.store.sample(number)
+    except KeyError as error:
+        raise Refused(404, "the store has no such picture") from error
 
 
 def check_owner(request: "Request") -> None:

@@ -63,6 +63,36 @@
     true,
   );
 
+  // A box on a picture, as shares of its sides, in the field that is sent.
+  const canvas = document.getElementById("canvas");
+  if (canvas) {
+    const field = document.getElementById("box");
+    const drawn = document.getElementById("drawn");
+    let start = null;
+    const show = ([left, top, right, bottom]) => {
+      for (const [name, value] of [["x", left], ["y", top], ["width", right - left], ["height", bottom - top]])
+        drawn.setAttribute(name, String(Math.max(0, value || 0)));
+    };
+    const place = (event) => {
+      const frame = canvas.getBoundingClientRect();
+      const share = (value, size) => Math.min(1, Math.max(0, value / size));
+      return [share(event.clientX - frame.left, frame.width), share(event.clientY - frame.top, frame.height)];
+    };
+    canvas.addEventListener("pointerdown", (event) => {
+      start = place(event);
+      canvas.setPointerCapture(event.pointerId);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!start) return;
+      const [x, y] = place(event);
+      const box = [Math.min(x, start[0]), Math.min(y, start[1]), Math.max(x, start[0]), Math.max(y, start[1])];
+      field.value = box.map((edge) => edge.toFixed(3)).join(", ");
+      show(box);
+    });
+    canvas.addEventListener("pointerup", () => (start = null));
+    field.addEventListener("input", () => show(field.value.split(",").map(Number)));
+  }
+
   document.addEventListener("htmx:after:swap", () => {
     shownAt = performance.now();
     say("");
