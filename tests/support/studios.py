@@ -19,7 +19,8 @@ from scoretune.commands.studio import server
 from scoretune.commands.studio.app import application
 from scoretune.commands.studio.studio import Studio
 from scoretune.commands.studio.verb import Place, assembled
-from scoretune.data.store import Store, open_store
+from scoretune.data.store import open_store
+from scoretune.data.store.store import Store
 
 PROMPTS = ("a red seven", "two fives", "a three left of a nine", "a blue one")
 

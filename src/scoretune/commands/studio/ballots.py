@@ -14,11 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scoretune.commands.studio.keys import Keys
 from scoretune.commands.studio.security import Refused
-from scoretune.data.store import Pair, Store
+from scoretune.core.errors import UserError
+from scoretune.data.store import Pair
+from scoretune.data.store.records import Choice, Side
+
+if TYPE_CHECKING:
+    from scoretune.data.store.store import Store
 
 GOLD = 1 / 10
 """Share of ballots that show a pair with an answer that is agreed on, while there are such."""
@@ -31,8 +36,8 @@ FRESH = 1.0
 LONGEST = 600.0
 """Seconds of a vote that count as voting; what takes longer was a break."""
 
-Side = Literal["first", "second"]
-CHOICES = ("left", "right", "tie", "both_bad", "skip")
+Shown = Literal["left", "right", "tie", "both_bad", "skip"]
+"""A choice as the rater sees it."""
 
 Weigh = Callable[[Sequence[Pair]], Sequence[float]]
 """How much a vote on each pair is worth now; one is drawn in proportion."""
@@ -108,14 +113,12 @@ class Ballots:
                 desk.ballot = self._drawn(rater, desk)
             return desk.ballot
 
-    def vote(self, rater: int, text: str, choice: str, seconds: float) -> bool:
+    def vote(self, rater: int, text: str, choice: Shown, seconds: float) -> bool:
         """Store a vote of `left`, `right`, `tie`, `both_bad` or `skip`; whether it counted now.
 
         One that was stored before, or of a pair that this rater has judged by another ballot, does
         not count again. Raises Refused for a ballot that is not this rater's.
         """
-        if choice not in CHOICES:
-            raise Refused(422, f"a choice is one of {', '.join(CHOICES)}")
         ballot = self.read(rater, text)
         desk = self._desk(rater)
         with desk.lock:
@@ -123,18 +126,22 @@ class Ballots:
                 desk.ballot = None
             if not ballot.repeat and ballot.pair.id in desk.seen:
                 return False
-            other: Side = "second" if ballot.left == "first" else "first"
-            sides = {"left": ballot.left, "right": other}
             cast = Cast(text, ballot.pair.id, clamped(seconds), ballot.repeat)
-            stored = self.store.add_vote(
-                key=text,
-                pair=cast.pair,
-                rater=rater,
-                choice=sides.get(choice, choice),
-                left=ballot.left,
-                seconds=cast.seconds,
-                repeat=cast.repeat,
-            )
+            try:
+                stored = self.store.add_vote(
+                    key=text,
+                    pair=cast.pair,
+                    rater=rater,
+                    choice=meant(choice, ballot.left),
+                    left=ballot.left,
+                    seconds=cast.seconds,
+                    repeat=cast.repeat,
+                )
+            except UserError:
+                desk.votes = self._cast(rater)
+                if cast.pair in desk.seen:  # by another studio on this store
+                    return False
+                raise
             if stored:
                 desk.votes.append(cast)
             return stored
@@ -178,10 +185,12 @@ class Ballots:
     def _desk(self, rater: int) -> Desk:
         with self._lock:
             if rater not in self._desks:
-                votes = self.store.votes(rater=rater)
-                cast = [Cast(v.key, v.pair, v.seconds, v.repeat) for v in votes]
-                self._desks[rater] = Desk(cast)
+                self._desks[rater] = Desk(self._cast(rater))
             return self._desks[rater]
+
+    def _cast(self, rater: int) -> list[Cast]:
+        votes = self.store.votes(rater=rater)
+        return [Cast(vote.key, vote.pair, vote.seconds, vote.repeat) for vote in votes]
 
     def _drawn(self, rater: int, desk: Desk) -> Ballot | None:
         pairs, seen = self.pairs(), desk.seen
@@ -199,6 +208,15 @@ class Ballots:
             return self.made(rater, self.rng.choice(gold))
         weights = None if self.weigh is None else list(self.weigh(plain))
         return self.made(rater, self.rng.choices(plain, weights)[0])
+
+
+def meant(choice: Shown, left: Side) -> Choice:
+    """The choice of a ballot with this picture on the left, as the store keeps it."""
+    if choice == "left":
+        return left
+    if choice == "right":
+        return "second" if left == "first" else "first"
+    return choice
 
 
 def _side(text: str) -> Side:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scoretune.commands.studio.rounds import Note, first_round
-from scoretune.data.store import Sample, Store
+from scoretune.data.store import Sample
+
+if TYPE_CHECKING:
+    from scoretune.data.store.store import Store
 
 MODEL = "scenes"
 PER_TASK = 3

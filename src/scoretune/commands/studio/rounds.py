@@ -15,9 +15,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from scoretune.data.store import Sample, Store, open_store
+from scoretune.data.store import Sample, open_store
 
 if TYPE_CHECKING:
+    from scoretune.data.store.store import Store
     from scoretune.policy import Policy
 
 BATCH = 16

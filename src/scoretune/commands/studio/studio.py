@@ -16,11 +16,13 @@ from scoretune.commands.studio.ballots import Ballots
 from scoretune.commands.studio.jobs import Jobs
 from scoretune.commands.studio.keys import Keys, Session
 from scoretune.commands.studio.security import Door, Refused
-from scoretune.data.store import Rater, Sample, Store
+from scoretune.data.store import FILE, Rater, Sample
 from scoretune.evaluate.report import render
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
+
+    from scoretune.data.store.store import Store
 
 PACKAGE = "scoretune.commands.studio"
 KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
@@ -33,7 +35,7 @@ class Studio:
     """A store that people vote on, with what serves it: `runs` is the folder of runs that it shows
     and starts, `address` what invitations begin with, `model` what rounds begin from."""
 
-    store: Store
+    store: "Store"
     where: str
     keys: Keys
     door: Door
@@ -99,7 +101,13 @@ def version() -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
-def owner_of(store: Store) -> Rater:
+def home(store: "Store") -> Path:
+    """The folder where a studio keeps its secret: the store's own, or that of its pictures."""
+    pictures = store.folder.folder
+    return pictures.parent if (pictures.parent / FILE).is_file() else pictures
+
+
+def owner_of(store: "Store") -> Rater:
     """The rater who started the studio; made at the first start."""
     for one in store.raters():
         if one.name == "owner" and one.kind == "person":

@@ -16,7 +16,7 @@ from scoretune.core.errors import UserError
 
 if TYPE_CHECKING:
     from scoretune.commands.studio.studio import Studio
-    from scoretune.data.store import Store
+    from scoretune.data.store.store import Store
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEMO = Path("runs/studio-demo")
@@ -133,9 +133,9 @@ def assembled(
     from scoretune.commands.studio.ballots import Ballots
     from scoretune.commands.studio.jobs import Jobs
     from scoretune.commands.studio.security import Door
-    from scoretune.commands.studio.studio import Studio
+    from scoretune.commands.studio.studio import Studio, home
 
-    own = keys.opened(place.store.folder, token_file)
+    own = keys.opened(home(place.store), token_file)
     port = address.rpartition(":")[2]
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     if public:

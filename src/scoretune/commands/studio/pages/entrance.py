@@ -9,6 +9,7 @@ from scoretune.commands.studio.studio import KINDS, Studio, owner_of, static
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 LASTS = "private, max-age=31536000, immutable"
 ENTERED = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>scoretune studio</title>'
@@ -65,8 +66,9 @@ def routes(studio: Studio) -> "APIRouter":
             path = studio.store.picture(sha256)
         except KeyError as error:
             raise Refused(404, "the store has no such picture") from error
-        if not path.is_file():
-            raise Refused(410, "this picture was deleted from the store's folder")
-        return FileResponse(path, media_type="image/png", headers={"cache-control": LASTS})
+        kind = PICTURES.get(path.suffix)
+        if kind is None:
+            raise Refused(404, "the store has no such picture")
+        return FileResponse(path, media_type=kind, headers={"cache-control": LASTS})
 
     return router

@@ -80,12 +80,14 @@ def shown(studio: Studio, number: int, note: str = "") -> dict[str, Any]:
 
 
 def routes(studio: Studio) -> "APIRouter":
-    from fastapi import APIRouter, File, Form, Request, Response
+    from fastapi import APIRouter, File, Form, Path, Request, Response
+
+    Number = Annotated[int, Path(ge=1, lt=2**63)]
 
     router = APIRouter()
 
     @router.get("/why/{number}")
-    def page(request: Request, number: int) -> Response:
+    def page(request: Request, number: Number) -> Response:
         values = shown(studio, number)
         ticket = studio.keys.ticket("why", rater(request), str(number))
         return studio.page(request, "why.html", ticket=ticket, **values)
@@ -93,7 +95,7 @@ def routes(studio: Studio) -> "APIRouter":
     @router.post("/why/{number}")
     def why(
         request: Request,
-        number: int,
+        number: Number,
         ticket: Annotated[str, Form(max_length=100)],
         tags: Annotated[list[str], Form(max_length=len(TAGS) + 1)] = [],  # noqa: B006
         text: Annotated[str, Form(max_length=LONGEST)] = "",
@@ -112,7 +114,7 @@ def routes(studio: Studio) -> "APIRouter":
         return studio.page(request, "said.html", **shown(studio, number, "Stored: thank you."))
 
     @router.post("/why/{number}/upload")
-    def upload(request: Request, number: int, picture: Annotated[bytes, File()]) -> Response:
+    def upload(request: Request, number: Number, picture: Annotated[bytes, File()]) -> Response:
         add_edit(studio, rater(request), number, picture)
         note = "Your edit is stored, and paired with this picture to be voted on."
         return studio.page(request, "said.html", **shown(studio, number, note))

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from scoretune.commands.studio.ballots import Shown
 from scoretune.commands.studio.studio import Studio, rater
 from scoretune.evaluate.report.format import duration
 
@@ -35,7 +36,7 @@ def routes(studio: Studio) -> "APIRouter":
     def vote(
         request: Request,
         ballot: Annotated[str, Form(max_length=100)],
-        choice: Annotated[str, Form(max_length=10)],
+        choice: Annotated[Shown, Form()],
         seconds: Annotated[float, Form()] = 0.0,
     ) -> Response:
         counted = studio.ballots.vote(rater(request), ballot, choice, seconds)
