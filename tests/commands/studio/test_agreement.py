@@ -14,8 +14,6 @@ from scoretune.data.store import Pair, Rater, Vote
 PAIRS = {
     n: Pair(n, f"prompt {n % 3}", 2 * n, 2 * n + 1, "human", None, None, 0.0) for n in range(60)
 }
-    n: Pair(n, f"prompt {n % 3}", 2 * n, 2 * n + 1, "human", None, None, 0.0) for n in range(60)
-}
 
 
 def vote(pair: int, rater: int, choice: str, **fields) -> Vote:

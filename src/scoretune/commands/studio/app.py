@@ -2,7 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from scoretune.commands.studio.pages import entrance, liking, ranking, raters, reasons, voting
+from scoretune.commands.studio.pages import (
+    entrance,
+    liking,
+    ranking,
+    raters,
+    reasons,
+    rounds,
+    runs,
+    voting,
+)
 from scoretune.commands.studio.security import App, Guard, Refused
 from scoretune.commands.studio.studio import PACKAGE, Studio
 from scoretune.core.errors import UserError, first_line, one_line
@@ -11,7 +20,7 @@ from scoretune.evaluate.report import render
 if TYPE_CHECKING:
     from fastapi import Request, Response
 
-PAGES = (entrance, voting, ranking, liking, reasons, raters)
+PAGES = (entrance, voting, ranking, liking, reasons, raters, runs, rounds)
 
 
 def application(studio: Studio) -> App:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scoretune.data.store.store import Store
 
 MODEL = "scenes"
-PER_TASK = 3
+PER_TASK = 2
 PER_PROMPT = 3
 GOLD = 6
 """Pairs with an agreed answer, at most."""
