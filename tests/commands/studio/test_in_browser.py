@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 import scoretune
+from scoretune.commands.studio.jobs import log_of
+from scoretune.commands.studio.live import name_of
 from scoretune.commands.studio.studio import Studio
 from scoretune.data.store import open_store
 from studios import filled, served
@@ -198,19 +201,117 @@ def test_a_port_in_use_is_one_line(studio: Studio, command: Any, tmp_path: Path)
     assert outcome.err.count("\n") == 1
 
 
-PAGES = ("vote",)
+def pages(studio: Studio, finished_run: Path) -> list[str]:
+    """Every page of a studio on which something has happened."""
+    run = studio.runs / "ddpo-1"
+    shutil.copytree(finished_run, run)
+    (run / "alarms.jsonl").write_text('{"update": 2, "text": "<b>the judge fell</b>"}\n')
+    log_of(studio.runs / "round-1").write_text("update 2/2: loss 0.7\n")
+    ids = [studio.store.add_rater(f"rater {n}")[0].id for n in range(3)]
+    for pair in studio.store.pairs()[:6]:
+        for rater in ids:
+            choice = "first" if rater < ids[-1] else "second"
+            studio.store.add_vote(
+                key=f"{pair.id}/{rater}", pair=pair.id, rater=rater, choice=choice, seconds=1.0
+            )
+    studio.store.add_reason(
+        key="r", rater=ids[0], sample=1, tags=["wrong colour"], text="make it red", box=(0, 0, 1, 1)
+    )
+    fixed = ["vote", "rank", "like", "why/1", "raters", "runs", "rounds", "why/99"]
+    return [*fixed, f"runs/{name_of(run)}"]
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_pages_are_for_everybody(browser: Any, axe: str, studio: Studio, path: str):
+def test_every_page_is_for_everybody(browser: Any, axe: str, studio: Studio, finished_run: Path):
+    """axe-core finds no violation, nothing is cut off, no script fails: wide and narrow, light and
+    dark."""
+    paths = pages(studio, finished_run)
     for width, scheme in ((1440, "light"), (360, "dark")):
         page = entered(
             browser, studio, viewport={"width": width, "height": 800}, color_scheme=scheme
         )
-        page.goto(f"{studio.address}/{path}")
-        page.evaluate(axe)
-        found = page.evaluate("async () => (await axe.run()).violations")
-        assert not [(v["id"], [n["html"] for n in v["nodes"]][:3]) for v in found]
-        wide = page.evaluate("() => document.documentElement.scrollWidth")
-        assert wide <= width
+        for path in paths:
+            page.goto(f"{studio.address}/{path}")
+            if path.startswith("runs/"):
+                page.wait_for_selector("#alarms .bad")
+                page.wait_for_selector(".plotted canvas")
+            page.evaluate(axe)
+            found = page.evaluate("async () => (await axe.run()).violations")
+            assert not [(path, v["id"], v["nodes"][0]["html"]) for v in found]
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width, path
+        assert page.inner_text("#alarms").endswith("<b>the judge fell</b>")
         assert not page.errors
+
+
+def test_ranking_liking_and_saying_why(browser: Any, studio: Studio):
+    page = entered(browser, studio)
+    page.goto(f"{studio.address}/rank")
+    for place, rank in enumerate((2, 1, 2)):
+        page.locator("fieldset.side").nth(place).locator(f"input[value='{rank}']").check()
+    shown = [field.get_attribute("name")[4:] for field in page.query_selector_all("[value='1']")]
+    page.click("text=Store this ranking")
+    page.wait_for_function("() => document.querySelector('#count').textContent.startsWith('1')")
+    (ranking,) = studio.store.rankings()
+    first, second, third = (int(number) for number in shown)
+    assert ranking.order == [[second], [first, third]]
+    page.goto(f"{studio.address}/like")
+    for n, key in enumerate(("ArrowRight", "ArrowLeft"), 1):
+        page.keyboard.press(key)
+        page.wait_for_function(
+            f"() => document.querySelector('#count').textContent.startsWith('{n}')"
+        )
+    assert [like.liked for like in studio.store.likes()] == [True, False]
+    page.goto(f"{studio.address}/why/1")
+    frame = page.locator("#canvas").bounding_box()
+    left, top = frame["x"], frame["y"]
+    page.mouse.move(left + frame["width"] / 2, top + frame["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(left + 2, top + frame["height"] / 4)
+    page.mouse.up()
+    page.check("text=wrong colour")
+    page.fill("#text", "make the seven red")
+    page.click("button:text-is('Store')")
+    page.wait_for_selector("text=Said so far")
+    (reason,) = studio.store.reasons()
+    assert (reason.tags, reason.text) == (["wrong colour"], "make the seven red")
+    assert reason.box == pytest.approx((0.0, 0.25, 0.5, 0.5), abs=0.02)
+    assert not page.errors
+
+
+def test_an_edit_is_uploaded_and_paired(browser: Any, studio: Studio, tmp_path: Path):
+    page = entered(browser, studio)
+    page.goto(f"{studio.address}/why/1")
+    page.set_input_files("#picture", png(tmp_path / "edit.png", 8, 8))
+    page.click("text=Upload")
+    page.wait_for_selector("text=is stored, and paired")
+    edited = studio.store.samples(source="upload")
+    assert [one.parent for one in edited] == [1]
+    assert any({pair.first, pair.second} == {1, edited[0].id} for pair in studio.store.pairs())
+    page.set_input_files("#picture", png(tmp_path / "large.png", 16, 8))
+    page.click("text=Upload")
+    page.wait_for_selector("text=as large as its picture: 8 × 8")
+
+
+def test_an_invitation_lets_a_rater_in(browser: Any, studio: Studio):
+    page = entered(browser, studio)
+    page.goto(f"{studio.address}/raters")
+    page.fill("#name", "zoë <i>")
+    page.click("text=Make a link")
+    link = page.wait_for_selector("#invited code").inner_text()
+    theirs = browser.new_context().new_page()
+    theirs.goto(link)
+    theirs.wait_for_selector("#ballot")
+    assert theirs.inner_text(".who") == "zoë <i>"
+    for path in ("raters", "runs", "rounds"):
+        assert theirs.goto(f"{studio.address}/{path}").status == 403
+    page.click("text=Make a link")
+    page.wait_for_selector("text=There is a rater of this name")
+
+
+def png(path: Path, width: int, height: int) -> Path:
+    """A picture with a left half that differs from the right."""
+    from PIL import Image
+
+    picture = Image.new("RGB", (width, height), "red")
+    picture.paste("blue", (0, 0, width // 2, height))
+    picture.save(path)
+    return path

@@ -1,5 +1,6 @@
 """The studio as one ASGI application: its pages, what they answer to errors, and the guard."""
 
+import traceback
 from typing import TYPE_CHECKING
 
 from scoretune.commands.studio.pages import (
@@ -53,6 +54,11 @@ def application(studio: Studio) -> App:
     @app.exception_handler(OSError)
     def disk(request: "Request", error: OSError) -> "Response":
         return problem(request, 507, f"nothing was stored: {first_line(error)}")
+
+    @app.exception_handler(Exception)
+    def bug(request: "Request", error: Exception) -> "Response":
+        traceback.print_exception(error)
+        return problem(request, 500, "the studio made a mistake: its terminal says which")
 
     return Guard(app, studio.door)
 

@@ -13,6 +13,7 @@ PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 LASTS = "private, max-age=31536000, immutable"
 ENTERED = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>scoretune studio</title>'
+    '<link rel="icon" href="/static/icon.svg">'
     '<meta http-equiv="refresh" content="0;url=/vote">'
     '<p><a href="/vote">To the studio</a></p></html>'
 )

@@ -70,7 +70,7 @@ def routes(studio: Studio) -> "APIRouter":
         run = run_of(studio, name)
         names = [path.stem for path in live.pictures(Path(run.run))]
         values = {"run": run, "name": name, "previews": names, "title": title(studio, run)}
-        return studio.page(request, "run.html", state=live.state(run), **values)
+        return studio.page(request, "run.html", state=live.state(run), text="", **values)
 
     @router.get("/runs/{name}/events")
     def follow(request: Request, name: str) -> Response:

@@ -93,7 +93,9 @@
     field.addEventListener("input", () => show(field.value.split(",").map(Number)));
   }
 
-  document.addEventListener("htmx:after:swap", () => {
+  document.addEventListener("htmx:after:swap", (event) => {
+    const context = event.detail.ctx;
+    if (context && context.response && context.response.status >= 400) return; // nothing was swapped
     shownAt = performance.now();
     say("");
   });
