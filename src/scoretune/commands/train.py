@@ -114,6 +114,7 @@ def _train(
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
     if not going_on:
+        run = run.model_copy(update={"data": distributed.agreed(_pinned(run, where))})
         run_folder.check(run, where)
     checked = ready(run)
     command = shlex.join(["scoretune", *sys.argv[1:]])
@@ -140,6 +141,17 @@ def _train(
         _conclude(result)
     else:
         live.conclude(result)
+
+
+def _pinned(run: Any, where: Path) -> str:
+    """The data of a run; a store of feedback as of now, or as of when the folder's run began."""
+    from scoretune.data.store import is_store, pinned
+    from scoretune.training.run_folder import recorded, unfinished_start
+
+    if not is_store(run.data):
+        return str(run.data)
+    there = (where / "run.json").exists() and not unfinished_start(where)
+    return pinned(run.data, recorded(where).data if there else "")
 
 
 def _in_words(error: Exception, run: Any, where: Path) -> Exception:
