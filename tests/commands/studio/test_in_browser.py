@@ -16,8 +16,11 @@ import pytest
 import scoretune
 from scoretune.commands.studio.jobs import log_of
 from scoretune.commands.studio.live import name_of
+from scoretune.commands.studio.rounds import first_round
 from scoretune.commands.studio.studio import Studio
+from scoretune.data.scenes import world
 from scoretune.data.store import open_store
+from scoretune.training.run_folder import load
 from studios import filled, served
 
 KEYS = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "ArrowUp": "both_bad"}
@@ -192,6 +195,30 @@ def test_a_studio_that_is_killed_loses_no_vote(browser: Any, tmp_path: Path):
     votes = open_store(str(tmp_path)).votes()
     assert [vote.choice == "tie" for vote in votes] == [False, False, False, True]
     assert len({vote.pair for vote in votes}) == 4
+
+
+@pytest.mark.slow
+def test_the_loop_closes(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Thirty votes by keyboard on pictures of the shipped model, training, and new pairs."""
+    store = open_store(str(tmp_path), create=True)
+    prompts = [ask.text for ask in world.training_asks()[:30:3]]
+    policy = load(Path("scenes"))
+    first_round(store, policy, prompts, model="scenes", per_prompt=3, note=lambda done, total: None)
+    monkeypatch.setenv("PYTHONPATH", str(Path(scoretune.__file__).parents[1]))
+    with served(store, tmp_path) as studio:
+        page = entered(browser, studio)
+        for _ in range(30):
+            press(page, "ArrowLeft")
+        page.goto(f"{studio.address}/rounds")
+        page.fill("#updates", "2")
+        page.fill("#settings", "evaluation.per_task=1 evaluation.steps=2 sizes.batch=4")
+        page.click("text=Train on these votes")
+        page.wait_for_selector("text=10 new pairs", timeout=300_000)
+        page.click("text=Vote on the new pairs")
+        page.wait_for_selector("#ballot input[name=ballot]")
+        assert "of 40" in page.inner_text("#count")
+    new = {one.model for one in open_store(str(tmp_path)).samples(round=1)}
+    assert new == {"scenes", str(tmp_path / "runs" / "round-1")}
 
 
 def test_a_port_in_use_is_one_line(studio: Studio, command: Any, tmp_path: Path):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from scoretune.commands.studio.keys import Keys
 from scoretune.commands.studio.security import Refused
 from scoretune.core.errors import UserError
-from scoretune.data.store import Pair
+from scoretune.data.store import Pair, Sample
 from scoretune.data.store.records import Choice, Side
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Ballots:
     rng: random.Random = field(default_factory=secrets.SystemRandom)
     _desks: dict[int, Desk] = field(default_factory=dict, init=False)
     _pairs: dict[int, Pair] = field(default_factory=dict, init=False)
+    _samples: dict[int, Sample] = field(default_factory=dict, init=False)
+    _names: dict[int, str] = field(default_factory=dict, init=False)
     _looked: float = field(default=float("-inf"), init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -104,6 +106,18 @@ class Ballots:
                 self._pairs = {pair.id: pair for pair in self.store.pairs(source="human")}
                 self._looked = time.monotonic()
             return self._pairs
+
+    def sample(self, number: int) -> Sample:
+        """A sample; they never change. Raises KeyError for one that the store has not."""
+        if number not in self._samples:
+            self._samples[number] = self.store.sample(number)
+        return self._samples[number]
+
+    def name(self, rater: int) -> str:
+        """A rater's name, which never changes."""
+        if rater not in self._names:
+            self._names[rater] = self.store.rater(rater).name
+        return self._names[rater]
 
     def current(self, rater: int) -> Ballot | None:
         """What lies before a rater: the same until they vote. None when they have seen all."""
@@ -177,7 +191,7 @@ class Ballots:
             raise Refused(403, "this ballot is not yours: reload the page")
         number, repeat = body.split(".")
         try:
-            pair = self.store.pair(int(number))
+            pair = self._pairs.get(int(number)) or self.store.pair(int(number))
         except KeyError as error:
             raise Refused(404, "this pair is gone: reload the page") from error
         return Ballot(pair, repeat == "1", text, _side(text))

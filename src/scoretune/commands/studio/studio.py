@@ -55,7 +55,7 @@ class Studio:
             "owner": session.owner,
             "path": request.url.path,
             "version": version(),
-            "rater": self.store.rater(int(session.rater)).name,
+            "rater": self.ballots.name(int(session.rater)),
         }
         return HTMLResponse(render.text(template, {**common, **values}, PACKAGE))
 

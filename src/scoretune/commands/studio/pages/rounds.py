@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 from scoretune.commands.studio import jobs, live, rounds
+from scoretune.commands.studio.security import Refused
 from scoretune.commands.studio.studio import Studio, check_owner
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ def model_of(studio: Studio) -> str:
         if (run / "result.json").is_file():
             return str(run)
     return studio.model
+
+
+FREE = ("objective", "optimiser", "sizes", "evaluation", "guard", "hardware", "seed")
+"""Settings that may be changed here: none that names files, models or functions to load."""
+
+
+def settings_of(text: str) -> list[str]:
+    """Settings as words a.b=c. Raises Refused for any that is not free to change here."""
+    words = text.split()
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not equals or name.partition(".")[0] not in FREE:
+            raise Refused(422, f"{word!r} is no setting a.b=c of {', '.join(FREE)}")
+    return words
 
 
 def words_of(studio: Studio, updates: int) -> list[str]:
@@ -69,11 +84,16 @@ def routes(studio: Studio) -> "APIRouter":
         return studio.page(request, "rounds_state.html", **shown(studio))
 
     @router.post("/rounds")
-    def start(request: Request, updates: Annotated[int, Form(ge=1, le=100_000)] = 100) -> Response:
+    def start(
+        request: Request,
+        updates: Annotated[int, Form(ge=1, le=100_000)] = 100,
+        settings: Annotated[str, Form(max_length=1000)] = "",
+    ) -> Response:
         check_owner(request)
+        more = settings_of(settings)
         if shown(studio)["decided"] < FEWEST:
             raise UserError(f"there are fewer than {FEWEST} votes that say something: vote first")
-        studio.jobs.start(model_of(studio), words_of(studio, updates))
+        studio.jobs.start(model_of(studio), [*words_of(studio, updates), *more])
         return studio.page(request, "rounds_state.html", **shown(studio))
 
     return router

@@ -19,7 +19,7 @@ def shown(studio: Studio, voter: int, note: str = "") -> dict[str, Any]:
     if ballot is not None:
         first, second = ballot.pair.first, ballot.pair.second
         order = (first, second) if ballot.left == "first" else (second, first)
-        values["samples"] = [studio.store.sample(number) for number in order]
+        values["samples"] = [studio.ballots.sample(number) for number in order]
     return values
 
 

@@ -103,8 +103,8 @@
   // Nothing answered: the same vote is sent again, and counts once, since it has the same key.
   document.addEventListener("htmx:error", (event) => {
     const context = event.detail.ctx;
-    if (!context) return;
-    say("The studio does not answer: your vote is not stored yet, and is sent again. Keep this page open.");
+    if (!context || context.request.method !== "POST") return;
+    say("The studio does not answer: this is not stored yet, and is sent again. Keep this page open.");
     const source = context.sourceElement;
     const submitter = context.request && context.request.submitter;
     setTimeout(() => {
