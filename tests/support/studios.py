@@ -130,3 +130,17 @@ def ballot_of(page: str) -> str:
     """The ballot that a page shows; empty where it shows none."""
     found = re.search(r'name="ballot" value="([^"]+)"', page)
     return found[1] if found else ""
+
+
+def run_folder(run: Path) -> Path:
+    """A small finished run, with an alarm whose text is not to be run."""
+    from PIL import Image
+
+    (run / "previews").mkdir(parents=True)
+    Image.new("RGB", (16, 8), "red").save(run / "previews" / "before.png")
+    (run / "run.json").write_text('{"recipe": "dpo", "config": {"updates": 2, "seed": 0}}')
+    rows = [f'{{"update": {n}, "loss": {1 / n}, "seconds": {n}}}\n' for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(rows))
+    (run / "alarms.jsonl").write_text('{"update": 2, "text": "<b>the judge fell</b>"}\n')
+    (run / "result.json").write_text('{"seconds": 2.0}')
+    return run

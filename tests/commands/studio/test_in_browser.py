@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from scoretune.commands.studio.studio import Studio
 from scoretune.data.scenes import world
 from scoretune.data.store import open_store
 from scoretune.training.run_folder import load
-from studios import filled, served
+from studios import filled, run_folder, served
 
 KEYS = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "ArrowUp": "both_bad"}
 
@@ -228,11 +227,9 @@ def test_a_port_in_use_is_one_line(studio: Studio, command: Any, tmp_path: Path)
     assert outcome.err.count("\n") == 1
 
 
-def pages(studio: Studio, finished_run: Path) -> list[str]:
+def pages(studio: Studio) -> list[str]:
     """Every page of a studio on which something has happened."""
-    run = studio.runs / "ddpo-1"
-    shutil.copytree(finished_run, run)
-    (run / "alarms.jsonl").write_text('{"update": 2, "text": "<b>the judge fell</b>"}\n')
+    run = run_folder(studio.runs / "dpo-1")
     log_of(studio.runs / "round-1").write_text("update 2/2: loss 0.7\n")
     ids = [studio.store.add_rater(f"rater {n}")[0].id for n in range(3)]
     for pair in studio.store.pairs()[:6]:
@@ -248,10 +245,10 @@ def pages(studio: Studio, finished_run: Path) -> list[str]:
     return [*fixed, f"runs/{name_of(run)}"]
 
 
-def test_every_page_is_for_everybody(browser: Any, axe: str, studio: Studio, finished_run: Path):
+def test_every_page_is_for_everybody(browser: Any, axe: str, studio: Studio):
     """axe-core finds no violation, nothing is cut off, no script fails: wide and narrow, light and
     dark."""
-    paths = pages(studio, finished_run)
+    paths = pages(studio)
     for width, scheme in ((1440, "light"), (360, "dark")):
         page = entered(
             browser, studio, viewport={"width": width, "height": 800}, color_scheme=scheme

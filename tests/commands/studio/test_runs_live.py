@@ -17,7 +17,7 @@ from scoretune.commands.studio.pages.rounds import settings_of
 from scoretune.commands.studio.security import Refused
 from scoretune.core.errors import UserError
 from scoretune.data.store import open_store
-from studios import Client, filled, served
+from studios import Client, filled, run_folder, served
 
 HOLDER = """
 import fcntl, os, socket, sys, time
@@ -83,11 +83,10 @@ def test_new_lines_are_followed(tmp_path: Path):
     assert kind == "text" and text.endswith("x\ufffd<b>") and len(text) <= live.TAIL
 
 
-def test_events_are_sent_to_the_owner_alone(tmp_path: Path, finished_run: Path):
+def test_events_are_sent_to_the_owner_alone(tmp_path: Path):
     store = filled(tmp_path / "store")
     with served(store, tmp_path / "store") as studio:
-        studio.runs.mkdir(parents=True)
-        (studio.runs / "a").symlink_to(finished_run)
+        run_folder(studio.runs / "a")
         rater = Client(studio.address).enter(store.add_rater("ann")[1])
         name = live.name_of(studio.runs / "a")
         for path in ("/runs", f"/runs/{name}", f"/runs/{name}/events", "/rounds", "/raters"):
