@@ -19,6 +19,7 @@ from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
 from scoretune.commands.reproduce import verb as reproduce
 from scoretune.commands.runs import verb as runs
+from scoretune.commands.studio import verb as studio
 from scoretune.core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command()(export.export)
 app.command()(gap.gap)
 app.command()(runs.runs)
 app.command()(families.families)
+app.command()(studio.studio)
 app.command()(serve_reward.serve_reward)
 app.command()(doctor.doctor)
 app.command()(reproduce.reproduce)
