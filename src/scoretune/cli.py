@@ -18,6 +18,7 @@ from scoretune.commands.gap import verb as gap
 from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
 from scoretune.commands.reproduce import verb as reproduce
+from scoretune.commands.rpo import verb as rpo
 from scoretune.commands.runs import verb as runs
 from scoretune.commands.studio import verb as studio
 from scoretune.core.errors import UserError, one_line
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(rpo.rpo)
 app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
