@@ -18,7 +18,9 @@ from scoretune.commands.gap import verb as gap
 from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
 from scoretune.commands.reproduce import verb as reproduce
+from scoretune.commands.rpo import verb as rpo
 from scoretune.commands.runs import verb as runs
+from scoretune.commands.studio import verb as studio
 from scoretune.core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(rpo.rpo)
 app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
@@ -38,6 +41,7 @@ app.command()(export.export)
 app.command()(gap.gap)
 app.command()(runs.runs)
 app.command()(families.families)
+app.command()(studio.studio)
 app.command()(serve_reward.serve_reward)
 app.command()(doctor.doctor)
 app.command()(reproduce.reproduce)

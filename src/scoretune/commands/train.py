@@ -19,7 +19,7 @@ def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder 
     """Fine-tune the shipped miniature Stable Diffusion; ends with a report to look at."""
     from scoretune import recipes
 
-    _train(recipes.demo().model_copy(update={"seed": seed}), run, threads, json_)
+    train_run(recipes.demo().model_copy(update={"seed": seed}), run, threads, json_)
 
 
 def train(
@@ -68,14 +68,14 @@ def train(
 
         words = [word for word in (recipe, *(changes or [])) if word is not None]
         settings = resumed(resume, words, accept_changes=accept_changes)
-        _train(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
+        train_run(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
         return
     if recipe is None:
         raise UserError(
             f"name a recipe ({', '.join(recipes.RECIPES)}), a settings file (.yaml, .json), or "
             "--resume a run folder"
         )
-    _train(settings_file.named(recipe, changes or []), run, threads, json_)
+    train_run(settings_file.named(recipe, changes or []), run, threads, json_)
 
 
 def show(
@@ -96,7 +96,7 @@ def show(
     typer.echo(text.rstrip())
 
 
-def _train(
+def train_run(
     run: Any,
     folder: Path | None,
     threads: int,
@@ -104,7 +104,9 @@ def _train(
     *,
     going_on: bool = False,
     accept_changes: bool = False,
-) -> None:
+) -> dict[str, Any]:
+    """Train in a folder, or go on there, and show it; the result, of several processes in the main
+    one."""
     from scoretune.commands.display import Live
     from scoretune.core import distributed
     from scoretune.training import run_folder
@@ -134,13 +136,14 @@ def _train(
         raise _in_words(error, run, where) from error
     distributed.stop()
     if not main:
-        return
+        return {}
     if json_:
         typer.echo(json.dumps(result))
     elif "data" in result:
         _conclude(result)
     else:
         live.conclude(result)
+    return result
 
 
 def _pinned(run: Any, where: Path) -> str:
