@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import stat
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,3 +227,37 @@ def test_a_token_file_must_hold_a_secret(tmp_path: Path):
 def test_other_machines_need_a_token_file(command):
     outcome = command("studio", "--demo", "--host", "0.0.0.0")
     assert outcome.code == 2 and "--token-file" in outcome.err and outcome.err.count("\n") == 1
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that says it is 60,000 x 60,000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 10_000)
+    chunks = [head, data, b"IEND"]
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_uploads_are_looked_at_before_they_are_decoded(studio: Studio, rater: Client):
+    before = len(studio.store.samples())
+    for payload in (bomb(), b"<svg onload=alert(1)>", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"):
+        body = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="../../a"\r\n\r\n'
+        body += payload + b"\r\n--x--\r\n"
+        kind = "multipart/form-data; boundary=x"
+        answer = rater.ask("POST", "/why/1/upload", body, content_type=kind)
+        assert answer.status == 422, answer
+        assert len(answer.text.splitlines()) == 1
+    assert len(studio.store.samples()) == before
+
+
+def test_reasons_of_any_text_are_stored_and_never_run(studio: Studio, rater: Client):
+    ticket = re.search(r'name="ticket" value="([^"]+)"', rater.get("/why/1").text)
+    assert ticket is not None
+    sent = {"ticket": ticket[1], "tags": [EVIL[:40]], "text": EVIL + SQL, "box": "0,0,1,1"}
+    answer = rater.post("/why/1", **sent)
+    assert answer.status == 200 and "<script>document" not in answer.text
+    assert "&lt;script&gt;" in answer.text
+    for box in ("1,1,0,0", "0,0,2,2", "a,b,c,d", "nan,0,1,1", SQL):
+        assert rater.post("/why/1", **sent | {"box": box}).status == 422
+    assert rater.get(f"/why/{10**30}").status == rater.get("/why/x").status == 422
+    assert [reason.text for reason in studio.store.reasons()] == [EVIL + SQL]

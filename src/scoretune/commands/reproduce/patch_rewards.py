@@ -17,7 +17,6 @@ from scoretune import recipes
 from scoretune.commands.reproduce import patch_world
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
-from scoretune.commands.reproduce.preference_patches import compared
 from scoretune.data.prompts import Prompts
 from scoretune.training import overrides
 from scoretune.training.build import Checked, build_method
@@ -82,12 +81,12 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
     for lap in range(method.warm_up):
         method.source(-1 - lap)
     per_prompt = max(2, PER_PROMPT // scale)
-    before, after = compared(policy, seed, per_prompt)
+    before, after = patch_world.compared(policy, seed, per_prompt)
     curve = [after | {"update": 0}]
 
     def measure(update: int, metrics: object) -> None:
         if (update + 1) % max(1, EVERY // scale) == 0:
-            curve.append(compared(policy, seed, per_prompt)[1] | {"update": update + 1})
+            curve.append(patch_world.compared(policy, seed, per_prompt)[1] | {"update": update + 1})
 
     adaptive = method.adaptive
     train(

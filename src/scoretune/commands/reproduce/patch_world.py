@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.commands.reproduce.base import kept_tensors
+from scoretune.commands.reproduce.base import Numbers, kept_tensors
 from scoretune.core.records import Condition
 from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.kernels import GDDIM
@@ -182,3 +182,24 @@ def drawn(policy: Policy, prompts: Sequence[str], generator: torch.Generator) ->
     times = grids.uniform(policy.backbone.process, STEPS)
     noise = prior(policy, len(prompts), generator)
     return policy.decode(deterministic(policy, policy.encode(prompts), times, noise))
+
+
+def compared(policy: Policy, seed: int, per_prompt: int) -> tuple[Numbers, Numbers]:
+    """The base model's reward; and the policy's, how often its picture is better from the same
+    noise (ties count half), and how far pixels have moved."""
+    prompts = [prompt for prompt in PROMPTS for _ in range(per_prompt)]
+
+    def images() -> Tensor:
+        return drawn(policy, prompts, torch.Generator().manual_seed(1_000 + seed))
+
+    with policy.reference():
+        base = images()
+    tuned = images()
+    old, new = (reward(each, prompts) for each in (base, tuned))
+    wins = (new > old).float() + (new == old).float() / 2
+    shift = float((tuned - base).abs().mean())
+    return {"base": float(old.mean())}, {
+        "reward": float(new.mean()),
+        "wins": float(wins.mean()),
+        "shift": shift,
+    }

@@ -94,7 +94,7 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
             updates=range(max(2, arm.updates // scale)),
             hooks=[lambda _, metrics: ahead.append(metrics["implicit_accuracy"])],
         )
-    before, after = compared(policy, seed, max(2, PER_PROMPT // scale))
+    before, after = patch_world.compared(policy, seed, max(2, PER_PROMPT // scale))
     last = ahead[-LAST:]
     return {**before, **after, "implicit accuracy": sum(last) / len(last) if last else 0.5}
 
@@ -194,27 +194,6 @@ class Pairs(Stateless):
             share=noise.rand((BATCH,), generator),
         )
         return Round([batch], {}, counts=(BATCH,))
-
-
-def compared(policy: Policy, seed: int, per_prompt: int) -> tuple[Numbers, Numbers]:
-    """The base model's reward; and the policy's, how often its picture is better from the same
-    noise (ties count half), and how far pixels have moved."""
-    prompts = [prompt for prompt in patch_world.PROMPTS for _ in range(per_prompt)]
-
-    def images() -> Tensor:
-        return patch_world.drawn(policy, prompts, torch.Generator().manual_seed(1_000 + seed))
-
-    with policy.reference():
-        base = images()
-    tuned = images()
-    old, new = (patch_world.reward(each, prompts) for each in (base, tuned))
-    wins = (new > old).float() + (new == old).float() / 2
-    shift = float((tuned - base).abs().mean())
-    return {"base": float(old.mean())}, {
-        "reward": float(new.mean()),
-        "wins": float(wins.mean()),
-        "shift": shift,
-    }
 
 
 # ----------------------------------------------------------------------------------- the page
