@@ -27,8 +27,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A method, e.g. score_as_action (`train` alone lists all), a settings file (.yaml, "
-            ".json, a run's run.json), or reward: a reward model from votes, data=….",
+            help="A method, e.g. score_as_action (`train` alone lists all), a settings file: "
+            ".yaml, .json, a run's run.json; or reward: a reward model from votes, data=….",
         ),
     ] = None,
     changes: Changes = None,
