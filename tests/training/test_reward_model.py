@@ -34,7 +34,7 @@ def watched(*told: Any) -> None:
     pass
 
 
-def votes_folder(folder: Path, pairs_each: int = 4, votes: int = 5) -> Path:
+def votes_folder(folder: Path, pairs_each: int = 6, votes: int = 5) -> Path:
     """Plain colours. Worth is how much of the asked colour there is; raters follow Davidson's law
     with ν = 0.5 at a gap of 8 for full colour against none."""
     folder.mkdir(parents=True)
@@ -65,7 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trained") / "my-reward"  # a path with a minus
-    learning = {"updates": 150, "batch": 24, "learning_rate": 1e-2}
+    learning = {"updates": 120, "batch": 32, "learning_rate": 1e-2, "checkpoint_every": 1000}
     settings = RewardSettings(data=str(data), **QUICK | learning)
     return folder, train_reward(settings, folder, watched)
 

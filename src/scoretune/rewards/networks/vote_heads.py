@@ -179,25 +179,27 @@ class EmbeddingHead(nn.Module):
 
 
 class WordsHead(nn.Module):
-    """Every word of the prompt, read in both directions, looks for its places in the picture; what
-    it finds is judged, and the verdicts of all words are summed."""
+    """Every word of the prompt, with its neighbours, looks for its places in the picture; what it
+    finds is judged, and the verdicts of all words are summed."""
 
     def __init__(self, places: int, channels: int, words: int, width: int) -> None:
         super().__init__()
         self.words = nn.Embedding(words, width, padding_idx=PADDING)
-        self.order = nn.GRU(width, width // 2, bidirectional=True, batch_first=True)
+        self.near = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(2))
         self.look = nn.Linear(channels, 2 * width)
         self.place = nn.Parameter(0.1 * torch.randn(places, 2 * width))
         self.verdict = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, pictures: Tensor, prompts: Tensor) -> Tensor:
         """Pictures [B, places, channels] and words [B, L] -> [B]."""
-        words, _ = self.order(self.words(prompts))
+        words, there = self.words(prompts), (prompts != PADDING)[..., None]
+        for layer in self.near:
+            words = words + there * F.silu(layer(words.transpose(1, 2)).transpose(1, 2))
         keys, values = (self.look(pictures) + self.place).chunk(2, -1)
         attention = (words @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(-1)
         seen = attention @ values
         verdicts = self.verdict(torch.cat([words, seen, words * seen], -1))[..., 0]
-        total: Tensor = (verdicts * (prompts != PADDING)).sum(-1)
+        total: Tensor = (verdicts * there[..., 0]).sum(-1)
         return total
 
 
