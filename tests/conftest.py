@@ -121,3 +121,29 @@ def command(
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server's database; the test is skipped where there is no server."""
+    import postgres_server
+
+    if reason := postgres_server.lacking():
+        pytest.skip(reason)
+    with postgres_server.running() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_database(postgres: str) -> str:
+    """The URL of a new, empty database."""
+    import uuid
+
+    import sqlalchemy
+
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return postgres.rpartition("/")[0] + f"/{name}"

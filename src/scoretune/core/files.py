@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ def write_whole(path: Path, text: str) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place to write a file to, which becomes `path` at the end of the context: a file that is
-    never seen half-written. Each process has its own, as several may write the same file."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    never seen half-written. Each thread has its own, as several may write the same file."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.writing")
     yield aside
     os.replace(aside, path)
 

@@ -47,12 +47,21 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "bandit": Part("mallows_bandit", "MallowsPO from votes on a bandit"),
         "dispersion": Part("mallows_dispersion", "Dispersion from entropy, and learning with it"),
     },
+    "preference-patches": {
+        "divergence": Part(
+            "preference_patches", "Where Diffusion-DPO gains and where it runs away"
+        ),
+        "rewards": Part("patch_rewards", "Rewards followed by values, by slopes, under a KL"),
+    },
     "preference-toy": {
         "tilt": Part("preference_toy", "Losses of preferences where the best law is known"),
     },
     "preference-scenes": {
         "scenes": Part(
             "preference_scenes", "The miniature Stable Diffusion learns from people's choices"
+        ),
+        "expected": Part(
+            "preference_scenes:THREE", "Diffusion-DPO and online DPO beside DDPO, on the miniature"
         ),
         "tuning": Part("preference_scenes:TUNING", "What the arms of `scenes` were tuned by"),
     },
