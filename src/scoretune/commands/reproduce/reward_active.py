@@ -201,7 +201,7 @@ ABOUT = """
 rater prefers one of two pictures with probability σ(gap/{tau}), the gap in the judge's score. The
 reward is a weighted sum of {features} measurements, none of them the judge's, fitted to the votes
 by maximum likelihood with a ridge of 1; {seeds} seeds draw the split and the votes, and the
-pictures are the same. `active` asks in batches of ten for the pairs of which 32 draws from the fit's own
-Gaussian law disagree most (`preference.next_pairs`), `random` for any. Agreement is the share of
-held-out pairs that reward and judge order alike, with 95 % intervals over seeds.
+pictures are the same. `active` asks in batches of ten for the pairs of which 32 draws from the
+fit's own Gaussian law disagree most (`preference.next_pairs`), `random` for any. Agreement is the
+share of held-out pairs that reward and judge order alike, with 95 % intervals over seeds.
 """

@@ -16,6 +16,7 @@ from scoretune.core.errors import UserError, first_line
 from scoretune.data.pairs import read_pairs
 from scoretune.data.rankings import read_rankings
 from scoretune.data.scenes import world
+from scoretune.evaluate.scores import rounded
 from scoretune.rewards import reward_model
 from scoretune.rewards.networks import scene_readers, vote_heads
 from scoretune.training.reward_model import examples, learning, measured, page
@@ -47,6 +48,7 @@ def train_reward(settings: RewardSettings, folder: Path, watch: Watch) -> dict[s
     lessons = Lessons(votes, folds, examples.kind_of_ties(settings.ties, votes.counts[folds >= 0]))
     heads = _members(settings, folder, view, lessons, watch)
     scale, fit = learning.calibrated(heads, lessons)
+    scale = rounded(scale)
     record = _record(settings, view, scale)
     result = {
         "run": str(folder),
