@@ -16,7 +16,7 @@ import pytest
 from scoretune.commands.reproduce import EXPERIMENTS
 
 HEAVY = {
-    *("diffusers", "transformers", "peft", "trl", "fastapi", "uvicorn"),
+    *("diffusers", "transformers", "peft", "trl", "fastapi", "openai", "uvicorn"),
     *("sklearn", "scipy", "matplotlib", "pyarrow"),
 }
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"

@@ -13,11 +13,14 @@ from scoretune.commands import evaluate, export, prefer_text, sample, serve_rewa
 from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
+from scoretune.commands.feedback import verb as feedback
 from scoretune.commands.gap import verb as gap
 from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
 from scoretune.commands.reproduce import verb as reproduce
+from scoretune.commands.rpo import verb as rpo
 from scoretune.commands.runs import verb as runs
+from scoretune.commands.studio import verb as studio
 from scoretune.core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -29,6 +32,7 @@ app = typer.Typer(
 app.command()(train.demo)
 app.command()(train.train)
 app.command()(train.show)
+app.command()(rpo.rpo)
 app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
 app.command()(sample.sample)
@@ -37,6 +41,7 @@ app.command()(export.export)
 app.command()(gap.gap)
 app.command()(runs.runs)
 app.command()(families.families)
+app.command()(studio.studio)
 app.command()(serve_reward.serve_reward)
 app.command()(doctor.doctor)
 app.command()(reproduce.reproduce)
@@ -44,6 +49,15 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data of preferences, 
 data_app.command()(data.check)
 data_app.command()(data.resample)
 app.add_typer(data_app, name="data")
+feedback_app = typer.Typer(
+    no_args_is_help=True, help="Keep samples and what people say of them in a store."
+)
+feedback_app.command()(feedback.collect)
+feedback_app.command("import")(feedback.import_)
+feedback_app.command()(feedback.export)
+feedback_app.command()(feedback.stats)
+feedback_app.command()(feedback.check)
+app.add_typer(feedback_app, name="feedback")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)
 app.add_typer(pretrain_app, name="pretrain")

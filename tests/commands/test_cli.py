@@ -30,6 +30,7 @@ HEAVY = {
     "peft",
     "PIL",
     "safetensors",
+    "sqlalchemy",
     "scipy",
     "sklearn",
     "tokenizers",

@@ -22,6 +22,8 @@ from scoretune.rewards.cache import eight_bit
 from scoretune.rewards.catalog import named_reward
 from scoretune.rewards.ocr import QUESTION, Ocr, agreement, distance, wanted_text
 from scoretune.rewards.vlm import Vlm
+from scoretune.training.feedback import roles
+from scoretune.training.feedback.records import Critique, Shown
 
 IMAGES = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 PICTURES = [Image.fromarray(picture) for picture in eight_bit(IMAGES)]
@@ -540,3 +542,17 @@ def test_scores_are_finite_and_within_bounds(llava, trocr):
     read = Ocr(str(trocr), tokens=4)(IMAGES, ['"abc"'] * 3)
     for score in (*share.tolist(), *read.tolist()):
         assert math.isfinite(score) and 0 <= score <= 1
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_a_model_that_knows_no_json_is_a_critic_that_says_nothing(family, request):
+    """Random weights answer with gibberish: it is asked for again, counted, and never raises."""
+    folder = request.getfixturevalue(family)
+    pictures = [Shown(prompt, image) for prompt, image in zip(PROMPTS, IMAGES, strict=True)]
+    critic = roles.named("critic", f"vlm(model={folder}, batch=2, tokens=4)", roles.CRITICS)
+    said = critic(pictures)
+    assert [(answer.content, answer.attempts) for answer in said] == [(None, 3)] * len(PROMPTS)
+    assert len({answer.raw for answer in said}) > 1  # it looked at the pictures
+    writer = roles.named("writer", f"vlm(model={folder}, tokens=4, most=2)", roles.WRITERS)
+    plans = writer(pictures[:1], [Critique(alignment=3)])
+    assert [answer.content for answer in plans] == [None]

@@ -20,7 +20,7 @@ def demo(json_: Json = False, seed: Seed = 0, threads: Threads = 1, run: Folder 
     """Fine-tune the shipped miniature Stable Diffusion; ends with a report to look at."""
     from scoretune import recipes
 
-    _train(recipes.demo().model_copy(update={"seed": seed}), run, threads, json_)
+    train_run(recipes.demo().model_copy(update={"seed": seed}), run, threads, json_)
 
 
 def train(
@@ -76,14 +76,14 @@ def train(
 
         words = [word for word in (recipe, *(changes or [])) if word is not None]
         settings = resumed(resume, words, accept_changes=accept_changes)
-        _train(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
+        train_run(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
         return
     if recipe is None:
         raise UserError(
             f"name a recipe ({', '.join(recipes.RECIPES)}), a settings file (.yaml, .json), or "
             "--resume a run folder"
         )
-    _train(settings_file.named(recipe, changes or []), run, threads, json_)
+    train_run(settings_file.named(recipe, changes or []), run, threads, json_)
 
 
 def show(
@@ -104,7 +104,7 @@ def show(
     typer.echo(text.rstrip())
 
 
-def _train(
+def train_run(
     run: Any,
     folder: Path | None,
     threads: int,
@@ -112,7 +112,9 @@ def _train(
     *,
     going_on: bool = False,
     accept_changes: bool = False,
-) -> None:
+) -> dict[str, Any]:
+    """Train in a folder, or go on there, and show it; the result, of several processes in the main
+    one."""
     from scoretune.commands.display import Live
     from scoretune.core import distributed
     from scoretune.training import run_folder
@@ -122,6 +124,7 @@ def _train(
     default = Path("runs") / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     where = Path(distributed.agreed(str(folder or default)))
     if not going_on:
+        run = run.model_copy(update={"data": distributed.agreed(_pinned(run, where))})
         run_folder.check(run, where)
     checked = ready(run)
     command = shlex.join(["scoretune", *sys.argv[1:]])
@@ -141,13 +144,25 @@ def _train(
         raise _in_words(error, run, where) from error
     distributed.stop()
     if not main:
-        return
+        return {}
     if json_:
         typer.echo(json.dumps(result))
     elif "data" in result:
         _conclude(result)
     else:
         live.conclude(result)
+    return result
+
+
+def _pinned(run: Any, where: Path) -> str:
+    """The data of a run; a store of feedback as of now, or as of when the folder's run began."""
+    from scoretune.data.store import is_store, pinned
+    from scoretune.training.run_folder import recorded, unfinished_start
+
+    if not is_store(run.data):
+        return str(run.data)
+    there = (where / "run.json").exists() and not unfinished_start(where)
+    return pinned(run.data, recorded(where).data if there else "")
 
 
 def _in_words(error: Exception, run: Any, where: Path) -> Exception:

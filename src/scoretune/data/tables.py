@@ -18,6 +18,8 @@ from scoretune.core import reading
 from scoretune.core.errors import UserError
 from scoretune.data import formats
 from scoretune.data.formats import brief
+from scoretune.data.store import is_store
+from scoretune.data.store.judged import judged_rows
 
 KEPT = 2**28
 """Bytes of row groups that are kept; one always is."""
@@ -54,11 +56,14 @@ class Opened:
 
 
 def opened(source: str, stem: str) -> Opened:
-    """A table of a file, of `datasets:ID[:SPLIT]`, or of a folder with `STEM.jsonl` (or another
-    table of that name, or one table at all, or the .parquet parts of one).
+    """A table of a file, of `datasets:ID[:SPLIT]`, of a store of feedback, or of a folder with
+    `STEM.jsonl` (or another table of that name, or one table at all, or the .parquet parts of one).
 
     Raises UserError, in one line, for what cannot be read.
     """
+    if is_store(source):
+        store, names, judged = judged_rows(source, stem)
+        return Opened(store.name, store.folder.folder, names, lambda: judged, len(judged))
     if source.startswith(formats.LIBRARY):
         dataset, column = formats.dataset_of(source.removeprefix(formats.LIBRARY))
         if column is not None:

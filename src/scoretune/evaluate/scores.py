@@ -221,11 +221,15 @@ class Verdicts:
 
 
 def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
-    """The result of a run: scores before and after, and the paired gain with its interval."""
+    """The result of a run: scores before and after, the paired gain with its interval, and the
+    share of prompts on which the tuned model wins from the same noise; a tie is half a win."""
     result: dict[str, Any] = {}
     gains: dict[str, Any] = {}
+    wins: dict[str, Any] = {}
     for name in final.values:
-        gains[name] = score(final.values[name] - base.values[name], final.tasks).as_gain()
+        gain = final.values[name] - base.values[name]
+        gains[name] = score(gain, final.tasks).as_gain()
+        wins[name] = score(gain.sign() / 2 + 0.5, final.tasks).as_dict()
         if name == "reward":  # its levels, under both samplers, are below
             continue
         result[name] = {"base": base.score(name).as_dict(), "final": final.score(name).as_dict()}
@@ -235,5 +239,5 @@ def compare(base: Verdicts, final: Verdicts) -> dict[str, Any]:
         result[name] = final.line.get(name)
     for name in ("gap", "bias"):  # a base that was measured by an older version has neither
         result[name] = {"base": base.line.get(name), "final": final.line.get(name)}
-    result["gain"] = gains
+    result |= {"gain": gains, "wins": wins}
     return result

@@ -45,13 +45,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def new(place: str, tmp_path: Path) -> Iterator[Callable]:
+def new(place: str) -> Iterator[Callable]:
     """Opens the store once more, as another process would."""
     stores = []
 
     def opened(**more):
-        folder = {"pictures": str(tmp_path / "pictures")} if "://" in place else {}
-        stores.append(open_store(place, **(folder | more)))
+        stores.append(open_store(place, **more))
         return stores[-1]
 
     yield opened

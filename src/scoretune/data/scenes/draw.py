@@ -35,12 +35,26 @@ def handwriting(part: str) -> tuple[NDArray[np.float32], ...]:
 
 def draw(layouts: list[Layout], part: str, rng: np.random.Generator) -> NDArray[np.float32]:
     """Pictures `[B, 3, 32, 32]` in [0, 1], each digit in a random hand, shifted a little."""
+    return _drawn(layouts, part, [[rng] * CELLS] * len(layouts))
+
+
+def draw_in_hands(
+    layouts: list[Layout], part: str, hands: list[tuple[int, ...]]
+) -> NDArray[np.float32]:
+    """The same, with a number a cell from which its hand, shift and ink follow: what has the same
+    number looks the same in two pictures."""
+    return _drawn(layouts, part, [[np.random.default_rng(n) for n in cells] for cells in hands])
+
+
+def _drawn(
+    layouts: list[Layout], part: str, rngs: list[list[np.random.Generator]]
+) -> NDArray[np.float32]:
     shelves = handwriting(part)
     pictures = np.tile(BACKGROUND, (len(layouts), SIZE, SIZE, 1))
     half = SIZE // 2
     room = half - DIGIT_SIZE
-    for picture, layout in zip(pictures, layouts, strict=True):
-        for cell in range(CELLS):
+    for picture, layout, of_cell in zip(pictures, layouts, rngs, strict=True):
+        for cell, rng in enumerate(of_cell):
             if layout.digits[cell] == EMPTY:
                 continue
             shelf = shelves[layout.digits[cell]]

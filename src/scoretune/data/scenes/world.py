@@ -58,7 +58,7 @@ class Ask:
         if self.task == "counting":
             return f"{COUNTS[len(self.items)]} {PLURALS[self.items[0].digit]}"
         joint = f" {RELATIONS[self.relation]} " if self.relation is not None else " and "
-        return joint.join(_noun(item) for item in self.items)
+        return joint.join(noun(item) for item in self.items)
 
     def placements(self) -> list[tuple[int, ...]]:
         """Every way to put the items into distinct cells that fulfils the prompt."""
@@ -66,7 +66,7 @@ class Ask:
             return list(itertools.combinations(range(CELLS), len(self.items)))
         ordered = itertools.permutations(range(CELLS), len(self.items))
         return [
-            cells for cells in ordered if self.relation is None or _stands(self.relation, *cells)
+            cells for cells in ordered if self.relation is None or stands(self.relation, *cells)
         ]
 
 
@@ -91,7 +91,8 @@ class Layout:
         return self.digits[cell] == item.digit and right_colour
 
 
-def _noun(item: Item) -> str:
+def noun(item: Item) -> str:
+    """ "a seven", "a red seven"."""
     words = [DIGITS[item.digit]]
     if item.colour is not None:
         words.insert(0, COLOURS[item.colour])
@@ -99,7 +100,8 @@ def _noun(item: Item) -> str:
     return " ".join([article, *words])
 
 
-def _stands(relation: int, first: int, second: int) -> bool:
+def stands(relation: int, first: int, second: int) -> bool:
+    """Whether one cell stands to another as RELATIONS says."""
     (row_1, column_1), (row_2, column_2) = divmod(first, 2), divmod(second, 2)
     return (column_1 < column_2, column_1 > column_2, row_1 < row_2, row_1 > row_2)[relation]
 
@@ -148,6 +150,18 @@ def is_held_out(ask: Ask) -> bool:
     if len(ask.items) == 2:
         return tuple(sorted(item.digit for item in ask.items)) in HELD_OUT_PAIRS
     return (first.colour, first.digit) in HELD_OUT_COLOURS
+
+
+def is_held_out_layout(layout: Layout) -> bool:
+    """True when a picture of it would show a combination that never occurs in training."""
+    there = [d for d in layout.digits if d != EMPTY]
+    inks = [pair for pair in zip(layout.colours, layout.digits, strict=True) if pair[1] != EMPTY]
+    return (
+        not HELD_OUT_COLOURS.isdisjoint(inks)
+        or (len(there) == 1 and there[0] in HELD_OUT_SINGLES)
+        or (len(there) == 2 and tuple(sorted(there)) in HELD_OUT_PAIRS)
+        or (len(set(there)) == 1 and (len(there), there[0]) in HELD_OUT_COUNTS)
+    )
 
 
 def training_asks() -> list[Ask]:

@@ -7,6 +7,8 @@ acknowledged survives a kill, and several processes may write at once.
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,19 +40,40 @@ __all__ = [
     "Vote",
     "is_store",
     "open_store",
+    "pinned",
 ]
 
 FILE = "store.db"
+MOMENT = re.compile(r"(.+)@([0-9]{9,11}\.[0-9]{6})", re.DOTALL)
+"""Of what `pinned` writes."""
 
 
 def is_store(where: str) -> bool:
-    """Whether this names a store: a folder with a store.db, or a database by its URL."""
-    return is_url(where) or (Path(where) / FILE).is_file()
+    """Whether this names a store: a folder with a store.db, or a database by its URL; perhaps as it
+    was at a moment."""
+    place = split_moment(where)[0]
+    return is_url(place) or (Path(place) / FILE).is_file()
 
 
 def is_url(where: str) -> bool:
     """Whether this is the URL of a PostgreSQL database."""
     return where.startswith(("postgresql://", "postgresql+"))
+
+
+def split_moment(where: str) -> tuple[str, float | None]:
+    """`STORE@SECONDS` as the store and the seconds since 1970, None where there are none."""
+    found = MOMENT.fullmatch(where)
+    return (found[1], float(found[2])) if found else (where, None)
+
+
+def pinned(where: str, before: str = "") -> str:
+    """A store as it is now, `STORE@SECONDS`, so that a run which goes on reads what it began with;
+    as it was `before`, where that is the same store. Anything else is as it is."""
+    if not is_store(where) or split_moment(where)[1] is not None:
+        return where
+    if before and split_moment(before)[0] == where:
+        return before
+    return f"{where}@{time.time():.6f}"
 
 
 def open_store(where: str, *, create: bool = False, pictures: str | None = None) -> Store:

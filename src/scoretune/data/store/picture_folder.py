@@ -37,6 +37,10 @@ class PictureFolder:
         """Where a picture is."""
         return self.folder / sha256[:2] / (sha256 + ending)
 
+    def relative(self, filed: Filed) -> str:
+        """A picture's file within the folder."""
+        return self.file(filed.sha256, filed.ending).relative_to(self.folder).as_posix()
+
     def add(self, picture: Tensor | bytes) -> Filed:
         """Put a picture there, [3, H, W] in [0, 1] or the bytes of a PNG, JPEG or WEBP, which stay
         as they are. Raises UserError for what is no picture or too large."""

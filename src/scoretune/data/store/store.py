@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from sqlalchemy import Connection, Engine, Table, exc, func, insert, select, update
+from sqlalchemy import Connection, Engine, Table, exc, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from torch import Tensor
 
@@ -205,8 +205,8 @@ class Store:
         if label is not None and not 0 <= label <= 1:
             raise UserError(f"the label of a pair is a probability, and {label} is not in [0, 1]")
         a, b = self.sample(first), self.sample(second)
-        if a.id == b.id or a.prompt != b.prompt:
-            what = "are one" if a.id == b.id else "have two prompts"
+        if a.picture == b.picture or a.prompt != b.prompt:
+            what = "have two prompts" if a.prompt != b.prompt else "show one picture"
             raise UserError(f"the samples {first} and {second} {what}: pair two of one prompt")
         if label is None and source in ORDERED:
             label = 1.0
@@ -290,10 +290,15 @@ class Store:
             undone = connection.execute(update(table).where(*mine).values(undone=time.time()))
             return bool(undone.rowcount)
 
-    def votes(self, *, pair: int | None = None, rater: int | None = None) -> list[Vote]:
-        """Those that were not undone, in the order in which they came."""
-        counts = schema.votes.c.undone.is_(None)
-        return self._all(Vote, schema.votes, counts, pair=pair, rater=rater)
+    def votes(
+        self, *, pair: int | None = None, rater: int | None = None, at: float = math.inf
+    ) -> list[Vote]:
+        """Those that are not undone, in the order in which they came; as of a moment `at`."""
+        table = schema.votes
+        if at == math.inf:
+            return self._all(Vote, table, table.c.undone.is_(None), pair=pair, rater=rater)
+        counts = or_(table.c.undone.is_(None), table.c.undone > at)
+        return self._all(Vote, table, counts, table.c.created <= at, pair=pair, rater=rater)
 
     def _check_same(self, number: int, key: str, pair: int, rater: int) -> None:
         old = self._one(Vote, schema.votes, number)
@@ -460,17 +465,14 @@ class Store:
             if isinstance(value, str):
                 _check_text(name, value)
         there = select(table.c.id).where(*(table.c[name] == unique[name] for name in unique))
-        row = {**unique, **values, "created": time.time()}
         try:
             with self._writing() as connection:
                 old = connection.execute(there).scalar()
                 if old is not None:
                     return int(old), False
-                once = (
-                    self._insert(table)
-                    .values(row)
-                    .on_conflict_do_nothing(index_elements=list(unique))
-                )
+                row = {**unique, **values, "created": time.time()}
+                once = self._insert(table).values(row)
+                once = once.on_conflict_do_nothing(index_elements=list(unique))
                 new = connection.execute(once.returning(table.c.id)).scalar()
                 if new is not None:
                     return int(new), True

@@ -1,0 +1,208 @@
+"""`scoretune rpo`: critique, plan, edit, score, filter, pairs; then preference tuning on them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scoretune.commands.options import Folder, Json, Seed, Threads, set_threads
+from scoretune.core.errors import UserError
+
+if TYPE_CHECKING:
+    from scoretune.core.config import Run
+    from scoretune.policy import Policy
+    from scoretune.training.feedback.pipeline import Cast, Job
+
+OWN = {
+    "prompts": "scenes",
+    "critic": "reader",
+    "writer": "",
+    "editor": "scenes",
+    "reward": "reader",
+    "agree": "",
+    "threshold": "0",
+    "least": "0.002",
+    "most": "0.3",
+    "reversed": "false",
+    "pictures": "600",
+    "per_prompt": "1",
+}
+"""What `name=value` sets beside the settings of the dpo recipe."""
+
+
+def rpo(
+    model: Annotated[str, typer.Argument(help="scenes, or the folder or hub id of a model.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="prompts= critic= writer= editor= reward= agree= threshold= least= most= "
+            "reversed= pictures= per_prompt=, and settings of the dpo recipe as a.b=c."
+        ),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Folder or URL (default: in the run folder).")
+    ] = None,
+    run: Folder = None,
+    pairs_only: Annotated[
+        bool, typer.Option("--pairs-only", help="End with the pairs: no training.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many share the pictures and the training.")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    json_: Json = False,
+) -> None:
+    """Rich Preference Optimization: a critic says what is wrong with a model's pictures, an editor
+    mends it, and the model learns to prefer what a reward finds better. The same command goes on
+    where it was stopped."""
+    from scoretune.commands.display import Bars
+    from scoretune.commands.rpo import page
+    from scoretune.commands.train import train_run
+    from scoretune.core import distributed
+    from scoretune.core.processes import run_in
+    from scoretune.data.store import open_store
+    from scoretune.training.feedback.pipeline import Pipeline
+
+    if distributed.needed(processes):
+        raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
+    main = distributed.start(processes).main
+    set_threads(threads)
+    own, changes = _sorted(settings or [])
+    folder = run or Path("runs") / "rpo"
+    where = store or str(folder / "store")
+    job = _job(model, own, seed)
+    tuning = _run(model, where, own, changes, seed)
+    cast = _cast(job, tuning)
+    feedback = open_store(where, create=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    bars = Bars()
+
+    def note(stage: str, done: int, total: int) -> None:
+        bars.show(stage, done, total, {})
+
+    with bars.progress:
+        pipeline = Pipeline(
+            feedback, job, cast, lambda stage, done, total: bars.show(stage, done, total, {})
+        )
+        result: dict[str, Any] = {"rpo": pipeline.run(), "store": where}
+    if main:
+        _say(result["rpo"])
+    if not pairs_only:
+        if not result["rpo"]["pairs"]:
+            raise UserError(
+                "no edit was kept, so there is nothing to learn from: look at the verdicts above, "
+                "lower threshold=, or take another editor= or critic="
+            )
+        result["training"] = train_run(tuning, folder, threads, json_=False)
+    if main:
+        written = page.write(folder, pipeline.stored, result)
+        typer.echo(f"look at {written}", err=True)
+        if json_:
+            typer.echo(json.dumps(result))
+
+
+def _sorted(settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Settings of the pipeline, and those of the recipe."""
+    own, changes = dict(OWN), []
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if name in OWN and equals:
+            own[name] = value.strip()
+        elif equals:
+            changes.append(text)
+        else:
+            raise UserError(f"cannot read {text!r}: write name=value, as critic=reader")
+    return own, changes
+
+
+def _job(model: str, own: dict[str, str], seed: int) -> Job:
+    from scoretune.data.prompts import order, read_prompts
+    from scoretune.training.feedback.filters import Filter
+    from scoretune.training.feedback.pipeline import Job
+
+    per_prompt = _number(own, "per_prompt", int)
+    count = max(1, _number(own, "pictures", int) // max(1, per_prompt))
+    prompts = read_prompts(own["prompts"])
+    texts: list[str] = []
+    lap = 0
+    while len(texts) < count:  # as training goes through them
+        texts += [str(prompts.texts[i]) for i in order(prompts, lap, seed)]
+        lap += 1
+    return Job(
+        model=model,
+        prompts=tuple(texts[:count]),
+        critic=own["critic"],
+        writer=own["writer"] or own["critic"],
+        editor=own["editor"],
+        reward=own["reward"],
+        agree=own["agree"],
+        per_prompt=per_prompt,
+        seed=seed,
+        filter=Filter(
+            threshold=_number(own, "threshold", float),
+            least=_number(own, "least", float),
+            most=_number(own, "most", float),
+            reversed=own["reversed"].lower() in ("true", "yes", "1"),
+        ),
+    )
+
+
+def _number(own: dict[str, str], name: str, kind: Any) -> Any:
+    try:
+        value = kind(own[name])
+    except ValueError as error:
+        example = f"{name}={OWN[name]}"
+        raise UserError(f"{name}={own[name]} is no number: write such as {example}") from error
+    if kind is int and value < 1:
+        raise UserError(f"{name}={value}: write 1 or more")
+    return value
+
+
+def _run(model: str, store: str, own: dict[str, str], changes: Sequence[str], seed: int) -> Run:
+    """The settings of the tuning: those of dpo, the reward of the filter to be measured by."""
+    from scoretune.core.config import SHIPPED_MODELS
+    from scoretune.training import settings_file
+
+    fixed = [f"model.source={model}", f"data={store}", f"reward={own['reward']}", f"seed={seed}"]
+    held_out = any(change.startswith("evaluation.prompts=") for change in changes)
+    if model not in SHIPPED_MODELS and not held_out:
+        fixed.append(f"prompts={own['prompts']}")  # a share of them is held out
+    return settings_file.named("dpo", [*fixed, *changes])
+
+
+def _cast(job: Job, tuning: Run) -> Cast:
+    from scoretune.core import distributed
+    from scoretune.rewards.catalog import named_reward
+    from scoretune.training.build import build_policy
+    from scoretune.training.feedback import roles
+    from scoretune.training.feedback.pipeline import Cast
+
+    def policy() -> Policy:
+        return build_policy(tuning, distributed.device())
+
+    return Cast(
+        policy=policy,
+        critic=roles.named("critic", job.critic, roles.CRITICS),
+        writer=roles.named("writer", job.writer, roles.WRITERS),
+        editor=roles.named("editor", job.editor, roles.EDITORS),
+        reward=named_reward(job.reward),
+        second=named_reward(job.agree) if job.agree else None,
+    )
+
+
+def _say(summary: dict[str, Any]) -> None:
+    said, plans = summary["critiques"], summary["plans"]
+    typer.echo(
+        f"{summary['pictures']} pictures, {said['read']} critiques ({said['malformed']} could not "
+        f"be read), {plans['with instructions']} plans, {summary['edits']} edits, "
+        f"{summary['pairs']} pairs",
+        err=True,
+    )
+    for category, counts in summary["acceptance"].items():
+        typer.echo(f"  {category}: {counts['kept']} of {counts['edits']} edits kept", err=True)

@@ -1,0 +1,1 @@
+"""The studio's pages: a file each, with its routes and what it shows."""

@@ -1,0 +1,366 @@
+"""Pictures, critiques, plans, edits, verdicts and pairs, each stage in the store.
+
+A stage goes through its pictures in chunks that are always the same, and writes a chunk whole. What
+the store has already is not made again, so a pipeline that was killed goes on, and ends with the
+pairs that it would have had. Of several processes each takes every so many-th chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretune.core import distributed
+from scoretune.core.errors import UserError
+from scoretune.core.records import spans
+from scoretune.data.store import Sample, StoredCritique, StoredEdit
+from scoretune.evaluate.samples import deployed_times
+from scoretune.policy import Policy, deployment_of
+from scoretune.rewards.base import Reward, checked
+from scoretune.rollout import prior, sampled
+from scoretune.training.feedback.filters import Filter, distances
+from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
+from scoretune.training.feedback.roles import Critic, Editor, Writer
+
+if TYPE_CHECKING:
+    from scoretune.data.store.store import Store
+
+STAGES = ("pictures", "critiques", "plans", "edits", "verdicts", "pairs")
+Note = Callable[[str, int, int], None]
+"""Told a stage, how many of its pictures are done, and of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What makes two pipelines one: the words of the command line that decide about its pictures.
+
+    `agree` is a second reward, empty for none; `per_prompt` pictures are drawn for each prompt.
+    """
+
+    model: str
+    prompts: tuple[str, ...]
+    critic: str
+    writer: str
+    editor: str
+    reward: str
+    agree: str = ""
+    per_prompt: int = 1
+    seed: int = 0
+    filter: Filter = field(default_factory=Filter)
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.per_prompt
+
+    def prompt(self, index: int) -> str:
+        """Of a picture by its number."""
+        return self.prompts[index // self.per_prompt]
+
+    def keys(self, stage: str) -> list[str]:
+        """Idempotency keys of a stage, one a picture. A later stage's depends on all before it."""
+        made: tuple[Any, ...] = (self.model, self.prompts, self.per_prompt, self.seed)
+        made += (self.critic,) if stage != "pictures" else ()
+        made += (self.writer,) if stage in ("plans", "edits", "verdicts") else ()
+        made += (self.editor,) if stage in ("edits", "verdicts") else ()
+        made += (self.reward, self.agree, asdict(self.filter)) if stage == "verdicts" else ()
+        digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:20]
+        return [f"rpo-{stage}-{digest}-{index}" for index in range(len(self))]
+
+
+class Cast(NamedTuple):
+    """Who does it."""
+
+    policy: Callable[[], Policy]
+    critic: Critic
+    writer: Writer
+    editor: Editor
+    reward: Reward
+    second: Reward | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the store has of a job."""
+
+    store: Store
+    job: Job
+
+    def answers(self) -> dict[str, StoredCritique]:
+        """What critics and writers said, by key."""
+        return {critique.key: critique for critique in self.store.critiques()}
+
+    def critiques(self) -> list[Critique | None]:
+        """What was understood of each picture's critique."""
+        stored = self.answers()
+        return [_content(Critique, stored[key].payload) for key in self.job.keys("critiques")]
+
+    def plans(self) -> list[list[str]]:
+        """The instructions for each picture, none where nothing is to be mended."""
+        stored = self.answers()
+        plans = [_content(EditPlan, stored[key].payload) for key in self.job.keys("plans")]
+        return [[] if plan is None else list(plan.instructions) for plan in plans]
+
+    def samples(self, stage: str) -> dict[int, Sample]:
+        """Pictures or edits by their number."""
+        stored = {sample.key: sample for sample in self.store.samples()}
+        return {row: stored[key] for row, key in enumerate(self.job.keys(stage)) if key in stored}
+
+    def verdicts(self) -> dict[int, StoredEdit]:
+        """Judged edits by the number of their picture."""
+        stored = {edit.key: edit for edit in self.store.edits()}
+        keys = self.job.keys("verdicts")
+        return {row: stored[key] for row, key in enumerate(keys) if key in stored}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A job on a store. `chunk` pictures are handled at once."""
+
+    store: Store
+    job: Job
+    cast: Cast
+    note: Note
+    chunk: int = 32
+
+    def run(self) -> dict[str, Any]:
+        """All stages; the summary."""
+        for stage in (self.draw, self.criticise, self.plan, self.edit, self.judge):
+            stage()
+            distributed.wait()
+        if distributed.team().main:
+            self.pair()
+        distributed.wait()
+        return summary(self.stored)
+
+    @property
+    def stored(self) -> Stored:
+        """What is there."""
+        return Stored(self.store, self.job)
+
+    # ------------------------------------------------------------------------------- stages
+
+    def draw(self) -> None:
+        """The model's own pictures, through its own sampler."""
+        done = {sample.key for sample in self.store.samples(source="model")}
+        keys, policy = self.job.keys("pictures"), None
+        for rows in self._chunks("pictures", [key in done for key in keys]):
+            policy = policy or self.cast.policy()
+            seed = self.job.seed * 1_000_003 + rows[0]
+            images = _drawn(policy, [self.job.prompt(row) for row in rows], seed)
+            with self.store.together():
+                for row, image in zip(rows, images, strict=True):
+                    self.store.add_sample(
+                        prompt=self.job.prompt(row),
+                        picture=self.store.add_picture(image),
+                        model=self.job.model,
+                        seed=seed,
+                        settings={"place": row - rows[0]},
+                        key=keys[row],
+                    )
+
+    def criticise(self) -> None:
+        """What is wrong with each picture."""
+        keys, done = self.job.keys("critiques"), self.stored.answers()
+        samples = self.stored.samples("pictures")
+        for rows in self._chunks("critiques", [key in done for key in keys]):
+            answers = self.cast.critic([self._shown(samples[row]) for row in rows])
+            self._add_answers(rows, samples, keys, answers, self.job.critic)
+
+    def plan(self) -> None:
+        """What would mend it, where there is anything to mend."""
+        keys, done = self.job.keys("plans"), self.stored.answers()
+        samples, critiques = self.stored.samples("pictures"), self.stored.critiques()
+        for rows in self._chunks("plans", [key in done for key in keys]):
+            some = {row: c for row in rows if (c := critiques[row]) is not None and c.issues}
+            answers: dict[int, Answer[EditPlan]] = {
+                row: Answer(EditPlan(), "nothing to mend") for row in rows
+            }
+            if some:
+                shown = [self._shown(samples[row]) for row in some]
+                written = self.cast.writer(shown, list(some.values()))
+                answers |= dict(zip(some, written, strict=True))
+            in_order = [answers[row] for row in rows]
+            self._add_answers(rows, samples, keys, in_order, f"writer {self.job.writer}")
+
+    def edit(self) -> None:
+        """The pictures after their plans; those without a plan stay as they are and are skipped."""
+        keys, plans = self.job.keys("edits"), self.stored.plans()
+        samples = self.stored.samples("pictures")
+        done = {sample.key for sample in self.store.samples(source="edit")}
+        ready = [keys[row] in done or not plans[row] for row in range(len(self.job))]
+        for rows in self._chunks("edits", ready):
+            some = [row for row in rows if plans[row]]
+            seeds = [self.job.seed * 1_000_003 + 101 * row for row in some]
+            shown = [self._shown(samples[row]) for row in some]
+            edited = self.cast.editor(shown, [plans[row] for row in some], seeds)
+            with self.store.together():
+                for row, seed, edit in zip(some, seeds, edited, strict=True):
+                    self.store.add_sample(
+                        prompt=self.job.prompt(row),
+                        picture=self.store.add_picture(edit.pixels),
+                        source="edit",
+                        model=self.job.editor,
+                        seed=seed,
+                        settings={"instructions": plans[row], "problem": edit.problem},
+                        parent=samples[row].id,
+                        key=keys[row],
+                    )
+
+    def judge(self) -> None:
+        """What the rewards say of picture and edit, and the filter's verdict."""
+        keys, plans = self.job.keys("verdicts"), self.stored.plans()
+        samples, edits = self.stored.samples("pictures"), self.stored.samples("edits")
+        critiques = self.stored.answers()
+        done = {edit.key for edit in self.store.edits()}
+        ready = [keys[row] in done or row not in edits for row in range(len(self.job))]
+        of = self.job.keys("critiques")
+        for rows in self._chunks("verdicts", ready):
+            some = [row for row in rows if row in edits]
+            verdicts = self._verdicts([samples[row] for row in some], [edits[r] for r in some])
+            with self.store.together():
+                for row, verdict in zip(some, verdicts, strict=True):
+                    self.store.add_edit(
+                        key=keys[row],
+                        sample=samples[row].id,
+                        critique=critiques[of[row]].id,
+                        editor=self.job.editor,
+                        instructions=plans[row],
+                        seed=edits[row].seed,
+                        edited=edits[row].id,
+                        verdict=verdict,
+                    )
+
+    def pair(self) -> None:
+        """Pairs of what was kept, in the order of the pictures, all at once."""
+        edits = list(self.stored.verdicts().values())
+        with self.store.together():
+            for done, edit in enumerate(edits, 1):
+                assert edit.edited is not None, "only what came out is judged"
+                if edit.verdict["outcome"] == "kept":
+                    self.store.add_pair(edit.edited, edit.sample, source="rpo-edit")
+                elif edit.verdict["outcome"] == "reversed":
+                    self.store.add_pair(edit.sample, edit.edited, source="rpo-edit")
+                self.note("pairs", done, len(edits))
+
+    def _shown(self, sample: Sample) -> Shown:
+        return Shown(sample.prompt, self.store.pixels(sample.picture))
+
+    def _add_answers(
+        self,
+        rows: Sequence[int],
+        samples: Mapping[int, Sample],
+        keys: Sequence[str],
+        answers: Sequence[Answer[Any]],
+        who: str,
+    ) -> None:
+        if len(answers) != len(rows):
+            raise UserError(f"{who!r} gave {len(answers)} answers for {len(rows)} pictures")
+        with self.store.together():
+            for row, answer in zip(rows, answers, strict=True):
+                content = None if answer.content is None else answer.content.model_dump()
+                self.store.add_critique(
+                    key=keys[row],
+                    sample=samples[row].id,
+                    critic=who,
+                    payload={"content": content, "attempts": answer.attempts},
+                    raw=answer.raw.replace("\x00", ""),
+                )
+
+    def _verdicts(
+        self, pictures: Sequence[Sample], edits: Sequence[Sample]
+    ) -> list[dict[str, Any]]:
+        before = torch.stack([self.store.pixels(sample.picture) for sample in pictures])
+        after = torch.stack([self.store.pixels(sample.picture) for sample in edits])
+        prompts = [sample.prompt for sample in pictures]
+        gains = _gains(self.cast.reward, self.job.reward, before, after, prompts)
+        seconds: list[float] | list[None] = [None] * len(edits)
+        if self.cast.second is not None:
+            seconds = _gains(self.cast.second, self.job.agree, before, after, prompts)
+        verdicts = []
+        for gain, second, distance, edit in zip(
+            gains, seconds, distances(before, after).tolist(), edits, strict=True
+        ):
+            problem = str(edit.settings.get("problem", ""))
+            verdict = self.job.filter(gain, distance, second=second, problem=problem)
+            numbers = {"gain": gain, "second": second, "distance": distance}
+            verdicts.append(asdict(verdict) | numbers)
+        return verdicts
+
+    def _chunks(self, stage: str, done: Sequence[bool]) -> Iterator[list[int]]:
+        """The chunks that are not done and are this process's."""
+        team = distributed.team()
+        for number, span in enumerate(spans(len(done), self.chunk)):
+            rows = list(range(len(done)))[span]
+            if number % team.size == team.rank and not all(done[row] for row in rows):
+                yield rows
+            self.note(stage, rows[-1] + 1, len(done))
+
+
+def _content(kind: type[Any], payload: Mapping[str, Any]) -> Any:
+    content = payload["content"]
+    return None if content is None else kind.model_validate(content)
+
+
+@torch.no_grad()
+def _drawn(policy: Policy, prompts: Sequence[str], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    deployment = deployment_of(policy.backbone)
+    times = deployed_times(policy.backbone, 20 if deployment is None else deployment.steps)
+    noise = prior(policy, len(prompts), generator)
+    x0 = sampled(policy, policy.encode(list(prompts)), times, noise, "ddim", generator)
+    return policy.decode(x0).float().cpu().clamp(0, 1)
+
+
+@torch.no_grad()
+def _gains(
+    reward: Reward, name: str, before: Tensor, after: Tensor, prompts: Sequence[str]
+) -> list[float]:
+    old = checked(reward, name, before, prompts)
+    gains: list[float] = (checked(reward, name, after, prompts) - old).tolist()
+    return gains
+
+
+# ---------------------------------------------------------------------------------- summary
+
+
+def summary(stored: Stored) -> dict[str, Any]:
+    """How many pictures came through each stage, how many answers could not be read, why edits
+    were refused, and how many were kept of each category of issue."""
+    answers, job = stored.answers(), stored.job
+    read = [answers[key].payload for key in job.keys("critiques")]
+    written = [answers[key].payload for key in job.keys("plans")]
+    critiques, verdicts = stored.critiques(), stored.verdicts()
+    reasons = Counter(str(edit.verdict["reason"]) for edit in verdicts.values())
+    tried: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for row, edit in verdicts.items():
+        critique = critiques[row]
+        for category in {issue.category for issue in critique.issues} if critique else ():
+            tried[category] += 1
+            kept[category] += edit.verdict["outcome"] == "kept"
+    return {
+        "pictures": len(job),
+        "critiques": {
+            "read": sum(payload["content"] is not None for payload in read),
+            "malformed": sum(payload["content"] is None for payload in read),
+            "asked again": sum(payload["attempts"] > 1 for payload in read),
+            "nothing wrong": sum(c is not None and not c.issues for c in critiques),
+        },
+        "plans": {
+            "with instructions": sum(bool(plan) for plan in stored.plans()),
+            "malformed": sum(payload["content"] is None for payload in written),
+        },
+        "edits": len(verdicts),
+        "verdicts": dict(reasons.most_common()),
+        "pairs": sum(edit.verdict["outcome"] != "refused" for edit in verdicts.values()),
+        "acceptance": {
+            category: {"edits": tried[category], "kept": kept[category]}
+            for category in sorted(tried)
+        },
+    }

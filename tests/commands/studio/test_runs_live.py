@@ -1,0 +1,166 @@
+"""Runs as the studio follows, stops and starts them; and the rounds of pictures that it draws."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from scoretune.commands.studio import jobs, live, rounds
+from scoretune.commands.studio.pages.rounds import settings_of
+from scoretune.commands.studio.security import Refused
+from scoretune.core.errors import UserError
+from scoretune.data.store import open_store
+from studios import Client, filled, run_folder, served
+
+HOLDER = """
+import fcntl, os, socket, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write(f"{os.getpid()} {sys.argv[2]}")
+file.flush()
+print("held", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saved", flush=True)
+"""
+
+
+def holder(run: Path, host: str) -> subprocess.Popen[str]:
+    """A process that holds a run's folder, as `scoretune train` does."""
+    run.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run / ".lock"), host], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_run_is_stopped_in_good_order(tmp_path: Path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="not running"):
+        jobs.stop(run)
+    process = holder(run, socket.gethostname())
+    try:
+        assert jobs.running(run) == process.pid
+        jobs.stop(run)
+        assert process.communicate(timeout=20)[0] == "saved\n"
+    finally:
+        process.kill()
+        process.wait()
+    assert jobs.running(run) is None  # the file is left behind, and locks nothing
+    other = holder(run, "another-machine")
+    try:
+        with pytest.raises(UserError, match="on this machine"):
+            jobs.stop(run)
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_new_lines_are_followed(tmp_path: Path):
+    follower, metrics = live.Follower(tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
+    assert list(follower.news()) == []
+    metrics.parent.mkdir()
+    metrics.write_text('{"update": 1, "reward": {"a": 2}, "bad": NaN, "text": "x"}\n{"upd')
+    row = {"update": 1.0, "reward.a": 2.0, "text": "x"}
+    assert list(follower.news()) == [("rows", {"log": "metrics", "rows": [row]})]
+    assert list(follower.news()) == []
+    with metrics.open("a") as file:
+        file.write('ate": 2}\nnot json\n[1]\n')
+    assert list(follower.news()) == [("rows", {"log": "metrics", "rows": [{"update": 2.0}]})]
+    metrics.write_text('{"update": 1}\n')  # resumed from an earlier update
+    assert list(follower.news()) == [("rows", {"log": "metrics", "rows": [{"update": 1.0}]})]
+    jobs.log_of(tmp_path / "run").write_bytes(b"a\rb\n" + b"x" * 20_000 + b"\xff<b>")
+    ((kind, text),) = follower.news()
+    assert kind == "text" and text.endswith("x\ufffd<b>") and len(text) <= live.TAIL
+
+
+def test_events_are_sent_to_the_owner_alone(tmp_path: Path):
+    store = filled(tmp_path / "store")
+    with served(store, tmp_path / "store") as studio:
+        run_folder(studio.runs / "a")
+        rater = Client(studio.address).enter(store.add_rater("ann")[1])
+        name = live.name_of(studio.runs / "a")
+        for path in ("/runs", f"/runs/{name}", f"/runs/{name}/events", "/rounds", "/raters"):
+            assert rater.get(path).status == 403
+        assert rater.post("/rounds", updates=1).status == 403
+        assert rater.post(f"/runs/{name}/stop").status == 403
+        owner = Client(studio.address).enter(studio.keys.token)
+        for path in ("/runs/nothing", "/runs/..%2f..", f"/runs/{name}/previews/99"):
+            assert owner.get(path).status == 404
+        assert "fewer than 10 votes" in owner.post("/rounds", updates=1).text
+
+
+def test_only_harmless_settings_are_changed_from_a_page():
+    assert settings_of("objective.beta=5 seed=1") == ["objective.beta=5", "seed=1"]
+    for text in ("reward=evil:function", "model.source=/", "--run=x", "data=x", "updates", "seed"):
+        with pytest.raises(Refused, match="no setting"):
+            settings_of(text)
+
+
+def test_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs.sys, "executable", "/bin/cat")  # prints its mistake and ends
+    own = jobs.Jobs(str(tmp_path), tmp_path / "runs")
+    first = own.start("scenes", ["dpo"])
+    assert own.process is not None
+    own.process.wait(20)
+    second = own.start("scenes", ["dpo"])
+    assert [run.name for run in (first, second)] == ["round-1", "round-2"]
+    assert own.rounds() == [second, first] and jobs.log_of(first).is_file()
+    own.process = SimpleNamespace(poll=lambda: None)  # one that goes on
+    with pytest.raises(UserError, match="already"):
+        own.start("scenes", ["dpo"])
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A sampler that draws noise; how many pictures it drew, each time."""
+    counts: list[int] = []
+
+    def sample(policy: Any, prompts: Any, *, times: Any, seed: int) -> torch.Tensor:
+        counts.append(len(prompts))
+        generator = torch.Generator().manual_seed(seed + policy.shift)
+        return torch.rand(len(prompts), 3, 4, 4, generator=generator)
+
+    monkeypatch.setattr("scoretune.evaluate.samples.sample", sample)
+    monkeypatch.setattr("scoretune.evaluate.samples.deployed_times", lambda *_: None)
+    monkeypatch.setattr("scoretune.policy.deployment_of", lambda _: None)
+    return counts
+
+
+def policy(shift: int) -> Any:
+    return SimpleNamespace(shift=shift, backbone=None)
+
+
+def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, drawing: list[int]):
+    store = open_store(str(tmp_path), create=True)
+    prompts = [f"prompt {n}" for n in range(7)]
+    notes: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        notes.append((done, total))
+        if done == 16 and len(notes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rounds.first_round(store, policy(0), prompts, model="m", per_prompt=3, note=note)
+    before = {one.key: one.picture for one in store.samples()}
+    rounds.first_round(store, policy(0), prompts, model="m", per_prompt=3, note=note)
+    assert drawing == [16, 5] and len(store.samples()) == 21 and len(store.pairs()) == 21
+    assert before.items() <= {one.key: one.picture for one in store.samples()}.items()
+    both = [("m", policy(0)), ("runs/round-1", policy(9))]
+    assert rounds.next_round(store, both, prompts, number=1, note=note) == 7
+    assert rounds.latest(store) == 1
+    new = [pair for pair in store.pairs() if store.sample(pair.first).round == 1]
+    sides = [{store.sample(n).model for n in (pair.first, pair.second)} for pair in new]
+    assert sides == [{"m", "runs/round-1"}] * 7 and notes[-1] == (14, 14)
+    same = [("m", policy(0)), ("copy", policy(0))]
+    assert rounds.next_round(store, same, prompts, number=2, note=note) == 0
