@@ -207,6 +207,36 @@ BREAK = {
             pools, k, 1.1 * temperature, generator
         ),
     ),
+    "ties of Rao–Kupper, θ = 2": (
+        preference,
+        "outcome_log_probs",
+        lambda gap, model, tie, of=preference.outcome_log_probs: of(gap, "davidson", tie),
+    ),
+    "error of a fitted gap, 3 votes of 4": (
+        preference,
+        "fit_votes",
+        lambda design, counts, model, of=preference.fit_votes: of(design, 2 * counts, model=model),
+    ),
+    "scores from exact shares": (
+        preference,
+        "fit_scores",
+        lambda *votes, ridge, of=preference.fit_scores: of(*votes, model="rao_kupper", ridge=ridge),
+    ),
+    "four things tied, ln 4!": (
+        preference,
+        "tied_plackett_luce",
+        lambda scores, ranks, of=preference.tied_plackett_luce: of(scores, ranks) / 2,
+    ),
+    "information between sure opposites": (
+        preference,
+        "pair_information",
+        lambda gaps, of=preference.pair_information: of(gaps / 60),
+    ),
+    "calibration error of the truth": (
+        preference,
+        "expected_calibration_error",
+        lambda p, label, of=preference.expected_calibration_error: of(p, 1 - label),
+    ),
     "W2² of two Gaussians in the plane": (metrics, "wasserstein_gaussian", lambda *a: 1.3),
     "W2² of one point and two": (metrics, "wasserstein_1d", lambda x, y: 0.0),
     "shipped model: adapter off": (Policy, "reference", lambda self: contextlib.nullcontext()),

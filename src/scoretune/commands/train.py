@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scoretune.commands import train_reward
 from scoretune.commands.options import Changes, Folder, Json, Seed, Threads, folder, set_threads
 from scoretune.core.errors import UserError, first_line
 
@@ -26,8 +27,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A method, e.g. score_as_action (`train` alone lists all), or a settings file: "
-            ".yaml, .json, a run's run.json.",
+            help="A method, e.g. score_as_action (`train` alone lists all), a settings file: "
+            ".yaml, .json, a run's run.json; or reward: a reward model from votes, data=….",
         ),
     ] = None,
     changes: Changes = None,
@@ -59,6 +60,13 @@ def train(
         raise UserError("--resume goes on in its own folder: leave out --run")
     if accept_changes and resume is None:
         raise UserError("--accept-changes is of --resume: give it too, or leave it out")
+    if recipe == train_reward.NAME or train_reward.going_on(resume):
+        if distributed.needed(processes) or accept_changes:
+            raise UserError("train reward knows neither --processes nor --accept-changes")
+        words = [] if recipe in (None, train_reward.NAME) else [str(recipe)]
+        given = [*words, *(changes or [])]
+        train_reward.train_reward(given, run, resume, threads=threads, json_=json_)
+        return
     if distributed.needed(processes):
         raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
     distributed.start(processes)

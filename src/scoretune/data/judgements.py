@@ -191,13 +191,14 @@ def positive(where: str, name: str, cell: Any) -> float:
 
 class Merged(NamedTuple):
     """Judgements of the same pair as one: the places of its rows in the table, the first of which
-    says which side is first."""
+    says which side is first; `counts` as in `Judgement`, None where a row has none."""
 
     rows: tuple[int, ...]
     label: float
     weight: float
     votes: int
     scores: tuple[float, ...] | None
+    counts: tuple[int, int, int] | None = None
 
 
 def merged(
@@ -235,7 +236,20 @@ def _mean(group: Sequence[tuple[int, bool, Judgement]]) -> Merged:
     ]
     scores = tuple(math.fsum(side) / len(scored) for side in zip(*scored, strict=True)) or None
     votes = sum(judgement.votes for _, _, judgement in group)
-    return Merged(tuple(row for row, _, _ in group), label / weight, weight, votes, scores)
+    rows = tuple(row for row, _, _ in group)
+    return Merged(rows, label / weight, weight, votes, scores, _counted(group))
+
+
+def _counted(group: Sequence[tuple[int, bool, Judgement]]) -> tuple[int, int, int] | None:
+    """How many raters of all rows are for the first, for the second and for neither."""
+    each = []
+    for _, back, judgement in group:
+        if judgement.counts is None:
+            return None
+        first, second, ties = judgement.counts
+        each.append((second, first, ties) if back else (first, second, ties))
+    first, second, ties = (sum(kind) for kind in zip(*each, strict=True))
+    return first, second, ties
 
 
 def relative(weights: Sequence[float]) -> Tensor:

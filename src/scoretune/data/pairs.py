@@ -32,7 +32,7 @@ from scoretune.data.judged_pictures import (
     pair_columns,
     read_judged,
 )
-from scoretune.data.judgements import Identical, Raters, Ties, is_tie
+from scoretune.data.judgements import Identical, Merged, Raters, Ties, is_tie
 from scoretune.data.pictures import Pictures
 from scoretune.data.tables import opened
 
@@ -41,7 +41,8 @@ from scoretune.data.tables import opened
 class PairTable:
     """Pairs of pictures: n `captions`, `labels` [n], the probability that the first is preferred,
     relative `weights` [n] of mean 1, `votes` [n], how many raters stand behind each, and `scores`
-    [n, 2] of the two sides where the table has them. The pictures are read when they are asked for.
+    [n, 2] of the two sides where the table has them. `ties` [n] says how many of the votes are for
+    neither side, where that is known. The pictures are read when they are asked for.
     """
 
     captions: tuple[str, ...]
@@ -51,9 +52,17 @@ class PairTable:
     scores: Tensor | None
     rows: tuple[int, ...]
     pictures: Pictures
+    ties: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def counts(self) -> Tensor:
+        """Votes for the first, for neither and for the second, [n, 3]: of a label alone, shares."""
+        ties = torch.zeros_like(self.labels) if self.ties is None else self.ties
+        total = self.votes.to(self.labels)
+        first = (self.labels * total - ties / 2).clamp(min=0)
+        return torch.stack([first, ties, (total - ties - first).clamp(min=0)], 1)
 
     def load(self, indices: Sequence[int], size: int = 0) -> tuple[Tensor, Tensor]:
         """The first and the second pictures of some pairs, [k, 3, H, W] each, in [0, 1].
@@ -141,7 +150,15 @@ def read_pairs(where: str, *, ties: Ties = "keep", raters: Raters = "soft") -> P
         scores=torch.tensor(scores) if len(scores) == len(pairs) else None,
         rows=tuple(read.rows[pair.rows[0]].row for pair in pairs),
         pictures=read.pictures,
+        ties=_ties(pairs),
     )
+
+
+def _ties(pairs: Sequence[Merged]) -> Tensor | None:
+    """How many votes of each pair are for neither side; None where that is not known of all."""
+    if any(pair.counts is None for pair in pairs):
+        return None
+    return torch.tensor([float(pair.counts[2]) for pair in pairs if pair.counts is not None])
 
 
 def check_table(where: str, *, likes: bool) -> None:

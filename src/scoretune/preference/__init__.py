@@ -6,6 +6,13 @@ Labels are probabilities: 1 says that the first of a pair is preferred, 0.5 is a
 raters make a share.
 """
 
+from scoretune.preference.active_choice import next_pairs, pair_information
+from scoretune.preference.calibration import (
+    Reliability,
+    expected_calibration_error,
+    reliability,
+)
+from scoretune.preference.comparisons import VoteFit, fit_scale, fit_scores, fit_votes
 from scoretune.preference.disagreement import (
     agreement_scale,
     dispersion,
@@ -37,23 +44,34 @@ from scoretune.preference.rejection import (
     rejection_sample,
     tournament,
 )
+from scoretune.preference.ties import TieModel, outcome_log_probs, vote_loss
 
 __all__ = [
     "PRESETS",
     "Preset",
+    "Reliability",
     "Term",
+    "TieModel",
+    "VoteFit",
     "adaptive_scale",
     "agreement_scale",
     "best_and_worst",
     "clamped_log_ratio",
     "dispersion",
+    "expected_calibration_error",
     "expected_psi",
+    "fit_scale",
+    "fit_scores",
+    "fit_votes",
     "implicit_margin",
     "kl_baseline",
     "mallows_probability",
     "mean_entropy",
+    "next_pairs",
     "on_policy_weight",
+    "outcome_log_probs",
     "pair_entropy",
+    "pair_information",
     "pairwise_loss",
     "percentiles",
     "phi_of_scale",
@@ -63,6 +81,7 @@ __all__ = [
     "psi",
     "regularised_optimum",
     "rejection_sample",
+    "reliability",
     "sample_spread",
     "scale_of_phi",
     "score_offset",
@@ -72,4 +91,5 @@ __all__ = [
     "typical_pairs",
     "vote_agreement",
     "vote_entropy",
+    "vote_loss",
 ]

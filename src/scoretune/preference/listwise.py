@@ -30,6 +30,26 @@ def plackett_luce(scores: Tensor) -> Tensor:
     return (rest - scores)[..., :-1].sum(-1)
 
 
+def tied_plackett_luce(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """−ln P of a ranking with ties under Plackett–Luce, [B], of scores [B, n] with their `ranks`
+    [B, n], the smallest best; `mask` [B, n] is True on the things that were ranked.
+
+    m tied things are in one of m! orders that nobody told: Efron's mean over them (JASA 72, 1977)
+    takes each from what is left while the group shrinks evenly, Σ_l ln(R − (l/m)·G), R the worth of
+    the group and all behind it and G the group's. Exact where tied things have one score.
+    """
+    check_same_shape(scores=scores, ranks=ranks)
+    there = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask
+    same = (ranks[:, :, None] == ranks[:, None, :]) & there[:, None, :]
+    behind = (ranks[:, None, :] > ranks[:, :, None]) & there[:, None, :]
+    before = torch.ones(ranks.shape[1], ranks.shape[1], dtype=torch.bool).tril(-1).to(same.device)
+    placed = (same & before).sum(-1) / same.sum(-1).clamp(min=1)  # l/m of each thing
+    left = behind + same * (1 - placed)[..., None].to(scores.dtype)
+    rest = (scores[:, None, :] + left.log()).masked_fill(left == 0, -torch.inf)
+    terms = torch.where(there, rest.masked_fill(~there[..., None], 0).logsumexp(-1) - scores, 0)
+    return terms.sum(-1)
+
+
 def rrhf(log_probs: Tensor, lengths: Tensor, rewards: Tensor, sft_weight: float = 1.0) -> Tensor:
     """RRHF, [B], of n answers to each prompt, all [B, n] (arXiv 2304.05302):
     Σ_{r_i < r_j} max(0, p_i − p_j), p = lp/|y|, plus the likelihood of the best, −lp."""

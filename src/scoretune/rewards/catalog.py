@@ -14,7 +14,7 @@ from scoretune.core.errors import UserError, unknown
 from scoretune.core.hub import sha256
 from scoretune.core.resolve import Call, Term
 from scoretune.data.scenes import world
-from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, vlm
+from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, reward_model, vlm
 from scoretune.rewards.base import Fingerprinted, Reward
 from scoretune.rewards.remote import client, isolated
 from scoretune.rewards.weighted import Part, Weighted
@@ -49,7 +49,8 @@ def _reader(folder: str = "") -> Reward:
 # int, float, bool, Literal, tuple[str, ...] or one of these | None) and whose __call__ takes
 # (images, prompts); import it above with the others and add one line `"name": name.Class` here.
 # Constructing must be cheap: networks are loaded at the first call. A function that returns a
-# reward will do as well; its parameters are the settings. `http://…` alone is `server(url=…)`.
+# reward will do as well; its parameters are the settings. `http://…` alone is `server(url=…)`, and
+# a folder that `train reward` made is `reward_model(folder=…)`.
 REWARDS: dict[str, Callable[..., Reward]] = {
     "reader": _reader,
     "compressibility": pixels.Compressibility,
@@ -64,6 +65,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "isolated": isolated.Isolated,
     "ocr": ocr.Ocr,
     "vlm": vlm.Vlm,
+    "reward_model": reward_model.RewardModel,
 }
 BEFORE_MINUS = ("reader", "compressibility", "incompressibility", "brightness")
 """The names after which a hyphen without spaces is a minus and no part of a module's name."""
@@ -71,6 +73,8 @@ BEFORE_MINUS = ("reader", "compressibility", "incompressibility", "brightness")
 
 def terms(text: str) -> list[Term]:
     """The weights and terms of a reward's text; of one that is no sum, 1 and the text."""
+    if reward_model.is_reward_model(text):  # whatever signs its path has
+        return [Term(1.0, text)]
     return resolve.read_sum(text, BEFORE_MINUS)
 
 
@@ -144,4 +148,6 @@ def _call(text: str) -> Call | None:
     """The term as a name with settings; None for a `module:function`."""
     if text.startswith(("http://", "https://")):
         return Call("server", {"url": text})
+    if reward_model.is_reward_model(text):
+        return Call("reward_model", {"folder": text})
     return None if ":" in text.partition("(")[0] else resolve.read_call(text)

@@ -87,6 +87,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         ),
         "window": Part("gap_window", "A window of two steps against the whole path"),
     },
+    "reward-model": {
+        "active": Part("reward_active", "Votes that active choice of pairs saves"),
+    },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),

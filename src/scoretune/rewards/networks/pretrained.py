@@ -93,6 +93,13 @@ def preprocessing(source: str, *, revision: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", elsewhere)
 
 
+def model_type(source: str, *, revision: str | None) -> str:
+    """What the config.json of a folder or hub id says that it is, such as "clip"; else empty."""
+    if hub.is_local(source) and not Path(hub.place(source)).is_dir():
+        raise UserError(f"model folder {source!r} does not exist: check the path")
+    return str(_settings(source, "config.json", revision).get("model_type", ""))
+
+
 def _settings(source: str, name: str, revision: str | None) -> dict[str, Any]:
     try:
         path = file(source, name, revision=revision)

@@ -13,8 +13,13 @@ from scoretune.commands.doctor.laws.base import Law, measurement
 from scoretune.preference import (
     PRESETS,
     dispersion,
+    expected_calibration_error,
     expected_psi,
+    fit_scores,
+    fit_votes,
     mallows_probability,
+    outcome_log_probs,
+    pair_information,
     pairwise_loss,
     phi_star,
     regularised_optimum,
@@ -23,8 +28,10 @@ from scoretune.preference import (
     single_loss,
 )
 from scoretune.preference.links import cauchy
+from scoretune.preference.listwise import tied_plackett_luce
 from scoretune.preference.mallows import Kind, ranking_law
 from scoretune.preference.psi_po import Transform
+from scoretune.preference.ties import TieModel
 
 F64 = torch.float64
 PHI, ITEMS, BETA = 0.607, 5, 0.5
@@ -177,6 +184,47 @@ def first_accepted(device: torch.device) -> float:
     return float((drawn == 0).double().mean())
 
 
+# ---------------------------------------------------------------------------- votes
+
+
+@measurement
+def tie_probability(device: torch.device, model: TieModel, tie: float) -> float:
+    """P(tie) of two things whose worths are 3 and 1."""
+    gap = torch.tensor(math.log(3), dtype=F64, device=device)
+    return float(outcome_log_probs(gap, model, tie)[1].exp())
+
+
+def fitted_error(device: torch.device) -> float:
+    """The standard error of a score gap that won three votes of four."""
+    fit = fit_votes(torch.ones(1, 1), torch.tensor([[3, 0, 1]]), model="bradley_terry")
+    return float(fit.errors)
+
+
+def recovered_scores(device: torch.device) -> float:
+    """Largest error of scores that are fitted to the exact shares of Davidson's law."""
+    truth = torch.linspace(-1, 1, 5, dtype=F64)
+    pairs = torch.combinations(torch.arange(5))
+    shares = outcome_log_probs(truth[pairs[:, 0]] - truth[pairs[:, 1]], "davidson", 0.5).exp()
+    return float((fit_scores(pairs, shares, 5, ridge=1e-7).estimates - truth).abs().max())
+
+
+def tied_ranking(device: torch.device) -> float:
+    """−ln P of four things of one score, all tied."""
+    scores = torch.zeros(1, 4, dtype=F64, device=device)
+    return float(tied_plackett_luce(scores, torch.zeros_like(scores)))
+
+
+def sure_opposites(device: torch.device) -> float:
+    """What the answer tells where two members are sure of opposites, in nats."""
+    return float(pair_information(torch.tensor([[60.0], [-60.0]], device=device)))
+
+
+def calibrated(device: torch.device) -> float:
+    """The calibration error of true probabilities against themselves."""
+    p = torch.linspace(0.01, 0.99, 99, dtype=F64)
+    return expected_calibration_error(p, p)
+
+
 _RAINBOW = "arXiv 2410.04203"
 _MALLOWS = "arXiv 2405.14953"
 _OFF = {"length_normalised": False, "reference_weight": 1.0}
@@ -218,4 +266,23 @@ LAWS = (
         0.006,
         "arXiv 2309.06657",
     ),
+    Law(
+        "ties of Rao–Kupper, θ = 2",
+        9 / 35,
+        tie_probability("rao_kupper", math.log(2)),
+        1e-12,
+        "JASA 62, 1967",
+    ),
+    Law(
+        "ties of Davidson, ν = 1",
+        3**0.5 / (4 + 3**0.5),
+        tie_probability("davidson", 1.0),
+        1e-12,
+        "JASA 65, 1970",
+    ),
+    Law("error of a fitted gap, 3 votes of 4", (4 / 3) ** 0.5, fitted_error, 1e-9, "closed form"),
+    Law("scores from exact shares", 0, recovered_scores, 1e-6, "closed form"),
+    Law("four things tied, ln 4!", math.log(24), tied_ranking, 1e-12, "JASA 72, 1977"),
+    Law("information between sure opposites", math.log(2), sure_opposites, 1e-9, "arXiv 1112.5745"),
+    Law("calibration error of the truth", 0, calibrated, 1e-12, "arXiv 1706.04599"),
 )

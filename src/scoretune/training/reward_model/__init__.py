@@ -1,0 +1,1 @@
+"""Reward models from votes: `scoretune train reward`."""
