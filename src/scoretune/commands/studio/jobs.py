@@ -69,7 +69,7 @@ class Jobs:
         ]
 
     def _free(self) -> Path:
-        taken = [int(found[1]) for p in self.runs.iterdir() if (found := NAME.match(p.name))]
+        taken = [int(match[1]) for p in self.runs.iterdir() if (match := NAME.match(p.name))]
         return self.runs / f"round-{max(taken, default=0) + 1}"
 
 

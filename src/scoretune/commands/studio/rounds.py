@@ -45,8 +45,8 @@ def first_round(
     What the store has already is not drawn again, so a round that was cut off goes on. `gold` says
     of two samples which is better, where that is beyond doubt.
     """
-    asked = [(prompt, seed) for prompt in prompts for seed in range(per_prompt)]
-    drawn = _drawn(store, policy, asked, model=model, number=0, note=note)
+    requests = [(prompt, seed) for prompt in prompts for seed in range(per_prompt)]
+    drawn = _drawn(store, policy, requests, model=model, number=0, note=note)
     for prompt in dict.fromkeys(prompts):
         same = [sample for sample in drawn if sample.prompt == prompt]
         for first, second in combinations(same, 2):
@@ -64,14 +64,14 @@ def next_round(
 ) -> int:
     """Draw one sample of each prompt from two models, the old and the tuned one, from one noise,
     and pair them; how many pairs are to be voted on."""
-    asked = [(prompt, number) for prompt in dict.fromkeys(prompts)]
-    total, sides = len(policies) * len(asked), list[list[Sample]]()
+    requests = [(prompt, number) for prompt in dict.fromkeys(prompts)]
+    total, sides = len(policies) * len(requests), list[list[Sample]]()
     for place, (model, policy) in enumerate(policies):
 
-        def further(done: int, _: int, before: int = place * len(asked)) -> None:
+        def further(done: int, _: int, before: int = place * len(requests)) -> None:
             note(before + done, total)
 
-        sides.append(_drawn(store, policy, asked, model=model, number=number, note=further))
+        sides.append(_drawn(store, policy, requests, model=model, number=number, note=further))
     pairs = [(a, b) for a, b in zip(*sides, strict=True) if a.picture != b.picture]
     for old, new in pairs:
         store.add_pair(old.id, new.id)
@@ -86,7 +86,7 @@ def latest(store: Store) -> int:
 def _drawn(
     store: Store,
     policy: Policy,
-    asked: Sequence[tuple[str, int]],
+    requests: Sequence[tuple[str, int]],
     *,
     model: str,
     number: int,
@@ -103,15 +103,15 @@ def _drawn(
     times = deployed_times(policy.backbone, steps)
     present = {one.key: one for one in store.samples(round=number)}
     made: list[Sample] = []
-    note(0, len(asked))
-    for span in spans(len(asked), BATCH):
-        keys = [f"{model}/{number}/{seed}/{prompt}" for prompt, seed in asked[span]]
+    note(0, len(requests))
+    for span in spans(len(requests), BATCH):
+        keys = [f"{model}/{number}/{seed}/{prompt}" for prompt, seed in requests[span]]
         if not all(key in present for key in keys):
-            texts = tuple(prompt for prompt, _ in asked[span])
+            texts = tuple(prompt for prompt, _ in requests[span])
             noise = 1_000_003 * number + span.start
             prompts = Prompts(texts, ("all",) * len(texts))
             images = sample(policy, prompts, times=times, seed=noise)
-            for (prompt, seed), key, image in zip(asked[span], keys, images, strict=True):
+            for (prompt, seed), key, image in zip(requests[span], keys, images, strict=True):
                 present[key] = store.add_sample(
                     prompt=prompt,
                     picture=store.add_picture(image),
@@ -122,7 +122,7 @@ def _drawn(
                     key=key,
                 )
         made += [present[key] for key in keys]
-        note(len(made), len(asked))
+        note(len(made), len(requests))
     return made
 
 

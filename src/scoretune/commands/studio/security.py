@@ -78,7 +78,7 @@ class Rate:
             return allowed
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What of a request matters here."""
 
     method: str
@@ -87,7 +87,7 @@ class Asked(NamedTuple):
     peer: str
 
     @classmethod
-    def of(cls, scope: Scope) -> Asked:
+    def of(cls, scope: Scope) -> Request:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         client = scope.get("client") or ("?", 0)
         return cls(scope.get("method", "GET"), scope["path"], headers, client[0])
@@ -106,25 +106,25 @@ class Door:
     requests: Rate = field(default_factory=lambda: Rate(rate=40, burst=200))
     failures: Rate = field(default_factory=lambda: Rate(rate=0.2, burst=10))
 
-    def session(self, asked: Asked) -> Session | None:
+    def session(self, request: Request) -> Session | None:
         """Whose request this is; None at the entrance. Raises Refused."""
-        self._check_host(asked.headers.get("host", ""))
-        if asked.path == ENTRANCE:
-            if asked.method not in READS:
+        self._check_host(request.headers.get("host", ""))
+        if request.path == ENTRANCE:
+            if request.method not in READS:
                 raise Refused(405, "the entrance is only read")
-            if not self.failures.take(asked.peer, cost=0.0):
+            if not self.failures.take(request.peer, cost=0.0):
                 raise Refused(429, "too many wrong tokens: wait a minute")
             return None
-        value = self.value(asked.headers)
+        value = self.value(request.headers)
         session = self.keys.session(value) if value else None
         if session is None:
-            if not self.failures.take(f"cookie {asked.peer}", cost=1.0 if value else 0.1):
+            if not self.failures.take(f"cookie {request.peer}", cost=1.0 if value else 0.1):
                 raise Refused(429, "too many requests without a session: wait a minute")
             raise Refused(401, "no session: open the URL that the studio printed, or your link")
         if not self.requests.take(f"{session.owner} {session.rater}"):
             raise Refused(429, "too many requests: wait a few seconds")
-        if asked.method not in READS:
-            self._check_change(asked, value)
+        if request.method not in READS:
+            self._check_change(request, value)
         return session
 
     def value(self, headers: Mapping[str, str]) -> str:
@@ -143,13 +143,13 @@ class Door:
             return
         raise Refused(421, "this is not the address of the studio: open the URL that it printed")
 
-    def _check_change(self, asked: Asked, cookie: str) -> None:
-        if asked.method != "POST":
+    def _check_change(self, request: Request, cookie: str) -> None:
+        if request.method != "POST":
             raise Refused(405, "changes are made by POST")
-        origin = asked.headers.get("origin", "")
-        if origin.partition("://")[2] != asked.headers.get("host", "") or not origin:
+        origin = request.headers.get("origin", "")
+        if origin.partition("://")[2] != request.headers.get("host", "") or not origin:
             raise Refused(403, "a change from another page is refused")
-        if not same(asked.headers.get("x-csrf-token", ""), self.keys.csrf(cookie)):
+        if not same(request.headers.get("x-csrf-token", ""), self.keys.csrf(cookie)):
             raise Refused(403, "the page is of another session: reload it")
 
 
@@ -175,24 +175,24 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        asked = Asked.of(scope)
+        request = Request.of(scope)
         answer = _with_headers(send)
         try:
-            session = self.door.session(asked)
-            limit = MOST_UPLOAD if asked.path.endswith(UPLOADS) else MOST_BYTES
-            body = await _body(asked, receive, limit)
+            session = self.door.session(request)
+            limit = MOST_UPLOAD if request.path.endswith(UPLOADS) else MOST_BYTES
+            body = await _body(request, receive, limit)
         except Refused as refusal:
-            await _refuse(answer, refusal, page=asked.method in READS)
+            await _refuse(answer, refusal, page=request.method in READS)
             return
         scope["studio"] = session
         await self.app(scope, _replayed(body, receive), answer)
 
 
-async def _body(asked: Asked, receive: Receive, limit: int) -> bytes:
+async def _body(request: Request, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises Refused above the limit, before it is read where it says so."""
-    if asked.method in READS:
+    if request.method in READS:
         return b""
-    length = asked.headers.get("content-length", "0")
+    length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > limit:
         raise Refused(413, f"more than {limit >> 10} KiB are refused")
     parts, size, more = [], 0, True

@@ -21,10 +21,10 @@ PAUSE = 1.0
 
 def run_of(studio: Studio, name: str) -> "Summary":
     """A run of the studio's folder. Raises Refused for any other name."""
-    found = live.known(studio.runs).get(name)
-    if found is None:
+    run = live.known(studio.runs).get(name)
+    if run is None:
         raise Refused(404, "there is no such run")
-    return found
+    return run
 
 
 def listed(studio: Studio) -> list[dict[str, Any]]:
