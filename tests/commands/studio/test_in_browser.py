@@ -214,7 +214,7 @@ def test_the_loop_closes(browser: Any, tmp_path: Path, monkeypatch: pytest.Monke
         page.click("text=Train on these votes")
         page.wait_for_selector("text=10 new pairs", timeout=300_000)
         page.click("text=Vote on the new pairs")
-        page.wait_for_selector("#ballot input[name=ballot]")
+        page.wait_for_selector("#ballot")
         assert "of 40" in page.inner_text("#count")
     new = {one.model for one in open_store(str(tmp_path)).samples(round=1)}
     assert new == {"scenes", str(tmp_path / "runs" / "round-1")}

@@ -20,7 +20,8 @@ from scoretune.data.store import open_store
 from studios import Client, filled, run_folder, served
 
 HOLDER = """
-import fcntl, os, socket, sys, time
+import fcntl, os, signal, socket, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are in the back
 file = open(sys.argv[1], "w")
 fcntl.flock(file, fcntl.LOCK_EX)
 file.write(f"{os.getpid()} {sys.argv[2]}")

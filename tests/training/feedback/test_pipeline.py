@@ -110,8 +110,9 @@ def test_what_comes_through_each_stage(tmp_path):
     made = pairs(tmp_path)
     assert len(made) == summary["pairs"] == outcomes["better"] + outcomes["worse"]
     store = open_store(str(tmp_path))
-    for better, worse in made:
-        levels = bright(torch.stack([store.pixels(better), store.pixels(worse)]), ["", ""])
+    for (better, worse), pair in zip(made, store.pairs(source="rpo-edit"), strict=True):
+        sides = torch.stack([store.pixels(better), store.pixels(worse)])
+        levels = bright(sides, [pair.prompt] * 2)
         assert levels[0] > levels[1]
     for edit in store.edits():  # where it came from
         edited = store.sample(edit.edited)

@@ -29,6 +29,8 @@
     if (!button || button.disabled) return;
     event.preventDefault();
     if (zoom && zoom.open) zoom.close();
+    // A form that was swapped in this moment would be sent by the browser itself, and lost.
+    window.htmx.process(button.form || button);
     button.click();
   });
 
