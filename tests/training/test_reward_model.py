@@ -213,7 +213,7 @@ def test_the_scale_of_votes_is_found_whatever_that_of_the_members() -> None:
         assert fit is not None and fit.tie is not None and fit.tie_error is not None
         assert abs(scale * factor - 2.5) < 3 * float(fit.errors) * factor
         assert abs(fit.tie - 0.8) < 3 * fit.tie_error
-        held = measured.held_out(heads, lessons, scale, fit)
+        held = measured.HeldOut.of(heads, lessons, scale, fit).numbers()
         assert abs(held["factor"] - 1) < 3 * held["factor_error"] + 0.05
         assert held["calibration_error"] < 0.06
     scale, fit = calibrated(nn.ModuleList([Exact(-1.0)]), lessons)

@@ -18,9 +18,11 @@ NAME = "reward"
 
 def going_on(resume: Path | None) -> bool:
     """Whether a folder is of such a run."""
+    if resume is None:
+        return False
     from scoretune.training.reward_model.run import is_reward_run
 
-    return resume is not None and is_reward_run(resume)
+    return is_reward_run(resume)
 
 
 def train_reward(

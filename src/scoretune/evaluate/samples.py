@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,16 @@ PREVIEW_COLUMNS = 6
 
 Walk = Callable[[Condition, Tensor, torch.Generator], Tensor]
 """From prompts and pure noise x [B, *S] to the data end; the generator is for further noise."""
+
+
+STEPS = 20
+"""Of a model's sampler, where nobody has said how many it takes."""
+
+
+def deployed_steps(backbone: Backbone) -> int:
+    """The steps that a model is sampled with unless told otherwise."""
+    deployment = deployment_of(backbone)
+    return STEPS if deployment is None else deployment.steps
 
 
 def deployed_times(backbone: Backbone, steps: int) -> Tensor:
@@ -81,6 +91,23 @@ def sample(
         return sampled(policy, condition, times, x, solver, generator)
 
     return pictures(policy, prompts, walk=walk, seed=seed, batch=batch)
+
+
+@torch.no_grad()
+def drawn(
+    policy: Policy,
+    texts: Sequence[str],
+    noise: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    solver: str = "ddim",
+) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] on the CPU of one batch, each from its own noise, by this
+    process alone; the generator is for a solver's further noise."""
+    times = deployed_times(policy.backbone, steps)
+    x0 = sampled(policy, policy.encode(texts), times, noise, solver, generator)
+    return policy.decode(x0).float().cpu().clamp(0, 1)
 
 
 def act(

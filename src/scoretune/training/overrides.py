@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scoretune.core import model_folder
 from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 FROM_DATA: dict[str, Any] = {
     "model.rank": 0,
@@ -134,10 +136,24 @@ def parsed(assignment: str) -> tuple[str, Any]:
     return path, _literal(text)
 
 
+def words(kind: type[BaseModel], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of `a=b` words for a flat tree of settings. Raises UserError for unknown ones."""
+    given = dict(parsed(assignment) for assignment in assignments)
+    for name in given:
+        if name not in kind.model_fields:
+            raise unknown("key", name, kind.model_fields)
+    return given
+
+
 def validated(tree: dict[str, Any]) -> Run:
     """A Run from plain data, with one line on the first thing that does not fit."""
+    return fitted(Run, tree)
+
+
+def fitted(kind: type[Settings], tree: dict[str, Any]) -> Settings:
+    """Settings from plain data, with one line on the first thing that does not fit."""
     try:
-        return Run.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)

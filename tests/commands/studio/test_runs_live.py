@@ -133,7 +133,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("scoretune.evaluate.samples.sample", sample)
     monkeypatch.setattr("scoretune.evaluate.samples.deployed_times", lambda *_: None)
-    monkeypatch.setattr("scoretune.policy.deployment_of", lambda _: None)
+    monkeypatch.setattr("scoretune.evaluate.samples.deployment_of", lambda _: None)
     return counts
 
 

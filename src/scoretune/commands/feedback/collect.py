@@ -18,19 +18,16 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.core.records import spans
-from scoretune.evaluate.samples import deployed_times
+from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.models.catalog import remarks
 from scoretune.models.recycled import inner
 from scoretune.models.score_network import ScoreNetwork
-from scoretune.policy import Policy, deployment_of
-from scoretune.rollout import prior, sampled
+from scoretune.policy import Policy
+from scoretune.rollout import prior
 from scoretune.training.run_folder import load, recorded
 
 if TYPE_CHECKING:
     from scoretune.data.store.store import Store
-
-STEPS = 20
-"""Of the solver, where a model has no number of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,15 @@ class Artist:
         text = f"{self.how.seed}\n{self.how.round}\n{number}\n{prompt}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
-    @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] on the CPU, each from the noise of its seed."""
         policy, generators = self.policy, [torch.Generator().manual_seed(s) for s in seeds]
         noise = torch.cat([prior(policy, 1, generator) for generator in generators])
-        times = deployed_times(policy.backbone, self.steps)
-        condition = policy.encode(list(prompts))
-        end = sampled(policy, condition, times, noise, self.how.solver, generators[0])
-        images = policy.decode(end).cpu()
+        first, how = generators[0], self.how
+        images = drawn(policy, prompts, noise, first, steps=self.steps, solver=how.solver)
         if images.dim() != 4 or images.shape[1] != 3:
             raise UserError(f"{self.name!r} draws no pictures in colour: a store keeps such alone")
-        return images.clamp(0, 1)
+        return images
 
 
 def artist(path: Path, how: Drawing) -> Artist:
@@ -89,8 +83,7 @@ def artist(path: Path, how: Drawing) -> Artist:
     if isinstance(network, ScoreNetwork) or not policy.backbone.encode([""]).tokens.numel():
         raise UserError(f"{str(path)!r} knows no prompts: give a model that draws by them")
     guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
-    own = deployment_of(policy.backbone)
-    steps = how.steps or (STEPS if own is None else own.steps)
+    steps = how.steps or deployed_steps(policy.backbone)
     notes = remarks(policy, guidance)
     return Artist(policy, str(path), digest(policy), steps, how, notes)
 

@@ -49,16 +49,8 @@ REHEARSED = ("DDPO", "AlignProp")
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
-    return [
-        Cell(
-            f"{label}-{seed}",
-            learned,
-            {"label": label, "seed": seed, "scale": 50 if quick else 1},
-            keeps_files=True,
-        )
-        for label in (REHEARSED if quick else ARMS)
-        for seed in range(seeds)
-    ]
+    labels = REHEARSED if quick else ARMS
+    return patch_world.cells_of(learned, labels, seeds, 50 if quick else 1)
 
 
 def saturating(images: Tensor, prompts: Sequence[str]) -> Tensor:

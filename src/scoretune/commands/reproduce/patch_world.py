@@ -9,7 +9,7 @@ loosely, so that there is something to prefer. Fine-tuning trains a copy of ever
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.commands.reproduce.base import Numbers, kept_tensors
+from scoretune.commands.reproduce.base import Cell, Numbers, kept_tensors
 from scoretune.core.records import Condition
 from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.kernels import GDDIM
@@ -169,6 +169,22 @@ def _pretrained(updates: int) -> dict[str, Tensor]:
         hooks=[Decay(optimiser, 2e-3, updates)],
     )
     return {name: weight.detach().clone() for name, weight in world.network.state_dict().items()}
+
+
+def cells_of(
+    function: Callable[..., Numbers], labels: Iterable[str], seeds: int, scale: int
+) -> list[Cell]:
+    """A run of each arm and seed, shortened by `scale`, that finds the base model in its folder."""
+    return [
+        Cell(
+            f"{label}-{seed}",
+            function,
+            {"label": label, "seed": seed, "scale": scale},
+            keeps_files=True,
+        )
+        for label in labels
+        for seed in range(seeds)
+    ]
 
 
 def trainable(world: World) -> Policy:

@@ -63,16 +63,8 @@ REHEARSED = ("B 2000, 1e-4", "both, 75 + 75")
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
-    return [
-        Cell(
-            f"{label}-{seed}",
-            learned,
-            {"label": label, "seed": seed, "scale": 20 if quick else 1},
-            keeps_files=True,
-        )
-        for label in (REHEARSED if quick else ARMS)
-        for seed in range(seeds)
-    ]
+    labels = REHEARSED if quick else ARMS
+    return patch_world.cells_of(learned, labels, seeds, 20 if quick else 1)
 
 
 def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:

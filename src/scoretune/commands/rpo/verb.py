@@ -17,22 +17,7 @@ if TYPE_CHECKING:
     from scoretune.core.config import Run
     from scoretune.policy import Policy
     from scoretune.training.feedback.pipeline import Cast, Job
-
-OWN = {
-    "prompts": "scenes",
-    "critic": "reader",
-    "writer": "",
-    "editor": "scenes",
-    "reward": "reader",
-    "agree": "",
-    "threshold": "0",
-    "least": "0.002",
-    "most": "0.3",
-    "reversed": "false",
-    "pictures": "600",
-    "per_prompt": "1",
-}
-"""What `name=value` sets beside the settings of the dpo recipe."""
+    from scoretune.training.feedback.settings import PipelineSettings
 
 
 def rpo(
@@ -68,23 +53,21 @@ def rpo(
     from scoretune.core.processes import run_in
     from scoretune.data.store import open_store
     from scoretune.training.feedback.pipeline import Pipeline
+    from scoretune.training.feedback.settings import split
 
     if distributed.needed(processes):
         raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
     main = distributed.start(processes).main
     set_threads(threads)
-    own, changes = _sorted(settings or [])
+    pipeline_settings, changes = split(settings or [])
     folder = run or Path("runs") / "rpo"
     where = store or str(folder / "store")
-    job = _job(model, own, seed)
-    tuning = _run(model, where, own, changes, seed)
+    job = _job(model, pipeline_settings, seed)
+    tuning = _tuning(model, where, pipeline_settings, changes, seed)
     cast = _cast(job, tuning)
     feedback = open_store(where, create=True)
     folder.mkdir(parents=True, exist_ok=True)
     bars = Bars()
-
-    def note(stage: str, done: int, total: int) -> None:
-        bars.show(stage, done, total, {})
 
     with bars.progress:
         pipeline = Pipeline(
@@ -107,28 +90,13 @@ def rpo(
             typer.echo(json.dumps(result))
 
 
-def _sorted(settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Settings of the pipeline, and those of the recipe."""
-    own, changes = dict(OWN), []
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if name in OWN and equals:
-            own[name] = value.strip()
-        elif equals:
-            changes.append(text)
-        else:
-            raise UserError(f"cannot read {text!r}: write name=value, as critic=reader")
-    return own, changes
-
-
-def _job(model: str, own: dict[str, str], seed: int) -> Job:
+def _job(model: str, settings: PipelineSettings, seed: int) -> Job:
     from scoretune.data.prompts import order, read_prompts
     from scoretune.training.feedback.filters import Filter
     from scoretune.training.feedback.pipeline import Job
 
-    per_prompt = _number(own, "per_prompt", int)
-    count = max(1, _number(own, "pictures", int) // max(1, per_prompt))
-    prompts = read_prompts(own["prompts"])
+    count = max(1, settings.pictures // settings.per_prompt)
+    prompts = read_prompts(settings.prompts)
     texts: list[str] = []
     lap = 0
     while len(texts) < count:  # as training goes through them
@@ -137,42 +105,33 @@ def _job(model: str, own: dict[str, str], seed: int) -> Job:
     return Job(
         model=model,
         prompts=tuple(texts[:count]),
-        critic=own["critic"],
-        writer=own["writer"] or own["critic"],
-        editor=own["editor"],
-        reward=own["reward"],
-        agree=own["agree"],
-        per_prompt=per_prompt,
+        critic=settings.critic,
+        writer=settings.writer or settings.critic,
+        editor=settings.editor,
+        reward=settings.reward,
+        agree=settings.agree,
+        per_prompt=settings.per_prompt,
         seed=seed,
         filter=Filter(
-            threshold=_number(own, "threshold", float),
-            least=_number(own, "least", float),
-            most=_number(own, "most", float),
-            reversed=own["reversed"].lower() in ("true", "yes", "1"),
+            threshold=settings.threshold,
+            least=settings.least,
+            most=settings.most,
+            reversed=settings.reversed,
         ),
     )
 
 
-def _number(own: dict[str, str], name: str, kind: Any) -> Any:
-    try:
-        value = kind(own[name])
-    except ValueError as error:
-        example = f"{name}={OWN[name]}"
-        raise UserError(f"{name}={own[name]} is no number: write such as {example}") from error
-    if kind is int and value < 1:
-        raise UserError(f"{name}={value}: write 1 or more")
-    return value
-
-
-def _run(model: str, store: str, own: dict[str, str], changes: Sequence[str], seed: int) -> Run:
+def _tuning(
+    model: str, store: str, settings: PipelineSettings, changes: Sequence[str], seed: int
+) -> Run:
     """The settings of the tuning: those of dpo, the reward of the filter to be measured by."""
     from scoretune.core.config import SHIPPED_MODELS
     from scoretune.training import settings_file
 
-    fixed = [f"model.source={model}", f"data={store}", f"reward={own['reward']}", f"seed={seed}"]
+    fixed = [f"model.source={model}", f"data={store}", f"reward={settings.reward}", f"seed={seed}"]
     held_out = any(change.startswith("evaluation.prompts=") for change in changes)
     if model not in SHIPPED_MODELS and not held_out:
-        fixed.append(f"prompts={own['prompts']}")  # a share of them is held out
+        fixed.append(f"prompts={settings.prompts}")  # a share of them is held out
     return settings_file.named("dpo", [*fixed, *changes])
 
 
@@ -197,11 +156,11 @@ def _cast(job: Job, tuning: Run) -> Cast:
 
 
 def _say(summary: dict[str, Any]) -> None:
-    said, plans = summary["critiques"], summary["plans"]
+    critiques, plans = summary["critiques"], summary["plans"]
     typer.echo(
-        f"{summary['pictures']} pictures, {said['read']} critiques ({said['malformed']} could not "
-        f"be read), {plans['with instructions']} plans, {summary['edits']} edits, "
-        f"{summary['pairs']} pairs",
+        f"{summary['pictures']} pictures, {critiques['read']} critiques "
+        f"({critiques['malformed']} could not be read), {plans['with instructions']} plans, "
+        f"{summary['edits']} edits, {summary['pairs']} pairs",
         err=True,
     )
     for category, counts in summary["acceptance"].items():

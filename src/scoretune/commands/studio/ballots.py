@@ -12,7 +12,6 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -38,9 +37,6 @@ LONGEST = 600.0
 
 Shown = Literal["left", "right", "tie", "both_bad", "skip"]
 """A choice as the rater sees it."""
-
-Weigh = Callable[[Sequence[Pair]], Sequence[float]]
-"""How much a vote on each pair is worth now; one is drawn in proportion."""
 
 
 class Ballot(NamedTuple):
@@ -85,12 +81,10 @@ class Desk:
 
 @dataclass
 class Ballots:
-    """The ballots of everybody who votes on a store. `weigh` says which pair matters; all alike
-    without."""
+    """The ballots of everybody who votes on a store; which pair comes next is drawn at random."""
 
     store: Store
     keys: Keys
-    weigh: Weigh | None = None
     rng: random.Random = field(default_factory=secrets.SystemRandom)
     _desks: dict[int, Desk] = field(default_factory=dict, init=False)
     _pairs: dict[int, Pair] = field(default_factory=dict, init=False)
@@ -220,8 +214,7 @@ class Ballots:
         plain = [pair for pair in unseen if pair.gold is None]
         if not plain or (gold and self.rng.random() < GOLD):
             return self.made(rater, self.rng.choice(gold))
-        weights = None if self.weigh is None else list(self.weigh(plain))
-        return self.made(rater, self.rng.choices(plain, weights)[0])
+        return self.made(rater, self.rng.choice(plain))
 
 
 def meant(choice: Shown, left: Side) -> Choice:

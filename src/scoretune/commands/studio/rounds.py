@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 BATCH = 16
 """Pictures that are drawn between two notes of progress."""
-STEPS = 20
-"""Of the sampler, where a model has none of its own."""
 
 Note = Callable[[int, int], None]
 Answer = Callable[[Sample, Sample], Literal["first", "second"] | None]
@@ -95,11 +93,9 @@ def _drawn(
     """The samples of prompts and seeds in a round, drawn where the store lacks them."""
     from scoretune.core.records import spans
     from scoretune.data.prompts import Prompts
-    from scoretune.evaluate.samples import deployed_times, sample
-    from scoretune.policy import deployment_of
+    from scoretune.evaluate.samples import deployed_steps, deployed_times, sample
 
-    deployment = deployment_of(policy.backbone)
-    steps = STEPS if deployment is None else deployment.steps
+    steps = deployed_steps(policy.backbone)
     times = deployed_times(policy.backbone, steps)
     present = {one.key: one for one in store.samples(round=number)}
     made: list[Sample] = []

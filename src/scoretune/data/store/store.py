@@ -245,8 +245,8 @@ class Store:
     def rater_by_token(self, token: str) -> Rater | None:
         """Whose token this is, None where it is nobody's."""
         digest = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-        found = self._all(Rater, schema.raters, token_hash=digest)
-        return found[0] if found else None
+        raters = self._all(Rater, schema.raters, token_hash=digest)
+        return raters[0] if raters else None
 
     # --------------------------------------------------------------------------------- votes
 
@@ -497,10 +497,10 @@ class Store:
                     raise KeyError(f"no {key.parent.name} {value!r} in the store {self.name!r}")
 
     def _one(self, record: type[Record], table: Table, id: int) -> Record:
-        found = self._all(record, table, id=id) if 0 < id <= LARGEST_ID else []
-        if not found:
+        rows = self._all(record, table, id=id) if 0 < id <= LARGEST_ID else []
+        if not rows:
             raise KeyError(f"no row {id} of {table.name} in the store {self.name!r}")
-        return found[0]
+        return rows[0]
 
     def _all(self, record: type[Record], table: Table, *where: Any, **equal: Any) -> list[Record]:
         columns = [table.c[part.name] for part in fields(record)]

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from scoretune.training.feedback.records import Answer
+from scoretune.training.feedback import wording
+from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
 
 RETRIES = 2
 LONGEST = 200_000
@@ -24,6 +25,8 @@ AGAIN = (
 Content = TypeVar("Content", bound=BaseModel)
 Ask = Callable[[Sequence[int], Sequence[str]], Sequence[str]]
 """(indices of questions, their texts) -> the answers."""
+Look = Callable[[Sequence[Shown], Sequence[str]], list[str]]
+"""A model's answers to a question about each picture."""
 
 
 def parsed(kind: type[Content], text: str) -> Content | None:
@@ -51,17 +54,36 @@ def _objects(text: str) -> Iterator[Any]:
         place = text.find("{", end)
 
 
-def answers(
-    kind: type[Content], ask: Ask, questions: Sequence[str], *, retries: int = RETRIES
-) -> list[Answer[Content]]:
-    """Ask every question, and those again whose answers cannot be read, `retries` times."""
-    told: dict[int, Answer[Content]] = {}
+def answers(kind: type[Content], ask: Ask, questions: Sequence[str]) -> list[Answer[Content]]:
+    """Ask every question, and those again whose answers cannot be read, `RETRIES` times."""
+    latest: dict[int, Answer[Content]] = {}
     pending = list(range(len(questions)))
-    for attempt in range(1, retries + 2):
+    for attempt in range(1, RETRIES + 2):
         if not pending:
             break
         texts = [questions[i] + (AGAIN if attempt > 1 else "") for i in pending]
         for index, text in zip(pending, ask(pending, texts), strict=True):
-            told[index] = Answer(parsed(kind, text), text[:LONGEST], attempt)
-        pending = [i for i in pending if told[i].content is None]
-    return [told[i] for i in range(len(questions))]
+            latest[index] = Answer(parsed(kind, text), text[:LONGEST], attempt)
+        pending = [i for i in pending if latest[i].content is None]
+    return [latest[i] for i in range(len(questions))]
+
+
+def critiques_by(look: Look, pictures: Sequence[Shown]) -> list[Answer[Critique]]:
+    """What a model that answers in words says is wrong with pictures."""
+    questions = [wording.for_critic(shown.prompt) for shown in pictures]
+    return answers(Critique, _about(look, pictures), questions)
+
+
+def plans_by(
+    look: Look, pictures: Sequence[Shown], critiques: Sequence[Critique], most: int
+) -> list[Answer[EditPlan]]:
+    """The instructions, at most so many, that it writes for pictures with their critiques."""
+    questions = [
+        wording.for_writer(shown.prompt, critique, most)
+        for shown, critique in zip(pictures, critiques, strict=True)
+    ]
+    return answers(EditPlan, _about(look, pictures), questions)
+
+
+def _about(look: Look, pictures: Sequence[Shown]) -> Ask:
+    return lambda rows, texts: look([pictures[i] for i in rows], texts)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from scoretune.core.errors import UserError, first_line
 from scoretune.data.store.picture_folder import as_png
 from scoretune.training.feedback import wording
-from scoretune.training.feedback.answers import answers
+from scoretune.training.feedback.answers import critiques_by, plans_by
 from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
 
 
@@ -118,12 +118,7 @@ class ServerCritic(Server):
     """Asks a server for a critique in JSON."""
 
     def __call__(self, pictures: Sequence[Shown]) -> list[Answer[Critique]]:
-        questions = [wording.for_critic(shown.prompt) for shown in pictures]
-
-        def ask(rows: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self.ask(Critique, [pictures[i] for i in rows], texts)
-
-        return answers(Critique, ask, questions)
+        return critiques_by(partial(self.ask, Critique), pictures)
 
 
 @dataclass(frozen=True)
@@ -135,12 +130,4 @@ class ServerWriter(Server):
     def __call__(
         self, pictures: Sequence[Shown], critiques: Sequence[Critique]
     ) -> list[Answer[EditPlan]]:
-        questions = [
-            wording.for_writer(shown.prompt, critique, self.most)
-            for shown, critique in zip(pictures, critiques, strict=True)
-        ]
-
-        def ask(rows: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self.ask(EditPlan, [pictures[i] for i in rows], texts)
-
-        return answers(EditPlan, ask, questions)
+        return plans_by(partial(self.ask, EditPlan), pictures, critiques, self.most)

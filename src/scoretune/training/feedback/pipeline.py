@@ -21,10 +21,10 @@ from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.core.records import spans
 from scoretune.data.store import Sample, StoredCritique, StoredEdit
-from scoretune.evaluate.samples import deployed_times
-from scoretune.policy import Policy, deployment_of
+from scoretune.evaluate.samples import deployed_steps, drawn
+from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
-from scoretune.rollout import prior, sampled
+from scoretune.rollout import prior
 from scoretune.training.feedback.filters import Filter, distances
 from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
 from scoretune.training.feedback.roles import Critic, Editor, Writer
@@ -152,7 +152,10 @@ class Pipeline:
         for rows in self._chunks("pictures", [key in done for key in keys]):
             policy = policy or self.cast.policy()
             seed = self.job.seed * 1_000_003 + rows[0]
-            images = _drawn(policy, [self.job.prompt(row) for row in rows], seed)
+            generator = torch.Generator().manual_seed(seed)
+            noise, steps = prior(policy, len(rows), generator), deployed_steps(policy.backbone)
+            texts = [self.job.prompt(row) for row in rows]
+            images = drawn(policy, texts, noise, generator, steps=steps)
             with self.store.together():
                 for row, image in zip(rows, images, strict=True):
                     self.store.add_sample(
@@ -305,16 +308,6 @@ class Pipeline:
 def _content(kind: type[Any], payload: Mapping[str, Any]) -> Any:
     content = payload["content"]
     return None if content is None else kind.model_validate(content)
-
-
-@torch.no_grad()
-def _drawn(policy: Policy, prompts: Sequence[str], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    deployment = deployment_of(policy.backbone)
-    times = deployed_times(policy.backbone, 20 if deployment is None else deployment.steps)
-    noise = prior(policy, len(prompts), generator)
-    x0 = sampled(policy, policy.encode(list(prompts)), times, noise, "ddim", generator)
-    return policy.decode(x0).float().cpu().clamp(0, 1)
 
 
 @torch.no_grad()

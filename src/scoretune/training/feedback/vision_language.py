@@ -14,8 +14,7 @@ from scoretune.core import distributed
 from scoretune.core.records import spans
 from scoretune.rewards.base import Precision
 from scoretune.rewards.networks.vision_language import VisionLanguage
-from scoretune.training.feedback import wording
-from scoretune.training.feedback.answers import answers
+from scoretune.training.feedback.answers import critiques_by, plans_by
 from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
 
 
@@ -61,10 +60,7 @@ class VlmCritic(Chat):
     """Asks a vision-language model for a critique in JSON."""
 
     def __call__(self, pictures: Sequence[Shown]) -> list[Answer[Critique]]:
-        questions = [wording.for_critic(shown.prompt) for shown in pictures]
-        return answers(
-            Critique, lambda rows, texts: self.ask([pictures[i] for i in rows], texts), questions
-        )
+        return critiques_by(self.ask, pictures)
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,4 @@ class VlmWriter(Chat):
     def __call__(
         self, pictures: Sequence[Shown], critiques: Sequence[Critique]
     ) -> list[Answer[EditPlan]]:
-        questions = [
-            wording.for_writer(shown.prompt, critique, self.most)
-            for shown, critique in zip(pictures, critiques, strict=True)
-        ]
-        return answers(
-            EditPlan, lambda rows, texts: self.ask([pictures[i] for i in rows], texts), questions
-        )
+        return plans_by(self.ask, pictures, critiques, self.most)

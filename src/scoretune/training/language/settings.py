@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from scoretune.core.config import Strict
 from scoretune.core.errors import UserError, unknown
 from scoretune.preference import PRESETS, Preset
-from scoretune.training.overrides import parsed
+from scoretune.training.overrides import fitted, words
 
 NO_FIXED_REFERENCE = "presets that are compared with a fixed reference"
 
@@ -84,10 +84,7 @@ class PreferText(Strict):
 
 def read(changes: Sequence[str]) -> PreferText:
     """The settings of `a=b` words. Raises UserError for what is unknown, unfit or never read."""
-    given = dict(parsed(change) for change in changes)
-    for name in given:
-        if name not in PreferText.model_fields:
-            raise unknown("key", name, PreferText.model_fields)
+    given = words(PreferText, changes)
     settings = validated(given)
     defaults = PreferText().model_dump()
     for name, use in settings.unread().items():
@@ -101,12 +98,7 @@ def read(changes: Sequence[str]) -> PreferText:
 
 def validated(tree: dict[str, Any]) -> PreferText:
     """Settings from plain data, with one line on the first thing that does not fit."""
-    try:
-        settings = PreferText.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+    settings = fitted(PreferText, tree)
     if settings.preset not in PRESETS:
         raise unknown("preset", settings.preset, PRESETS)
     if settings.beta is not None and not settings.beta > 0:

@@ -28,8 +28,8 @@ Note = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Votes:
     """Pairs of m pictures: `pictures` [m, …] and `prompts` [p, …] are features; `pairs` [n, 2] says
-    which pictures, `asked` [n] which prompt, `counts` [n, 3] the votes for the first, for neither
-    and for the second. The pairs from `ranked` on are those of rankings.
+    which pictures, `prompt_of` [n] which prompt, `counts` [n, 3] the votes for the first, for
+    neither and for the second. The pairs from `ranked` on are those of rankings.
 
     `rankings` have the places of their pictures, their prompt and their ranks. `groups` [n] are
     what is held out together: a pair's prompt, or the pair where prompts are few.
@@ -38,7 +38,7 @@ class Votes:
     pictures: Tensor
     prompts: Tensor
     pairs: Tensor
-    asked: Tensor
+    prompt_of: Tensor
     counts: Tensor
     ranked: int
     rankings: tuple[tuple[tuple[int, ...], int, tuple[float, ...]], ...]
@@ -46,7 +46,7 @@ class Votes:
 
     def gaps(self, scores: Callable[[Tensor, Tensor], Tensor], places: Tensor) -> Tensor:
         """r₁ − r₂ of the pairs in these places, [k]."""
-        prompts = self.prompts[self.asked[places]]
+        prompts = self.prompts[self.prompt_of[places]]
         first, second = (
             scores(self.seen(self.pictures[self.pairs[places, side]]), prompts) for side in (0, 1)
         )
@@ -84,7 +84,7 @@ def read(table: PairTable | None, rankings: Sequence[Ranking], view: View, note:
             features.append(_features(view, images))
             note(min(span.stop, len(table)), total)
     pairs = [(2 * i, 2 * i + 1) for i in range(len(captions))]
-    asked = [texts.index(caption) for caption in captions]
+    prompt_of = [texts.index(caption) for caption in captions]
     counts = [] if table is None else table.counts().tolist()
     start, listed = 2 * len(captions), []
     for number, ranking in enumerate(rankings, 1):
@@ -94,7 +94,7 @@ def read(table: PairTable | None, rankings: Sequence[Ranking], view: View, note:
         listed.append((places, prompt, ranking.ranks))
         for (a, i), (b, j) in combinations(zip(ranking.ranks, places, strict=True), 2):
             pairs.append((i, j))
-            asked.append(prompt)
+            prompt_of.append(prompt)
             counts.append([float(a < b), float(a == b), float(a > b)])
         start += len(places)
         note(len(captions) + number, total)
@@ -103,11 +103,11 @@ def read(table: PairTable | None, rankings: Sequence[Ranking], view: View, note:
         pictures=torch.cat(features),
         prompts=view.prompts(texts),
         pairs=torch.tensor(pairs),
-        asked=torch.tensor(asked),
+        prompt_of=torch.tensor(prompt_of),
         counts=torch.tensor(counts),
         ranked=len(captions),
         rankings=tuple(listed),
-        groups=tuple(texts[i] if by_prompt else str(n) for n, i in enumerate(asked)),
+        groups=tuple(texts[i] if by_prompt else str(n) for n, i in enumerate(prompt_of)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from scoretune.preference import (
     Reliability,
+    TieModel,
     VoteFit,
     fit_votes,
     outcome_log_probs,
     reliability,
+    vote_loss,
 )
 from scoretune.training.reward_model.learning import RIDGE, Lessons, gaps_of
 
@@ -26,62 +29,68 @@ def fitted(fit: VoteFit | None) -> dict[str, Any]:
     return {"scale": scale, "scale_error": error, "tie": fit.tie, "tie_error": fit.tie_error}
 
 
-def held_out(
-    heads: nn.ModuleList, lessons: Lessons, scale: float, fit: VoteFit | None
-) -> dict[str, Any]:
-    """Accuracy with its 95 % interval over prompts, calibration error, loss a vote, and the factor
-    by which the held-out votes would have the scores, which is 1 where the scale is right."""
-    places, gaps, counts = _held_out(heads, lessons, scale)
-    sides = counts[:, [0, 2]]
-    decided = sides.sum(1)
-    right = torch.where(gaps >= 0, sides[:, 0], sides[:, 1])
-    groups = [lessons.votes.groups[int(place)] for place in places]
-    accuracy, low, high = share_with_interval(right, decided, groups)
-    numbers: dict[str, Any] = {
-        "pairs": len(places),
-        "prompts": len(set(groups)),
-        "votes": float(counts.sum()),
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "majority": _ratio(sides.amax(1).sum(), decided.sum()),
-    }
-    if float(decided.sum()):
-        numbers["calibration_error"] = calibration(heads, lessons, scale, fit).error
-    tie = 1.0 if fit is None or fit.tie is None else fit.tie
-    log_probs = outcome_log_probs(gaps, lessons.ties, tie)
-    counted = counts[:, 1] if lessons.ties == "bradley_terry" else torch.zeros_like(counts[:, 1])
-    used = torch.stack([counts[:, 0] + counted / 2, counts[:, 2] + counted / 2], 1)
-    loss = -(used * log_probs[:, [0, 2]]).sum()
-    if lessons.ties != "bradley_terry":
-        loss = loss - (counts[:, 1] * log_probs[:, 1]).sum()
-    numbers["loss"] = _ratio(loss, counts.sum())
-    try:
-        again = fit_votes(gaps[:, None], counts, model=lessons.ties, ridge=RIDGE)
-        numbers["factor"], numbers["factor_error"] = float(again.estimates), float(again.errors)
-    except ValueError:
-        numbers["factor"] = numbers["factor_error"] = None
-    return numbers
+@dataclass(frozen=True)
+class HeldOut:
+    """The ensemble on the pairs that nobody learned from: its `gaps` [k] on the scale of the votes,
+    their `counts` [k, 3] and prompts."""
 
+    gaps: Tensor
+    counts: Tensor
+    groups: list[str]
+    ties: TieModel
+    tie: float
 
-def calibration(
-    heads: nn.ModuleList, lessons: Lessons, scale: float, fit: VoteFit | None
-) -> Reliability:
-    """Predicted against voted shares of the first, among held-out votes that decided."""
-    _, gaps, counts = _held_out(heads, lessons, scale)
-    tie = 1.0 if fit is None or fit.tie is None else fit.tie
-    odds = outcome_log_probs(gaps, lessons.ties, tie)[:, [0, 2]].softmax(1)[:, 0]
-    decided = counts[:, [0, 2]].sum(1)
-    some = decided > 0
-    return reliability(odds[some], counts[some, 0] / decided[some], decided[some])
+    @classmethod
+    def of(
+        cls, heads: nn.ModuleList, lessons: Lessons, scale: float, fit: VoteFit | None
+    ) -> HeldOut:
+        places = (lessons.folds < 0).nonzero()[:, 0]
+        each = [gaps_of(head, lessons.votes, places) for head in heads]
+        return cls(
+            gaps=scale * torch.stack(each).mean(0).double(),
+            counts=lessons.votes.counts[places].double(),
+            groups=[lessons.votes.groups[int(place)] for place in places],
+            ties=lessons.ties,
+            tie=1.0 if fit is None or fit.tie is None else fit.tie,
+        )
 
+    @property
+    def sides(self) -> Tensor:
+        """The votes that decided, [k, 2]."""
+        return self.counts[:, [0, 2]]
 
-def _held_out(heads: nn.ModuleList, lessons: Lessons, scale: float) -> tuple[Tensor, ...]:
-    """The held-out pairs, the ensemble's gaps on the scale of the votes, and the votes."""
-    places = (lessons.folds < 0).nonzero()[:, 0]
-    each = [gaps_of(head, lessons.votes, places) for head in heads]
-    gaps = scale * torch.stack(each).mean(0).double()
-    return places, gaps, lessons.votes.counts[places].double()
+    def calibration(self) -> Reliability:
+        """Predicted against voted shares of the first, among votes that decided."""
+        odds = outcome_log_probs(self.gaps, self.ties, self.tie)[:, [0, 2]].softmax(1)[:, 0]
+        decided = self.sides.sum(1)
+        some = decided > 0
+        return reliability(odds[some], self.counts[some, 0] / decided[some], decided[some])
+
+    def numbers(self) -> dict[str, Any]:
+        """Accuracy with its 95 % interval over prompts, calibration error, loss a vote, and the
+        factor by which these votes would have the scores, which is 1 where the scale is right."""
+        sides, decided = self.sides, self.sides.sum(1)
+        right = torch.where(self.gaps >= 0, sides[:, 0], sides[:, 1])
+        accuracy, low, high = share_with_interval(right, decided, self.groups)
+        numbers: dict[str, Any] = {
+            "pairs": len(self.gaps),
+            "prompts": len(set(self.groups)),
+            "votes": float(self.counts.sum()),
+            "accuracy": accuracy,
+            "low": low,
+            "high": high,
+            "majority": _ratio(sides.amax(1).sum(), decided.sum()),
+        }
+        if float(decided.sum()):
+            numbers["calibration_error"] = self.calibration().error
+        loss = vote_loss(self.gaps, self.counts, self.ties, self.tie).sum()
+        numbers["loss"] = _ratio(loss, self.counts.sum())
+        try:
+            again = fit_votes(self.gaps[:, None], self.counts, model=self.ties, ridge=RIDGE)
+            numbers["factor"], numbers["factor_error"] = float(again.estimates), float(again.errors)
+        except ValueError:
+            numbers["factor"] = numbers["factor_error"] = None
+        return numbers
 
 
 def share_with_interval(right: Tensor, of: Tensor, groups: list[str]) -> tuple[float, float, float]:

@@ -50,6 +50,7 @@ def train_reward(settings: RewardSettings, folder: Path, watch: Watch) -> dict[s
     scale, fit = learning.calibrated(heads, lessons)
     scale = rounded(scale)
     record = _record(settings, view, scale)
+    held_out = measured.HeldOut.of(heads, lessons, scale, fit)
     result = {
         "run": str(folder),
         "settings": settings.model_dump(),
@@ -58,11 +59,11 @@ def train_reward(settings: RewardSettings, folder: Path, watch: Watch) -> dict[s
         "votes": float(votes.counts.sum()),
         "tie_model": lessons.ties,
         **measured.fitted(fit),
-        "held_out": measured.held_out(heads, lessons, scale, fit),
+        "held_out": held_out.numbers(),
     }
     files.save_tensors(folder / reward_model.WEIGHTS, heads.state_dict())
     files.write_json(folder / reward_model.RECORD, record)
-    page.write(folder, result, measured.calibration(heads, lessons, scale, fit))
+    page.write(folder, result, held_out.calibration())
     result["seconds"] = round(time.monotonic() - start, 1)
     files.write_json(folder / "result.json", result)
     return result

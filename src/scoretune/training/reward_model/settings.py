@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from scoretune.core.config import Strict
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import UserError
 from scoretune.preference import TieModel
-from scoretune.training.overrides import parsed
+from scoretune.training.overrides import fitted, words
 
 
 class RewardSettings(Strict):
@@ -39,21 +39,12 @@ class RewardSettings(Strict):
 
 def read(changes: Sequence[str]) -> RewardSettings:
     """The settings of `a=b` words. Raises UserError for what is unknown or unfit."""
-    given = dict(parsed(change) for change in changes)
-    for name in given:
-        if name not in RewardSettings.model_fields:
-            raise unknown("key", name, RewardSettings.model_fields)
-    return validated(given)
+    return validated(words(RewardSettings, changes))
 
 
 def validated(tree: dict[str, Any]) -> RewardSettings:
     """Settings from plain data, with one line on the first thing that does not fit."""
-    try:
-        settings = RewardSettings.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+    settings = fitted(RewardSettings, tree)
     if not (settings.data or settings.rankings):
         raise UserError(
             "name the votes to learn from: scoretune train reward data=STORE_OR_PAIRS, or "
