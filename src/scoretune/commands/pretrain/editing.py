@@ -143,9 +143,11 @@ def _filled(vae: Any, recipe: EditRecipe, progress: Progress) -> EditBank:
     """As InstructPix2Pix has it: the mode of the latents, of the given picture without the factor
     of scale. Every other picture has been through the autoencoder before, as a model's have."""
     rng = np.random.default_rng((recipe.seed, 8))
-    before, after, instructions = [], [], []
+    before, after = [], []
+    instructions: list[str] = []
     while len(instructions) < recipe.pairs:
-        lessons = [lesson(edits.KINDS[i % len(edits.KINDS)], rng) for i in range(240)]
+        count = min(240, recipe.pairs)
+        lessons = [lesson(edits.KINDS[i % len(edits.KINDS)], rng) for i in range(count)]
         pictures, wanted = drawn(lessons, "pictures")
         half = vae.encode(pictures[::2] * 2 - 1).latent_dist.mode()
         pictures[::2] = (vae.decode(half).sample / 2 + 0.5).clamp(0, 1)
@@ -195,7 +197,7 @@ def _stage(
         noisy = torch.cat([alpha * x0 + sigma * eps, given], 1)
         return F.mse_loss(trained["unet"](noisy, labels, hidden).sample, eps), {}
 
-    modules = {"denoiser": trained}
+    modules: dict[str, nn.Module] = {"denoiser": trained}
     return Stage("editor", recipe.steps, modules, loss, recipe.learning_rate, recipe.seed, average)
 
 
