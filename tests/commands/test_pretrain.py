@@ -17,6 +17,9 @@ from scoretune.commands.pretrain.networks import tokens
 from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
 from scoretune.data.scenes import edits, world
 from scoretune.models import stable_diffusion_3
+from scoretune.rewards import reader
+from scoretune.training.feedback import roles
+from scoretune.training.feedback.records import Shown
 
 TINY = Recipe(
     batch=4,
@@ -153,6 +156,25 @@ def test_a_lesson_is_one_edit_and_leaves_the_rest_in_its_hand(kind):
                 assert torch.equal(before[part], after[part])
             elif kind != "recolour":
                 assert not torch.equal(before[part], after[part])
+
+
+def test_the_shipped_editor_does_what_it_is_told():
+    rng = np.random.default_rng(5)
+    lessons = [editing.lesson("add", rng) for _ in range(8)]
+    pictures, _ = editing.drawn(lessons, "reader")
+    edit = roles.named("editor", "scenes-edit", roles.EDITORS)
+    shown = [Shown("", picture) for picture in pictures]
+    edited = edit(shown, [[one.edit.instruction] for one in lessons], range(8))
+    judge = reader.load(world.shipped(), "judge")
+    seen = reader.layouts(judge(torch.stack([each.pixels for each in edited])))
+    more = [
+        after.digits.count(digit) == one.before.digits.count(digit) + 1
+        for after, one in zip(seen, lessons, strict=True)
+        for digit in [one.edit.item.digit]
+    ]
+    assert sum(more) >= 4  # about three of four are carried out, as the card says
+    files = world.shipped_editor().rglob("*.safetensors")
+    assert sum(file.stat().st_size for file in files) < 8e6
 
 
 def test_a_widened_network_begins_as_it_was():
