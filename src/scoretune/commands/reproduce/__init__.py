@@ -90,6 +90,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "reward-model": {
         "active": Part("reward_active", "Votes that active choice of pairs saves"),
     },
+    "rpo": {
+        "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
+    },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
         "toy": Part("score_as_action_toy", "Score as action where the optimum is known"),
