@@ -684,9 +684,7 @@ def test_a_run_that_runs_away_is_stopped_and_goes_back(tmp_path, monkeypatch):
     changes += ["sizes.batch=16", "updates=80", "objective.beta=10", "objective.ties=drop"]
     changes += ["optimiser.learning_rate=0.03", "optimiser.decay=none", "evaluation.every=10"]
     changes += ["guard.diversity=0", "guard.pattern=1e9", "evaluation.steps=3"]
-    changes += [
-        "guard.error_ratio=1.2"
-    ]  # the answers of this network are bounded
+    changes += ["guard.error_ratio=1.2"]  # the answers of this network are bounded
     run = overrides.changed(recipes.dpo(), changes)
     run_folder.record(run, tmp_path / "run", threads=1)
     result = launch(run, tmp_path / "run", Silent())
