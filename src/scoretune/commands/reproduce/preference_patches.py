@@ -54,7 +54,7 @@ REHEARSED = ("B 2000, 1e-4", "both, 75 + 75")
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
     labels = REHEARSED if quick else ARMS
-    return patch_world.cells_of(learned, labels, seeds, 20 if quick else 1)
+    return patch_world.cells_of(learned, labels, seeds, 100 if quick else 1)
 
 
 def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
