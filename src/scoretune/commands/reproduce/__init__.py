@@ -88,6 +88,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "window": Part("gap_window", "A window of two steps against the whole path"),
     },
     "reward-model": {
+        "votes": Part("reward_votes", "Reward models from votes, and their scale"),
         "active": Part("reward_active", "Votes that active choice of pairs saves"),
     },
     "score-as-action": {
