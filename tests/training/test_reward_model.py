@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,8 +308,8 @@ def tiny_encoder(kind: str, folder: Path) -> Path:
 SCENES = [f"a {colour} {digit}" for colour in ("red", "blue") for digit in world.DIGITS]
 
 
-def scenes_folder(folder: Path) -> Tensor:
-    """For every prompt two pictures of noise, of which the first won 3 : 1; the first ones."""
+def scenes_folder(folder: Path) -> None:
+    """For every prompt two pictures of noise, of which the first won 3 : 1."""
     folder.mkdir()
     pictures = np.random.default_rng(0).integers(256, size=(2 * len(SCENES), 32, 32, 3))
     for number, picture in enumerate(pictures.astype(np.uint8)):
@@ -319,20 +320,14 @@ def scenes_folder(folder: Path) -> Tensor:
         for i, text in enumerate(SCENES)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return torch.from_numpy(pictures[::2]).permute(0, 3, 1, 2).float() / 255
 
 
-def test_scenes_begin_at_the_readers_opinion(tmp_path: Path) -> None:
-    """features=auto takes what the reader sees for pictures of the shipped world; a head's scores
-    are at first a multiple of the reader's, and 0 where the prompt is of another world."""
-    images = scenes_folder(tmp_path / "pairs")
-    settings = RewardSettings(data=str(tmp_path / "pairs"), **QUICK | {"updates": 2})
-    result = train_reward(settings, tmp_path / "run", watched)
-    assert result["features"] == "scenes"
-    assert result["held_out"]["majority"] == 0.75
-    assert result["held_out"]["raters"] == pytest.approx(0.5)  # of 3 : 1, 3 of 6 pairs of votes
+def test_scenes_begin_at_the_readers_opinion() -> None:
+    """A head's scores are at first a multiple of the reader's, and 0 where the prompt is of another
+    world."""
     view = vote_heads.Scenes(vote_heads.Words.of(SCENES), scene_readers.load(shipped(), "reader"))
     head = vote_heads.head(view, 16)
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = torch.cat([images, images[:1]]).requires_grad_()
     scores = head(view.pictures(pictures), view.prompts([*SCENES, "words of another world"]))
     expected = named_reward("reader")(images, SCENES)
@@ -341,6 +336,30 @@ def test_scenes_begin_at_the_readers_opinion(tmp_path: Path) -> None:
     assert pictures.grad is not None and bool(pictures.grad.isfinite().all())
     with pytest.raises(UserError, match="32 x 32"):
         view.pictures(torch.rand(1, 3, 16, 16))
+
+
+def test_from_votes_to_a_fine_tuned_model_by_commands(
+    command: Callable[..., Any], tiny: list[str], tmp_path: Path
+) -> None:
+    """Votes on pictures of the shipped world become a reward on what the reader sees, which DDPO
+    optimises, and which its card names."""
+    scenes_folder(tmp_path / "pairs")
+    reward, run = tmp_path / "reward", tmp_path / "run"
+    votes = f"data={tmp_path / 'pairs'}"
+    made = command("train", "reward", votes, "updates=2", "members=2", "--run", reward, "--json")
+    assert made.code == 0, made.err
+    result = json.loads(made.out.splitlines()[-1])
+    assert result["features"] == "scenes"
+    assert result["held_out"]["majority"] == 0.75
+    assert result["held_out"]["raters"] == pytest.approx(0.5)  # of 3 : 1, 3 of 6 pairs of votes
+    done = command("train", "ddpo", *tiny, "updates=1", f"reward={reward}", "--run", run)
+    assert done.code == 0, done.err
+    card = (run / "lora" / "README.md").read_text()
+    assert str(reward) in card
+    assert (
+        fingerprint(str(reward), named_reward(str(reward)))["parts"][0]["sha256 model.safetensors"]
+        in card
+    )
 
 
 def test_the_mean_of_members_that_err_apart_has_the_larger_factor() -> None:

@@ -70,8 +70,8 @@ def learned(
     run = folder / "runs" / file.stem
     result = train_reward(settings, run, lambda *_: None)
     numbers = _outside(RewardModel(str(run)), table, outside, eyes)
-    own = result["held_out"]
-    return numbers | {"features": result["features"], "seconds": result["seconds"]} | own
+    numbers |= {name: result[name] for name in ("features", "seconds")} | result["held_out"]
+    return numbers
 
 
 def _votes(
@@ -108,7 +108,8 @@ class _Seen:
         images = self.images.flatten(0, 1)
         texts = [text for text in self.texts for _ in range(2)]
         parts = [reward(images[s], texts[s]) for s in spans(len(texts), 200)]
-        return torch.cat(parts, -1).double().unflatten(-1, (-1, 2))
+        both: Tensor = torch.cat(parts, -1).double().unflatten(-1, (-1, 2))
+        return both
 
     def gaps(self, eyes: str) -> Tensor:
         """The first's score less the second's, by the judge or by the reader, [n]."""

@@ -54,7 +54,9 @@ def fulfilment_of_forms(logits: Tensor, forms: Tensor) -> Tensor:
     scores = (shows + inks).transpose(1, 2)
     placed = scores.gather(2, cells.transpose(1, 2)).sum(1)  # [B, placements]
     total = empty.sum(1, keepdim=True) + placed
-    return known[:, 0] * total.masked_fill(allowed == 0, -torch.inf).logsumexp(1).exp()
+    probability: Tensor = total.masked_fill(allowed == 0, -torch.inf).logsumexp(1).exp()
+    of_this_world: Tensor = known[:, 0] * probability
+    return of_this_world
 
 
 @cache
