@@ -46,7 +46,7 @@ ARMS = ("random", "information", "variance", "closest")
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """Every way to choose, on every seed's pairs, split and votes."""
-    pairs, most, repeats = (100, 20, 1) if quick else (PAIRS, MOST, REPEATS)
+    pairs, most, repeats = (24, 20, 1) if quick else (PAIRS, MOST, REPEATS)
     return [
         Cell(
             f"{arm}-{seed}",

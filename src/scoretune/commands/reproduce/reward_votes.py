@@ -37,12 +37,12 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     who see by the reader or by the judge."""
     arms = [("mixed", size) for size in SIZES] + [("reader", CLOSE), ("judge", CLOSE)]
     if quick:
-        arms = [("mixed", 20), ("mixed", 30), ("reader", 30), ("judge", 30)]
+        arms = [("mixed", 10), ("mixed", 15), ("reader", 15), ("judge", 15)]
     return [
         Cell(
             f"{eyes}-{count}-{seed}",
             learned,
-            {"eyes": eyes, "count": count, "seed": seed, "pairs": 50 if quick else PAIRS}
+            {"eyes": eyes, "count": count, "seed": seed, "pairs": 24 if quick else PAIRS}
             | {"changes": ["updates=2", "members=2"] if quick else []},
             keeps_files=True,
         )
