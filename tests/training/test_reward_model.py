@@ -74,7 +74,7 @@ def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trained") / "my-reward"  # a path with a minus
-    learning = {"updates": 90, "batch": 32, "learning_rate": 1e-2, "checkpoint_every": 1000}
+    learning = {"updates": 50, "batch": 16, "learning_rate": 2e-2, "checkpoint_every": 1000}
     settings = RewardSettings(data=str(data), **QUICK | learning)
     return folder, train_reward(settings, folder, watched)
 

@@ -20,7 +20,7 @@ from scoretune.preference.listwise import tied_plackett_luce
 from scoretune.training.reward_model.examples import Votes
 from scoretune.training.reward_model.settings import RewardSettings
 
-LOOKS = 40  # at the fold that is left out
+LOOKS, BETWEEN = 40, 5  # at the fold that is left out, and the fewest updates between two
 PATIENCE = 6  # looks without a better one, after which a member learns no more
 CLIP = 1.0  # of the gradient
 RIDGE = 1e-3  # of the fitted scale: where every left-out vote agrees, it stays finite
@@ -107,7 +107,7 @@ def learn(
     rankings = _rankings(lessons, training)
     if not len(training):
         raise UserError("all votes are of one part of the prompts: give votes on more of them")
-    every = max(1, settings.updates // LOOKS)
+    every = max(BETWEEN, settings.updates // LOOKS)
     if not done:
         _look(member, lessons, left_out)  # a head that begins with an opinion may keep it
     for update in range(done, settings.updates):
