@@ -165,6 +165,14 @@ class Ballots:
             desk.ballot = self.made(rater, self.store.pair(last.pair), last.repeat)
             return desk.ballot
 
+    def lay(self, rater: int, pair: Pair) -> None:
+        """Put a pair before a rater, unless they have voted on it: what they asked for comes next.
+        A ballot that they have before them still counts."""
+        desk = self._desk(rater)
+        with desk.lock:
+            if pair.id not in desk.seen:
+                desk.ballot = self.made(rater, pair)
+
     def progress(self, rater: int) -> Progress:
         """How far a rater has come; the time from the median of their last votes."""
         votes, pairs = self._desk(rater).votes, self.pairs()

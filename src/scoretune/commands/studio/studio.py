@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoretune.commands.studio.ballots import Ballots
+from scoretune.commands.studio.editing import Editing
 from scoretune.commands.studio.jobs import Jobs
 from scoretune.commands.studio.keys import Keys, Session
 from scoretune.commands.studio.security import Door, Refused
@@ -33,7 +34,8 @@ OWN = "studio.css"
 @dataclass(frozen=True)
 class Studio:
     """A store that people vote on, with what serves it: `runs` is the folder of runs that it shows
-    and starts, `address` what invitations begin with, `model` what rounds begin from."""
+    and starts, `address` what invitations begin with, `model` what rounds begin from, `editing`
+    who carries out what people say, where there is an editor."""
 
     store: "Store"
     where: str
@@ -44,6 +46,7 @@ class Studio:
     runs: Path
     address: str
     model: str
+    editing: Editing | None = None
 
     def page(self, request: "Request", template: str, **values: Any) -> "Response":
         """A template as an answer to whoever asks."""
@@ -70,6 +73,14 @@ def who(request: "Request") -> Session:
 def rater(request: "Request") -> int:
     """The id of the rater whose request this is."""
     return int(who(request).rater)
+
+
+def body_of(studio: Studio, request: "Request", purpose: str, ticket: str) -> str:
+    """What a page that was shown to this rater was about, by its ticket. Raises Refused."""
+    body = studio.keys.body(purpose, rater(request), ticket)
+    if body is None:
+        raise Refused(403, "this page was not shown to you: reload it")
+    return body
 
 
 def sample_of(studio: Studio, number: int) -> Sample:

@@ -32,6 +32,13 @@ class Place(NamedTuple):
     model: str
 
 
+class Tools(NamedTuple):
+    """Who carries out what people say, and the reward that measures it; empty for none."""
+
+    editor: str = ""
+    reward: str = ""
+
+
 def studio(
     target: Annotated[
         str | None,
@@ -52,6 +59,17 @@ def studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the owner's token; else it is drawn anew.")
+    ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option(
+            help="Carries out what people say: scenes, 'kontext(model=…)', … as in scoretune rpo, "
+            "or none (default: scenes for the miniature's pictures)."
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="What an edit gains is measured by it (default: reader, or none)."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the URL.")] = False,
     threads: Threads = 1,
@@ -77,7 +95,10 @@ def studio(
     try:
         place = _demo() if target is None else _place(target, store, prompts)
         address = _address(host, at)
-        made = assembled(place, runs, address, public=host not in LOOPBACK, token_file=token_file)
+        tools = _tools(place.store, editor, reward)
+        made = assembled(
+            place, runs, address, public=host not in LOOPBACK, token_file=token_file, tools=tools
+        )
         url = f"{address}/enter?token={made.keys.token}"
         typer.echo(f"studio at {url} (Ctrl-C stops)")
         if not no_browser:
@@ -114,7 +135,7 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
 
     if "://" in target or is_store(target):
         opened = open_store(target)
-        models = [one.model for one in opened.samples() if one.model]
+        models = [one.model for one in opened.samples(source="model") if one.model]
         return Place(opened, target, models[-1] if models else "scenes")
     where = store or Path("runs") / f"studio-{Path(target).name}"
     policy = load(Path(target))
@@ -125,12 +146,31 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
     return Place(opened, str(where), target)
 
 
+def _tools(store: Store, editor: str | None, reward: str | None) -> Tools:
+    """The editor and the reward that are meant: those of the miniature for its prompts."""
+    from scoretune.data.scenes.world import asks_by_text
+
+    scenes = any(prompt in asks_by_text() for prompt in store.prompts()[:1])
+    names = (editor or ("scenes" if scenes else "none"), reward or ("reader" if scenes else "none"))
+    return Tools(*("" if name == "none" else name for name in names))
+
+
 def assembled(
-    place: Place, runs: Path, address: str, *, public: bool, token_file: Path | None
+    place: Place,
+    runs: Path,
+    address: str,
+    *,
+    public: bool,
+    token_file: Path | None,
+    tools: Tools = Tools(),
 ) -> Studio:
-    """The studio of a store at an address; `public` where other machines reach it."""
+    """The studio of a store at an address; `public` where other machines reach it.
+
+    Raises UserError for an editor or a reward that there is not.
+    """
     from scoretune.commands.studio import keys
     from scoretune.commands.studio.ballots import Ballots
+    from scoretune.commands.studio.editing import Editing
     from scoretune.commands.studio.jobs import Jobs
     from scoretune.commands.studio.security import Door
     from scoretune.commands.studio.studio import Studio, home
@@ -140,16 +180,20 @@ def assembled(
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     if public:
         hosts |= {f"{name}:{port}" for name in (socket.gethostname(), socket.getfqdn())}
+    ballots, editing = Ballots(place.store, own), None
+    if tools.editor:
+        editing = Editing(place.store, tools.editor, tools.reward, after=ballots.lay)
     return Studio(
         store=place.store,
         where=place.where,
         keys=own,
         door=Door(own, frozenset(hosts), f"scoretune-{port}", public),
-        ballots=Ballots(place.store, own),
+        ballots=ballots,
         jobs=Jobs(place.where, runs),
         runs=runs,
         address=address,
         model=place.model,
+        editing=editing,
     )
 
 
