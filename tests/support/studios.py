@@ -24,6 +24,7 @@ from scoretune.data.scenes.draw import draw_in_hands
 from scoretune.data.store import open_store
 from scoretune.data.store.store import Store
 
+NO_TOOLS = Tools()
 PROMPTS = ("a red seven", "two fives", "a three left of a nine", "a blue one")
 
 
@@ -60,7 +61,7 @@ def scene(*cells: str) -> torch.Tensor:
 
 @contextmanager
 def served(
-    store: Store, folder: Path, *, port: int = 0, tools: Tools = Tools()
+    store: Store, folder: Path, *, port: int = 0, tools: Tools = NO_TOOLS
 ) -> Iterator[Studio]:
     """A studio that answers while the context lasts."""
     import uvicorn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,15 @@ def say(client: Client, number: int = 1, **fields: object) -> str:
     assert ticket is not None
     answer = client.post(f"/why/{number}", ticket=ticket[1], **fields)
     assert answer.status == 200, answer
-    return answer.text
+    return settled(client, number, answer.text)
+
+
+def settled(client: Client, number: int, page: str) -> str:
+    """The page once the editor is no longer at work on it."""
+    while "at work" in page:
+        time.sleep(0.05)
+        page = client.get(f"/why/{number}/said").text
+    return page
 
 
 def test_what_is_said_becomes_an_edit_and_a_pair(studio: Studio):
@@ -88,7 +97,8 @@ def test_saying_it_twice_is_one_edit(studio: Studio):
     ticket = re.search(r'name="ticket" value="([^"]+)"', owner.get("/why/1").text)
     assert ticket is not None
     for _ in range(2):
-        owner.post("/why/1", ticket=ticket[1], text="make the seven red")
+        page = owner.post("/why/1", ticket=ticket[1], text="make the seven red").text
+        settled(owner, 1, page)
     assert len(studio.store.edits()) == len(studio.store.reasons()) == 1
     assert say(owner, text="make the seven red").count("vote on them") == 2  # said anew
 
@@ -137,17 +147,14 @@ def test_an_editor_that_fails_or_is_slow_loses_nothing(
         owner = Client(studio.address).enter(studio.keys.token)
         page = say(owner, text="make it red")
         assert "could not do it: out of &lt;memory&gt; at line 3" in page
-        assert "another size" in owner.post("/why/1/edit", reason=1).text
+        page = owner.post("/why/1/edit", reason=1).text
+        assert "another size" in settled(owner, 1, page)
         page = owner.post("/why/1/edit", reason=1).text
         assert "at work" in page and 'hx-trigger="every 1s"' in page
         assert owner.get("/vote").status == 200  # everything else goes on
         owner.post("/why/1/edit", reason=1)  # it is not begun twice
         moody.free.set()
-        for _ in range(100):
-            page = owner.get("/why/1/said").text
-            if "at work" not in page:
-                break
-            threading.Event().wait(0.05)
+        page = settled(owner, 1, "at work")
         assert "vote on them" in page and moody.calls == 3
         (edit,) = studio.store.edits()
         assert edit.verdict["reason"] == "not measured" and edit.instructions == ["make it red"]
@@ -155,9 +162,9 @@ def test_an_editor_that_fails_or_is_slow_loses_nothing(
 
 def test_the_editor_is_the_miniatures_own_for_its_prompts(tmp_path: Path):
     scenes, other = miniature(tmp_path / "a"), filled(tmp_path / "b", prompts=("a cat",))
-    assert _tools(scenes, None, None) == ("scenes", "reader")
-    assert _tools(other, None, None) == ("", "")
-    assert _tools(scenes, "none", None) == ("", "reader")
-    with pytest.raises(UserError, match="unknown editor 'kontxt'"):
-        with served(other, tmp_path / "b", tools=Tools("kontxt")):
-            pass
+    assert _tools(scenes, Tools()) == ("scenes", "reader", "random", "scenes")
+    assert _tools(other, Tools(choice="votes")) == ("", "", "votes", "")
+    assert _tools(scenes, Tools("none", features="pixels")) == ("", "reader", "random", "pixels")
+    none = served(other, tmp_path / "b", tools=Tools("kontxt"))
+    with pytest.raises(UserError, match="unknown editor 'kontxt'"), none:
+        pass

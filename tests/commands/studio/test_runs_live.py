@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -101,10 +102,47 @@ def test_events_are_sent_to_the_owner_alone(tmp_path: Path):
 
 
 def test_only_harmless_settings_are_changed_from_a_page():
-    assert settings_of("objective.beta=5 seed=1") == ["objective.beta=5", "seed=1"]
+    assert settings_of("dpo", "objective.beta=5 seed=1") == ["objective.beta=5", "seed=1"]
+    assert settings_of("reward", "members=2") == ["members=2"]
+    with pytest.raises(Refused, match="no setting"):
+        settings_of("reward", "features=evil")
     for text in ("reward=evil:function", "model.source=/", "--run=x", "data=x", "updates", "seed"):
         with pytest.raises(Refused, match="no setting"):
-            settings_of(text)
+            settings_of("online_dpo", text)
+
+
+def test_a_reward_is_trained_chosen_and_ranks_for_online_dpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = filled(tmp_path, prompts=("a cat", "a dog"), per_prompt=4)
+    rater = store.add_rater("ann")[0].id
+    for pair in store.pairs():
+        store.add_vote(key=str(pair.id), pair=pair.id, rater=rater, choice="first", seconds=1)
+    with served(store, tmp_path) as studio:
+        orders: list[list[str]] = []
+        monkeypatch.setattr(studio.jobs, "start", lambda model, words: orders.append(words))
+        owner = Client(studio.address).enter(studio.keys.token)
+        assert "train one on the votes first" in owner.post("/rounds", kind="online_dpo").text
+        assert owner.post("/rounds", kind="reward", settings="members=2").status == 200
+        assert owner.post("/rounds", kind="evil").status == 422
+        assert owner.post("/rounds", kind="dpo", updates="0").status == 422
+        run = studio.runs / "round-1"
+        run.mkdir(parents=True)
+        jobs.log_of(run).write_text("member 1\r39 of 40\n")
+        (run / "reward.json").write_text("{}")
+        held = {"accuracy": 0.75, "low": 0.7, "high": 0.8}
+        (run / "result.json").write_text(json.dumps({"held_out": held}))
+        page = owner.get("/rounds").text
+        assert "agrees with 75" in page and "Let round-1 choose the next pairs" in page
+        assert "It chooses the next pairs" in owner.post("/rounds/use", reward=str(run)).text
+        assert studio.choosing.how == str(run)
+        assert owner.post("/rounds/use", reward="/etc").status == 422
+        assert owner.post("/rounds", kind="online_dpo", reward="round-1", updates="7").status == 200
+        assert owner.post("/rounds", kind="online_dpo", reward="../x").status == 409
+        assert "not running" in owner.post("/rounds/stop").text
+    reward, ranked = orders
+    assert reward == ["reward", f"data={tmp_path}", "features=pixels", "updates=400", "members=2"]
+    assert {"online_dpo", f"reward={run}", "updates=7", "model.source=scenes"} <= set(ranked)
 
 
 def test_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

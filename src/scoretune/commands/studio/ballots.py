@@ -12,7 +12,9 @@ import secrets
 import statistics
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scoretune.commands.studio.keys import Keys
@@ -30,6 +32,9 @@ REPEATS = 1 / 20
 """Share of ballots that show a pair once more, to see whether a rater agrees with themselves."""
 APART = 10
 """Votes that lie between a pair and its repeat, at least."""
+SPREAD = 4
+"""Of the pairs that are to be asked about first one of so many is drawn, so that raters who vote at
+once are not all asked the same."""
 FRESH = 1.0
 """Seconds after which pairs are looked up anew."""
 LONGEST = 600.0
@@ -81,10 +86,12 @@ class Desk:
 
 @dataclass
 class Ballots:
-    """The ballots of everybody who votes on a store; which pair comes next is drawn at random."""
+    """The ballots of everybody who votes on a store. `order` gives the ids of pairs, those to ask
+    about first at the front; what it does not name is drawn at random."""
 
     store: Store
     keys: Keys
+    order: Callable[[], Sequence[int]] = tuple
     rng: random.Random = field(default_factory=secrets.SystemRandom)
     _desks: dict[int, Desk] = field(default_factory=dict, init=False)
     _pairs: dict[int, Pair] = field(default_factory=dict, init=False)
@@ -222,7 +229,9 @@ class Ballots:
         plain = [pair for pair in unseen if pair.gold is None]
         if not plain or (gold and self.rng.random() < GOLD):
             return self.made(rater, self.rng.choice(gold))
-        return self.made(rater, self.rng.choice(plain))
+        free = {pair.id for pair in plain}
+        first = list(islice((number for number in self.order() if number in free), SPREAD))
+        return self.made(rater, pairs[self.rng.choice(first)] if first else self.rng.choice(plain))
 
 
 def meant(choice: Shown, left: Side) -> Choice:

@@ -123,7 +123,8 @@ def _drawn(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train by `scoretune train`, then draw the next round of the tuned model and the old one."""
+    """Train by `scoretune train`; then draw the next round of the tuned model and the old one,
+    unless what was trained is a reward."""
     parser = argparse.ArgumentParser(prog="rounds")
     parser.add_argument("store")
     parser.add_argument("old")
@@ -134,8 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [sys.executable, "-m", "scoretune", "train", *given.words, "--run", str(given.run)]
     )
     if code or not (given.run / "result.json").exists():
-        print("the training was stopped or failed: no new pairs are drawn", flush=True)
+        print("the training was stopped or failed: there is nothing new", flush=True)
         return code
+    if given.words[0] == "reward":
+        print("a reward is trained: it can choose the next pairs, and rank for online_dpo")
+        return 0
     from scoretune.training.run_folder import load
 
     store = open_store(given.store)

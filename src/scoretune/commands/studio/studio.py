@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoretune.commands.studio.ballots import Ballots
+from scoretune.commands.studio.choosing import Choosing
 from scoretune.commands.studio.editing import Editing
 from scoretune.commands.studio.jobs import Jobs
 from scoretune.commands.studio.keys import Keys, Session
@@ -34,8 +35,9 @@ OWN = "studio.css"
 @dataclass(frozen=True)
 class Studio:
     """A store that people vote on, with what serves it: `runs` is the folder of runs that it shows
-    and starts, `address` what invitations begin with, `model` what rounds begin from, `editing`
-    who carries out what people say, where there is an editor."""
+    and starts, `address` what invitations begin with, `model` what rounds begin from, `choosing`
+    which pairs come first, `editing` who carries out what people say, where there is an editor,
+    `features` what a reward sees that is trained here."""
 
     store: "Store"
     where: str
@@ -46,7 +48,9 @@ class Studio:
     runs: Path
     address: str
     model: str
+    choosing: Choosing
     editing: Editing | None = None
+    features: str = ""
 
     def page(self, request: "Request", template: str, **values: Any) -> "Response":
         """A template as an answer to whoever asks."""

@@ -33,10 +33,13 @@ class Place(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Who carries out what people say, and the reward that measures it; empty for none."""
+    """Who carries out what people say and the reward that measures it, empty for none; how the next
+    pair is chosen; and what a reward sees that is trained on the votes."""
 
     editor: str = ""
     reward: str = ""
+    choice: str = "random"
+    features: str = ""
 
 
 def studio(
@@ -71,6 +74,21 @@ def studio(
         str | None,
         typer.Option(help="What an edit gains is measured by it (default: reader, or none)."),
     ] = None,
+    choice: Annotated[
+        str,
+        typer.Option(
+            "--next",
+            help="Which pair comes next: random, votes (what these leave open), or the folder of "
+            "a reward (where that is unsure).",
+        ),
+    ] = "random",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What a reward sees that is trained here: pixels, scenes, or a CLIP or SigLIP, as "
+            "in scoretune train reward (default: by the pictures)."
+        ),
+    ] = "",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the URL.")] = False,
     threads: Threads = 1,
 ) -> None:
@@ -95,7 +113,7 @@ def studio(
     try:
         place = _demo() if target is None else _place(target, store, prompts)
         address = _address(host, at)
-        tools = _tools(place.store, editor, reward)
+        tools = _tools(place.store, Tools(editor or "", reward or "", choice, features))
         made = assembled(
             place, runs, address, public=host not in LOOPBACK, token_file=token_file, tools=tools
         )
@@ -146,12 +164,14 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
     return Place(opened, str(where), target)
 
 
-def _tools(store: Store, editor: str | None, reward: str | None) -> Tools:
-    """The editor and the reward that are meant: those of the miniature for its prompts."""
+def _tools(store: Store, given: Tools) -> Tools:
+    """What is meant where nothing is given: for prompts of the miniature its own editor, reward
+    and features; "none" is none."""
     from scoretune.data.scenes.world import asks_by_text
 
     scenes = any(prompt in asks_by_text() for prompt in store.prompts()[:1])
-    names = (editor or ("scenes" if scenes else "none"), reward or ("reader" if scenes else "none"))
+    own = Tools("scenes", "reader", given.choice, "scenes") if scenes else Tools()
+    names = (here or default for here, default in zip(given, own, strict=True))
     return Tools(*("" if name == "none" else name for name in names))
 
 
@@ -162,14 +182,15 @@ def assembled(
     *,
     public: bool,
     token_file: Path | None,
-    tools: Tools = Tools(),
+    tools: Tools,
 ) -> Studio:
     """The studio of a store at an address; `public` where other machines reach it.
 
-    Raises UserError for an editor or a reward that there is not.
+    Raises UserError for an editor, a reward or a way to choose that there is not.
     """
     from scoretune.commands.studio import keys
     from scoretune.commands.studio.ballots import Ballots
+    from scoretune.commands.studio.choosing import Choosing, is_way
     from scoretune.commands.studio.editing import Editing
     from scoretune.commands.studio.jobs import Jobs
     from scoretune.commands.studio.security import Door
@@ -180,7 +201,13 @@ def assembled(
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     if public:
         hosts |= {f"{name}:{port}" for name in (socket.gethostname(), socket.getfqdn())}
-    ballots, editing = Ballots(place.store, own), None
+    if not is_way(tools.choice):
+        raise UserError(
+            f"--next {tools.choice} is none: give random, votes, or a folder that scoretune train "
+            "reward made"
+        )
+    choosing = Choosing(place.store, tools.choice)
+    ballots, editing = Ballots(place.store, own, choosing.order), None
     if tools.editor:
         editing = Editing(place.store, tools.editor, tools.reward, after=ballots.lay)
     return Studio(
@@ -193,7 +220,9 @@ def assembled(
         runs=runs,
         address=address,
         model=place.model,
+        choosing=choosing,
         editing=editing,
+        features=tools.features,
     )
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from scoretune.commands.studio import editing
 from scoretune.commands.studio.security import Refused
 from scoretune.commands.studio.studio import Studio, body_of, rater, sample_of
+from scoretune.training.feedback.person import CATEGORIES
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
     from torch import Tensor
 
-TAGS = ("wrong object", "wrong colour", "wrong count", "wrong place", "not sharp", "artefacts")
-"""What is done about each stands in `training.feedback.person`."""
+TAGS = tuple(CATEGORIES)
 MOST_PIXELS = 2**22
 """Of a picture that is uploaded: 2048 × 2048."""
 LONGEST = 2000
