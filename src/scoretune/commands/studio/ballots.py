@@ -37,6 +37,8 @@ SPREAD = 4
 once are not all asked the same."""
 FRESH = 1.0
 """Seconds after which pairs are looked up anew."""
+LATE = 1000
+"""Pairs that are looked up again: of two writers to PostgreSQL the later one may come first."""
 LONGEST = 600.0
 """Seconds of a vote that count as voting; what takes longer was a break."""
 
@@ -104,15 +106,17 @@ class Ballots:
         """The pairs that people vote on, by their ids, as they were at most a second ago."""
         with self._lock:
             if time.monotonic() - self._looked > FRESH:
-                self._pairs = {pair.id: pair for pair in self.store.pairs(source="human")}
+                after = max(self._pairs, default=0) - LATE
+                new = {pair.id: pair for pair in self.store.pairs(source="human", after=after)}
+                if not new.keys() <= self._pairs.keys():
+                    self._samples = {one.id: one for one in self.store.samples()}
+                    self._pairs = self._pairs | new
                 self._looked = time.monotonic()
             return self._pairs
 
     def sample(self, number: int) -> Sample:
         """A sample; they never change. Raises KeyError for one that the store has not."""
-        if number not in self._samples:
-            self._samples[number] = self.store.sample(number)
-        return self._samples[number]
+        return self._samples.get(number) or self.store.sample(number)
 
     def name(self, rater: int) -> str:
         """A rater's name, which never changes."""
