@@ -1,0 +1,121 @@
+"""What is fine-tuned, or trained from nothing, and how data are read."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from scoretune.core.config.base import (
+    LONGEST,
+    NAMES,
+    ON_DATA,
+    REWARDED,
+    SIDE,
+    Checked,
+    Names,
+    Strict,
+    only,
+)
+
+if TYPE_CHECKING:
+    from scoretune.core.config.run import Run
+
+
+NEW_NETWORKS = ("unet", "dit", "mlp")
+SHIPPED_MODELS = ("scenes", "scenes-flow")
+FUNCTION = r"[\w.]*:\w*"
+"""How a user's own function is named: module:function."""
+
+
+class Model(Strict):
+    """What is fine-tuned, and how much of it; or the network that is trained from nothing."""
+
+    source: str = Field(
+        "scenes",
+        description="'scenes', 'scenes-flow', a folder, a hub id, a network of your own as "
+        "module:function; or a new 'unet', 'dit' or 'mlp'",
+    )
+    revision: str | None = Field(None, description="of a model of the hub: a branch, tag or commit")
+    size: int = Field(
+        0, ge=0, le=SIDE, description="side of the pictures in pixels; 0: the model's own"
+    )
+    shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
+        (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
+    )
+    without: Names = Field(
+        (), max_length=NAMES, description="parts to leave out, e.g. text_encoder_3 (a T5)"
+    )
+    rank: int = Field(
+        16, ge=0, le=4096, description="of the LoRA; 0 trains every weight, at a far lower rate"
+    )
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        max_length=NAMES,
+        description="layers that the LoRA adapts, by the ends of their names",
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
+    )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
+        "its pipeline's own",
+    )
+    process: str | None = Field(
+        None,
+        description="run the network under another process, e.g. VE(sigma_max=14); a new network: "
+        "the process it is trained under",
+    )
+    prediction: Literal["epsilon", "sample", "v_prediction", "velocity"] | None = Field(
+        None, description="of a new network: what it is trained to output"
+    )
+    width: int = Field(0, ge=0, le=4096, description="of a new network; 0: as suits its kind")
+    depth: int = Field(0, ge=0, le=256, description="of a new network; 0: as suits its kind")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        new, function = self.source in NEW_NETWORKS, bool(re.fullmatch(FUNCTION, self.source))
+        shipped = self.source in SHIPPED_MODELS
+        network = Checked("a network of your own, model.source=module:function")
+        fresh = Checked("a new network, model.source=unet, dit or mlp")
+        return {
+            **only(self.rank > 0, "a LoRA, model.rank above 0", "targets"),
+            **only(function, network, "shape"),
+            **only(new or function, fresh, "prediction"),
+            **only(new, fresh, "width", "depth"),
+            **only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
+            **only(not on_data and not function, "a diffusers pipeline", "size", "without"),
+            **only(not on_data, REWARDED, "targets"),
+            **only(not function and not shipped, "a model of the hub", "revision"),
+            **only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
+        }
+
+
+class Dataset(Strict):
+    """How `data` are read for a network of one's own."""
+
+    kind: Literal["auto", "images", "points", "series"] = Field(
+        "auto", description="what the data are"
+    )
+    key: str | None = Field(None, description="which array of a .npz file")
+    columns: Names = Field(
+        (), max_length=LONGEST, description="of a table; empty takes all that hold numbers"
+    )
+    window: int = Field(
+        0, ge=0, le=2**20, description="rows that make a series; 0: a row is a point"
+    )
+    stride: int = Field(1, ge=1, le=2**20, description="rows from one window to the next")
+    size: int = Field(
+        0, ge=0, le=SIDE, description="side to scale and crop pictures to; 0: as they are"
+    )
+    channels: Literal["auto", "first", "last"] = Field("auto", description="of images in arrays")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share that is never learned from")
+
+    def inert(self, run: Run, on_data: bool) -> dict[str, str]:
+        return {
+            **only(self.window > 0, "dataset.window above 0", "stride"),
+            **only(on_data, ON_DATA, *self.leaves()),
+        }
