@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,55 +16,29 @@ import torch
 from scoretune.commands.studio import jobs, live, rounds
 from scoretune.commands.studio.pages.rounds import settings_of
 from scoretune.commands.studio.security import Refused
+from scoretune.core import lock
 from scoretune.core.errors import UserError
 from scoretune.data.store import open_store
 from studios import Client, filled, run_folder, served
 
-HOLDER = """
-import fcntl, os, signal, socket, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are in the back
-file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.write(f"{os.getpid()} {sys.argv[2]}")
-file.flush()
-print("held", flush=True)
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("saved", flush=True)
-"""
 
-
-def holder(run: Path, host: str) -> subprocess.Popen[str]:
-    """A process that holds a run's folder, as `scoretune train` does."""
-    run.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run / ".lock"), host], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
-
-
-def test_a_run_is_stopped_in_good_order(tmp_path: Path):
+def test_a_run_is_stopped_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(jobs.os, "kill", lambda process, sent: signals.append((process, sent)))
     run = tmp_path / "run"
     with pytest.raises(UserError, match="not running"):
         jobs.stop(run)
-    process = holder(run, socket.gethostname())
-    try:
-        assert jobs.running(run) == process.pid
+    with lock.held(run):  # as `scoretune train` does
+        assert jobs.running(run) == os.getpid()
         jobs.stop(run)
-        assert process.communicate(timeout=20)[0] == "saved\n"
-    finally:
-        process.kill()
-        process.wait()
-    assert jobs.running(run) is None  # the file is left behind, and locks nothing
-    other = holder(run, "another-machine")
-    try:
+        assert signals == [(os.getpid(), signal.SIGINT)]
+        (run / lock.NAME).write_text(f"{os.getpid()} another-machine")
         with pytest.raises(UserError, match="on this machine"):
             jobs.stop(run)
-    finally:
-        other.kill()
-        other.communicate()
+    run.mkdir(exist_ok=True)
+    (run / lock.NAME).write_text(f"{os.getpid()} {socket.gethostname()}")
+    assert jobs.running(run) is None  # a file that was left behind locks nothing
+    assert len(signals) == 1
 
 
 def test_new_lines_are_followed(tmp_path: Path):

@@ -85,6 +85,11 @@ class Desk:
     def seen(self) -> set[int]:
         return {vote.pair for vote in self.votes if not vote.repeat}
 
+    def clear(self, pair: Pair) -> None:
+        """Take the ballot of a pair off the table, if that is there."""
+        if self.ballot is not None and self.ballot.pair.id == pair.id:
+            self.ballot = None
+
 
 @dataclass
 class Ballots:
@@ -141,9 +146,8 @@ class Ballots:
         ballot = self.read(rater, text)
         desk = self._desk(rater)
         with desk.lock:
-            if desk.ballot is not None and desk.ballot.pair.id == ballot.pair.id:
-                desk.ballot = None
             if not ballot.repeat and ballot.pair.id in desk.seen:
+                desk.clear(ballot.pair)
                 return False
             cast = Cast(text, ballot.pair.id, clamped(seconds), ballot.repeat)
             try:
@@ -159,8 +163,10 @@ class Ballots:
             except UserError:
                 desk.votes = self._cast(rater)
                 if cast.pair in desk.seen:  # by another studio on this store
+                    desk.clear(ballot.pair)
                     return False
                 raise
+            desk.clear(ballot.pair)
             if stored:
                 desk.votes.append(cast)
             return stored

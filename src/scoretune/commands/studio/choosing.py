@@ -42,7 +42,7 @@ class Choosing:
     store: Store
     how: str = RANDOM
     problem: str = field(default="", init=False)
-    _order: list[int] = field(default_factory=list, init=False)
+    current: list[int] = field(default_factory=list, init=False)
     _made_of: tuple[str, int, int] = field(default=("", 0, 0), init=False)
     _looked: float = field(default=-math.inf, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -53,7 +53,7 @@ class Choosing:
     def choose(self, how: str) -> None:
         """Choose by something else from now on."""
         with self._lock:
-            self.how, self.problem, self._order, self._looked = how, "", [], -math.inf
+            self.how, self.problem, self.current, self._looked = how, "", [], -math.inf
 
     def order(self) -> Sequence[int]:
         """The ids of pairs, those to ask about first at the front; empty for chance."""
@@ -65,7 +65,7 @@ class Choosing:
                 self._looked = time.monotonic()
                 self._thread = threading.Thread(target=self.look, daemon=True)
                 self._thread.start()
-            return self._order
+            return self.current
 
     def look(self) -> None:
         """Make the order anew, if votes or pairs have come."""
@@ -74,7 +74,7 @@ class Choosing:
             pairs = [pair for pair in self.store.pairs(source="human") if pair.gold is None]
             votes = [vote for vote in self.store.votes() if vote.choice != "skip"]
             state = how, len(pairs), len(votes)
-            if state == self._made_of and self._order:
+            if state == self._made_of and self.current:
                 return
             by_votes = how == VOTES
             order = self._by_votes(pairs, votes) if by_votes else self._by_reward(how, pairs, votes)
@@ -83,7 +83,7 @@ class Choosing:
             return
         with self._lock:
             if how == self.how:
-                self._order, self._made_of, self.problem = order, state, ""
+                self.current, self._made_of, self.problem = order, state, ""
 
     def _by_votes(self, pairs: Sequence[Pair], votes: Sequence[Vote]) -> list[int]:
         """By a Bradley–Terry fit of each prompt's votes, made anew where these have changed."""
