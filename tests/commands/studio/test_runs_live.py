@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from scoretune.commands.feedback import collect
 from scoretune.commands.studio import jobs, live, rounds
 from scoretune.commands.studio.pages.rounds import settings_of
 from scoretune.commands.studio.security import Refused
@@ -138,19 +139,19 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A sampler that draws noise; how many pictures it drew, each time."""
     counts: list[int] = []
 
-    def sample(policy: Any, prompts: Any, *, times: Any, seed: int) -> torch.Tensor:
+    def draw(self: collect.Artist, prompts: list[str], seeds: list[int]) -> torch.Tensor:
         counts.append(len(prompts))
-        generator = torch.Generator().manual_seed(seed + policy.shift)
-        return torch.rand(len(prompts), 3, 4, 4, generator=generator)
+        noise = [torch.Generator().manual_seed(seed + self.policy.shift) for seed in seeds]
+        return torch.stack([torch.rand(3, 4, 4, generator=one) for one in noise])
 
-    monkeypatch.setattr("scoretune.evaluate.samples.sample", sample)
-    monkeypatch.setattr("scoretune.evaluate.samples.deployed_times", lambda *_: None)
+    monkeypatch.setattr(collect.Artist, "draw", draw)
+    monkeypatch.setattr(collect, "digest", lambda policy: str(policy.shift))
     monkeypatch.setattr("scoretune.evaluate.samples.deployment_of", lambda _: None)
     return counts
 
 
 def policy(shift: int) -> Any:
-    return SimpleNamespace(shift=shift, backbone=None)
+    return SimpleNamespace(shift=shift, backbone=None, guidance=1.0)
 
 
 def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, drawing: list[int]):
@@ -160,7 +161,7 @@ def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, draw
 
     def note(done: int, total: int) -> None:
         notes.append((done, total))
-        if done == 16 and len(notes) == 2:
+        if len(notes) == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -175,5 +176,7 @@ def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, draw
     new = [pair for pair in store.pairs() if store.sample(pair.first).round == 1]
     sides = [{store.sample(n).model for n in (pair.first, pair.second)} for pair in new]
     assert sides == [{"m", "runs/round-1"}] * 7 and notes[-1] == (14, 14)
+    seeds = [[store.sample(n).seed for n in (pair.first, pair.second)] for pair in new]
+    assert all(old == tuned for old, tuned in seeds)  # from one noise
     same = [("m", policy(0)), ("copy", policy(0))]
     assert rounds.next_round(store, same, prompts, number=2, note=note) == 0
