@@ -148,6 +148,7 @@ MODULES = [
     "diffusion.grids",
     "rl",
     "preference",
+    "compressed",
     "recipes",
 ]
 

@@ -161,8 +161,8 @@ def test_what_is_missing_of_the_operator_is_said(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (["compress.ratio=1.5"], "compress.ratio: Input should be auto, or a share above 0"),
-        (["compress.ratio=many"], "compress.ratio: Input should be auto"),
+        (["compress.ratio=1.5"], "compress.ratio: Input should be less than or equal to 1"),
+        (["compress.ratio=many"], "compress.ratio: Input should be a valid number"),
         (["compress.ratio=0.1"], "14 measurements are below the 24"),
         (["compress.basis=dct"], "not sparse in dct"),
         (["compress.basis=db4", "data=moons"], "does not exist for states of shape [2]"),

@@ -153,7 +153,7 @@ def dct(x: Tensor) -> Tensor:
     """
     size = x.shape[-1]
     folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    turned = torch.fft.fft(folded) * _turn(size, x, -1)
+    turned: Tensor = torch.fft.fft(folded) * _turn(size, x, -1)
     return turned.real * _scale(size, x)
 
 

@@ -96,7 +96,7 @@ def refusal(made: Plan, settings: Compress, source: str) -> str | None:
     better = ""
     if best.name != chosen.name and best.delta < 0.9 * chosen.delta:
         better = f" ({best.name} needs {best.average:.0f}, hence {best.delta:.0f} measurements)"
-    if settings.ratio == "auto" and made.m >= NOT_SPARSE * d:
+    if not settings.ratio and made.m >= NOT_SPARSE * d:
         return (
             f"{source!r} is not sparse in {chosen.name}: of {d} numbers {chosen.average:.0f} hold "
             f"all but {settings.tolerance:.0%} of a state{better}; leave compress out, change "
@@ -151,8 +151,7 @@ def measured_error(compression: Compression, states: Tensor) -> tuple[float, Ten
 
 def _measurements(chosen: Survey, settings: Compress) -> tuple[int, str]:
     d = chosen.dimension
-    if settings.ratio != "auto":
-        assert settings.ratio is not None, "a run without compression has no plan"
+    if settings.ratio:
         return max(1, round(settings.ratio * d)), f"compress.ratio={settings.ratio:g}"
     m = chosen.recommended(settings.rule, exponent=settings.exponent, steps=settings.steps)
     return m, f"by the rule {settings.rule}"

@@ -34,6 +34,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "exact-scores": Part(
             "compressed_sampling", "Sampling measurements with an exact score, and decoding"
         ),
+        "pictures": Part(
+            "compressed_pictures", "Pictures recovered from their measurements", wants_data=True
+        ),
     },
     "contractive": {
         "theory": Part("contractive_theory", "What contraction buys and costs, exactly"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator
 
 from scoretune.core.config.base import Strict, only
 from scoretune.core.config.model import NEW_NETWORKS
@@ -17,22 +16,14 @@ if TYPE_CHECKING:
 NEW = "a new network that learns from data: recipe supervised with model.source=unet, dit or mlp"
 
 
-def _share(value: Any) -> Any:
-    """One line for what is neither a share nor `auto`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value in (None, "auto") or (number and 0 < value <= 1):
-        return value
-    raise PydanticCustomError(
-        "share", "Input should be auto, or a share above 0 and at most 1: no more than the data"
-    )
-
-
 class Compress(Strict):
     """Compressed sensing of data for a new network of one's own (arXiv 2509.03898)."""
 
-    ratio: Annotated[float | Literal["auto"] | None, BeforeValidator(_share)] = Field(
+    ratio: float | None = Field(
         None,
-        description="measurements a number of the data; auto: by the rule, from the measured "
+        ge=0,
+        le=1,
+        description="measurements a number of the data; auto, or 0: by the rule, from the measured "
         "sparsity; null: the data themselves are learned from",
     )
     basis: Literal["auto", "identity", "dct", "haar", "db2", "db4"] = Field(
@@ -68,10 +59,15 @@ class Compress(Strict):
     )
     force: bool = Field(False, description="train though recovery is expected to fail")
 
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def automatic(cls, value: Any) -> Any:
+        return 0.0 if value == "auto" else value
+
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         rest = [name for name in self.leaves() if name != "ratio"]
         new = on_data and run.model.source in NEW_NETWORKS
-        auto = self.ratio == "auto"
+        auto = self.ratio == 0
         return {
             **only(
                 auto and self.rule == "cost", "compress.ratio=auto, compress.rule=cost", "steps"
