@@ -160,6 +160,7 @@ MODULES = [
     "diffusion.grids",
     "rl",
     "preference",
+    "compressed",
     "recipes",
 ]
 
