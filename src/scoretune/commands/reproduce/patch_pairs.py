@@ -5,13 +5,14 @@ Two of the base model's own pictures of a prompt, or a picture and what an edito
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoretune.commands.reproduce import patch_world
+from scoretune.commands.reproduce.base import Numbers
 from scoretune.core import config
 from scoretune.core.records import PairExamples, Round, Stateless
 from scoretune.diffusion import noise
@@ -23,7 +24,7 @@ from scoretune.training.sources.base import update_generator
 
 BATCH = 32
 LAST = 20
-"""Updates over which the implicit accuracy is a mean."""
+"""Updates over which `tuned` takes means."""
 NUDGE, WEAK, STRONG = 0.35, 0.75, 0.25
 LEAST_GAIN = 0.05
 """Of the reward: what an edit must gain to be kept."""
@@ -118,16 +119,20 @@ class Pairs(Stateless):
 
 def tuned(
     policy: Policy, made: Made, *, beta: float, rate: float, updates: int, seed: int
-) -> float:
-    """Diffusion-DPO at B = `beta` on every weight; the implicit accuracy of the last updates."""
-    ahead: list[float] = []
+) -> Numbers:
+    """Diffusion-DPO at B = `beta` on every weight. Of the last updates: how often pairs are told
+    apart, and the error on preferred pictures over the base model's."""
+    seen: list[Mapping[str, float]] = []
     train(
         Pairs(policy, made, seed),
         loss_of(config.Preference(preset="dpo", beta=beta), policy),
         torch.optim.Adam(policy.parameters(), rate),
         TorchEngine(),
         updates=range(updates),
-        hooks=[lambda _, metrics: ahead.append(metrics["implicit_accuracy"])],
+        hooks=[lambda _, metrics: seen.append(metrics)],
     )
-    last = ahead[-LAST:]
-    return sum(last) / len(last)
+    accuracy, error, base = (
+        sum(metrics[name] for metrics in seen[-LAST:])
+        for name in ("implicit_accuracy", "error_chosen", "error_pretrained")
+    )
+    return {"implicit accuracy": accuracy / len(seen[-LAST:]), "error ratio": error / base}

@@ -54,7 +54,7 @@ REHEARSED = ("B 2000, 1e-4", "both, 75 + 75")
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
     labels = REHEARSED if quick else ARMS
-    return patch_world.cells_of(learned, labels, seeds, 20 if quick else 1)
+    return patch_world.cells_of(learned, labels, seeds, 100 if quick else 1)
 
 
 def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
@@ -64,14 +64,14 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
     policy = patch_world.trainable(world)
     generator = torch.Generator().manual_seed(seed)
     made = pairs(policy, arm.pairs, max(4, arm.size // scale), generator)
-    accuracy = 0.5
+    learning: Numbers = {"implicit accuracy": 0.5, "error ratio": 1.0}
     if arm.rate:
         updates = max(2, arm.updates // scale)
-        accuracy = patch_pairs.tuned(
+        learning = patch_pairs.tuned(
             policy, made, beta=arm.beta, rate=arm.rate, updates=updates, seed=seed
         )
     before, after = patch_world.compared(policy, seed, max(2, PER_PROMPT // scale))
-    return {**before, **after, "implicit accuracy": accuracy}
+    return {**before, **after, **learning}
 
 
 def pairs(policy: Policy, kind: str, count: int, generator: torch.Generator) -> Made:
@@ -105,19 +105,11 @@ EXPECTED = {
 
 def rings(run: Numbers) -> bool:
     """Whether the guard's watch for runaway preferences would ring at the end of a run."""
-    limits = config.Guard()
-    alarm = watches.diverged(
-        run["implicit accuracy"],
-        run["shift"],
-        0,
-        most=limits.implicit_accuracy,
-        limit=limits.image_shift,
-    )
-    return alarm is not None
+    return watches.diverged(run["error ratio"], 0, config.Guard().error_ratio) is not None
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
-    """Every arm's win rate, shift and implicit accuracy, and whether the guard would ring."""
+    """How every arm does, what could show that it runs away, and whether the guard would ring."""
     rows: list[list[object]] = []
     numbers: Numbers = {}
     for label, runs in by_arm(results).items():
@@ -132,13 +124,16 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
                 shown(spread["reward"], 3, sign="+"),
                 shown(spread["shift"], 3),
                 f"{spread['implicit accuracy'][0]:.3f}",
+                shown(spread["error ratio"], 2),
                 f"{alarms} of {len(runs)}",
             ]
         )
-    page.text(ABOUT.format(base=next(iter(numbers.values()))["base"][0]))
-    columns = ["", "wins, %", "expected", "reward", "shift", "implicit accuracy", "alarms"]
-    page.table(columns, rows)
-    page.figure("divergence", _figure(results), "Wins against how far pixels moved, every run")
+    base = next(iter(numbers.values()))["base"][0]
+    page.text(ABOUT.format(base=base, limit=config.Guard().error_ratio))
+    columns = ["", "wins, %", "expected", "reward", "shift", "implicit accuracy", "error ratio"]
+    page.table([*columns, "alarms"], rows)
+    caption = "Wins of every run, against what could show that it runs away"
+    page.figure("divergence", _figure(results), caption)
     return numbers
 
 
@@ -149,18 +144,32 @@ earns {base:+.3f}. Pairs are two of its own pictures of a prompt, or a picture a
 that gains more than 0.05. Batches of 32 pairs, 200 updates of 600 pairs (150 updates where the arm
 says how many pairs it has), Adam, every weight. A win is a higher reward than the base model's from
 the same noise, 192 prompts. Expected win rates are those of an earlier experiment of this kind,
-with a base model of its own. An alarm is what the guard's watch `divergence` would say at the end,
-with its default limits.
+with a base model of its own.
+
+What could show that a run goes wrong, without a reward: how far pixels have moved (shift), how
+often pairs are told apart (implicit accuracy), and the error on the preferred pictures over the
+base model's on the same, at the end. An alarm is what the guard's watch `divergence` would say at
+the end with its default limit, {limit:g} times, which was set after runs on seed 11.
 """
+
+SIGNS = {
+    "shift": "mean change of a pixel, of 1",
+    "implicit accuracy": "implicit accuracy",
+    "error ratio": "error on preferred pictures, base = 1",
+}
 
 
 def _figure(results: dict[str, Numbers]) -> Any:
-    figure, axes = subplots(size=(6.4, 4.2))
-    for place, (label, runs) in enumerate(by_arm(results).items()):
-        marker = "o" if place < len(COLOURS) else "s"
-        shift, wins = [run["shift"] for run in runs], [100 * run["wins"] for run in runs]
-        colour = COLOURS[place % len(COLOURS)]
-        axes.plot(shift, wins, marker, color=colour, label=label, alpha=0.8)
-    axes.set(xlabel="mean change of a pixel, of 1", ylabel="wins against the base model, %")
-    axes.legend(frameon=False, fontsize=7)
+    figure, panels = subplots(1, 3, size=(10, 4), sharey=True)
+    for axes, (sign, caption) in zip(panels, SIGNS.items(), strict=True):
+        for place, (label, runs) in enumerate(by_arm(results).items()):
+            marker = "o" if place < len(COLOURS) else "s"
+            values, wins = [run[sign] for run in runs], [100 * run["wins"] for run in runs]
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(values, wins, marker, color=colour, label=label, alpha=0.8)
+        axes.set(xlabel=caption)
+    panels[0].set(ylabel="wins against the base model, %")
+    panels[1].legend(frameon=False, fontsize=6)
+    panels[2].set(xscale="log")
+    panels[2].axvline(config.Guard().error_ratio, color="#999999", linewidth=1)
     return figure

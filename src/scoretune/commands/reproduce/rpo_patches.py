@@ -79,14 +79,14 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
         lambda: {"pictures": drawn(_prompts(count), seed), "base": drawn(prompts, 1_000 + seed)},
     )
     made, kept = pairs(arm, own["pictures"], scale, torch.Generator().manual_seed(seed))
-    accuracy = patch_pairs.tuned(
+    learning = patch_pairs.tuned(
         policy, made, beta=arm.beta, rate=RATE, updates=max(2, UPDATES // scale), seed=seed
     )
     tuned = drawn(prompts, 1_000 + seed)
     sides = [patch_world.reward(side, made.prompts).mean() for side in made[:2]]
     return {
         **_compared(own["base"], tuned, prompts, _judge(folder, scale)),
-        "implicit accuracy": accuracy,
+        "implicit accuracy": learning["implicit accuracy"],
         "accepted": kept,
         "gap": float(sides[0] - sides[1]),
         "distance": float((made.better - made.worse).abs().mean()),
