@@ -161,6 +161,7 @@ MODULES = [
     "diffusion.grids",
     "rl",
     "preference",
+    "compressed",
     "recipes",
 ]
 

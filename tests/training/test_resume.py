@@ -246,7 +246,7 @@ def test_learning_from_pairs_resumes_too(tmp_path, small):
     launch(run, whole)
     state = stopped_after(2, whole, stopped)
     assert state["trust"]["level"] != 0
-    assert len(state["guard"]["told_apart"]) == 2
+    assert len(state["guard"]["errors"]) == 2
     launch(run, stopped)
     assert_same_run(stopped, whole, 4)
 
