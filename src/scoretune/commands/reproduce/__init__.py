@@ -112,6 +112,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     },
     "rpo": {
         "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
+        "scenes": Part("rpo_scenes", "Edits as preferences, on the miniature Stable Diffusion"),
     },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
