@@ -37,7 +37,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     who see by the reader or by the judge."""
     arms = [("mixed", size) for size in SIZES] + [("reader", CLOSE), ("judge", CLOSE)]
     if quick:
-        arms = [("mixed", 10), ("mixed", 15), ("reader", 15), ("judge", 15)]
+        arms = [("mixed", 10), ("judge", 15)]
     return [
         Cell(
             f"{eyes}-{count}-{seed}",
