@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,14 @@ PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for par
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "part"), PARTS)
-def test_every_part_rehearses(experiment, part, command, tmp_path):
+def test_every_part_rehearses(experiment, part, command, tmp_path, small):
     options = ["--part", part, "--seeds", 1, "--quick", "--out", tmp_path, "--json"]
     if (experiment, part) == ("rainbow", "stories"):
         options += ["--model", llama2c_files.model(tmp_path), "--data", tmp_path]
     elif (experiment, part) == ("reward-model", "people"):
         options += ["--data", rated_files.folder(tmp_path / "rated")]
     elif EXPERIMENTS[experiment][part].wants_model:
-        options += ["--model", resources.files("scoretune") / "assets" / "scenes"]
+        options += ["--model", small[-1].removeprefix("model.source=")]
     done = command("reproduce", experiment, *options)
     assert done.code == 0, done.err
     numbers = json.loads(done.out.splitlines()[-1])[part]
@@ -298,8 +297,8 @@ def test_intervals_golden():
     assert interval([0.5]) == (0.5, 0.5, 0.5)
 
 
-def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
-    changes = [*tiny, "reward=compressibility", "sizes.group=2"]
+def test_a_run_goes_on_only_if_it_is_the_same(small, tmp_path):
+    changes = [*small, "reward=compressibility", "sizes.group=2"]
     first = fine_tune("ddpo", changes, "one", tmp_path)
     again = fine_tune("ddpo", changes, "one", tmp_path)
     assert again["evaluations"][0] == first["evaluations"][0]

@@ -26,6 +26,7 @@ FAILS = "[bold red]FAILS[/]"
 def installation_laws() -> tuple[Law, ...]:
     """The laws of an installation."""
     from scoretune.commands.doctor.laws import (
+        compressed,
         installed,
         learning,
         preference,
@@ -35,7 +36,7 @@ def installation_laws() -> tuple[Law, ...]:
         steps,
     )
 
-    topics = (processes, reverse, samplers, steps, learning, preference, installed)
+    topics = (processes, reverse, samplers, steps, learning, preference, compressed, installed)
     return tuple(law for topic in topics for law in topic.LAWS)
 
 

@@ -29,6 +29,17 @@ class Part:
 
 
 EXPERIMENTS: dict[str, dict[str, Part]] = {
+    "compressed": {
+        "recovery": Part(
+            "compressed_recovery", "Sparse recovery: how many measurements, and what they cost"
+        ),
+        "exact-scores": Part(
+            "compressed_sampling", "Sampling measurements with an exact score, and decoding"
+        ),
+        "pictures": Part(
+            "compressed_pictures", "Pictures recovered from their measurements", wants_data=True
+        ),
+    },
     "contractive": {
         "theory": Part("contractive_theory", "What contraction buys and costs, exactly"),
         "point": Part("contractive_point", "A wrong score, OU and contractive OU"),
@@ -98,6 +109,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
             wants_data=True,
             needs_data=True,
         ),
+    },
+    "rpo": {
+        "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
     },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
