@@ -18,7 +18,7 @@ from scoretune.core.records import spans
 from scoretune.data.pairs import PairTable, read_pairs
 from scoretune.data.prompts import order, read_prompts
 from scoretune.data.scenes.world import shipped
-from scoretune.preference import expected_calibration_error
+from scoretune.preference import expected_calibration_error, fit_scale
 from scoretune.rewards import reader
 from scoretune.rewards.reward_model import RewardModel
 from scoretune.training.reward_model import settings as settings_of
@@ -37,7 +37,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     who see by the reader or by the judge."""
     arms = [("mixed", size) for size in SIZES] + [("reader", CLOSE), ("judge", CLOSE)]
     if quick:
-        arms = [("mixed", 10), ("mixed", 15), ("reader", 15), ("judge", 15)]
+        arms = [("mixed", 10), ("judge", 15)]
     return [
         Cell(
             f"{eyes}-{count}-{seed}",
@@ -144,8 +144,10 @@ def _outside(reward: RewardModel, table: PairTable, places: list[int], eyes: str
     apart = truth.abs() > TIE / TAU
     median = sure[apart].median()
     law = torch.sigmoid(truth)
+    shares = torch.stack([law, torch.zeros_like(law), 1 - law], 1)
     return numbers | {
         "scale": float((gaps * truth).sum() / truth.square().sum()),
+        "true_factor": float(fit_scale(gaps, shares, model="bradley_terry").estimates),
         "calibration_outside": expected_calibration_error(torch.sigmoid(gaps), law),
         "probability_error": float((torch.sigmoid(gaps) - law).abs().mean()),
         "doubt_and_error": _rank_correlation(doubt, error),
@@ -224,7 +226,8 @@ LEARNED = {
 }
 SCALES = {
     "scale": "learned gap over true gap, by least squares",
-    "factor": "factor by which held-out votes would have the scores",
+    "true_factor": "factor by which the true probabilities would have the scores",
+    "factor": "factor by which held-out votes would have them",
     "calibration_outside": "expected calibration error, true probabilities",
     "probability_error": "mean error of a probability",
     "judge_agrees": "share of pairs that it orders as the judge does",
