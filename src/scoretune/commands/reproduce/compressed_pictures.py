@@ -119,7 +119,8 @@ def _figure(rows: list[Numbers]) -> Any:
 
 
 ABOUT = """
-Gaussian measurements (seed 1234 of this library's generator), weight 0.003, at most 500 iterations. δ is that of the mean sparsity; the expected errors are those of this experiment's
-specification, measured with another operator of the same law. In the configuration of the authors'
-code, m = 784 for MNIST at 48×48, m is below both statistical dimensions: recovery is lossy.
+Gaussian measurements (seed 1234 of this library's generator), weight 0.003, at most 500 iterations.
+δ is that of the mean sparsity; the expected errors are those of this experiment's specification,
+measured with another operator of the same law. In the configuration of the authors' code, m = 784
+for MNIST at 48×48, m is below both statistical dimensions: recovery is lossy.
 """
