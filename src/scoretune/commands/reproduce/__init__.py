@@ -13,13 +13,15 @@ class Part:
     """MODULE of this folder, or MODULE:OBJECT in it, with `cells` and `present`.
 
     `wants_model` ones are given a model folder by the user, of which `model_hint` says what it is;
-    `wants_data` ones also learn from what is in a folder of the user's, if there is one.
+    `wants_data` ones also learn from what is in a folder of the user's, if there is one, and
+    `needs_data` ones from nothing else.
     """
 
     place: str
     title: str
     wants_model: bool = False
     wants_data: bool = False
+    needs_data: bool = False
     model_hint: str = (
         "make it, in about an hour, with scoretune pretrain scenes FOLDER --caption-noise 0 "
         "--steps 9500"
@@ -99,7 +101,17 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "window": Part("gap_window", "A window of two steps against the whole path"),
     },
     "reward-model": {
+        "votes": Part("reward_votes", "Reward models from votes, and their scale"),
         "active": Part("reward_active", "Votes that active choice of pairs saves"),
+        "people": Part(
+            "reward_people",
+            "What people said of real models' pictures",
+            wants_data=True,
+            needs_data=True,
+        ),
+    },
+    "rpo": {
+        "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
     },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),

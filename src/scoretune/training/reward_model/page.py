@@ -35,10 +35,12 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     accuracy = f"{percent(held['accuracy'])} [{percent(held['low'])}, {percent(held['high'])}]"
     rows = [
         ("Held-out votes that it agrees with, 95 % interval", accuracy),
-        ("The most that anybody could", percent(held["majority"])),
         ("Held-out pairs, prompts", f"{held['pairs']}, {held['prompts']}"),
         ("Loss a held-out vote", f"{held['loss']:.3f} nats"),
     ]
+    if held["raters"] is not None:
+        span = f"{percent(held['raters'])} to {percent(held['majority'])}"
+        rows.insert(1, ("A perfect reward is between two raters' agreement and", span))
     if "calibration_error" in held:
         rows.append(("Expected calibration error", f"{held['calibration_error']:.3f}"))
     if held["factor"] is not None:
@@ -49,7 +51,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         tie += f" = {result['tie']:.2f} ± {result['tie_error']:.2f}"
     rows += [
         ("Ties", tie),
-        ("Features", settings["features"]),
+        ("Features", result["features"]),
         ("Members", str(settings["members"])),
         ("Pairs, rankings, votes", f"{result['pairs']}, {result['rankings']}, {result['votes']:g}"),
     ]
