@@ -69,3 +69,22 @@ def test_bad_words_are_one_line(command, words, says, tmp_path, monkeypatch):
     assert done.code == 2
     assert says in done.err
     assert len(done.err.strip().splitlines()) == 1 and len(done.err) <= 320
+
+
+def test_the_best_trading(command):
+    done = command("control", "staking", "valuation=200")
+    assert done.code == 0, done.err
+    assert "value       53.4465" in done.out and "buy, then sell from 2.553" in done.out
+    tight = command("control", "staking", "stake=2", "price=3", "--json")
+    numbers = json.loads(tight.out.splitlines()[-1])
+    assert numbers["value"] == pytest.approx(11.42185, abs=1e-4)
+    assert numbers["simple"]["sell always"] is None
+    for words, says in (
+        (["horizon=-1"], "horizon must be finite and > 0"),
+        (["price=0"], "price: start must be finite and > 0"),
+        (["discount=0"], "discount must be finite and > 0"),
+        (["stake=-2"], "stake must be from 0 to the supply"),
+        (["valuation=3", "price=1"], "leave out price="),
+    ):
+        bad = command("control", "staking", *words)
+        assert bad.code == 2 and says in bad.err and len(bad.err.splitlines()) == 1

@@ -30,3 +30,18 @@ def check(
     else:
         typer.echo(fee_auction.written(report))
     raise typer.Exit(int(bool(report.witnesses)))
+
+
+def staking(
+    changes: Changes = None,
+    json_: Json = False,
+) -> None:
+    """The best trading of somebody who stakes: stake=20 supply=100 price=0.8 growth=0 cap=2 …
+
+    Also exponent, volatility or valuation, discount, horizon, running and terminal (weights of
+    stakes in cash), running_power and terminal_power. Time in years.
+    """
+    from scoretune.commands.control import staking as trading
+
+    best = trading.problem(changes or []).optimum()
+    typer.echo(json.dumps(trading.as_dict(best)) if json_ else trading.written(best))
