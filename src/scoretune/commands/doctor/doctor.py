@@ -32,10 +32,11 @@ def installation_laws() -> tuple[Law, ...]:
         processes,
         reverse,
         samplers,
+        stake,
         steps,
     )
 
-    topics = (processes, reverse, samplers, steps, learning, preference, installed)
+    topics = (processes, reverse, samplers, steps, learning, preference, stake, installed)
     return tuple(law for topic in topics for law in topic.LAWS)
 
 

@@ -71,7 +71,7 @@ def solve(problem: Trading, *, steps: int = 400) -> Surface:
     cell = problem.reach / steps
     below = min(steps, int(problem.share / cell + 1e-9))
     above = min(steps, int((1 - problem.share) / cell + 1e-9))
-    shares: Array = problem.share + cell * np.arange(-below, above + 1)
+    shares: Array = np.asarray(problem.share + cell * np.arange(-below, above + 1), float)
     paid = _paid(problem, times)
     values = np.empty((steps + 1, len(shares)))
     rates = np.zeros((steps + 1, len(shares)), dtype=np.int64)
