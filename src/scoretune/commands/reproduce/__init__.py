@@ -51,6 +51,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "continuous-rl": {
         "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
     },
+    "fee-auction": {
+        "incentives": Part("fee_incentives", "Fee mechanisms under proof of stake, searched"),
+    },
     "guard": {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
