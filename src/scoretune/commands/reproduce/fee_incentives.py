@@ -237,9 +237,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.figure("threshold", _draw_thresholds(edge), "gain of the miner with users by tick")
     page.text(
         "The expected share of a miner with 3 of 10 stakes, whose own blocks bring Δ more than the "
-        "others' 1: exact up to 10⁴ blocks, by Yule processes beyond. The jump is of the limit, and "
-        f"slow: with Δ = ±0.05 the share is {ends['0.05']:.3f} and {ends['-0.05']:.3f} after 10¹⁵. At "
-        f"Δ = 0.2 the slope of ln(1 − E π_T) is {', '.join(f'{s:.3f}' for s in long['slopes'])} in "
+        "others' 1: exact up to 10⁴ blocks, by Yule processes beyond. The jump is of the limit, "
+        f"and slow: with Δ = ±0.05 the share is {ends['0.05']:.3f} and {ends['-0.05']:.3f} after "
+        "10¹⁵. At Δ = 0.2 the slope of ln(1 − E π_T) is "
+        f"{', '.join(f'{s:.3f}' for s in long['slopes'])} in "
         f"four stretches from 10⁴ to 10¹⁵, on its way to {long['limit']:.4f}."
     )
     page.figure("horizon", _draw_horizon(long), "expected share by horizon")
