@@ -18,6 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 # One torch thread a process: two of them on two cores wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Tests start Python many times: what was compiled is kept, also where the environment says not to.
+COMPILED := PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench pretrain install clean
@@ -48,7 +50,7 @@ test: $(STAMP)  ## check, and the whole test suite
 	$(parts); \
 	echo "Testing with $(JOBS) processes …"; \
 	part tests "see the lines above; again: $(BIN)/python -m pytest --last-failed" \
-	  env $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS) $(ARGS); \
+	  env $(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS) $(ARGS); \
 	finish
 
 check: $(STAMP)  ## format, lint, types and imports

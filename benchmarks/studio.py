@@ -52,13 +52,14 @@ def filled(folder: Path, pairs: int, raters: int) -> list[str]:
     """A store with pairs of small pictures, ten of a prompt; the tokens of its raters."""
     store = open_store(str(folder), create=True)
     generator = torch.Generator().manual_seed(0)
-    for number in range(pairs):
-        ids = []
-        for side in range(2):
-            sha256 = store.add_picture(torch.rand(3, 8, 8, generator=generator))
-            key, prompt = f"{number}/{side}", f"prompt {number // 10}"
-            ids.append(store.add_sample(prompt=prompt, picture=sha256, key=key).id)
-        store.add_pair(*ids)
+    with store.together():
+        for number in range(pairs):
+            ids = []
+            for side in range(2):
+                sha256 = store.add_picture(torch.rand(3, 8, 8, generator=generator))
+                key, prompt = f"{number}/{side}", f"prompt {number // 10}"
+                ids.append(store.add_sample(prompt=prompt, picture=sha256, key=key).id)
+            store.add_pair(*ids)
     return [store.add_rater(f"rater {number}")[1] for number in range(raters)]
 
 
@@ -84,8 +85,8 @@ class Rater:
     """Votes over one connection, as a browser does, and sends a vote until it is answered."""
 
     def __init__(self, port: int, token: str) -> None:
-        self.port, self.acknowledged = port, list[str]()
-        self.connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        self.port, self.acknowledged, self.times = port, list[str](), list[float]()
+        self.connection = HTTPConnection("127.0.0.1", port, timeout=120)
         answer = self.asked("GET", f"/enter?{urlencode({'token': token})}")
         self.headers = {
             "Cookie": answer[1].partition(";")[0],
@@ -115,11 +116,13 @@ class Rater:
         if not self.ballot:
             return False
         body = urlencode({"ballot": self.ballot, "choice": "left", "seconds": 1})
+        began = time.perf_counter()
         status, _, page = self.asked("POST", "/vote", body)
         if status == 429:
             time.sleep(1)
             return True
         assert status == 200, page
+        self.times.append(time.perf_counter() - began)
         self.acknowledged.append(self.ballot)
         self.ballot = ballot_of(page)
         return True
@@ -182,8 +185,9 @@ def crowd(raters: int, votes: int, kills: int, folder: Path) -> dict[str, float]
     """So many raters at once, each so many votes; the studio is killed and started again."""
     tokens = filled(folder / "crowd", votes, raters)
     port = free()
-    process, began = studio(folder / "crowd", port), time.perf_counter()
+    process = studio(folder / "crowd", port)
     people = [Rater(port, token) for token in tokens]
+    began = time.perf_counter()
 
     def work(rater: Rater) -> None:
         while rater.vote():
@@ -195,7 +199,10 @@ def crowd(raters: int, votes: int, kills: int, folder: Path) -> dict[str, float]
     for number in range(kills):
         target = raters * votes * (number + 1) // (kills + 1)
         while sum(len(rater.acknowledged) for rater in people) < target:
+            if not any(thread.is_alive() for thread in threads):
+                raise SystemExit("the raters ended before the last kill: see above")
             time.sleep(0.05)
+        print(f"{target} votes acknowledged, and killed", file=sys.stderr, flush=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process = studio(folder / "crowd", port)
@@ -213,6 +220,7 @@ def crowd(raters: int, votes: int, kills: int, folder: Path) -> dict[str, float]
         "lost": len(acknowledged - keys),
         "double": sum(count - 1 for count in twice.values()) + len(stored) - len(keys),
         "seconds": time.perf_counter() - began,
+        "median_ms": 1000 * statistics.median(t for rater in people for t in rater.times),
     }
 
 

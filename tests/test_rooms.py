@@ -23,8 +23,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"
 SHARED = {  # of each catalogue: what its entries may import, and what gathers them
     "rewards": {"cache", "weighted"},
     "models": {
-        *("autoencoder", "class_labels", "export", "folders", "lora", "lora_files", "networks"),
-        *("pipelines", "recycled", "schedulers"),
+        *("autoencoder", "class_labels", "compression", "export", "folders", "lora", "networks"),
+        *("lora_files", "pipelines", "recycled", "schedulers"),
     },
     "training/objectives": {"implicit", "method", "preference_losses"},
     "training/credit": {"values"},

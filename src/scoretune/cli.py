@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import scoretune
-from scoretune.commands import evaluate, export, prefer_text, sample, serve_reward, train
+from scoretune.commands import compress, evaluate, export, prefer_text, sample, serve_reward, train
 from scoretune.commands.control import verb as control
 from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
@@ -50,6 +50,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data of preferences, 
 data_app.command()(data.check)
 data_app.command()(data.resample)
 app.add_typer(data_app, name="data")
+compress_app = typer.Typer(
+    no_args_is_help=True, help="Learn in a measured space: compressed sensing of data."
+)
+compress_app.command()(compress.check)
+app.add_typer(compress_app, name="compress")
 feedback_app = typer.Typer(
     no_args_is_help=True, help="Keep samples and what people say of them in a store."
 )

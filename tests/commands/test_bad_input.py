@@ -45,11 +45,11 @@ def told(command, here) -> Callable[..., str]:
 
 
 @pytest.fixture
-def train(told, tiny) -> Callable[..., str]:
+def train(told, small) -> Callable[..., str]:
     """`told` of a tiny `scoretune train ddpo` with some changes."""
 
     def run(*changes: str, code: int = 2) -> str:
-        return told("train", "ddpo", *tiny, *changes, "--run", "runs/tried", code=code)
+        return told("train", "ddpo", *small, *changes, "--run", "runs/tried", code=code)
 
     return run
 
@@ -253,8 +253,8 @@ def test_no_recipe(told):
 
 
 @pytest.mark.parametrize("key", ["prompts", "evaluation.prompts"])
-def test_a_prompt_file_that_is_missing(told, key, tiny):
-    changes = [change for change in tiny if "per_task" not in change]
+def test_a_prompt_file_that_is_missing(told, key, small):
+    changes = [change for change in small if "per_task" not in change]
     text = told("train", "ddpo", *changes, f"{key}=nowhere.txt")
     assert "cannot read the prompt file 'nowhere.txt' (No such file or directory)" in text
     assert "one prompt a line" in text
@@ -333,14 +333,14 @@ def test_the_part_of_a_sum_that_misbehaves_is_named(train, here):
     assert "reward 'half_broken:of' returned shape () for" in text
 
 
-def test_slopes_of_a_sum_with_a_part_without_gradient(told, tiny):
-    text = told("train", "draft", *tiny, "reward=reader + 0.1*compressibility", "--run", "tried")
+def test_slopes_of_a_sum_with_a_part_without_gradient(told, small):
+    text = told("train", "draft", *small, "reward=reader + 0.1*compressibility", "--run", "tried")
     assert "reward 'reader + 0.1*compressibility' has no gradient, and recipe 'draft'" in text
 
 
-def test_a_critic_of_rewards_compared_one_by_one(told, tiny):
+def test_a_critic_of_rewards_compared_one_by_one(told, small):
     changes = ["reward=reader + brightness", "objective.combine=advantages"]
-    text = told("train", "dpok", *tiny, *changes, "--run", "tried")
+    text = told("train", "dpok", *small, *changes, "--run", "tried")
     assert "objective.combine=advantages compares every reward by itself" in text
     assert "objective.baseline=group or running" in text
 
@@ -350,9 +350,9 @@ def test_a_memory_that_is_never_used(train):
     assert "set objective.min_count to at most objective.buffer" in text
 
 
-def test_slopes_of_a_reward_without_gradient(told, tiny):
+def test_slopes_of_a_reward_without_gradient(told, small):
     text = told(
-        *("train", "score_as_action", *tiny, "--run", "runs/tried"),
+        *("train", "score_as_action", *small, "--run", "runs/tried"),
         *("reward=compressibility", "objective.form=slope"),
     )
     assert "reward 'compressibility' has no gradient" in text
@@ -460,8 +460,8 @@ def test_a_folder_that_is_no_run(told, here, verb):
     told(*verb, ".")
 
 
-def test_a_folder_of_another_run(told, finished, tiny):
-    text = told("train", "ddpo", *tiny, "seed=3", "--run", finished)
+def test_a_folder_of_another_run(told, finished, small):
+    text = told("train", "ddpo", *small, "seed=3", "--run", finished)
     assert "holds a run with other settings: choose another --run folder" in text
     assert f"scoretune train --resume {finished}" in text
 
@@ -506,7 +506,7 @@ def test_a_start_that_is_refused_leaves_nothing_and_one_that_was_cut_off_is_no_r
 # ------------------------------------------------------------------- memory, and other machines
 
 
-def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, tiny, here):
+def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, small, here):
     """An update of a run runs out of memory; with smaller parts it goes on to the end."""
 
     step, updates = TorchEngine.step, []
@@ -519,7 +519,7 @@ def test_out_of_memory_says_which_knob_to_turn_and_loses_nothing(told, command, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchEngine, "step", short)
-        changes = [*tiny, "sizes.accumulate=0", "updates=3"]
+        changes = [*small, "sizes.accumulate=0", "updates=3"]
         text = told("train", "ddpo", *changes, "--run", "runs/tried")
         assert text.startswith("there is not enough memory ([enforce fail] DefaultCPUAllocator: ca")
         assert ": set " in text and "nothing is lost" in text
@@ -560,20 +560,20 @@ def test_settings_of_the_machine(train, changes, said):
     assert said in train(*changes)
 
 
-def test_more_processes_than_prompts_can_be_shared_by(told, tiny, here, monkeypatch):
+def test_more_processes_than_prompts_can_be_shared_by(told, small, here, monkeypatch):
     from scoretune.core import distributed
 
     monkeypatch.setattr(distributed, "team", lambda: distributed.Team(0, 2))
     monkeypatch.setattr(distributed, "start", lambda asked: distributed.team())
     monkeypatch.setattr(distributed, "agreed", lambda text: text)
-    text = told("train", "ddpo", *tiny, "sizes.prompts=3", "--run", "runs/tried")
+    text = told("train", "ddpo", *small, "sizes.prompts=3", "--run", "runs/tried")
     assert text.startswith("sizes.prompts=3 cannot be shared equally by 2 processes")
     assert text.endswith("set a multiple of 2")
 
 
-def test_a_model_of_ones_own_needs_prompts_and_a_reward(told, here, model, tiny):
+def test_a_model_of_ones_own_needs_prompts_and_a_reward(told, here, model, small):
     (model / "judge.safetensors").unlink()  # what tells the shipped world's models
-    given = [*tiny, f"model.source={model}", "--run", "runs/tried"]
+    given = [*small, f"model.source={model}", "--run", "runs/tried"]
     text = told("train", "ddpo", *given)
     assert text.startswith("prompts=scenes, the default, are of the shipped digits, which")
     assert "set prompts=FILE (one a line), or prompts=none, and a reward" in text

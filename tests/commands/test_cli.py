@@ -7,6 +7,7 @@ anew; look at their difference before you commit it, for it is what users will n
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import typer
 
 import scoretune
 from scoretune.cli import app
+from scoretune.diffusion.solvers.runge_kutta import rk45
 
 HERE = Path(__file__).parents[1]
 HEAVY = {
@@ -39,18 +41,20 @@ HEAVY = {
 
 
 @cache
-def loaded_after(statement: str) -> frozenset[str]:
-    """Top-level modules in a fresh interpreter after a statement."""
-    report = "import sys; print(); print(*{m.partition('.')[0] for m in sys.modules})"
+def loaded_after(*statements: str) -> list[frozenset[str]]:
+    """Top-level modules in one fresh interpreter after each of some statements."""
+    report = "import sys; print('\\nloaded', *{m.partition('.')[0] for m in sys.modules})"
     environment = {**os.environ, "PYTHONPATH": str(Path(scoretune.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", f"{statement}\n{report}"],
+        [sys.executable, "-c", "\n".join(f"{each}\n{report}" for each in statements)],
         capture_output=True,
         text=True,
         env=environment,
         check=True,
     )
-    return frozenset(done.stdout.splitlines()[-1].split())
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("loaded ")]
+    assert len(lines) == len(statements)
+    return [frozenset(names) for _, *names in lines]
 
 
 def test_python_m_is_the_command():
@@ -79,28 +83,38 @@ def calling(*arguments: str) -> str:
 
 
 def test_import_scoretune_loads_nothing_heavy():
-    assert not loaded_after("import scoretune") & (HEAVY | {"torch", "pydantic"})
+    (loaded,) = loaded_after("import scoretune")
+    assert not loaded & (HEAVY | {"torch", "pydantic"})
+
+
+WITH_TORCH = (
+    "import torch",
+    "from scoretune.diffusion import grids, kernels, solvers; import scoretune.rl",
+    "import scoretune; scoretune.Policy, scoretune.load, scoretune.train",
+)
 
 
 def test_the_mathematics_costs_little_more_than_torch():
-    mathematics = "from scoretune.diffusion import grids, kernels, solvers; import scoretune.rl"
-    extra = loaded_after(mathematics) - loaded_after("import torch")
-    assert "torch" in loaded_after("import torch")
+    torch, mathematics, _ = loaded_after(*WITH_TORCH)
+    extra = mathematics - torch
+    assert "torch" in torch
     assert not extra & HEAVY
     assert "scoretune" in extra
 
 
 def test_help_loads_neither_torch_nor_diffusers():
-    assert not loaded_after(calling("--help")) & (HEAVY | {"torch", "pydantic"})
+    (loaded,) = loaded_after(calling("--help"))
+    assert not loaded & (HEAVY | {"torch", "pydantic"})
 
 
 @pytest.mark.parametrize("arguments", [("show", "ddpo"), ("train", "--help")])
 def test_settings_are_shown_without_torch(arguments):
-    assert not loaded_after(calling(*arguments)) & (HEAVY | {"torch"})
+    (loaded,) = loaded_after(calling(*arguments))
+    assert not loaded & (HEAVY | {"torch"})
 
 
 def test_the_policy_costs_no_pipeline():
-    loaded = loaded_after("import scoretune; scoretune.Policy, scoretune.load, scoretune.train")
+    *_, loaded = loaded_after(*WITH_TORCH)
     assert not loaded & {"diffusers", "transformers", "peft", "accelerate", "sklearn", "matplotlib"}
 
 
@@ -148,6 +162,7 @@ MODULES = [
     "diffusion.grids",
     "rl",
     "preference",
+    "compressed",
     "recipes",
 ]
 
@@ -229,9 +244,9 @@ def test_every_recipe_shows_settings_that_make_it_again(command, recipe):
     assert validated(shown).recipe == recipe
 
 
-def test_a_file_of_settings_is_shown_planned_and_trained(command, tmp_path, tiny):
+def test_a_file_of_settings_is_shown_planned_and_trained(command, tmp_path, small):
     mine = tmp_path / "mine.yaml"
-    changes = [*tiny, "updates=1", "reward=brightness"]
+    changes = [*small, "updates=1", "reward=brightness"]
     mine.write_text(command("show", "ddpo", *changes, "--yaml").out, encoding="utf-8")
     shown = command("show", "ddpo", *changes, "seed=4").out
     assert command("show", mine, "seed=4").out == shown
@@ -290,13 +305,13 @@ def test_demo_tells_people(command, tmp_path, small_demo):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny) -> Path:
+def run(tmp_path_factory, small) -> Path:
     from scoretune import recipes
     from scoretune.commands.display import Live
     from scoretune.training import overrides, run_folder
     from scoretune.training.run import launch
 
-    chosen = overrides.changed(recipes.named("ddpo"), [*tiny, "updates=1"])
+    chosen = overrides.changed(recipes.named("ddpo"), [*small, "updates=1"])
     folder = tmp_path_factory.mktemp("runs") / "done"
     run_folder.record(chosen, folder, threads=1)
     launch(chosen, folder, Live(chosen, folder))
@@ -367,11 +382,11 @@ def test_doctor(command, monkeypatch):
 
 
 @pytest.mark.parametrize("solver", ["rk45", "gddim", "dpmpp_2m_sde", "predictor_corrector"])
-def test_pictures_through_any_solver(command, tmp_path, solver):
-    out = tmp_path / "a.png"
-    found = command(
-        "sample", "scenes", "a red seven", "--solver", solver, "--steps", 2, "--out", out
-    )
+def test_pictures_through_any_solver(command, tmp_path, small, solver, monkeypatch):
+    tolerances = inspect.unwrap(rk45).__kwdefaults__
+    monkeypatch.setitem(tolerances, "rtol", 0.01)  # it takes as many steps as that needs
+    out, model = tmp_path / "a.png", small[-1].removeprefix("model.source=")
+    found = command("sample", model, "a red seven", "--solver", solver, "--steps", 2, "--out", out)
     assert found.code == 0, found.err
     assert out.exists()
 

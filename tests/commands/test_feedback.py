@@ -228,11 +228,11 @@ def test_check_finds_what_was_deleted_changed_or_left_over(command, voted, tmp_p
 # ----------------------------------------------------------------------------------- training
 
 
-def test_a_run_on_a_store_goes_on_with_the_votes_it_began_with(command, tmp_path, tiny):
+def test_a_run_on_a_store_goes_on_with_the_votes_it_began_with(command, tmp_path, small):
     """Stopped after its first update; more votes arrive; it ends as if they had not."""
     source, store = judged.pairs_folder(tmp_path / "pairs"), str(tmp_path / "store")
     command("feedback", "import", source, "--store", store)
-    changes = [change for change in tiny if not change.startswith("sizes.")]
+    changes = [change for change in small if not change.startswith("sizes.")]
     changes += ["sizes.batch=2", "model.rank=2", f"data={store}"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert command("train", "dpo", *changes, "--run", whole).code == 0

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from scoretune.commands.pretrain import editing
+from scoretune.commands.pretrain.editing import EditRecipe, pretrain_editor
 from scoretune.commands.pretrain.flow import caption_states
 from scoretune.commands.pretrain.lessons import Recipe, ramp
 from scoretune.commands.pretrain.networks import tokens
 from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
-from scoretune.data.scenes import world
+from scoretune.data.scenes import edits, world
 from scoretune.models import stable_diffusion_3
+from scoretune.rewards import reader
+from scoretune.training.feedback import roles
+from scoretune.training.feedback.records import Shown
 
 TINY = Recipe(
     batch=4,
@@ -109,3 +115,76 @@ def test_captions_are_clean_first_and_noisy_at_the_end():
     assert [ramp(done, 0.5) for done in (0.0, 0.5)] == [0.0, 0.0]
     assert ramp(0.55, 0.5) == pytest.approx(0.5)
     assert [ramp(done, 0.5) for done in (0.65, 1.0)] == [1.0, 1.0]
+
+
+# ------------------------------------------------------------------------------- the editor
+
+
+def test_a_stopped_editor_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(editing, "STEPS", 2)
+    tiny = EditRecipe(batch=2, steps=2, pairs=5, save_every=1)
+    model = pretrain_editor(tmp_path / "whole", tiny, silent, trials=1)
+
+    def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        if (stage, done) == ("editor", 2):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        pretrain_editor(tmp_path / "stopped", tiny, stop, trials=1)
+    again = pretrain_editor(tmp_path / "stopped", tiny, silent, trials=1)
+    assert weights(again) == weights(model)
+    assert len(weights(model)) == 3  # autoencoder, UNet, text encoder
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {kind} |" in card for kind in edits.KINDS)
+
+
+@pytest.mark.parametrize("kind", edits.KINDS)
+def test_a_lesson_is_one_edit_and_leaves_the_rest_in_its_hand(kind):
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        one = editing.lesson(kind, rng)
+        assert one.after in one.edit.outcomes(one.before)
+        assert not world.is_held_out_layout(one.before) | world.is_held_out_layout(one.after)
+        before, after = (tensor[0] for tensor in editing.drawn([one], "pictures"))
+        for cell, (row, column) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
+            same = (one.before.digits[cell], one.before.colours[cell]) == (
+                one.after.digits[cell],
+                one.after.colours[cell],
+            )
+            part = (..., slice(row, row + 16), slice(column, column + 16))
+            if same:
+                assert torch.equal(before[part], after[part])
+            elif kind != "recolour":
+                assert not torch.equal(before[part], after[part])
+
+
+def test_the_shipped_editor_does_what_it_is_told():
+    rng = np.random.default_rng(5)
+    lessons = [editing.lesson("add", rng) for _ in range(8)]
+    pictures, _ = editing.drawn(lessons, "reader")
+    edit = roles.named("editor", "scenes-edit", roles.EDITORS)
+    shown = [Shown("", picture) for picture in pictures]
+    edited = edit(shown, [[one.edit.instruction] for one in lessons], range(8))
+    judge = reader.load(world.shipped(), "judge")
+    seen = reader.layouts(judge(torch.stack([each.pixels for each in edited])))
+    more = [
+        after.digits.count(digit) == one.before.digits.count(digit) + 1
+        for after, one in zip(seen, lessons, strict=True)
+        for digit in [one.edit.item.digit]
+    ]
+    assert sum(more) >= 4  # about three of four are carried out, as the card says
+    files = world.shipped_editor().rglob("*.safetensors")
+    assert sum(file.stat().st_size for file in files) < 8e6
+
+
+def test_a_widened_network_begins_as_it_was():
+    from diffusers import UNet2DConditionModel
+
+    old = UNet2DConditionModel.from_pretrained(world.shipped() / "unet", torch_dtype=torch.float32)
+    x, label, states = torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.randn(2, 10, 64)
+    with torch.no_grad():
+        before = old(x, label, states).sample
+        wide = editing.widened(old)
+        after = wide(torch.cat([x, torch.randn_like(x)], 1), label, states).sample
+    torch.testing.assert_close(after, before)
+    assert wide.config.in_channels == 8

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 import judged
 import llama2c_files
+import rated_files
 from scoretune import recipes
 from scoretune.commands.reproduce import (
     EXPERIMENTS,
@@ -43,12 +43,14 @@ PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for par
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "part"), PARTS)
-def test_every_part_rehearses(experiment, part, command, tmp_path):
+def test_every_part_rehearses(experiment, part, command, tmp_path, small):
     options = ["--part", part, "--seeds", 1, "--quick", "--out", tmp_path, "--json"]
     if (experiment, part) == ("rainbow", "stories"):
         options += ["--model", llama2c_files.model(tmp_path), "--data", tmp_path]
+    elif (experiment, part) == ("reward-model", "people"):
+        options += ["--data", rated_files.folder(tmp_path / "rated")]
     elif EXPERIMENTS[experiment][part].wants_model:
-        options += ["--model", resources.files("scoretune") / "assets" / "scenes"]
+        options += ["--model", small[-1].removeprefix("model.source=")]
     done = command("reproduce", experiment, *options)
     assert done.code == 0, done.err
     numbers = json.loads(done.out.splitlines()[-1])[part]
@@ -118,6 +120,17 @@ def mallows_dispersion(numbers: dict[str, Any], page: str, figures: list[str]) -
     assert ratios["the true φ"] < ratios["log odds of the votes"] < ratios["none (DPO)"]
 
 
+def people(numbers: dict[str, Any], page: str, figures: list[str]) -> None:
+    """Of ratings made by a known law of worth, and metrics of which one is the worth."""
+    for table in ("DSG", "TIFA"):
+        own = numbers["models"][table]
+        assert own["library"] < 1e-6
+        for law in own["laws"].values():
+            assert law["scores"] == sorted(law["scores"])  # as `rated_files` has it
+        assert numbers["agreement"]["the fitted reward"][table][0] > 0.7
+    assert abs(numbers["rankings"]["place"]) < 4 * numbers["rankings"]["place_error"]
+
+
 NUMBERS: dict[tuple[str, str], Callable[[dict[str, Any], str, list[str]], None]] = {
     ("mallows", "exact"): mallows_exact,
     ("mallows", "dispersion"): mallows_dispersion,
@@ -125,6 +138,7 @@ NUMBERS: dict[tuple[str, str], Callable[[dict[str, Any], str, list[str]], None]]
     ("reward-gap", "toy"): gap_while_learning,
     ("score-as-action", "few-step"): few_steps,
     ("continuous-rl", "control"): control,
+    ("reward-model", "people"): people,
 }
 """What more is known of a part's numbers; here, so that no part is rehearsed twice."""
 
@@ -283,8 +297,8 @@ def test_intervals_golden():
     assert interval([0.5]) == (0.5, 0.5, 0.5)
 
 
-def test_a_run_goes_on_only_if_it_is_the_same(tiny, tmp_path):
-    changes = [*tiny, "reward=compressibility", "sizes.group=2"]
+def test_a_run_goes_on_only_if_it_is_the_same(small, tmp_path):
+    changes = [*small, "reward=compressibility", "sizes.group=2"]
     first = fine_tune("ddpo", changes, "one", tmp_path)
     again = fine_tune("ddpo", changes, "one", tmp_path)
     assert again["evaluations"][0] == first["evaluations"][0]

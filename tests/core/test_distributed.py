@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from scoretune import recipes
+from scoretune.cli import main
 from scoretune.core import distributed
 from scoretune.core.distributed import Deal, Team
 from scoretune.core.errors import UserError
@@ -27,8 +30,8 @@ from scoretune.training.loop import train
 # whole steps, so that in fp32 a batch that is only cut differently ends elsewhere too.
 EXACT = ["model.precision=fp64", "model.rank=2"]
 SIZES = [
-    *("updates=3", "sizes.prompts=2", "sizes.group=3", "sizes.minibatch=5", "sampling.steps=3"),
-    *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=0"),
+    *("updates=2", "sizes.prompts=2", "sizes.group=3", "sizes.minibatch=5", "sampling.steps=3"),
+    *("evaluation.per_task=1", "evaluation.steps=1", "evaluation.every=0"),
     *("checkpoints.every=1", "checkpoints.keep=9"),
 ]
 
@@ -139,15 +142,42 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 
+def _rank(rank: int, port: int, words: tuple[str, ...]) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "RANK": rank}
+    os.environ.update({name: str(value) for name, value in where.items()}, WORLD_SIZE="2")
+    sys.argv = ["scoretune", *words, "--processes", "2"]
+    main()
+
+
 def run_two(*words: str) -> None:
-    """`scoretune WORDS` in two processes, which it starts itself."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scoretune", *words, "--processes", "2"],
-        capture_output=True,
-        text=True,
-        env=_environment(),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    """`scoretune WORDS` in two processes, which are forked as a launcher would start them: they
+    need not import what this one has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_rank, args=(rank, port, words)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_two_processes_that_the_command_starts_say_one_line(tmp_path, monkeypatch, capfd):
+    """They have met by then; the command itself runs in this process."""
+    for name, value in _environment().items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    words = ["train", "ddpo", "sizes.prompts=3", "--run", str(run), "--processes", "2"]
+    monkeypatch.setattr(sys, "argv", ["scoretune", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    (line,) = [line for line in said.splitlines() if line.startswith("scoretune: ")]
+    assert line.startswith("scoretune: sizes.prompts=3 cannot be shared equally by 2 processes")
+    assert "Traceback" not in said and not run.exists()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -172,17 +202,18 @@ def interrupted(run: Path, where: Path, after: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Path]:
+def runs(tmp_path_factory, small) -> tuple[Path, Path]:
     """Score as action, critic and reward gradient included, in one process and in two."""
     folder = tmp_path_factory.mktemp("runs")
     one, two = folder / "one", folder / "two"
     from scoretune.training.run import launch
     from scoretune.training.run_folder import record
 
-    run = overrides.changed(recipes.score_as_action(), [*SIZES, *EXACT])
+    changes = [small[-1], *SIZES, *EXACT]
+    run = overrides.changed(recipes.score_as_action(), changes)
     record(run, one, 1)
     launch(run, one, Silent())
-    run_two("train", "score_as_action", *SIZES, *EXACT, "--run", str(two))
+    run_two("train", "score_as_action", *changes, "--run", str(two))
     return one, two
 
 
@@ -198,7 +229,7 @@ def test_two_processes_write_what_one_does(runs):
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in runs
     )
-    assert len(first) == len(second) == 3
+    assert len(first) == len(second) == 2
     for ours, theirs in zip(first, second, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - {"seconds"}:
@@ -212,7 +243,7 @@ def test_two_processes_write_what_one_does(runs):
 @pytest.mark.slow
 def test_a_run_of_two_goes_on_in_one(runs, tmp_path, command):
     one, two = runs
-    stopped = interrupted(two, tmp_path / "run", after=2)
+    stopped = interrupted(two, tmp_path / "run", after=1)
     assert command("train", "--resume", stopped).code == 0
     assert apart(one, stopped) < 1e-6
 
@@ -221,7 +252,7 @@ def test_a_run_of_two_goes_on_in_one(runs, tmp_path, command):
 @pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
 def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test_fsdp.py has it
     one, _ = runs
-    stopped = interrupted(one, tmp_path / "run", after=2)
+    stopped = interrupted(one, tmp_path / "run", after=1)
     run_two("train", "--resume", str(stopped))
     assert apart(one, stopped) < 1e-6
 

@@ -36,7 +36,8 @@ def test_the_first_that_failed_by_itself_says_why(capfd, monkeypatch):
     assert outcome(capfd, "exit 0", "exit 0", words=words) == (0, "")
     assert outcome(capfd, "exit 2", "exit 2", words=words) == (2, "")  # the main one has said it
     assert outcome(capfd, "sleep .2; exit 3", "exit 2", "exit 3", words=words) == (2, "why\n")
-    assert outcome(capfd, "sleep 60", "exit 2", words=words) == (2, "why\n")  # waits for the other
+    # One that goes on is ended, though it stands before the one that failed.
+    assert outcome(capfd, "sleep 60; exit 5", "exit 2", words=words) == (2, "why\n")
     assert outcome(capfd, "exit 130", "exit 130", words=words) == (130, "")
     assert outcome(capfd, "exit 0", "kill -9 $$", words=words) == (137, "why\n")
 

@@ -26,6 +26,7 @@ from scoretune.evaluate.report.page import write_report
 from scoretune.evaluate.scores import Measurement
 from scoretune.training import overrides, run_folder
 from scoretune.training.build import check
+from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 
 # ------------------------------------------------------------------------------ known answers
@@ -365,7 +366,7 @@ BUDGET = ["updates=3", "evaluation.every=1", "guard.chain_kl=1e-9", "guard.patie
 """Every evaluation but the base's is beyond the budget: the alarm is at update 2."""
 
 
-class Watched:
+class Watched(Silent):
     """A watcher that remembers, and interrupts at the `nth` thing of a kind."""
 
     def __init__(self, kind: str = "", nth: int = 0) -> None:
@@ -405,19 +406,19 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def guarded_runs(tmp_path_factory, tiny) -> dict[str, dict[str, Any]]:
+def guarded_runs(tmp_path_factory, small) -> dict[str, dict[str, Any]]:
     """The same run under every action, undisturbed."""
     found = {}
     for action in ("off", "warn", "stop", "rollback"):
         folder = tmp_path_factory.mktemp(action)
         budget = BUDGET[:2] if action == "off" else BUDGET
-        run = overrides.changed(recipes.named("ddpo"), [*tiny, *budget, f"guard.action={action}"])
+        run = overrides.changed(recipes.named("ddpo"), [*small, *budget, f"guard.action={action}"])
         launched(run, folder)
         found[action] = told(folder) | {"folder": folder}
     return found
 
 
-def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, tiny, monkeypatch):
+def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, small, monkeypatch):
     off, warn = guarded_runs["off"], guarded_runs["warn"]
     assert off["weights"] == warn["weights"]
     assert off["metrics.jsonl"] == warn["metrics.jsonl"]
@@ -428,7 +429,7 @@ def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, t
     assert without == off["evaluations.jsonl"]
     for name in ("sample", "verdicts", "grid_peaks", "named_features"):
         monkeypatch.delattr(guard, name)
-    quiet = [*tiny, "updates=1", "guard.action=off"]
+    quiet = [*small, "updates=1", "guard.action=off"]
     launched(overrides.changed(recipes.named("ddpo"), quiet), tmp_path)
 
 
@@ -478,9 +479,9 @@ OPT_IN = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETU
         pytest.param("warn", "update", 3, marks=OPT_IN),
     ],
 )
-def test_a_kill_changes_nothing(guarded_runs, tmp_path, tiny, action, kind, nth):
+def test_a_kill_changes_nothing(guarded_runs, tmp_path, small, action, kind, nth):
     """At an update, at the alarm, and when an ended run is measured for the last time."""
-    run = overrides.changed(recipes.named("ddpo"), [*tiny, *BUDGET, f"guard.action={action}"])
+    run = overrides.changed(recipes.named("ddpo"), [*small, *BUDGET, f"guard.action={action}"])
     with pytest.raises(KeyboardInterrupt):
         launched(run, tmp_path, Watched(kind, nth))
     launched(run, tmp_path)
@@ -491,8 +492,8 @@ def test_a_kill_changes_nothing(guarded_runs, tmp_path, tiny, action, kind, nth)
         assert told(tmp_path) == undisturbed
 
 
-def test_a_judge_of_ones_own(tmp_path, tiny):
-    changes = [*tiny, "guard.judge=brightness", "guard.features=pixels"]
+def test_a_judge_of_ones_own(tmp_path, small):
+    changes = [*small, "guard.judge=brightness", "guard.features=pixels"]
     launched(overrides.changed(recipes.named("ddpo"), changes), tmp_path)
     first, *_ = told(tmp_path)["evaluations.jsonl"]
     assert first["guard"]["judge"] != first["judge"]["overall"]

@@ -121,16 +121,16 @@ def test_a_configuration_names_the_process():
         ("VEE", "unknown process 'VEE': did you mean 'VE'?"),
     ],
 )
-def test_a_process_that_does_not_fit_is_one_line(command, tmp_path, tiny, process, message):
-    done = command("train", "ddpo", f"model.process={process}", *tiny, "--run", tmp_path / "r")
+def test_a_process_that_does_not_fit_is_one_line(command, tmp_path, small, process, message):
+    done = command("train", "ddpo", f"model.process={process}", *small, "--run", tmp_path / "r")
     assert done.code == 2
     line = done.err.removeprefix("loading the model\n")
     assert message in line
     assert line.count("\n") == 1
 
 
-def test_training_under_another_process_runs(command, tmp_path, tiny):
-    changes = ["model.process=ContractiveSubVP", *tiny]
+def test_training_under_another_process_runs(command, tmp_path, small):
+    changes = ["model.process=ContractiveSubVP", *small]
     done = command("train", "score_as_action", *changes, "--run", tmp_path / "r", "--json")
     assert done.code == 0, done.err
     assert (tmp_path / "r" / "lora" / "pytorch_lora_weights.safetensors").exists()

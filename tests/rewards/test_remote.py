@@ -738,7 +738,7 @@ def test_the_command_says_what_is_wrong(command):
     assert found.code == 2 and "--device tpu" in found.err
 
 
-def test_a_run_whose_server_dies_goes_on_where_it_stopped(command, tiny, tmp_path):
+def test_a_run_whose_server_dies_goes_on_where_it_stopped(command, small, tmp_path):
     run, states = tmp_path / "run", []
 
     def mortal(images, prompts):
@@ -750,7 +750,7 @@ def test_a_run_whose_server_dies_goes_on_where_it_stopped(command, tiny, tmp_pat
 
     with served(mortal) as server:
         reward = f"reward=server(url={server.url}, retries=0, cache=0)"
-        stopped = command("train", "ddpo", *tiny, reward, "evaluation.steps=1", "--run", run)
+        stopped = command("train", "ddpo", *small, reward, "evaluation.steps=1", "--run", run)
         told = [line for line in stopped.err.splitlines() if line.startswith("scoretune: ")]
         assert (stopped.code, len(told), states[-1]) == (2, 1, "saved")
         assert "the machine is gone" in told[0] and "scoretune train --resume" in told[0]

@@ -18,10 +18,13 @@ import torch
 from scoretune.commands.studio import server
 from scoretune.commands.studio.app import application
 from scoretune.commands.studio.studio import Studio
-from scoretune.commands.studio.verb import Place, assembled
+from scoretune.commands.studio.verb import Place, Tools, assembled
+from scoretune.data.scenes import world
+from scoretune.data.scenes.draw import draw_in_hands
 from scoretune.data.store import open_store
 from scoretune.data.store.store import Store
 
+NO_TOOLS = Tools()
 PROMPTS = ("a red seven", "two fives", "a three left of a nine", "a blue one")
 
 
@@ -44,15 +47,29 @@ def filled(folder: Path, *, per_prompt: int = 3, prompts: tuple[str, ...] = PROM
     return store
 
 
+def scene(*cells: str) -> torch.Tensor:
+    """A picture of the shipped world with such as "red seven" in its four cells, "" for none."""
+    digits, colours = [world.EMPTY] * world.CELLS, [0] * world.CELLS
+    for cell, words in enumerate(cells):
+        if words:
+            colour, digit = words.split()
+            digits[cell] = world.DIGITS.index(digit)
+            colours[cell] = world.COLOURS.index(colour)
+    layout = world.Layout(tuple(digits), tuple(colours))
+    return torch.from_numpy(draw_in_hands([layout], "judge", [(5, 6, 7, 8)])[0])
+
+
 @contextmanager
-def served(store: Store, folder: Path, *, port: int = 0) -> Iterator[Studio]:
+def served(
+    store: Store, folder: Path, *, port: int = 0, tools: Tools = NO_TOOLS
+) -> Iterator[Studio]:
     """A studio that answers while the context lasts."""
     import uvicorn
 
     at = server.listening("127.0.0.1", port)
     address = f"http://127.0.0.1:{at.getsockname()[1]}"
     place = Place(store, str(folder), "scenes")
-    made = assembled(place, folder / "runs", address, public=False, token_file=None)
+    made = assembled(place, folder / "runs", address, public=False, token_file=None, tools=tools)
     config = uvicorn.Config(
         application(made), lifespan="off", log_level="critical", ws="none", access_log=False
     )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,15 @@ from PIL import Image
 from torch import nn
 
 import scoretune
+from data_runs import (
+    SMALL,
+    assert_same_run,
+    configured,
+    killed_child,
+    launch,
+    lines_of,
+    weights_of,
+)
 from networks import score_network
 from scoretune import recipes
 from scoretune.core import checkpoints, config
@@ -46,59 +51,11 @@ from scoretune.policy import Policy
 from scoretune.training import from_data, overrides, run_folder
 from scoretune.training.hooks import Average, Silent
 
-SMALL = [
-    "model.source=mlp",
-    "model.width=16",
-    "model.depth=1",
-    "sizes.batch=32",
-    "updates=6",
-    "evaluation.every=4",
-    "evaluation.samples=40",
-    "evaluation.steps=3",
-    "checkpoints.every=2",
-]
 TINY = {
     "mlp": [],
     "unet": ["model.source=unet", "model.width=8", "model.depth=2"],
     "dit": ["model.source=dit", "model.width=32"],
 }
-
-
-def configured(*changes: str, recipe: str = "supervised") -> config.Run:
-    return overrides.changed(recipes.named(recipe), [*SMALL, "data=moons", *changes])
-
-
-def launch(run: config.Run, folder: Path) -> dict[str, Any]:
-    from scoretune.training.run import launch
-
-    run_folder.record(run, folder, threads=1)
-    return launch(run, folder, Silent())
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    whole = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    return [json.loads(text) for text in whole]
-
-
-def weights_of(folder: Path) -> str:
-    return hashlib.sha256((folder / "model" / "weights.safetensors").read_bytes()).hexdigest()
-
-
-def assert_same_run(folder: Path, undisturbed: Path) -> None:
-    """Equal weights, equal numbers, equal pictures; only the clock may differ."""
-    assert weights_of(folder) == weights_of(undisturbed)
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        ours, theirs = (
-            [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(f / name)]
-            for f in (folder, undisturbed)
-        )
-        assert ours == theirs, name
-    ours, theirs = (json.loads((f / "result.json").read_text()) for f in (folder, undisturbed))
-    assert ours["data"] == theirs["data"]
-    shots = [(f / "previews" / "after.png").read_bytes() for f in (folder, undisturbed)]
-    assert shots[0] == shots[1]
 
 
 # ---------------------------------------------------------------------------- a whole run
@@ -189,17 +146,6 @@ def test_the_average_forgets_its_beginning():
 
 
 # ---------------------------------------------------------------------------- killed, resumed
-
-
-def killed_child(run: config.Run, folder: Path, due: Callable[[], bool]) -> int:
-    child = multiprocessing.get_context("fork").Process(target=launch, args=(run, folder))
-    child.start()
-    while child.is_alive() and not due():
-        time.sleep(0.001)
-    if child.is_alive():
-        os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return child.exitcode or 0
 
 
 @pytest.mark.parametrize("recipe", ["supervised", "consistency"])

@@ -200,11 +200,11 @@ def test_a_model_that_puts_out_nan_is_told_from_guidance():
     assert "get the model anew" in str(blame_model(policy, 0, guided))
 
 
-def test_a_run_that_diverges_stops_and_says_what_to_lower(tmp_path, tiny):
+def test_a_run_that_diverges_stops_and_says_what_to_lower(tmp_path, small):
     """Two updates at an absurd rate: the first checkpoint is the last."""
     from scoretune.training.run import launch
 
-    run = overrides.changed(recipes.named("ddpo"), [*tiny, "guard.action=off"])
+    run = overrides.changed(recipes.named("ddpo"), [*small, "guard.action=off"])
     absurd = run.optimiser.model_copy(update={"learning_rate": 1e30})  # beyond what settings allow
     run = run.model_copy(update={"optimiser": absurd})
     with pytest.raises(NonFinite, match=r"pretrained model.s do not: lower optimiser\.learning"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,13 +18,23 @@ from torch import Tensor, nn
 from scoretune.core.errors import UserError
 from scoretune.data.pairs import read_pairs
 from scoretune.data.rankings import read_rankings
+from scoretune.data.scenes import world
+from scoretune.data.scenes.world import shipped
 from scoretune.preference import outcome_log_probs
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import fingerprint, named_reward
-from scoretune.rewards.networks import vote_heads
+from scoretune.rewards.networks import scene_readers, vote_heads
 from scoretune.rewards.reward_model import RewardModel
 from scoretune.training.reward_model import examples, measured
-from scoretune.training.reward_model.learning import Lessons, calibrated
+from scoretune.training.reward_model.learning import (
+    LOOKS,
+    PATIENCE,
+    Lessons,
+    Member,
+    averaging,
+    calibrated,
+    learn,
+)
 from scoretune.training.reward_model.run import recorded, train_reward
 from scoretune.training.reward_model.settings import RewardSettings, read, validated
 
@@ -63,9 +75,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return votes_folder(tmp_path_factory.mktemp("votes") / "few", pairs_each=2)
+
+
+@pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trained") / "my-reward"  # a path with a minus
-    learning = {"updates": 120, "batch": 32, "learning_rate": 1e-2, "checkpoint_every": 1000}
+    learning = {"updates": 50, "batch": 16, "learning_rate": 2e-2, "checkpoint_every": 1000}
     settings = RewardSettings(data=str(data), **QUICK | learning)
     return folder, train_reward(settings, folder, watched)
 
@@ -134,24 +151,28 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(little: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train_reward(RewardSettings(data=str(little), **QUICK), folder, watched)
+    return folder
+
+
 @pytest.mark.parametrize("when", [("reading", 16), ("member 1", 9), ("member 2", 6)])
 def test_a_killed_run_goes_on_to_the_same_weights(
-    data: Path, tmp_path: Path, when: tuple[str, int]
+    little: Path, whole: Path, tmp_path: Path, when: tuple[str, int]
 ) -> None:
-    settings = RewardSettings(data=str(data), **QUICK)
-    train_reward(settings, tmp_path / "whole", watched)
-
     def killing(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
         if (stage, done) == when:
             raise Killed
 
     with pytest.raises(Killed):
-        train_reward(settings, tmp_path / "cut", killing)
+        train_reward(RewardSettings(data=str(little), **QUICK), tmp_path / "cut", killing)
     train_reward(recorded(tmp_path / "cut"), tmp_path / "cut", watched)
-    whole, cut = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    first, again = (load_file(n / "model.safetensors") for n in (whole, tmp_path / "cut"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
     for name in ("reward.json", "log.jsonl"):
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+        assert (whole / name).read_text() == (tmp_path / "cut" / name).read_text()
     with pytest.raises(UserError, match="is finished: use it as reward="):
         recorded(tmp_path / "cut")
 
@@ -170,14 +191,14 @@ def test_rankings_are_learned_from(data: Path, tmp_path: Path) -> None:
     ]
     table = tmp_path / "rankings.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = RewardSettings(rankings=str(table), **QUICK | {"updates": 60, "learning_rate": 1e-2})
+    settings = RewardSettings(rankings=str(table), **QUICK | {"updates": 30, "learning_rate": 1e-2})
     result = train_reward(settings, tmp_path / "run", watched)
     assert (result["pairs"], result["rankings"]) == (0, 12)
     colours = torch.zeros(2, 3, 8, 8)
     colours[0, 1] = 1
     scores = named_reward(str(tmp_path / "run"))(colours, ["a green picture number 1"] * 2)
     assert scores[0] > scores[1]
-    both = RewardSettings(data=str(data), rankings=str(table), **QUICK)
+    both = RewardSettings(data=str(data), rankings=str(table), **QUICK | {"updates": 2})
     assert train_reward(both, tmp_path / "both", watched)["rankings"] == 12
 
 
@@ -189,7 +210,7 @@ class Exact(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, pictures: Tensor, prompts: Tensor) -> Tensor:
         return self.factor * pictures[:, 0]
@@ -252,10 +273,10 @@ def test_votes_with_ties_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_heads_on_encoders(kind: str, data: Path, tmp_path: Path) -> None:
+def test_heads_on_encoders(kind: str, little: Path, tmp_path: Path) -> None:
     """Tiny networks of the real classes: a run, and a gradient by the picture."""
     encoder = tiny_encoder(kind, tmp_path / kind)
-    settings = RewardSettings(data=str(data), features=str(encoder), **QUICK | {"updates": 2})
+    settings = RewardSettings(data=str(little), features=str(encoder), **QUICK | {"updates": 2})
     train_reward(settings, tmp_path / "run", watched)
     reward = named_reward(str(tmp_path / "run"))
     assert has_gradient(reward, "it", torch.rand(3, 20, 20), "a red picture")
@@ -292,19 +313,92 @@ def tiny_encoder(kind: str, folder: Path) -> Path:
     return folder
 
 
-def test_the_shipped_readers_eyes_are_features() -> None:
-    from scoretune.data.scenes.world import shipped
-    from scoretune.rewards.networks import scene_readers
+SCENES = [f"a {colour} {digit}" for colour in ("red", "blue") for digit in world.DIGITS]
 
-    words = vote_heads.Words.of(["a red seven"])
-    view = vote_heads.Scenes(words, scene_readers.load(shipped(), "reader"))
-    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+
+def scenes_folder(folder: Path) -> None:
+    """For every prompt two pictures of noise, of which the first won 3 : 1."""
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(256, size=(2 * len(SCENES), 32, 32, 3))
+    for number, picture in enumerate(pictures.astype(np.uint8)):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    rows = [
+        {"prompt": text, "image_0": f"{2 * i}.png", "image_1": f"{2 * i + 1}.png"}
+        | {"votes_0": 3, "votes_1": 1}
+        for i, text in enumerate(SCENES)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_scenes_begin_at_the_readers_opinion() -> None:
+    """A head's scores are at first a multiple of the reader's, and 0 where the prompt is of another
+    world."""
+    view = vote_heads.Scenes(vote_heads.Words.of(SCENES), scene_readers.load(shipped(), "reader"))
     head = vote_heads.head(view, 16)
-    scores = head(view.pictures(images), view.prompts(["a red seven", "a red"]))
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pictures = torch.cat([images, images[:1]]).requires_grad_()
+    scores = head(view.pictures(pictures), view.prompts([*SCENES, "words of another world"]))
+    expected = named_reward("reader")(images, SCENES)
+    assert torch.allclose(scores[:-1], 3 * expected, atol=1e-4) and not bool(scores[-1])
     scores.sum().backward()
-    assert scores.shape == (2,) and images.grad is not None and bool(images.grad.any())
+    assert pictures.grad is not None and bool(pictures.grad.isfinite().all())
     with pytest.raises(UserError, match="32 x 32"):
         view.pictures(torch.rand(1, 3, 16, 16))
+
+
+def test_from_votes_to_a_fine_tuned_model_by_commands(
+    command: Callable[..., Any], tiny: list[str], tmp_path: Path
+) -> None:
+    """Votes on pictures of the shipped world become a reward on what the reader sees, which DDPO
+    optimises, and which its card names."""
+    scenes_folder(tmp_path / "pairs")
+    reward, run = tmp_path / "reward", tmp_path / "run"
+    votes = f"data={tmp_path / 'pairs'}"
+    made = command("train", "reward", votes, "updates=2", "members=2", "--run", reward, "--json")
+    assert made.code == 0, made.err
+    result = json.loads(made.out.splitlines()[-1])
+    assert result["features"] == "scenes"
+    assert result["held_out"]["majority"] == 0.75
+    assert result["held_out"]["raters"] == pytest.approx(0.5)  # of 3 : 1, 3 of 6 pairs of votes
+    done = command("train", "ddpo", *tiny, "updates=1", f"reward={reward}", "--run", run)
+    assert done.code == 0, done.err
+    card = (run / "lora" / "README.md").read_text()
+    assert str(reward) in card
+    assert (
+        fingerprint(str(reward), named_reward(str(reward)))["parts"][0]["sha256 model.safetensors"]
+        in card
+    )
+
+
+def test_a_member_ends_where_left_out_votes_are_explained_ever_worse() -> None:
+    """Fold 0 votes the other way: the member keeps what it was before its first update."""
+    worth = torch.tensor([[1.0], [0.0]]).repeat(40, 1)
+    pairs, nobody = torch.arange(80).view(-1, 2), torch.zeros(40).long()
+    folds = torch.arange(40) % 2
+    counts = nn.functional.one_hot(2 * (1 - folds), 3).float()
+    read = examples.Votes(worth, torch.zeros(1, 1), pairs, nobody, counts, 40, (), ("a",) * 40)
+    settings = RewardSettings(data="x", updates=1000, batch=8)
+    member = Member.fresh(Exact(0.0), settings)
+    done: list[int] = []
+    lessons = Lessons(read, folds, "bradley_terry")
+    learn(member, 0, lessons, settings, done=0, after=lambda update, _: done.append(update))
+    assert done[-1] == PATIENCE * 1000 // LOOKS
+    assert float(member.best["factor"]) == 0 < float(member.head.state_dict()["factor"])
+
+
+def test_the_mean_of_members_that_err_apart_has_the_larger_factor() -> None:
+    """Members see the truth with noise of their own: the factor of their mean, by least squares, is
+    that of one of them times `averaging`."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(20000, generator=generator)
+    gaps = truth + torch.randn(4, 20000, generator=generator)
+
+    def factor(seen: Tensor) -> float:
+        return float((truth * seen).sum() / seen.square().sum())
+
+    one = sum(factor(seen) for seen in gaps) / 4
+    assert one == pytest.approx(1 / 2, rel=0.05) and averaging(gaps) == pytest.approx(1.6, rel=0.05)
+    assert factor(gaps.mean(0)) == pytest.approx(one * averaging(gaps), rel=0.02)
 
 
 # ------------------------------------------------------------------------------ bad input

@@ -91,7 +91,10 @@ def draw(
     if solver is not None:
         sampler = replace(sampler, solver=solver, jumps=False)
     samples = data_samples.draw(policy, count, sampler, seed)
-    gallery.write(samples, network.design.content, out, names)
+    gallery.write(samples, network.content, out, names)
+    if network.compression is not None:
+        for line in network.compression.certificate.warnings():
+            typer.echo(f"note: {line}", err=True)
     return f"{_counted(count, 'sample')} ({sampler}) in {out}"
 
 

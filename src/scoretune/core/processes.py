@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-from torch import distributed
-
 PARENT = "SCORETUNE_PARENT"
 """In the environment of a process: the file descriptor that ends with its parent."""
 LOST = 3
@@ -32,6 +30,8 @@ def run_in(processes: int, words: Sequence[str]) -> int:
     Ctrl-C is passed on to each of them. What those beside the main one say on stderr is shown where
     the main one did not fail itself.
     """
+    from torch import distributed  # of those who start a run's processes alone
+
     store = distributed.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60)
     )
@@ -94,7 +94,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], said: Sequence[list[bytes
     well or because of another; then the other's, with its words."""
     failed: list[int] = []  # in the order in which they failed
     until = float("inf")
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:  # of each: a list, not a generator
         failed += [k for k, child in enumerate(children) if child.returncode and k not in failed]
         if failed and until == float("inf"):
             until = time.monotonic() + GRACE

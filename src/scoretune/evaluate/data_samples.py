@@ -19,6 +19,7 @@ from scoretune.diffusion.processes import Process, noise_ratio
 from scoretune.evaluate import metrics
 from scoretune.evaluate.features import named_features
 from scoretune.models import score_network
+from scoretune.models.recycled import inner
 from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.rollout import sampled
@@ -67,7 +68,8 @@ def noted(folder: Path) -> tuple[DataSampler, list[str]]:
 @torch.no_grad()
 def draw(policy: Policy, count: int, sampler: DataSampler, seed: int, batch: int = 128) -> Tensor:
     """Samples [count, *S] in the data's own units, from fixed noise."""
-    model = policy.backbone
+    model, learned = policy.backbone, inner(policy.backbone)
+    assert isinstance(learned, ScoreNetwork), "only such a network is drawn from here"
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, *model.shape), generator=generator)
     parts = []
@@ -81,7 +83,7 @@ def draw(policy: Policy, count: int, sampler: DataSampler, seed: int, batch: int
             f"samples of {sampler} are not finite: train longer or at a lower rate, or choose "
             "another process or sampler"
         )
-    return samples[:, : model.shape[0]]  # a grey picture is decoded to three channels
+    return samples[:, : learned.data_shape[0]]  # a grey picture is decoded to three channels
 
 
 def _sampled(
@@ -138,8 +140,8 @@ def featured(
     samples: Tensor, real: Tensor, model: ScoreNetwork, name: str
 ) -> dict[str, dict[str, float]]:
     """Fréchet and kernel distance in the named features, with 95 % intervals of `with_interval`."""
-    if model.design.content != "images":
-        raise UserError(f"--features is for pictures, and this model draws {model.design.content}")
+    if model.content != "images":
+        raise UserError(f"--features is for pictures, and this model draws {model.content}")
     features = named_features(name)
     colour = [part.cpu().expand(-1, max(3, part.shape[1]), -1, -1) for part in (samples, real)]
     first, second = (features(images) for images in colour)
@@ -154,10 +156,17 @@ def featured(
     return values
 
 
+def decoder(model: ScoreNetwork) -> dict[str, dict[str, float]]:
+    """How well a compressed model's decoder has converged; nothing of a model without one."""
+    if model.compression is None:
+        return {}
+    return {"decoder": model.compression.certificate.as_dict()}
+
+
 def _features(data: Tensor, model: ScoreNetwork) -> Tensor:
     data = data.cpu()
-    if model.design.content != "images":
-        return model.embed(data).flatten(1)
+    if model.content != "images":
+        return model.numbers(data)
     height, width = (min(side, POOLED) for side in data.shape[-2:])
     return F.adaptive_avg_pool2d(data, (height, width)).flatten(1)
 

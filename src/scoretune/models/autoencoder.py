@@ -19,16 +19,22 @@ def factor(vae: Any) -> int:
 def decoded(vae: Any, x0: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] of the latents that a network knows."""
     scale, shift = _standard(vae, x0)
-    latents = (x0 / scale + shift).to(vae.dtype)
+    latents = (x0 / scale + shift).to(_dtype(vae))
     return cast(Tensor, (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1))
 
 
 def encoded(vae: Any, images: Tensor) -> Tensor:
     """The inverse: latents [B, C, h, w], the mode of an encoder that puts out a law."""
-    code = vae.encode(images.to(vae.dtype) * 2 - 1)
+    code = vae.encode(images.to(_dtype(vae)) * 2 - 1)
     latents = code.latent_dist.mode() if "latent_dist" in code else code.latents
     scale, shift = _standard(vae, images)
     return cast(Tensor, (latents.float() - shift) * scale)
+
+
+def _dtype(vae: Any) -> torch.dtype:
+    """As `vae.dtype`, which walks through all modules for it."""
+    weight: Tensor = next(vae.parameters())
+    return weight.dtype
 
 
 def _standard(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]:

@@ -95,6 +95,11 @@ class Pipelined(ABC):
     def network(self) -> nn.Module:
         return cast(nn.Module, getattr(self.pipeline, self.part))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """As the network's own, which walks through all modules for it at every call."""
+        return next(self.network.parameters()).dtype
+
     @abstractmethod
     def text_states(self, prompts: Sequence[str]) -> Tensor:
         """All that the network takes of prompts, [B, L, D]."""

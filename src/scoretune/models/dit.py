@@ -38,7 +38,7 @@ class DiffusionTransformer(Transformer):
         """Of a network that also predicts its variance, the first half of the channels."""
         (shown, label), transformer = self.told(x, t), self.pipeline.transformer
         output = transformer(
-            shown.to(transformer.dtype),
+            shown.to(self.dtype),
             timestep=label,
             class_labels=tokens[:, 0].argmax(1),
         )

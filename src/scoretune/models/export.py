@@ -208,7 +208,12 @@ def _merge_score_network(trained: score_network.ScoreNetwork, model: Model, fold
     source = resolve(model.source)
     home = Path(source.where)
     bare = score_network.ScoreNetwork(
-        trained.design, trained.process, trained.prediction, trained.mean, trained.std
+        trained.design,
+        trained.process,
+        trained.prediction,
+        trained.mean,
+        trained.std,
+        trained.compression,
     )
     if adapter_layers(trained.network):
         bare.network.load_state_dict(score_network.load(home).network.state_dict())

@@ -74,16 +74,14 @@ class Flux(Transformer):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
-        states, pooled = unpacked(
-            tokens.to(transformer.dtype), transformer.config.pooled_projection_dim
-        )
+        states, pooled = unpacked(tokens.to(self.dtype), transformer.config.pooled_projection_dim)
         rows, columns = (side // PATCH for side in x.shape[-2:])
         output = transformer(
-            hidden_states=F.pixel_unshuffle(x, PATCH).flatten(2).mT.to(transformer.dtype),
+            hidden_states=F.pixel_unshuffle(x, PATCH).flatten(2).mT.to(self.dtype),
             encoder_hidden_states=states,
             pooled_projections=pooled,
             # Rounded as the pipeline rounds it: half precision tells few times apart.
-            timestep=self.schedule.label(t).to(transformer.dtype) / TIMES,
+            timestep=self.schedule.label(t).to(self.dtype) / TIMES,
             guidance=self.guidance_scale(x),
             img_ids=_places(rows, columns, x.device),
             txt_ids=torch.zeros(states.shape[1], 3, device=x.device),

@@ -13,6 +13,9 @@ one process means the same under another (but for `velocity`, whose a and b are 
 The clock is the logarithm of ρ, not t: every decade of noise gets the same room, however fast a
 process runs through it. It is clamped where the answer no longer changes, so it is bounded for
 processes that end without any signal (ρ = ∞).
+
+With a `compression` the states are measurements of the data (`models.compression`): `embed` takes
+them and `decode` recovers the data from them, so that nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -31,21 +34,26 @@ from scoretune.core.records import Condition
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, expand, process_named
 from scoretune.models.base import check_readable
-from scoretune.models.networks import NETWORKS, Design
+from scoretune.models.compression import Compression
+from scoretune.models.networks import NETWORKS, Content, Design
 
 CLOCK = 7.0
 """|ln ρ| is clamped here: e⁷ ≈ 1100, and e⁻⁷ is less than a pixel's rounding."""
+COMPRESSION = "compression."
+"""What the names of its tensors begin with in a file."""
 
 
 @dataclass
 class ScoreNetwork:
-    """A trainable model of standardised data, without prompts: data = mean + std · x0."""
+    """A trainable model of standardised data, without prompts: data = mean + std · x0, or of their
+    measurements, y = mean + std · x0."""
 
     design: Design
     process: Process
     prediction: Prediction
     mean: Tensor
     std: Tensor
+    compression: Compression | None = None
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +65,16 @@ class ScoreNetwork:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.design.shape
+
+    @property
+    def content(self) -> Content:
+        """What is drawn, once it is decoded."""
+        return self.design.content if self.compression is None else self.compression.content
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of what is drawn, once it is decoded."""
+        return self.design.shape if self.compression is None else self.compression.shape
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         return Condition.none(len(prompts)).to(next(self.network.parameters()).device)
@@ -72,14 +90,24 @@ class ScoreNetwork:
 
     def decode(self, x0: Tensor) -> Tensor:
         data = x0 * self.std.to(x0) + self.mean.to(x0)
-        if self.design.content != "images":
+        if self.compression is not None:
+            data = self.compression.recover(data.flatten(1))
+        if self.content != "images":
             return data
-        return data.clamp(0, 1).expand(-1, max(3, self.shape[0]), -1, -1)
+        return data.clamp(0, 1).expand(-1, max(3, self.data_shape[0]), -1, -1)
 
     def embed(self, images: Tensor) -> Tensor:
-        if self.design.content == "images" and self.shape[0] == 1:
+        if self.content == "images" and self.data_shape[0] == 1:
             images = images.mean(1, keepdim=True)
+        if self.compression is not None:
+            images = self.compression.measure(images).view(-1, *self.shape)
         return (images - self.mean.to(images)) / self.std.to(images)
+
+    def numbers(self, data: Tensor) -> Tensor:
+        """Data [n, *S] in standard deviations, [n, d]."""
+        if self.compression is not None:
+            return self.compression.standardised(data).flatten(1)
+        return self.embed(data).flatten(1)
 
 
 def clock(alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -102,6 +130,9 @@ def save(model: ScoreNetwork, folder: Path, notes: Mapping[str, Any] | None = No
     }
     tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= {"mean": model.mean, "std": model.std}
+    if model.compression is not None:
+        config["compression"] = model.compression.described()
+        tensors |= {f"{COMPRESSION}{k}": v for k, v in model.compression.tensors().items()}
     files.save_tensors(folder / "weights.safetensors", tensors)
     files.write_json(folder / "config.json", config)
     return folder
@@ -122,6 +153,7 @@ def load(folder: Path) -> ScoreNetwork:
             prediction_named(config["prediction"]),
             tensors.pop("mean"),
             tensors.pop("std"),
+            _compression(config.get("compression"), tensors),
         )
         weights = {name.removeprefix("network."): value for name, value in tensors.items()}
         model.network.load_state_dict(weights)
@@ -131,6 +163,21 @@ def load(folder: Path) -> ScoreNetwork:
             "wrote, with its config.json and weights.safetensors"
         ) from error
     return model
+
+
+def _compression(
+    described: dict[str, Any] | None, tensors: dict[str, Tensor]
+) -> Compression | None:
+    """How the data were measured; what is stored of it leaves `tensors`. Raises ValueError where a
+    part is missing."""
+    names = [name for name in tensors if name.startswith(COMPRESSION)]
+    stored = {name.removeprefix(COMPRESSION): tensors.pop(name) for name in names}
+    if described is None and not stored:
+        return None
+    if described is None or not stored:
+        where = "config.json" if described is None else "weights.safetensors"
+        raise ValueError(f"it draws measurements, and {where} lacks the operator that took them")
+    return Compression.restored(described, stored)
 
 
 def notes(folder: Path) -> dict[str, Any]:

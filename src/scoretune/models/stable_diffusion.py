@@ -31,9 +31,9 @@ class StableDiffusion(UNet):
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         (shown, label), unet = self.told(x, t), self.pipeline.unet
         output = unet(
-            shown.to(unet.dtype),
+            shown.to(self.dtype),
             label,
-            encoder_hidden_states=tokens.to(unet.dtype),
+            encoder_hidden_states=tokens.to(self.dtype),
             timestep_cond=self.timestep_cond(x),
         )
         return cast(Tensor, output.sample)

@@ -56,12 +56,10 @@ class StableDiffusion3(Transformer):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         transformer = self.pipeline.transformer
-        states, pooled = unpacked(
-            tokens.to(transformer.dtype), transformer.config.pooled_projection_dim
-        )
+        states, pooled = unpacked(tokens.to(self.dtype), transformer.config.pooled_projection_dim)
         shown, label = self.told(x, t)
         output = transformer(
-            hidden_states=shown.to(transformer.dtype),
+            hidden_states=shown.to(self.dtype),
             encoder_hidden_states=states,
             pooled_projections=pooled,
             timestep=label,

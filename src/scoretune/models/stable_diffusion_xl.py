@@ -46,11 +46,11 @@ class StableDiffusionXL(UNet):
 
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         unet = self.pipeline.unet
-        states, pooled = unpacked(tokens.to(unet.dtype), _pooled_size(unet))
+        states, pooled = unpacked(tokens.to(self.dtype), _pooled_size(unet))
         sizes = torch.tensor([*self.sides, 0.0, 0.0, *self.sides], device=x.device)
         shown, label = self.told(x, t)
         output = unet(
-            shown.to(unet.dtype),
+            shown.to(self.dtype),
             label,
             encoder_hidden_states=states,
             timestep_cond=self.timestep_cond(x),

@@ -57,7 +57,7 @@ class PixelUNet(UNet):
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Of a network that also predicts its variance, the first half of the channels."""
         (shown, label), unet = self.told(x, t), self.pipeline.unet
-        output = unet(shown.to(unet.dtype), label, class_labels=self._classes(tokens))
+        output = unet(shown.to(self.dtype), label, class_labels=self._classes(tokens))
         return cast(Tensor, output.sample)[:, : x.shape[1]]
 
     def _classes(self, tokens: Tensor) -> Tensor | None:
@@ -67,7 +67,7 @@ class PixelUNet(UNet):
         if not bool(tokens.any(-1).all()):
             raise UserError("this model draws a class: set prompts to a file of class numbers")
         if unet.config.class_embed_type == "identity":
-            return tokens[:, 0].to(unet.dtype)
+            return tokens[:, 0].to(self.dtype)
         return tokens[:, 0].argmax(1)
 
     def decode(self, x0: Tensor) -> Tensor:

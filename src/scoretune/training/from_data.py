@@ -25,7 +25,8 @@ from scoretune.models.lora import restore_adapter
 from scoretune.models.networks import Design, weight_count
 from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
-from scoretune.training import engine, trackers
+from scoretune.training import compressing, engine, trackers
+from scoretune.training.compressing import Plan
 from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Average
 from scoretune.training.objectives import FROM_DATA
@@ -47,6 +48,8 @@ class Parts(Learner):
     data: Data
     held_out: Data
     average: Average
+    plan: Plan | None = None
+    """How the data are compressed."""
 
 
 def check(run: Run) -> None:
@@ -98,7 +101,8 @@ def build(run: Run) -> Parts:
                 "needed to measure: change dataset.held_out, or give more data"
             )
     device = distributed.device()
-    model = _model(run, learned)
+    plan = _plan(run, learned)
+    model = _model(run, learned, plan)
     model.network.to(device).requires_grad_(True)
     policy = Policy(model, kernel(run.sampling))
     setup = DataSetup(
@@ -117,24 +121,37 @@ def build(run: Run) -> Parts:
         method=FROM_DATA[run.objective.kind].build_from_data(run.objective, setup),
         optimiser=engine.optimiser(run.optimiser, policy.parameters()),
         average=Average(model.network, run.optimiser.ema),
+        plan=plan,
         engine=TorchEngine(device, skips=run.optimiser.nonfinite == "skip"),
     )
 
 
-def _model(run: Run, data: Data) -> ScoreNetwork:
+def _plan(run: Run, data: Data) -> Plan | None:
+    """How a new network's data are to be measured, None where they are learned from themselves."""
+    if run.compress.ratio is None:
+        return None
+    return compressing.plan(data, run.compress, square=run.model.source != "mlp", source=run.data)
+
+
+def _model(run: Run, data: Data, plan: Plan | None) -> ScoreNetwork:
     """A new network for such data, or the one that is trained further."""
     wanted, shape = run.model, tuple(data.states.shape[1:])
     if wanted.source in NEW_NETWORKS:
-        design = Design(wanted.source, shape, data.kind, wanted.width, wanted.depth)
-        _check_room(design)
         process = process_named(wanted.process or "VP()")
         prediction = prediction_named(wanted.prediction or "v_prediction")
-        return ScoreNetwork(design, process, prediction, data.mean, data.std)
+        content, mean, std, compression = data.kind, data.mean, data.std, None
+        if plan is not None:
+            compression, mean, std = compressing.compression(data, run.compress, plan)
+            shape, content = plan.state, "images" if plan.side else "points"
+        design = Design(wanted.source, shape, content, wanted.width, wanted.depth)
+        _check_room(design)
+        return ScoreNetwork(design, process, prediction, mean, std, compression)
     model = score_network.load(_model_folder(run))
-    grey = data.kind == "images" and shape[1:] == model.shape[1:] and model.shape[0] == 1
-    if data.kind != model.design.content or not (shape == model.shape or grey):
+    own = model.data_shape
+    grey = data.kind == "images" and shape[1:] == own[1:] and own[0] == 1
+    if data.kind != model.content or not (shape == own or grey):
         raise UserError(
-            f"{wanted.source!r} draws {model.design.content} of shape {model.shape}, and "
+            f"{wanted.source!r} draws {model.content} of shape {own}, and "
             f"{run.data!r} holds {data.kind} of shape {shape}: give data like those it knows"
         )
     return model
@@ -175,9 +192,12 @@ def sampler_of(run: Run) -> DataSampler:
 def measured(run: Run, parts: Parts) -> tuple[dict[str, Any], Tensor]:
     """The numbers of the network with the weights that it has, and samples."""
     evaluation, sampler = run.evaluation, sampler_of(run)
+    if parts.model.compression is not None:
+        parts.model.compression.certificate.reset()
     samples = data_samples.draw(parts.policy, evaluation.samples, sampler, evaluation.seed)
     numbers = {
         "sampler": str(sampler),
+        **data_samples.decoder(parts.model),
         "held_out_loss": held_out_loss(parts, evaluation.seed),
         **data_samples.distances(samples, parts.held_out.states, parts.model),
     }
@@ -217,6 +237,7 @@ def compared(base: dict[str, Any], final: dict[str, Any], floor: dict[str, Any])
     names = [name for name in ("held_out_loss", "sliced_wasserstein", "frechet") if name in final]
     return {
         "sampler": final["sampler"],
+        **({"decoder": final["decoder"]} if "decoder" in final else {}),
         "data": {
             name: {"base": base[name], "final": final[name], "real": floor.get(name)}
             for name in names

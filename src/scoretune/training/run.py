@@ -89,6 +89,8 @@ def _built(run: Run, folder: Path, watcher: Watcher, checked: Ready | None) -> T
         watcher.stage("reading the data")
         data_parts = checked or ready(run)
         assert isinstance(data_parts, from_data.Parts)
+        for text in data_parts.plan.lines() if data_parts.plan else ():
+            watcher.note(text)
         progress = from_data.progress_of(run, folder, data_parts)
         progress.settings = decisive(run)
         return DataRun(run, folder, watcher, data_parts, progress)
@@ -406,6 +408,8 @@ class DataRun(Training):
         final = self.evaluate(self.run.updates, "after")
         real = from_data.floor(self.parts, self.run.evaluation)
         result = from_data.compared(base, final, real)
+        if self.parts.plan is not None:
+            result["compress"] = self.parts.plan.as_dict()
         calls = self.parts.policy.calls
         self.write_result(result, calls, model=str(self.folder / "model"))
         data_page.write(self.folder)

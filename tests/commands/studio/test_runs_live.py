@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,58 +13,33 @@ from typing import Any
 import pytest
 import torch
 
+from scoretune.commands.feedback import collect
 from scoretune.commands.studio import jobs, live, rounds
 from scoretune.commands.studio.pages.rounds import settings_of
 from scoretune.commands.studio.security import Refused
+from scoretune.core import lock
 from scoretune.core.errors import UserError
 from scoretune.data.store import open_store
 from studios import Client, filled, run_folder, served
 
-HOLDER = """
-import fcntl, os, signal, socket, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are in the back
-file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.write(f"{os.getpid()} {sys.argv[2]}")
-file.flush()
-print("held", flush=True)
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("saved", flush=True)
-"""
 
-
-def holder(run: Path, host: str) -> subprocess.Popen[str]:
-    """A process that holds a run's folder, as `scoretune train` does."""
-    run.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run / ".lock"), host], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
-
-
-def test_a_run_is_stopped_in_good_order(tmp_path: Path):
+def test_a_run_is_stopped_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(jobs.os, "kill", lambda process, sent: signals.append((process, sent)))
     run = tmp_path / "run"
     with pytest.raises(UserError, match="not running"):
         jobs.stop(run)
-    process = holder(run, socket.gethostname())
-    try:
-        assert jobs.running(run) == process.pid
+    with lock.held(run):  # as `scoretune train` does
+        assert jobs.running(run) == os.getpid()
         jobs.stop(run)
-        assert process.communicate(timeout=20)[0] == "saved\n"
-    finally:
-        process.kill()
-        process.wait()
-    assert jobs.running(run) is None  # the file is left behind, and locks nothing
-    other = holder(run, "another-machine")
-    try:
+        assert signals == [(os.getpid(), signal.SIGINT)]
+        (run / lock.NAME).write_text(f"{os.getpid()} another-machine")
         with pytest.raises(UserError, match="on this machine"):
             jobs.stop(run)
-    finally:
-        other.kill()
-        other.communicate()
+    run.mkdir(exist_ok=True)
+    (run / lock.NAME).write_text(f"{os.getpid()} {socket.gethostname()}")
+    assert jobs.running(run) is None  # a file that was left behind locks nothing
+    assert len(signals) == 1
 
 
 def test_new_lines_are_followed(tmp_path: Path):
@@ -101,10 +77,47 @@ def test_events_are_sent_to_the_owner_alone(tmp_path: Path):
 
 
 def test_only_harmless_settings_are_changed_from_a_page():
-    assert settings_of("objective.beta=5 seed=1") == ["objective.beta=5", "seed=1"]
+    assert settings_of("dpo", "objective.beta=5 seed=1") == ["objective.beta=5", "seed=1"]
+    assert settings_of("reward", "members=2") == ["members=2"]
+    with pytest.raises(Refused, match="no setting"):
+        settings_of("reward", "features=evil")
     for text in ("reward=evil:function", "model.source=/", "--run=x", "data=x", "updates", "seed"):
         with pytest.raises(Refused, match="no setting"):
-            settings_of(text)
+            settings_of("online_dpo", text)
+
+
+def test_a_reward_is_trained_chosen_and_ranks_for_online_dpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = filled(tmp_path, prompts=("a cat", "a dog"), per_prompt=4)
+    rater = store.add_rater("ann")[0].id
+    for pair in store.pairs():
+        store.add_vote(key=str(pair.id), pair=pair.id, rater=rater, choice="first", seconds=1)
+    with served(store, tmp_path) as studio:
+        orders: list[list[str]] = []
+        monkeypatch.setattr(studio.jobs, "start", lambda model, words: orders.append(words))
+        owner = Client(studio.address).enter(studio.keys.token)
+        assert "train one on the votes first" in owner.post("/rounds", kind="online_dpo").text
+        assert owner.post("/rounds", kind="reward", settings="members=2").status == 200
+        assert owner.post("/rounds", kind="evil").status == 422
+        assert owner.post("/rounds", kind="dpo", updates="0").status == 422
+        run = studio.runs / "round-1"
+        run.mkdir(parents=True)
+        jobs.log_of(run).write_text("member 1\r39 of 40\n")
+        (run / "reward.json").write_text("{}")
+        held = {"accuracy": 0.75, "low": 0.7, "high": 0.8}
+        (run / "result.json").write_text(json.dumps({"held_out": held}))
+        page = owner.get("/rounds").text
+        assert "agrees with 75" in page and "Let round-1 choose the next pairs" in page
+        assert "It chooses the next pairs" in owner.post("/rounds/use", reward=str(run)).text
+        assert studio.choosing.how == str(run)
+        assert owner.post("/rounds/use", reward="/etc").status == 422
+        assert owner.post("/rounds", kind="online_dpo", reward="round-1", updates="7").status == 200
+        assert owner.post("/rounds", kind="online_dpo", reward="../x").status == 409
+        assert "not running" in owner.post("/rounds/stop").text
+    reward, ranked = orders
+    assert reward == ["reward", f"data={tmp_path}", "features=pixels", "updates=400", "members=2"]
+    assert {"online_dpo", f"reward={run}", "updates=7", "model.source=scenes"} <= set(ranked)
 
 
 def test_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -126,19 +139,19 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A sampler that draws noise; how many pictures it drew, each time."""
     counts: list[int] = []
 
-    def sample(policy: Any, prompts: Any, *, times: Any, seed: int) -> torch.Tensor:
+    def draw(self: collect.Artist, prompts: list[str], seeds: list[int]) -> torch.Tensor:
         counts.append(len(prompts))
-        generator = torch.Generator().manual_seed(seed + policy.shift)
-        return torch.rand(len(prompts), 3, 4, 4, generator=generator)
+        noise = [torch.Generator().manual_seed(seed + self.policy.shift) for seed in seeds]
+        return torch.stack([torch.rand(3, 4, 4, generator=one) for one in noise])
 
-    monkeypatch.setattr("scoretune.evaluate.samples.sample", sample)
-    monkeypatch.setattr("scoretune.evaluate.samples.deployed_times", lambda *_: None)
+    monkeypatch.setattr(collect.Artist, "draw", draw)
+    monkeypatch.setattr(collect, "digest", lambda policy: str(policy.shift))
     monkeypatch.setattr("scoretune.evaluate.samples.deployment_of", lambda _: None)
     return counts
 
 
 def policy(shift: int) -> Any:
-    return SimpleNamespace(shift=shift, backbone=None)
+    return SimpleNamespace(shift=shift, backbone=None, guidance=1.0)
 
 
 def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, drawing: list[int]):
@@ -148,7 +161,7 @@ def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, draw
 
     def note(done: int, total: int) -> None:
         notes.append((done, total))
-        if done == 16 and len(notes) == 2:
+        if len(notes) == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -163,5 +176,7 @@ def test_rounds_are_drawn_once_and_pair_the_old_and_the_new(tmp_path: Path, draw
     new = [pair for pair in store.pairs() if store.sample(pair.first).round == 1]
     sides = [{store.sample(n).model for n in (pair.first, pair.second)} for pair in new]
     assert sides == [{"m", "runs/round-1"}] * 7 and notes[-1] == (14, 14)
+    seeds = [[store.sample(n).seed for n in (pair.first, pair.second)] for pair in new]
+    assert all(old == tuned for old, tuned in seeds)  # from one noise
     same = [("m", policy(0)), ("copy", policy(0))]
     assert rounds.next_round(store, same, prompts, number=2, note=note) == 0

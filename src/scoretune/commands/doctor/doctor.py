@@ -26,6 +26,7 @@ FAILS = "[bold red]FAILS[/]"
 def installation_laws() -> tuple[Law, ...]:
     """The laws of an installation."""
     from scoretune.commands.doctor.laws import (
+        compressed,
         installed,
         learning,
         preference,
@@ -36,7 +37,10 @@ def installation_laws() -> tuple[Law, ...]:
         steps,
     )
 
-    topics = (processes, reverse, samplers, steps, learning, preference, stake, installed)
+    topics = (
+        *(processes, reverse, samplers, steps, learning),
+        *(preference, compressed, stake, installed),
+    )
     return tuple(law for topic in topics for law in topic.LAWS)
 
 

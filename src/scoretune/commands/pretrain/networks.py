@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor
@@ -10,10 +11,10 @@ from scoretune.data.scenes import world
 from scoretune.models.tiny import words
 
 
-def tokenizer() -> Any:
-    """A word-level tokenizer that knows the words of this world and no others."""
+def tokenizer(further: Iterable[str] = ()) -> Any:
+    """A word-level tokenizer that knows the words of this world and `further` ones, no others."""
     names = [*world.DIGITS, *world.PLURALS, *world.COLOURS, *world.COUNTS.values()]
-    names += ["a", "an", "and", *" ".join(world.RELATIONS).split()]
+    names += ["a", "an", "and", *" ".join(world.RELATIONS).split(), *further]
     return words.tokenizer(words=names)
 
 

@@ -13,13 +13,15 @@ class Part:
     """MODULE of this folder, or MODULE:OBJECT in it, with `cells` and `present`.
 
     `wants_model` ones are given a model folder by the user, of which `model_hint` says what it is;
-    `wants_data` ones also learn from what is in a folder of the user's, if there is one.
+    `wants_data` ones also learn from what is in a folder of the user's, if there is one, and
+    `needs_data` ones from nothing else.
     """
 
     place: str
     title: str
     wants_model: bool = False
     wants_data: bool = False
+    needs_data: bool = False
     model_hint: str = (
         "make it, in about an hour, with scoretune pretrain scenes FOLDER --caption-noise 0 "
         "--steps 9500"
@@ -27,6 +29,17 @@ class Part:
 
 
 EXPERIMENTS: dict[str, dict[str, Part]] = {
+    "compressed": {
+        "recovery": Part(
+            "compressed_recovery", "Sparse recovery: how many measurements, and what they cost"
+        ),
+        "exact-scores": Part(
+            "compressed_sampling", "Sampling measurements with an exact score, and decoding"
+        ),
+        "pictures": Part(
+            "compressed_pictures", "Pictures recovered from their measurements", wants_data=True
+        ),
+    },
     "contractive": {
         "theory": Part("contractive_theory", "What contraction buys and costs, exactly"),
         "point": Part("contractive_point", "A wrong score, OU and contractive OU"),
@@ -91,7 +104,18 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "window": Part("gap_window", "A window of two steps against the whole path"),
     },
     "reward-model": {
+        "votes": Part("reward_votes", "Reward models from votes, and their scale"),
         "active": Part("reward_active", "Votes that active choice of pairs saves"),
+        "people": Part(
+            "reward_people",
+            "What people said of real models' pictures",
+            wants_data=True,
+            needs_data=True,
+        ),
+    },
+    "rpo": {
+        "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
+        "scenes": Part("rpo_scenes", "Edits as preferences, on the miniature Stable Diffusion"),
     },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),

@@ -46,7 +46,7 @@ class Budget:
 
 FULL, QUICK = (
     Budget(),
-    Budget(pretraining=50, rounds=4, evaluations=2, batch=8, samples=100, reading=200),
+    Budget(pretraining=8, rounds=4, evaluations=2, batch=8, samples=100, reading=30),
 )
 
 

@@ -100,13 +100,13 @@ def _mixed(part: Part) -> Part:
 
 def _mnist(data: Path) -> tuple[Part, Part]:
     train, test = (
-        tuple(_idx(data / "mnist" / name.format(part)) for name in MNIST)
+        tuple(idx(data / "mnist" / name.format(part)) for name in MNIST)
         for part in ("train", "t10k")
     )
     return (train[0][:, None], train[1]), (test[0][:, None], test[1])
 
 
-def _idx(path: Path) -> Tensor:
+def idx(path: Path) -> Tensor:
     """A gzipped idx file of bytes: two zeros, 8, the number of axes, their lengths, the bytes."""
     try:
         raw = gzip.decompress(path.read_bytes())

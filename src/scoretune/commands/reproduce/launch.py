@@ -39,7 +39,7 @@ def reproduce(
 
     A stopped experiment goes on where it was: cells that are finished are not repeated.
     """
-    selected, data = parts_named(name, parts, inputs.model), inputs.data
+    selected, data = parts_named(name, parts, inputs), inputs.data
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data} is not a folder")
     results: dict[str, Any] = {}
@@ -61,8 +61,8 @@ def reproduce(
     return results
 
 
-def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str, Part]:
-    """The parts of these names; without names all that need no model of the user's."""
+def parts_named(name: str, parts: Sequence[str], inputs: Inputs = NO_INPUTS) -> dict[str, Part]:
+    """The parts of these names; without names all that need nothing that the user did not give."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     all_parts = EXPERIMENTS[name]
@@ -72,10 +72,14 @@ def parts_named(name: str, parts: Sequence[str], model: Path | None) -> dict[str
     selected = {
         p: all_parts[p]
         for p in parts or all_parts
-        if parts or model or not all_parts[p].wants_model
+        if parts
+        or (
+            (inputs.model or not all_parts[p].wants_model)
+            and (inputs.data or not all_parts[p].needs_data)
+        )
     }
     for part, meant in selected.items():
-        if meant.wants_model and model is None:
+        if meant.wants_model and inputs.model is None:
             raise UserError(f"part {part!r} needs --model FOLDER/model: {meant.model_hint}")
     return selected
 

@@ -50,7 +50,7 @@ REHEARSED = ("DDPO", "AlignProp")
 def cells(seeds: int, quick: bool) -> list[Cell]:
     """A run of each arm and seed."""
     labels = REHEARSED if quick else ARMS
-    return patch_world.cells_of(learned, labels, seeds, 50 if quick else 1)
+    return patch_world.cells_of(learned, labels, seeds, 100 if quick else 1)
 
 
 def saturating(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -212,10 +212,14 @@ def compared(policy: Policy, seed: int, per_prompt: int) -> tuple[Numbers, Numbe
         base = images()
     tuned = images()
     old, new = (reward(each, prompts) for each in (base, tuned))
-    wins = (new > old).float() + (new == old).float() / 2
     shift = float((tuned - base).abs().mean())
     return {"base": float(old.mean())}, {
         "reward": float(new.mean()),
-        "wins": float(wins.mean()),
+        "wins": wins(new, old),
         "shift": shift,
     }
+
+
+def wins(new: Tensor, old: Tensor) -> float:
+    """The share of scores [B] that exceed others; equal ones count half."""
+    return float(((new > old).float() + (new == old).float() / 2).mean())

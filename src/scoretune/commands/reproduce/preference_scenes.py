@@ -32,6 +32,7 @@ from scoretune.commands.reproduce.voted_pairs import (
     RATERS,
     TIE,
     judge_of,
+    judged,
     labelled,
     vote,
 )
@@ -44,15 +45,16 @@ NOISE = 20240  # the seed of all samples that are judged
 
 
 class Arm(NamedTuple):
-    """A recipe with changes; `offline`: it learns from the pairs and their votes. `tried` are the
-    changes among which the tuning picked the arm's own."""
+    """A recipe with changes. `labels` says whose it learns from on the pairs, "votes" or the
+    "judge", and is empty where it draws its own. `tried` are the changes among which the tuning
+    picked the arm's own."""
 
     name: str
     recipe: str
     changes: Sequence[str]
     picked: Sequence[str] = ()
     tried: Sequence[Sequence[str]] = ()
-    offline: bool = False
+    labels: str = ""
 
 
 def _grid(*settings: tuple[str, Sequence[str]]) -> list[list[str]]:
@@ -64,11 +66,13 @@ def _grid(*settings: tuple[str, Sequence[str]]) -> list[list[str]]:
 RATES = ("optimiser.learning_rate", ("1e-3", "3e-3"))
 
 
-def _offline(name: str, *changes: str, betas: Sequence[str] = ("100", "1000")) -> Arm:
+def _offline(
+    name: str, *changes: str, betas: Sequence[str] = ("100", "1000"), labels: str = "votes"
+) -> Arm:
     every = ["sizes.batch=32", "updates=500", "guard.action=off", "evaluation.every=0"]
     tried = _grid(RATES, ("objective.beta", betas))
     picked = ["optimiser.learning_rate=3e-3", f"objective.beta={betas[0]}"]
-    return Arm(name, "dpo", [*every, *changes], picked, tried, offline=True)
+    return Arm(name, "dpo", [*every, *changes], picked, tried, labels)
 
 
 def _online(
@@ -84,10 +88,12 @@ def _online(
 
 
 VOTES = "objective.dispersion=votes"
+JUDGED = "Diffusion-DPO, the judge's labels"
 ARMS = {
     # Offline: 64,000 network evaluations, and 40,000 of drawing the pairs, which all share; the
     # others about 78,000.
     "Diffusion-DPO": _offline("dpo"),
+    JUDGED: _offline("dpo-judge", "objective.ties=drop", labels="judge"),
     "IPO": _offline("ipo", "objective.preset=ipo"),
     "SimPO": _offline("simpo", "objective.preset=simpo", betas=("10", "100")),
     "Mallows-θ": _offline("mallows-theta", "objective.preset=mallows_theta", VOTES),
@@ -111,6 +117,7 @@ ARMS = {
         "score-as-action", "score_as_action", "updates=68", "evaluation.every=34"
     ),
 }
+FEW = 2  # pairs of a rehearsal
 OFFLINE_QUICK = [
     *("updates=1", "sizes.batch=2", "sampling.steps=3"),
     *("evaluation.per_task=1", "evaluation.steps=2", "evaluation.every=1"),
@@ -126,7 +133,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 
 def _cells(labels: Iterable[str], seeds: int, quick: bool) -> list[Cell]:
-    count = 8 if quick else PAIRS
+    count = FEW if quick else PAIRS
     made = [_votes(seed, count) for seed in range(seeds)]
     for arm in (ARMS[label] for label in labels):
         made += [_run(arm, arm.picked, seed, quick, str(seed)) for seed in range(seeds)]
@@ -138,13 +145,14 @@ def _votes(seed: int, count: int) -> Cell:
 
 
 def _run(arm: Arm, picked: Sequence[str], seed: int, quick: bool, which: str) -> Cell:
-    count = 8 if quick else PAIRS
-    short = (OFFLINE_QUICK if arm.offline else QUICK) if quick else []
+    count = FEW if quick else PAIRS
+    short = (OFFLINE_QUICK if arm.labels else QUICK) if quick else []
     arguments: dict[str, Any] = {
         "recipe": arm.recipe,
         "changes": [*arm.changes, *picked, f"seed={seed}", *short],
         "name": f"{arm.name}-{which}",
-        "pairs": count if arm.offline else 0,
+        "pairs": count if arm.labels else 0,
+        "labels": arm.labels,
         "seed": seed,
         "per_task": 1 if quick else 30,
     }
@@ -156,13 +164,14 @@ class Tuning:
 
     @staticmethod
     def cells(seeds: int, quick: bool) -> list[Cell]:
-        """A run of each arm, combination and seed."""
+        """A run of each arm, combination and seed; a rehearsal takes one that was picked."""
         own = TUNING_SEEDS[:seeds]
         return [
             _run(arm, tried, seed, quick, f"{number}-{seed}")
             for label, arm in ARMS.items()
             if label in EXPECTED[:1] or not quick
             for number, tried in enumerate(arm.tried)
+            if list(tried) == list(arm.picked) or not quick
             for seed in own
         ]
 
@@ -198,8 +207,9 @@ class Expected:
 
     @staticmethod
     def cells(seeds: int, quick: bool) -> list[Cell]:
-        """The pairs of each seed, then a run of each of the three and seed."""
-        return _cells(EXPECTED, seeds, quick)
+        """The pairs of each seed, then a run of each of the three and seed; a rehearsal leaves out
+        the one that `scenes` rehearses."""
+        return _cells(EXPECTED[1:] if quick else EXPECTED, seeds, quick)
 
     @staticmethod
     def present(results: dict[str, Numbers], page: Page) -> Numbers:
@@ -227,6 +237,7 @@ def learned(
     changes: Sequence[str],
     name: str,
     pairs: int,
+    labels: str,
     seed: int,
     per_task: int,
     folder: Path,
@@ -235,7 +246,7 @@ def learned(
     made = 0
     if pairs:
         where = labelled(folder, seed, pairs)
-        changes = [*changes, f"data={where}"]
+        changes = [*changes, f"data={judged(where) if labels == 'judge' else where}"]
         made = json.loads((where / "about.json").read_text(encoding="utf-8"))["network_evaluations"]
     numbers = fine_tune(recipe, changes, name, folder)
     policy = load(folder / "runs" / name)
@@ -244,9 +255,10 @@ def learned(
 
 def win_rate(policy: Policy, per_task: int) -> float:
     """How often the judge scores the policy's picture of a held-out prompt above the base model's
-    from the same noise; of equally good ones half."""
+    from the same noise; of equally good ones half. One prompt a task is a rehearsal, in two steps.
+    """
     prompts, judge = read_prompts("scenes-held-out", per_task), judge_of()
-    times = deployed_times(policy.backbone, 20)
+    times = deployed_times(policy.backbone, 20 if per_task > 1 else 2)
 
     def scores() -> Tensor:
         images = sample(policy, prompts, times=times, seed=NOISE)
@@ -265,16 +277,18 @@ ABOUT = f"""
 Offline arms learn from {PAIRS:,} pairs of the base model's pictures, the same for all and new for
 each seed. {RATERS} independent raters vote on each pair: one prefers a picture with probability
 σ(gap/τ), the gap in the judge's score, which lies in [0, 1]. Half of the prompts are agreed on
-(τ = {AGREED:g}), half are disputed (τ = {DISPUTED:g}). Arms that learn as they draw rank, or
-reward, their samples by the reader. Everything is measured by the judge on held-out prompts,
-through DDIM with 20 steps. The judge is thus behind the votes, and is never seen by the arms that
-draw; the reader is behind those arms, and is never seen by the offline ones. Network evaluations
-count the pictures of the pairs (40,000, which offline arms share), references and learning. A
-picture wins where the judge's score is higher by more than {TIE:g} than that of the base model's
-from the same noise; equal ones count half.
+(τ = {AGREED:g}), half are disputed (τ = {DISPUTED:g}). One arm learns from the judge's own labels
+of the same pairs instead, and leaves out those that it does not tell apart. Arms that learn as
+they draw rank, or reward, their samples by the reader. Everything is measured by the judge on
+held-out prompts, through DDIM with 20 steps. The judge is thus behind votes and labels, and is
+never seen by the arms that draw; the reader is behind those arms, and is never seen by the offline
+ones. Network evaluations count the pictures of the pairs (40,000, which offline arms share),
+references and learning. A picture wins where the judge's score is higher by more than {TIE:g} than
+that of the base model's from the same noise; equal ones count half.
 
-Settings of Diffusion-DPO and online DPO were chosen in single runs on seed 11; those of the other
-arms are first guesses, which part `tuning` is there to replace.
+Settings of Diffusion-DPO (on votes, and used for the judge's labels too) and of online DPO were
+chosen in single runs on seed 11; those of the other arms are first guesses, which part `tuning` is
+there to replace.
 """
 
 
@@ -338,12 +352,13 @@ def _claims(arms: dict[str, Runs], page: Page) -> Numbers:
     """What is expected of Diffusion-DPO and of online DPO, and what was measured, where they and
     DDPO were run."""
     numbers: Numbers = {}
-    if "Diffusion-DPO" in arms:
-        won = numbers["Diffusion-DPO's gain"] = gain(arms["Diffusion-DPO"], "judge")
-        page.text(
-            f"Diffusion-DPO gains {points(won)} points; expected were 15 or more, with an interval "
-            "above 8."
-        )
+    for label in ("Diffusion-DPO", JUDGED):
+        if label in arms:
+            won = numbers[f"gain of {label}"] = gain(arms[label], "judge")
+            page.text(
+                f"{label}: {points(won)} points; expected of labels by the judge were 15 or more, "
+                "with an interval above 8."
+            )
     if "online DPO" in arms and "DDPO" in arms:
         online, ddpo = arms["online DPO"], arms["DDPO"]
         lead = numbers["online DPO ahead of DDPO"] = ahead(online, ddpo, "judge")
@@ -358,7 +373,7 @@ def _claims(arms: dict[str, Runs], page: Page) -> Numbers:
 def _figure(arms: dict[str, Runs]) -> Any:
     """Gains with their intervals, one row an arm."""
     figure, axes = subplots(size=(6.8, 0.45 * len(arms) + 1.2), grid="x")
-    offline = {label for label, arm in ARMS.items() if arm.offline}
+    offline = {label for label, arm in ARMS.items() if arm.labels}
     for place, (label, runs) in enumerate(arms.items()):
         mean, low, high = (100 * value for value in gain(runs, "judge"))
         colour = COLOURS[0] if label in offline else COLOURS[1]

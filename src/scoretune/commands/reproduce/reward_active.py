@@ -1,19 +1,19 @@
-"""Which pair to ask about next: votes that active choice and chance need for the same reward.
+"""Whether active choice of pairs saves votes, with a rater of known noise and the same reward.
 
-The miniature's own pictures, four a prompt; a rater with the judge's eyes and known noise; a reward
-that is a weighted sum of what can be measured without the judge, learned from the votes alone.
+The miniature's own pictures; a rater with the judge's eyes and known noise; a reward that is a
+weighted sum of what the reader sees of the prompt's parts, learned from the votes alone.
 """
 
 from __future__ import annotations
 
-from itertools import combinations
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune import recipes
 from scoretune.commands.reproduce.base import (
     Cell,
     Numbers,
@@ -24,166 +24,203 @@ from scoretune.commands.reproduce.base import (
     shown,
 )
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
-from scoretune.commands.reproduce.voted_pairs import drawn, judge_of
+from scoretune.commands.reproduce.voted_pairs import TIE, judge_of, labelled
 from scoretune.core.records import spans
-from scoretune.data.prompts import order, read_prompts
-from scoretune.data.scenes.world import shipped
+from scoretune.data.pairs import read_pairs
+from scoretune.data.scenes.world import COLOURS as INKS
+from scoretune.data.scenes.world import EMPTY, RELATIONS, Ask, asks_by_text, shipped
 from scoretune.preference import fit_votes, next_pairs
 from scoretune.rewards import reader
-from scoretune.training.build import build_policy
 
-PROMPTS, EACH = 240, 4
+PAIRS, OFFERED = 2000, 1000
+"""Pairs that are made, and the first of them, which are used here."""
 TAU = 0.2
 """The difference of the judge's score, which lies in [0, 1], that a rater barely sees."""
-FIRST, BATCH, MOST = 10, 10, 300
+BATCH, MOST, REPEATS = 10, 300, 2
 MEMBERS, RIDGE = 32, 1.0
-HELD_OUT = 0.3
-SEEN = 0.01  # of the judge's score: pairs that differ by less say nothing of agreement
+HELD_OUT = 0.2
+SHARE = 0.95
+"""Of the agreement that random choice reaches with all votes: what either way has to reach."""
+ARMS = ("random", "information", "variance", "closest")
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
-    """Both ways to choose, on every seed's split and votes."""
-    count, most = (8, 20) if quick else (PROMPTS, MOST)
+    """Every way to choose, on every seed's pairs, split and votes."""
+    pairs, most, repeats = (24, 20, 1) if quick else (PAIRS, MOST, REPEATS)
     return [
         Cell(
-            f"{how}-{seed}",
+            f"{arm}-{seed}",
             ask,
-            {"active": how == "active", "seed": seed, "count": count, "most": most},
+            {"arm": arm, "seed": seed, "pairs": pairs, "most": most, "repeats": repeats},
             keeps_files=True,
         )
         for seed in range(seeds)
-        for how in ("active", "random")
+        for arm in ARMS
     ]
 
 
-def ask(active: bool, seed: int, count: int, most: int, folder: Path) -> Numbers:
-    """Agreement with the judge on held-out prompts after every batch of votes."""
-    tensors = kept_tensors(folder / f"pool-{count}.safetensors", lambda: _pool(count))
-    worth, features = tensors["scores"].double(), _features(tensors["images"], count)
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(count, generator=generator).tolist()
-    out = max(1, int(HELD_OUT * count))
-    pairs, held = _pairs(shuffled[out:]), _pairs(shuffled[:out])
-    design = features[pairs[:, 0]] - features[pairs[:, 1]]
-    gaps = worth[held[:, 0]] - worth[held[:, 1]]
-    clear = gaps.abs() > SEEN
-    votes = torch.zeros(len(pairs), 3)
-    asked = torch.zeros(len(pairs), dtype=torch.bool)
-    curve: list[float] = []
-    scores = torch.zeros(2, len(features), dtype=torch.float64)
-    while int(asked.sum()) < most:
-        random = not active or not bool(asked.any())
-        which = next_pairs(
-            torch.zeros_like(scores) if random else scores,
-            pairs,
-            BATCH,
-            seen=asked,
-            generator=generator,
-        )
-        chance = torch.sigmoid((worth[pairs[which, 0]] - worth[pairs[which, 1]]) / TAU)
-        first = torch.rand(len(which), generator=generator, dtype=torch.float64) < chance
-        votes[which, 0], votes[which, 2] = first.float(), (~first).float()
-        asked[which] = True
-        fit = fit_votes(design[asked], votes[asked], model="bradley_terry", ridge=RIDGE)
-        scores = fit.draw(MEMBERS, generator) @ features.T
-        learned = (features[held[:, 0]] - features[held[:, 1]]) @ fit.estimates
-        curve.append(float(((learned > 0) == (gaps > 0))[clear].double().mean()))
-    return {"agreement": curve, "held_out": int(clear.sum())}
-
-
-def _pool(count: int) -> dict[str, Tensor]:
-    """Pictures in bytes and the judge's score of each."""
-    torch.manual_seed(0)
-    policy = build_policy(recipes.ddpo(), torch.device("cpu"))
-    texts = _texts(count)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.cat([drawn(policy, texts[s], generator) for s in spans(len(texts), 100)])
-    judge = judge_of()
-    scores = torch.cat([judge(images[s], texts[s]) for s in spans(len(texts), 100)])
-    return {"images": (images.clamp(0, 1) * 255).round().byte().contiguous(), "scores": scores}
-
-
-def _texts(count: int) -> list[str]:
-    prompts = read_prompts("scenes", 200)
-    which = order(prompts, 0, 0)[:count]
-    return [prompts.texts[i] for i in which for _ in range(EACH)]
-
-
-@torch.no_grad()
-def _features(pixels: Tensor, count: int) -> Tensor:
-    """What the reward is a weighted sum of, [m, 9], each of mean 0 and deviation 1: the reader's
-    score and verdict, how sure it is of digits and colours, how many cells it finds empty, and
-    brightness, contrast, redness and blueness."""
-    images, texts = pixels.float() / 255, _texts(count)
-    network = reader.load(shipped(), "reader")
-    digits, colours = reader.log_beliefs(network(images))
-    columns = [
-        reader.Reading(network)(images, texts),
-        reader.Reading(network, soft=False)(images, texts),
-        digits.exp().amax(-1).mean(-1),
-        colours.exp().amax(-1).mean(-1),
-        digits[..., -1].exp().sum(-1),
-        images.mean((1, 2, 3)),
-        images.std((1, 2, 3)),
-        (images[:, 0] - images[:, 1]).mean((1, 2)),
-        (images[:, 2] - images[:, 1]).mean((1, 2)),
-    ]
-    table = torch.stack(columns, 1).double()
-    return (table - table.mean(0)) / table.std(0).clamp(min=1e-9)
-
-
-def _pairs(prompts: list[int]) -> Tensor:
-    """All pairs of the pictures of some prompts."""
-    return torch.tensor(
-        [[EACH * p + i, EACH * p + j] for p in prompts for i, j in combinations(range(EACH), 2)]
+def ask(arm: str, seed: int, pairs: int, most: int, repeats: int, folder: Path) -> Numbers:
+    """Agreement with the judge on held-out prompts after every batch of votes, the mean over
+    `repeats` splits and draws of the votes."""
+    pool = kept_tensors(
+        folder / f"pool-{seed}-{pairs}.safetensors",
+        lambda: _pool(labelled(folder.parent, seed, pairs), min(pairs, OFFERED)),
     )
+    curves = [_curve(arm, pool, most, seed * repeats + repeat) for repeat in range(repeats)]
+    return {"agreement": torch.tensor(curves).mean(0).tolist()}
+
+
+def _curve(arm: str, pool: dict[str, Tensor], most: int, seed: int) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    out = torch.rand(int(pool["prompt"].max()) + 1, generator=generator) < HELD_OUT
+    held = out[pool["prompt"]]
+    design, gaps = pool["features"].double(), pool["gaps"].double()
+    clear, offered = gaps.abs()[held] > TIE, (~held).nonzero()[:, 0]
+    chance = torch.sigmoid(gaps[offered] / TAU)
+    first = torch.rand(len(offered), generator=generator, dtype=torch.float64) < chance
+    votes = torch.stack([first, torch.zeros_like(first), ~first], 1).float()
+    asked = torch.zeros(len(offered), dtype=torch.bool)
+    members = torch.zeros(MEMBERS, len(offered), dtype=torch.float64)
+    curve: list[float] = []
+    while int(asked.sum()) < min(most, len(offered)):
+        which = CHOICES[arm](members, asked, generator)
+        asked[which] = True
+        answered = design[offered[asked]]
+        fit = fit_votes(answered, votes[asked], model="bradley_terry", ridge=RIDGE)
+        members = fit.draw(MEMBERS, generator) @ design[offered].T
+        agrees = (design[held] @ fit.estimates > 0) == (gaps[held] > 0)
+        curve.append(float(agrees[clear].double().mean()))
+    return curve
+
+
+Choice = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""(the members' gaps [K, n], which pairs were asked [n], a generator) -> places of the next."""
+
+
+def _by_information(members: Tensor, asked: Tensor, generator: torch.Generator) -> Tensor:
+    """As `next_pairs` chooses, of pairs without a common thing."""
+    count = len(asked)
+    scores = torch.cat([members, torch.zeros_like(members)], 1)
+    pairs = torch.stack([torch.arange(count), count + torch.arange(count)], 1)
+    return next_pairs(scores, pairs, BATCH, seen=asked, generator=generator)
+
+
+def _largest(value: Callable[[Tensor], Tensor]) -> Choice:
+    def choose(members: Tensor, asked: Tensor, generator: torch.Generator) -> Tensor:
+        shuffled = torch.randperm(len(asked), generator=generator)
+        free = shuffled[~asked[shuffled]]
+        return free[value(members[:, free]).argsort(descending=True, stable=True)[:BATCH]]
+
+    return choose
+
+
+CHOICES: dict[str, Choice] = {
+    "random": _largest(lambda members: torch.zeros(members.shape[1])),
+    "information": _by_information,
+    "variance": _largest(lambda members: members.var(0)),
+    "closest": _largest(lambda members: -(torch.sigmoid(members).mean(0) - 0.5).abs()),
+}
+
+
+def _pool(where: Path, count: int) -> dict[str, Tensor]:
+    """Of each of the first pairs its prompt's number, the judge's gap, and the gap of the features
+    [32], which have mean 0 and deviation 1 over all pictures."""
+    table = read_pairs(str(where))
+    captions = table.captions[:count]
+    images = torch.stack(table.load(range(count)), 1).flatten(0, 1)
+    texts = [text for text in captions for _ in range(2)]
+    numbers = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    judge = judge_of()
+    with torch.no_grad():
+        parts = [(images[s], texts[s]) for s in spans(len(texts), 200)]
+        scores = torch.cat([judge(*part) for part in parts])
+        features = torch.cat([_features(*part) for part in parts])
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
+    return {
+        "prompt": torch.tensor([numbers[text] for text in captions]),
+        "gaps": scores[::2] - scores[1::2],
+        "features": features[::2] - features[1::2],
+    }
+
+
+def _features(images: Tensor, texts: list[str]) -> Tensor:
+    """What the reader sees, by the prompt's parts, [B, 32]: of every digit how much there is where
+    it is asked for (10) and where it is not (10); of every colour how much of the digits that are
+    asked for in it (4); of every relation how far it holds (4); how many digits are too many or
+    missing, how sure the reader is, brightness and contrast."""
+    digits, inks = (p.exp() for p in reader.log_beliefs(reader.load(shipped(), "reader")(images)))
+    asks = [asks_by_text()[text] for text in texts]
+    asked = torch.tensor([[sum(i.digit == d for i in a.items) for d in range(10)] for a in asks])
+    there = digits[..., :EMPTY].sum(1)
+    rows = [_parts(ask, digits[b], inks[b]) for b, ask in enumerate(asks)]
+    whole = torch.stack(
+        [
+            (there.sum(1) - asked.sum(1)).abs(),
+            digits.amax(-1).mean(-1),
+            images.mean((1, 2, 3)),
+            images.std((1, 2, 3)),
+        ],
+        1,
+    )
+    wanted = torch.minimum(there, asked.float())
+    return torch.cat([wanted, there * (asked == 0), torch.stack(rows), whole], 1)
+
+
+def _parts(ask: Ask, digits: Tensor, inks: Tensor) -> Tensor:
+    """Colours and relations that a prompt asks for, [8], by probabilities [4, 11] and [4, 4]."""
+    parts = torch.zeros(len(INKS) + len(RELATIONS))
+    for item in ask.items:
+        if item.colour is not None:
+            parts[item.colour] += (digits[:, item.digit] * inks[:, item.colour]).sum()
+    if ask.relation is not None:
+        first, second = (digits[:, item.digit] for item in ask.items)
+        for placed in ask.placements():
+            parts[len(INKS) + ask.relation] += first[placed[0]] * second[placed[1]]
+    return parts
 
 
 # ------------------------------------------------------------------------------ the page
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
-    """Curves of agreement, and the votes that either way needs for what chance ends with."""
+    """Curves of agreement, and the votes that either way needs."""
     arms = {name: [run["agreement"] for run in runs] for name, runs in by_arm(results).items()}
     length = len(arms["random"][0])
-    counts = [FIRST + BATCH * i for i in range(length)]
-    means = {
-        name: [sum(column) / len(column) for column in zip(*curves, strict=True)]
-        for name, curves in arms.items()
-    }
-    page.text(ABOUT.format(seeds=len(arms["random"]), tau=TAU, features=9))
+    counts = [BATCH * (i + 1) for i in range(length)]
+    page.text(ABOUT.format(seeds=len(arms["random"]), pairs=OFFERED, tau=TAU, repeats=REPEATS))
     rows = []
     for i in sorted({0, 1, 2, 4, 9, 14, 19, length - 1} & set(range(length))):
         spreads = [interval([curve[i] for curve in curves]) for curves in arms.values()]
         rows.append([str(counts[i]), *(shown(spread, 1, scale=100) for spread in spreads)])
     page.table(["votes", *(f"{name}, % agreement" for name in arms)], rows)
-    needed = _needed(means, counts)
+    targets = [SHARE * curve[-1] for curve in arms["random"]]
+    needed = {name: _needed(curves, targets, counts) for name, curves in arms.items()}
+    ratios = {name: _ratio(own, needed["random"]) for name, own in needed.items()}
+    page.text(
+        f"Votes until a curve is at {SHARE:.0%} of random choice's last agreement for good, seed "
+        f"by seed (a target of {shown(interval(targets), 1, scale=100)} %), and their ratio to "
+        "those of random choice: the geometric mean, with its interval."
+    )
     page.table(
-        ["agreement on average", "votes, active", "votes, random", "ratio"],
-        [[f"{100 * n['target']:.1f} %", n["active"], n["random"], n["ratio"]] for n in needed],
+        ["choice", "votes", "ratio"],
+        [[n, shown(interval(own), 0), shown(ratios[n], 2)] for n, own in needed.items()],
     )
     page.figure("active", _figure(arms, counts), "agreement with the judge by number of votes")
-    return {"votes": counts, "agreement": arms, "needed": needed}
+    return {"votes": counts, "agreement": arms, "needed": needed, "ratios": ratios}
 
 
-def _needed(means: dict[str, list[float]], counts: list[int]) -> list[Numbers]:
-    """The votes after which either mean curve stays at or above some shares of the way from its
-    first point to where chance ends."""
-    start, end = means["random"][0], means["random"][-1]
-    rows = []
-    for share in (0.5, 0.8, 0.95):
-        target = start + share * (end - start)
-        votes = {name: _first_to_stay(curve, counts, target) for name, curve in means.items()}
-        active, random = votes["active"], votes["random"]
-        ratio = None if active is None or random is None else round(active / random, 2)
-        rows.append({"target": target, **votes, "ratio": ratio})
-    return rows
+def _needed(curves: list[list[float]], targets: list[float], counts: list[int]) -> list[int]:
+    """The votes from which on each curve stays at or above its target; all, where it never does."""
+    votes = []
+    for curve, target in zip(curves, targets, strict=True):
+        below = [i for i, value in enumerate(curve) if value < target]
+        votes.append(counts[min(below[-1] + 1, len(counts) - 1)] if below else counts[0])
+    return votes
 
 
-def _first_to_stay(curve: list[float], counts: list[int], target: float) -> int | None:
-    below = [i for i, value in enumerate(curve) if value < target]
-    place = below[-1] + 1 if below else 0
-    return counts[place] if place < len(counts) else None
+def _ratio(votes: list[int], of: list[int]) -> tuple[float, ...]:
+    """The geometric mean of ratios, and its 95 % interval."""
+    return tuple(map(math.exp, interval([math.log(a / b) for a, b in zip(votes, of, strict=True)])))
 
 
 def _figure(arms: dict[str, list[list[float]]], counts: list[int]) -> Any:
@@ -197,11 +234,15 @@ def _figure(arms: dict[str, list[list[float]]], counts: list[int]) -> Any:
 
 
 ABOUT = """
-240 prompts of the shipped miniature with four pictures each; 30 % of the prompts are held out. A
-rater prefers one of two pictures with probability σ(gap/{tau}), the gap in the judge's score. The
-reward is a weighted sum of {features} measurements, none of them the judge's, fitted to the votes
-by maximum likelihood with a ridge of 1; {seeds} seeds draw the split and the votes, and the
-pictures are the same. `active` asks in batches of ten for the pairs of which 32 draws from the
-fit's own Gaussian law disagree most (`preference.next_pairs`), `random` for any. Agreement is the
-share of held-out pairs that reward and judge order alike, with 95 % intervals over seeds.
+{pairs:,} pairs of the shipped miniature's pictures a seed, {seeds} seeds; a fifth of the prompts is
+held out. A rater prefers one of two pictures with probability σ(gap/{tau}), the gap in the judge's
+score, and is asked once about a pair. The reward is a weighted sum of 32 features, the parts of
+what the reader sees (digits, colours and relations that were asked for or not), without its score
+and without anything of the judge's; after every ten votes it is fitted anew to all of them by
+maximum likelihood with a ridge of 1. All ways have the same pairs, answers and fits: `random` asks
+about any pair, `information` about those whose answer says most about which of 32 draws from the
+fit's own Gaussian law is right (`preference.next_pairs`), `variance` where the draws' gaps vary
+most, `closest` where the probability is closest to one half. Agreement is the share of held-out
+pairs that reward and judge order alike, of those that the judge tells apart, the mean of {repeats}
+splits and draws of the answers; intervals are 95 % over seeds.
 """

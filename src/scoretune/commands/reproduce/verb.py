@@ -21,7 +21,8 @@ def reproduce(
         Path | None, typer.Option(help="For `hard` and `stories`: a model folder.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="For `images`, `stories` and `trading`: their files.")
+        Path | None,
+        typer.Option(help="For `images`, `pictures`, `stories` and `trading`: their files."),
     ] = None,
     quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
     json_: Json = False,

@@ -14,7 +14,9 @@ from torch import Tensor
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Numbers
 from scoretune.core.config import Ranking
+from scoretune.core.files import write_whole
 from scoretune.core.records import spans
+from scoretune.data.images import pixels
 from scoretune.data.prompts import order, read_prompts
 from scoretune.data.scenes.world import shipped
 from scoretune.diffusion.named import grid
@@ -28,6 +30,7 @@ PAIRS, RATERS = 2000, 3
 AGREED, DISPUTED = 0.05, 1.0
 """The judge's score, which lies in [0, 1], that a rater barely sees, by the kind of prompt."""
 BATCH = 50  # pairs that are drawn at once
+SIDES = ("image_0", "image_1")
 TIE = 0.01
 """Of the judge's score: below that two pictures are equally good."""
 
@@ -74,7 +77,7 @@ def labelled(folder: Path, seed: int, count: int) -> Path:
             for side, file in enumerate(files):
                 _save(images[2 * place + side], part / file)
             rows.append(
-                {"prompt": text, "image_0": files[0], "image_1": files[1]}
+                {"prompt": text, **dict(zip(SIDES, files, strict=True))}
                 | {"votes_0": votes, "votes_1": RATERS - votes}
             )
             if abs(gap) > TIE:
@@ -94,6 +97,30 @@ def labelled(folder: Path, seed: int, count: int) -> Path:
         if not where.exists():
             raise
     return where
+
+
+@torch.no_grad()
+def judged(where: Path) -> Path:
+    """A table of a folder's pairs by the judge's own labels, 1/2 where it does not tell two apart;
+    it is kept beside the pairs."""
+    table = where / "judged.jsonl"
+    if table.exists():
+        return table
+    judge = judge_of()
+    rows = [json.loads(line) for line in (where / "pairs.jsonl").read_text("utf-8").splitlines()]
+    for span in spans(len(rows), BATCH):
+        some = rows[span]
+        images = torch.stack([pixels(where / row[side]) for row in some for side in SIDES])
+        texts = [row["prompt"] for row in some for _ in SIDES]
+        for row, (first, second) in zip(
+            some, judge(images, texts).view(-1, 2).tolist(), strict=True
+        ):
+            apart = abs(first - second) > TIE
+            row["label_0"] = float(first > second) if apart else 0.5
+    kept = ("prompt", *SIDES, "label_0")
+    lines = "".join(json.dumps({name: row[name] for name in kept}) + "\n" for row in rows)
+    write_whole(table, lines)
+    return table
 
 
 @torch.no_grad()

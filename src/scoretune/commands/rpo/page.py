@@ -76,7 +76,8 @@ def _wins(training: Mapping[str, Any], reward: str) -> list[tuple[str, str, str,
     for name, score in training.get("wins", {}).items():
         seen = name == "reward" or name in reward
         label = f"{reward} (reward)" if name == "reward" else name
-        interval = f"{percent(score['low'])} to {percent(score['high'])}"
+        low, high = max(0.0, score["low"]), min(1.0, score["high"])
+        interval = f"{percent(low)} to {percent(high)}"
         rows.append((label, "yes" if seen else "no", percent(score["overall"]), interval))
     return rows
 

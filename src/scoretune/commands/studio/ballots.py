@@ -12,7 +12,9 @@ import secrets
 import statistics
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scoretune.commands.studio.keys import Keys
@@ -30,8 +32,13 @@ REPEATS = 1 / 20
 """Share of ballots that show a pair once more, to see whether a rater agrees with themselves."""
 APART = 10
 """Votes that lie between a pair and its repeat, at least."""
+SPREAD = 4
+"""Of the pairs that are to be asked about first one of so many is drawn, so that raters who vote at
+once are not all asked the same."""
 FRESH = 1.0
 """Seconds after which pairs are looked up anew."""
+LATE = 1000
+"""Pairs that are looked up again: of two writers to PostgreSQL the later one may come first."""
 LONGEST = 600.0
 """Seconds of a vote that count as voting; what takes longer was a break."""
 
@@ -78,13 +85,20 @@ class Desk:
     def seen(self) -> set[int]:
         return {vote.pair for vote in self.votes if not vote.repeat}
 
+    def clear(self, pair: Pair) -> None:
+        """Take the ballot of a pair off the table, if that is there."""
+        if self.ballot is not None and self.ballot.pair.id == pair.id:
+            self.ballot = None
+
 
 @dataclass
 class Ballots:
-    """The ballots of everybody who votes on a store; which pair comes next is drawn at random."""
+    """The ballots of everybody who votes on a store. `order` gives the ids of pairs, those to ask
+    about first at the front; what it does not name is drawn at random."""
 
     store: Store
     keys: Keys
+    order: Callable[[], Sequence[int]] = tuple
     rng: random.Random = field(default_factory=secrets.SystemRandom)
     _desks: dict[int, Desk] = field(default_factory=dict, init=False)
     _pairs: dict[int, Pair] = field(default_factory=dict, init=False)
@@ -97,15 +111,17 @@ class Ballots:
         """The pairs that people vote on, by their ids, as they were at most a second ago."""
         with self._lock:
             if time.monotonic() - self._looked > FRESH:
-                self._pairs = {pair.id: pair for pair in self.store.pairs(source="human")}
+                after = max(self._pairs, default=0) - LATE
+                new = {pair.id: pair for pair in self.store.pairs(source="human", after=after)}
+                if not new.keys() <= self._pairs.keys():
+                    self._samples = {one.id: one for one in self.store.samples()}
+                    self._pairs = self._pairs | new
                 self._looked = time.monotonic()
             return self._pairs
 
     def sample(self, number: int) -> Sample:
         """A sample; they never change. Raises KeyError for one that the store has not."""
-        if number not in self._samples:
-            self._samples[number] = self.store.sample(number)
-        return self._samples[number]
+        return self._samples.get(number) or self.store.sample(number)
 
     def name(self, rater: int) -> str:
         """A rater's name, which never changes."""
@@ -130,9 +146,8 @@ class Ballots:
         ballot = self.read(rater, text)
         desk = self._desk(rater)
         with desk.lock:
-            if desk.ballot is not None and desk.ballot.pair.id == ballot.pair.id:
-                desk.ballot = None
             if not ballot.repeat and ballot.pair.id in desk.seen:
+                desk.clear(ballot.pair)
                 return False
             cast = Cast(text, ballot.pair.id, clamped(seconds), ballot.repeat)
             try:
@@ -148,8 +163,10 @@ class Ballots:
             except UserError:
                 desk.votes = self._cast(rater)
                 if cast.pair in desk.seen:  # by another studio on this store
+                    desk.clear(ballot.pair)
                     return False
                 raise
+            desk.clear(ballot.pair)
             if stored:
                 desk.votes.append(cast)
             return stored
@@ -164,6 +181,14 @@ class Ballots:
             self.store.undo_vote(last.key, rater)
             desk.ballot = self.made(rater, self.store.pair(last.pair), last.repeat)
             return desk.ballot
+
+    def lay(self, rater: int, pair: Pair) -> None:
+        """Put a pair before a rater, unless they have voted on it: what they asked for comes next.
+        A ballot that they have before them still counts."""
+        desk = self._desk(rater)
+        with desk.lock:
+            if pair.id not in desk.seen:
+                desk.ballot = self.made(rater, pair)
 
     def progress(self, rater: int) -> Progress:
         """How far a rater has come; the time from the median of their last votes."""
@@ -214,7 +239,9 @@ class Ballots:
         plain = [pair for pair in unseen if pair.gold is None]
         if not plain or (gold and self.rng.random() < GOLD):
             return self.made(rater, self.rng.choice(gold))
-        return self.made(rater, self.rng.choice(plain))
+        free = {pair.id for pair in plain}
+        first = list(islice((number for number in self.order() if number in free), SPREAD))
+        return self.made(rater, pairs[self.rng.choice(first)] if first else self.rng.choice(plain))
 
 
 def meant(choice: Shown, left: Side) -> Choice:

@@ -20,6 +20,8 @@ from typing import Any
 from scoretune.core import lock
 from scoretune.core.errors import UserError
 
+REWARD = "reward.json"
+"""What a folder holds that is a reward."""
 NAME = re.compile(r"round-(\d+)")
 
 
@@ -34,11 +36,14 @@ class Jobs:
     _lock: Any = field(default_factory=threading.Lock)
 
     def busy(self) -> bool:
-        """Whether a job is going on."""
-        return self.process is not None and self.process.poll() is None
+        """Whether a job is going on, of this studio or of one before it."""
+        if self.process is not None and self.process.poll() is None:
+            return True
+        return any(running(run) is not None for run in self.rounds()[:1])
 
     def start(self, model: str, words: list[str]) -> Path:
-        """Train the model by `scoretune train WORDS` and draw the next round; the run's folder.
+        """Train by `scoretune train WORDS`, and where that is a model draw the next round of it and
+        of `model`, the one before; the run's folder.
 
         Raises UserError while another job is going on.
         """
@@ -67,6 +72,15 @@ class Jobs:
             path.with_suffix("")
             for path in sorted(logs, key=lambda path: int(path.stem[6:]), reverse=True)
         ]
+
+    def rewards(self) -> list[Path]:
+        """The rewards that were trained here, the newest first."""
+        return [run for run in self.rounds() if (run / REWARD).is_file()]
+
+    def models(self) -> list[Path]:
+        """The models that were tuned here, the newest first."""
+        done = (run for run in self.rounds() if (run / "result.json").is_file())
+        return [run for run in done if not (run / REWARD).is_file()]
 
     def _free(self) -> Path:
         taken = [int(match[1]) for p in self.runs.iterdir() if (match := NAME.match(p.name))]

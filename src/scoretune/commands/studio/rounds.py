@@ -43,9 +43,9 @@ def first_round(
     What the store has already is not drawn again, so a round that was cut off goes on. `gold` says
     of two samples which is better, where that is beyond doubt.
     """
-    requests = [(prompt, seed) for prompt in prompts for seed in range(per_prompt)]
-    drawn = _drawn(store, policy, requests, model=model, number=0, note=note)
-    for prompt in dict.fromkeys(prompts):
+    several = list(dict.fromkeys(prompts))
+    drawn = _drawn(store, policy, several, model=model, number=0, per_prompt=per_prompt, note=note)
+    for prompt in several:
         same = [sample for sample in drawn if sample.prompt == prompt]
         for first, second in combinations(same, 2):
             answer = None if gold is None else gold(first, second)
@@ -62,14 +62,16 @@ def next_round(
 ) -> int:
     """Draw one sample of each prompt from two models, the old and the tuned one, from one noise,
     and pair them; how many pairs are to be voted on."""
-    requests = [(prompt, number) for prompt in dict.fromkeys(prompts)]
-    total, sides = len(policies) * len(requests), list[list[Sample]]()
+    several, sides = list(dict.fromkeys(prompts)), list[list[Sample]]()
+    total = len(policies) * len(several)
     for place, (model, policy) in enumerate(policies):
 
-        def further(done: int, _: int, before: int = place * len(requests)) -> None:
+        def further(done: int, _: int, before: int = place * len(several)) -> None:
             note(before + done, total)
 
-        sides.append(_drawn(store, policy, requests, model=model, number=number, note=further))
+        sides.append(
+            _drawn(store, policy, several, model=model, number=number, per_prompt=1, note=further)
+        )
     pairs = [(a, b) for a, b in zip(*sides, strict=True) if a.picture != b.picture]
     for old, new in pairs:
         store.add_pair(old.id, new.id)
@@ -84,46 +86,28 @@ def latest(store: Store) -> int:
 def _drawn(
     store: Store,
     policy: Policy,
-    requests: Sequence[tuple[str, int]],
+    prompts: Sequence[str],
     *,
     model: str,
     number: int,
+    per_prompt: int,
     note: Note,
 ) -> list[Sample]:
-    """The samples of prompts and seeds in a round, drawn where the store lacks them."""
-    from scoretune.core.records import spans
-    from scoretune.data.prompts import Prompts
-    from scoretune.evaluate.samples import deployed_steps, deployed_times, sample
+    """The samples of prompts in a round, drawn where the store lacks them; two models begin with
+    the same noise."""
+    from scoretune.commands.feedback.collect import Artist, Drawing, collect, digest
+    from scoretune.evaluate.samples import deployed_steps
 
-    steps = deployed_steps(policy.backbone)
-    times = deployed_times(policy.backbone, steps)
-    present = {one.key: one for one in store.samples(round=number)}
-    made: list[Sample] = []
-    note(0, len(requests))
-    for span in spans(len(requests), BATCH):
-        keys = [f"{model}/{number}/{seed}/{prompt}" for prompt, seed in requests[span]]
-        if not all(key in present for key in keys):
-            texts = tuple(prompt for prompt, _ in requests[span])
-            noise = 1_000_003 * number + span.start
-            prompts = Prompts(texts, ("all",) * len(texts))
-            images = sample(policy, prompts, times=times, seed=noise)
-            for (prompt, seed), key, image in zip(requests[span], keys, images, strict=True):
-                present[key] = store.add_sample(
-                    prompt=prompt,
-                    picture=store.add_picture(image),
-                    model=model,
-                    seed=noise,
-                    settings={"solver": "ddim", "steps": steps, "place": seed},
-                    round=number,
-                    key=key,
-                )
-        made += [present[key] for key in keys]
-        note(len(made), len(requests))
-    return made
+    how = Drawing(per_prompt=per_prompt, batch=BATCH, round=number)
+    artist = Artist(policy, model, digest(policy), deployed_steps(policy.backbone), how)
+    collect(store, artist, prompts, note)
+    present = {sample.key: sample for sample in store.samples(round=number)}
+    return [present[artist.key(text, place)] for text in prompts for place in range(per_prompt)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train by `scoretune train`, then draw the next round of the tuned model and the old one."""
+    """Train by `scoretune train`; then draw the next round of the tuned model and the old one,
+    unless what was trained is a reward."""
     parser = argparse.ArgumentParser(prog="rounds")
     parser.add_argument("store")
     parser.add_argument("old")
@@ -134,8 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [sys.executable, "-m", "scoretune", "train", *given.words, "--run", str(given.run)]
     )
     if code or not (given.run / "result.json").exists():
-        print("the training was stopped or failed: no new pairs are drawn", flush=True)
+        print("the training was stopped or failed: there is nothing new", flush=True)
         return code
+    if given.words[0] == "reward":
+        print("a reward is trained: it can choose the next pairs, and rank for online_dpo")
+        return 0
     from scoretune.training.run_folder import load
 
     store = open_store(given.store)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoretune.commands.studio.ballots import Ballots
+from scoretune.commands.studio.choosing import Choosing
+from scoretune.commands.studio.editing import Editing
 from scoretune.commands.studio.jobs import Jobs
 from scoretune.commands.studio.keys import Keys, Session
 from scoretune.commands.studio.security import Door, Refused
@@ -33,7 +35,9 @@ OWN = "studio.css"
 @dataclass(frozen=True)
 class Studio:
     """A store that people vote on, with what serves it: `runs` is the folder of runs that it shows
-    and starts, `address` what invitations begin with, `model` what rounds begin from."""
+    and starts, `address` what invitations begin with, `model` what rounds begin from, `choosing`
+    which pairs come first, `editing` who carries out what people say, where there is an editor,
+    `features` what a reward sees that is trained here."""
 
     store: "Store"
     where: str
@@ -44,6 +48,9 @@ class Studio:
     runs: Path
     address: str
     model: str
+    choosing: Choosing
+    editing: Editing | None = None
+    features: str = ""
 
     def page(self, request: "Request", template: str, **values: Any) -> "Response":
         """A template as an answer to whoever asks."""
@@ -70,6 +77,14 @@ def who(request: "Request") -> Session:
 def rater(request: "Request") -> int:
     """The id of the rater whose request this is."""
     return int(who(request).rater)
+
+
+def body_of(studio: Studio, request: "Request", purpose: str, ticket: str) -> str:
+    """What a page that was shown to this rater was about, by its ticket. Raises Refused."""
+    body = studio.keys.body(purpose, rater(request), ticket)
+    if body is None:
+        raise Refused(403, "this page was not shown to you: reload it")
+    return body
 
 
 def sample_of(studio: Studio, number: int) -> Sample:

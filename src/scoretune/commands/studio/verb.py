@@ -32,6 +32,16 @@ class Place(NamedTuple):
     model: str
 
 
+class Tools(NamedTuple):
+    """Who carries out what people say and the reward that measures it, empty for none; how the next
+    pair is chosen; and what a reward sees that is trained on the votes."""
+
+    editor: str = ""
+    reward: str = ""
+    choice: str = "random"
+    features: str = ""
+
+
 def studio(
     target: Annotated[
         str | None,
@@ -53,6 +63,32 @@ def studio(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the owner's token; else it is drawn anew.")
     ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option(
+            help="Carries out what people say: scenes, 'kontext(model=…)', … as in scoretune rpo, "
+            "or none (default: scenes for the miniature's pictures)."
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="What an edit gains is measured by it (default: reader, or none)."),
+    ] = None,
+    choice: Annotated[
+        str,
+        typer.Option(
+            "--next",
+            help="Which pair comes next: random, votes (what these leave open), or the folder of "
+            "a reward (where that is unsure).",
+        ),
+    ] = "random",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What a reward sees that is trained here: pixels, scenes, or a CLIP or SigLIP, as "
+            "in scoretune train reward (default: by the pictures)."
+        ),
+    ] = "",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the URL.")] = False,
     threads: Threads = 1,
 ) -> None:
@@ -77,7 +113,10 @@ def studio(
     try:
         place = _demo() if target is None else _place(target, store, prompts)
         address = _address(host, at)
-        made = assembled(place, runs, address, public=host not in LOOPBACK, token_file=token_file)
+        tools = _tools(place.store, Tools(editor or "", reward or "", choice, features))
+        made = assembled(
+            place, runs, address, public=host not in LOOPBACK, token_file=token_file, tools=tools
+        )
         url = f"{address}/enter?token={made.keys.token}"
         typer.echo(f"studio at {url} (Ctrl-C stops)")
         if not no_browser:
@@ -114,7 +153,7 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
 
     if "://" in target or is_store(target):
         opened = open_store(target)
-        models = [one.model for one in opened.samples() if one.model]
+        models = [one.model for one in opened.samples(source="model") if one.model]
         return Place(opened, target, models[-1] if models else "scenes")
     where = store or Path("runs") / f"studio-{Path(target).name}"
     policy = load(Path(target))
@@ -125,12 +164,34 @@ def _place(target: str, store: Path | None, prompts: str) -> Place:
     return Place(opened, str(where), target)
 
 
+def _tools(store: Store, given: Tools) -> Tools:
+    """What is meant where nothing is given: for prompts of the miniature its own editor, reward
+    and features; "none" is none."""
+    from scoretune.data.scenes.world import asks_by_text
+
+    scenes = any(prompt in asks_by_text() for prompt in store.prompts()[:1])
+    own = Tools("scenes", "reader", given.choice, "scenes") if scenes else Tools()
+    names = (here or default for here, default in zip(given, own, strict=True))
+    return Tools(*("" if name == "none" else name for name in names))
+
+
 def assembled(
-    place: Place, runs: Path, address: str, *, public: bool, token_file: Path | None
+    place: Place,
+    runs: Path,
+    address: str,
+    *,
+    public: bool,
+    token_file: Path | None,
+    tools: Tools,
 ) -> Studio:
-    """The studio of a store at an address; `public` where other machines reach it."""
+    """The studio of a store at an address; `public` where other machines reach it.
+
+    Raises UserError for an editor, a reward or a way to choose that there is not.
+    """
     from scoretune.commands.studio import keys
     from scoretune.commands.studio.ballots import Ballots
+    from scoretune.commands.studio.choosing import Choosing, is_way
+    from scoretune.commands.studio.editing import Editing
     from scoretune.commands.studio.jobs import Jobs
     from scoretune.commands.studio.security import Door
     from scoretune.commands.studio.studio import Studio, home
@@ -140,16 +201,28 @@ def assembled(
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     if public:
         hosts |= {f"{name}:{port}" for name in (socket.gethostname(), socket.getfqdn())}
+    if not is_way(tools.choice):
+        raise UserError(
+            f"--next {tools.choice} is none: give random, votes, or a folder that scoretune train "
+            "reward made"
+        )
+    choosing = Choosing(place.store, tools.choice)
+    ballots, editing = Ballots(place.store, own, choosing.order), None
+    if tools.editor:
+        editing = Editing(place.store, tools.editor, tools.reward, after=ballots.lay)
     return Studio(
         store=place.store,
         where=place.where,
         keys=own,
         door=Door(own, frozenset(hosts), f"scoretune-{port}", public),
-        ballots=Ballots(place.store, own),
+        ballots=ballots,
         jobs=Jobs(place.where, runs),
         runs=runs,
         address=address,
         model=place.model,
+        choosing=choosing,
+        editing=editing,
+        features=tools.features,
     )
 
 

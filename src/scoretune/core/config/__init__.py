@@ -5,6 +5,7 @@ are never read, given the others (`inert`): a change of such a setting is refuse
 """
 
 from scoretune.core.config.base import STEPS, Checked, OdeSolver, Strict, leaves
+from scoretune.core.config.compression import Compress
 from scoretune.core.config.evaluation import Evaluation, Gap, Guard
 from scoretune.core.config.machine import Checkpoints, Hardware, Optimiser, Tracking
 from scoretune.core.config.model import NEW_NETWORKS, SHIPPED_MODELS, Dataset, Model
@@ -36,6 +37,7 @@ __all__ = [
     "Adjoint",
     "Checked",
     "Checkpoints",
+    "Compress",
     "Consistency",
     "Critic",
     "Dataset",

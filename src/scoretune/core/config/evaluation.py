@@ -76,15 +76,12 @@ class Guard(Strict):
         le=1e9,
         description="periodic artefacts: how many times the base model's, at most",
     )
-    implicit_accuracy: float = Field(
-        0.98,
-        ge=0.5,
-        le=1,
-        description="preferences: above it, since the last evaluation, the pairs are told apart by "
-        "something trivial, and pictures that have changed by image_shift are an alarm",
-    )
-    image_shift: float = Field(
-        0.1, ge=0, le=1, description="preferences: mean change of a pixel since the base model"
+    error_ratio: float = Field(
+        3.0,
+        ge=1,
+        le=1e9,
+        description="preferences: how many times the base model's the error on preferred samples "
+        "may be, since the last evaluation",
     )
     patience: int = Field(1, ge=1, le=UPDATES, description="evaluations in a row before an alarm")
 
@@ -92,7 +89,7 @@ class Guard(Strict):
         others = [name for name in self.leaves() if name != "action"]
         judged = isinstance(run.objective, Preference)
         return {
-            **only(judged, "recipes on preferences", "implicit_accuracy", "image_shift"),
+            **only(judged, "recipes on preferences", "error_ratio"),
             **only(self.action != "off", "guard.action=warn, stop or rollback", *others),
             **only(not on_data, REWARDED, *self.leaves()),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from scoretune.core.config.base import ON_POLICY, REWARDED, UPDATES, Strict, only
+from scoretune.core.config.compression import Compress
 from scoretune.core.config.evaluation import SCENES, Evaluation, Guard
 from scoretune.core.config.machine import Checkpoints, Hardware, Optimiser, Tracking
 from scoretune.core.config.model import SHIPPED_MODELS, Dataset, Model
@@ -41,6 +42,7 @@ class Run(Strict):
         "own also an array, a table, 'digits', 'swiss-roll' or 'moons'; preference: pairs",
     )
     dataset: Dataset = Dataset()
+    compress: Compress = Compress()
     reward: str = Field(
         "reader",
         description="its name, name(setting=value), http://…, module:function, or a weighted sum: "

@@ -140,6 +140,11 @@ def shipped(name: str = "scenes") -> Path:
     return Path(__file__).parents[2] / "assets" / SHIPPED[name]
 
 
+def shipped_editor() -> Path:
+    """The folder of the shipped editor of scenes, an InstructPix2Pix."""
+    return Path(__file__).parents[2] / "assets" / "scenes_edit"
+
+
 def is_held_out(ask: Ask) -> bool:
     """True when the combination the task is about never occurs in training."""
     first = ask.items[0]

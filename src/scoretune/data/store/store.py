@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -60,6 +60,7 @@ class Store:
     engine: Engine = field(repr=False)
     folder: PictureFolder = field(repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
     def open(where: str, *, create: bool = False, pictures: str | None = None) -> Store:
@@ -218,9 +219,12 @@ class Store:
         """Raises KeyError where there is none."""
         return self._one(Pair, schema.pairs, id)
 
-    def pairs(self, *, prompt: str | None = None, source: str | None = None) -> list[Pair]:
-        """In the order in which they came."""
-        return self._all(Pair, schema.pairs, prompt=prompt, source=source)
+    def pairs(
+        self, *, prompt: str | None = None, source: str | None = None, after: int = 0
+    ) -> list[Pair]:
+        """In the order in which they came; those with an id above `after`."""
+        later = schema.pairs.c.id > after
+        return self._all(Pair, schema.pairs, later, prompt=prompt, source=source)
 
     # -------------------------------------------------------------------------------- raters
 
@@ -425,7 +429,10 @@ class Store:
             with began.begin_nested():
                 yield began
             return
+        # SQLite has one writer, and others ask again and again: threads of one process queue
+        alone = self._turn if self.engine.dialect.name == "sqlite" else nullcontext()
         with (
+            alone,
             database.database_errors(self.name),
             self.engine.execution_options(writes=True).begin() as connection,
         ):
@@ -467,9 +474,6 @@ class Store:
         there = select(table.c.id).where(*(table.c[name] == unique[name] for name in unique))
         try:
             with self._writing() as connection:
-                old = connection.execute(there).scalar()
-                if old is not None:
-                    return int(old), False
                 row = {**unique, **values, "created": time.time()}
                 once = self._insert(table).values(row)
                 once = once.on_conflict_do_nothing(index_elements=list(unique))

@@ -2,7 +2,7 @@
 
 At every evaluation it looks at a judge that is never optimised, at the KL to the base model, at how
 much samples of one prompt differ, at periodic artefacts, and, where preferences are learned, at how
-far pictures have moved once nearly all pairs are told apart. On alarm it warns, ends the run, or
+well the preferred samples are still predicted. On alarm it warns, ends the run, or
 goes back to the weights of the best evaluation. All that it remembers is part of the checkpoint.
 """
 
@@ -43,8 +43,7 @@ class Observation:
     chain_kl: float | None
     diversity: float
     peaks: Peaks | None
-    implicit_accuracy: float | None = None
-    image_shift: float | None = None
+    error_ratio: float | None = None
 
     def as_base(self) -> dict[str, Any]:
         """What later evaluations are compared with."""
@@ -63,7 +62,8 @@ class Monitor:
     Without `features` it is off. `prompts` are those whose samples are compared with each other,
     `base` is what the base model showed, `best` the best evaluation without an alarm, `streaks` how
     long each watch has been beyond its limit, `ended` the update of the alarm that ended the run.
-    `told_apart` are the implicit accuracies of the updates since the last evaluation.
+    `errors` are those on preferred samples, and the base model's, of the updates since the last
+    evaluation; `first_error` is that of the first update, which begins at the base model.
     """
 
     settings: Guard
@@ -79,21 +79,23 @@ class Monitor:
     streaks: dict[str, int] = field(default_factory=dict)
     alarms: list[dict[str, Any]] = field(default_factory=list)
     ended: int | None = None
-    told_apart: list[float] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    first_error: float | None = None
 
     def learned(self, update: int, metrics: Mapping[str, float]) -> None:
-        """A hook: what an update of a method on preferences says; ties are of no account."""
-        tied = metrics.get("tied", 1.0)
-        if "implicit_accuracy" in metrics and tied < 1:
-            accuracy = (metrics["implicit_accuracy"] - tied / 2) / (1 - tied)
-            self.told_apart = [*self.told_apart, accuracy]
+        """A hook: what an update of a method on preferences says; where it does not ask the base
+        model it is compared with its first update."""
+        if "error_chosen" in metrics:
+            error = metrics["error_chosen"]
+            self.first_error = error if self.first_error is None else self.first_error
+            self.errors = [*self.errors, [error, metrics.get("error_pretrained", self.first_error)]]
 
     def observe(self, measured: Measurement, policy: Policy, update: int) -> dict[str, Any]:
         """Look at an evaluation and act on alarm; what its line in the log says of it."""
         if self.features is None or (self.base is None and update > 0):
             return {}  # off, or a run of before there was a guard: nothing to compare with
         observed = self._observation(measured, policy, self.features)
-        self.told_apart = []
+        self.errors = []
         self.base = self.base or observed.as_base()
         numbers, over = self._compared(observed, update, self.base)
         self.streaks = {alarm.watch: self.streaks.get(alarm.watch, 0) + 1 for alarm in over}
@@ -152,14 +154,16 @@ class Monitor:
             "streaks": self.streaks,
             "alarms": self.alarms,
             "ended": self.ended,
-            "told_apart": self.told_apart,
+            "errors": self.errors,
+            "first_error": self.first_error,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.base, self.streaks = state["base"], state["streaks"]
         self.best = None if state["best"] is None else Best(*state["best"])
         self.alarms, self.ended = state["alarms"], state["ended"]
-        self.told_apart = state.get("told_apart", [])  # older checkpoints know no such watch
+        self.errors = state.get("errors", [])  # older checkpoints know no such watch
+        self.first_error = state.get("first_error")
 
     @property
     def _best_folder(self) -> Path:
@@ -169,7 +173,6 @@ class Monitor:
         self, measured: Measurement, policy: Policy, features: Features
     ) -> Observation:
         several = self._samples(policy)
-        accuracy, shift = self._shift(policy, several)
         values, images = measured.values, measured.images
         judge = values.get("judge")
         if self.judge is not None:
@@ -182,8 +185,7 @@ class Monitor:
             chain_kl=measured.kls.get("chain_kl"),
             diversity=self._diversity(policy, features, several),
             peaks=grid_peaks(images) if images.dim() == 4 else None,
-            implicit_accuracy=accuracy,
-            image_shift=shift,
+            error_ratio=self._error_ratio(),
         )
 
     def _samples(self, policy: Policy) -> Tensor:
@@ -198,17 +200,11 @@ class Monitor:
                 solver=evaluation.solver,
             )
 
-    def _shift(self, policy: Policy, images: Tensor) -> tuple[float | None, float | None]:
-        """The mean implicit accuracy since the last evaluation, and, where it is beyond its limit,
-        how far pixels have moved from what the base model draws from the same noise."""
-        if not self.told_apart:
-            return None, None
-        accuracy = sum(self.told_apart) / len(self.told_apart)
-        if accuracy <= self.settings.implicit_accuracy or not policy.has_reference:
-            return accuracy, None
-        with policy.reference():
-            base = self._samples(policy)
-        return accuracy, float((images - base).abs().mean())
+    def _error_ratio(self) -> float | None:
+        """The error on preferred samples since the last evaluation, as a multiple of the base
+        model's."""
+        base = sum(error for _, error in self.errors)
+        return sum(error for error, _ in self.errors) / base if base else None
 
     def _diversity(self, policy: Policy, features: Features, images: Tensor) -> float:
         features = replace(features, batch=policy.at_most(features.batch))
@@ -237,20 +233,9 @@ class Monitor:
             alarms.append(alarm)
         if limits.chain_kl is not None and observed.chain_kl is not None:
             alarms.append(watches.strayed(observed.chain_kl, update, limits.chain_kl))
-        if observed.implicit_accuracy is not None:
-            numbers["implicit_accuracy"] = observed.implicit_accuracy
-        if observed.implicit_accuracy is not None and observed.image_shift is not None:
-            numbers["image_shift"] = observed.image_shift
-            most, limit = limits.implicit_accuracy, limits.image_shift
-            alarms.append(
-                watches.diverged(
-                    observed.implicit_accuracy,
-                    observed.image_shift,
-                    update,
-                    most=most,
-                    limit=limit,
-                )
-            )
+        if observed.error_ratio is not None:
+            numbers["error_ratio"] = observed.error_ratio
+            alarms.append(watches.diverged(observed.error_ratio, update, limits.error_ratio))
         if observed.peaks is not None:
             numbers["pattern"], alarm = watches.patterned(
                 observed.peaks,

@@ -121,21 +121,18 @@ def collapsed(ratio: float, update: int, limit: float) -> Alarm | None:
     return Alarm(update, "diversity", ratio, limit, text)
 
 
-def diverged(
-    accuracy: float, shift: float, update: int, *, most: float, limit: float
-) -> Alarm | None:
-    """Preferences that are told apart nearly always, while pictures have left the base model's.
+def diverged(ratio: float, update: int, limit: float) -> Alarm | None:
+    """Preferred samples whose error is `ratio` times the base model's on the same.
 
-    Neither alone is an alarm: the loss of pairs falls all the same when both errors run away.
+    A loss of pairs falls all the same when the errors of both sides run away. Neither how often
+    pairs are told apart nor how far pictures have moved shows it: edits do both, and gain.
     """
-    if accuracy <= most or shift <= limit:
+    if ratio <= limit:
         return None
-    text = (
-        f"{accuracy:.1%} of the pairs are told apart, and pixels have moved by {shift:.3g} since "
-    )
-    text += f"the base model ({limit:g} is the most with over {most:.0%}): raise objective.beta, "
-    text += "lower optimiser.learning_rate, or train for fewer updates"
-    return Alarm(update, "divergence", shift, limit, text)
+    text = f"the error on preferred samples is {ratio:.2g} times the base model's, and {limit:g} "
+    text += "the most: raise objective.beta, lower optimiser.learning_rate, or train for fewer "
+    text += "updates"
+    return Alarm(update, "divergence", ratio, limit, text)
 
 
 def patterned(

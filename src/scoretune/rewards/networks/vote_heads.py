@@ -4,7 +4,8 @@ A *view* turns pictures and prompts into features by networks that stay as they 
 features into a score and is what learns. Three kinds of views:
 
 * `pixels`: the picture itself and the prompt's words; the head is a small convolutional network;
-* `scenes`: what the shipped reader sees in each of the four cells, and the prompt's words;
+* `scenes`: what the shipped reader sees in each of the four cells, the prompt's words and what they
+  ask for; the head begins at the reader's own opinion;
 * a folder or hub id of a CLIP or SigLIP of transformers: both embeddings of length 1.
 """
 
@@ -23,6 +24,13 @@ from torch.nn import functional as F
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.rewards.networks import clip_preprocess, pretrained
+from scoretune.rewards.networks.fulfilment import (
+    FORM,
+    forms_of,
+    fulfilment_of_forms,
+    on_log_scale,
+)
+from scoretune.rewards.networks.scene_readers import READS
 
 PADDING, UNKNOWN, WHOLE = 0, 1, 2
 """Numbers of no word, of a word that training had not, and of the prompt as a whole."""
@@ -91,7 +99,8 @@ class Pixels:
 @dataclass(frozen=True)
 class Scenes:
     """What a reader of the shipped world sees in every cell, [B, 4, 30]: probabilities of digits
-    and colours, and their logits. `reader` gives logits [B, 4, 15] of pictures of 32 x 32."""
+    and colours, and their logits; a prompt's words and then its form. `reader` gives logits
+    [B, 4, 15] of pictures of 32 x 32."""
 
     words: Words
     reader: nn.Module
@@ -107,7 +116,7 @@ class Scenes:
         return torch.cat([*(part.softmax(-1) for part in parts), logits / 10], -1)
 
     def prompts(self, texts: Sequence[str]) -> Tensor:
-        return self.words(texts)
+        return torch.cat([self.words(texts), forms_of(texts)], 1)
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,24 @@ class WordsHead(nn.Module):
         return total
 
 
+class ScenesHead(nn.Module):
+    """The reader's own opinion, how probable it is on a log scale that the picture shows what was
+    asked for, times a factor; and a `WordsHead`, which says 0 at first."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.opinion = nn.Parameter(torch.tensor(3.0))
+        self.read = WordsHead(CELLS, 2 * READS, words, width)
+        nn.init.zeros_(cast(nn.Linear, self.read.verdict[2]).weight)
+        nn.init.zeros_(cast(nn.Linear, self.read.verdict[2]).bias)
+
+    def forward(self, pictures: Tensor, prompts: Tensor) -> Tensor:
+        """What the reader sees [B, 4, 30], and words and forms [B, L + FORM] -> [B]."""
+        fulfilled = fulfilment_of_forms(10 * pictures[..., READS:], prompts[:, -FORM:])
+        learned: Tensor = self.read(pictures, prompts[:, :-FORM])
+        return self.opinion * on_log_scale(fulfilled) + learned
+
+
 class PixelsHead(nn.Module):
     """A small convolutional network down to a grid of four by four places, and a `WordsHead`."""
 
@@ -241,6 +268,6 @@ def head(view: View, width: int) -> nn.Module:
     if isinstance(view, Encoder):
         return EmbeddingHead(view.prompts(["a"]).shape[-1], width)
     if isinstance(view, Scenes):
-        return WordsHead(CELLS, 30, view.words.count, width)
+        return ScenesHead(view.words.count, width)
     assert isinstance(view, Pixels)
     return PixelsHead(view.side, view.words.count, width)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from scoretune.core import distributed, hub
 from scoretune.core.records import spans
+from scoretune.data.scenes import world
 from scoretune.rewards.base import Precision
 from scoretune.training.feedback.records import Edited, Shown
 
@@ -118,6 +119,17 @@ class InstructPix2Pix(DiffusersEditor):
 
     def settings(self, pictures: Tensor) -> dict[str, Any]:
         return super().settings(pictures) | {"image_guidance_scale": self.image_guidance}
+
+
+@dataclass(frozen=True)
+class ScenesEdit(InstructPix2Pix):
+    """The shipped InstructPix2Pix in miniature, as its card measures it; it knows the instructions
+    of `data.scenes.edits`."""
+
+    model: str = str(world.shipped_editor())
+    steps: int = 20
+    guidance: float = 3.0
+    batch: int = 32
 
 
 @dataclass(frozen=True)

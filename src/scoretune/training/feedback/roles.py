@@ -52,6 +52,7 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 }
 EDITORS: dict[str, Callable[..., Editor]] = {
     "scenes": scene_editor.SceneEditor,
+    "scenes-edit": editors.ScenesEdit,
     "instruct_pix2pix": editors.InstructPix2Pix,
     "controlnet": editors.ControlNet,
     "kontext": editors.Kontext,

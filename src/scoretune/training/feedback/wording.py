@@ -27,6 +27,21 @@ composing the whole picture anew.
 Answer with one JSON object and nothing else:
 {{"instructions": ["..."], "edited_caption": "what the picture will show"}}"""
 
+MENDS = {
+    "wrong object": "show what the caption asks for, and nothing else: {caption}",
+    "wrong colour": "give everything the colour that the caption says: {caption}",
+    "wrong count": "show as many as the caption says: {caption}",
+    "wrong place": "put everything where the caption says: {caption}",
+    "not sharp": "make it sharp",
+    "artefacts": "remove the artefacts",
+}
+"""What is to be done about each tag of a person."""
+
+
+def for_tag(tag: str, caption: str) -> str:
+    """What an editor is told to do about a tag; one of a person's own is what is to be mended."""
+    return MENDS.get(tag, "mend this: {tag}").format(caption=caption, tag=tag)
+
 
 def for_critic(caption: str) -> str:
     """What a critic is asked about a picture."""

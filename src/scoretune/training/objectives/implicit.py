@@ -34,14 +34,16 @@ Drawn: TypeAlias = PairExamples | LikedExamples
 class Sides:
     """What networks say of K clean states each of B examples: log-likelihoods `policy` and
     `reference` [K, B], the mean squared `error` [K, B] of an element of the output, and how the
-    outputs miss their target, `miss` [K, B, *S], and differ from the reference's, `change`. Without
-    a reference what needs one is None."""
+    outputs miss their target, `miss` [K, B, *S], and differ from the reference's, `change`.
+    `pretrained_error` is the pretrained model's, where that is the reference. Without a reference
+    what needs one is None."""
 
     policy: Tensor
     error: Tensor
     miss: Tensor
     reference: Tensor | None = None
     change: Tensor | None = None
+    pretrained_error: Tensor | None = None
 
 
 class Noised(NamedTuple):
@@ -85,8 +87,10 @@ class Likelihood:
         if before is None:
             return Sides(-weight / 2 * error, error, miss)
         other = _by_side(before - noised.target, count).square().flatten(2).mean(2)
+        change = _by_side(output - before, count)
         return Sides(
-            -weight / 2 * error, error, miss, -weight / 2 * other, _by_side(output - before, count)
+            *(-weight / 2 * error, error, miss, -weight / 2 * other, change),
+            pretrained_error=other if drawn.reference is None else None,
         )
 
     @torch.no_grad()

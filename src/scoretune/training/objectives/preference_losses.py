@@ -146,18 +146,31 @@ def agreement(reward: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def pair_metrics(sides: Sides, gap: Tensor, label: Tensor) -> dict[str, Tensor]:
     """Numbers worth logging, means over pairs: how far the `gap` of implicit rewards agrees with
-    the label, the errors of the preferred and of the other side, and `output_shift`, the mean
-    squared change of an element of the output since the pretrained model."""
+    the label, the error on the other side, and what `of_preferred` says."""
+    preferred = torch.stack([label, 1 - label])
     with torch.no_grad():
-        chosen = label * sides.error[0] + (1 - label) * sides.error[1]
-        metrics = {
+        return {
             **agreement(gap, label),
-            "error_chosen": chosen.mean(),
-            "error_rejected": (sides.error.sum(0) - chosen).mean(),
+            "error_rejected": _share((1 - preferred) * sides.error, 1 - preferred),
+            **of_preferred(sides, preferred),
         }
-        if sides.change is not None:
-            metrics["output_shift"] = sides.change.square().mean()
-        return metrics
+
+
+@torch.no_grad()
+def of_preferred(sides: Sides, preferred: Tensor) -> dict[str, Tensor]:
+    """The mean error on samples, by how far each is `preferred` [K, B], `error_chosen`; the
+    pretrained model's on the same, `error_pretrained`; and `output_shift`, the mean squared change
+    of an element of the output since the reference."""
+    numbers = {"error_chosen": _share(preferred * sides.error, preferred)}
+    if sides.pretrained_error is not None:
+        numbers["error_pretrained"] = _share(preferred * sides.pretrained_error, preferred)
+    if sides.change is not None:
+        numbers["output_shift"] = sides.change.square().mean()
+    return numbers
+
+
+def _share(part: Tensor, weight: Tensor) -> Tensor:
+    return part.sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 # ------------------------------------------------------------------------------------- of likes
@@ -196,7 +209,7 @@ class Single:
         else:
             states, liked = (examples.x0,), examples.liked[None]
         sides = self.likelihood(states, examples, reference=True)
-        assert sides.reference is not None and sides.change is not None
+        assert sides.reference is not None
         log_ratio = sides.policy - sides.reference
         level = torch.full_like(liked, max(self.baseline.level, 0.0))
         each = single_loss(
@@ -211,7 +224,7 @@ class Single:
             metrics = {
                 **agreement(self.beta * (log_ratio - level), liked),
                 "log_ratio": log_ratio.mean(),
-                "output_shift": sides.change.square().mean(),
+                **of_preferred(sides, liked),
             }
         return Loss((examples.weight * each.mean(0)).mean(), metrics)
 

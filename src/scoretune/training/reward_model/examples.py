@@ -14,6 +14,7 @@ from scoretune.core.errors import UserError
 from scoretune.core.records import spans
 from scoretune.data.pairs import PairTable
 from scoretune.data.rankings import Ranking
+from scoretune.data.scenes.world import asks_by_text
 from scoretune.preference import TieModel
 from scoretune.rewards.networks.vote_heads import Pixels, View, Words
 
@@ -47,9 +48,8 @@ class Votes:
     def gaps(self, scores: Callable[[Tensor, Tensor], Tensor], places: Tensor) -> Tensor:
         """r₁ − r₂ of the pairs in these places, [k]."""
         prompts = self.prompts[self.prompt_of[places]]
-        first, second = (
-            scores(self.seen(self.pictures[self.pairs[places, side]]), prompts) for side in (0, 1)
-        )
+        seen = self.seen(self.pictures[self.pairs[places].T.flatten()])
+        first, second = scores(seen, torch.cat([prompts, prompts])).chunk(2)
         return first - second
 
     def seen(self, features: Tensor) -> Tensor:
@@ -57,11 +57,24 @@ class Votes:
         return features.float() / 255 if features.dtype == torch.uint8 else features
 
 
+def kind_of_features(table: PairTable | None, rankings: Sequence[Ranking]) -> str:
+    """What features=auto is: `scenes` where every prompt is of the shipped world, whose pictures
+    are 32 pixels wide and high, and else `pixels`. Raises UserError."""
+    captions = [] if table is None else list(table.captions)
+    captions += [ranking.caption for ranking in rankings]
+    if not asks_by_text().keys() >= set(captions):
+        return "pixels"
+    return "scenes" if _first(table, rankings).shape[-2:] == (32, 32) else "pixels"
+
+
+def _first(table: PairTable | None, rankings: Sequence[Ranking]) -> Tensor:
+    return table.load([0])[0] if table is not None else rankings[0].load()
+
+
 def side_of(table: PairTable | None, rankings: Sequence[Ranking], side: int) -> int:
     """Pixels a side of the pictures for a network of their own. Raises UserError."""
     if not side:
-        shape = (table.load([0])[0] if table is not None else rankings[0].load()).shape[-2:]
-        side = max(shape)
+        side = max(_first(table, rankings).shape[-2:])
     if side > LARGEST:
         raise UserError(
             f"features=pixels is for small pictures, and these are {side} pixels wide: set side=64,"

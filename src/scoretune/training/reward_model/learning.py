@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from scoretune.preference.listwise import tied_plackett_luce
 from scoretune.training.reward_model.examples import Votes
 from scoretune.training.reward_model.settings import RewardSettings
 
-LOOKS = 20  # at the fold that is left out
+LOOKS, BETWEEN = 40, 5  # at the fold that is left out, and the fewest updates between two
+PATIENCE = 6  # looks without a better one, after which a member learns no more
 CLIP = 1.0  # of the gradient
 RIDGE = 1e-3  # of the fitted scale: where every left-out vote agrees, it stays finite
 
@@ -34,6 +35,8 @@ class Member:
     optimiser: torch.optim.Optimizer
     best: dict[str, Tensor]
     best_loss: float = math.inf
+    stale: int = 0
+    """Looks since the best."""
 
     @classmethod
     def fresh(cls, head: nn.Module, settings: RewardSettings) -> Member:
@@ -52,6 +55,7 @@ class Member:
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "stale": self.stale,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -60,6 +64,7 @@ class Member:
         fsdp.restore(self.optimiser, state["optimiser"])
         self.best = state["best"]
         self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.stale = state["stale"]
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,19 @@ def learn(
     after: Callable[[int, dict[str, float]], None],
 ) -> None:
     """The updates of a member from `done` on; everything random follows from the seed, the member
-    and the update. `after` is told how many updates are done, and the losses."""
+    and the update. `after` is told how many updates are done, and the losses. It ends early where
+    the left-out votes have not been explained better for PATIENCE looks."""
     training, left_out = lessons.training(number), lessons.left_out(number)
     people = training[training < lessons.votes.ranked]
     rankings = _rankings(lessons, training)
     if not len(training):
         raise UserError("all votes are of one part of the prompts: give votes on more of them")
-    every = max(1, settings.updates // LOOKS)
+    every = max(BETWEEN, settings.updates // LOOKS)
+    if not done:
+        _look(member, lessons, left_out)  # a head that begins with an opinion may keep it
     for update in range(done, settings.updates):
+        if member.stale >= PATIENCE:
+            return
         generator = torch.Generator().manual_seed(_seed(settings.seed, number, update))
         rate = 0.5 * (1 + math.cos(math.pi * update / settings.updates))
         for group in member.optimiser.param_groups:
@@ -165,7 +175,9 @@ def _look(member: Member, lessons: Lessons, left_out: Tensor) -> float:
     sums = [float(lessons.loss(member, part) * lessons.votes.counts[part].sum()) for part in parts]
     loss = sum(sums) / float(lessons.votes.counts[left_out].sum()) if parts else -math.inf
     member.head.train()
+    member.stale += 1
     if loss <= member.best_loss:
+        member.stale = 0
         member.best_loss = loss if parts else math.inf
         member.best = copy.deepcopy(member.head.state_dict())
     return loss if parts else math.nan
@@ -179,10 +191,12 @@ def gaps_of(head: nn.Module, votes: Votes, places: Tensor) -> Tensor:
 
 
 def calibrated(heads: nn.ModuleList, lessons: Lessons) -> tuple[float, VoteFit | None]:
-    """The factor that puts scores on the scale of the votes, and the fit that says so.
+    """The factor that puts the members' mean on the scale of the votes, and the fit that says so.
 
-    Each member's gaps on the fold that it left out, against the votes there. 1 and None where
-    members have no such votes, or where these do not agree with them at all.
+    Each member's gaps on the fold that it left out, against the votes there, give the factor of a
+    lone member. Where members differ, their mean has less noise and is smaller: `averaging` is by
+    how much. 1 and None where members have no such votes, or where these do not agree with them at
+    all.
     """
     gaps, counts = [], []
     for number, head in enumerate(heads):
@@ -195,8 +209,23 @@ def calibrated(heads: nn.ModuleList, lessons: Lessons) -> tuple[float, VoteFit |
         )
     except ValueError:
         return 1.0, None
-    scale = float(fit.estimates)
-    return (scale, fit) if scale > 0 else (1.0, None)
+    unseen = (lessons.folds < 0).nonzero()[:, 0]
+    more = averaging(torch.stack([gaps_of(head, lessons.votes, unseen) for head in heads]))
+    scale = more * float(fit.estimates)
+    if scale <= 0:
+        return 1.0, None
+    return scale, replace(fit, estimates=more * fit.estimates, covariance=more**2 * fit.covariance)
+
+
+def averaging(gaps: Tensor) -> float:
+    """How much larger the factor of the members' mean is than that of a lone member, by their gaps
+    [K, n] on pairs that none learned from: mean_k E g_k² / E ḡ².
+
+    The slope of the truth on g is E[tg]/E[g²], and E[tg] is for ḡ what it is for members on average
+    (regression dilution: Carroll et al., Measurement Error in Nonlinear Models, ch. 3).
+    """
+    mean = float(gaps.mean(0).double().square().mean())
+    return float(gaps.double().square().mean()) / mean if mean > 0 else 1.0
 
 
 def _seed(seed: int, member: int, update: int) -> int:

@@ -68,7 +68,10 @@ class HeldOut:
 
     def numbers(self) -> dict[str, Any]:
         """Accuracy with its 95 % interval over prompts, calibration error, loss a vote, and the
-        factor by which these votes would have the scores, which is 1 where the scale is right."""
+        factor by which these votes would have the scores, which is 1 where the scale is right.
+
+        A perfect reward's accuracy is between `raters`, how often two raters of a pair agree, and
+        `majority`, what the votes themselves could be fitted to."""
         sides, decided = self.sides, self.sides.sum(1)
         right = torch.where(self.gaps >= 0, sides[:, 0], sides[:, 1])
         accuracy, low, high = share_with_interval(right, decided, self.groups)
@@ -80,6 +83,7 @@ class HeldOut:
             "low": low,
             "high": high,
             "majority": _ratio(sides.amax(1).sum(), decided.sum()),
+            "raters": agreement_of_raters(sides),
         }
         if float(decided.sum()):
             numbers["calibration_error"] = self.calibration().error
@@ -91,6 +95,14 @@ class HeldOut:
         except ValueError:
             numbers["factor"] = numbers["factor_error"] = None
         return numbers
+
+
+def agreement_of_raters(sides: Tensor) -> float | None:
+    """How often two votes on one pair are for the same side, Σ n_s(n_s − 1)/Σ n(n − 1), of votes
+    `sides` [k, 2]; None where no pair has two."""
+    decided = sides.sum(1)
+    of = float((decided * (decided - 1)).clamp(min=0).sum())
+    return float((sides * (sides - 1)).clamp(min=0).sum()) / of if of else None
 
 
 def share_with_interval(right: Tensor, of: Tensor, groups: list[str]) -> tuple[float, float, float]:

@@ -35,10 +35,13 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     accuracy = f"{percent(held['accuracy'])} [{percent(held['low'])}, {percent(held['high'])}]"
     rows = [
         ("Held-out votes that it agrees with, 95 % interval", accuracy),
-        ("The most that anybody could", percent(held["majority"])),
         ("Held-out pairs, prompts", f"{held['pairs']}, {held['prompts']}"),
         ("Loss a held-out vote", f"{held['loss']:.3f} nats"),
     ]
+    if held["raters"] is not None:
+        low, high = percent(held["raters"]), percent(held["majority"])
+        span = f"{low}, as two raters do, to {high}, as each pair's majority does"
+        rows.insert(1, ("A perfect reward would agree with", span))
     if "calibration_error" in held:
         rows.append(("Expected calibration error", f"{held['calibration_error']:.3f}"))
     if held["factor"] is not None:
@@ -49,7 +52,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         tie += f" = {result['tie']:.2f} ± {result['tie_error']:.2f}"
     rows += [
         ("Ties", tie),
-        ("Features", settings["features"]),
+        ("Features", result["features"]),
         ("Members", str(settings["members"])),
         ("Pairs, rankings, votes", f"{result['pairs']}, {result['rankings']}, {result['votes']:g}"),
     ]

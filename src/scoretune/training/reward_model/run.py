@@ -37,7 +37,10 @@ def train_reward(settings: RewardSettings, folder: Path, watch: Watch) -> dict[s
     start = time.monotonic()
     table = read_pairs(settings.data) if settings.data else None
     rankings = read_rankings(settings.rankings) if settings.rankings else ()
-    view = _view(settings, table, rankings)
+    features = settings.features
+    if features == "auto":
+        features = "pixels" if settings.side else examples.kind_of_features(table, rankings)
+    view = _view(settings, features, table, rankings)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / RECORD, settings.model_dump())
     votes = examples.read(
@@ -49,11 +52,12 @@ def train_reward(settings: RewardSettings, folder: Path, watch: Watch) -> dict[s
     heads = _members(settings, folder, view, lessons, watch)
     scale, fit = learning.calibrated(heads, lessons)
     scale = rounded(scale)
-    record = _record(settings, view, scale)
+    record = _record(settings, features, view, scale)
     held_out = measured.HeldOut.of(heads, lessons, scale, fit)
     result = {
         "run": str(folder),
         "settings": settings.model_dump(),
+        "features": features,
         "pairs": votes.ranked,
         "rankings": len(votes.rankings),
         "votes": float(votes.counts.sum()),
@@ -91,10 +95,10 @@ def is_reward_run(folder: Path) -> bool:
         return False
 
 
-def _view(settings: RewardSettings, table: Any, rankings: Any) -> vote_heads.View:
-    kind = vote_heads.kind_of(settings.features)
+def _view(settings: RewardSettings, features: str, table: Any, rankings: Any) -> vote_heads.View:
+    kind = vote_heads.kind_of(features)
     if kind == "encoder":
-        encoder = vote_heads.Encoder(settings.features, settings.revision)
+        encoder = vote_heads.Encoder(features, settings.revision)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder.network.to(device)  # also refuses it here, before pictures are read
         return encoder
@@ -104,11 +108,13 @@ def _view(settings: RewardSettings, table: Any, rankings: Any) -> vote_heads.Vie
     return vote_heads.Scenes(words, scene_readers.load(world.shipped(), "reader"))
 
 
-def _record(settings: RewardSettings, view: vote_heads.View, scale: float) -> dict[str, Any]:
+def _record(
+    settings: RewardSettings, features: str, view: vote_heads.View, scale: float
+) -> dict[str, Any]:
     """What `rewards.reward_model` reads."""
     record: dict[str, Any] = {
         "version": reward_model.VERSION,
-        "features": settings.features,
+        "features": features,
         "revision": settings.revision,
         "width": settings.width,
         "members": settings.members,
@@ -149,6 +155,7 @@ def _members(
         files.forget_after(folder / "log.jsonl", number * settings.updates + done)
         after = _keeping(settings, folder, watch, number=number, member=member, finished=finished)
         learning.learn(member, number, lessons, settings, done=done, after=after)
+        watch(f"member {number + 1}", settings.updates, settings.updates, {})
         finished.append(member.best)
     heads = nn.ModuleList(vote_heads.head(view, settings.width) for _ in finished)
     for head, weights in zip(heads, finished, strict=True):

@@ -19,9 +19,10 @@ class RewardSettings(Strict):
     data: str = Field("", description="Votes on pairs: a store, a folder, a file, datasets:ID.")
     rankings: str = Field("", description="Whole rankings of pictures: a file or a folder.")
     features: str = Field(
-        "pixels",
+        "auto",
         description="pixels (small pictures, a network of its own), scenes (what the shipped "
-        "reader sees), or the folder or hub id of a CLIP or SigLIP.",
+        "reader sees), or the folder or hub id of a CLIP or SigLIP; auto: scenes for pictures of "
+        "the shipped world, else pixels.",
     )
     revision: str | None = Field(None, description="Of the CLIP or SigLIP.")
     side: int = Field(0, description="pixels: width and height; 0: those of the data.", ge=0)
@@ -50,6 +51,6 @@ def validated(tree: dict[str, Any]) -> RewardSettings:
             "name the votes to learn from: scoretune train reward data=STORE_OR_PAIRS, or "
             "rankings=FILE"
         )
-    if settings.side and settings.features != "pixels":
+    if settings.side and settings.features not in ("auto", "pixels"):
         raise UserError("side is of features=pixels: leave it out, or change that")
     return settings

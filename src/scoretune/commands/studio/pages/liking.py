@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scoretune.commands.studio.ballots import clamped
-from scoretune.commands.studio.security import Refused
-from scoretune.commands.studio.studio import Studio, rater
+from scoretune.commands.studio.studio import Studio, body_of, rater
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -39,9 +38,7 @@ def routes(studio: Studio) -> "APIRouter":
         seconds: Annotated[float, Form()] = 0.0,
     ) -> Response:
         voter = rater(request)
-        body = studio.keys.body("like", voter, ticket)
-        if body is None:
-            raise Refused(403, "this picture was not shown to you: reload the page")
+        body = body_of(studio, request, "like", ticket)
         if choice != "skip":
             studio.store.add_like(
                 key=ticket,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from scoretune.commands.studio.ballots import clamped
 from scoretune.commands.studio.security import Refused
-from scoretune.commands.studio.studio import Studio, rater
+from scoretune.commands.studio.studio import Studio, body_of, rater
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -57,9 +57,7 @@ def routes(studio: Studio) -> "APIRouter":
         seconds: Annotated[float, Form()] = 0.0,
     ) -> Response:
         voter = rater(request)
-        body = studio.keys.body("rank", voter, ticket)
-        if body is None:
-            raise Refused(403, "these pictures were not shown to you: reload the page")
+        body = body_of(studio, request, "rank", ticket)
         ids = [int(number) for number in body.split("-")]
         form = await request.form()
         given = [str(form.get(f"rank{number}", "")) for number in ids]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
-from scoretune.commands.studio import agreement
+from scoretune.commands.studio import agreement, choosing
 from scoretune.commands.studio.security import Refused
 from scoretune.commands.studio.studio import Studio, check_owner
 
@@ -32,6 +32,19 @@ def shown(studio: Studio, link: str = "", name: str = "") -> dict[str, Any]:
         "silent": [one.name for one in raters if not any(v.rater == one.id for v in votes)],
         "prompts": prompts[:MOST_PROMPTS],
         "more": max(0, len(prompts) - MOST_PROMPTS),
+        **next_pair(studio),
+    }
+
+
+def next_pair(studio: Studio, note: str = "") -> dict[str, Any]:
+    """How the next pair is chosen, and how it may be: also by rewards that were trained here."""
+    now = studio.choosing.how
+    ways = dict.fromkeys([choosing.RANDOM, choosing.VOTES, *map(str, studio.jobs.rewards()), now])
+    return {
+        "how": now,
+        "ways": [(way, choosing.named(way)) for way in ways],
+        "trouble": studio.choosing.problem,
+        "changed": note,
     }
 
 
@@ -58,5 +71,14 @@ def routes(studio: Studio) -> "APIRouter":
         _, token = studio.store.add_rater(name)
         link = f"{studio.address}/enter?{urlencode({'token': token})}"
         return studio.page(request, "invited.html", link=link, name=name)
+
+    @router.post("/raters/next")
+    def choose(request: Request, how: Annotated[str, Form(max_length=4000)]) -> Response:
+        check_owner(request)
+        if how not in [way for way, _ in next_pair(studio)["ways"]]:
+            raise Refused(422, "pairs cannot be chosen so: reload the page")
+        studio.choosing.choose(how)
+        note = f"The next pairs are chosen {choosing.named(how)}."
+        return studio.page(request, "next.html", **next_pair(studio, note))
 
     return router

@@ -1,17 +1,20 @@
-"""Saying why: tags, a text and a box about one picture; or an edit of it, made elsewhere."""
+"""Saying why: tags, a text and a box about one picture, which an editor carries out at once; or an
+edit of it that was made elsewhere."""
 
 import math
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Any
 
+from scoretune.commands.studio import editing
 from scoretune.commands.studio.security import Refused
-from scoretune.commands.studio.studio import Studio, rater, sample_of
+from scoretune.commands.studio.studio import Studio, body_of, rater, sample_of
+from scoretune.training.feedback.person import CATEGORIES
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
     from torch import Tensor
 
-TAGS = ("wrong object", "wrong colour", "wrong count", "wrong place", "not sharp", "artefacts")
+TAGS = tuple(CATEGORIES)
 MOST_PIXELS = 2**22
 """Of a picture that is uploaded: 2048 × 2048."""
 LONGEST = 2000
@@ -71,10 +74,16 @@ def add_edit(studio: Studio, voter: int, number: int, payload: bytes) -> None:
 
 def shown(studio: Studio, number: int, note: str = "") -> dict[str, Any]:
     sample = sample_of(studio, number)
+    if studio.editing is None:
+        said = editing.carried(studio.store, number)
+    else:
+        said = studio.editing.carried(number)
     return {
         "sample": sample,
         "tags": TAGS,
-        "reasons": studio.store.reasons(sample=number),
+        "said": said,
+        "busy": any(one.waiting for one in said),
+        "editor": studio.editing.editor if studio.editing else "",
         "note": note,
     }
 
@@ -101,17 +110,32 @@ def routes(studio: Studio) -> "APIRouter":
         text: Annotated[str, Form(max_length=LONGEST)] = "",
         box: Annotated[str, Form(max_length=100)] = "",
     ) -> Response:
-        voter = rater(request)
-        if studio.keys.body("why", voter, ticket) != str(number):
-            raise Refused(403, "this page was not shown to you: reload it")
+        if body_of(studio, request, "why", ticket) != str(number):
+            raise Refused(403, "this page was of another picture: reload it")
         kept = [tag.strip()[: LONGEST // 50] for tag in tags if tag.strip()]
         area = box_of(box)
         if not (kept or text.strip() or area):
             raise Refused(422, "say something: a tag, a text, or a box on the picture")
+        voter, note = rater(request), "Stored: thank you."
         studio.store.add_reason(
             key=ticket, rater=voter, sample=number, tags=kept, text=text.strip(), box=area
         )
-        return studio.page(request, "said.html", **shown(studio, number, "Stored: thank you."))
+        if studio.editing is not None:
+            own = studio.store.reasons(sample=number, rater=voter)
+            studio.editing.begin(next(reason for reason in own if reason.key == ticket))
+        return studio.page(request, "said.html", **shown(studio, number, note))
+
+    @router.get("/why/{number}/said")
+    def said(request: Request, number: Number) -> Response:
+        return studio.page(request, "said.html", **shown(studio, number))
+
+    @router.post("/why/{number}/edit")
+    def edit(request: Request, number: Number, reason: Annotated[int, Form()]) -> Response:
+        meant = {one.id: one for one in studio.store.reasons(sample=number)}.get(reason)
+        if studio.editing is None or meant is None:
+            raise Refused(404, "there is no editor, or nobody has said this")
+        studio.editing.begin(meant)
+        return studio.page(request, "said.html", **shown(studio, number))
 
     @router.post("/why/{number}/upload")
     def upload(request: Request, number: Number, picture: Annotated[bytes, File()]) -> Response:

@@ -1,63 +1,125 @@
 """Training on the votes, and the next round of pictures: the loop closes here."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from scoretune.commands.studio import jobs, live, rounds
 from scoretune.commands.studio.security import Refused
 from scoretune.commands.studio.studio import Studio, check_owner
+from scoretune.core.config import SHIPPED_MODELS
+from scoretune.core.errors import UserError
+from scoretune.core.files import write_whole
+from scoretune.core.reading import read_json
+from scoretune.evaluate.report.format import percent
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
 FEWEST = 10
 """Decided votes below which nothing is worth learning."""
+UPDATES = {"dpo": 100, "reward": 400, "online_dpo": 30}
+"""What may be trained, and for how long unless the page says so."""
 MINIATURE = (
     *("objective.beta=100", "optimiser.learning_rate=3e-3", "hardware.device_batch=0"),
     "evaluation.per_task=10",
 )
 """The shipped miniature wants larger steps than a Stable Diffusion 1.5, and is measured at once."""
+TUNING = ("objective", "optimiser", "sizes", "evaluation", "guard", "hardware", "seed")
+REWARD = ("ties", "members", "width", "held_out", "batch", "learning_rate", "weight_decay", "seed")
+SMALL = 64
+"""Pixels of a side up to which a reward has a network of its own."""
+
+
+class Order(NamedTuple):
+    """What the page asks for: what is trained, for how long, by which reward, and settings."""
+
+    kind: str
+    updates: int
+    reward: str
+    settings: list[str]
 
 
 def model_of(studio: Studio) -> str:
     """The model that the last round of pictures came from: the newest tuned one, or the first."""
-    for run in studio.jobs.rounds():
-        if (run / "result.json").is_file():
-            return str(run)
-    return studio.model
+    return str(next(iter(studio.jobs.models()), studio.model))
 
 
-FREE = ("objective", "optimiser", "sizes", "evaluation", "guard", "hardware", "seed")
-"""Settings that may be changed here: none that names files, models or functions to load."""
-
-
-def settings_of(text: str) -> list[str]:
-    """Settings as words a.b=c. Raises Refused for any that is not free to change here."""
+def settings_of(kind: str, text: str) -> list[str]:
+    """Settings as words a.b=c. Raises Refused for any that is not free to change here: none that
+    names files, models or functions to load is."""
+    free = REWARD if kind == "reward" else TUNING
     words = text.split()
     for word in words:
         name, equals, _ = word.partition("=")
-        if not equals or name.partition(".")[0] not in FREE:
-            raise Refused(422, f"{word!r} is no setting a.b=c of {', '.join(FREE)}")
+        if not equals or name.partition(".")[0] not in free:
+            raise Refused(422, f"{word!r} is no setting a.b=c of {', '.join(free)}")
     return words
 
 
-def words_of(studio: Studio, updates: int) -> list[str]:
-    """The command line of `scoretune train` for one round."""
-    model = model_of(studio)
-    words = ["dpo", f"data={studio.where}", f"model.source={model}", f"updates={updates}"]
-    words.append(f"evaluation.every={updates}")
-    return words + list(MINIATURE if studio.model == "scenes" else ())
+def words_of(studio: Studio, order: Order) -> list[str]:
+    """The command line of `scoretune train` for one round. Raises UserError."""
+    length = f"updates={order.updates}"
+    if order.kind == "reward":
+        return ["reward", f"data={studio.where}", f"features={features_of(studio)}", length]
+    words = [
+        order.kind,
+        f"model.source={model_of(studio)}",
+        length,
+        f"evaluation.every={length[8:]}",
+    ]
+    scenes = studio.model in SHIPPED_MODELS
+    if order.kind == "dpo":
+        return [*words, f"data={studio.where}", *(MINIATURE if scenes else ())]
+    rewards = {run.name: run for run in studio.jobs.rewards()}
+    if order.reward not in rewards:
+        raise UserError("online DPO needs a reward: train one on the votes first, and choose it")
+    words.append(f"reward={rewards[order.reward]}")
+    if scenes:
+        return [*words, MINIATURE[-1]]
+    prompts = studio.runs / "prompts.txt"  # those of the votes; a share of them is held out
+    studio.runs.mkdir(parents=True, exist_ok=True)
+    lines = (" ".join(prompt.split()) for prompt in studio.store.prompts())
+    write_whole(prompts, "".join(f"{line}\n" for line in lines))
+    return [*words, f"prompts={prompts}"]
+
+
+def features_of(studio: Studio) -> str:
+    """What a reward sees. Raises UserError where the pictures are large and nobody has said it."""
+    if studio.features:
+        return studio.features
+    if all(max(one.width, one.height) <= SMALL for one in studio.store.pictures()):
+        return "pixels"
+    raise UserError(
+        "a reward of such large pictures wants a CLIP or SigLIP: start the studio with --features "
+        "openai/clip-vit-large-patch14, for example"
+    )
+
+
+def outcome(run: Path) -> str:
+    """What a round came to, in a line; empty while there is no result."""
+    try:
+        result = read_json(run / "result.json")
+        held = result["held_out"]
+        low, high = percent(held["low"]), percent(held["high"])
+        share = percent(held["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"agrees with {share} of held-out votes (95 % interval {low} to {high})"
 
 
 def shown(studio: Studio) -> dict[str, Any]:
     votes = studio.store.votes()
     decided = [vote for vote in votes if vote.choice in ("first", "second", "tie")]
+    rewards = studio.jobs.rewards()
     listed = []
     for run in studio.jobs.rounds():
-        known = (run / "run.json").is_file()
-        lines = jobs.log_of(run).read_text("utf-8", "replace").split("\n")
+        lines = jobs.log_of(run).read_text("utf-8", "replace").replace("\r", "\n").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "starting")
-        name = live.name_of(run) if known else ""
-        listed.append({"title": run.name, "name": name, "last": last[-200:]})
+        name = live.name_of(run) if (run / "run.json").is_file() else ""
+        reward = str(run) if run in rewards else ""
+        line = outcome(run) if reward else ""
+        row = {"title": run.name, "name": name, "last": line or last[-200:], "reward": reward}
+        listed.append(row | {"used": reward == studio.choosing.how})
     return {
         "decided": len(decided),
         "fewest": FEWEST,
@@ -66,13 +128,13 @@ def shown(studio: Studio) -> dict[str, Any]:
         "round": rounds.latest(studio.store),
         "busy": studio.jobs.busy(),
         "rounds": listed,
+        "rewards": [run.name for run in rewards],
+        "updates": UPDATES,
     }
 
 
 def routes(studio: Studio) -> "APIRouter":
     from fastapi import APIRouter, Form, Request, Response
-
-    from scoretune.core.errors import UserError
 
     router = APIRouter()
 
@@ -89,14 +151,34 @@ def routes(studio: Studio) -> "APIRouter":
     @router.post("/rounds")
     def start(
         request: Request,
-        updates: Annotated[int, Form(ge=1, le=100_000)] = 100,
+        kind: Annotated[Literal["dpo", "reward", "online_dpo"], Form()] = "dpo",
+        updates: Annotated[str, Form(max_length=6, pattern=r"^[0-9]*$")] = "",
+        reward: Annotated[str, Form(max_length=100)] = "",
         settings: Annotated[str, Form(max_length=1000)] = "",
     ) -> Response:
         check_owner(request)
-        more = settings_of(settings)
+        length = int(updates or UPDATES[kind])
+        if not length:
+            raise Refused(422, "train for one update or more")
+        order = Order(kind, length, reward, settings_of(kind, settings))
         if shown(studio)["decided"] < FEWEST:
             raise UserError(f"there are fewer than {FEWEST} votes that say something: vote first")
-        studio.jobs.start(model_of(studio), [*words_of(studio, updates), *more])
+        studio.jobs.start(model_of(studio), [*words_of(studio, order), *order.settings])
+        return studio.page(request, "rounds_state.html", **shown(studio))
+
+    @router.post("/rounds/stop")
+    def stop(request: Request) -> Response:
+        check_owner(request)
+        for run in studio.jobs.rounds()[:1]:
+            jobs.stop(run)
+        return studio.page(request, "rounds_state.html", **shown(studio))
+
+    @router.post("/rounds/use")
+    def use(request: Request, reward: Annotated[str, Form(max_length=4000)]) -> Response:
+        check_owner(request)
+        if reward not in map(str, studio.jobs.rewards()):
+            raise Refused(422, "this reward is not there: reload the page")
+        studio.choosing.choose(reward)
         return studio.page(request, "rounds_state.html", **shown(studio))
 
     return router

@@ -1,0 +1,123 @@
+"""What the miniature learns from a few hundred votes of one simulated rater, by the studio's own
+ballots, store and words of training.
+
+    python benchmarks/studio_learning.py --seed 11 --votes 300 --next votes
+
+The rater sees with the judge's eyes: the first picture is better with probability σ(gap/τ) of the
+judge's score, which lies in [0, 1]. Judge accuracy on held-out prompts is before and after
+`scoretune train dpo data=STORE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from scoretune.commands.studio.ballots import Ballots
+from scoretune.commands.studio.choosing import Choosing
+from scoretune.commands.studio.keys import Keys
+from scoretune.commands.studio.pages.rounds import MINIATURE
+from scoretune.commands.studio.rounds import first_round
+from scoretune.data.prompts import order, read_prompts
+from scoretune.data.scenes.world import shipped
+from scoretune.data.store import open_store
+from scoretune.data.store.store import Store
+from scoretune.rewards import reader
+from scoretune.training.run_folder import load
+
+PROMPTS, EACH = 100, 4
+TAU = 0.2
+"""The gap of the judge's score that the rater barely sees."""
+BATCH = 10
+"""Votes after which the order of the pairs is made anew."""
+
+
+def drawn(store: Store, seed: int) -> None:
+    """Pictures of training prompts, paired each with each."""
+    torch.manual_seed(seed)
+    prompts = read_prompts("scenes")
+    texts = [prompts.texts[place] for place in order(prompts, 0, seed)[:PROMPTS]]
+    first_round(
+        store,
+        load(Path("scenes")),
+        texts,
+        model="scenes",
+        per_prompt=EACH,
+        note=lambda done, total: print(f"pictures {done}/{total}", file=sys.stderr, flush=True),
+    )
+
+
+def voted(store: Store, seed: int, votes: int, how: str) -> float:
+    """So many votes, each through a ballot; the share that agrees with the judge."""
+    judge = reader.Reading(reader.load(shipped(), "judge"))
+    with torch.no_grad():
+        worth = {
+            one.id: float(judge(store.pixels(one.picture)[None], [one.prompt]))
+            for one in store.samples()
+        }
+    rng, choosing = random.Random(seed), Choosing(store, how)
+    ballots = Ballots(store, Keys(b"k" * 32, "t" * 20), lambda: choosing.current, rng)
+    rater = store.add_rater("simulated", kind="simulated")[0].id
+    right = 0
+    for number in range(votes):
+        if number % BATCH == 0:
+            choosing.look()
+        ballot = ballots.current(rater)
+        if ballot is None:
+            raise SystemExit(f"there are only {number} pairs to vote on")
+        first, second = worth[ballot.pair.first], worth[ballot.pair.second]
+        better = rng.random() < 1 / (1 + math.exp(-(first - second) / TAU))
+        right += better == (first > second)
+        ballots.vote(
+            rater, ballot.text, "left" if better == (ballot.left == "first") else "right", 1
+        )
+    return right / votes
+
+
+def tuned(where: Path, run: Path, seed: int, updates: int) -> tuple[float, float]:
+    """Judge accuracy on held-out prompts before and after the training that the studio starts."""
+    words = [f"data={where}", "model.source=scenes", f"updates={updates}", f"seed={seed}"]
+    words += [
+        *MINIATURE,
+        f"evaluation.every={updates}",
+        "evaluation.per_task=30",
+        "guard.action=off",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "scoretune", "train", "dpo", *words, "--run", str(run)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    lines = (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    before, after = json.loads(lines[0]), json.loads(lines[-1])
+    return before["judge"]["overall"], after["judge"]["overall"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--votes", type=int, default=300)
+    parser.add_argument("--next", dest="how", default="votes", help="random or votes")
+    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--folder", type=Path, help="kept and gone on with; else forgotten")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        store = open_store(str(folder / "store"), create=True)
+        drawn(store, given.seed)
+        agreement = voted(store, given.seed, given.votes, given.how)
+        before, after = tuned(folder / "store", folder / "run", given.seed, given.updates)
+    numbers = {"votes": given.votes, "next": given.how, "agree_with_judge": agreement}
+    print(json.dumps(numbers | {"before": before, "after": after, "gain": after - before}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""`scoretune compress check`: how sparse data are, and what recovery from measurements costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scoretune.commands.options import Changes, Json, Threads, set_threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scoretune.training.compressing import Plan
+
+SHARES = (0.5, 1.0, 1.5, 2.0)
+"""Of δ: measurements at which recovery is tried, beside the recommended number."""
+TRIED = 64
+"""Held-out states that are recovered."""
+
+
+def check(
+    data: Annotated[str, typer.Argument(help="A folder of pictures, an array, a table, digits …")],
+    changes: Changes = None,
+    out: Annotated[Path, typer.Option(help="Picture of originals beside recoveries.")] = Path(
+        "recoveries.png"
+    ),
+    threads: Threads = 1,
+    json_: Json = False,
+) -> None:
+    """Say how sparse data are in each basis, how many measurements they need, and what recovery
+    from them misses, before anything is trained.
+
+    Takes the settings of training, e.g. dataset.size=48 compress.basis=dct. Exits with 1 where
+    training would refuse.
+    """
+    set_threads(threads)
+    report = examined(data, changes or [], out)
+    if json_:
+        typer.echo(json.dumps(report))
+    else:
+        _show(report)
+    raise typer.Exit(int(report["refusal"] is not None))
+
+
+def examined(source: str, changes: list[str], out: Path) -> dict[str, Any]:
+    """Everything that the command says, and the picture."""
+    import torch
+
+    from scoretune import recipes
+    from scoretune.data.datasets import read_data
+    from scoretune.training import compressing
+    from scoretune.training.overrides import changed
+
+    plain = ["model.source=mlp", f"data={source}", "compress.ratio=auto"]
+    run = changed(recipes.named("supervised"), [*plain, *changes])
+    learned, held_out = read_data(run.data, run.dataset).split(run.dataset.held_out, run.seed)
+    forced = run.compress.model_copy(update={"force": True})
+    square = run.model.source != "mlp"
+    plan = compressing.plan(learned, forced, square=square, source=source)
+    settings = run.compress
+    recommended = plan.chosen.recommended(
+        settings.rule, exponent=settings.exponent, steps=settings.steps
+    )
+    states = held_out.states[:TRIED]
+    rows = []
+    sizes = {
+        min(max(1, round(share * plan.chosen.delta)), plan.chosen.dimension) for share in SHARES
+    }
+    for m in sorted(sizes | {plan.m}):
+        with torch.no_grad():
+            row, recovered = _tried(compressing, learned, forced, plan, m, states)
+        rows.append(row)
+        if m == plan.m:
+            _draw(states, recovered, held_out.kind, held_out.names, out)
+    return {
+        "data": source,
+        "states": len(learned) + len(held_out),
+        "bases": [
+            {
+                "basis": s.name,
+                "sparsity": s.average,
+                "sparsity_of_nine_in_ten": s.high,
+                "delta": s.delta,
+                "nonnegative": s.nonnegative,
+            }
+            for s in plan.surveys
+        ],
+        "plan": plan.as_dict() | {"recommended": recommended},
+        "recovery": rows,
+        "picture": str(out),
+        "refusal": compressing.refusal(plan, settings, source),
+    }
+
+
+def _tried(
+    compressing: Any, data: Any, settings: Any, plan: Plan, m: int, states: Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """Recovery of held-out states from m measurements in numbers, and what was recovered."""
+    from dataclasses import replace
+
+    made, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
+    start = time.perf_counter()
+    error, recovered = compressing.measured_error(made, states)
+    seconds = time.perf_counter() - start
+    row = {
+        "m": m,
+        "predicted_error": plan.chosen.predicted_error(m),
+        "measured_error": error,
+        "missed_precision": made.certificate.missed,
+        "iterations": made.certificate.as_dict()["iterations"],
+        "milliseconds": round(1000 * seconds / len(states), 2),
+    }
+    return row, recovered
+
+
+def _draw(states: Tensor, recovered: Tensor, kind: str, names: tuple[str, ...], out: Path) -> None:
+    """Rows of originals, each above its recoveries; points and series over each other."""
+    import torch
+
+    from scoretune.evaluate.report import gallery
+
+    if kind != "images":
+        gallery.show(recovered, kind, out, names=names, real=states, label="recovered")
+        return
+    side = max((k for k in (2, 4, 6, 8) if k * k // 2 <= len(states)), default=1)
+    rows = [
+        part[first : first + side].clamp(0, 1)
+        for first in range(0, side * side // 2 or 1, side)
+        for part in (states, recovered)
+    ]
+    gallery.show(torch.cat(rows), kind, out)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, plan = Console(), report["plan"]
+    tables = (
+        (
+            ("basis", "coefficients", "of 9 in 10", "delta"),
+            [
+                (b["basis"], b["sparsity"], b["sparsity_of_nine_in_ten"], b["delta"])
+                for b in report["bases"]
+            ],
+        ),
+        (
+            ("m", "predicted error", "measured", "ms a state"),
+            [
+                (r["m"], r["predicted_error"], r["measured_error"], r["milliseconds"])
+                for r in report["recovery"]
+            ],
+        ),
+    )
+    typer.echo(f"{report['data']}: {report['states']:,} states of {plan['dimension']} numbers")
+    for columns, rows in tables:
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        for row in rows:
+            table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in row))
+        console.print(table)
+    missed = sum(row["missed_precision"] for row in report["recovery"] if row["m"] == plan["m"])
+    if missed:
+        typer.echo(
+            f"note: the decoder stopped early for {missed} states: raise compress.iterations"
+        )
+    typer.echo(
+        f"{plan['m']} measurements in {plan['basis']} ({plan['m'] / plan['dimension']:.0%} of the "
+        f"data), {plan['rule']}; look at {report['picture']}"
+    )
+    typer.echo(
+        report["refusal"]
+        or "can be learned compressed: scoretune train supervised "
+        f"data={report['data']} model.source=mlp compress.ratio=auto"
+    )

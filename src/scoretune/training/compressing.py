@@ -1,0 +1,157 @@
+"""How a run compresses its data: the basis, the number of measurements and why, chosen from the
+data's measured sparsity; refused where recovery is expected to fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretune.compressed import OPERATORS, relative_error
+from scoretune.compressed.planning import Survey, square_above, survey
+from scoretune.core.config import Compress
+from scoretune.core.errors import UserError
+from scoretune.data.datasets import Data
+from scoretune.models.compression import Compression, standards
+
+LOOKED_AT = 1000
+"""States that sparsity is measured on."""
+DENSE_MOST = 4096
+"""Numbers of a state up to which the operator is a Gaussian matrix unless told otherwise."""
+NOT_SPARSE = 0.9
+"""Share of a state's numbers from which on measuring saves nothing."""
+SPREAD = 0.01
+"""The decoder's weight as a share of the measurements' standard deviation: half of the weight
+that arXiv 2509.03898's code decodes its generated digits with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How data are to be measured: the `chosen` basis among all that were surveyed, m, and whether
+    m is a square of side `side` (0: it is not)."""
+
+    surveys: tuple[Survey, ...]
+    chosen: Survey
+    m: int
+    side: int
+    rule: str
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """The shape of a state of measurements."""
+        return (1, self.side, self.side) if self.side else (self.m,)
+
+    def lines(self) -> list[str]:
+        """What was chosen, and why."""
+        best, d = self.chosen, self.chosen.dimension
+        signs = " of non-negative coefficients" if best.nonnegative else ""
+        return [
+            f"compress: {self.m} measurements of {d} numbers ({self.m / d:.0%}), {self.rule}",
+            f"compress: in {best.name} a state needs {best.average:.0f} coefficients, nine of ten "
+            f"no more than {best.high:.0f}; recovery{signs} needs {best.delta:.0f} measurements; "
+            f"predicted relative error {best.predicted_error(self.m):.1%}",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        best = self.chosen
+        return {
+            "m": self.m,
+            "dimension": best.dimension,
+            "basis": best.name,
+            "sparsity": best.average,
+            "sparsity_of_nine_in_ten": best.high,
+            "delta": best.delta,
+            "predicted_error": best.predicted_error(self.m),
+            "rule": self.rule,
+        }
+
+
+def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
+    """The plan for data. Raises UserError where they are not sparse, or m is below δ."""
+    center, scale = standards(data.states, data.kind)
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
+    states = (data.states[some] - center) / scale
+    surveys = tuple(survey(states, settings.tolerance))
+    named = {found.name: found for found in surveys}
+    if settings.basis != "auto" and settings.basis not in named:
+        raise UserError(
+            f"compress.basis={settings.basis} does not exist for states of shape "
+            f"{list(states.shape[1:])}: give {', '.join(named)}"
+        )
+    chosen = surveys[0] if settings.basis == "auto" else named[settings.basis]
+    m, rule = _measurements(chosen, settings)
+    side = square_above(m, chosen.dimension) if square else 0
+    made = Plan(surveys, chosen, side * side if square else m, side, rule)
+    problem = None if settings.force else refusal(made, settings, source)
+    if problem is not None:
+        raise UserError(problem)
+    return made
+
+
+def refusal(made: Plan, settings: Compress, source: str) -> str | None:
+    """Why training refuses a plan; None where it does not."""
+    chosen, best, d = made.chosen, made.surveys[0], made.chosen.dimension
+    better = ""
+    if best.name != chosen.name and best.delta < 0.9 * chosen.delta:
+        better = f" ({best.name} needs {best.average:.0f}, hence {best.delta:.0f} measurements)"
+    if not settings.ratio and made.m >= NOT_SPARSE * d:
+        return (
+            f"{source!r} is not sparse in {chosen.name}: of {d} numbers {chosen.average:.0f} hold "
+            f"all but {settings.tolerance:.0%} of a state{better}; leave compress out, change "
+            "compress.basis, or allow more with compress.tolerance"
+        )
+    if made.m < chosen.delta:
+        least = min(1.0, int(chosen.delta / d * 100 + 1) / 100)
+        return (
+            f"{made.m} measurements are below the {chosen.delta:.0f} that recovery in "
+            f"{chosen.name} needs{better}: raise compress.ratio to {least:.2f} or more, or set "
+            f"compress.force=true (predicted error {chosen.predicted_error(made.m):.0%})"
+        )
+    return None
+
+
+def compression(data: Data, settings: Compress, made: Plan) -> tuple[Compression, Tensor, Tensor]:
+    """The measurements that a plan stands for, with the mean and the standard deviation of all
+    their numbers over `data`, in shapes that broadcast to a state."""
+    center, scale = standards(data.states, data.kind)
+    kind, shape = settings.operator, tuple(data.states.shape[1:])
+    if kind == "auto":
+        kind = "gaussian" if made.chosen.dimension <= DENSE_MOST else "dct"
+    measuring = OPERATORS[kind](made.m, made.chosen.dimension, settings.seed)
+    some = ((data.states[:LOOKED_AT] - center) / scale).flatten(1)
+    y = measuring.forward(some)
+    weight = settings.weight or SPREAD * float(y.std())
+    result = Compression(
+        shape=shape,
+        content=data.kind,
+        m=made.m,
+        operator=kind,
+        seed=settings.seed,
+        basis=made.chosen.name,
+        weight=weight,
+        box=settings.box and made.chosen.name == "identity" and data.kind == "images",
+        iterations=settings.iterations,
+        precision=settings.precision,
+        center=center,
+        scale=scale,
+    )
+    ones = (1,) * len(made.state)
+    return result, y.mean().view(ones), y.std().view(ones)
+
+
+def measured_error(compression: Compression, states: Tensor) -> tuple[float, Tensor]:
+    """Relative error of recovery from exact measurements of data [n, *S], beside what was
+    recovered."""
+    recovered = compression.recover(compression.measure(states))
+    first, second = (compression.standardised(part) for part in (recovered, states))
+    return relative_error(first, second), recovered
+
+
+def _measurements(chosen: Survey, settings: Compress) -> tuple[int, str]:
+    d = chosen.dimension
+    if settings.ratio:
+        return max(1, round(settings.ratio * d)), f"compress.ratio={settings.ratio:g}"
+    m = chosen.recommended(settings.rule, exponent=settings.exponent, steps=settings.steps)
+    return m, f"by the rule {settings.rule}"
