@@ -271,8 +271,8 @@ BREAK = {
     ),
     "trading: strategy played − value": (
         stake.Staking,
-        "prices",
-        lambda self, t, of=stake.Staking.prices: of(self, t + 0.01),
+        "shares",
+        lambda self, legs, t, of=stake.Staking.shares: 1.001 * of(self, legs, t),
     ),
     "trading: lattice − closed form": (
         stake,

@@ -130,6 +130,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
         "hard": Part("prompt_following:HARD", "A base with clean captions", wants_model=True),
     },
+    "staking": {
+        "trading": Part("staking_trade", "Trading under proof of stake", wants_data=True),
+    },
     "tutorial": {
         "processes": Part(
             "tutorial_processes", "Forward processes, and the family of their reverses"

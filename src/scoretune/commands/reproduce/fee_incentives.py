@@ -132,11 +132,13 @@ def planted(every: int) -> Numbers:
         def bonus(bids: Any, block: Any = block) -> Any:
             return 1.0 * (np.asarray(bids) == block).all(-1)
 
-        sly = replace(
-            honest,
-            revenue=lambda bids, bonus=bonus: honest.revenue(bids) + bonus(bids),
-            price=lambda bids, bonus=bonus: honest.price(bids) + bonus(bids)[..., None],
-        )
+        def revenue(bids: Any, bonus: Any = bonus) -> Any:
+            return honest.revenue(bids) + bonus(bids)
+
+        def price(bids: Any, bonus: Any = bonus) -> Any:
+            return honest.price(bids) + bonus(bids)[..., None]
+
+        sly = replace(honest, revenue=revenue, price=price)
         found += max(search(sly, Market()).gains.values()) >= 1 - 1e-9
         tried += 1
     return {"found": found, "tried": tried, "seconds": time.perf_counter() - start}
@@ -239,8 +241,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "The expected share of a miner with 3 of 10 stakes, whose own blocks bring Δ more than the "
         "others' 1: exact up to 10⁴ blocks, by Yule processes beyond. The jump is of the limit, "
         f"and slow: with Δ = ±0.05 the share is {ends['0.05']:.3f} and {ends['-0.05']:.3f} after "
-        "10¹⁵. At Δ = 0.2 the slope of ln(1 − E π_T) is "
-        f"{', '.join(f'{s:.3f}' for s in long['slopes'])} in "
+        "10¹⁵ blocks. At "
+        f"Δ = 0.2 the slope of ln(1 − E π_T) is {', '.join(f'{s:.3f}' for s in long['slopes'])} in "
         f"four stretches from 10⁴ to 10¹⁵, on its way to {long['limit']:.4f}."
     )
     page.figure("horizon", _draw_horizon(long), "expected share by horizon")

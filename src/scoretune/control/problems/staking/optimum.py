@@ -111,7 +111,8 @@ def _legs(problem: Trading, sign: Callable[[Array], Array]) -> tuple[Leg, ...]:
 
 def _linear(problem: Trading) -> Optimum:
     """T1: ν = cap·sign(A − P_β), V = y₀A(0) + cap·∫|A − P_β|/N."""
-    legs = _legs(problem, lambda t: worth(problem, t) - problem.valuation(t))
+    level = 1e-12 * float(worth(problem, np.array(0.0)))  # a tie is bought, rounding is no switch
+    legs = _legs(problem, lambda t: worth(problem, t) - problem.valuation(t) + level)
 
     def gain(t: Array) -> Array:
         return np.abs(worth(problem, t) - problem.valuation(t)) / problem.supply.at(t)
