@@ -26,7 +26,7 @@ def check(
     data: Annotated[str, typer.Argument(help="A folder of pictures, an array, a table, digits …")],
     changes: Changes = None,
     out: Annotated[Path, typer.Option(help="Picture of originals beside recoveries.")] = Path(
-        "compress.png"
+        "recoveries.png"
     ),
     threads: Threads = 1,
     json_: Json = False,

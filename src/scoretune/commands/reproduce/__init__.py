@@ -51,6 +51,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "continuous-rl": {
         "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
     },
+    "fee-auction": {
+        "incentives": Part("fee_incentives", "Fee mechanisms under proof of stake, searched"),
+    },
     "guard": {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
@@ -126,6 +129,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
         "hard": Part("prompt_following:HARD", "A base with clean captions", wants_model=True),
+    },
+    "staking": {
+        "trading": Part("staking_trade", "Trading under proof of stake", wants_data=True),
     },
     "tutorial": {
         "processes": Part(
