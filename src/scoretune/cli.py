@@ -10,6 +10,7 @@ import typer
 
 import scoretune
 from scoretune.commands import compress, evaluate, export, prefer_text, sample, serve_reward, train
+from scoretune.commands.control import verb as control
 from scoretune.commands.data import verb as data
 from scoretune.commands.doctor import verb as doctor
 from scoretune.commands.families import verb as families
@@ -63,6 +64,14 @@ feedback_app.command()(feedback.export)
 feedback_app.command()(feedback.stats)
 feedback_app.command()(feedback.check)
 app.add_typer(feedback_app, name="feedback")
+control_app = typer.Typer(
+    no_args_is_help=True, help="Solve control problems with known answers, and check mechanisms."
+)
+fee_app = typer.Typer(no_args_is_help=True, help="Transaction-fee mechanisms of a chain.")
+fee_app.command()(control.check)
+control_app.add_typer(fee_app, name="fee-auction")
+control_app.command()(control.staking)
+app.add_typer(control_app, name="control")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)
 app.add_typer(pretrain_app, name="pretrain")

@@ -22,6 +22,7 @@ from scoretune.commands.doctor.laws import (
     preference,
     reverse,
     samplers,
+    stake,
 )
 from scoretune.commands.doctor.laws import processes as process_laws
 from scoretune.commands.doctor.laws.base import Law, Verdict
@@ -257,6 +258,82 @@ BREAK = {
         lambda path, of=checkpoints.load: {
             "policy": {name: weight + 1 for name, weight in of(path)["policy"].items()}
         },
+    ),
+    "trading: value at a fair price": (
+        stake.Staking,
+        "valuation",
+        lambda self, t, of=stake.Staking.valuation: 1.001 * of(self, t),
+    ),
+    "trading: end of buying at a fair price": (
+        stake.Staking,
+        "valuation",
+        lambda self, t, of=stake.Staking.valuation: 1.001 * of(self, t),
+    ),
+    "trading: strategy played − value": (
+        stake.Staking,
+        "shares",
+        lambda self, legs, t, of=stake.Staking.shares: 1.001 * of(self, legs, t),
+    ),
+    "trading: lattice − closed form": (
+        stake,
+        "solve",
+        lambda problem, steps, of=stake.solve: of(replace(problem, cap=1.0), steps=steps),
+    ),
+    "trading: concave utility, fair price": (
+        stake.Staking,
+        "final",
+        lambda self, share, of=stake.Staking.final: 1.01 * of(self, share),
+    ),
+    "trading: buy − sell at the convex tie": (
+        stake.Staking,
+        "final",
+        lambda self, share, of=stake.Staking.final: of(self, share) * share,
+    ),
+    "trading: share that meets 0": (
+        stake.Staking,
+        "value",
+        lambda self, legs, of=stake.Staking.value: of(self, [stake.Leg(0.0, 0.0)]),
+    ),
+    "trading: drawn prices, errors from 0": (
+        stake,
+        "simulate",
+        lambda problem, of=stake.simulate, **k: of(replace(problem, stake=21), **k),
+    ),
+    "risk control: residual": (
+        stake.RiskControl,
+        "value",
+        lambda self, x, p, of=stake.RiskControl.value: of(self, x, p) + 0.01,
+    ),
+    "parity: best of all gains": (
+        stake.StakeParity,
+        "gain",
+        property(lambda self: 1.1 * self.curvature / self.friction),
+    ),
+    "parity: cost at full capacity": (stake, "capped_cost", lambda **k: 2.61),
+    "BSP(1): largest gain": (
+        stake,
+        "search",
+        lambda mechanism, market, of=stake.search: of(mechanism, replace(market, gamma=0.5)),
+    ),
+    "second price: the miner's gain": (
+        stake,
+        "search",
+        lambda mechanism, market, of=stake.search: of(mechanism, replace(market, fakes=0)),
+    ),
+    "BSP(½), jump of 0.3, tick 0.6": (
+        stake,
+        "Jumps",
+        lambda up, down, of=stake.Jumps: of(up=up + 1e-6, down=down),
+    ),
+    "urn: share of the truthful": (
+        stake.Urn,
+        "law",
+        lambda self, n, of=stake.Urn.law: of(replace(self, gain=0.01), n),
+    ),
+    "urn: mean of the digamma martingale": (
+        stake.Urn,
+        "law",
+        lambda self, n, of=stake.Urn.law: of(replace(self, gain=0.21), n),
     ),
     "our DDIM = diffusers' DDIMScheduler": (
         solvers,

@@ -41,7 +41,7 @@ def test_cpg_finds_the_optimum_of_lq():
 @pytest.mark.parametrize("trust", [SqrtKL(), KL(), Clip()], ids=lambda t: type(t).__name__)
 def test_cppo_finds_the_optimum_of_lq(trust):
     learned = cppo(
-        LQ(), dt=0.1, iterations=60, trajectories=200, clocks=4000, trust=trust, learning_rate=0.01
+        LQ(), dt=0.1, iterations=40, trajectories=200, clocks=4000, trust=trust, learning_rate=0.01
     )
     assert abs(learned.value - BEST.objective) < 0.02
     steps = [record["kl"] for record in learned.history]

@@ -26,7 +26,15 @@ from scoretune.rewards.catalog import fingerprint, named_reward
 from scoretune.rewards.networks import scene_readers, vote_heads
 from scoretune.rewards.reward_model import RewardModel
 from scoretune.training.reward_model import examples, measured
-from scoretune.training.reward_model.learning import Lessons, averaging, calibrated
+from scoretune.training.reward_model.learning import (
+    LOOKS,
+    PATIENCE,
+    Lessons,
+    Member,
+    averaging,
+    calibrated,
+    learn,
+)
 from scoretune.training.reward_model.run import recorded, train_reward
 from scoretune.training.reward_model.settings import RewardSettings, read, validated
 
@@ -202,7 +210,7 @@ class Exact(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, pictures: Tensor, prompts: Tensor) -> Tensor:
         return self.factor * pictures[:, 0]
@@ -360,6 +368,22 @@ def test_from_votes_to_a_fine_tuned_model_by_commands(
         fingerprint(str(reward), named_reward(str(reward)))["parts"][0]["sha256 model.safetensors"]
         in card
     )
+
+
+def test_a_member_ends_where_left_out_votes_are_explained_ever_worse() -> None:
+    """Fold 0 votes the other way: the member keeps what it was before its first update."""
+    worth = torch.tensor([[1.0], [0.0]]).repeat(40, 1)
+    pairs, nobody = torch.arange(80).view(-1, 2), torch.zeros(40).long()
+    folds = torch.arange(40) % 2
+    counts = nn.functional.one_hot(2 * (1 - folds), 3).float()
+    read = examples.Votes(worth, torch.zeros(1, 1), pairs, nobody, counts, 40, (), ("a",) * 40)
+    settings = RewardSettings(data="x", updates=1000, batch=8)
+    member = Member.fresh(Exact(0.0), settings)
+    done: list[int] = []
+    lessons = Lessons(read, folds, "bradley_terry")
+    learn(member, 0, lessons, settings, done=0, after=lambda update, _: done.append(update))
+    assert done[-1] == PATIENCE * 1000 // LOOKS
+    assert float(member.best["factor"]) == 0 < float(member.head.state_dict()["factor"])
 
 
 def test_the_mean_of_members_that_err_apart_has_the_larger_factor() -> None:

@@ -109,6 +109,8 @@ def _value(where: str, text: str, annotation: Any) -> Any:
     """The text as a literal if that fits the type, else as it stands."""
     from pydantic import TypeAdapter, ValidationError
 
+    if annotation is inspect.Parameter.empty:  # a user's function may leave it out
+        return _literal(text)
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     for candidate in (_literal(text), text):
         try:

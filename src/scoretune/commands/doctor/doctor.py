@@ -33,10 +33,14 @@ def installation_laws() -> tuple[Law, ...]:
         processes,
         reverse,
         samplers,
+        stake,
         steps,
     )
 
-    topics = (processes, reverse, samplers, steps, learning, preference, compressed, installed)
+    topics = (
+        *(processes, reverse, samplers, steps, learning),
+        *(preference, compressed, stake, installed),
+    )
     return tuple(law for topic in topics for law in topic.LAWS)
 
 

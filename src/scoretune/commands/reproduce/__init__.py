@@ -51,6 +51,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     "continuous-rl": {
         "control": Part("continuous_rl", "Policy optimisation for continuous RL"),
     },
+    "fee-auction": {
+        "incentives": Part("fee_incentives", "Fee mechanisms under proof of stake, searched"),
+    },
     "guard": {
         "hackable": Part("guard_hackable", "A reward that is gamed, and the guard that sees it"),
         "honest": Part("guard_honest", "The guard on an honest reward"),
@@ -112,6 +115,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     },
     "rpo": {
         "patches": Part("rpo_patches", "Edits as preferences, in the smallest world of pictures"),
+        "scenes": Part("rpo_scenes", "Edits as preferences, on the miniature Stable Diffusion"),
     },
     "score-as-action": {
         "units": Part("units", "What a KL weight and a clip range mean"),
@@ -125,6 +129,9 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
         "hard": Part("prompt_following:HARD", "A base with clean captions", wants_model=True),
+    },
+    "staking": {
+        "trading": Part("staking_trade", "Trading under proof of stake", wants_data=True),
     },
     "tutorial": {
         "processes": Part(

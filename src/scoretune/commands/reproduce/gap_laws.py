@@ -8,6 +8,7 @@ N(0, π²). Everything is in closed form or a quadrature; samplers are run as a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -129,14 +130,20 @@ def arrived(kernel: Kernel, times: Tensor) -> gaussian.Moments:
     return gaussian.after_steps(STEPPED, kernel, times, mean=MEAN, variance=VARIANCE)
 
 
-def two_modes() -> Numbers:
-    """Gaps of a law with two modes, and σ_T/α_T times these, which tend to the rate."""
+def two_modes(every: int = 1) -> Numbers:
+    """Gaps of a law with two modes, and the rate of σ_T/α_T times these; of the figures' levels
+    every so many, the last included."""
     numbers: Numbers = {"rate": reward_gap.smooth_gap_rate(PAIR, slope)}
     for name, make, fine in (("VE", ve, FINE[0]), ("VP", vp, FINE[1])):
-        numbers[name] = [reward_gap.smooth_gap(make(x), PAIR, slope) for x in fine]
+        numbers[name] = [reward_gap.smooth_gap(make(x), PAIR, slope) for x in thinned(fine, every)]
     for name, make, levels in (("VE rows", ve, NOISES), ("VP rows", vp, DECAYS)):
         numbers[name] = {f"{x:g}": reward_gap.smooth_gap(make(x), PAIR, slope) for x in levels}
     return numbers | {"best": float(REWARD.mean(PAIR))}
+
+
+def thinned(levels: Sequence[float], every: int) -> list[float]:
+    """Every so many of some levels, counted back from the last."""
+    return list(levels[::-every][::-1])
 
 
 def how_much(levels: list[float]) -> Numbers:

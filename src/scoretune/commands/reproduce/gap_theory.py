@@ -6,7 +6,7 @@ After arXiv 2510.10767. All in closed form or by a quadrature; samplers are run 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
@@ -22,9 +22,13 @@ from scoretune.commands.reproduce.gap_laws import (
     finite_steps,
     how_much,
     simulated,
+    thinned,
     two_modes,
 )
 
+Scale = Callable[[float], float]
+REHEARSED = 5
+"""In a rehearsal one level of so many of the figures' is computed for two modes."""
 GAPS = [f"gap, η = {eta:g}" for eta in ETAS]
 
 
@@ -34,7 +38,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     return [
         Cell("gaussian", closed_forms, {}),
         Cell("steps", finite_steps, {"counts": list(STEPS[:4] if quick else STEPS)}),
-        Cell("mixture", two_modes, {}),
+        Cell("mixture", two_modes, {"every": REHEARSED} if quick else {}),
         Cell("levels", how_much, {"levels": list(LEVELS)}),
         *(Cell(f"simulated-{seed}", simulated, {"seed": seed, **size}) for seed in range(seeds)),
     ]
@@ -83,19 +87,24 @@ def _signed(row: Numbers) -> str:
 
 def _slopes(gauss: Numbers, mixture: Numbers) -> dict[str, float]:
     """Of ln gap against ln T from 100 to 1000, and against B from 10 to 20."""
+
+    def rise(gaps: list[float], levels: Sequence[float], start: float, scale: Scale) -> float:
+        at = _levels_of(gaps, levels)
+        first = at.index(start)
+        return math.log(gaps[-1] / gaps[first]) / (scale(at[-1]) - scale(start))
+
     noises, decays = FINE
-    wide, long = noises.index(100.0), decays.index(10)
-
-    def rise(gaps: list[float], x: Sequence[float], start: int) -> float:
-        return math.log(gaps[-1] / gaps[start]) / (x[-1] - x[start])
-
-    logs = [math.log(noise) for noise in noises]
     return {
-        "ve": rise(gauss["fine VE"], logs, wide),
-        "vp": rise(gauss["fine VP"], decays, long),
-        "ve_pair": rise(mixture["VE"], logs, wide),
-        "vp_pair": rise(mixture["VP"], decays, long),
+        "ve": rise(gauss["fine VE"], noises, 100.0, math.log),
+        "vp": rise(gauss["fine VP"], decays, 10, float),
+        "ve_pair": rise(mixture["VE"], noises, 100.0, math.log),
+        "vp_pair": rise(mixture["VP"], decays, 10, float),
     }
+
+
+def _levels_of(gaps: Sequence[float], levels: Sequence[float]) -> list[float]:
+    """At which of the levels there is a gap: at all, or at those of a rehearsal."""
+    return thinned(levels, 1 if len(gaps) == len(levels) else REHEARSED)
 
 
 # ------------------------------------------------------------------ the sections
@@ -176,7 +185,8 @@ def _draw_rates(gauss: Numbers, mixture: Numbers) -> Any:
             (gauss[f"fine {name}"], COLOURS[0], "N(⅔, ⅓)"),
             (mixture[name], COLOURS[1], "two modes"),
         ):
-            axes.plot(x, gaps, color=colour, marker="o", markersize=3, label=label)
+            at = _levels_of(gaps, x)
+            axes.plot(at, gaps, color=colour, marker="o", markersize=3, label=label)
         axes.plot(x, gauss[f"leading {name}"], ":", color=COLOURS[5], label="limit / ρ_T")
         rate = mixture["rate"] / gauss["rate"]
         limit = [rate * gap for gap in gauss[f"leading {name}"]]

@@ -18,7 +18,7 @@ from scoretune.core.records import spans
 from scoretune.data.pairs import PairTable, read_pairs
 from scoretune.data.prompts import order, read_prompts
 from scoretune.data.scenes.world import shipped
-from scoretune.preference import expected_calibration_error
+from scoretune.preference import expected_calibration_error, fit_scale
 from scoretune.rewards import reader
 from scoretune.rewards.reward_model import RewardModel
 from scoretune.training.reward_model import settings as settings_of
@@ -37,7 +37,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     who see by the reader or by the judge."""
     arms = [("mixed", size) for size in SIZES] + [("reader", CLOSE), ("judge", CLOSE)]
     if quick:
-        arms = [("mixed", 10), ("mixed", 15), ("reader", 15), ("judge", 15)]
+        arms = [("mixed", 10), ("judge", 15)]
     return [
         Cell(
             f"{eyes}-{count}-{seed}",
@@ -144,8 +144,10 @@ def _outside(reward: RewardModel, table: PairTable, places: list[int], eyes: str
     apart = truth.abs() > TIE / TAU
     median = sure[apart].median()
     law = torch.sigmoid(truth)
+    shares = torch.stack([law, torch.zeros_like(law), 1 - law], 1)
     return numbers | {
         "scale": float((gaps * truth).sum() / truth.square().sum()),
+        "true_factor": float(fit_scale(gaps, shares, model="bradley_terry").estimates),
         "calibration_outside": expected_calibration_error(torch.sigmoid(gaps), law),
         "probability_error": float((torch.sigmoid(gaps) - law).abs().mean()),
         "doubt_and_error": _rank_correlation(doubt, error),
@@ -224,7 +226,8 @@ LEARNED = {
 }
 SCALES = {
     "scale": "learned gap over true gap, by least squares",
-    "factor": "factor by which held-out votes would have the scores",
+    "true_factor": "factor by which the true probabilities would have the scores",
+    "factor": "factor by which held-out votes would have them",
     "calibration_outside": "expected calibration error, true probabilities",
     "probability_error": "mean error of a probability",
     "judge_agrees": "share of pairs that it orders as the judge does",
@@ -243,8 +246,9 @@ with it; in shares of votes they count, and nobody could say more of them than a
 """
 SCALE = """
 Raters of one noise: each of {raters} prefers the first with probability σ(gap/{tau}), the gap in
-the reader's or the judge's score. The true gap is that gap over {tau}. A learned gap over the true
-one of 1 is the right scale. Raters with the judge's eyes see what the features do not: what of
-their scale the votes cannot show through these features is missing from it, and the factor by
-held-out votes says whether the probabilities are true nevertheless.
+the reader's or the judge's score. The true gap is that gap over {tau}. A learned gap over the
+true one of 1 is the right scale. Raters with the judge's eyes see what the features do not: what
+of their scale the votes cannot show through these features is missing from it. Whether the
+probabilities are true nevertheless is said by the factor by which the true ones would have the
+scores, and less surely, since votes are few, by that of held-out votes.
 """

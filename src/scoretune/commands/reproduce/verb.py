@@ -22,7 +22,7 @@ def reproduce(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="For `images`, `pictures` (mnist/ …) and `stories` (pairs)."),
+        typer.Option(help="For `images`, `pictures`, `stories` and `trading`: their files."),
     ] = None,
     quick: Annotated[bool, typer.Option(help="A rehearsal: numbers mean nothing.")] = False,
     json_: Json = False,

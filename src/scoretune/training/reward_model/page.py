@@ -39,8 +39,9 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("Loss a held-out vote", f"{held['loss']:.3f} nats"),
     ]
     if held["raters"] is not None:
-        span = f"{percent(held['raters'])} to {percent(held['majority'])}"
-        rows.insert(1, ("A perfect reward is between two raters' agreement and", span))
+        low, high = percent(held["raters"]), percent(held["majority"])
+        span = f"{low}, as two raters do, to {high}, as each pair's majority does"
+        rows.insert(1, ("A perfect reward would agree with", span))
     if "calibration_error" in held:
         rows.append(("Expected calibration error", f"{held['calibration_error']:.3f}"))
     if held["factor"] is not None:

@@ -1,0 +1,1 @@
+"""scoretune control: problems with known answers, solved and checked from the command line."""

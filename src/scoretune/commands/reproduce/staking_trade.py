@@ -1,0 +1,335 @@
+"""Trading under proof of stake: closed forms against the Bellman equation, shapes, limits, data.
+
+After arXiv 2207.12581, of which only the abstract could be read: objective and constants are our
+reconstruction, with which every claim of the abstract is checked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.control.problems.staking import (
+    GrowingSupply,
+    Leg,
+    PowerSupply,
+    Price,
+    RiskControl,
+    StakeParity,
+    Staking,
+    Utility,
+    Valuation,
+    simulate,
+    solve,
+    worth,
+)
+from scoretune.core.errors import UserError
+
+NOTHING = Utility(weight=0)
+CONCAVE = Utility(weight=10, power=0.5)
+CONVEX = Utility(weight=1 / 40, power=2)
+CASES: dict[str, Staking] = {
+    "P = 0.8": Staking(price=Price(start=0.8)),
+    "P = 3": Staking(price=Price(start=3)),
+    "P_β = 200": Staking(price=Valuation(level=200)),
+    "P = 2.8e^{−0.3t}": Staking(price=Price(start=2.8, growth=-0.3)),
+    "P = 0.9e^{0.06t}": Staking(price=Price(start=0.9, growth=0.06)),
+    "convex h, P = 1": Staking(price=Price(start=1), running=NOTHING, terminal=CONVEX),
+    "concave h, P = 1": Staking(price=Price(start=1), running=NOTHING, terminal=CONCAVE),
+    "concave h, P_β = 100": Staking(price=Valuation(level=100), running=NOTHING, terminal=CONCAVE),
+    "concave ℓ, P_β = 140": Staking(
+        price=Valuation(level=140), running=Utility(weight=0.3, power=0.5)
+    ),
+    "share meets 0, P = 3": Staking(stake=2, price=Price(start=3)),
+}
+STEPS = (50, 100, 200, 400)
+VOLATILITIES = (0.2, 0.4, 0.8)
+
+
+def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
+    """Closed forms and lattices, drawn shapes and prices, and data if a folder has them."""
+    steps = list(STEPS[:2] if quick else STEPS)
+    file = Path(data or "") / "avalanche_validator_stake_weekly.npz"
+    if data and not file.is_file():
+        raise UserError(f"--data {data} has no {file.name}: leave it out, or name its folder")
+    return [
+        *(Cell(f"case-{n}", case, {"name": name, "steps": steps}) for n, name in enumerate(CASES)),
+        Cell("shapes", shapes, {"count": 100 if quick else 2000}),
+        Cell("quadratic", quadratic, {"count": 50 if quick else 1000}),
+        *(
+            Cell(f"drawn-{s}", drawn, {"seed": s, "paths": 500 if quick else 20_000})
+            for s in range(seeds)
+        ),
+        *([Cell("data", chain, {"file": str(file)})] if data else []),
+    ]
+
+
+def case(name: str, steps: list[int]) -> Numbers:
+    """The closed form, the lattice at several sizes, and its residuals."""
+    problem = CASES[name]
+    best = problem.optimum()
+    surfaces = [solve(problem, steps=n) for n in steps]
+    return {
+        "name": name,
+        "value": best.value,
+        "strategy": best.strategy,
+        "lattice": [s.value for s in surfaces],
+        "residual": [s.residual() for s in surfaces],
+    }
+
+
+def shapes(count: int) -> Numbers:
+    """How often the sign of A − P_β changes otherwise than the bracket says, on drawn problems."""
+    random, t = np.random.default_rng(0), np.linspace(0, 5, 401)
+    tally = {"rising": 0, "falling": 0, "violations": 0}
+    for _ in range(count):
+        problem = Staking(
+            supply=PowerSupply(exponent=random.uniform(0.5, 3)),
+            price=Price(start=random.uniform(0.2, 4), growth=random.uniform(-0.4, 0.4)),
+            discount=random.uniform(0.02, 0.3),
+            running=Utility(weight=random.uniform(0, 0.5)),
+            terminal=Utility(weight=random.uniform(0.2, 3)),
+        )
+        bracket = problem.bracket(t)
+        signs = np.sign(worth(problem, t) - problem.valuation(t))
+        changes = np.diff(signs)[np.diff(signs) != 0]
+        for kind, holds, way in (("rising", bracket >= 0, -1), ("falling", bracket <= 0, 1)):
+            if holds.all():
+                tally[kind] += 1
+                tally["violations"] += bool(len(changes) > 1 or (changes * way < 0).any())
+    return tally
+
+
+def quadratic(count: int) -> Numbers:
+    """Residuals of risk control on drawn parameters, and of parity's equivalence."""
+    random, worst, wrong = np.random.default_rng(1), 0.0, 0
+    for _ in range(count):
+        beta = random.uniform(0.05, 0.5)
+        growth, friction = random.uniform(0, 0.45 * beta), random.uniform(0.3, 3)
+        problem = RiskControl(
+            discount=beta,
+            growth=growth,
+            friction=friction,
+            risk=random.uniform(0, 2),
+            reversion=random.uniform(0.1, 3),
+        )
+        x, p = random.uniform(-5, 5, 2)
+        worst = max(worst, abs(problem.residual(x, p)) / (1 + abs(problem.value(x, p))))
+        parity = StakeParity(
+            discount=beta,
+            growth=random.uniform(0, 0.9 * beta),
+            friction=friction,
+            weight=10 ** random.uniform(-5, 1),
+        )
+        wrong += parity.reverts != (parity.growth < parity.gain)
+    return {"residual": worst, "wrong": wrong, "drawn": count, "gain": StakeParity().gain}
+
+
+def drawn(seed: int, paths: int) -> Numbers:
+    """Means over drawn prices at three volatilities, and their standard errors."""
+    out = {}
+    for sigma in VOLATILITIES:
+        problem = Staking(price=Price(start=1.6, volatility=sigma))
+        values = simulate(problem, paths=paths, steps=250, seed=seed)
+        out[f"{sigma:g}"] = [float(values.mean()), float(values.std() / math.sqrt(paths))]
+    return out
+
+
+def chain(file: str) -> Numbers:
+    """Avalanche's weekly stakes: how they grew, and what the best policy of a validator would be.
+
+    The file has stakes and no prices: a price without growth is supposed.
+    """
+    with np.load(file) as held:
+        offsets, dates = held["offsets"], [str(date) for date in held["dates"]]
+        stakes = held["own_stake_avax"] + held["delegated_avax"]
+    totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)])
+    years = np.arange(len(totals)) * 7 / 365.25
+    rate = float(np.polyfit(years, np.log(totals), 1)[0])
+    last = stakes[offsets[-2] : offsets[-1]]
+    stake, supply = float(np.median(last)), float(totals[-1])
+    rows = []
+    for required in (0.02, 0.04, 0.1):
+        problem = Staking(
+            stake=stake,
+            supply=GrowingSupply(start=supply, rate=max(rate, 0.0)),
+            price=Price(start=1.0),
+            cap=stake / 10,
+            discount=required,
+            running=Utility(weight=0.05),
+        )
+        best = problem.optimum()
+        hold = problem.value([Leg(0.0, 0.0)])
+        rows.append([required, best.strategy, best.value / stake, hold / stake])
+    shares = np.sort(last)[::-1] / last.sum()
+    return {
+        "weeks": len(totals),
+        "span": [dates[0], dates[-1]],
+        "rate": rate,
+        "largest": float(shares[0]),
+        "median": stake / supply,
+        "rows": rows,
+    }
+
+
+# ------------------------------------------------------------------ the page
+
+
+def present(results: dict[str, Numbers], page: Page) -> Numbers:
+    """Claims with verdicts, closed forms beside lattices, figures of strategies and a surface."""
+    page.text(
+        "Claims of the abstract of arXiv 2207.12581, on a supply of (10 + t)² stakes of which 20 "
+        "are one's own, 2 a year at most, β = 0.1, five years, ℓ = 0.2x and h = x unless said. The "
+        "paper's text could not be read: objective and constants are our reconstruction."
+    )
+    cases = [r for name, r in results.items() if name.startswith("case")]
+    runs = [r for name, r in results.items() if name.startswith("drawn")]
+    shape, quad = results["shapes"], results["quadratic"]
+    prices = {name: _price(runs, name) for name in map("{:g}".format, VOLATILITIES)}
+    rows = _claims(cases, shape, quad, prices)
+    page.table(
+        ["claim", "checked by", "figure", "verdict"],
+        [(*row[:3], "holds" if row[3] else "FAILS") for row in rows],
+    )
+    page.text("## Closed forms and the Bellman equation")
+    sizes = STEPS[: len(cases[0]["lattice"])]
+    page.table(
+        ["problem", "strategy", "value", *(f"error, {n} steps" for n in sizes), "residual"],
+        [
+            [
+                r["name"],
+                r["strategy"],
+                f"{r['value']:.6f}",
+                *(f"{value - r['value']:+.1e}" for value in r["lattice"]),
+                " → ".join(f"{x:.0e}" for x in (r["residual"][0], r["residual"][-1])),
+            ]
+            for r in cases
+        ],
+    )
+    page.text("## Prices that move, watched")
+    page.table(
+        ["σ", "formula", "drawn", "standard errors apart"],
+        [
+            [
+                name,
+                f"{row['claimed']:.5f}",
+                f"{row['mean']:.4f} ± {row['error']:.4f}",
+                f"{row['apart']:+.2f}",
+            ]
+            for name, row in prices.items()
+        ],
+    )
+    page.figure("shares", _draw_shares(), "share of all stakes under the best strategies")
+    page.figure("surface", _draw_surface(), "where to buy and where to sell")
+    if "data" in results:
+        _data(results["data"], page)
+    return dict(results) | {"claims": {row[0]: row[3] for row in rows}, "prices": prices}
+
+
+def _claims(
+    cases: list[Numbers], shape: Numbers, quad: Numbers, prices: Numbers
+) -> list[tuple[str, str, str, bool]]:
+    off = max(abs(r["lattice"][-1] - r["value"]) for r in cases)
+    linear = [r["strategy"] for r in cases[:6]]
+    full = not any("hold" in s or "%" in s for s in linear)
+    count = shape["rising"] + shape["falling"]
+    values = [row["claimed"] for row in prices.values()]
+    return [
+        (
+            "dynamic programming solves it; closed forms for linear and convex utilities",
+            "the Bellman equation on a lattice",
+            f"largest difference {off:.1g}",
+            off < 1e-2,
+        ),
+        (
+            "linear or convex: full capacity throughout",
+            "six optima",
+            "no leg holds" if full else "a leg holds",
+            full,
+        ),
+        (
+            "a (sub-)martingale valuation: buy, sell, or buy then sell",
+            f"{count} of the drawn problems, both signs",
+            f"{shape['violations']} violations",
+            shape["violations"] == 0,
+        ),
+        (
+            "the value of watching a price grows with its volatility",
+            "formula and drawn prices",
+            " < ".join(f"{v:.3f}" for v in values),
+            values == sorted(values) and all(abs(r["apart"]) < 4 for r in prices.values()),
+        ),
+        (
+            "risk control has a solution in closed form",
+            f"the equation's residual, {quad['drawn']} draws",
+            f"{quad['residual']:.1g}",
+            quad["residual"] < 1e-10,
+        ),
+        (
+            "stake parity: mean-reverting",
+            "q/η > λ(β − λ) against the closed loop",
+            f"{quad['wrong']} of {quad['drawn']} differ; gain {quad['gain']:.6f}",
+            quad["wrong"] == 0,
+        ),
+    ]
+
+
+def _price(runs: list[Numbers], name: str) -> Numbers:
+    """Means over seeds and the formula."""
+    mean = sum(r[name][0] for r in runs) / len(runs)
+    error = math.sqrt(sum(r[name][1] ** 2 for r in runs)) / len(runs)
+    problem = Staking(price=Price(start=1.6, volatility=float(name)))
+    claimed = problem.optimum().value
+    return {"mean": mean, "error": error, "claimed": claimed, "apart": (mean - claimed) / error}
+
+
+def _data(data: Numbers, page: Page) -> None:
+    page.text(
+        f"## Avalanche's validators\n\n{data['weeks']} weeks, {data['span'][0]} to "
+        f"{data['span'][1]}: the stakes grew by {100 * data['rate']:.2f} % a year (the model's do "
+        "not shrink, so a rate below 0 counts as 0); the largest validator holds "
+        f"{100 * data['largest']:.2f} % of them, the median one {100 * data['median']:.4f} %. The "
+        "strategy of the median one, at a price that stays, with 5 % of its price a year from a "
+        "stake and a tenth of it traded a year at most. The file has no prices, and what was "
+        "staked is not what was earned: this illustrates the rule, and is no advice."
+    )
+    page.table(
+        ["required return", "strategy", "value a stake", "hold"],
+        [[f"{r:.0%}", strategy, f"{v:.5f}", f"{h:.5f}"] for r, strategy, v, h in data["rows"]],
+    )
+
+
+def _draw_shares() -> Any:
+    figure, axes = subplots(size=(6.6, 3.8))
+    t = np.linspace(0, 5, 200)
+    names = [name for name in CASES if not name.startswith("share meets")][:6]
+    for name, colour in zip(names, COLOURS, strict=False):
+        best = CASES[name].optimum()
+        style = (0, (2, 2)) if name == names[0] else "-"  # under another line
+        shares = CASES[name].shares(best.legs, t)
+        order = 3 if name == names[0] else 2
+        axes.plot(t, shares, linestyle=style, color=colour, label=name, zorder=order)
+    axes.set(xlabel="years", ylabel="share of all stakes")
+    axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _draw_surface() -> Any:
+    """The best trade by time and share, in a problem in which it depends on both."""
+    problem = replace(CASES["concave h, P = 1"], cap=8.0, stake=30.0)
+    surface = solve(problem, steps=120)
+    figure, axes = subplots(size=(6.6, 3.8), grid="none")
+    trades, colours = surface.rates[:-1].T, {"cmap": "RdBu", "vmin": -1.5, "vmax": 1.5}
+    mesh = axes.pcolormesh(surface.times[:-1], surface.shares, trades, **colours)
+    mesh.set_rasterized(True)
+    best = problem.optimum()
+    axes.plot(surface.times, problem.shares(best.legs, surface.times), color="black")
+    axes.set(xlabel="years", ylabel="share", title="red: sell, white: hold, blue: buy")
+    return figure

@@ -1,0 +1,54 @@
+"""Optimal trading of a participant who stakes: closed forms, the Bellman equation, risk control.
+
+>>> Staking(price=Valuation(level=200.0)).optimum().strategy
+'buy, then sell from 2.553'
+
+After arXiv 2207.12581, of which only the abstract could be read: see `problem`.
+"""
+
+from scoretune.control.problems.staking.bellman import Surface, solve
+from scoretune.control.problems.staking.optimum import (
+    Optimum,
+    Staking,
+    optimum,
+    sub_martingale,
+    worth,
+)
+from scoretune.control.problems.staking.parity import (
+    RiskControl,
+    StakeParity,
+    capped_cost,
+    time_to_parity,
+)
+from scoretune.control.problems.staking.problem import (
+    GrowingSupply,
+    Leg,
+    PowerSupply,
+    Price,
+    Trading,
+    Utility,
+    Valuation,
+)
+from scoretune.control.problems.staking.simulate import simulate
+
+__all__ = [
+    "GrowingSupply",
+    "Leg",
+    "Optimum",
+    "PowerSupply",
+    "Price",
+    "RiskControl",
+    "StakeParity",
+    "Staking",
+    "Surface",
+    "Trading",
+    "Utility",
+    "Valuation",
+    "capped_cost",
+    "optimum",
+    "simulate",
+    "solve",
+    "sub_martingale",
+    "time_to_parity",
+    "worth",
+]
