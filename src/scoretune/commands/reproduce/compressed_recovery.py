@@ -250,7 +250,6 @@ for m are derived from it here, and are no theorems of arXiv 2509.03898.
 STEPS = """
 Noise of 0.01 a measurement, d = 128, s = 5, the best of three weights. The iterations are plain
 FISTA's (step 1/‖A‖², no restart, weight 0.01) until the answer is within 5 % of the signal; their
-formula is 8 (1 + √(d/m)) / (1 − √(δ/m)), a fit. A ratio is that of the norms of a whole batch:
-at 28 and 32 measurements some signals are not recovered at all, and their errors are all that it
-shows.
+formula is 8 (1 + √(d/m)) / (1 − √(δ/m)), a fit. A ratio is that of the norms of a whole batch: at
+28 and 32 measurements some signals are not recovered at all, and it shows their errors alone.
 """
