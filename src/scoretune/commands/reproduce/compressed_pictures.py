@@ -120,8 +120,8 @@ def _figure(rows: list[Numbers]) -> Any:
 ABOUT = """
 Gaussian measurements (seed 1234 of this library's generator), weight 0.003, at most 500 iterations.
 δ is that of the mean sparsity; the expected errors are those of this experiment's specification,
-measured with another operator and another decoder. In the configuration of the authors' code, m = 784
-for MNIST at 48×48, m is below both statistical dimensions: recovery is lossy. A row holds if the
-error is no more than a tenth above the expected one; between the two dimensions it depends on the
-operator and on how far the decoder goes, and may be far below.
+measured with another operator and another decoder. In the configuration of the authors' code, m =
+784 for MNIST at 48×48, m is below both statistical dimensions: recovery is lossy. A row holds if
+the error is no more than a tenth above the expected one; between the two dimensions it depends on
+the operator and on how far the decoder goes, and may be far below.
 """

@@ -42,7 +42,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     trials = 5 if quick else 40
     phases = [
         Cell(f"phase-{d}-{seed}", phase, {"d": d, "s": s, "trials": trials, "seed": seed})
-        for d, s in PHASES
+        for d, s in list(PHASES)[: 1 if quick else None]
         for seed in range(seeds)
     ]
     noisy = [
@@ -117,7 +117,7 @@ def crossing(rates: dict[str, float]) -> float:
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """One table of expectations, one of the noise, and a figure."""
     page.text(ABOUT)
-    phases = {d: _mean_rates(results, d) for d, _ in PHASES}
+    phases = {d: rates for d, _ in PHASES if (rates := _mean_rates(results, d))}
     noisy = _noise_rows(results)
     claims = [*_phase_claims(phases), *_noise_claims(noisy), *_rule_claims()]
     page.table(
@@ -144,7 +144,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 def _mean_rates(results: dict[str, Numbers], d: int) -> dict[str, float]:
     runs = [r["rates"] for name, r in results.items() if name.startswith(f"phase-{d}-")]
-    return {m: sum(run[m] for run in runs) / len(runs) for m in runs[0]}
+    return {m: sum(run[m] for run in runs) / len(runs) for m in (runs[0] if runs else ())}
 
 
 def _noise_rows(results: dict[str, Numbers]) -> list[Numbers]:
@@ -161,6 +161,8 @@ def _noise_rows(results: dict[str, Numbers]) -> list[Numbers]:
 def _phase_claims(phases: dict[int, dict[str, float]]) -> list[Numbers]:
     claims = []
     for d, s in PHASES:
+        if d not in phases:
+            continue
         rates, delta = phases[d], statistical_dimension(s, d)
         low, rare, middle, (least, most), high = SHARES[d]
         at = f"success at d = {d}, s = {s}, m = "
@@ -222,6 +224,8 @@ def _claim(claim: str, expected: str, measured: float | str, holds: bool) -> Num
 def _figure(phases: dict[int, dict[str, float]], noisy: list[Numbers]) -> Any:
     figure, (left, right) = subplots(1, 2, size=(10, 4))
     for colour, (d, s) in zip(COLOURS, PHASES, strict=False):
+        if d not in phases:
+            continue
         delta = statistical_dimension(s, d)
         left.plot([int(m) for m in phases[d]], list(phases[d].values()), "o-", color=colour)
         left.axvline(delta, color=colour, linestyle=":", label=f"δ({s}, {d}) = {delta:.1f}")
@@ -246,5 +250,7 @@ for m are derived from it here, and are no theorems of arXiv 2509.03898.
 STEPS = """
 Noise of 0.01 a measurement, d = 128, s = 5, the best of three weights. The iterations are plain
 FISTA's (step 1/‖A‖², no restart, weight 0.01) until the answer is within 5 % of the signal; their
-formula is 8 (1 + √(d/m)) / (1 − √(δ/m)), a fit.
+formula is 8 (1 + √(d/m)) / (1 − √(δ/m)), a fit. A ratio is that of the norms of a whole batch:
+at 28 and 32 measurements some signals are not recovered at all, and their errors are all that it
+shows.
 """

@@ -246,8 +246,9 @@ with it; in shares of votes they count, and nobody could say more of them than a
 """
 SCALE = """
 Raters of one noise: each of {raters} prefers the first with probability σ(gap/{tau}), the gap in
-the reader's or the judge's score. The true gap is that gap over {tau}. A learned gap over the true
-one of 1 is the right scale. Raters with the judge's eyes see what the features do not: what of
-their scale the votes cannot show through these features is missing from it, and the factor by
-held-out votes says whether the probabilities are true nevertheless.
+the reader's or the judge's score. The true gap is that gap over {tau}. A learned gap over the
+true one of 1 is the right scale. Raters with the judge's eyes see what the features do not: what
+of their scale the votes cannot show through these features is missing from it. Whether the
+probabilities are true nevertheless is said by the factor by which the true ones would have the
+scores, and less surely, since votes are few, by that of held-out votes.
 """
