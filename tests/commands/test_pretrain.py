@@ -136,6 +136,8 @@ def test_a_stopped_editor_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert len(weights(model)) == 3  # autoencoder, UNet, text encoder
     card = (model / "README.md").read_text(encoding="utf-8")
     assert all(f"| {kind} |" in card for kind in edits.KINDS)
+    described = [file.read_text(encoding="utf-8") for file in model.rglob("config.json")]
+    assert not any(str(world.shipped()) in text for text in described)  # no place of this machine
 
 
 @pytest.mark.parametrize("kind", edits.KINDS)

@@ -235,6 +235,8 @@ def pretrain_editor(
     pipe.set_progress_bar_config(disable=True)
     rates = success(pipe, trials, progress)
     target = folder / "edit-model"
+    for part in (pipe.unet, pipe.vae):
+        part.register_to_config(_name_or_path="")  # else the folder of this machine
     pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
     pipe.text_encoder.float().save_pretrained(target / "text_encoder")
     for weights in target.rglob("*.safetensors"):
