@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +38,11 @@ def check(
     Takes the settings of training, e.g. dataset.size=48 compress.basis=dct. Exits with 1 where
     training would refuse.
     """
+    from scoretune.commands.display import counting
+
     set_threads(threads)
-    report = examined(data, changes or [], out)
+    with counting("numbers of measurements tried") as note:
+        report = examined(data, changes or [], out, note)
     if json_:
         typer.echo(json.dumps(report))
     else:
@@ -46,8 +50,10 @@ def check(
     raise typer.Exit(int(report["refusal"] is not None))
 
 
-def examined(source: str, changes: list[str], out: Path) -> dict[str, Any]:
-    """Everything that the command says, and the picture."""
+def examined(
+    source: str, changes: list[str], out: Path, note: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Everything that the command says, and the picture; `note` is told how many are tried."""
     import torch
 
     from scoretune import recipes
@@ -70,7 +76,9 @@ def examined(source: str, changes: list[str], out: Path) -> dict[str, Any]:
     sizes = {
         min(max(1, round(share * plan.chosen.delta)), plan.chosen.dimension) for share in SHARES
     }
-    for m in sorted(sizes | {plan.m}):
+    tried = sorted(sizes | {plan.m})
+    for done, m in enumerate(tried):
+        note(done, len(tried))
         with torch.no_grad():
             row, recovered = _tried(compressing, learned, forced, plan, m, states)
         rows.append(row)
