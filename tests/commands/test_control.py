@@ -41,6 +41,7 @@ def test_the_mechanism_on_the_page_is_checked(command, tmp_path, monkeypatch):
 
 def test_the_examples_on_the_page_print_what_their_comments_say(capsys):
     blocks = re.findall(r"```python\n(?!# my_auction)(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), {})
         number = r"-?\d+(?:\.\d+)?"
