@@ -39,6 +39,19 @@ def test_the_mechanism_on_the_page_is_checked(command, tmp_path, monkeypatch):
     assert "UIC    holds" in done.out and "1-SCP  FAILS" in done.out
 
 
+def test_the_examples_on_the_page_print_what_their_comments_say(capsys):
+    blocks = re.findall(r"```python\n(?!# my_auction)(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), {})
+        number = r"-?\d+(?:\.\d+)?"
+        printed = re.findall(number, capsys.readouterr().out)
+        written = [n for words in re.findall("  # (.*)", block) for n in re.findall(number, words)]
+        assert len(written) >= 4
+        for value, shown in zip(printed, written, strict=True):
+            assert float(value) == pytest.approx(float(shown), abs=5e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from scoretune.commands.reproduce import staking_trade
+from scoretune.commands.reproduce.staking_trade import CONCAVE, CONVEX, NOTHING
 from scoretune.control.problems.staking import (
     GrowingSupply,
     Leg,
@@ -25,8 +27,6 @@ from scoretune.control.problems.staking import (
 )
 from scoretune.core.errors import UserError
 
-NOTHING = Utility(weight=0)
-CONVEX, CONCAVE = Utility(weight=1 / 40, power=2), Utility(weight=10, power=0.5)
 BUY, SELL, HOLD = ([Leg(0.0, rate)] for rate in (1.0, -1.0, 0.0))
 
 LINEAR = [  # price, value, strategy, switch
@@ -67,29 +67,29 @@ def test_the_lattice_converges_and_its_residual_falls():
     assert fine.residual() < coarse.residual() / 3
 
 
-def test_the_shape_of_strategies():
+def test_the_shape_of_strategies(monkeypatch):
     """Sign changes of A − P_β go from + to − where the bracket is >= 0, back where it is <= 0."""
-    random = np.random.default_rng(0)
-    t = np.linspace(0, 5, 201)
-    rising = falling = 0
-    for _ in range(400):
-        problem = Staking(
-            supply=PowerSupply(exponent=random.uniform(0.5, 3)),
-            price=Price(start=random.uniform(0.2, 4), growth=random.uniform(-0.4, 0.4)),
-            discount=random.uniform(0.02, 0.3),
-            running=Utility(weight=random.uniform(0, 0.5)),
-            terminal=Utility(weight=random.uniform(0.2, 3)),
-        )
-        bracket = problem.bracket(t)
-        signs = np.sign(worth(problem, t) - problem.valuation(t))
-        changes = np.diff(signs)[np.diff(signs) != 0]
-        if (bracket >= 0).all():
-            rising += 1
-            assert len(changes) <= 1 and (changes < 0).all()
-        elif (bracket <= 0).all():
-            falling += 1
-            assert len(changes) <= 1 and (changes > 0).all()
-    assert rising > 200 and falling > 20
+    tally = staking_trade.shapes(400)
+    assert tally["violations"] == 0
+    assert tally["rising"] > 200 and tally["falling"] > 20
+
+    def mirrored(problem, t):  # the opposite sign of A − P_β
+        return 2 * problem.valuation(t) - worth(problem, t)
+
+    monkeypatch.setattr(staking_trade, "worth", mirrored)
+    assert staking_trade.shapes(400)["violations"] > 100
+
+
+@pytest.mark.parametrize("price", [Price(start=0.9, growth=0.06), Valuation(level=140, growth=0.1)])
+@pytest.mark.parametrize("supply", [PowerSupply(exponent=0.7), GrowingSupply(rate=0.05)])
+def test_the_bracket_is_the_drift_of_the_valuation(price, supply):
+    """e^{βt}P_β′/N + ℓ, and the time at which the supply's clock shows κ, back again."""
+    problem = Staking(price=price, supply=supply)
+    t, step = np.linspace(0.1, 4.9, 9), 1e-5
+    change = (problem.valuation(t + step) - problem.valuation(t - step)) / (2 * step)
+    drift = np.exp(problem.discount * t) * change / supply.at(t) + problem.running.weight
+    assert problem.bracket(t) == pytest.approx(drift, abs=1e-8)
+    assert problem.time_at(supply.clock(t)) == pytest.approx(t, abs=1e-9)
 
 
 def test_convex_utilities_never_hold():
@@ -184,19 +184,9 @@ def test_risk_control():
     free = RiskControl(risk=0)
     assert free.rate(3, 0.4) == pytest.approx(1 - 0.4)
     assert free.value(5, 0.9) == pytest.approx(5.070455, abs=1e-6)
-    random = np.random.default_rng(1)
-    for _ in range(200):
-        beta = random.uniform(0.05, 0.5)
-        drawn = RiskControl(
-            discount=beta,
-            growth=random.uniform(0, 0.45 * beta),
-            friction=random.uniform(0.3, 3),
-            risk=random.uniform(0, 2),
-            reversion=random.uniform(0.1, 3),
-        )
-        x, p = random.uniform(-5, 5, 2)
-        size = 1 + abs(drawn.value(x, p))
-        assert abs(drawn.residual(x, p)) < 1e-10 * size
+    drawn = staking_trade.quadratic(200)
+    assert drawn["residual"] < 1e-10
+    assert drawn["wrong"] == 0
 
 
 def test_stake_parity():

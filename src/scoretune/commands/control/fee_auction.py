@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from scoretune.commands.control.settings import shared_settings
@@ -28,20 +28,8 @@ def market(
     gamma: float = 1.0,
     c: int = 1,
     coalition: int | None = None,
-    worth: float | None = None,
-    share: float | None = None,
-    up: float = 0.0,
-    down: float = 0.0,
 ) -> Market:
-    """A market of the command line; `worth` and `share` make the jumps, or `up` and `down`."""
-    if (worth is None) != (share is None):
-        raise UserError("worth= and share= belong together: the worth of all stake and π₀")
-    if worth is not None and share is not None:
-        if up or down:
-            raise UserError("worth= and share= give the jumps: leave out up= and down=")
-        jumps = long_run(worth=worth, share=share)
-    else:
-        jumps = Jumps(up=up, down=down)
+    """A market of a miner who only cares for the block; `c` users collude unless `coalition` do."""
     return Market(
         users=users,
         grid=grid,
@@ -49,8 +37,20 @@ def market(
         tick=tick,
         gamma=gamma,
         coalition=c if coalition is None else coalition,
-        miner=jumps,
     )
+
+
+def jumps(
+    *, worth: float | None = None, share: float | None = None, up: float = 0.0, down: float = 0.0
+) -> Jumps:
+    """Of the miner's utility in the long run: by `worth` and `share`, or `up` and `down`."""
+    if (worth is None) != (share is None):
+        raise UserError("worth= and share= belong together: the worth of all stake and π₀")
+    if worth is not None and share is not None:
+        if up or down:
+            raise UserError("worth= and share= give the jumps: leave out up= and down=")
+        return long_run(worth=worth, share=share)
+    return Jumps(up=up, down=down)
 
 
 def effort(*, draws: int = 0, rounds: int = 150, seed: int = 0) -> dict[str, int]:
@@ -66,16 +66,18 @@ def check(name: str, words: Sequence[str]) -> Report:
     Raises UserError for settings that are wrong and for a user's mechanism that fails.
     """
     constructor = _constructor(name)
-    own, of_market, of_effort = shared_settings(
-        f"mechanism {name!r}", words, constructor, market, effort
+    of_mechanism, of_market, of_jumps, of_effort = shared_settings(
+        f"mechanism {name!r}", words, constructor, market, jumps, effort
     )
-    place, how = market(**of_market), effort(**of_effort)
+    miner = jumps(**of_jumps)
+    problem = replace(market(**of_market), miner=miner)
+    drawing = effort(**of_effort)
     try:
         with contained(f"mechanism {name!r}"):
-            mechanism = constructor(**own)
-            if how["draws"]:
-                return fee_auction.draw(mechanism, place, **how)
-            return fee_auction.search(mechanism, place)
+            mechanism = constructor(**of_mechanism)
+            if drawing["draws"]:
+                return fee_auction.draw(mechanism, problem, **drawing)
+            return fee_auction.search(mechanism, problem)
     except UserError:
         raise
     except Exception as error:
@@ -103,18 +105,18 @@ def as_dict(report: Report) -> dict[str, Any]:
         "gains": report.gains,
         "deviations": report.deviations,
         "least_burned": report.burned,
-        "witnesses": {kind: asdict(it) for kind, it in report.witnesses.items()},
+        "witnesses": {kind: asdict(witness) for kind, witness in report.witnesses.items()},
     }
 
 
 def written(report: Report) -> str:
     """The verdict on each promise, and a story for every one that is broken."""
-    place = report.market
-    how = "every one of" if report.exhaustive else "at random"
+    market = report.market
+    extent = "every one of" if report.exhaustive else "at random"
     lines = [
         report.mechanism.name,
-        f"{place.users} users, values of 0 to {place.grid} ticks of {place.tick:g}, up to "
-        f"{place.fakes} fakes, γ = {place.gamma:g}: {how} {report.deviations:,} deviations, "
+        f"{market.users} users, values of 0 to {market.grid} ticks of {market.tick:g}, up to "
+        f"{market.fakes} fakes, γ = {market.gamma:g}: {extent} {report.deviations:,} deviations, "
         f"{report.seconds:.1f} s",
         "",
     ]
@@ -124,6 +126,6 @@ def written(report: Report) -> str:
         holds = "holds" if report.exhaustive else "nothing found against it"
         verdict = holds if report.holds(kind) else f"FAILS by {gain:.6g}"
         lines.append(f"{kind:6} {verdict:24} {promise}")
-    for kind, it in report.witnesses.items():
-        lines += ["", f"Why {kind} fails:", fee_auction.story(report.mechanism, place, it)]
+    for kind, witness in report.witnesses.items():
+        lines += ["", f"Why {kind} fails:", fee_auction.story(report.mechanism, market, witness)]
     return "\n".join(lines)

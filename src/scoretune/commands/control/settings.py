@@ -17,19 +17,19 @@ def shared_settings(
 
     Raises UserError for a word that is none, a name that nobody takes, and values of another type.
     """
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     for word in words:
         key, equals, value = (part.strip() for part in word.partition("="))
         if not (equals and key and value):
             raise UserError(f"cannot read {word!r}: write a setting as name=value, such as k=2")
-        if key in given:
+        if key in values:
             raise UserError(f"{key!r} is there twice: give it one value")
-        given[key] = value
+        values[key] = value
     names = [inspect.signature(taker).parameters for taker in takers]
-    for key in given:
+    for key in values:
         if not any(key in each for each in names):
             raise unknown(f"setting of {kind}", key, [name for each in names for name in each])
     return [
-        typed_settings(kind, Call(kind, {k: v for k, v in given.items() if k in each}), taker)
+        typed_settings(kind, Call(kind, {k: v for k, v in values.items() if k in each}), taker)
         for each, taker in zip(names, takers, strict=True)
     ]

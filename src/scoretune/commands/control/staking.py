@@ -65,12 +65,14 @@ def wishes(
 
 def problem(words: Sequence[str]) -> Staking:
     """Raises UserError for what is wrong with the words."""
-    who, where, what, why = shared_settings("staking", words, participant, chain, market, wishes)
-    running, terminal = wishes(**why)
+    of_participant, of_chain, of_market, of_wishes = shared_settings(
+        "staking", words, participant, chain, market, wishes
+    )
+    running, terminal = wishes(**of_wishes)
     return Staking(
-        **participant(**who),
-        supply=chain(**where),
-        price=market(**what),
+        **participant(**of_participant),
+        supply=chain(**of_chain),
+        price=market(**of_market),
         running=running,
         terminal=terminal,
     )
@@ -89,12 +91,12 @@ def as_dict(best: Optimum) -> dict[str, Any]:
     }
 
 
-def simple(of: Trading) -> dict[str, float | None]:
+def simple(problem: Trading) -> dict[str, float | None]:
     """What buying, selling and holding throughout are worth; None where it is infeasible."""
     values: dict[str, float | None] = {}
     for name, rate in SIMPLE.items():
         try:
-            values[name] = of.value([Leg(0.0, rate)])
+            values[name] = problem.value([Leg(0.0, rate)])
         except UserError:
             values[name] = None
     return values
@@ -102,16 +104,15 @@ def simple(of: Trading) -> dict[str, float | None]:
 
 def written(best: Optimum) -> str:
     """Value, strategy, how it was found, and what simple strategies are worth."""
-    of = best.problem
     lines = [
         f"value       {best.value:.6g}" + (f" ± {best.error:.1g}" if best.error else ""),
         f"strategy    {best.strategy}",
         f"method      {best.method}",
     ]
-    for name, value in simple(of).items():
+    for name, value in simple(best.problem).items():
         lines.append(f"{name:11} {'infeasible' if value is None else f'{value:.6g}'}")
-    if of.price.volatility == 0:
-        surface = solve(of, steps=200)
+    if best.problem.price.volatility == 0:
+        surface = solve(best.problem, steps=200)
         lines.append(
             f"Bellman     {surface.value:.6g} on a lattice of 200 steps, residual "
             f"{surface.residual():.1g}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scoretune.core.files import save_tensors, write_whole
 
@@ -133,6 +133,15 @@ def kept_tensors(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str,
     return tensors
 
 
+class Claim(NamedTuple):
+    """What a paper says, what it was checked by, the figure that came out, and the verdict."""
+
+    text: str
+    checked_by: str
+    figure: str
+    holds: bool
+
+
 @dataclass
 class Page:
     """A page in markdown with tables and figures, and the numbers behind them."""
@@ -150,6 +159,14 @@ class Page:
         self.lines.append("|" + "---|" * len(columns))
         self.lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
         self.lines.append("")
+
+    def claims(self, claims: Sequence[Claim]) -> dict[str, bool]:
+        """A table of claims; which of them hold, for result.json."""
+        self.table(
+            ["claim", "checked by", "figure", "verdict"],
+            [(*claim[:3], "holds" if claim.holds else "FAILS") for claim in claims],
+        )
+        return {claim.text: claim.holds for claim in claims}
 
     def figure(self, name: str, figure: Any, caption: str) -> None:
         """`figure` is a matplotlib Figure; it is kept as NAME.svg."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.base import Cell, Claim, Numbers, Page
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.control.problems.staking import (
     GrowingSupply,
@@ -64,7 +64,7 @@ def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
         Cell("shapes", shapes, {"count": 100 if quick else 2000}),
         Cell("quadratic", quadratic, {"count": 50 if quick else 1000}),
         *(
-            Cell(f"drawn-{s}", drawn, {"seed": s, "paths": 500 if quick else 20_000})
+            Cell(f"drawn-{s}", drawn_prices, {"seed": s, "paths": 500 if quick else 20_000})
             for s in range(seeds)
         ),
         *([Cell("data", chain, {"file": str(file)})] if data else []),
@@ -132,14 +132,14 @@ def quadratic(count: int) -> Numbers:
     return {"residual": worst, "wrong": wrong, "drawn": count, "gain": StakeParity().gain}
 
 
-def drawn(seed: int, paths: int) -> Numbers:
+def drawn_prices(seed: int, paths: int) -> Numbers:
     """Means over drawn prices at three volatilities, and their standard errors."""
-    out = {}
+    means = {}
     for sigma in VOLATILITIES:
         problem = Staking(price=Price(start=1.6, volatility=sigma))
         values = simulate(problem, paths=paths, steps=250, seed=seed)
-        out[f"{sigma:g}"] = [float(values.mean()), float(values.std() / math.sqrt(paths))]
-    return out
+        means[f"{sigma:g}"] = [float(values.mean()), float(values.std() / math.sqrt(paths))]
+    return means
 
 
 def chain(file: str) -> Numbers:
@@ -147,9 +147,9 @@ def chain(file: str) -> Numbers:
 
     The file has stakes and no prices: a price without growth is supposed.
     """
-    with np.load(file) as held:
-        offsets, dates = held["offsets"], [str(date) for date in held["dates"]]
-        stakes = held["own_stake_avax"] + held["delegated_avax"]
+    with np.load(file) as weekly:
+        offsets, dates = weekly["offsets"], [str(date) for date in weekly["dates"]]
+        stakes = weekly["own_stake_avax"] + weekly["delegated_avax"]
     totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)])
     years = np.arange(len(totals)) * 7 / 365.25
     rate = float(np.polyfit(years, np.log(totals), 1)[0])
@@ -193,11 +193,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     runs = [r for name, r in results.items() if name.startswith("drawn")]
     shape, quad = results["shapes"], results["quadratic"]
     prices = {name: _price(runs, name) for name in map("{:g}".format, VOLATILITIES)}
-    rows = _claims(cases, shape, quad, prices)
-    page.table(
-        ["claim", "checked by", "figure", "verdict"],
-        [(*row[:3], "holds" if row[3] else "FAILS") for row in rows],
-    )
+    claims = page.claims(_claims(cases, shape, quad, prices))
     page.text("## Closed forms and the Bellman equation")
     sizes = STEPS[: len(cases[0]["lattice"])]
     page.table(
@@ -230,49 +226,47 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.figure("surface", _draw_surface(), "where to buy and where to sell")
     if "data" in results:
         _data(results["data"], page)
-    return dict(results) | {"claims": {row[0]: row[3] for row in rows}, "prices": prices}
+    return dict(results) | {"claims": claims, "prices": prices}
 
 
-def _claims(
-    cases: list[Numbers], shape: Numbers, quad: Numbers, prices: Numbers
-) -> list[tuple[str, str, str, bool]]:
+def _claims(cases: list[Numbers], shape: Numbers, quad: Numbers, prices: Numbers) -> list[Claim]:
     off = max(abs(r["lattice"][-1] - r["value"]) for r in cases)
     linear = [r["strategy"] for r in cases[:6]]
     full = not any("hold" in s or "%" in s for s in linear)
     count = shape["rising"] + shape["falling"]
     values = [row["claimed"] for row in prices.values()]
     return [
-        (
+        Claim(
             "dynamic programming solves it; closed forms for linear and convex utilities",
             "the Bellman equation on a lattice",
             f"largest difference {off:.1g}",
             off < 1e-2,
         ),
-        (
+        Claim(
             "linear or convex: full capacity throughout",
             "six optima",
             "no leg holds" if full else "a leg holds",
             full,
         ),
-        (
+        Claim(
             "a (sub-)martingale valuation: buy, sell, or buy then sell",
             f"{count} of the drawn problems, both signs",
             f"{shape['violations']} violations",
             shape["violations"] == 0,
         ),
-        (
+        Claim(
             "the value of watching a price grows with its volatility",
             "formula and drawn prices",
             " < ".join(f"{v:.3f}" for v in values),
             values == sorted(values) and all(abs(r["apart"]) < 4 for r in prices.values()),
         ),
-        (
+        Claim(
             "risk control has a solution in closed form",
             f"the equation's residual, {quad['drawn']} draws",
             f"{quad['residual']:.1g}",
             quad["residual"] < 1e-10,
         ),
-        (
+        Claim(
             "stake parity: mean-reverting",
             "q/η > λ(β − λ) against the closed loop",
             f"{quad['wrong']} of {quad['drawn']} differ; gain {quad['gain']:.6f}",

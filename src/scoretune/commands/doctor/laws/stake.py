@@ -31,6 +31,7 @@ from scoretune.control.problems.staking import (
 )
 
 NOTHING = Utility(weight=0)
+CONVEX = Utility(weight=1 / 40, power=2)
 FAIR = Staking(price=Valuation(level=200))
 CONCAVE = Staking(
     price=Valuation(level=100), running=NOTHING, terminal=Utility(weight=10, power=0.5)
@@ -43,20 +44,20 @@ FALLING = Staking(price=Price(start=2.8, growth=-0.3))
 
 
 @measurement
-def best(_device: torch.device, problem: Staking) -> float:
+def optimal_value(_device: torch.device, problem: Staking) -> float:
     """The value of the optimum."""
     return problem.optimum().value
 
 
 @measurement
-def played(_device: torch.device, problem: Staking) -> float:
+def play_minus_optimum(_device: torch.device, problem: Staking) -> float:
     """What the best strategy earns by quadrature, less its value."""
     optimum = problem.optimum()
     return problem.value(optimum.legs) - optimum.value
 
 
 @measurement
-def lattice(_device: torch.device, problem: Staking) -> float:
+def lattice_error(_device: torch.device, problem: Staking) -> float:
     """The Bellman equation's value on 60 steps, less the closed form."""
     return solve(problem, steps=60).value - problem.optimum().value
 
@@ -69,12 +70,11 @@ def first_switch(_device: torch.device) -> float:
 def convex_tie(_device: torch.device) -> float:
     """Buying less selling throughout, where the martingale is 2cy₀ and the utility convex."""
     level = 2 * 0.2 * math.exp(-0.5) * 225**2 / 40
-    utility = Utility(weight=1 / 40, power=2)
-    problem = Staking(price=Valuation(level=level), running=NOTHING, terminal=utility)
+    problem = Staking(price=Valuation(level=level), running=NOTHING, terminal=CONVEX)
     return problem.value([Leg(0, 1)]) - problem.value([Leg(0, -1)])
 
 
-def drawn(_device: torch.device) -> float:
+def drawn_prices(_device: torch.device) -> float:
     """The mean over drawn prices less the formula, in standard errors."""
     values = simulate(VOLATILE, paths=4000, steps=60, seed=0)
     return float((values.mean() - VOLATILE.optimum().value) / values.std() * math.sqrt(len(values)))
@@ -92,7 +92,7 @@ def blurred_parity(_device: torch.device) -> float:
     return parity.blurred_cost(parity.gain, 0.0) - parity.cost(1.0)
 
 
-def capped(_device: torch.device) -> float:
+def cost_at_full_capacity(_device: torch.device) -> float:
     """The cost of going to parity at full capacity."""
     return capped_cost(distance=2, cap=1, growth=0.05, discount=0.2)
 
@@ -141,19 +141,19 @@ _LONG = "derived; after arXiv 2308.13881"
 _HALF = bsp(theta=0.5)
 
 LAWS = (
-    Law("trading: value at a fair price", 53.446499, best(FAIR), 1e-5, _TRADING),
+    Law("trading: value at a fair price", 53.446499, optimal_value(FAIR), 1e-5, _TRADING),
     Law("trading: end of buying at a fair price", 2.55316, first_switch, 1e-4, _TRADING),
-    Law("trading: strategy played − value", 0, played(FAIR), 1e-8, "quadrature"),
-    Law("trading: lattice − closed form", 0, lattice(FALLING), 1e-3, "Bellman's equation"),
-    Law("trading: concave utility, fair price", 40.693219, best(CONCAVE), 1e-5, _TRADING),
+    Law("trading: strategy played − value", 0, play_minus_optimum(FAIR), 1e-8, "quadrature"),
+    Law("trading: lattice − closed form", 0, lattice_error(FALLING), 1e-3, "Bellman's equation"),
+    Law("trading: concave utility, fair price", 40.693219, optimal_value(CONCAVE), 1e-5, _TRADING),
     Law("trading: buy − sell at the convex tie", 0, convex_tie, 1e-9, _TRADING),
-    Law("trading: share that meets 0", 11.421836, best(TIGHT), 1e-5, _TRADING),
-    Law("trading: lattice that meets 0", 0, lattice(TIGHT), 1e-2, "Bellman's equation"),
-    Law("trading: volatile price", 58.00234, best(VOLATILE), 1e-4, _TRADING),
-    Law("trading: drawn prices, errors from 0", 0, drawn, 4, "Monte Carlo"),
+    Law("trading: share that meets 0", 11.421836, optimal_value(TIGHT), 1e-5, _TRADING),
+    Law("trading: lattice that meets 0", 0, lattice_error(TIGHT), 1e-2, "Bellman's equation"),
+    Law("trading: volatile price", 58.00234, optimal_value(VOLATILE), 1e-4, _TRADING),
+    Law("trading: drawn prices, errors from 0", 0, drawn_prices, 4, "Monte Carlo"),
     Law("risk control: residual", 0, bellman_of_risk_control, 1e-12, "Bellman's equation"),
     Law("parity: best of all gains", 0, blurred_parity, 1e-12, "closed form"),
-    Law("parity: cost at full capacity", 2.6, capped, 1e-5, "closed form"),
+    Law("parity: cost at full capacity", 2.6, cost_at_full_capacity, 1e-5, "closed form"),
     Law("BSP(1): largest gain", 0, gain(bsp()), 0, _FEES),
     Law("BSP(1), two users for one", 3, gain(bsp(), coalition=2), 1e-9, _FEES),
     Law("second price: the miner's gain", 3, gain(second_price(), "MIC"), 1e-9, _FEES),

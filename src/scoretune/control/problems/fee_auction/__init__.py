@@ -9,7 +9,6 @@ long-run utility and BSP(θ) are our reconstruction, and each is a function that
 """
 
 from scoretune.control.problems.fee_auction.deviation import Deviation, Market, gain_of, story
-from scoretune.control.problems.fee_auction.drawn import draw
 from scoretune.control.problems.fee_auction.mechanisms import (
     MECHANISMS,
     Mechanism,
@@ -28,6 +27,7 @@ from scoretune.control.problems.fee_auction.miner import (
     one_shot,
 )
 from scoretune.control.problems.fee_auction.outcome import expected, utility
+from scoretune.control.problems.fee_auction.random_search import draw
 from scoretune.control.problems.fee_auction.search import Report, search
 from scoretune.control.problems.fee_auction.urn import Urn
 

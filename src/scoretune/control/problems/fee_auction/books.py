@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoretune.control.problems.fee_auction.mechanisms import Array, Mechanism
-from scoretune.control.problems.fee_auction.outcome import ABSENT, check_burn, expected
+from scoretune.control.problems.fee_auction.outcome import (
+    ABSENT,
+    Expected,
+    check_burn,
+    expected,
+    utility,
+)
 from scoretune.core.errors import UserError
 
 Indices = NDArray[np.intp]
@@ -82,11 +88,10 @@ def tabulate(
         row = np.flatnonzero(there[:, place])
         confirmed[row, symbols[row, place]] = outcome.confirmed[row, place]
         paid[row, symbols[row, place]] = outcome.paid[row, place]
-    value = np.arange(grid.levels - 1)[:, None, None] * tick
-    level = grid.level(np.arange(grid.none + 1)) * tick
-    lost = gamma * np.maximum(level - value, 0)
-    worth = confirmed * value - paid - (1 - confirmed) * lost
-    worth[..., grid.none] = 0
+    values: Array = np.arange(grid.levels - 1, dtype=np.float64)[:, None, None] * tick
+    bid_of_symbol = np.append(grid.level(np.arange(grid.none)) * tick, ABSENT)
+    by_symbol = Expected(confirmed, paid, outcome.revenue)
+    worth = utility(by_symbol, bid_of_symbol, values, gamma)
     entries = there.sum(1)
     burned = check_burn(mechanism, honest_blocks(mechanism, bids))
     return Books(grid, add, entries, outcome.revenue, worth, burned)

@@ -82,80 +82,88 @@ class Accounts(NamedTuple):
     revenue_after: float
 
 
-def accounts(mechanism: Mechanism, market: Market, it: Deviation) -> Accounts:
+def accounts(mechanism: Mechanism, market: Market, deviation: Deviation) -> Accounts:
     """The deviation played out, from the rules alone and not from a table."""
-    values = np.array(it.values, dtype=float) * market.tick
+    values = np.array(deviation.values, dtype=float) * market.tick
     honest = expected(mechanism, values, values)
-    before = utility(honest, values, values, market.gamma)[list(it.members)]
-    bids = np.full(len(values) + len(it.fakes), ABSENT)
-    for user in it.included:
+    before = utility(honest, values, values, market.gamma)[list(deviation.members)]
+    bids = np.full(len(values) + len(deviation.fakes), ABSENT)
+    for user in deviation.included:
         bids[user] = values[user]
-    for user, bid in zip(it.members, it.bids, strict=True):
+    for user, bid in zip(deviation.members, deviation.bids, strict=True):
         bids[user] = ABSENT if bid is None else bid * market.tick
-    bids[len(values) :] = np.array(it.fakes, dtype=float) * market.tick
-    own = np.concatenate([values, np.zeros(len(it.fakes))])
-    outcome = expected(mechanism, bids, own)
-    worth = utility(outcome, bids, own, market.gamma)
+    bids[len(values) :] = np.array(deviation.fakes, dtype=float) * market.tick
+    author_values = np.concatenate([values, np.zeros(len(deviation.fakes))])
+    outcome = expected(mechanism, bids, author_values)
+    worth = utility(outcome, bids, author_values, market.gamma)
     return Accounts(
         before,
-        worth[list(it.members)],
+        worth[list(deviation.members)],
         float(worth[len(values) :].sum()),
         float(honest.revenue),
         float(outcome.revenue),
     )
 
 
-def gain_of(mechanism: Mechanism, market: Market, it: Deviation) -> float:
+def gain_of(mechanism: Mechanism, market: Market, deviation: Deviation) -> float:
     """What the deviation brings to all who take part in it together."""
-    a = accounts(mechanism, market, it)
+    a = accounts(mechanism, market, deviation)
     users = float((a.members_after - a.members_before).sum())
-    if not it.with_miner:
+    if not deviation.with_miner:
         return users + a.fakes
+    miner = float(market.miner(np.array(_net_gain_of_miner(a, deviation))))
+    return users + miner + (a.fakes if deviation.author == "user" else 0.0)
+
+
+def _net_gain_of_miner(a: Accounts, deviation: Deviation) -> float:
+    """Of revenue, and of fakes on the miner's account."""
     revenue = a.revenue_after - a.revenue_before
-    net = revenue + (a.fakes if it.author == "miner" else 0.0)
-    miner = float(market.miner(np.array(net)))
-    return users + miner + (a.fakes if it.author == "user" else 0.0)
+    return revenue + (a.fakes if deviation.author == "miner" else 0.0)
 
 
-def story(mechanism: Mechanism, market: Market, it: Deviation) -> str:
+def story(mechanism: Mechanism, market: Market, deviation: Deviation) -> str:
     """Who bids what, and who gains how much, in plain sentences."""
-    a, tick = accounts(mechanism, market, it), market.tick
+    a, tick = accounts(mechanism, market, deviation), market.tick
 
     def money(ticks: float) -> str:
         return f"{ticks * tick:g}"
 
-    lines = [f"Values: {', '.join(f'user {u + 1} {money(v)}' for u, v in enumerate(it.values))}."]
-    honest = f"Truthfully each bids that, and the miner expects {a.revenue_before:g}."
-    lines.append(honest)
-    for user, bid in zip(it.members, it.bids, strict=True):
-        value = it.values[user]
+    values = ", ".join(f"user {u + 1} {money(v)}" for u, v in enumerate(deviation.values))
+    lines = [
+        f"Values: {values}.",
+        f"Truthfully each bids that, and the miner expects {a.revenue_before:g}.",
+    ]
+    for user, bid in zip(deviation.members, deviation.bids, strict=True):
+        value = deviation.values[user]
         if bid is None:
             lines.append(f"User {user + 1} agrees to be left out.")
         elif bid != value:
-            how = "above" if bid > value else "below"
-            lines.append(f"User {user + 1} bids {money(bid)}, {how} the value {money(value)}.")
+            side = "above" if bid > value else "below"
+            lines.append(f"User {user + 1} bids {money(bid)}, {side} the value {money(value)}.")
         else:
             lines.append(f"User {user + 1} is in it, with the truthful bid {money(bid)}.")
-    if it.fakes:
-        who = "the miner" if it.author == "miner" else "the user"
-        lines.append(f"Fake bids on the account of {who}: {', '.join(map(money, it.fakes))}.")
-    others = [u for u in range(len(it.values)) if u not in it.members]
-    left = [f"user {u + 1}" for u in others if u not in it.included]
-    if left and it.with_miner:
-        lines.append(f"The miner leaves out {', '.join(left)}.")
-    for user, before, after in zip(it.members, a.members_before, a.members_after, strict=True):
+    if deviation.fakes:
+        fakes = ", ".join(map(money, deviation.fakes))
+        lines.append(f"Fake bids on the account of the {deviation.author}: {fakes}.")
+    bidding = {*deviation.members, *deviation.included}
+    left_out = [f"user {u + 1}" for u in range(len(deviation.values)) if u not in bidding]
+    if left_out and deviation.with_miner:
+        lines.append(f"The miner leaves out {', '.join(left_out)}.")
+    for user, before, after in zip(
+        deviation.members, a.members_before, a.members_after, strict=True
+    ):
         lines.append(f"User {user + 1}: utility {before:g} → {after:g} ({after - before:+.4g}).")
-    if it.fakes:
+    if deviation.fakes:
         lines.append(f"The fakes are worth {a.fakes:+.4g} to their author.")
-    if it.with_miner:
+    if deviation.with_miner:
         change = a.revenue_after - a.revenue_before
         lines.append(
             f"The miner's revenue: {a.revenue_before:g} → {a.revenue_after:g} ({change:+.4g})."
         )
-        net = change + (a.fakes if it.author == "miner" else 0.0)
+        net = _net_gain_of_miner(a, deviation)
         jump = float(market.miner(np.array(net))) - net
         if abs(jump) > 1e-12:
             sign = "above" if net > 0 else "below"
             lines.append(f"The miner's net gain is {sign} 0: the long run adds {jump:+.4g}.")
-    lines.append(f"Together they gain {it.gain:+.6g}.")
+    lines.append(f"Together they gain {deviation.gain:+.6g}.")
     return "\n".join(lines)

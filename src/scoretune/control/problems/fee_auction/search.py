@@ -69,21 +69,21 @@ def search(mechanism: Mechanism, market: Market | None = None) -> Report:
     kinds = {"UIC": space.of_users(), "MIC": space.with_miner(0)}
     kinds |= {f"{s}-SCP": space.with_miner(s) for s in range(1, market.coalition + 1)}
     gains, witnesses = {}, {}
-    for kind, found in kinds.items():
-        best = max(found, key=lambda deviation: deviation.gain)
+    for kind, each_best in kinds.items():
+        best = max(each_best, key=lambda deviation: deviation.gain)
         gains[kind] = best.gain if best.gain > TOLERANCE else 0.0
         if gains[kind]:
             witnesses[kind] = replace(best, gain=gain_of(mechanism, market, best))
     return Report(
-        mechanism,
-        market,
-        gains,
-        witnesses,
-        count,
-        len(space.values),
-        space.books.burned,
-        time.perf_counter() - start,
-        True,
+        mechanism=mechanism,
+        market=market,
+        gains=gains,
+        witnesses=witnesses,
+        deviations=count,
+        vectors=len(space.values),
+        burned=space.books.burned,
+        seconds=time.perf_counter() - start,
+        exhaustive=True,
     )
 
 

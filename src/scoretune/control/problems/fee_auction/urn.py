@@ -46,16 +46,22 @@ class Urn:
 
     def stakes(self, won: Array, blocks: int) -> tuple[Array, Array]:
         """W and B after `won` of `blocks` blocks."""
-        own = self.miner + (self.reward + self.gain) * won
-        return own, self.others + self.reward * (blocks - won)
+        miner = self.miner + (self.reward + self.gain) * won
+        return miner, self.others + self.reward * (blocks - won)
+
+    def shares(self, won: Array, blocks: int) -> Array:
+        """π = W/(W + B) after `won` of `blocks` blocks."""
+        miner, others = self.stakes(won, blocks)
+        share: Array = miner / (miner + others)
+        return share
 
     def martingale(self, won: Array, blocks: int) -> Array:
         """ψ(W/a_W)/a_W − ψ(B/a_B)/a_B, whose mean never changes: ψ(z+1) − ψ(z) = 1/z."""
         from scipy.special import digamma
 
-        own, other = self.stakes(won, blocks)
-        a_own, a_other = self.reward + self.gain, self.reward
-        value: Array = digamma(own / a_own) / a_own - digamma(other / a_other) / a_other
+        miner, others = self.stakes(won, blocks)
+        a_miner, a_others = self.reward + self.gain, self.reward
+        value: Array = digamma(miner / a_miner) / a_miner - digamma(others / a_others) / a_others
         return value
 
     def law(self, blocks: int) -> Array:
@@ -64,24 +70,21 @@ class Urn:
         law[0] = 1.0
         won = np.arange(blocks, dtype=float)
         for t in range(blocks):
-            own, other = self.stakes(won[: t + 1], t)
-            wins = law[: t + 1] * (own / (own + other))
+            wins = law[: t + 1] * self.shares(won[: t + 1], t)
             law[: t + 1] -= wins
             law[1 : t + 2] += wins
         return law
 
     def mean_share(self, blocks: int) -> float:
         """E π_T after `blocks` blocks, exactly; the work grows with their square."""
-        own, other = self.stakes(np.arange(blocks + 1, dtype=float), blocks)
-        return float(self.law(blocks) @ (own / (own + other)))
+        return float(self.law(blocks) @ self.shares(np.arange(blocks + 1, dtype=float), blocks))
 
     def simulate(self, blocks: int, *, paths: int, seed: int = 0) -> Array:
         """How many blocks the miner has won at every time, [blocks + 1, paths]."""
         random = np.random.default_rng(seed)
         won = np.zeros((blocks + 1, paths))
         for t in range(blocks):
-            own, other = self.stakes(won[t], t)
-            won[t + 1] = won[t] + (random.random(paths) * (own + other) < own)
+            won[t + 1] = won[t] + (random.random(paths) < self.shares(won[t], t))
         return won
 
     def far_share(self, blocks: float, *, points: int = 200) -> float:
@@ -93,18 +96,18 @@ class Urn:
         """
         from scipy.special import gammaincinv
 
-        a_own, a_other = self.reward + self.gain, self.reward
+        a_miner, a_others = self.reward + self.gain, self.reward
         middles = (np.arange(points) + 0.5) / points
-        own = np.log(gammaincinv(self.miner / a_own, middles))[:, None]
-        other = np.log(gammaincinv(self.others / a_other, middles))[None, :]
-        goal = np.log(blocks)
+        log_miner = np.log(gammaincinv(self.miner / a_miner, middles))[:, None]
+        log_others = np.log(gammaincinv(self.others / a_others, middles))[None, :]
+        log_blocks = np.log(blocks)
         # Newton's steps on a convex function that grows, from the right of its root.
-        time = np.minimum((goal - own) / a_own, (goal - other) / a_other)
+        time = np.minimum((log_blocks - log_miner) / a_miner, (log_blocks - log_others) / a_others)
         for _ in range(20):
-            sizes = own + a_own * time, other + a_other * time
-            total = np.logaddexp(*sizes)
-            part = np.exp(sizes[0] - total)
-            time = time - (total - goal) / (a_own * part + a_other * (1 - part))
-        own_stake = np.log(a_own) + own + a_own * time
-        other_stake = np.log(a_other) + other + a_other * time
-        return float(np.exp(own_stake - np.logaddexp(own_stake, other_stake)).mean())
+            won, lost = log_miner + a_miner * time, log_others + a_others * time
+            total = np.logaddexp(won, lost)
+            part = np.exp(won - total)
+            time = time - (total - log_blocks) / (a_miner * part + a_others * (1 - part))
+        miner = np.log(a_miner) + log_miner + a_miner * time
+        others = np.log(a_others) + log_others + a_others * time
+        return float(np.exp(miner - np.logaddexp(miner, others)).mean())

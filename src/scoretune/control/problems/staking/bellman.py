@@ -78,20 +78,12 @@ def solve(problem: Trading, *, steps: int = 400) -> Surface:
     values[-1] = problem.final(shares)
     choices = np.array([0, 1, -1])  # a tie is held
     for k in reversed(range(steps)):
-        end, now = values[k + 1], times[k]
         options = np.full((3, len(shares)), -np.inf)
-        half = (times[k + 1] - now) / 2
         for row, move in enumerate(choices):
             to = np.arange(len(shares)) + move
-            there = (to >= 0) & (to < len(shares))
-            earned = np.zeros(len(shares))
-            for t, part in ((now, 0.0), (now + half, 0.5), (times[k + 1], 1.0)):
-                weight = half * (4 if part == 0.5 else 1) / 3  # Simpson's rule
-                share = shares + part * move * cell
-                stakes = float(problem.supply.at(np.array(t))) * share
-                earned += weight * np.exp(-problem.discount * t) * problem.running(stakes)
-            gain = earned - move * cell * paid[k]
-            options[row, there] = gain[there] + end[to[there]]
+            inside = (to >= 0) & (to < len(shares))
+            gain = _earned(problem, times[k : k + 2], shares, move * cell) - move * cell * paid[k]
+            options[row, inside] = gain[inside] + values[k + 1][to[inside]]
         best = options.argmax(0)
         values[k], rates[k] = options[best, np.arange(len(shares))], choices[best]
     return Surface(problem, times, shares, values, rates, below)
@@ -99,15 +91,20 @@ def solve(problem: Trading, *, steps: int = 400) -> Surface:
 
 def _times(problem: Trading, steps: int) -> Array:
     """Times that are equally far apart in the clock κ."""
-    goal = np.linspace(0, problem.reach / problem.cap, steps + 1)
-    low, high = np.zeros(steps + 1), np.full(steps + 1, problem.horizon)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = problem.supply.clock(middle) < goal
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    times: Array = (low + high) / 2
+    times = problem.time_at(np.linspace(0, problem.reach / problem.cap, steps + 1))
     times[0], times[-1] = 0.0, problem.horizon
     return times
+
+
+def _earned(problem: Trading, step: Array, shares: Array, move: float) -> Array:
+    """∫ e^{−βt}ℓ dt over a step in which shares move evenly, by Simpson's rule."""
+    start, end = step
+    half = (end - start) / 2
+    earned = np.zeros(len(shares))
+    for t, part, weight in ((start, 0.0, 1), (start + half, 0.5, 4), (end, 1.0, 1)):
+        stakes = float(problem.supply.at(np.array(t))) * (shares + part * move)
+        earned += half * weight / 3 * np.exp(-problem.discount * t) * problem.running(stakes)
+    return earned
 
 
 def _paid(problem: Trading, times: Array) -> Array:

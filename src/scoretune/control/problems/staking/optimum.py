@@ -80,10 +80,7 @@ def worth(problem: Trading, t: Array) -> Array:
     """A(t), for linear utilities: what a share is worth to the participant from t on, if held."""
     end, beta = problem.horizon, problem.discount
     final = problem.terminal.weight * math.exp(-beta * end) * problem.supply.at(np.array(end))
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    half = (end - np.asarray(t, dtype=float)) / 2
-    s = np.asarray(t)[..., None] + half[..., None] * (nodes + 1)
-    earned = (np.exp(-beta * s) * problem.supply.at(s)) @ weights * half
+    earned = integral(lambda s: np.exp(-beta * s) * problem.supply.at(s), np.asarray(t), end)
     return np.asarray(final + problem.running.weight * earned)
 
 
@@ -120,7 +117,7 @@ def _linear(problem: Trading) -> Optimum:
     value = problem.share * float(worth(problem, np.array(0.0)))
     edges = [leg.start for leg in legs] + [problem.horizon]
     for low, high in pairwise(edges):
-        value += problem.cap * integral(gain, low, high)
+        value += problem.cap * float(integral(gain, np.array(low), high))
     return Optimum(problem, value, legs, "linear utilities (T1)")
 
 
@@ -139,7 +136,7 @@ def _adapted(problem: Trading) -> Optimum:
         return np.asarray(2 * root * loss / problem.supply.at(s))
 
     value = problem.share * float(worth(problem, np.array(0.0)))
-    value += problem.cap * integral(straddles, 0.0, math.sqrt(problem.horizon))
+    value += problem.cap * float(integral(straddles, np.array(0.0), math.sqrt(problem.horizon)))
     return Optimum(problem, value, (), "linear utilities, a GBM price (T6)")
 
 
@@ -206,18 +203,9 @@ def _largest_path(problem: Trading) -> Optimum:
 
 def _up_and_down(problem: Trading, final: float) -> tuple[Leg, ...]:
     """Buy until the way down to the final share must begin; hold at share 1 in between."""
-
-    def when(clock: float) -> float:
-        low, high = 0.0, problem.horizon
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = float(problem.supply.clock(np.array(middle))) < clock
-            low, high = (middle, high) if below else (low, middle)
-        return low
-
     top = (problem.share + final + problem.reach) / 2
-    up = when(min(top - problem.share, 1 - problem.share) / problem.cap)
-    down = when((problem.reach - (min(top, 1.0) - final)) / problem.cap)
+    ways = np.array([min(top, 1.0) - problem.share, problem.reach - (min(top, 1.0) - final)])
+    up, down = (float(t) for t in problem.time_at(ways / problem.cap))
     legs = [Leg(0.0, 1.0)] if up > 1e-9 else []
     if top > 1:
         legs.append(Leg(up, 0.0))

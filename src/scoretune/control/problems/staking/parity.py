@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from scoretune.control.problems.staking.problem import GrowingSupply, PowerSupply
 from scoretune.core.errors import UserError
 
@@ -148,10 +150,7 @@ class StakeParity:
         """K(t), K(T) = 0, where N′/N varies: K′ = −(q − K²/η + 2(N′/N)K − βK), by Runge–Kutta."""
 
         def slope(s: float, k: float) -> float:
-            if isinstance(supply, GrowingSupply):
-                growth = supply.rate
-            else:
-                growth = supply.exponent / (supply.start ** (1 / supply.exponent) + s)
+            growth = float(supply.growth(np.array(s)))
             return -(self.weight - k**2 / self.friction + (2 * growth - self.discount) * k)
 
         h, s, k = (t - horizon) / steps, horizon, 0.0

@@ -37,6 +37,10 @@ class PowerSupply:
         volume: Array = (self.start ** (1 / self.exponent) + t) ** self.exponent
         return volume
 
+    def growth(self, t: Array) -> Array:
+        """N′/N at time t, a year."""
+        return np.asarray(self.exponent / (self.start ** (1 / self.exponent) + t))
+
     def clock(self, t: Array) -> Array:
         """κ(t) = ∫₀ᵗ ds/N(s): what one stake a year adds to a share by time t."""
         first, power = self.start ** (1 / self.exponent), 1 - self.exponent
@@ -61,6 +65,10 @@ class GrowingSupply:
     def at(self, t: Array) -> Array:
         """N(t)."""
         return self.start * np.exp(self.rate * np.asarray(t))
+
+    def growth(self, t: Array) -> Array:
+        """N′/N at time t, a year."""
+        return np.full(np.shape(t), self.rate)
 
     def clock(self, t: Array) -> Array:
         """κ(t) = ∫₀ᵗ ds/N(s)."""
@@ -183,9 +191,19 @@ class Trading:
 
     def bracket(self, t: Array) -> Array:
         """P′ + (N′/N − β)P + ℓ of a linear running utility: the sign that shapes the strategy."""
-        step = 1e-5
-        log_slope = np.log(self.valuation(t + step) / self.valuation(t - step)) / (2 * step)
-        return self.prices(t) * log_slope + self.running.weight
+        growth: Array = np.asarray(self.price.growth)
+        if isinstance(self.price, Price):
+            growth = growth + self.supply.growth(t) - self.discount
+        return self.prices(t) * growth + self.running.weight
+
+    def time_at(self, clock: Array) -> Array:
+        """The time t ≤ T at which κ(t) is `clock`, by bisection."""
+        low, high = np.zeros(np.shape(clock)), np.full(np.shape(clock), self.horizon)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.supply.clock(middle) < clock
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return np.asarray(low)
 
     def final(self, share: Array) -> Array:
         """e^{−βT}·terminal utility of a share at the horizon."""
@@ -214,7 +232,7 @@ class Trading:
                 paid = rate * self.cap * self.prices(t)
                 return np.exp(-self.discount * t) * (self.running(stakes) - paid)
 
-            total += integral(gains, leg.start, end)
+            total += float(integral(gains, np.array(leg.start), end))
         edges = self.shares(legs, np.array([*(leg.start for leg in legs), self.horizon]))
         if edges.min() < -1e-9 or edges.max() > 1 + 1e-9:
             worst = edges.min() if edges.min() < -1e-9 else edges.max()
@@ -225,10 +243,10 @@ class Trading:
         return total + float(self.final(edges[-1]))
 
 
-def integral(function: Callable[[Array], Array], low: float, high: float) -> float:
-    """∫ of a smooth function, by 64 Gauss–Legendre nodes."""
+def integral(function: Callable[[Array], Array], low: Array, high: float) -> Array:
+    """∫ of a smooth function from every `low` on, by 64 Gauss–Legendre nodes."""
     half = (high - low) / 2
-    return float(half * (_WEIGHTS @ function(low + half * (_NODES + 1))))
+    return np.asarray(function(low[..., None] + half[..., None] * (_NODES + 1)) @ _WEIGHTS * half)
 
 
 def _ends(legs: Sequence[Leg], horizon: float) -> list[float]:

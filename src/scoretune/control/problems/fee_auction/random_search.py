@@ -85,13 +85,19 @@ def draw(
         best = int(gain.argmax())
         gains[kind] = 0.0
         if gain[best] > TOLERANCE:
-            found = _deviation(crowd, best, float(gain[best]), alone)
-            gains[kind] = gain_of(mechanism, market, found)
-            witnesses[kind] = replace(found, gain=gains[kind])
-    tried = draws * (rounds + 1) * len(kinds)
-    seconds = time.perf_counter() - start
+            deviation = _deviation(crowd, best, float(gain[best]), alone)
+            gains[kind] = gain_of(mechanism, market, deviation)
+            witnesses[kind] = replace(deviation, gain=gains[kind])
     return Report(
-        mechanism, market, gains, witnesses, tried, draws * len(kinds), burned, seconds, False
+        mechanism=mechanism,
+        market=market,
+        gains=gains,
+        witnesses=witnesses,
+        deviations=draws * (rounds + 1) * len(kinds),
+        vectors=draws * len(kinds),
+        burned=burned,
+        seconds=time.perf_counter() - start,
+        exhaustive=False,
     )
 
 
@@ -123,11 +129,11 @@ def _changed(market: Market, crowd: _Crowd, alone: bool, random: np.random.Gener
     change = random.random((rows, users)) < chance / 2
     values = np.where(change, moved(crowd.values, 0, top), crowd.values)
     touched = (random.random((rows, users)) < chance) | change
-    own = np.where(touched, moved(crowd.bids, OUT, top + 1), crowd.bids)
-    own = np.where(touched & (random.random((rows, users)) < 0.3), values, own)
+    of_members = np.where(touched, moved(crowd.bids, OUT, top + 1), crowd.bids)
+    of_members = np.where(touched & (random.random((rows, users)) < 0.3), values, of_members)
     leave = touched & (random.random((rows, users)) < 0.5) & (not alone)
     leave |= ~touched & (crowd.bids == OUT)
-    stays = np.where(leave, OUT, values)
+    of_others = np.where(leave, OUT, values)
     fakes = crowd.fakes
     if market.fakes:
         touch = random.random(fakes.shape) < chance
@@ -136,7 +142,7 @@ def _changed(market: Market, crowd: _Crowd, alone: bool, random: np.random.Gener
     flip = (random.random(rows) < 0.1) & crowd.member.any(1) & (not alone)
     return _Crowd(
         values=values,
-        bids=np.where(crowd.member, own, stays),
+        bids=np.where(crowd.member, of_members, of_others),
         member=crowd.member,
         fakes=fakes,
         by_user=crowd.by_user ^ flip,
@@ -155,9 +161,9 @@ def _gains(mechanism: Mechanism, market: Market, crowd: _Crowd, alone: bool) -> 
     honest = expected(mechanism, values, values)
     before = utility(honest, values, values, market.gamma)
     bids = _entries(market, crowd)
-    own: Array = np.concatenate([values, np.zeros(crowd.fakes.shape)], axis=1)
-    outcome = expected(mechanism, bids, own)
-    after = utility(outcome, bids, own, market.gamma)
+    author_values: Array = np.concatenate([values, np.zeros(crowd.fakes.shape)], axis=1)
+    outcome = expected(mechanism, bids, author_values)
+    after = utility(outcome, bids, author_values, market.gamma)
     users = values.shape[1]
     gain: Array = ((after[:, :users] - before) * crowd.member).sum(1)
     fakes = after[:, users:].sum(1)
