@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from scoretune.compressed.operators import Operator
-from scoretune.compressed.recovery import Recovery, kkt_violation, proximal
+from scoretune.compressed.recovery import (
+    Recovery,
+    check_measurements,
+    kkt_violation,
+    proximal,
+)
 
 
 @torch.no_grad()
@@ -33,10 +38,7 @@ def message_passing(
     `threshold` is α; `dimension.best_threshold` at the signal's sparsity is the one with the least
     worst error. All samples run until the last has moved less than `tolerance` of its norm.
     """
-    if y.dim() != 2 or y.shape[1] != operator.m:
-        raise ValueError(
-            f"y {list(y.shape)} must be [B, {operator.m}]: the operator's measurements"
-        )
+    check_measurements(operator, y)
     box = (0.0, math.inf) if nonnegative else None
     x, residual, done = y.new_zeros(len(y), operator.d), y, 0
     level = threshold * residual.norm(dim=1, keepdim=True) / math.sqrt(operator.m)
