@@ -15,6 +15,8 @@ from scoretune.commands.options import Changes, Json, Threads, set_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scoretune.core.config import Compress
+    from scoretune.data.datasets import Data
     from scoretune.training.compressing import Plan
 
 SHARES = (0.5, 1.0, 1.5, 2.0)
@@ -80,7 +82,7 @@ def examined(
     for done, m in enumerate(tried):
         note(done, len(tried))
         with torch.no_grad():
-            row, recovered = _tried(compressing, learned, forced, plan, m, states)
+            row, recovered = _tried(learned, forced, plan, m, states)
         rows.append(row)
         if m == plan.m:
             _draw(states, recovered, held_out.kind, held_out.names, out)
@@ -105,10 +107,12 @@ def examined(
 
 
 def _tried(
-    compressing: Any, data: Any, settings: Any, plan: Plan, m: int, states: Tensor
+    data: Data, settings: Compress, plan: Plan, m: int, states: Tensor
 ) -> tuple[dict[str, Any], Tensor]:
     """Recovery of held-out states from m measurements in numbers, and what was recovered."""
     from dataclasses import replace
+
+    from scoretune.training import compressing
 
     made, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
     start = time.perf_counter()

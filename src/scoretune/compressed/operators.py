@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class _Seeded:
     """An operator that a seed draws: m measurements of d numbers."""
 
     m: int
@@ -99,7 +99,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Gaussian(Drawn):
+class Gaussian(_Seeded):
     """Independent N(0, 1/m) entries: ‖A‖ ≈ 1 + √(d/m)."""
 
     @cached_property
@@ -118,7 +118,7 @@ class Gaussian(Drawn):
 
 
 @dataclass(frozen=True)
-class _Subsampled(Drawn):
+class _Subsampled(_Seeded):
     """√(D/m) · (m random rows of an orthonormal transform of length D, `padded`) · (random signs) ·
     (zeros to D)."""
 
@@ -222,7 +222,9 @@ class InBasis:
         return self.operator.norm()
 
 
-OPERATORS: dict[str, type[Gaussian | SubsampledDCT | RandomisedHadamard]] = {
+Drawn: TypeAlias = Gaussian | SubsampledDCT | RandomisedHadamard
+"""What m, d and a seed say all about."""
+OPERATORS: dict[str, type[Drawn]] = {
     "gaussian": Gaussian,
     "dct": SubsampledDCT,
     "hadamard": RandomisedHadamard,

@@ -29,9 +29,11 @@ that arXiv 2509.03898's code decodes its generated digits with."""
 
 @dataclass(frozen=True)
 class Plan:
-    """How data are to be measured: the `chosen` basis among all that were surveyed, m, and whether
-    m is a square of side `side` (0: it is not)."""
+    """How data are to be measured: `center` and `scale` standardise them first; the `chosen` basis
+    among all that were surveyed, m, and whether m is a square of side `side` (0: it is not)."""
 
+    center: Tensor
+    scale: Tensor
     surveys: tuple[Survey, ...]
     chosen: Survey
     m: int
@@ -74,7 +76,7 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
     states = (data.states[some] - center) / scale
     surveys = tuple(survey(states, settings.tolerance))
-    named = {found.name: found for found in surveys}
+    named = {surveyed.name: surveyed for surveyed in surveys}
     if settings.basis != "auto" and settings.basis not in named:
         raise UserError(
             f"compress.basis={settings.basis} does not exist for states of shape "
@@ -83,7 +85,7 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     chosen = surveys[0] if settings.basis == "auto" else named[settings.basis]
     m, rule = _measurements(chosen, settings)
     side = square_above(m, chosen.dimension) if square else 0
-    made = Plan(surveys, chosen, side * side if square else m, side, rule)
+    made = Plan(center, scale, surveys, chosen, side * side if square else m, side, rule)
     problem = None if settings.force else refusal(made, settings, source)
     if problem is not None:
         raise UserError(problem)
@@ -114,28 +116,24 @@ def refusal(made: Plan, settings: Compress, source: str) -> str | None:
 
 def compression(data: Data, settings: Compress, made: Plan) -> tuple[Compression, Tensor, Tensor]:
     """The measurements that a plan stands for, with the mean and the standard deviation of all
-    their numbers over `data`, in shapes that broadcast to a state."""
-    center, scale = standards(data.states, data.kind)
-    kind, shape = settings.operator, tuple(data.states.shape[1:])
+    their numbers over the first `LOOKED_AT` states, in shapes that broadcast to a state."""
+    kind = settings.operator
     if kind == "auto":
         kind = "gaussian" if made.chosen.dimension <= DENSE_MOST else "dct"
     measuring = OPERATORS[kind](made.m, made.chosen.dimension, settings.seed)
-    some = ((data.states[:LOOKED_AT] - center) / scale).flatten(1)
+    some = ((data.states[:LOOKED_AT] - made.center) / made.scale).flatten(1)
     y = measuring.forward(some)
-    weight = settings.weight or SPREAD * float(y.std())
     result = Compression(
-        shape=shape,
+        shape=tuple(data.states.shape[1:]),
         content=data.kind,
-        m=made.m,
-        operator=kind,
-        seed=settings.seed,
+        measuring=measuring,
         basis=made.chosen.name,
-        weight=weight,
+        weight=settings.weight or SPREAD * float(y.std()),
         box=settings.box and made.chosen.name == "identity" and data.kind == "images",
         iterations=settings.iterations,
         precision=settings.precision,
-        center=center,
-        scale=scale,
+        center=made.center,
+        scale=made.scale,
     )
     ones = (1,) * len(made.state)
     return result, y.mean().view(ones), y.std().view(ones)
