@@ -151,6 +151,16 @@ class Page:
         self.lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
         self.lines.append("")
 
+    def claims(self, rows: Sequence[Numbers]) -> None:
+        """A table of what `claim_row` gave."""
+        self.table(
+            ["claim", "expected", "measured", "holds"],
+            [
+                [r["claim"], r["expected"], r["measured"], "yes" if r["holds"] else "no"]
+                for r in rows
+            ],
+        )
+
     def figure(self, name: str, figure: Any, caption: str) -> None:
         """`figure` is a matplotlib Figure; it is kept as NAME.svg."""
         from matplotlib import rc_context
@@ -168,6 +178,14 @@ class Page:
         about = {"command": self.command, "machine": machine(), "seconds": round(seconds)}
         kept = json.dumps(about | numbers, indent=1)
         (self.folder / "result.json").write_text(kept + "\n", encoding="utf-8")
+
+
+def claim_row(
+    claim: str, expected: str, measured: float | str, holds: bool, digits: int = 3
+) -> Numbers:
+    """Something that was expected, what was measured, and whether it holds, for `Page.claims`."""
+    text = measured if isinstance(measured, str) else f"{measured:.{digits}g}"
+    return {"claim": claim, "expected": expected, "measured": text, "holds": holds}
 
 
 def machine() -> str:

@@ -18,16 +18,14 @@ from scoretune.compressed import (
     noise_amplification,
     statistical_dimension,
 )
+from scoretune.compressed.sparsity import sparse_signals
 
 F64 = torch.float64
 
 
 def sparse(count: int, d: int, s: int, seed: int, device: torch.device) -> torch.Tensor:
     """Signals [count, d] with s entries ±(1 + |g|)."""
-    generator = torch.Generator().manual_seed(seed)
-    where = torch.rand(count, d, generator=generator).argsort(1)[:, :s]
-    values = torch.randn(count, s, generator=generator, dtype=F64)
-    return torch.zeros(count, d, dtype=F64).scatter(1, where, values + values.sign()).to(device)
+    return sparse_signals(count, d, s, torch.Generator().manual_seed(seed)).to(device)
 
 
 @measurement
