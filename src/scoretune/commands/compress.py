@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def check(
     if json_:
         typer.echo(json.dumps(report))
     else:
-        _show(report)
+        _show(report, training_command(data, changes or []))
     raise typer.Exit(int(report["refusal"] is not None))
 
 
@@ -147,7 +148,15 @@ def _draw(states: Tensor, recovered: Tensor, kind: str, names: tuple[str, ...], 
     gallery.show(torch.cat(rows), kind, out)
 
 
-def _show(report: dict[str, Any]) -> None:
+def training_command(source: str, changes: list[str]) -> str:
+    """What trains with the settings that were looked at."""
+    plain = {"model.source": "mlp", "compress.ratio": "auto"}
+    settings = {**plain, **{name: value for name, _, value in (c.partition("=") for c in changes)}}
+    words = [f"data={source}", *(f"{name}={value}" for name, value in settings.items())]
+    return shlex.join(["scoretune", "train", "supervised", *words])
+
+
+def _show(report: dict[str, Any], train: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -183,8 +192,4 @@ def _show(report: dict[str, Any]) -> None:
         f"{plan['m']} measurements in {plan['basis']} ({plan['m'] / plan['dimension']:.0%} of the "
         f"data), {plan['rule']}; look at {report['picture']}"
     )
-    typer.echo(
-        report["refusal"]
-        or "can be learned compressed: scoretune train supervised "
-        f"data={report['data']} model.source=mlp compress.ratio=auto"
-    )
+    typer.echo(report["refusal"] or f"can be learned compressed: {train}")
