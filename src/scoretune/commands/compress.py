@@ -115,16 +115,16 @@ def _tried(
 
     from scoretune.training import compressing
 
-    made, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
+    compression, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
     start = time.perf_counter()
-    error, recovered = compressing.measured_error(made, states)
+    error, recovered = compressing.measured_error(compression, states)
     seconds = time.perf_counter() - start
     row = {
         "m": m,
         "predicted_error": plan.chosen.predicted_error(m),
         "measured_error": error,
-        "missed_precision": made.certificate.missed,
-        "iterations": made.certificate.as_dict()["iterations"],
+        "missed_precision": compression.certificate.missed,
+        "iterations": compression.certificate.as_dict()["iterations"],
         "milliseconds": round(1000 * seconds / len(states), 2),
     }
     return row, recovered

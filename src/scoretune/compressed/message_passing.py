@@ -40,10 +40,10 @@ def message_passing(
     """
     check_measurements(operator, y)
     box = (0.0, math.inf) if nonnegative else None
-    x, residual, done = y.new_zeros(len(y), operator.d), y, 0
+    x, residual, k = y.new_zeros(len(y), operator.d), y, 0
     level = threshold * residual.norm(dim=1, keepdim=True) / math.sqrt(operator.m)
-    while done < iterations:
-        before, done = x, done + 1
+    while k < iterations:
+        before, k = x, k + 1
         x = proximal(x + operator.adjoint(residual), level, box)
         active = (x != 0).sum(1, keepdim=True) / operator.m
         residual = y - operator.forward(x) + residual * active
@@ -53,5 +53,5 @@ def message_passing(
             break
     weight = (level * (1 - (x != 0).sum(1, keepdim=True) / operator.m)).clamp_min(0)
     kkt = kkt_violation(operator, x, y, weight, box)
-    count = torch.full((len(y),), done, dtype=torch.long, device=y.device)
+    count = torch.full((len(y),), k, dtype=torch.long, device=y.device)
     return Recovery(x, count, kkt), weight[:, 0]

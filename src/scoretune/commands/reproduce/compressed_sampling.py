@@ -110,11 +110,11 @@ def sampled(m: int, denoise: bool, count: int, seed: int) -> Numbers:
 def _statistics(x: Tensor, mixture: Mixture, support: Tensor) -> Numbers:
     """How samples compare with the component that they are nearest to."""
     nearest = torch.cdist(x, mixture.means).argmin(1)
-    own = support[nearest]
+    inside = support[nearest]
     largest = x.abs().topk(SPARSITY, 1).indices
-    match = own.gather(1, largest).all(1).double().mean()
-    off = (x.square() * ~own).sum(1).mean().sqrt()
-    within = (x - mixture.means[nearest])[own].square().mean()
+    match = inside.gather(1, largest).all(1).double().mean()
+    off = (x.square() * ~inside).sum(1).mean().sqrt()
+    within = (x - mixture.means[nearest])[inside].square().mean()
     shares = torch.bincount(nearest, minlength=COMPONENTS) / len(x)
     return {
         "match": float(match),

@@ -42,8 +42,8 @@ def adjoints(device: torch.device) -> float:
     for kind in OPERATORS.values():
         operator: Operator = kind(9, 32, 1)
         errors.append(((operator.forward(x) * y).sum() - (x * operator.adjoint(y)).sum()).abs())
-    for made in BASES.values():
-        basis = made((2, 16))
+    for basis_of in BASES.values():
+        basis = basis_of((2, 16))
         errors.append((basis.synthesis(basis.analysis(x.view(3, 2, 16))).flatten(1) - x).norm())
     return max(float(error) for error in errors)
 
