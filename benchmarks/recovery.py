@@ -12,7 +12,6 @@ against Lasso(positive=True). `exponent`: of the time of a matrix-free operator 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import time
@@ -26,6 +25,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoretune.commands.reproduce.image_data import idx
 from scoretune.compressed import Gaussian, Operator, RandomisedHadamard, SubsampledDCT, fista
 
 SIDE, M, WEIGHT, PRECISION = 48, 784, 3e-3, 1e-4
@@ -39,9 +39,7 @@ def pictures(count: int, mnist: Path | None) -> Tensor:
         images = torch.tensor(load_digits().images[:count], dtype=torch.float32)[:, None] / 16
         images = F.pad(images, (2, 2, 2, 2))
     else:
-        raw = gzip.decompress((mnist / "t10k-images-idx3-ubyte.gz").read_bytes())
-        array = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:count]
-        images = torch.from_numpy(array.copy()).float() / 255
+        images = idx(mnist / "t10k-images-idx3-ubyte.gz")[:count, None].float() / 255
     large = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear")
     return large.flatten(1).double().clamp(0, 1)
 

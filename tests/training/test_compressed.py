@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,9 +16,13 @@ import torch
 import scoretune
 from data_runs import assert_same_run, configured, killed_child, launch, lines_of
 from scoretune import recipes
+from scoretune.commands.compress import training_command
+from scoretune.compressed import BASES, OPERATORS, RULES
+from scoretune.core.config import Compress
 from scoretune.core.errors import UserError
 from scoretune.data.datasets import read_data
 from scoretune.models import score_network as scores
+from scoretune.models.compression import Certificate
 from scoretune.training import compressing, overrides, run_folder
 
 SIDE = 12
@@ -80,7 +86,7 @@ def test_held_out_pictures_come_back_from_their_measurements(finished, pictures)
 
 def test_a_unet_learns_from_measurements_in_a_square(pictures, tmp_path):
     changes = ["model.source=unet", "model.width=8", "model.depth=2", "updates=1"]
-    changes += ["evaluation.samples=4", "evaluation.every=0", "compress.ratio=0.25"]
+    changes += ["evaluation.samples=2", "evaluation.every=0", "compress.ratio=0.25"]
     launch(run_on(pictures, *changes, "compress.operator=hadamard"), tmp_path / "run")
     model = scoretune.load(tmp_path / "run").backbone
     assert model.shape[1] == model.shape[2] and model.content == "images"
@@ -111,11 +117,12 @@ def test_series_are_measured_in_a_basis_of_their_own(tmp_path):
 
 
 def test_kills_change_nothing(pictures, tmp_path):
-    run = run_on(pictures, "updates=24", "evaluation.every=10", "checkpoints.every=5")
+    changes = ["updates=12", "evaluation.every=5", "evaluation.samples=4", "checkpoints.every=3"]
+    run = run_on(pictures, *changes)
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     launch(run, undisturbed)
     log, kills = folder / "metrics.jsonl", 0
-    for goal in (3, 12):
+    for goal in (2, 7):
         code = killed_child(run, folder, lambda goal=goal: len(lines_of(log)) >= goal)
         kills += code == -signal.SIGKILL
     assert kills
@@ -139,6 +146,8 @@ def test_a_reward_with_a_gradient_fine_tunes_it_through_the_decoder(
     launch(run, tmp_path / "run")
     tuned = scoretune.load(tmp_path / "run").backbone
     assert tuned.compression is not None
+    ups = [p for name, p in tuned.network.named_parameters() if "lora_B" in name]
+    assert ups and all(float(up.detach().abs().max()) > 0 for up in ups)  # they begin at 0
     x0 = tuned.embed(torch.rand(2, 1, SIDE, SIDE).round() * 0.5).requires_grad_(True)
     (slope,) = torch.autograd.grad(tuned.decode(x0).sum(), x0)
     assert bool(slope.isfinite().all()) and float(slope.abs().max()) > 0
@@ -204,6 +213,38 @@ def test_compress_check(command, pictures, tmp_path):
     np.save(tmp_path / "broken.npy", broken)
     said = command("compress", "check", tmp_path / "broken.npy")
     assert said.code == 2 and "not finite, first in entry 3" in said.err
+
+
+def test_the_check_says_how_to_train_as_it_looked():
+    assert training_command("x.npy", []) == (
+        "scoretune train supervised data=x.npy model.source=mlp compress.ratio=auto"
+    )
+    changes = ["compress.basis=haar", "model.source=unet", "model.process=VP()"]
+    assert training_command("x.npy", changes) == (
+        "scoretune train supervised data=x.npy model.source=unet compress.ratio=auto "
+        "compress.basis=haar 'model.process=VP()'"
+    )
+
+
+def test_the_words_of_the_settings_are_the_names_of_the_library():
+    for name, words in (
+        ("basis", ("auto", *BASES)),
+        ("operator", ("auto", *OPERATORS)),
+        ("rule", RULES),
+    ):
+        assert get_args(Compress.model_fields[name].annotation) == words, name
+
+
+def test_a_decoder_that_stopped_early_is_said():
+    certificate = Certificate(0.02)
+    certificate.add(torch.tensor([0.01, 0.02]), torch.tensor([10, 20]))
+    assert not certificate.warnings()
+    certificate.add(torch.tensor([0.5, math.nan]), torch.tensor([500, 500]))
+    (line,) = certificate.warnings()
+    assert "stopped early for 2 of 4 samples (worst violation of optimality 0.5" in line
+    assert certificate.as_dict()["iterations"] == 257.5
+    certificate.reset()
+    assert certificate == Certificate(0.02)
 
 
 def test_settings_travel(pictures, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from scoretune.commands.options import Changes, Json, Threads, set_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scoretune.core.config import Compress
+    from scoretune.data.datasets import Data
     from scoretune.training.compressing import Plan
 
 SHARES = (0.5, 1.0, 1.5, 2.0)
@@ -46,7 +49,7 @@ def check(
     if json_:
         typer.echo(json.dumps(report))
     else:
-        _show(report)
+        _show(report, training_command(data, changes or []))
     raise typer.Exit(int(report["refusal"] is not None))
 
 
@@ -80,7 +83,7 @@ def examined(
     for done, m in enumerate(tried):
         note(done, len(tried))
         with torch.no_grad():
-            row, recovered = _tried(compressing, learned, forced, plan, m, states)
+            row, recovered = _tried(learned, forced, plan, m, states)
         rows.append(row)
         if m == plan.m:
             _draw(states, recovered, held_out.kind, held_out.names, out)
@@ -105,21 +108,23 @@ def examined(
 
 
 def _tried(
-    compressing: Any, data: Any, settings: Any, plan: Plan, m: int, states: Tensor
+    data: Data, settings: Compress, plan: Plan, m: int, states: Tensor
 ) -> tuple[dict[str, Any], Tensor]:
     """Recovery of held-out states from m measurements in numbers, and what was recovered."""
     from dataclasses import replace
 
-    made, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
+    from scoretune.training import compressing
+
+    compression, _, _ = compressing.compression(data, settings, replace(plan, m=m, side=0))
     start = time.perf_counter()
-    error, recovered = compressing.measured_error(made, states)
+    error, recovered = compressing.measured_error(compression, states)
     seconds = time.perf_counter() - start
     row = {
         "m": m,
         "predicted_error": plan.chosen.predicted_error(m),
         "measured_error": error,
-        "missed_precision": made.certificate.missed,
-        "iterations": made.certificate.as_dict()["iterations"],
+        "missed_precision": compression.certificate.missed,
+        "iterations": compression.certificate.as_dict()["iterations"],
         "milliseconds": round(1000 * seconds / len(states), 2),
     }
     return row, recovered
@@ -143,7 +148,15 @@ def _draw(states: Tensor, recovered: Tensor, kind: str, names: tuple[str, ...], 
     gallery.show(torch.cat(rows), kind, out)
 
 
-def _show(report: dict[str, Any]) -> None:
+def training_command(source: str, changes: list[str]) -> str:
+    """What trains with the settings that were looked at."""
+    plain = {"model.source": "mlp", "compress.ratio": "auto"}
+    settings = {**plain, **{name: value for name, _, value in (c.partition("=") for c in changes)}}
+    words = [f"data={source}", *(f"{name}={value}" for name, value in settings.items())]
+    return shlex.join(["scoretune", "train", "supervised", *words])
+
+
+def _show(report: dict[str, Any], train: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -179,8 +192,4 @@ def _show(report: dict[str, Any]) -> None:
         f"{plan['m']} measurements in {plan['basis']} ({plan['m'] / plan['dimension']:.0%} of the "
         f"data), {plan['rule']}; look at {report['picture']}"
     )
-    typer.echo(
-        report["refusal"]
-        or "can be learned compressed: scoretune train supervised "
-        f"data={report['data']} model.source=mlp compress.ratio=auto"
-    )
+    typer.echo(report["refusal"] or f"can be learned compressed: {train}")

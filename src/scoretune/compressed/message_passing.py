@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from scoretune.compressed.operators import Operator
-from scoretune.compressed.recovery import Recovery, kkt_violation, proximal
+from scoretune.compressed.recovery import (
+    Recovery,
+    check_measurements,
+    kkt_violation,
+    proximal,
+)
 
 
 @torch.no_grad()
@@ -33,15 +38,12 @@ def message_passing(
     `threshold` is α; `dimension.best_threshold` at the signal's sparsity is the one with the least
     worst error. All samples run until the last has moved less than `tolerance` of its norm.
     """
-    if y.dim() != 2 or y.shape[1] != operator.m:
-        raise ValueError(
-            f"y {list(y.shape)} must be [B, {operator.m}]: the operator's measurements"
-        )
+    check_measurements(operator, y)
     box = (0.0, math.inf) if nonnegative else None
-    x, residual, done = y.new_zeros(len(y), operator.d), y, 0
+    x, residual, k = y.new_zeros(len(y), operator.d), y, 0
     level = threshold * residual.norm(dim=1, keepdim=True) / math.sqrt(operator.m)
-    while done < iterations:
-        before, done = x, done + 1
+    while k < iterations:
+        before, k = x, k + 1
         x = proximal(x + operator.adjoint(residual), level, box)
         active = (x != 0).sum(1, keepdim=True) / operator.m
         residual = y - operator.forward(x) + residual * active
@@ -51,5 +53,5 @@ def message_passing(
             break
     weight = (level * (1 - (x != 0).sum(1, keepdim=True) / operator.m)).clamp_min(0)
     kkt = kkt_violation(operator, x, y, weight, box)
-    count = torch.full((len(y),), done, dtype=torch.long, device=y.device)
+    count = torch.full((len(y),), k, dtype=torch.long, device=y.device)
     return Recovery(x, count, kkt), weight[:, 0]

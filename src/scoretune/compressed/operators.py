@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.compressed.bases import Basis, Identity, dct, inverse_dct
 
@@ -80,19 +81,30 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """Independent N(0, 1/m) entries: ‖A‖ ≈ 1 + √(d/m)."""
+class _Seeded:
+    """An operator that a seed draws: m measurements of d numbers."""
 
     m: int
     d: int
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_sizes(self.m, self.d)
+        if not 1 <= self.m <= self.d:
+            raise ValueError(
+                f"m={self.m} measurements of {self.d} numbers: give 1 <= m <= {self.d}"
+            )
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Gaussian(_Seeded):
+    """Independent N(0, 1/m) entries: ‖A‖ ≈ 1 + √(d/m)."""
 
     @cached_property
     def dense(self) -> Dense:
-        normal = torch.randn(self.m, self.d, generator=_generator(self.seed), dtype=torch.float64)
+        normal = torch.randn(self.m, self.d, generator=self._generator(), dtype=torch.float64)
         return Dense(normal / math.sqrt(self.m))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,70 +118,82 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class SubsampledDCT:
-    """√(d/m) · (m random rows of the orthonormal DCT-II) · (random signs): ‖A‖ = √(d/m)."""
+class _Subsampled(_Seeded):
+    """√(D/m) · (m random rows of an orthonormal transform of length D, `padded`) · (random signs) ·
+    (zeros to D)."""
 
-    m: int
-    d: int
-    seed: int = 0
+    @property
+    def padded(self) -> int:
+        return self.d
 
-    def __post_init__(self) -> None:
-        _check_sizes(self.m, self.d)
+    def transform(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def inverse(self, c: Tensor) -> Tensor:
+        raise NotImplementedError
 
     @cached_property
     def _drawn(self) -> tuple[Tensor, Tensor]:
-        return _rows_and_signs(self.m, self.d, self.d, self.seed)
+        """Which rows, and the signs."""
+        generator = self._generator()
+        rows = torch.randperm(self.padded, generator=generator)[: self.m].sort().values
+        signs = torch.randint(0, 2, (self.d,), generator=generator) * 2 - 1
+        return rows, signs.double()
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key = (x.device, x.dtype)
+        if key not in self._copies:
+            rows, signs = self._drawn
+            self._copies[key] = rows.to(x.device), signs.to(x)
+        return self._copies[key]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, signs = (part.to(x.device) for part in self._drawn)
-        return dct(x * signs.to(x.dtype))[..., rows] * self.norm()
+        rows, signs = self._like(x)
+        wide = F.pad(x * signs, (0, self.padded - self.d))
+        return self.transform(wide)[..., rows] * self.norm()
 
     def adjoint(self, y: Tensor) -> Tensor:
-        rows, signs = (part.to(y.device) for part in self._drawn)
-        wide = y.new_zeros(*y.shape[:-1], self.d)
+        rows, signs = self._like(y)
+        wide = y.new_zeros(*y.shape[:-1], self.padded)
         wide[..., rows] = y * self.norm()
-        return inverse_dct(wide) * signs.to(y.dtype)
+        return self.inverse(wide)[..., : self.d] * signs
 
     def norm(self) -> float:
-        return math.sqrt(self.d / self.m)
+        return math.sqrt(self.padded / self.m)
 
 
 @dataclass(frozen=True)
-class RandomisedHadamard:
+class SubsampledDCT(_Subsampled):
+    """√(d/m) · (m random rows of the orthonormal DCT-II) · (random signs): ‖A‖ = √(d/m)."""
+
+    def transform(self, x: Tensor) -> Tensor:
+        return dct(x)
+
+    def inverse(self, c: Tensor) -> Tensor:
+        return inverse_dct(c)
+
+
+@dataclass(frozen=True)
+class RandomisedHadamard(_Subsampled):
     """√(D/m) · (m random rows of the orthonormal Hadamard matrix) · (random signs) · (zeros to D).
 
     D is the least power of 2 that is d or more; the norm is √(D/m), or where D > d at most that.
     """
 
-    m: int
-    d: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.m, self.d)
-
     @property
     def padded(self) -> int:
         return 1 << (self.d - 1).bit_length()
 
-    @cached_property
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        return _rows_and_signs(self.m, self.padded, self.d, self.seed)
+    def transform(self, x: Tensor) -> Tensor:
+        return hadamard(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, signs = (part.to(x.device) for part in self._drawn)
-        wide = x.new_zeros(*x.shape[:-1], self.padded)
-        wide[..., : self.d] = x * signs.to(x.dtype)
-        return hadamard(wide)[..., rows] * math.sqrt(self.padded / self.m)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        rows, signs = (part.to(y.device) for part in self._drawn)
-        wide = y.new_zeros(*y.shape[:-1], self.padded)
-        wide[..., rows] = y * math.sqrt(self.padded / self.m)
-        return hadamard(wide)[..., : self.d] * signs.to(y.dtype)
-
-    def norm(self) -> float:
-        return math.sqrt(self.padded / self.m)
+    def inverse(self, c: Tensor) -> Tensor:
+        """The matrix is symmetric."""
+        return hadamard(c)
 
 
 @dataclass(frozen=True)
@@ -198,7 +222,9 @@ class InBasis:
         return self.operator.norm()
 
 
-OPERATORS: dict[str, type[Gaussian | SubsampledDCT | RandomisedHadamard]] = {
+Drawn: TypeAlias = Gaussian | SubsampledDCT | RandomisedHadamard
+"""What m, d and a seed say all about."""
+OPERATORS: dict[str, type[Drawn]] = {
     "gaussian": Gaussian,
     "dct": SubsampledDCT,
     "hadamard": RandomisedHadamard,
@@ -234,19 +260,3 @@ def hadamard(x: Tensor) -> Tensor:
         out = torch.stack([first + second, first - second], 2).view(-1, size)
         half *= 2
     return (out / math.sqrt(size)).view(x.shape)
-
-
-def _rows_and_signs(m: int, rows: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    generator = _generator(seed)
-    chosen = torch.randperm(rows, generator=generator)[:m].sort().values
-    signs = torch.randint(0, 2, (d,), generator=generator) * 2 - 1
-    return chosen, signs.double()
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _check_sizes(m: int, d: int) -> None:
-    if not 1 <= m <= d:
-        raise ValueError(f"m={m} measurements of {d} numbers: give 1 <= m <= {d}")

@@ -3,7 +3,6 @@ from m measurements is expected to cost, before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +66,10 @@ class Survey:
         return least if m < d else 0.0
 
 
-def survey(states: Tensor, tolerance: float, bases: Sequence[str] = tuple(BASES)) -> list[Survey]:
+def survey(states: Tensor, tolerance: float) -> list[Survey]:
     """States [n, *S] in every basis that such a state has, the sparsest first."""
     surveys = []
-    for name in bases:
+    for name in BASES:
         basis = basis_or_none(name, tuple(states.shape[1:]))
         if basis is None:
             continue
@@ -85,7 +84,7 @@ def survey(states: Tensor, tolerance: float, bases: Sequence[str] = tuple(BASES)
                 tail_norms(coefficients),
             )
         )
-    return sorted(surveys, key=lambda found: found.delta)
+    return sorted(surveys, key=lambda surveyed: surveyed.delta)
 
 
 def basis_or_none(name: str, shape: tuple[int, ...]) -> Basis | None:

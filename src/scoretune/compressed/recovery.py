@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
@@ -59,7 +59,7 @@ class _State:
     curvature: Tensor
 
     def take(self, rows: Tensor) -> _State:
-        return _State(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return _State(*(getattr(self, part.name)[rows] for part in fields(self)))
 
 
 @torch.no_grad()
@@ -82,25 +82,15 @@ def fista(
     are 1/‖A‖² and nothing restarts. Ends for each sample when `kkt` ≤ `tolerance`. Raises
     ValueError for measurements that do not fit or are not finite.
     """
-    state, bound = _begin(operator, y, weight, box, start), operator.norm() ** 2
-    first = bound * (BEGIN if adaptive else 1.0)
-    state = replace(state, curvature=torch.full_like(state.momentum, first))
-    best = Recovery(
-        state.x.clone(),
-        torch.zeros(len(y), dtype=torch.long, device=y.device),
-        _violation(operator, state, box),
-    )
-    state = _remaining(state, best, tolerance)
-    for k in range(1, iterations + 1):
-        if not len(state.index):
-            break
-        state = _step(operator, state, box, bound, adaptive=adaptive)
-        if k % CHECK == 0 or k == iterations:
-            best.x[state.index] = state.x
-            best.iterations[state.index] = k
-            best.kkt[state.index] = _violation(operator, state, box)
-            state = _remaining(state, best, tolerance)
-    return best
+    bound = operator.norm() ** 2
+    state = _begin(operator, y, weight, box, start, bound * (BEGIN if adaptive else 1.0))
+
+    def step(state: _State) -> _State:
+        if adaptive:
+            return _adaptive_step(operator, state, box, bound)
+        return _accelerated_step(operator, state, box)
+
+    return _solved(operator, state, box, step, iterations, tolerance)
 
 
 @torch.no_grad()
@@ -115,23 +105,19 @@ def ista(
     start: Tensor | None = None,
 ) -> Recovery:
     """Proximal gradients without momentum: the baseline, of steps 1/‖A‖²."""
-    state, bound = _begin(operator, y, weight, box, start), operator.norm() ** 2
-    x, kkt, k = state.x, _violation(operator, state, box), 0
-    while k < iterations and bool((kkt > tolerance).any()):
-        gradient = operator.adjoint(operator.forward(x) - y)
-        x, k = proximal(x - gradient / bound, state.weight / bound, box), k + 1
-        if k % CHECK == 0 or k == iterations:
-            kkt = _violation(operator, replace(state, x=x, ax=operator.forward(x)), box)
-    count = torch.full((len(y),), k, dtype=torch.long, device=y.device)
-    return Recovery(x, count, kkt)
+    state = _begin(operator, y, weight, box, start, operator.norm() ** 2)
+
+    def step(state: _State) -> _State:
+        x, ax, _ = _descended(operator, state, box)
+        return replace(state, x=x, ax=ax, z=x, az=ax)
+
+    return _solved(operator, state, box, step, iterations, tolerance)
 
 
 def proximal(v: Tensor, threshold: Tensor | float, box: Box | None = None) -> Tensor:
     """argmin ½(x − v)² + τ|x| over the box: sign(v)·max(|v| − τ, 0), then clipped."""
-    shrunk = v - v.clamp(-threshold, threshold) if isinstance(threshold, float) else None
-    if shrunk is None:
-        limit = torch.as_tensor(threshold)
-        shrunk = v - torch.maximum(torch.minimum(v, limit), -limit)
+    limit = torch.as_tensor(threshold).to(v)
+    shrunk = v - v.clamp(-limit, limit)
     return shrunk if box is None else shrunk.clamp(*box)
 
 
@@ -183,11 +169,11 @@ def normal_solve(
             break
         measured = operator.forward(direction)
         length = measured.square().sum(1, keepdim=True)
-        step = torch.where(length > 0, power / length.clamp_min(1e-300), 0.0)
+        step = torch.where(length > 0, power / length, 0.0)
         u = u + step * direction
         residual = residual - step * operator.adjoint(measured) * mask
         following = residual.square().sum(1, keepdim=True)
-        ratio = torch.where(power > 0, following / power.clamp_min(1e-300), 0.0)
+        ratio = torch.where(power > 0, following / power, 0.0)
         direction, power = residual + ratio * direction, following
     return u
 
@@ -195,9 +181,8 @@ def normal_solve(
 # ------------------------------------------------------------------------------------- inside
 
 
-def _begin(
-    operator: Operator, y: Tensor, weight: float | Tensor, box: Box | None, start: Tensor | None
-) -> _State:
+def check_measurements(operator: Operator, y: Tensor) -> None:
+    """Refuse measurements that are not [B, m] or not finite."""
     if y.dim() != 2 or y.shape[1] != operator.m:
         raise ValueError(
             f"y {list(y.shape)} must be [B, {operator.m}]: the operator's measurements"
@@ -205,6 +190,17 @@ def _begin(
     if not bool(y.isfinite().all()):
         rows = int((~y.isfinite().all(1)).sum())
         raise ValueError(f"{rows} of {len(y)} measurements hold a number that is not finite")
+
+
+def _begin(
+    operator: Operator,
+    y: Tensor,
+    weight: float | Tensor,
+    box: Box | None,
+    start: Tensor | None,
+    curvature: float,
+) -> _State:
+    check_measurements(operator, y)
     if box is not None and not box[0] <= 0 <= box[1]:
         raise ValueError(f"box={box} must hold 0, the value of what is not there")
     weights, scale = _weights(operator, y, weight)
@@ -214,7 +210,31 @@ def _begin(
     x = x if box is None else x.clamp(*box)
     ax, one = operator.forward(x), y.new_ones(len(y), 1)
     index = torch.arange(len(y), device=y.device)
-    return _State(index, y, weights, scale, x, ax, x, ax, one, one)
+    return _State(index, y, weights, scale, x, ax, x, ax, one, one * curvature)
+
+
+def _solved(
+    operator: Operator,
+    state: _State,
+    box: Box | None,
+    step: Callable[[_State], _State],
+    iterations: int,
+    tolerance: float,
+) -> Recovery:
+    """Steps for every sample until its optimality conditions hold, or `iterations` are done."""
+    count = torch.zeros_like(state.index)
+    recovery = Recovery(state.x.clone(), count, _violation(operator, state, box))
+    state = _remaining(state, recovery, tolerance)
+    for k in range(1, iterations + 1):
+        if not len(state.index):
+            break
+        state = step(state)
+        if k % CHECK == 0 or k == iterations:
+            recovery.x[state.index] = state.x
+            recovery.iterations[state.index] = k
+            recovery.kkt[state.index] = _violation(operator, state, box)
+            state = _remaining(state, recovery, tolerance)
+    return recovery
 
 
 def _weights(operator: Operator, y: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -229,30 +249,38 @@ def _weights(operator: Operator, y: Tensor, weight: float | Tensor) -> tuple[Ten
     return weights, scale
 
 
-def _step(
-    operator: Operator, state: _State, box: Box | None, bound: float, *, adaptive: bool
-) -> _State:
+def _descended(operator: Operator, state: _State, box: Box | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The proximal gradient step from z: x, Ax, and the gradient at z."""
     gradient = operator.adjoint(state.az - state.y)
-    curvature = state.curvature
-    x = proximal(state.z - gradient / curvature, state.weight / curvature, box)
-    ax = operator.forward(x)
-    if adaptive:
-        x, ax, curvature = _backtracked(operator, state, gradient, (x, ax), box, bound)
+    x = proximal(state.z - gradient / state.curvature, state.weight / state.curvature, box)
+    return x, operator.forward(x), gradient
+
+
+def _momentum(state: _State) -> tuple[Tensor, Tensor]:
+    """The next momentum, and how far it carries z beyond x."""
     momentum = (1 + (1 + 4 * state.momentum**2).sqrt()) / 2
-    ratio = (state.momentum - 1) / momentum
-    if adaptive:
-        uphill = ((state.z - x) * (x - state.x)).sum(1, keepdim=True) > 0
-        momentum, ratio = torch.where(uphill, 1.0, momentum), torch.where(uphill, 0.0, ratio)
-        curvature = (curvature * RELAX).clamp(max=bound)
-    return replace(
-        state,
-        x=x,
-        ax=ax,
-        z=x + ratio * (x - state.x),
-        az=ax + ratio * (ax - state.ax),
-        momentum=momentum,
-        curvature=curvature,
-    )
+    return momentum, (state.momentum - 1) / momentum
+
+
+def _carried(state: _State, x: Tensor, ax: Tensor, ratio: Tensor) -> _State:
+    z, az = x + ratio * (x - state.x), ax + ratio * (ax - state.ax)
+    return replace(state, x=x, ax=ax, z=z, az=az)
+
+
+def _accelerated_step(operator: Operator, state: _State, box: Box | None) -> _State:
+    x, ax, _ = _descended(operator, state, box)
+    momentum, ratio = _momentum(state)
+    return replace(_carried(state, x, ax, ratio), momentum=momentum)
+
+
+def _adaptive_step(operator: Operator, state: _State, box: Box | None, bound: float) -> _State:
+    x, ax, gradient = _descended(operator, state, box)
+    x, ax, curvature = _backtracked(operator, state, gradient, (x, ax), box, bound)
+    momentum, ratio = _momentum(state)
+    uphill = ((state.z - x) * (x - state.x)).sum(1, keepdim=True) > 0
+    momentum, ratio = torch.where(uphill, 1.0, momentum), torch.where(uphill, 0.0, ratio)
+    curvature = (curvature * RELAX).clamp(max=bound)
+    return replace(_carried(state, x, ax, ratio), momentum=momentum, curvature=curvature)
 
 
 def _backtracked(
@@ -271,7 +299,7 @@ def _backtracked(
         short = ((seen > curvature * moved * (1 + 1e-5)) & (curvature < bound))[:, 0]
         if not bool(short.any()):
             return x, ax, curvature
-        wanted = torch.maximum(GROWTH * curvature, seen / moved.clamp_min(1e-300))
+        wanted = torch.maximum(GROWTH * curvature, seen / moved)
         curvature = torch.where(short[:, None], wanted.clamp(max=bound), curvature)
         rows, step = short.nonzero()[:, 0], curvature[short]
         again = proximal(state.z[rows] - gradient[rows] / step, state.weight[rows] / step, box)
@@ -294,6 +322,6 @@ def _distance(x: Tensor, gradient: Tensor, weight: Tensor, box: Box | None) -> T
     return torch.maximum(low - down, down - high).clamp_min(0)
 
 
-def _remaining(state: _State, best: Recovery, tolerance: float) -> _State:
-    unfinished = ~(best.kkt[state.index] <= tolerance)
+def _remaining(state: _State, recovery: Recovery, tolerance: float) -> _State:
+    unfinished = ~(recovery.kkt[state.index] <= tolerance)
     return state if bool(unfinished.all()) else state.take(unfinished.nonzero()[:, 0])

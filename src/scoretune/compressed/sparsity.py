@@ -1,9 +1,17 @@
-"""How sparse data are: the coefficients that a state needs for a given error."""
+"""How sparse data are: the coefficients that a state needs for a given error. Sparse signals."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def sparse_signals(count: int, d: int, s: int, generator: torch.Generator) -> Tensor:
+    """Signals [count, d] with s entries ±(1 + |g|) at random places, for experiments."""
+    places = torch.rand(count, d, generator=generator).argsort(1)[:, :s]
+    values = torch.randn(count, s, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(count, d, dtype=torch.float64)
+    return zeros.scatter(1, places, values + values.sign())
 
 
 def sparsities(coefficients: Tensor, tolerance: float) -> Tensor:

@@ -25,6 +25,7 @@ from scoretune.compressed import (
     fingerprint,
     in_basis,
 )
+from scoretune.compressed.operators import Drawn
 from scoretune.core.records import spans
 from scoretune.models.networks import Content
 
@@ -74,14 +75,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Compression:
-    """Measurements of data of a `shape`, and the decoder's settings; `center` and `scale`
-    broadcast to a state."""
+    """Data of a `shape`, the operator `measuring` them, and the decoder's settings; `center` and
+    `scale` broadcast to a state."""
 
     shape: tuple[int, ...]
     content: Content
-    m: int
-    operator: str
-    seed: int
+    measuring: Drawn
     basis: str
     weight: float
     box: bool
@@ -97,6 +96,19 @@ class Compression:
     @property
     def dimension(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def m(self) -> int:
+        return self.measuring.m
+
+    @property
+    def seed(self) -> int:
+        return self.measuring.seed
+
+    @property
+    def operator(self) -> str:
+        """Its kind, by name."""
+        return next(name for name, kind in OPERATORS.items() if type(self.measuring) is kind)
 
     def standardised(self, data: Tensor) -> Tensor:
         return (data - self.center.to(data)) / self.scale.to(data)
@@ -123,10 +135,6 @@ class Compression:
         return states * self.scale.to(y) + self.center.to(y)
 
     @cached_property
-    def measuring(self) -> Operator:
-        return OPERATORS[self.operator](self.m, self.dimension, self.seed)
-
-    @cached_property
     def _sparse(self) -> Operator:
         """Measurements of coefficients."""
         return in_basis(self.measuring, BASES[self.basis](self.shape))
@@ -145,18 +153,21 @@ class Compression:
     @classmethod
     def restored(cls, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Compression:
         """From what `described` and `tensors` gave. Raises ValueError for another operator."""
-        made = cls(
-            **{**described, "shape": tuple(described["shape"])},
+        words, shape = dict(described), tuple(described["shape"])
+        name, m, seed = (words.pop(part) for part in ("operator", "m", "seed"))
+        measuring = OPERATORS[name](m, math.prod(shape), seed)
+        drawn, stored = fingerprint(measuring), tensors["fingerprint"]
+        if drawn.shape != stored.shape or not torch.allclose(drawn, stored, rtol=0, atol=1e-6):
+            raise ValueError(
+                f"seed {seed} draws another {name} operator here than the one that took its "
+                "measurements"
+            )
+        return cls(
+            **{**words, "shape": shape},
+            measuring=measuring,
             center=tensors["center"],
             scale=tensors["scale"],
         )
-        drawn, stored = fingerprint(made.measuring), tensors["fingerprint"]
-        if drawn.shape != stored.shape or not torch.allclose(drawn, stored, rtol=0, atol=1e-6):
-            raise ValueError(
-                f"seed {made.seed} draws another {made.operator} operator here than the one that "
-                "took its measurements"
-            )
-        return made
 
 
 def standards(states: Tensor, content: Content) -> tuple[Tensor, Tensor]:

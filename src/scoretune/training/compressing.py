@@ -29,9 +29,11 @@ that arXiv 2509.03898's code decodes its generated digits with."""
 
 @dataclass(frozen=True)
 class Plan:
-    """How data are to be measured: the `chosen` basis among all that were surveyed, m, and whether
-    m is a square of side `side` (0: it is not)."""
+    """How data are to be measured: `center` and `scale` standardise them first; the `chosen` basis
+    among all that were surveyed, m, and whether m is a square of side `side` (0: it is not)."""
 
+    center: Tensor
+    scale: Tensor
     surveys: tuple[Survey, ...]
     chosen: Survey
     m: int
@@ -74,7 +76,7 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
     states = (data.states[some] - center) / scale
     surveys = tuple(survey(states, settings.tolerance))
-    named = {found.name: found for found in surveys}
+    named = {surveyed.name: surveyed for surveyed in surveys}
     if settings.basis != "auto" and settings.basis not in named:
         raise UserError(
             f"compress.basis={settings.basis} does not exist for states of shape "
@@ -83,61 +85,57 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     chosen = surveys[0] if settings.basis == "auto" else named[settings.basis]
     m, rule = _measurements(chosen, settings)
     side = square_above(m, chosen.dimension) if square else 0
-    made = Plan(surveys, chosen, side * side if square else m, side, rule)
-    problem = None if settings.force else refusal(made, settings, source)
+    result = Plan(center, scale, surveys, chosen, side * side if square else m, side, rule)
+    problem = None if settings.force else refusal(result, settings, source)
     if problem is not None:
         raise UserError(problem)
-    return made
+    return result
 
 
-def refusal(made: Plan, settings: Compress, source: str) -> str | None:
+def refusal(plan: Plan, settings: Compress, source: str) -> str | None:
     """Why training refuses a plan; None where it does not."""
-    chosen, best, d = made.chosen, made.surveys[0], made.chosen.dimension
+    chosen, best, d = plan.chosen, plan.surveys[0], plan.chosen.dimension
     better = ""
     if best.name != chosen.name and best.delta < 0.9 * chosen.delta:
         better = f" ({best.name} needs {best.average:.0f}, hence {best.delta:.0f} measurements)"
-    if not settings.ratio and made.m >= NOT_SPARSE * d:
+    if not settings.ratio and plan.m >= NOT_SPARSE * d:
         return (
             f"{source!r} is not sparse in {chosen.name}: of {d} numbers {chosen.average:.0f} hold "
             f"all but {settings.tolerance:.0%} of a state{better}; leave compress out, change "
             "compress.basis, or allow more with compress.tolerance"
         )
-    if made.m < chosen.delta:
+    if plan.m < chosen.delta:
         least = min(1.0, int(chosen.delta / d * 100 + 1) / 100)
         return (
-            f"{made.m} measurements are below the {chosen.delta:.0f} that recovery in "
+            f"{plan.m} measurements are below the {chosen.delta:.0f} that recovery in "
             f"{chosen.name} needs{better}: raise compress.ratio to {least:.2f} or more, or set "
-            f"compress.force=true (predicted error {chosen.predicted_error(made.m):.0%})"
+            f"compress.force=true (predicted error {chosen.predicted_error(plan.m):.0%})"
         )
     return None
 
 
-def compression(data: Data, settings: Compress, made: Plan) -> tuple[Compression, Tensor, Tensor]:
+def compression(data: Data, settings: Compress, plan: Plan) -> tuple[Compression, Tensor, Tensor]:
     """The measurements that a plan stands for, with the mean and the standard deviation of all
-    their numbers over `data`, in shapes that broadcast to a state."""
-    center, scale = standards(data.states, data.kind)
-    kind, shape = settings.operator, tuple(data.states.shape[1:])
+    their numbers over the first `LOOKED_AT` states, in shapes that broadcast to a state."""
+    kind = settings.operator
     if kind == "auto":
-        kind = "gaussian" if made.chosen.dimension <= DENSE_MOST else "dct"
-    measuring = OPERATORS[kind](made.m, made.chosen.dimension, settings.seed)
-    some = ((data.states[:LOOKED_AT] - center) / scale).flatten(1)
+        kind = "gaussian" if plan.chosen.dimension <= DENSE_MOST else "dct"
+    measuring = OPERATORS[kind](plan.m, plan.chosen.dimension, settings.seed)
+    some = ((data.states[:LOOKED_AT] - plan.center) / plan.scale).flatten(1)
     y = measuring.forward(some)
-    weight = settings.weight or SPREAD * float(y.std())
     result = Compression(
-        shape=shape,
+        shape=tuple(data.states.shape[1:]),
         content=data.kind,
-        m=made.m,
-        operator=kind,
-        seed=settings.seed,
-        basis=made.chosen.name,
-        weight=weight,
-        box=settings.box and made.chosen.name == "identity" and data.kind == "images",
+        measuring=measuring,
+        basis=plan.chosen.name,
+        weight=settings.weight or SPREAD * float(y.std()),
+        box=settings.box and plan.chosen.name == "identity" and data.kind == "images",
         iterations=settings.iterations,
         precision=settings.precision,
-        center=center,
-        scale=scale,
+        center=plan.center,
+        scale=plan.scale,
     )
-    ones = (1,) * len(made.state)
+    ones = (1,) * len(plan.state)
     return result, y.mean().view(ones), y.std().view(ones)
 
 

@@ -160,13 +160,23 @@ class Page:
         self.lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
         self.lines.append("")
 
-    def claims(self, claims: Sequence[Claim]) -> dict[str, bool]:
-        """A table of claims; which of them hold, for result.json."""
+    def verdicts(self, claims: Sequence[Claim]) -> dict[str, bool]:
+        """A table of what papers claim; which of it holds, for result.json."""
         self.table(
             ["claim", "checked by", "figure", "verdict"],
             [(*claim[:3], "holds" if claim.holds else "FAILS") for claim in claims],
         )
         return {claim.text: claim.holds for claim in claims}
+
+    def claims(self, rows: Sequence[Numbers]) -> None:
+        """A table of what was expected and measured, as `claim_row` gives it."""
+        self.table(
+            ["claim", "expected", "measured", "holds"],
+            [
+                [r["claim"], r["expected"], r["measured"], "yes" if r["holds"] else "no"]
+                for r in rows
+            ],
+        )
 
     def figure(self, name: str, figure: Any, caption: str) -> None:
         """`figure` is a matplotlib Figure; it is kept as NAME.svg."""
@@ -185,6 +195,14 @@ class Page:
         about = {"command": self.command, "machine": machine(), "seconds": round(seconds)}
         kept = json.dumps(about | numbers, indent=1)
         (self.folder / "result.json").write_text(kept + "\n", encoding="utf-8")
+
+
+def claim_row(
+    claim: str, expected: str, measured: float | str, holds: bool, digits: int = 3
+) -> Numbers:
+    """Something that was expected, what was measured, and whether it holds, for `Page.claims`."""
+    text = measured if isinstance(measured, str) else f"{measured:.{digits}g}"
+    return {"claim": claim, "expected": expected, "measured": text, "holds": holds}
 
 
 def machine() -> str:

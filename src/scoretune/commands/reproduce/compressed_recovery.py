@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
+from scoretune.commands.reproduce.base import Cell, Numbers, Page, claim_row, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.compressed import (
     Gaussian,
@@ -23,6 +23,7 @@ from scoretune.compressed import (
     proximal,
     statistical_dimension,
 )
+from scoretune.compressed.sparsity import sparse_signals
 
 F64 = torch.float64
 PHASES = {
@@ -53,18 +54,11 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
     return phases + noisy
 
 
-def signals(count: int, d: int, s: int, generator: torch.Generator) -> Tensor:
-    """[count, d] with s entries ±(1 + |g|) at random places."""
-    places = torch.rand(count, d, generator=generator).argsort(1)[:, :s]
-    values = torch.randn(count, s, generator=generator, dtype=F64)
-    return torch.zeros(count, d, dtype=F64).scatter(1, places, values + values.sign())
-
-
 def phase(d: int, s: int, trials: int, seed: int) -> Numbers:
     """The share of signals recovered to 1 % from every number of measurements, by an operator
     each."""
     rates = {}
-    x = signals(trials, d, s, torch.Generator().manual_seed(seed))
+    x = sparse_signals(trials, d, s, torch.Generator().manual_seed(seed))
     for m in PHASES[d, s]:
         operator = Gaussian(m, d, seed)
         solved = fista(operator, operator.forward(x), 1e-3, iterations=2000, tolerance=0.02)
@@ -78,7 +72,7 @@ def noise(m: int, trials: int, seed: int) -> Numbers:
     iterations to 5 % of the signal without noise."""
     d, level = 128, 0.01
     generator = torch.Generator().manual_seed(seed)
-    x, operator = signals(trials, d, 5, generator), Gaussian(m, d, seed)
+    x, operator = sparse_signals(trials, d, 5, generator), Gaussian(m, d, seed)
     e = level * torch.randn(trials, m, generator=generator, dtype=F64)
     ratios = []
     for factor in (1.0, 1.25, 1.5):
@@ -120,10 +114,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     phases = {d: rates for d, _ in PHASES if (rates := _mean_rates(results, d))}
     noisy = _noise_rows(results)
     claims = [*_phase_claims(phases), *_noise_claims(noisy), *_rule_claims()]
-    page.table(
-        ["claim", "expected", "measured", "holds"],
-        [[c["claim"], c["expected"], c["measured"], "yes" if c["holds"] else "no"] for c in claims],
-    )
+    page.claims(claims)
     page.text(STEPS)
     page.table(
         ["m", "‖x̂ − x‖/‖e‖", "√(δ/(m − δ))", "FISTA's iterations to 5 %", "formula"],
@@ -168,15 +159,15 @@ def _phase_claims(phases: dict[int, dict[str, float]]) -> list[Numbers]:
         at = f"success at d = {d}, s = {s}, m = "
         half = crossing(rates)
         claims += [
-            _claim(f"{at}{low}", f"≤ {rare}", rates[str(low)], rates[str(low)] <= rare),
-            _claim(
+            claim_row(f"{at}{low}", f"≤ {rare}", rates[str(low)], rates[str(low)] <= rare),
+            claim_row(
                 f"{at}{middle}",
                 f"{least} … {most}",
                 rates[str(middle)],
                 least <= rates[str(middle)] <= most,
             ),
-            _claim(f"{at}{high}", "≥ 0.97", rates[str(high)], rates[str(high)] >= 0.97),
-            _claim(
+            claim_row(f"{at}{high}", "≥ 0.97", rates[str(high)], rates[str(high)] >= 0.97),
+            claim_row(
                 f"half of the signals, d = {d}", f"{delta:.1f} ± 3", half, abs(half - delta) <= 3
             ),
         ]
@@ -189,12 +180,12 @@ def _noise_claims(rows: list[Numbers]) -> list[Numbers]:
         m, ratio, law = row["m"], row["ratio"][0], row["law"]
         if m in SEEN_STEPS:
             near = abs(ratio / law - 1) <= 0.12
-            claims.append(_claim(f"noise at m = {m}", f"{law:.2f} ± 12 %", ratio, near))
+            claims.append(claim_row(f"noise at m = {m}", f"{law:.2f} ± 12 %", ratio, near))
             steps, seen = row["steps"][0], SEEN_STEPS[m]
             near = abs(steps / seen - 1) <= 0.25
-            claims.append(_claim(f"iterations to 5 %, m = {m}", f"{seen} ± 25 %", steps, near))
+            claims.append(claim_row(f"iterations to 5 %, m = {m}", f"{seen} ± 25 %", steps, near))
     falling = all(a["ratio"][0] > b["ratio"][0] for a, b in pairwise(rows))
-    claims.append(_claim("noise falls with m", "yes", "yes" if falling else "no", falling))
+    claims.append(claim_row("noise falls with m", "yes", "yes" if falling else "no", falling))
     return claims
 
 
@@ -203,7 +194,9 @@ def _rule_claims() -> list[Numbers]:
     for c, expected in CHOICES.items():
         m = latent_dimension(5, 128, "cost", steps_a_dimension=c)
         near = abs(m - expected) <= 1
-        claims.append(_claim(f"cheapest m at {c:g} steps a dimension", f"{expected} ± 1", m, near))
+        claims.append(
+            claim_row(f"cheapest m at {c:g} steps a dimension", f"{expected} ± 1", m, near)
+        )
     for rule, p, factor in (
         ("worst_case", 0.5, 4.0),
         ("worst_case", 1.0, 2.25),
@@ -212,13 +205,8 @@ def _rule_claims() -> list[Numbers]:
         m = latent_dimension(5, 128, rule, exponent=p)  # type: ignore[arg-type]
         said = f"{factor:g}δ = {factor * delta:.1f}, rounded up"
         near = 0 <= m - factor * delta < 1
-        claims.append(_claim(f"m by {rule}, error as m^{p:g}", said, m, near))
+        claims.append(claim_row(f"m by {rule}, error as m^{p:g}", said, m, near))
     return claims
-
-
-def _claim(claim: str, expected: str, measured: float | str, holds: bool) -> Numbers:
-    text = measured if isinstance(measured, str) else f"{measured:.3g}"
-    return {"claim": claim, "expected": expected, "measured": text, "holds": holds}
 
 
 def _figure(phases: dict[int, dict[str, float]], noisy: list[Numbers]) -> Any:

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
+from scoretune.commands.reproduce.base import (
+    Cell,
+    Numbers,
+    Page,
+    by_arm,
+    claim_row,
+    interval,
+    shown,
+)
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.compressed import Gaussian, fista, statistical_dimension
 from scoretune.diffusion import grids
@@ -102,11 +110,11 @@ def sampled(m: int, denoise: bool, count: int, seed: int) -> Numbers:
 def _statistics(x: Tensor, mixture: Mixture, support: Tensor) -> Numbers:
     """How samples compare with the component that they are nearest to."""
     nearest = torch.cdist(x, mixture.means).argmin(1)
-    own = support[nearest]
+    inside = support[nearest]
     largest = x.abs().topk(SPARSITY, 1).indices
-    match = own.gather(1, largest).all(1).double().mean()
-    off = (x.square() * ~own).sum(1).mean().sqrt()
-    within = (x - mixture.means[nearest])[own].square().mean()
+    match = inside.gather(1, largest).all(1).double().mean()
+    off = (x.square() * ~inside).sum(1).mean().sqrt()
+    within = (x - mixture.means[nearest])[inside].square().mean()
     shares = torch.bincount(nearest, minlength=COMPONENTS) / len(x)
     return {
         "match": float(match),
@@ -129,10 +137,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         [[arm, *(shown(spread[n]) for n in names)] for arm, spread in spreads.items()],
     )
     claims = _claims(spreads)
-    page.table(
-        ["claim", "expected", "measured", "holds"],
-        [[c["claim"], c["expected"], c["measured"], "yes" if c["holds"] else "no"] for c in claims],
-    )
+    page.claims(claims)
     page.text(LAST)
     page.figure("support", _figure(spreads), "support found and energy off it, by measurements")
     return {"arms": spreads, "claims": claims}
@@ -148,14 +153,14 @@ def _claims(spreads: dict[str, Numbers]) -> list[Numbers]:
             ("variance", "0.09 ± 0.008", abs(means["variance"] - 0.09) <= 0.008),
             ("total_variation", "≤ 0.09", means["total_variation"] <= 0.09),
         ):
-            claims.append(_claim(f"{name}, m = {m}", said, means[name], holds))
+            claims.append(claim_row(f"{name}, m = {m}", said, means[name], holds))
     below = spreads["m=20"]
     match, off = below["match"][0], below["off_support"][0]
-    claims.append(_claim("match below δ, m = 20", "≤ 0.4", match, match <= 0.4))
-    claims.append(_claim("off_support below δ, m = 20", "> 1", off, off > 1))
+    claims.append(claim_row("match below δ, m = 20", "≤ 0.4", match, match <= 0.4))
+    claims.append(claim_row("off_support below δ, m = 20", "> 1", off, off > 1))
     noisy, decoded = (spreads[arm]["off_support"][0] for arm in ("ambient, noisy", "m=48, noisy"))
     claims.append(
-        _claim(
+        claim_row(
             "noise left, ambient over decoded (m = 48)",
             "≥ 2",
             noisy / decoded,
@@ -163,10 +168,6 @@ def _claims(spreads: dict[str, Numbers]) -> list[Numbers]:
         )
     )
     return claims
-
-
-def _claim(claim: str, expected: str, measured: float, holds: bool) -> Numbers:
-    return {"claim": claim, "expected": expected, "measured": f"{measured:.3g}", "holds": holds}
 
 
 def _figure(spreads: dict[str, Numbers]) -> Any:

@@ -181,7 +181,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "utility and BSP(θ) are our reconstruction, so what holds is a theorem of ours that agrees "
         "with the abstract. Searches look at every deviation of a grid."
     )
-    claims = page.claims(_claims(results))
+    claims = page.verdicts(_claims(results))
     sound, edge, long_run = results["one-shot"], results["thresholds"], results["urn"]
     _tables(sound, results["broken"], edge, page)
     page.figure("threshold", _draw_thresholds(edge), "gain of the miner with users by tick")

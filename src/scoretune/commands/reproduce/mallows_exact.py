@@ -18,7 +18,7 @@ from scoretune.commands.reproduce.arms import (
     same,
     shares,
 )
-from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.base import Cell, Numbers, Page, claim_row
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.preference import (
     expected_psi,
@@ -117,10 +117,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """One table of what the theory says and what was measured, and two panels."""
     page.text(ABOUT)
     claims = _claims(results)
-    page.table(
-        ["claim", "expected", "measured", "holds"],
-        [[c["claim"], c["expected"], c["measured"], "yes" if c["holds"] else "no"] for c in claims],
-    )
+    page.claims(claims)
     page.text(COLLAPSE)
     rows, phis = [], _phis(results)
     for phi in phis:
@@ -178,8 +175,7 @@ def _claims(results: dict[str, Numbers]) -> list[Numbers]:
 
 
 def _row(claim: str, expected: str, measured: float | str, holds: bool) -> Numbers:
-    shown = measured if isinstance(measured, str) else f"{measured:.2g}"
-    return {"claim": claim, "expected": expected, "measured": shown, "holds": holds}
+    return claim_row(claim, expected, measured, holds, digits=2)
 
 
 def _figure(results: dict[str, Numbers]) -> Any:

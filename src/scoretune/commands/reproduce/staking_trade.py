@@ -193,7 +193,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     runs = [r for name, r in results.items() if name.startswith("drawn")]
     shape, quad = results["shapes"], results["quadratic"]
     prices = {name: _price(runs, name) for name in map("{:g}".format, VOLATILITIES)}
-    claims = page.claims(_claims(cases, shape, quad, prices))
+    claims = page.verdicts(_claims(cases, shape, quad, prices))
     page.text("## Closed forms and the Bellman equation")
     sizes = STEPS[: len(cases[0]["lattice"])]
     page.table(

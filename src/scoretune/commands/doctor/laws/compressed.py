@@ -18,16 +18,14 @@ from scoretune.compressed import (
     noise_amplification,
     statistical_dimension,
 )
+from scoretune.compressed.sparsity import sparse_signals
 
 F64 = torch.float64
 
 
 def sparse(count: int, d: int, s: int, seed: int, device: torch.device) -> torch.Tensor:
     """Signals [count, d] with s entries ±(1 + |g|)."""
-    generator = torch.Generator().manual_seed(seed)
-    where = torch.rand(count, d, generator=generator).argsort(1)[:, :s]
-    values = torch.randn(count, s, generator=generator, dtype=F64)
-    return torch.zeros(count, d, dtype=F64).scatter(1, where, values + values.sign()).to(device)
+    return sparse_signals(count, d, s, torch.Generator().manual_seed(seed)).to(device)
 
 
 @measurement
@@ -44,8 +42,8 @@ def adjoints(device: torch.device) -> float:
     for kind in OPERATORS.values():
         operator: Operator = kind(9, 32, 1)
         errors.append(((operator.forward(x) * y).sum() - (x * operator.adjoint(y)).sum()).abs())
-    for made in BASES.values():
-        basis = made((2, 16))
+    for basis_of in BASES.values():
+        basis = basis_of((2, 16))
         errors.append((basis.synthesis(basis.analysis(x.view(3, 2, 16))).flatten(1) - x).norm())
     return max(float(error) for error in errors)
 
