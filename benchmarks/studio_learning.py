@@ -82,8 +82,9 @@ def voted(store: Store, seed: int, votes: int, how: str) -> float:
     return right / votes
 
 
-def tuned(where: Path, run: Path, seed: int, updates: int) -> tuple[float, float]:
-    """Judge accuracy on held-out prompts before and after the training that the studio starts."""
+def tuned(where: Path, run: Path, seed: int, updates: int) -> list[dict[str, float]]:
+    """Judge accuracy on held-out prompts, with its interval, before and after the training that
+    the studio starts."""
     words = [f"data={where}", "model.source=scenes", f"updates={updates}", f"seed={seed}"]
     words += [
         *MINIATURE,
@@ -97,8 +98,8 @@ def tuned(where: Path, run: Path, seed: int, updates: int) -> tuple[float, float
         stdout=subprocess.DEVNULL,
     )
     lines = (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-    before, after = json.loads(lines[0]), json.loads(lines[-1])
-    return before["judge"]["overall"], after["judge"]["overall"]
+    judged = (json.loads(line)["judge"] for line in (lines[0], lines[-1]))
+    return [{name: one[name] for name in ("overall", "low", "high")} for one in judged]
 
 
 def main() -> None:
@@ -116,7 +117,8 @@ def main() -> None:
         agreement = voted(store, given.seed, given.votes, given.how)
         before, after = tuned(folder / "store", folder / "run", given.seed, given.updates)
     numbers = {"votes": given.votes, "next": given.how, "agree_with_judge": agreement}
-    print(json.dumps(numbers | {"before": before, "after": after, "gain": after - before}))
+    gain = after["overall"] - before["overall"]
+    print(json.dumps(numbers | {"before": before, "after": after, "gain": gain}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from judgement_tables import Split
 from scoretune.core.errors import UserError
 from scoretune.data import formats
 from scoretune.data.datasets import read_data
-from scoretune.data.prompts import Prompt, Prompts, order, read_prompts
+from scoretune.data.prompts import Prompt, Prompts, in_laps, order, read_prompts
 from scoretune.rewards.catalog import named_reward
 
 GENEVAL = [
@@ -93,6 +93,14 @@ def test_few_are_spread_over_each_task():
 
 
 # -------------------------------------------------------------------------------- order
+
+
+def test_texts_come_lap_after_lap():
+    prompts = Prompts(("a", "b", "c"), ("all",) * 3)
+    laps = [prompts.texts[place] for lap in range(3) for place in order(prompts, lap, 7)]
+    assert in_laps(prompts, 7, seed=7) == laps[:7]
+    assert sorted(in_laps(prompts, 3, seed=7)) == ["a", "b", "c"]
+    assert in_laps(prompts, 2, seed=7) == laps[:2]
 
 
 def test_equal_weights_keep_the_order_of_runs_of_before():

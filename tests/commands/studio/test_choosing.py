@@ -67,6 +67,16 @@ def test_only_prompts_with_new_votes_are_fitted_again(
     assert fits == [3] * 5
 
 
+def test_a_vote_in_the_place_of_one_that_was_undone_counts(store: Store):
+    choice, pairs = Choosing(store, choosing.VOTES), store.pairs()
+    rater = store.add_rater("r")[0].id
+    store.add_vote(key="a", pair=pairs[1].id, rater=rater, choice="first", seconds=1.0)
+    before = looked(choice)
+    store.undo_vote("a", rater)
+    store.add_vote(key="b", pair=pairs[-1].id, rater=rater, choice="first", seconds=1.0)
+    assert looked(choice) != before
+
+
 def test_pairs_on_which_a_reward_is_unsure_come_first(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,9 +12,8 @@ one change, every other stroke in its place. With plain diffusers:
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoretune.commands.pretrain.lessons import choose_labels
-from scoretune.commands.pretrain.networks import schedule, tokenizer, tokens
+from scoretune.commands.pretrain.networks import restored, schedule, tokenizer, tokens
+from scoretune.commands.pretrain.pretrain import diffusion_pipeline, save_pipeline
 from scoretune.commands.pretrain.stage import Progress, Stage
 from scoretune.data.scenes import edits, world
 from scoretune.data.scenes.draw import draw_in_hands
@@ -151,8 +151,7 @@ def _filled(vae: Any, recipe: EditRecipe, progress: Progress) -> EditBank:
         count = min(240, recipe.pairs)
         lessons = [lesson(edits.KINDS[i % len(edits.KINDS)], rng) for i in range(count)]
         pictures, wanted = drawn(lessons, "pictures")
-        half = vae.encode(pictures[::2] * 2 - 1).latent_dist.mode()
-        pictures[::2] = (vae.decode(half).sample / 2 + 0.5).clamp(0, 1)
+        pictures[::2] = restored(vae, pictures[::2])
         before.append(vae.encode(pictures * 2 - 1).latent_dist.mode())
         after.append(vae.encode(wanted * 2 - 1).latent_dist.mode() * vae.config.scaling_factor)
         instructions += [one.edit.instruction for one in lessons]
@@ -207,11 +206,7 @@ def pretrain_editor(
     folder: Path, recipe: EditRecipe, progress: Progress, *, trials: int = 200
 ) -> Path:
     """Train the editor, resuming what is there; its folder, with a card of what it can do."""
-    from diffusers import (
-        DDIMScheduler,
-        StableDiffusionInstructPix2PixPipeline,
-        StableDiffusionPipeline,
-    )
+    from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
     torch.manual_seed(recipe.seed)
     base = StableDiffusionPipeline.from_pretrained(world.shipped(), dtype=torch.float32)
@@ -222,26 +217,13 @@ def pretrain_editor(
     average = copy.deepcopy(trained).requires_grad_(False)
     bank = _filled(base.vae, recipe, progress)
     _stage(trained, average, words, bank, recipe).run(folder, recipe.save_every, progress)
-    pipe = StableDiffusionInstructPix2PixPipeline(
-        vae=base.vae,
-        unet=average["unet"].eval(),
-        text_encoder=average["text"].eval(),
-        tokenizer=words,
-        scheduler=DDIMScheduler(**schedule()),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipe = diffusion_pipeline(StableDiffusionInstructPix2PixPipeline, base.vae, average, words)
     pipe.set_progress_bar_config(disable=True)
     rates = success(pipe, trials, progress)
     target = folder / "edit-model"
     for part in (pipe.unet, pipe.vae):
         part.register_to_config(_name_or_path="")  # else the folder of this machine
-    pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
-    pipe.text_encoder.float().save_pretrained(target / "text_encoder")
-    for weights in target.rglob("*.safetensors"):
-        weights.chmod(0o644)
-    (target / "training.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    save_pipeline(pipe, target, recipe)
     (target / "README.md").write_text(card(rates, trials), encoding="utf-8")
     return target
 
@@ -277,8 +259,7 @@ def success(pipe: Any, trials: int, progress: Progress, seed: int = 1) -> dict[s
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
         ).images
-        latents = pipe.vae.encode(wanted * 2 - 1).latent_dist.mode()
-        best = (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        best = restored(pipe.vae, wanted)
         seen, ideal = (
             [_bare(layout) for layout in reader.layouts(judge(images.float()))]
             for images in (edited, best)

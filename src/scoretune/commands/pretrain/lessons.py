@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.commands.pretrain.networks import schedule, tokens
+from scoretune.commands.pretrain.networks import restored, schedule, tokens
 from scoretune.commands.pretrain.stage import Progress, Stage
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw
@@ -60,8 +60,8 @@ def autoencoder_stage(model: Any, recipe: Recipe) -> Stage:
         layouts = [world.lay_out(_any_ask(by_task, rng), rng) for _ in range(recipe.batch)]
         pictures = torch.from_numpy(draw(layouts, "pictures", rng)) * 2 - 1
         posterior = model.encode(pictures).latent_dist
-        restored = model.decode(posterior.sample()).sample
-        error = F.l1_loss(restored, pictures) + F.mse_loss(restored, pictures)
+        copies = model.decode(posterior.sample()).sample
+        error = F.l1_loss(copies, pictures) + F.mse_loss(copies, pictures)
         return error + 1e-4 * posterior.kl().mean() / 64, {}
 
     return Stage("autoencoder", recipe.autoencoder_steps, {"vae": model}, loss, 2e-3, recipe.seed)
@@ -75,9 +75,7 @@ def reading_stage(name: str, model: nn.Module, vae: Any, recipe: Recipe) -> Stag
         layouts = [any_layout(rng) for _ in range(recipe.batch)]
         pictures = torch.from_numpy(draw(layouts, name, rng))
         with torch.no_grad():
-            half = pictures[::2] * 2 - 1
-            restored = vae.decode(vae.encode(half).latent_dist.mode()).sample
-            pictures[::2] = (restored / 2 + 0.5).clamp(0, 1)
+            pictures[::2] = restored(vae, pictures[::2])
         pictures = torch.roll(pictures, tuple(rng.integers(-1, 2, size=2).tolist()), (2, 3))
         pictures = pictures + 0.06 * float(rng.random()) * torch.randn_like(pictures)
         digits, colours = log_beliefs(model(pictures))

@@ -54,6 +54,12 @@ def autoencoder() -> Any:
     )
 
 
+def restored(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, 32, 32] in [0, 1] after the autoencoder, as a model's own are."""
+    latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
+    return cast(Tensor, (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1))
+
+
 def denoiser() -> Any:
     from diffusers import UNet2DConditionModel
 

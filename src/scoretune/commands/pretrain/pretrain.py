@@ -56,11 +56,14 @@ class Ground:
 
 def pretrain(folder: Path, recipe: Recipe, progress: Progress) -> Path:
     """Run every stage, resuming whatever is there; returns the folder of the finished model."""
+    from diffusers import StableDiffusionPipeline
+
     ground = _ground(folder, recipe, progress, denoiser)
     trained = nn.ModuleDict({"unet": ground.network, "text": ground.encoder})
     error = noise_error(ground.network, ground.encoder, ground.words)
     average = _denoise("denoiser", trained, error, ground, folder, recipe, progress)
-    return export(_diffusion_pipeline(ground, average), folder / "model", ground, recipe)
+    pipe = diffusion_pipeline(StableDiffusionPipeline, ground.vae, average, ground.words)
+    return export(pipe, folder / "model", ground, recipe)
 
 
 def pretrain_flow(folder: Path, recipe: Recipe, progress: Progress) -> Path:
@@ -107,14 +110,15 @@ def _ground(
     return Ground(vae, network, reader, judge, encoder, words, bank)
 
 
-def _diffusion_pipeline(ground: Ground, average: nn.ModuleDict) -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+def diffusion_pipeline(kind: Any, vae: Any, average: nn.ModuleDict, words: Any) -> Any:
+    """A pipeline of diffusers, of this kind, of the averaged weights."""
+    from diffusers import DDIMScheduler
 
-    return StableDiffusionPipeline(
-        vae=ground.vae,
+    return kind(
+        vae=vae,
         unet=average["unet"].eval(),
         text_encoder=average["text"].eval(),
-        tokenizer=ground.words,
+        tokenizer=words,
         scheduler=DDIMScheduler(**schedule()),
         safety_checker=None,
         feature_extractor=None,
@@ -126,18 +130,24 @@ def export(pipe: Any, target: Path, ground: Ground, recipe: Recipe) -> Path:
     """Save a pipeline in fp16, the reader, the judge and how they came about."""
     from safetensors.torch import save_file
 
+    target.mkdir(parents=True, exist_ok=True)
+    for name, module in {"reader": ground.reader, "judge": ground.judge}.items():
+        halves = {key: _half(value) for key, value in module.state_dict().items()}
+        save_file(halves, target / f"{name}.safetensors")
+    save_pipeline(pipe, target, recipe)
+    return target
+
+
+def save_pipeline(pipe: Any, target: Path, recipe: Any) -> None:
+    """Save a pipeline in fp16, and the recipe, a dataclass, by which it was trained."""
     pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
     # transformers loads in the saved precision and diffusers in float32: the two must match.
     for part in ("text_encoder", "text_encoder_2"):
         if part in pipe.components:
             pipe.components[part].float().save_pretrained(target / part)
-    for name, module in {"reader": ground.reader, "judge": ground.judge}.items():
-        halves = {key: _half(value) for key, value in module.state_dict().items()}
-        save_file(halves, target / f"{name}.safetensors")
     for weights in target.rglob("*.safetensors"):
         weights.chmod(0o644)  # some libraries write them for the owner alone
     (target / "training.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    return target
 
 
 def _half(value: Tensor) -> Tensor:

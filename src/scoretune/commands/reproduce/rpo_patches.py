@@ -74,18 +74,18 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
     def drawn(prompts: list[str], number: int) -> Tensor:
         return patch_world.drawn(policy, prompts, torch.Generator().manual_seed(number))
 
-    own = kept_tensors(
+    originals = kept_tensors(
         folder / f"pictures-{seed}-{count}-{len(prompts)}.safetensors",
         lambda: {"pictures": drawn(_prompts(count), seed), "base": drawn(prompts, 1_000 + seed)},
     )
-    made, kept = pairs(arm, own["pictures"], scale, torch.Generator().manual_seed(seed))
+    made, kept = pairs(arm, originals["pictures"], scale, torch.Generator().manual_seed(seed))
     learning = patch_pairs.tuned(
         policy, made, beta=arm.beta, rate=RATE, updates=max(2, UPDATES // scale), seed=seed
     )
     tuned = drawn(prompts, 1_000 + seed)
     sides = [patch_world.reward(side, made.prompts).mean() for side in made[:2]]
     return {
-        **_compared(own["base"], tuned, prompts, _judge(folder, scale)),
+        **_compared(originals["base"], tuned, prompts, _judge(folder, scale)),
         "implicit accuracy": learning["implicit accuracy"],
         "accepted": kept,
         "gap": float(sides[0] - sides[1]),
@@ -100,7 +100,7 @@ def _prompts(count: int) -> list[str]:
 def pairs(arm: Arm, pictures: Tensor, scale: int, generator: torch.Generator) -> tuple[Made, float]:
     """The pairs of an arm, made from pictures [n, 3, 8, 8], and the share of edits accepted."""
     prompts = _prompts(len(pictures))
-    own = patch_pairs.ranked(pictures[::2], pictures[1::2], prompts[::2])
+    ranked = patch_pairs.ranked(pictures[::2], pictures[1::2], prompts[::2])
     mended = patch_pairs.edited(pictures, prompts, torch.Generator())
     planned = (mended != pictures).flatten(1).any(1)  # of the others nothing is wrong
     edited = patch_pairs.edited(pictures, prompts, generator, failing=arm.failing)
@@ -112,9 +112,9 @@ def pairs(arm: Arm, pictures: Tensor, scale: int, generator: torch.Generator) ->
     if scale == 1 and len(rows) < arm.edits:
         raise ValueError(f"{len(rows)} edits were accepted, not {arm.edits}: take more pictures")
     return Made(
-        torch.cat([own.better[:plain], edited[rows]]),
-        torch.cat([own.worse[:plain], pictures[rows]]),
-        own.prompts[:plain] + [prompts[row] for row in rows],
+        torch.cat([ranked.better[:plain], edited[rows]]),
+        torch.cat([ranked.worse[:plain], pictures[rows]]),
+        ranked.prompts[:plain] + [prompts[row] for row in rows],
     ), float(accepted.sum() / planned.sum())
 
 
@@ -173,14 +173,14 @@ def _compared(base: Tensor, tuned: Tensor, prompts: list[str], judge: Judge) -> 
     named = torch.tensor([patch_world.PROMPTS.index(prompt) for prompt in prompts])
     old, new = (patch_world.reward(each, prompts) for each in (base, tuned))
     before, after = (judge(each) for each in (base, tuned))
-    said, says = (each.gather(1, named[:, None]).squeeze(1) for each in (before, after))
+    beliefs = [each.gather(1, named[:, None]).squeeze(1) for each in (after, before)]
     return {
         "base": float(old.mean()),
         "reward": float(new.mean()),
         "wins": patch_world.wins(new, old),
         "judge's base": float((before.argmax(1) == named).float().mean()),
         "judge": float((after.argmax(1) == named).float().mean()),
-        "judge's wins": patch_world.wins(says, said),
+        "judge's wins": patch_world.wins(*beliefs),
         "shift": float((tuned - base).abs().mean()),
     }
 
@@ -285,8 +285,8 @@ def _figure(arms: dict[str, list[Numbers]]) -> Any:
     ):
         for place, runs in enumerate(arms.values()):
             wins = [100 * run[key] for run in runs]
-            said = label if place == 0 else None
-            axes.plot(wins, [place] * len(wins), "o", color=colour, alpha=0.7, label=said)
+            once = label if place == 0 else None
+            axes.plot(wins, [place] * len(wins), "o", color=colour, alpha=0.7, label=once)
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
     axes.set(xlabel="wins against the base model, %")

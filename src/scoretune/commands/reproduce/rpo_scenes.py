@@ -21,15 +21,14 @@ from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, inter
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.fine_tuning import fine_tune, gain, points
 from scoretune.core.records import spans
-from scoretune.data.prompts import order, read_prompts
+from scoretune.data.prompts import in_laps, read_prompts
 from scoretune.data.store import open_store
 from scoretune.policy import Policy
 from scoretune.rewards.base import checked
 from scoretune.rewards.catalog import named_reward
 from scoretune.training.build import build_policy
-from scoretune.training.feedback import roles
 from scoretune.training.feedback.filters import Filter
-from scoretune.training.feedback.pipeline import Cast, Job, Pipeline, Stored
+from scoretune.training.feedback.pipeline import Job, Pipeline, Stored, cast_of
 
 PAIRS, PROMPTS = 200, 1100
 FAILING = (0.0, 0.2, 0.5)
@@ -110,9 +109,7 @@ def made_of(seed: int, pairs: int, prompts: int, folder: Path) -> Numbers:
 def _stored(folder: Path, seed: int, count: int) -> dict[float, Stored]:
     """The store of a seed with all its jobs done, by the share of edits that are spoilt."""
     store = open_store(str(folder / "stores" / f"{seed}-{count}"), create=True)
-    names = read_prompts("scenes", 200)
-    laps = range(-(-count // len(names)))
-    texts = [str(names.texts[i]) for lap in laps for i in order(names, lap, seed)][:count]
+    texts = in_laps(read_prompts("scenes", 200), count, seed)
 
     def policy() -> Policy:
         torch.manual_seed(seed)
@@ -131,15 +128,7 @@ def _stored(folder: Path, seed: int, count: int) -> dict[float, Stored]:
             seed=seed,
             filter=Filter(threshold=LEAST_GAIN),
         )
-        cast = Cast(
-            policy=policy,
-            critic=roles.named("critic", job.critic, roles.CRITICS),
-            writer=roles.named("writer", job.writer, roles.WRITERS),
-            editor=roles.named("editor", job.editor, roles.EDITORS),
-            reward=named_reward(job.reward),
-            second=None,
-        )
-        Pipeline(store, job, cast, lambda *_: None).run()
+        Pipeline(store, job, cast_of(job, policy), lambda *_: None).run()
         jobs[failing] = Stored(store, job)
     return jobs
 
@@ -187,13 +176,15 @@ def learned(
     arm = ARMS[label]
     stored = _stored(folder, seed, prompts)[arm.failing]
     rows: list[Row] = []
-    for share, some in ((arm.plain, _plain), (arm.edits, lambda s: _edits(s, arm.filtered))):
+    for share, kind in ((arm.plain, _plain), (arm.edits, lambda s: _edits(s, arm.filtered))):
         if share:
             wanted = round(share * pairs)
-            own = some(stored)[:wanted]
-            if len(own) < wanted:
-                raise ValueError(f"{len(own)} pairs for {label}, not {wanted}: take more prompts")
-            rows += own
+            selected = kind(stored)[:wanted]
+            if len(selected) < wanted:
+                raise ValueError(
+                    f"{len(selected)} pairs for {label}, not {wanted}: take more prompts"
+                )
+            rows += selected
     where = folder / "pairs" / f"{arm.name}-{seed}-{pairs}"
     part = where.with_name(f"{where.name}.{os.getpid()}")
     shutil.rmtree(where, ignore_errors=True)

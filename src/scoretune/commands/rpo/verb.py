@@ -15,7 +15,6 @@ from scoretune.core.errors import UserError
 
 if TYPE_CHECKING:
     from scoretune.core.config import Run
-    from scoretune.policy import Policy
     from scoretune.training.feedback.pipeline import Cast, Job
     from scoretune.training.feedback.settings import PipelineSettings
 
@@ -77,11 +76,7 @@ def rpo(
     if main:
         _say(result["rpo"])
     if not pairs_only:
-        if not result["rpo"]["pairs"]:
-            raise UserError(
-                "no edit was kept, so there is nothing to learn from: look at the verdicts above, "
-                "lower threshold=, or take another editor= or critic="
-            )
+        _check_pairs(result["rpo"])
         result["training"] = train_run(tuning, folder, threads, json_=False)
     if main:
         written = page.write(folder, pipeline.stored, result)
@@ -91,20 +86,14 @@ def rpo(
 
 
 def _job(model: str, settings: PipelineSettings, seed: int) -> Job:
-    from scoretune.data.prompts import order, read_prompts
+    from scoretune.data.prompts import in_laps, read_prompts
     from scoretune.training.feedback.filters import Filter
     from scoretune.training.feedback.pipeline import Job
 
     count = max(1, settings.pictures // settings.per_prompt)
-    prompts = read_prompts(settings.prompts)
-    texts: list[str] = []
-    lap = 0
-    while len(texts) < count:  # as training goes through them
-        texts += [str(prompts.texts[i]) for i in order(prompts, lap, seed)]
-        lap += 1
     return Job(
         model=model,
-        prompts=tuple(texts[:count]),
+        prompts=tuple(in_laps(read_prompts(settings.prompts), count, seed)),
         critic=settings.critic,
         writer=settings.writer or settings.critic,
         editor=settings.editor,
@@ -137,22 +126,19 @@ def _tuning(
 
 def _cast(job: Job, tuning: Run) -> Cast:
     from scoretune.core import distributed
-    from scoretune.rewards.catalog import named_reward
     from scoretune.training.build import build_policy
-    from scoretune.training.feedback import roles
-    from scoretune.training.feedback.pipeline import Cast
+    from scoretune.training.feedback.pipeline import cast_of
 
-    def policy() -> Policy:
-        return build_policy(tuning, distributed.device())
+    return cast_of(job, lambda: build_policy(tuning, distributed.device()))
 
-    return Cast(
-        policy=policy,
-        critic=roles.named("critic", job.critic, roles.CRITICS),
-        writer=roles.named("writer", job.writer, roles.WRITERS),
-        editor=roles.named("editor", job.editor, roles.EDITORS),
-        reward=named_reward(job.reward),
-        second=named_reward(job.agree) if job.agree else None,
-    )
+
+def _check_pairs(summary: dict[str, Any]) -> None:
+    """Raise UserError where there is nothing to learn from."""
+    if not summary["pairs"]:
+        raise UserError(
+            "no edit was kept, so there is nothing to learn from: look at the verdicts above, "
+            "lower threshold=, or take another editor= or critic="
+        )
 
 
 def _say(summary: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scoretune.commands.studio.agreement import CODES, counted
 from scoretune.core.errors import one_line
 from scoretune.data.store import Pair, Vote
 
@@ -32,7 +33,6 @@ BATCH, MOST = 8, 64
 """Pairs between which no sample is shared, and pairs that are put in order."""
 PAUSE = 3.0
 """Seconds between two orders."""
-OUTCOMES = {"first": 0, "tie": 1, "both_bad": 1, "second": 2}
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Choosing:
     how: str = RANDOM
     problem: str = field(default="", init=False)
     current: list[int] = field(default_factory=list, init=False)
-    _made_of: tuple[str, int, int] = field(default=("", 0, 0), init=False)
+    _made_of: tuple[str, int, list[int]] | None = field(default=None, init=False)
     _looked: float = field(default=-math.inf, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _fits: dict[str, tuple[bytes, Tensor]] = field(default_factory=dict, init=False)
@@ -72,8 +72,8 @@ class Choosing:
         how = self.how
         try:
             pairs = [pair for pair in self.store.pairs(source="human") if pair.gold is None]
-            votes = [vote for vote in self.store.votes() if vote.choice != "skip"]
-            state = how, len(pairs), len(votes)
+            votes = counted(self.store.votes())
+            state = how, len(pairs), [vote.id for vote in votes]
             if state == self._made_of and self.current:
                 return
             by_votes = how == VOTES
@@ -89,7 +89,7 @@ class Choosing:
         """By a Bradley–Terry fit of each prompt's votes, made anew where these have changed."""
         import torch
 
-        counts = counted(pairs, votes)
+        counts = outcomes(pairs, votes)
         groups: dict[str, list[int]] = {}
         for place, pair in enumerate(pairs):
             groups.setdefault(pair.prompt, []).append(place)
@@ -127,7 +127,7 @@ class Choosing:
         return ordered(fresh, column) + ordered(rest, column)
 
 
-def counted(pairs: Sequence[Pair], votes: Sequence[Vote]) -> Tensor:
+def outcomes(pairs: Sequence[Pair], votes: Sequence[Vote]) -> Tensor:
     """Votes for the first, for neither and for the second of each pair, [n, 3]."""
     import torch
 
@@ -135,7 +135,7 @@ def counted(pairs: Sequence[Pair], votes: Sequence[Vote]) -> Tensor:
     counts = torch.zeros(len(pairs), 3, dtype=torch.float64)
     for vote in votes:
         if vote.pair in places:
-            counts[places[vote.pair], OUTCOMES[vote.choice]] += 1
+            counts[places[vote.pair], CODES[vote.choice]] += 1
     return counts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scoretune.core.errors import UserError, one_line
@@ -17,13 +17,17 @@ from scoretune.data.store import Pair, Reason, Sample, StoredEdit
 if TYPE_CHECKING:
     from scoretune.data.store.store import Store
     from scoretune.rewards.base import Reward
+    from scoretune.training.feedback.records import Edited, Shown
     from scoretune.training.feedback.roles import Editor
 
 MOST_WAITING = 20
 """Edits that wait for the one that is being made."""
 PATIENCE = 2.0
 """Seconds that a page waits for an edit before it says that one is being made."""
-UNKNOWN = "no instruction that the editor knows"
+UNKNOWN, NOT_MEASURED = "no instruction that the editor knows", "not measured"
+PAIRED = ("better", "not better", NOT_MEASURED)
+"""Verdicts on an edit that changed something: people are asked about it, also if the reward likes
+it less."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,16 @@ class Editing:
     _waiting: dict[int, threading.Thread] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _roles: tuple[Editor, Reward | None] = field(init=False)
+    _edit: Editor = field(init=False)
+    _judge: Reward | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises UserError for an editor or a reward that there is not."""
         from scoretune.rewards.catalog import named_reward
         from scoretune.training.feedback import roles
 
-        made = roles.named("editor", self.editor, roles.EDITORS)
-        self._roles = made, named_reward(self.reward) if self.reward else None
+        self._edit = roles.named("editor", self.editor, roles.EDITORS)
+        self._judge = named_reward(self.reward) if self.reward else None
 
     def begin(self, reason: Reason) -> None:
         """Carry a reason out, unless that is being done; the page waits a moment for it.
@@ -85,7 +90,7 @@ class Editing:
     def _carry_out(self, reason: Reason) -> None:
         try:
             with self._turn:
-                pair = edited(self.store, reason, self.editor, self._roles, self.reward)
+                pair = self._edited(reason)
             if pair is not None:
                 self.after(reason.rater, pair)
         except Exception as error:  # of a model, too: it ends this edit and no other
@@ -93,6 +98,63 @@ class Editing:
         finally:
             with self._lock:
                 del self._waiting[reason.id]
+
+    def _edited(self, reason: Reason) -> Pair | None:
+        """Carry a reason out and store its critique, its edit and the verdict; the pair of both
+        pictures, None where nothing was changed. Raises UserError where the editor cannot."""
+        from scoretune.training.feedback.person import critique_of, instructions_of
+        from scoretune.training.feedback.records import Answer
+        from scoretune.training.feedback.store_rows import add_answer, shown
+
+        store, key = self.store, key_of(reason)
+        before = store.sample(reason.sample)
+        picture, said = shown(store, before), Answer(critique_of(reason), reason.text)
+        record: dict[str, Any] = {"key": key, "sample": before.id, "editor": self.editor}
+        record["critique"] = add_answer(
+            store, f"{key}/critique", before.id, f"rater {reason.rater}", said
+        )
+        plan, seed = instructions_of(reason, picture), reason.id
+        record |= {"instructions": plan, "seed": seed}
+        if not plan:
+            verdict = {"outcome": "refused", "reason": UNKNOWN}
+            store.add_edit(**record, edited=None, verdict=verdict)
+            return None
+        (edit,) = self._edit([picture], [plan], [seed])
+        if edit.pixels.shape != picture.pixels.shape:
+            raise UserError(
+                f"the editor {self.editor!r} gave a picture of another size: use another"
+            )
+        verdict = self._verdict(picture, edit)
+        with store.together():
+            after = store.add_sample(
+                prompt=before.prompt,
+                picture=store.add_picture(edit.pixels),
+                source="edit",
+                model=self.editor,
+                seed=seed,
+                settings={"instructions": plan, "problem": edit.problem, "rater": reason.rater},
+                parent=before.id,
+                round=before.round,
+                key=f"{key}/edited",
+            )
+            store.add_edit(**record, edited=after.id, verdict=verdict)
+            paired = verdict["reason"] in PAIRED
+            return store.add_pair(before.id, after.id) if paired else None
+
+    def _verdict(self, before: Shown, edit: Edited) -> dict[str, Any]:
+        """What the filter of `scoretune rpo` says of an edit; without a reward, whether it is
+        one."""
+        from scoretune.training.feedback.filters import Filter, Verdict, distances
+        from scoretune.training.feedback.store_rows import gains, verdict_row
+
+        old, new = before.pixels[None], edit.pixels[None]
+        distance, gain = float(distances(old, new)), None
+        if self._judge is not None and not edit.problem:
+            (gain,) = gains(self._judge, self.reward, old, new, [before.prompt])
+        verdict = Filter()(gain or 0.0, distance, problem=edit.problem)
+        if gain is None and verdict.reason == "not better":
+            verdict = Verdict("kept", NOT_MEASURED)
+        return verdict_row(verdict, gain=gain, second=None, distance=distance)
 
 
 def carried(
@@ -115,71 +177,3 @@ def carried(
 def key_of(reason: Reason) -> str:
     """Of the edit of a reason: there is one."""
     return f"why/{reason.id}/{reason.rater}"
-
-
-def edited(
-    store: Store, reason: Reason, name: str, roles: tuple[Editor, Reward | None], reward: str
-) -> Pair | None:
-    """Carry a reason out and store its critique, its edit and the verdict; the pair of both
-    pictures, None where nothing was changed. Raises UserError where the editor cannot do it."""
-    from scoretune.training.feedback.person import critique_of, instructions_of
-    from scoretune.training.feedback.records import Shown
-
-    before = store.sample(reason.sample)
-    shown = Shown(before.prompt, store.pixels(before.picture))
-    critique = store.add_critique(
-        key=f"{key_of(reason)}/critique",
-        sample=before.id,
-        critic=f"rater {reason.rater}",
-        payload={"content": critique_of(reason).model_dump(), "attempts": 1},
-        raw=reason.text,
-    )
-    record: dict[str, Any] = {"key": key_of(reason), "sample": before.id, "critique": critique}
-    record |= {"editor": name, "seed": reason.id}
-    plan = instructions_of(reason, shown)
-    if not plan:
-        verdict = {"outcome": "refused", "reason": UNKNOWN}
-        store.add_edit(**record, instructions=[], edited=None, verdict=verdict)
-        return None
-    editor, judge = roles
-    (edit,) = editor([shown], [plan], [reason.id])
-    if edit.pixels.shape != shown.pixels.shape:
-        raise UserError(f"the editor {name!r} gave a picture of another size: use another")
-    verdict = _verdict(shown, edit, judge, reward)
-    with store.together():
-        after = store.add_sample(
-            prompt=before.prompt,
-            picture=store.add_picture(edit.pixels),
-            source="edit",
-            model=name,
-            seed=reason.id,
-            settings={"instructions": plan, "problem": edit.problem, "rater": reason.rater},
-            parent=before.id,
-            round=before.round,
-            key=f"{key_of(reason)}/edited",
-        )
-        store.add_edit(**record, instructions=plan, edited=after.id, verdict=verdict)
-        if verdict["reason"] not in ("better", "not better", "not measured"):
-            return None
-        return store.add_pair(before.id, after.id)
-
-
-def _verdict(shown: Any, edit: Any, judge: Reward | None, reward: str) -> dict[str, Any]:
-    """What the filter of `scoretune rpo` says of an edit. Without a reward, whether it is one; what
-    is no better by the reward is still paired, since people are asked."""
-    import torch
-
-    from scoretune.rewards.base import checked
-    from scoretune.training.feedback.filters import Filter, distances
-
-    both = torch.stack([shown.pixels, edit.pixels])
-    distance = float(distances(both[:1], both[1:]))
-    gain: float | None = None
-    if judge is not None and not edit.problem:
-        with torch.no_grad():
-            old, new = checked(judge, reward, both, [shown.prompt] * 2).tolist()
-        gain = new - old
-    verdict = asdict(Filter()(gain or 0.0, distance, problem=edit.problem))
-    if gain is None and verdict["reason"] == "not better":
-        verdict = {"outcome": "kept", "reason": "not measured"}
-    return verdict | {"gain": gain, "second": None, "distance": distance}

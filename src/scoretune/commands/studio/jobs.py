@@ -19,9 +19,8 @@ from typing import Any
 
 from scoretune.core import lock
 from scoretune.core.errors import UserError
+from scoretune.rewards.reward_model import is_reward_model
 
-REWARD = "reward.json"
-"""What a folder holds that is a reward."""
 NAME = re.compile(r"round-(\d+)")
 
 
@@ -75,12 +74,12 @@ class Jobs:
 
     def rewards(self) -> list[Path]:
         """The rewards that were trained here, the newest first."""
-        return [run for run in self.rounds() if (run / REWARD).is_file()]
+        return [run for run in self.rounds() if is_reward_model(str(run))]
 
     def models(self) -> list[Path]:
         """The models that were tuned here, the newest first."""
         done = (run for run in self.rounds() if (run / "result.json").is_file())
-        return [run for run in done if not (run / REWARD).is_file()]
+        return [run for run in done if not is_reward_model(str(run))]
 
     def _free(self) -> Path:
         taken = [int(match[1]) for p in self.runs.iterdir() if (match := NAME.match(p.name))]

@@ -64,16 +64,16 @@ def studio(
         Path | None, typer.Option(help="File with the owner's token; else it is drawn anew.")
     ] = None,
     editor: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="Carries out what people say: scenes, 'kontext(model=…)', … as in scoretune rpo, "
             "or none (default: scenes for the miniature's pictures)."
         ),
-    ] = None,
+    ] = "",
     reward: Annotated[
-        str | None,
+        str,
         typer.Option(help="What an edit gains is measured by it (default: reader, or none)."),
-    ] = None,
+    ] = "",
     choice: Annotated[
         str,
         typer.Option(
@@ -97,6 +97,27 @@ def studio(
     from scoretune.commands.studio.app import application
 
     server.check_installed()
+    _check(target, demo, host, token_file)
+    set_threads(threads)
+    at = server.listening(host, port)  # before anything is drawn: the port may be in use
+    try:
+        place = _demo() if target is None else _place(target, store, prompts)
+        tools = _tools(place.store, Tools(editor, reward, choice, features))
+        address, public = _address(host, at), host not in LOOPBACK
+        made = assembled(place, runs, address, public=public, token_file=token_file, tools=tools)
+        url = f"{address}/enter?token={made.keys.token}"
+        typer.echo(f"studio at {url} (Ctrl-C stops)")
+        if not no_browser:
+            threading.Thread(target=_browse, args=(url,), daemon=True).start()
+        server.serve(application(made), at)
+    except KeyboardInterrupt:
+        typer.echo("stopped; every vote is stored")
+    finally:
+        at.close()
+
+
+def _check(target: str | None, demo: bool, host: str, token_file: Path | None) -> None:
+    """Raise UserError for what does not go together, before anything is opened."""
     if host not in LOOPBACK and token_file is None:
         raise UserError(
             f"--host {host} is open to other machines: give --token-file FILE with a token of 16 "
@@ -108,24 +129,6 @@ def studio(
         raise UserError(
             "name a store, a run or a model: scoretune studio STORE; or try scoretune studio --demo"
         )
-    set_threads(threads)
-    at = server.listening(host, port)  # before anything is drawn: the port may be in use
-    try:
-        place = _demo() if target is None else _place(target, store, prompts)
-        address = _address(host, at)
-        tools = _tools(place.store, Tools(editor or "", reward or "", choice, features))
-        made = assembled(
-            place, runs, address, public=host not in LOOPBACK, token_file=token_file, tools=tools
-        )
-        url = f"{address}/enter?token={made.keys.token}"
-        typer.echo(f"studio at {url} (Ctrl-C stops)")
-        if not no_browser:
-            threading.Thread(target=_browse, args=(url,), daemon=True).start()
-        server.serve(application(made), at)
-    except KeyboardInterrupt:
-        typer.echo("stopped; every vote is stored")
-    finally:
-        at.close()
 
 
 def _demo() -> Place:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
@@ -23,11 +22,14 @@ from scoretune.core.records import spans
 from scoretune.data.store import Sample, StoredCritique, StoredEdit
 from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.policy import Policy
-from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.base import Reward
+from scoretune.rewards.catalog import named_reward
 from scoretune.rollout import prior
+from scoretune.training.feedback import roles
 from scoretune.training.feedback.filters import Filter, distances
-from scoretune.training.feedback.records import Answer, Critique, EditPlan, Shown
+from scoretune.training.feedback.records import Answer, Critique, EditPlan
 from scoretune.training.feedback.roles import Critic, Editor, Writer
+from scoretune.training.feedback.store_rows import add_answer, gains, shown, verdict_row
 
 if TYPE_CHECKING:
     from scoretune.data.store.store import Store
@@ -82,6 +84,18 @@ class Cast(NamedTuple):
     editor: Editor
     reward: Reward
     second: Reward | None
+
+
+def cast_of(job: Job, policy: Callable[[], Policy]) -> Cast:
+    """Whom a job names. Raises UserError for one that there is not."""
+    return Cast(
+        policy=policy,
+        critic=roles.named("critic", job.critic, roles.CRITICS),
+        writer=roles.named("writer", job.writer, roles.WRITERS),
+        editor=roles.named("editor", job.editor, roles.EDITORS),
+        reward=named_reward(job.reward),
+        second=named_reward(job.agree) if job.agree else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,7 @@ class Pipeline:
         keys, done = self.job.keys("critiques"), self.stored.answers()
         samples = self.stored.samples("pictures")
         for rows in self._chunks("critiques", [key in done for key in keys]):
-            answers = self.cast.critic([self._shown(samples[row]) for row in rows])
+            answers = self.cast.critic([shown(self.store, samples[row]) for row in rows])
             self._add_answers(rows, samples, keys, answers, self.job.critic)
 
     def plan(self) -> None:
@@ -185,8 +199,8 @@ class Pipeline:
                 row: Answer(EditPlan(), "nothing to mend") for row in rows
             }
             if some:
-                shown = [self._shown(samples[row]) for row in some]
-                written = self.cast.writer(shown, list(some.values()))
+                pictures = [shown(self.store, samples[row]) for row in some]
+                written = self.cast.writer(pictures, list(some.values()))
                 answers |= dict(zip(some, written, strict=True))
             in_order = [answers[row] for row in rows]
             self._add_answers(rows, samples, keys, in_order, f"writer {self.job.writer}")
@@ -200,8 +214,8 @@ class Pipeline:
         for rows in self._chunks("edits", ready):
             some = [row for row in rows if plans[row]]
             seeds = [self.job.seed * 1_000_003 + 101 * row for row in some]
-            shown = [self._shown(samples[row]) for row in some]
-            edited = self.cast.editor(shown, [plans[row] for row in some], seeds)
+            pictures = [shown(self.store, samples[row]) for row in some]
+            edited = self.cast.editor(pictures, [plans[row] for row in some], seeds)
             with self.store.together():
                 for row, seed, edit in zip(some, seeds, edited, strict=True):
                     self.store.add_sample(
@@ -251,9 +265,6 @@ class Pipeline:
                     self.store.add_pair(edit.sample, edit.edited, source="rpo-edit")
                 self.note("pairs", done, len(edits))
 
-    def _shown(self, sample: Sample) -> Shown:
-        return Shown(sample.prompt, self.store.pixels(sample.picture))
-
     def _add_answers(
         self,
         rows: Sequence[int],
@@ -266,14 +277,7 @@ class Pipeline:
             raise UserError(f"{who!r} gave {len(answers)} answers for {len(rows)} pictures")
         with self.store.together():
             for row, answer in zip(rows, answers, strict=True):
-                content = None if answer.content is None else answer.content.model_dump()
-                self.store.add_critique(
-                    key=keys[row],
-                    sample=samples[row].id,
-                    critic=who,
-                    payload={"content": content, "attempts": answer.attempts},
-                    raw=answer.raw.replace("\x00", ""),
-                )
+                add_answer(self.store, keys[row], samples[row].id, who, answer)
 
     def _verdicts(
         self, pictures: Sequence[Sample], edits: Sequence[Sample]
@@ -281,18 +285,17 @@ class Pipeline:
         before = torch.stack([self.store.pixels(sample.picture) for sample in pictures])
         after = torch.stack([self.store.pixels(sample.picture) for sample in edits])
         prompts = [sample.prompt for sample in pictures]
-        gains = _gains(self.cast.reward, self.job.reward, before, after, prompts)
+        firsts = gains(self.cast.reward, self.job.reward, before, after, prompts)
         seconds: list[float] | list[None] = [None] * len(edits)
         if self.cast.second is not None:
-            seconds = _gains(self.cast.second, self.job.agree, before, after, prompts)
+            seconds = gains(self.cast.second, self.job.agree, before, after, prompts)
         verdicts = []
         for gain, second, distance, edit in zip(
-            gains, seconds, distances(before, after).tolist(), edits, strict=True
+            firsts, seconds, distances(before, after).tolist(), edits, strict=True
         ):
             problem = str(edit.settings.get("problem", ""))
             verdict = self.job.filter(gain, distance, second=second, problem=problem)
-            numbers = {"gain": gain, "second": second, "distance": distance}
-            verdicts.append(asdict(verdict) | numbers)
+            verdicts.append(verdict_row(verdict, gain=gain, second=second, distance=distance))
         return verdicts
 
     def _chunks(self, stage: str, done: Sequence[bool]) -> Iterator[list[int]]:
@@ -308,15 +311,6 @@ class Pipeline:
 def _content(kind: type[Any], payload: Mapping[str, Any]) -> Any:
     content = payload["content"]
     return None if content is None else kind.model_validate(content)
-
-
-@torch.no_grad()
-def _gains(
-    reward: Reward, name: str, before: Tensor, after: Tensor, prompts: Sequence[str]
-) -> list[float]:
-    old = checked(reward, name, before, prompts)
-    gains: list[float] = (checked(reward, name, after, prompts) - old).tolist()
-    return gains
 
 
 # ---------------------------------------------------------------------------------- summary

@@ -32,9 +32,10 @@ def split(assignments: Sequence[str]) -> tuple[PipelineSettings, list[str]]:
 
     Raises UserError for a word that is no assignment and a value that does not fit.
     """
-    own = [word for word in assignments if word.partition("=")[0] in PipelineSettings.model_fields]
-    values = overrides.words(PipelineSettings, own)
-    others = [word for word in assignments if word not in own]
-    for word in others:
+    fields = PipelineSettings.model_fields
+    of_pipeline = [word for word in assignments if word.partition("=")[0] in fields]
+    of_recipe = [word for word in assignments if word.partition("=")[0] not in fields]
+    values = overrides.words(PipelineSettings, of_pipeline)
+    for word in of_recipe:
         overrides.parsed(word)
-    return overrides.fitted(PipelineSettings, values), others
+    return overrides.fitted(PipelineSettings, values), of_recipe

@@ -19,9 +19,10 @@ FEWEST = 10
 """Decided votes below which nothing is worth learning."""
 UPDATES = {"dpo": 100, "reward": 400, "online_dpo": 30}
 """What may be trained, and for how long unless the page says so."""
+QUICKLY = "evaluation.per_task=10"
 MINIATURE = (
     *("objective.beta=100", "optimiser.learning_rate=3e-3", "hardware.device_batch=0"),
-    "evaluation.per_task=10",
+    QUICKLY,
 )
 """The shipped miniature wants larger steps than a Stable Diffusion 1.5, and is measured at once."""
 TUNING = ("objective", "optimiser", "sizes", "evaluation", "guard", "hardware", "seed")
@@ -61,12 +62,8 @@ def words_of(studio: Studio, order: Order) -> list[str]:
     length = f"updates={order.updates}"
     if order.kind == "reward":
         return ["reward", f"data={studio.where}", f"features={features_of(studio)}", length]
-    words = [
-        order.kind,
-        f"model.source={model_of(studio)}",
-        length,
-        f"evaluation.every={length[8:]}",
-    ]
+    words = [order.kind, f"model.source={model_of(studio)}", length]
+    words.append(f"evaluation.every={order.updates}")
     scenes = studio.model in SHIPPED_MODELS
     if order.kind == "dpo":
         return [*words, f"data={studio.where}", *(MINIATURE if scenes else ())]
@@ -75,7 +72,7 @@ def words_of(studio: Studio, order: Order) -> list[str]:
         raise UserError("online DPO needs a reward: train one on the votes first, and choose it")
     words.append(f"reward={rewards[order.reward]}")
     if scenes:
-        return [*words, MINIATURE[-1]]
+        return [*words, QUICKLY]
     prompts = studio.runs / "prompts.txt"  # those of the votes; a share of them is held out
     studio.runs.mkdir(parents=True, exist_ok=True)
     lines = (" ".join(prompt.split()) for prompt in studio.store.prompts())
@@ -107,9 +104,12 @@ def outcome(run: Path) -> str:
     return f"agrees with {share} of held-out votes (95 % interval {low} to {high})"
 
 
+def decided(studio: Studio) -> int:
+    """How many votes there are that training learns from."""
+    return sum(vote.choice in ("first", "second", "tie") for vote in studio.store.votes())
+
+
 def shown(studio: Studio) -> dict[str, Any]:
-    votes = studio.store.votes()
-    decided = [vote for vote in votes if vote.choice in ("first", "second", "tie")]
     rewards = studio.jobs.rewards()
     listed = []
     for run in studio.jobs.rounds():
@@ -121,7 +121,7 @@ def shown(studio: Studio) -> dict[str, Any]:
         row = {"title": run.name, "name": name, "last": line or last[-200:], "reward": reward}
         listed.append(row | {"used": reward == studio.choosing.how})
     return {
-        "decided": len(decided),
+        "decided": decided(studio),
         "fewest": FEWEST,
         "pairs": len(studio.ballots.pairs()),
         "model": model_of(studio),
@@ -161,7 +161,7 @@ def routes(studio: Studio) -> "APIRouter":
         if not length:
             raise Refused(422, "train for one update or more")
         order = Order(kind, length, reward, settings_of(kind, settings))
-        if shown(studio)["decided"] < FEWEST:
+        if decided(studio) < FEWEST:
             raise UserError(f"there are fewer than {FEWEST} votes that say something: vote first")
         studio.jobs.start(model_of(studio), [*words_of(studio, order), *order.settings])
         return studio.page(request, "rounds_state.html", **shown(studio))
