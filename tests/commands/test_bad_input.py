@@ -573,7 +573,7 @@ def test_more_processes_than_prompts_can_be_shared_by(told, small, here, monkeyp
 
 def test_a_model_of_ones_own_needs_prompts_and_a_reward(told, here, model, small):
     (model / "judge.safetensors").unlink()  # what tells the shipped world's models
-    given = [*small, f"model.source={model}", "--run", "runs/tried"]
+    given = [*small, "reward=reader", f"model.source={model}", "--run", "runs/tried"]
     text = told("train", "ddpo", *given)
     assert text.startswith("prompts=scenes, the default, are of the shipped digits, which")
     assert "set prompts=FILE (one a line), or prompts=none, and a reward" in text

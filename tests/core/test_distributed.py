@@ -209,7 +209,7 @@ def runs(tmp_path_factory, small) -> tuple[Path, Path]:
     from scoretune.training.run import launch
     from scoretune.training.run_folder import record
 
-    changes = [small[-1], *SIZES, *EXACT]
+    changes = [*small[-2:], *SIZES, *EXACT]
     run = overrides.changed(recipes.score_as_action(), changes)
     record(run, one, 1)
     launch(run, one, Silent())

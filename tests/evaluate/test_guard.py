@@ -493,7 +493,7 @@ def test_a_kill_changes_nothing(guarded_runs, tmp_path, small, action, kind, nth
 
 
 def test_a_judge_of_ones_own(tmp_path, small):
-    changes = [*small, "guard.judge=brightness", "guard.features=pixels"]
+    changes = [*small, "reward=reader", "guard.judge=brightness", "guard.features=pixels"]
     launched(overrides.changed(recipes.named("ddpo"), changes), tmp_path)
     first, *_ = told(tmp_path)["evaluations.jsonl"]
     assert first["guard"]["judge"] != first["judge"]["overall"]

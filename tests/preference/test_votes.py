@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -149,6 +150,17 @@ def test_draws_have_the_law_of_the_fit() -> None:
     drawn = fit.draw(40_000, torch.Generator().manual_seed(0))
     assert torch.allclose(drawn.mean(0), fit.estimates, atol=0.05)
     assert torch.allclose(torch.cov(drawn.T), fit.covariance, atol=0.12)
+
+
+def test_draws_do_not_depend_on_rounding() -> None:
+    """Where votes say nothing all variances are equal, and any basis has them."""
+    design = torch.cat([torch.ones(3, 1), torch.zeros(3, 11)], 1)
+    votes = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 0, 1]])
+    fit = fit_votes(design, votes, model="bradley_terry", ridge=1.0)
+    noise = 1e-15 * torch.randn(12, 12, dtype=F64)
+    rounded = replace(fit, covariance=fit.covariance + noise + noise.T)
+    first, again = (each.draw(5, torch.Generator().manual_seed(0)) for each in (fit, rounded))
+    assert torch.allclose(first, again, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------ rankings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scoretune.commands.reproduce.reward_people import DSG, METRICS, MODELS, RANKINGS, TIFA
+from scoretune.commands.reproduce.published_ratings import DSG, METRICS, MODELS, RANKINGS, TIFA
 
 WORTH = (-1.2, -0.6, 0.0, 0.6, 1.2)
 """Of the five models, in their order."""

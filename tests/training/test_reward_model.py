@@ -19,6 +19,7 @@ from scoretune.core.errors import UserError
 from scoretune.data.pairs import read_pairs
 from scoretune.data.rankings import read_rankings
 from scoretune.data.scenes import world
+from scoretune.data.scenes.draw import draw
 from scoretune.data.scenes.world import shipped
 from scoretune.preference import outcome_log_probs
 from scoretune.rewards.base import has_gradient
@@ -331,14 +332,17 @@ def scenes_folder(folder: Path) -> None:
 
 
 def test_scenes_begin_at_the_readers_opinion() -> None:
-    """A head's scores are at first a multiple of the reader's, and 0 where the prompt is of another
-    world."""
+    """A head's scores are at first a multiple of the reader's, on pictures of what half of the
+    prompts ask for, and 0 where the prompt is of another world."""
     view = vote_heads.Scenes(vote_heads.Words.of(SCENES), scene_readers.load(shipped(), "reader"))
     head = vote_heads.head(view, 16)
-    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    asks = [world.asks_by_text()[text] for text in [*SCENES[:10], *SCENES[:10]]]
+    images = torch.from_numpy(draw([world.lay_out(ask, rng) for ask in asks], "pictures", rng))
     pictures = torch.cat([images, images[:1]]).requires_grad_()
     scores = head(view.pictures(pictures), view.prompts([*SCENES, "words of another world"]))
     expected = named_reward("reader")(images, SCENES)
+    assert expected[:10].median() > 0.9 > 0.1 > expected[10:].median()
     assert torch.allclose(scores[:-1], 3 * expected, atol=1e-4) and not bool(scores[-1])
     scores.sum().backward()
     assert pictures.grad is not None and bool(pictures.grad.isfinite().all())

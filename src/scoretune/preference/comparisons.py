@@ -37,11 +37,14 @@ class VoteFit:
         return errors
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """So many vectors of estimates from their Gaussian law, [count, P]: an ensemble."""
+        """So many vectors of estimates from their Gaussian law, [count, P]: an ensemble.
+
+        By the symmetric root, which does not depend on the basis that is taken for equal variances.
+        """
         values, vectors = torch.linalg.eigh(self.covariance)
-        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
         noise = torch.randn(count, len(self.estimates), generator=generator, dtype=torch.float64)
-        drawn: Tensor = self.estimates + noise @ root.T
+        drawn: Tensor = self.estimates + noise @ root
         return drawn
 
 

@@ -40,7 +40,7 @@ BATCH, MOST, REPEATS = 10, 300, 2
 MEMBERS, RIDGE = 32, 1.0
 HELD_OUT = 0.2
 SHARE = 0.95
-"""Of the agreement that random choice reaches with all votes: what either way has to reach."""
+"""Of the agreement that random choice reaches with all votes: what every way has to reach."""
 ARMS = ("random", "information", "variance", "closest")
 
 
@@ -71,30 +71,36 @@ def ask(arm: str, seed: int, pairs: int, most: int, repeats: int, folder: Path) 
 
 
 def _curve(arm: str, pool: dict[str, Tensor], most: int, seed: int) -> list[float]:
+    """Agreement on one split by the prompts, after every batch of one draw of the votes."""
     generator = torch.Generator().manual_seed(seed)
-    out = torch.rand(int(pool["prompt"].max()) + 1, generator=generator) < HELD_OUT
-    held = out[pool["prompt"]]
+    prompts = torch.rand(int(pool["prompt"].max()) + 1, generator=generator) < HELD_OUT
+    held_out = prompts[pool["prompt"]]
     design, gaps = pool["features"].double(), pool["gaps"].double()
-    clear, offered = gaps.abs()[held] > TIE, (~held).nonzero()[:, 0]
-    chance = torch.sigmoid(gaps[offered] / TAU)
-    first = torch.rand(len(offered), generator=generator, dtype=torch.float64) < chance
-    votes = torch.stack([first, torch.zeros_like(first), ~first], 1).float()
-    asked = torch.zeros(len(offered), dtype=torch.bool)
-    members = torch.zeros(MEMBERS, len(offered), dtype=torch.float64)
+    test, train = design[held_out], design[~held_out]
+    clear = gaps[held_out].abs() > TIE
+    votes = _votes(gaps[~held_out], generator)
+    asked = torch.zeros(len(train), dtype=torch.bool)
+    members = torch.zeros(MEMBERS, len(train), dtype=torch.float64)
     curve: list[float] = []
-    while int(asked.sum()) < min(most, len(offered)):
-        which = CHOICES[arm](members, asked, generator)
-        asked[which] = True
-        answered = design[offered[asked]]
-        fit = fit_votes(answered, votes[asked], model="bradley_terry", ridge=RIDGE)
-        members = fit.draw(MEMBERS, generator) @ design[offered].T
-        agrees = (design[held] @ fit.estimates > 0) == (gaps[held] > 0)
+    while int(asked.sum()) < min(most, len(train)):
+        asked[CHOICES[arm](members, asked, generator)] = True
+        fit = fit_votes(train[asked], votes[asked], model="bradley_terry", ridge=RIDGE)
+        members = fit.draw(MEMBERS, generator) @ train.T
+        agrees = (test @ fit.estimates > 0) == (gaps[held_out] > 0)
         curve.append(float(agrees[clear].double().mean()))
     return curve
 
 
+def _votes(gaps: Tensor, generator: torch.Generator) -> Tensor:
+    """One vote on each pair, [n, 3], for the first with probability σ(gap/TAU)."""
+    uniform = torch.rand(len(gaps), generator=generator, dtype=torch.float64)
+    first = uniform < torch.sigmoid(gaps / TAU)
+    return torch.stack([first, torch.zeros_like(first), ~first], 1).float()
+
+
 Choice = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""(the members' gaps [K, n], which pairs were asked [n], a generator) -> places of the next."""
+"""(the members' gaps [K, n], which pairs were asked about [n], a generator) -> places of the
+next."""
 
 
 def _by_information(members: Tensor, asked: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,15 +135,15 @@ def _pool(where: Path, count: int) -> dict[str, Tensor]:
     captions = table.captions[:count]
     images = torch.stack(table.load(range(count)), 1).flatten(0, 1)
     texts = [text for text in captions for _ in range(2)]
-    numbers = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    number_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     judge = judge_of()
     with torch.no_grad():
-        parts = [(images[s], texts[s]) for s in spans(len(texts), 200)]
-        scores = torch.cat([judge(*part) for part in parts])
-        features = torch.cat([_features(*part) for part in parts])
+        chunks = [(images[s], texts[s]) for s in spans(len(texts), 200)]
+        scores = torch.cat([judge(*chunk) for chunk in chunks])
+        features = torch.cat([_features(*chunk) for chunk in chunks])
     features = (features - features.mean(0)) / features.std(0).clamp(min=1e-9)
     return {
-        "prompt": torch.tensor([numbers[text] for text in captions]),
+        "prompt": torch.tensor([number_of[text] for text in captions]),
         "gaps": scores[::2] - scores[1::2],
         "features": features[::2] - features[1::2],
     }
@@ -150,20 +156,20 @@ def _features(images: Tensor, texts: list[str]) -> Tensor:
     missing, how sure the reader is, brightness and contrast."""
     digits, inks = (p.exp() for p in reader.log_beliefs(reader.load(shipped(), "reader")(images)))
     asks = [asks_by_text()[text] for text in texts]
-    asked = torch.tensor([[sum(i.digit == d for i in a.items) for d in range(10)] for a in asks])
-    there = digits[..., :EMPTY].sum(1)
-    rows = [_parts(ask, digits[b], inks[b]) for b, ask in enumerate(asks)]
-    whole = torch.stack(
+    wanted = torch.tensor([[sum(i.digit == d for i in a.items) for d in range(10)] for a in asks])
+    amounts = digits[..., :EMPTY].sum(1)
+    as_wanted = torch.minimum(amounts, wanted.float())
+    parts = torch.stack([_parts(ask, digits[b], inks[b]) for b, ask in enumerate(asks)])
+    overall = torch.stack(
         [
-            (there.sum(1) - asked.sum(1)).abs(),
+            (amounts.sum(1) - wanted.sum(1)).abs(),
             digits.amax(-1).mean(-1),
             images.mean((1, 2, 3)),
             images.std((1, 2, 3)),
         ],
         1,
     )
-    wanted = torch.minimum(there, asked.float())
-    return torch.cat([wanted, there * (asked == 0), torch.stack(rows), whole], 1)
+    return torch.cat([as_wanted, amounts * (wanted == 0), parts, overall], 1)
 
 
 def _parts(ask: Ask, digits: Tensor, inks: Tensor) -> Tensor:
@@ -174,8 +180,8 @@ def _parts(ask: Ask, digits: Tensor, inks: Tensor) -> Tensor:
             parts[item.colour] += (digits[:, item.digit] * inks[:, item.colour]).sum()
     if ask.relation is not None:
         first, second = (digits[:, item.digit] for item in ask.items)
-        for placed in ask.placements():
-            parts[len(INKS) + ask.relation] += first[placed[0]] * second[placed[1]]
+        for one, other in ask.placements():
+            parts[len(INKS) + ask.relation] += first[one] * second[other]
     return parts
 
 
@@ -183,7 +189,7 @@ def _parts(ask: Ask, digits: Tensor, inks: Tensor) -> Tensor:
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
-    """Curves of agreement, and the votes that either way needs."""
+    """Curves of agreement, and the votes that every way needs."""
     arms = {name: [run["agreement"] for run in runs] for name, runs in by_arm(results).items()}
     length = len(arms["random"][0])
     counts = [BATCH * (i + 1) for i in range(length)]
@@ -195,7 +201,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.table(["votes", *(f"{name}, % agreement" for name in arms)], rows)
     targets = [SHARE * curve[-1] for curve in arms["random"]]
     needed = {name: _needed(curves, targets, counts) for name, curves in arms.items()}
-    ratios = {name: _ratio(own, needed["random"]) for name, own in needed.items()}
+    ratios = {name: _ratio(votes, needed["random"]) for name, votes in needed.items()}
     page.text(
         f"Votes until a curve is at {SHARE:.0%} of random choice's last agreement for good, seed "
         f"by seed (a target of {shown(interval(targets), 1, scale=100)} %), and their ratio to "
@@ -203,7 +209,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     page.table(
         ["choice", "votes", "ratio"],
-        [[n, shown(interval(own), 0), shown(ratios[n], 2)] for n, own in needed.items()],
+        [
+            [name, shown(interval(votes), 0), shown(ratios[name], 2)]
+            for name, votes in needed.items()
+        ],
     )
     page.figure("active", _figure(arms, counts), "agreement with the judge by number of votes")
     return {"votes": counts, "agreement": arms, "needed": needed, "ratios": ratios}
@@ -218,9 +227,10 @@ def _needed(curves: list[list[float]], targets: list[float], counts: list[int]) 
     return votes
 
 
-def _ratio(votes: list[int], of: list[int]) -> tuple[float, ...]:
+def _ratio(votes: list[int], others: list[int]) -> tuple[float, ...]:
     """The geometric mean of ratios, and its 95 % interval."""
-    return tuple(map(math.exp, interval([math.log(a / b) for a, b in zip(votes, of, strict=True)])))
+    logs = [math.log(a / b) for a, b in zip(votes, others, strict=True)]
+    return tuple(map(math.exp, interval(logs)))
 
 
 def _figure(arms: dict[str, list[list[float]]], counts: list[int]) -> Any:

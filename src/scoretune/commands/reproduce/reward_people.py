@@ -1,19 +1,11 @@
-"""Scores and a reward from what people said of real models' pictures, whose pixels are not needed.
-
-Three published tables: DSG's and TIFA's Likert ratings of five models' pictures of 160 prompts
-(arXiv 2310.18235, 2303.11897; TIFA's has automatic metrics beside them), and ImageReward's rankings
-of 466 prompts' pictures (arXiv 2304.05977).
-"""
+"""Scores and a reward from what people said of real models' pictures, whose pixels are not needed:
+fits to the tables of `published_ratings`."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any
@@ -23,6 +15,18 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.commands.reproduce.published_ratings import (
+    DSG,
+    METRICS,
+    MODELS,
+    PAIRS,
+    RANKINGS,
+    TIFA,
+    Rated,
+    read_dsg,
+    read_rankings,
+    read_tifa,
+)
 from scoretune.core.errors import UserError
 from scoretune.preference import (
     TieModel,
@@ -33,22 +37,8 @@ from scoretune.preference import (
     outcome_log_probs,
 )
 from scoretune.preference.listwise import tied_plackett_luce
+from scoretune.training.reward_model.measured import agreement_of_raters
 
-DSG = "dsg_tifa160-likert-anns.csv.gz"
-TIFA = "tifa_human_annotations_with_scores.json.gz"
-RANKINGS = "imagereward_test_rankings.json.gz"
-MODELS = {
-    "mini-dalle": "mini_dalle",
-    "sd1dot1": "stable_diffusion_v1_1",
-    "sd1dot5": "stable_diffusion_v1_5",
-    "sd2dot1": "stable_diffusion_v2_1",
-    "vq-diffusion": "vq_diffusion",
-}
-"""The five models, as DSG and as TIFA call them."""
-METRICS = (
-    *("clipscore_vitb32", "tifa_vilt", "tifa_git-large", "tifa_ofa-large"),
-    *("tifa_blip2-flant5xl", "tifa_mplug-large", "meteor", "bleu", "rouge", "spice"),
-)
 TIES: tuple[TieModel, ...] = ("bradley_terry", "rao_kupper", "davidson")
 RESAMPLES, HELD_OUT, RIDGE = 50, 0.3, 1.0
 FLAT = 1e-6  # a ridge that only fixes the mean
@@ -66,57 +56,6 @@ def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
         Cell("rankings", rankings, {"data": data}),
         *(Cell(f"reward-{seed}", reward, {"data": data, "seed": seed}) for seed in range(seeds)),
     ]
-
-
-@dataclass(frozen=True)
-class Rated:
-    """Ratings [n, 5] of the five models' pictures of a prompt by one person, and the prompts."""
-
-    prompts: tuple[str, ...]
-    ratings: Tensor
-
-    def counts(self) -> Tensor:
-        """Votes on each pair of models, [n, 10, 3]: for the first, for neither, for the second."""
-        first, second = (self.ratings[:, column] for column in PAIRS.T)
-        return torch.stack([first > second, first == second, first < second], -1).double()
-
-    def of(self, prompts: Sequence[str]) -> Rated:
-        """What was said of these prompts; of one that is named twice, twice."""
-        rows = defaultdict(list)
-        for row, prompt in enumerate(self.prompts):
-            rows[prompt].append(row)
-        which = [row for prompt in prompts for row in rows[prompt]]
-        return Rated(tuple(self.prompts[i] for i in which), self.ratings[which])
-
-
-PAIRS = torch.combinations(torch.arange(len(MODELS)))
-
-
-def read_dsg(folder: Path) -> Rated:
-    """DSG's: five workers a prompt, each on all five models; those who left one out are left
-    out."""
-    given: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-    with gzip.open(folder / DSG, "rt", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            given[row["source_id"], row["worker_id"]][row["t2i_model"]] = int(row["answer"])
-    whole = {who: rated for who, rated in given.items() if len(rated) == len(MODELS)}
-    ratings = torch.tensor([[rated[model] for model in MODELS] for rated in whole.values()])
-    return Rated(tuple(prompt for prompt, _ in whole), ratings)
-
-
-def read_tifa(folder: Path) -> tuple[Rated, dict[str, Tensor]]:
-    """TIFA's: two ratings a picture, of which the n-th ones are taken as one person's; and the
-    metrics of the five models' pictures by prompt, [5, 10]."""
-    with gzip.open(folder / TIFA, "rt", encoding="utf-8") as file:
-        rows = json.load(file)
-    prompts = list(dict.fromkeys(row["text_id"] for row in rows.values()))
-    of = [[rows[f"{prompt}_{model}"] for model in MODELS.values()] for prompt in prompts]
-    ratings = [[row["human_scores"][n] for row in five] for five in of for n in range(2)]
-    metrics = {
-        prompt: torch.tensor([[float(row[name]) for name in METRICS] for row in five])
-        for prompt, five in zip(prompts, of, strict=True)
-    }
-    return Rated(tuple(p for p in prompts for _ in range(2)), torch.tensor(ratings)), metrics
 
 
 # ------------------------------------------------------------------------------ the models
@@ -149,8 +88,8 @@ def models(data: str, resamples: int) -> Numbers:
 
 
 def _resampled(count: int, generator: torch.Generator) -> list[int]:
-    which: list[int] = torch.randint(count, (count,), generator=generator).tolist()
-    return which
+    places: list[int] = torch.randint(count, (count,), generator=generator).tolist()
+    return places
 
 
 def _scores(law: TieModel) -> Callable[[Rated], Tensor]:
@@ -256,7 +195,7 @@ def reward(data: str, seed: int) -> Numbers:
     prompts = list(metrics)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = round(HELD_OUT * len(prompts))
-    out, inside = ([prompts[i] for i in part] for part in (order[:cut], order[cut:]))
+    held_out, inside = ([prompts[i] for i in part] for part in (order[:cut], order[cut:]))
     table = torch.cat(list(metrics.values())).double()
     scaled = {p: (m.double() - table.mean(0)) / table.std(0) for p, m in metrics.items()}
 
@@ -264,11 +203,12 @@ def reward(data: str, seed: int) -> Numbers:
         gaps = [scaled[p][PAIRS[:, 0]] - scaled[p][PAIRS[:, 1]] for p in rated.prompts]
         return torch.stack(gaps)
 
-    train, held, strangers = rated.of(inside), rated.of(out), others.of(out)
+    train, same_raters = rated.of(inside), rated.of(held_out)
+    strangers = others.of(held_out)
     votes = train.counts().flatten(0, 1)
     fit = fit_votes(design(train).flatten(0, 1), votes, model="davidson", ridge=RIDGE)
     numbers: Numbers = {"weights": dict(zip(METRICS, fit.estimates.tolist(), strict=True))}
-    for name, people in (("TIFA", held), ("DSG", strangers)):
+    for name, people in (("TIFA", same_raters), ("DSG", strangers)):
         features, counts = design(people).flatten(0, 1), people.counts().flatten(0, 1)
         gaps, decided = features @ fit.estimates, counts[:, 1] == 0
         numbers[name] = {
@@ -292,17 +232,12 @@ def _agreement(gaps: Tensor, counts: Tensor) -> float:
     return float(right.sum() / counts[:, [0, 2]].sum())
 
 
-def _people(rated: Rated) -> float:
+def _people(rated: Rated) -> float | None:
     """How often two people who both prefer one of two pictures prefer the same."""
-    same = both = 0.0
-    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(PAIRS), 3).double())
-    for prompt, counts in zip(rated.prompts, rated.counts(), strict=True):
-        totals[prompt] += counts
-    for counts in totals.values():
-        sides = counts[:, [0, 2]]
-        same += float((sides * (sides - 1)).sum())
-        both += float((sides.sum(1) * (sides.sum(1) - 1)).sum())
-    return same / both
+    counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(PAIRS), 3).double())
+    for prompt, votes in zip(rated.prompts, rated.counts(), strict=True):
+        counts[prompt] += votes
+    return agreement_of_raters(torch.cat(list(counts.values()))[:, [0, 2]])
 
 
 # ------------------------------------------------------------------------------ rankings
@@ -311,8 +246,7 @@ def _people(rated: Rated) -> float:
 def rankings(data: str) -> Numbers:
     """ImageReward's rankings: how many are tied, and whether the place in the file, from 0 for the
     first to 1 for the last, says anything of the rank: its weight under Plackett–Luce."""
-    with gzip.open(Path(data) / RANKINGS, "rt", encoding="utf-8") as file:
-        rows = [row["ranking"] for row in json.load(file)]
+    rows = read_rankings(Path(data))
     longest = max(map(len, rows))
     ranks = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[i < len(row) for i in range(longest)] for row in rows])
@@ -353,16 +287,19 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     }
     page.table(
         ["", *(f"% of {table}'s votes" for table in ("TIFA", "DSG"))],
-        [[n, *(shown(own[t], 1, scale=100) for t in ("TIFA", "DSG"))] for n, own in shares.items()],
+        [
+            [name, *(shown(share[table], 1, scale=100) for table in ("TIFA", "DSG"))]
+            for name, share in shares.items()
+        ],
     )
-    more = {
+    scales = {
         name: interval([split[name] for split in splits])
         for name in ("TIFA factor", "DSG factor", "TIFA calibration", "DSG calibration", "people")
     }
-    page.text(MORE.format(**{k.replace(" ", "_"): shown(v) for k, v in more.items()}))
+    page.text(MORE.format(**{k.replace(" ", "_"): shown(v) for k, v in scales.items()}))
     page.text(RANKED.format(**{k.replace(" ", "_"): v for k, v in ranked.items()}))
     page.figure("people", _figure(shares), "Held-out agreement of a fitted reward and of metrics")
-    return {"models": both, "agreement": shares, "rankings": ranked, **more}
+    return {"models": both, "agreement": shares, "rankings": ranked, **scales}
 
 
 def _score_rows(both: Numbers) -> list[list[str]]:
@@ -371,11 +308,11 @@ def _score_rows(both: Numbers) -> list[list[str]]:
             f"{table}, {law.replace('_', '–')}",
             *(
                 f"{score:+.2f} ± {error:.2f}"
-                for score, error in zip(own["scores"], own["errors"], strict=True)
+                for score, error in zip(fit["scores"], fit["errors"], strict=True)
             ),
         ]
         for table, numbers in both.items()
-        for law, own in numbers["laws"].items()
+        for law, fit in numbers["laws"].items()
     ]
 
 

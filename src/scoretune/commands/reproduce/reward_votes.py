@@ -59,9 +59,9 @@ def learned(
     table = read_pairs(str(where))
     prompts = read_prompts("scenes", 200)
     places = order(prompts, 0, seed + 1000)
-    out = {prompts.texts[i] for i in places[: int(OUTSIDE * len(places))]}
-    inside = [i for i, text in enumerate(table.captions) if text not in out][:count]
-    outside = [i for i, text in enumerate(table.captions) if text in out][:MEASURED]
+    unseen = {prompts.texts[i] for i in places[: int(OUTSIDE * len(places))]}
+    inside = [i for i, text in enumerate(table.captions) if text not in unseen][:count]
+    outside = [i for i, text in enumerate(table.captions) if text in unseen][:MEASURED]
     votes = _votes(where, inside, table, eyes, seed)
     file = folder / "votes" / f"{eyes}-{count}-{seed}.jsonl"
     file.parent.mkdir(exist_ok=True)
@@ -77,29 +77,30 @@ def learned(
 def _votes(
     where: Path, places: list[int], table: PairTable, eyes: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of the pairs in these places, with their own votes or fresh ones by σ(gap/TAU)."""
+    """Rows of the pairs in these places, with their mixed raters' votes or fresh ones by
+    σ(gap/TAU)."""
     rows = [json.loads(line) for line in (where / "pairs.jsonl").read_text("utf-8").splitlines()]
     rows = [rows[i] for i in places]
     for row in rows:
         row |= {side: str((where / row[side]).resolve()) for side in ("image_0", "image_1")}
     if eyes == "mixed":
         return rows
-    chance = torch.sigmoid(_Seen.of(table, places).gaps(eyes) / TAU)
+    chance = torch.sigmoid(_Pairs.of(table, places).gaps(eyes) / TAU)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(len(rows), RATERS, generator=generator, dtype=torch.float64)
-    first = (drawn < chance[:, None]).sum(1).tolist()
+    uniform = torch.rand(len(rows), RATERS, generator=generator, dtype=torch.float64)
+    first = (uniform < chance[:, None]).sum(1).tolist()
     return [row | {"votes_0": n, "votes_1": RATERS - n} for row, n in zip(rows, first, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Pairs:
     """Some pairs: their pictures [n, 2, 3, H, W] and prompts."""
 
     images: Tensor
     texts: list[str]
 
     @classmethod
-    def of(cls, table: PairTable, places: list[int]) -> _Seen:
+    def of(cls, table: PairTable, places: list[int]) -> _Pairs:
         return cls(torch.stack(table.load(places), 1), [table.captions[i] for i in places])
 
     @torch.no_grad()
@@ -107,15 +108,15 @@ class _Seen:
         """[..., n, 2] of a reward of pictures and prompts [...]."""
         images = self.images.flatten(0, 1)
         texts = [text for text in self.texts for _ in range(2)]
-        parts = [reward(images[s], texts[s]) for s in spans(len(texts), 200)]
-        both: Tensor = torch.cat(parts, -1).double().unflatten(-1, (-1, 2))
-        return both
+        chunks = [reward(images[s], texts[s]) for s in spans(len(texts), 200)]
+        scores: Tensor = torch.cat(chunks, -1).double().unflatten(-1, (-1, 2))
+        return scores
 
     def gaps(self, eyes: str) -> Tensor:
         """The first's score less the second's, by the judge or by the reader, [n]."""
         by_reader = eyes == "reader"
-        seen = reader.Reading(reader.load(shipped(), "reader")) if by_reader else judge_of()
-        scores = self.scores(seen)
+        score = reader.Reading(reader.load(shipped(), "reader")) if by_reader else judge_of()
+        scores = self.scores(score)
         return scores[:, 0] - scores[:, 1]
 
 
@@ -123,10 +124,10 @@ def _outside(reward: RewardModel, table: PairTable, places: list[int], eyes: str
     """On pairs of other prompts: agreement with votes and with the judge; and for raters of one
     noise the recovered scale, the error of the probabilities, and whether the ensemble knows where
     it errs."""
-    seen = _Seen.of(table, places)
-    each = seen.scores(reward.members)
-    each = each[..., 0] - each[..., 1]
-    gaps, judge = each.mean(0), seen.gaps("judge")
+    pairs = _Pairs.of(table, places)
+    scores = pairs.scores(reward.members)
+    members = scores[..., 0] - scores[..., 1]
+    gaps, judge = members.mean(0), pairs.gaps("judge")
     clear = judge.abs() > TIE
     sides = table.counts()[torch.tensor(places)][:, [0, 2]].double()
     numbers: Numbers = {
@@ -138,8 +139,8 @@ def _outside(reward: RewardModel, table: PairTable, places: list[int], eyes: str
     }
     if eyes == "mixed":
         return numbers
-    truth = seen.gaps(eyes) / TAU
-    error, doubt = (gaps - truth).abs(), each.std(0)
+    truth = pairs.gaps(eyes) / TAU
+    error, doubt = (gaps - truth).abs(), members.std(0)
     right, sure = (gaps > 0) == (truth > 0), gaps.abs() / doubt.clamp(min=1e-9)
     apart = truth.abs() > TIE / TAU
     median = sure[apart].median()
@@ -187,15 +188,18 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.table(
         ["pairs", *LEARNED.values()],
         [
-            [arm.rpartition("-")[2], *(shown(own[name], 1, scale=100) for name in LEARNED)]
-            for arm, own in mixed.items()
+            [arm.rpartition("-")[2], *(shown(spreads[name], 1, scale=100) for name in LEARNED)]
+            for arm, spreads in mixed.items()
         ],
     )
     page.text(SCALE.format(tau=TAU, raters=RATERS))
-    scale = {arm: own for arm, own in numbers.items() if arm not in mixed}
+    scale = {arm: spreads for arm, spreads in numbers.items() if arm not in mixed}
     page.table(
         ["", *(f"raters with the {arm.partition('-')[0]}'s eyes" for arm in scale)],
-        [[text, *(shown(own[n]) for own in scale.values())] for n, text in SCALES.items()],
+        [
+            [text, *(shown(spreads[name]) for spreads in scale.values())]
+            for name, text in SCALES.items()
+        ],
     )
     page.figure("learning", _figure(arms), "agreement with the judge by number of pairs")
     return {"arms": numbers}

@@ -19,6 +19,7 @@ from scoretune.core.records import spans
 from scoretune.data.images import pixels
 from scoretune.data.prompts import order, read_prompts
 from scoretune.data.scenes.world import shipped
+from scoretune.data.store.picture_folder import as_png
 from scoretune.diffusion.named import grid
 from scoretune.policy import Policy
 from scoretune.rewards import reader
@@ -75,7 +76,7 @@ def labelled(folder: Path, seed: int, count: int) -> Path:
             number, votes = span.start + place, round(float(share) * RATERS)
             files = [f"{number}-{side}.png" for side in range(2)]
             for side, file in enumerate(files):
-                _save(images[2 * place + side], part / file)
+                (part / file).write_bytes(as_png(images[2 * place + side]))
             rows.append(
                 {"prompt": text, **dict(zip(SIDES, files, strict=True))}
                 | {"votes_0": votes, "votes_1": RATERS - votes}
@@ -109,16 +110,15 @@ def judged(where: Path) -> Path:
     judge = judge_of()
     rows = [json.loads(line) for line in (where / "pairs.jsonl").read_text("utf-8").splitlines()]
     for span in spans(len(rows), BATCH):
-        some = rows[span]
-        images = torch.stack([pixels(where / row[side]) for row in some for side in SIDES])
-        texts = [row["prompt"] for row in some for _ in SIDES]
-        for row, (first, second) in zip(
-            some, judge(images, texts).view(-1, 2).tolist(), strict=True
-        ):
+        batch = rows[span]
+        images = torch.stack([pixels(where / row[side]) for row in batch for side in SIDES])
+        texts = [row["prompt"] for row in batch for _ in SIDES]
+        scores = judge(images, texts).view(-1, 2).tolist()
+        for row, (first, second) in zip(batch, scores, strict=True):
             apart = abs(first - second) > TIE
             row["label_0"] = float(first > second) if apart else 0.5
-    kept = ("prompt", *SIDES, "label_0")
-    lines = "".join(json.dumps({name: row[name] for name in kept}) + "\n" for row in rows)
+    columns = ("prompt", *SIDES, "label_0")
+    lines = "".join(json.dumps({name: row[name] for name in columns}) + "\n" for row in rows)
     write_whole(table, lines)
     return table
 
@@ -135,13 +135,6 @@ def drawn(policy: Policy, texts: Sequence[str], generator: torch.Generator) -> T
 def judge_of() -> reader.Reading:
     """The judge as a score on a log scale, in [0, 1]."""
     return reader.Reading(reader.load(shipped(), "judge"))
-
-
-def _save(picture: Tensor, file: Path) -> None:
-    from PIL import Image
-
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(file)
 
 
 def _mean(values: Sequence[float]) -> float:

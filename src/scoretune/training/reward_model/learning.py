@@ -210,11 +210,12 @@ def calibrated(heads: nn.ModuleList, lessons: Lessons) -> tuple[float, VoteFit |
     except ValueError:
         return 1.0, None
     unseen = (lessons.folds < 0).nonzero()[:, 0]
-    more = averaging(torch.stack([gaps_of(head, lessons.votes, unseen) for head in heads]))
-    scale = more * float(fit.estimates)
+    enlarged = averaging(torch.stack([gaps_of(head, lessons.votes, unseen) for head in heads]))
+    scale = enlarged * float(fit.estimates)
     if scale <= 0:
         return 1.0, None
-    return scale, replace(fit, estimates=more * fit.estimates, covariance=more**2 * fit.covariance)
+    covariance = enlarged**2 * fit.covariance
+    return scale, replace(fit, estimates=enlarged * fit.estimates, covariance=covariance)
 
 
 def averaging(gaps: Tensor) -> float:
