@@ -30,7 +30,7 @@ LEAST_GAIN = 0.05
 """Of the reward: what an edit must gain to be kept."""
 
 
-class Made(NamedTuple):
+class PicturePairs(NamedTuple):
     """Preferred and other pictures [n, 3, 8, 8] of one prompt each."""
 
     better: Tensor
@@ -38,21 +38,21 @@ class Made(NamedTuple):
     prompts: list[str]
 
 
-def two_of_a_prompt(policy: Policy, count: int, generator: torch.Generator) -> Made:
+def two_of_a_prompt(policy: Policy, count: int, generator: torch.Generator) -> PicturePairs:
     """The better and the worse of two pictures of the base model's a pair."""
     prompts = [patch_world.PROMPTS[i % 3] for i in range(count)]
     one, other = (patch_world.drawn(policy, prompts, generator) for _ in range(2))
     return ranked(one, other, prompts)
 
 
-def ranked(one: Tensor, other: Tensor, prompts: list[str]) -> Made:
+def ranked(one: Tensor, other: Tensor, prompts: list[str]) -> PicturePairs:
     """Pairs of two pictures each, the one with more reward before the other."""
     ahead = patch_world.reward(one, prompts) >= patch_world.reward(other, prompts)
     ahead = ahead[:, None, None, None]
-    return Made(torch.where(ahead, one, other), torch.where(ahead, other, one), prompts)
+    return PicturePairs(torch.where(ahead, one, other), torch.where(ahead, other, one), prompts)
 
 
-def edits(policy: Policy, count: int, generator: torch.Generator) -> Made:
+def edits(policy: Policy, count: int, generator: torch.Generator) -> PicturePairs:
     """Edits of the base model's pictures that gain enough of the reward, and the pictures."""
     better: list[Tensor] = []
     worse: list[Tensor] = []
@@ -66,7 +66,7 @@ def edits(policy: Policy, count: int, generator: torch.Generator) -> Made:
             better.append(changed[place])
             worse.append(images[place])
             prompts.append(some[place])
-    return Made(torch.stack(better[:count]), torch.stack(worse[:count]), prompts[:count])
+    return PicturePairs(torch.stack(better[:count]), torch.stack(worse[:count]), prompts[:count])
 
 
 def edited(
@@ -97,7 +97,7 @@ def edited(
 class Pairs(Stateless):
     """Pairs in an order that each lap shuffles anew, with the noise and the times of an update."""
 
-    def __init__(self, policy: Policy, made: Made, seed: int) -> None:
+    def __init__(self, policy: Policy, made: PicturePairs, seed: int) -> None:
         self.first, self.second = policy.embed(made.better), policy.embed(made.worse)
         self.condition, self.seed = policy.encode(made.prompts), seed
 
@@ -118,7 +118,7 @@ class Pairs(Stateless):
 
 
 def tuned(
-    policy: Policy, made: Made, *, beta: float, rate: float, updates: int, seed: int
+    policy: Policy, made: PicturePairs, *, beta: float, rate: float, updates: int, seed: int
 ) -> Numbers:
     """Diffusion-DPO at B = `beta` on every weight. Of the last updates: how often pairs are told
     apart, and the error on preferred pictures over the base model's."""

@@ -15,7 +15,7 @@ import torch
 from scoretune.commands.reproduce import patch_pairs, patch_world
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.commands.reproduce.patch_pairs import Made
+from scoretune.commands.reproduce.patch_pairs import PicturePairs
 from scoretune.core import config
 from scoretune.evaluate.guard import watches
 from scoretune.policy import Policy
@@ -74,17 +74,17 @@ def learned(label: str, seed: int, scale: int, folder: Path) -> Numbers:
     return {**before, **after, **learning}
 
 
-def pairs(policy: Policy, kind: str, count: int, generator: torch.Generator) -> Made:
+def pairs(policy: Policy, kind: str, count: int, generator: torch.Generator) -> PicturePairs:
     """Pairs of an arm's kind."""
     if kind == "both":
         own = pairs(policy, "plain", count // 2, generator)
         made = pairs(policy, "edits", count - count // 2, generator)
         better, worse = (torch.cat(sides) for sides in zip(own[:2], made[:2], strict=True))
-        return Made(better, worse, own.prompts + made.prompts)
+        return PicturePairs(better, worse, own.prompts + made.prompts)
     if kind == "edits":
         return patch_pairs.edits(policy, count, generator)
     own = patch_pairs.two_of_a_prompt(policy, count, generator)
-    return Made(own.worse, own.better, own.prompts) if kind == "swapped" else own
+    return PicturePairs(own.worse, own.better, own.prompts) if kind == "swapped" else own
 
 
 # ----------------------------------------------------------------------------------- the page

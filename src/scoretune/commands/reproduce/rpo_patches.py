@@ -26,7 +26,7 @@ from scoretune.commands.reproduce.base import (
     shown,
 )
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.commands.reproduce.patch_pairs import LEAST_GAIN, Made
+from scoretune.commands.reproduce.patch_pairs import LEAST_GAIN, PicturePairs
 
 UPDATES, RATE, PER_PROMPT = 100, 3e-5, 64
 PICTURES = 600
@@ -97,7 +97,9 @@ def _prompts(count: int) -> list[str]:
     return [patch_world.PROMPTS[(place // 2) % 3] for place in range(count)]
 
 
-def pairs(arm: Arm, pictures: Tensor, scale: int, generator: torch.Generator) -> tuple[Made, float]:
+def pairs(
+    arm: Arm, pictures: Tensor, scale: int, generator: torch.Generator
+) -> tuple[PicturePairs, float]:
     """The pairs of an arm, made from pictures [n, 3, 8, 8], and the share of edits accepted."""
     prompts = _prompts(len(pictures))
     ranked = patch_pairs.ranked(pictures[::2], pictures[1::2], prompts[::2])
@@ -111,7 +113,7 @@ def pairs(arm: Arm, pictures: Tensor, scale: int, generator: torch.Generator) ->
     rows = rows if arm.edits else []
     if scale == 1 and len(rows) < arm.edits:
         raise ValueError(f"{len(rows)} edits were accepted, not {arm.edits}: take more pictures")
-    return Made(
+    return PicturePairs(
         torch.cat([ranked.better[:plain], edited[rows]]),
         torch.cat([ranked.worse[:plain], pictures[rows]]),
         ranked.prompts[:plain] + [prompts[row] for row in rows],
