@@ -34,6 +34,7 @@ Improve: TypeAlias = Callable[[int, Points], dict[str, float]]
 
 SOFT_FRACTION, PACE = 0.03, 100.0
 MOST_KL = 0.5  # of one natural-gradient step: a bad batch must not throw a run off
+SATURATED = 0.99  # of the occupation measure
 FRESH_PATHS = 4096  # fresh paths for the final value where it has no closed form
 
 
@@ -45,7 +46,8 @@ class Learned:
     mean over fresh paths with its standard error. `history` has one record an iteration: `value`
     (of the policy after the iteration if it is known exactly, else the return of the paths the
     iteration saw, sampled before it), `kl` from the old policy to the new, and the algorithm's
-    numbers.
+    numbers; for a bounded policy also `stuck_low` and `stuck_high`, the shares of the occupation
+    measure at which it took that end of its range with certainty.
     """
 
     policy: nn.Module
@@ -53,6 +55,16 @@ class Learned:
     value: float
     value_error: float
     history: list[dict[str, float]]
+
+    @property
+    def saturated(self) -> str | None:
+        """At which end, `low` or `high`, a bounded policy is stuck wherever it goes, if it is.
+
+        No action differs there any more, so nothing is learned: the typical failure, unless that
+        end is best throughout.
+        """
+        ends = {end: self.history[-1].get(f"stuck_{end}", 0.0) for end in ("low", "high")}
+        return next((end for end, share in ends.items() if share >= SATURATED), None)
 
 
 def cpg(

@@ -7,6 +7,8 @@ After arXiv 2207.12581, of which only the abstract could be read: see `problem`.
 """
 
 from scoretune.control.problems.staking.bellman import Surface, solve
+from scoretune.control.problems.staking.bellman_price import PriceSurface, solve_with_price
+from scoretune.control.problems.staking.environment import StakeTrading, played
 from scoretune.control.problems.staking.optimum import (
     Optimum,
     Staking,
@@ -37,8 +39,10 @@ __all__ = [
     "Optimum",
     "PowerSupply",
     "Price",
+    "PriceSurface",
     "RiskControl",
     "StakeParity",
+    "StakeTrading",
     "Staking",
     "Surface",
     "Trading",
@@ -46,8 +50,10 @@ __all__ = [
     "Valuation",
     "capped_cost",
     "optimum",
+    "played",
     "simulate",
     "solve",
+    "solve_with_price",
     "sub_martingale",
     "time_to_parity",
     "worth",

@@ -55,7 +55,7 @@ class RiskControl(ControlledSDE):
     reversion: float = 1.0
     mean_price: float = 0.9
     volatility: float = 0.2
-    temperature: float = 0.0
+    temperature: float = 0.02
     start_spread: float = 2.0
 
     def __post_init__(self) -> None:
@@ -181,13 +181,16 @@ def _row(policy: GaussianLinear) -> list[float]:
 def _expected(
     closed: Linear, problem: RiskControl | StakeParity, centre: Array, spread: Array, std: float
 ) -> float:
-    """E V(x₀) for x₀ of this mean and covariance, with the bonus for the entropy of N(·, std²)."""
+    """E V(x₀) for x₀ of this mean and covariance, with the bonus for the entropy of N(·, std²).
+
+    A rate without noise (std 0) has no entropy, and gets no bonus.
+    """
     value = closed.value(problem.discount)
     if value is None:
         return -math.inf
     square, slope, constant = value
     total = centre @ square @ centre + np.trace(square @ spread) + slope @ centre + constant
-    if problem.temperature > 0:
+    if problem.temperature > 0 and std > 0:
         entropy = math.log(2 * math.pi * math.e * std**2) / 2
         total += problem.temperature * entropy / problem.discount
     return float(total)
@@ -205,7 +208,7 @@ class StakeParity(ControlledSDE):
     weight: float = 1.0
     friction: float = 0.5
     volatility: float = 0.3
-    temperature: float = 0.0
+    temperature: float = 0.02
 
     def __post_init__(self) -> None:
         if not (self.discount > 0 and self.friction > 0 and self.weight > 0):
