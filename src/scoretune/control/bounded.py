@@ -1,8 +1,8 @@
-"""Policies for actions in [−cap, cap]: squashed Gaussian, Beta, and bang-bang with a learned surface.
+"""Policies for actions in [−cap, cap]: squashed Gaussian, Beta, bang-bang with a learned surface.
 
 Each is linear in what it sees, in coordinates that follow the observations. Saturation is how they
-fail: once the same end is taken at every point with certainty, no action differs from it, nothing is
-learned from any more, and the gradient vanishes.
+fail: once the same end is taken at every point with certainty, no action differs from it, there is
+nothing to learn from, and the gradient vanishes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from scoretune.core.errors import UserError
 from scoretune.shapes import check_batch
 
 STUCK = 0.02
-"""Standard deviations of an action, in caps, and distances of its mean to an end, that count as 0."""
+"""A std of an action, and a distance of its mean to an end, in caps, that are as good as 0."""
+MOST_MEAN, LEAST_STD = 4.0, 0.05
+"""Of u in cap·tanh u; beyond them ratios of probabilities overflow in single precision."""
+MOST_LOGIT = 12.0
 
 
 class StandardizedLinear(nn.Module):
@@ -52,7 +55,7 @@ class StandardizedLinear(nn.Module):
         return (self.bias - (self.weight / self.unit) @ self.centre).detach().clone()
 
     def standardize(self, observation: Tensor, weight: Tensor) -> None:
-        """Move centre and unit to observations [J, k], weighted [J]; the function stays the same."""
+        """Move centre and unit to observations [J, k], weighted [J]; the function stays."""
         check_batch(observation, weight=weight)
         with torch.no_grad():
             slope, intercept = self.slope, self.intercept
@@ -66,7 +69,7 @@ class StandardizedLinear(nn.Module):
 
 
 class SquashedGaussian(nn.Module):
-    """cap·tanh u, u normal around a mean that is linear in what is seen, its std the same everywhere."""
+    """cap·tanh u, u normal with a mean that is linear in what is seen and one std everywhere."""
 
     def __init__(
         self, observation_dim: int = 1, action_dim: int = 1, *, cap: float = 1.0, std: float = 1.0
@@ -79,17 +82,15 @@ class SquashedGaussian(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_dim,), math.log(std)))
 
     def forward(self, observation: Tensor) -> Squashed:
-        mean = self.surface(observation)
-        std = torch.exp(self.log_std).expand_as(mean)
+        mean = _limited(self.surface(observation), MOST_MEAN)
+        std = (LEAST_STD + torch.exp(self.log_std)).expand_as(mean)
         return Squashed(mean, std, torch.full_like(mean, self.cap))
 
 
 class BetaLinear(nn.Module):
-    """cap·(2B − 1), B ~ Beta(1 + softplus f, 1 + softplus g) with f and g linear in what is seen."""
+    """cap·(2B − 1), B ~ Beta(1 + softplus f, 1 + softplus g), f and g linear in what is seen."""
 
-    def __init__(
-        self, observation_dim: int = 1, action_dim: int = 1, *, cap: float = 1.0
-    ) -> None:
+    def __init__(self, observation_dim: int = 1, action_dim: int = 1, *, cap: float = 1.0) -> None:
         super().__init__()
         self.cap = _checked(cap)
         self.surface = StandardizedLinear(observation_dim, 2 * action_dim)
@@ -106,15 +107,13 @@ class BangBang(nn.Module):
     The surface is where a linear function of what is seen is 0; the function is the logit.
     """
 
-    def __init__(
-        self, observation_dim: int = 1, action_dim: int = 1, *, cap: float = 1.0
-    ) -> None:
+    def __init__(self, observation_dim: int = 1, action_dim: int = 1, *, cap: float = 1.0) -> None:
         super().__init__()
         self.cap = _checked(cap)
         self.surface = StandardizedLinear(observation_dim, action_dim)
 
     def forward(self, observation: Tensor) -> TwoPoint:
-        logit = self.surface(observation)
+        logit = _limited(self.surface(observation), MOST_LOGIT)
         return TwoPoint(logit, torch.full_like(logit, self.cap))
 
 
@@ -138,6 +137,11 @@ def _moments(law: Bounded) -> tuple[Tensor, Tensor]:
         return 2 * p - 1, 2 * (p * (1 - p) / (total + 1)).sqrt()
     ends = torch.stack([torch.tanh(law.mean + s * law.std) for s in (-1.0, 1.0)])
     return ends.mean(0), (ends[1] - ends[0]) / 2
+
+
+def _limited(number: Tensor, most: float) -> Tensor:
+    """About the number itself, and never more than `most`."""
+    return most * torch.tanh(number / most)
 
 
 def _checked(cap: float) -> float:

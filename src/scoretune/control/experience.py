@@ -113,7 +113,7 @@ class Explorer:
 
     @torch.no_grad()
     def outcomes(self, paths: Paths) -> tuple[Law, Outcomes]:
-        """The acting policy's laws at the flattened [K·N] points, and what the critic learns from."""
+        """The acting policy's laws at the [K·N] points, and what the critic learns from."""
         problem, horizon = self.problem, self.problem.horizon
         law = act(self.policy, self.seen(paths).flatten(0, 1))
         rates = paths.rewards

@@ -1,7 +1,7 @@
 """Laws of an action given what a policy sees: what is drawn, how likely it was, how far two are.
 
-Each is a tuple of tensors [..., m], so that a part of a batch is the tuple of the parts. `mode` is the
-action that is deployed, once nobody explores any more.
+Each is a tuple of tensors [..., m], so that a part of a batch is the tuple of the parts. `mode` is
+the action that is deployed, once nobody explores any more.
 """
 
 from __future__ import annotations

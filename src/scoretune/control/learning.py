@@ -209,7 +209,7 @@ def _learn(
         exact = explorer.problem.exact_value(explorer.policy)
         record = {"value": points.returned if exact is None else exact, "kl": moved, **numbers}
         if not isinstance(points.law, Gaussian):
-            record |= dict(zip(("stuck_low", "stuck_high"), saturation(points.law, points.weight)))
+            record["stuck_low"], record["stuck_high"] = saturation(points.law, points.weight)
         history.append(record)
         if on_iteration is not None:
             on_iteration(k, record)

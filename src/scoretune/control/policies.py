@@ -1,4 +1,4 @@
-"""Policies: modules that map what they see [..., k] to a law of actions, or to (mean, std) [..., m]."""
+"""Policies: modules from what they see [..., k] to a law of actions, or to (mean, std) [..., m]."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Laws of actions in [−c, c]^m: log-probability, divergence and entropy, summed over dimensions.
 
-`squashed`: a = c·tanh u with u ~ N(m, s²). `beta`: a = c(2B − 1) with B ~ Beta(α, β). `two_point`: a is
-c with probability 1/(1 + e^{−l}) and −c otherwise. Parameters, actions and the cap c are [..., m],
-results [...]. Divergences do not depend on c, since a ↦ a/c is one to one.
+`squashed`: a = c·tanh u with u ~ N(m, s²). `beta`: a = c(2B − 1) with B ~ Beta(α, β). `two_point`:
+a is c with probability 1/(1 + e^{−l}) and −c otherwise. Parameters, actions and the cap c are
+[..., m], results [...]. Divergences do not depend on c, since a ↦ a/c is one to one.
 """
 
 from __future__ import annotations

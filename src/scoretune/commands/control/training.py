@@ -46,8 +46,8 @@ class Effort:
 EFFORTS: dict[type[Problem], Effort] = {
     LQ: Effort(iterations=120, trajectories=256),
     PairTrading: Effort(iterations=150, trajectories=256),
-    StakeParity: Effort(dt=0.05, truncation=10),
-    RiskControl: Effort(trajectories=100, truncation=12),
+    StakeParity: Effort(dt=0.05, iterations=40, truncation=10),
+    RiskControl: Effort(iterations=40, trajectories=100, truncation=12),
     StakeTrading: Effort(),
 }
 RATES: dict[Method, float] = {"cpg": 0.1, "cppo": 0.02}
@@ -225,7 +225,7 @@ def written(job: Training, learned: Learned) -> str:
     if learned.saturated is not None:
         act = "buys" if learned.saturated == "high" else "sells"
         lines.append(
-            f"saturated   it {act} at the cap wherever it goes, and learns no more: right if that is "
-            "best throughout, else take a smaller rate= or a temperature="
+            f"saturated   it {act} at the cap wherever it goes, and learns no more: right if that "
+            "is best throughout, else take a smaller rate= or a temperature="
         )
     return "\n".join(lines)

@@ -5,8 +5,8 @@ With P(t) = P̄(t)e^{x − σ²t/2}, P̄ the mean and x = σW, the discounted va
     w_t + e^{−βt}ℓ(Ny) + ½σ²w_xx + cap·|w_y/N − e^{−βt}P| = 0,   w(T, y, x) = e^{−βT}h(N_T y).
 
 Shares are on the lattice of `bellman`, which trades of a step cross exactly; prices diffuse by
-Crank–Nicolson on a sparse matrix. Where the price is far off one trades one way whatever it does, so
-that w is affine in P: w_xx = w_x at both ends.
+Crank–Nicolson on a sparse matrix. Where the price is far off one trades one way whatever it does,
+so that w is affine in P: w_xx = w_x at both ends.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def solve_with_price(problem: Trading, *, steps: int = 100) -> PriceSurface:
         raise UserError(f"the Bellman equation with a price needs at least 4 steps, got {steps}")
     sigma = problem.price.volatility
     if sigma <= 0:
-        raise UserError("the price has no volatility: the Bellman equation needs no price (`solve`)")
+        raise UserError("the price has no volatility: take `solve`, which needs no price")
     times, (shares, below) = lattice_times(problem, steps), lattice_shares(problem, steps)
     half = steps // 2
     logs = np.arange(-half, half + 1) * (WIDTH * sigma * math.sqrt(problem.horizon) / half)

@@ -18,7 +18,7 @@ from scoretune.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class StakeTrading(ControlledSDE):
-    """A `Staking` problem as a controlled diffusion of (t, y), and ln P where the price is volatile.
+    """A `Staking` problem as a controlled diffusion of (t, y), and ln P if the price is volatile.
 
     y = X/N is the share; the action is the trading rate ν, cut where the share would leave [0, 1],
     so that no infeasible value can be earned. `step` is the time step that it will be simulated

@@ -18,7 +18,6 @@ from scoretune.control.problems.staking.bellman import solve
 from scoretune.control.problems.staking.bellman_price import solve_with_price
 from scoretune.control.problems.staking.problem import Array, Leg, Trading, integral
 
-
 STRADDLES = "linear utilities, a GBM price (T6)"
 
 
@@ -219,9 +218,7 @@ def _watched(problem: Trading) -> Optimum:
     that twice the finer value less the coarser is closer; their difference is the error."""
     coarse, fine = (solve_with_price(problem, steps=n).value for n in (40, 80))
     error = abs(fine - coarse)
-    return Optimum(
-        problem, 2 * fine - coarse, (), "the Bellman equation in share and price", error
-    )
+    return Optimum(problem, 2 * fine - coarse, (), "the Bellman equation in share and price", error)
 
 
 def _numerical(problem: Trading) -> Optimum:

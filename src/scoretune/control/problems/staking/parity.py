@@ -1,7 +1,8 @@
 """Trading with friction and a target: risk control, and a share that is kept in parity.
 
-Linear-quadratic, so everything is a formula. Both can be learned too: they are `ControlledSDE`s. The objectives are our reconstruction of "risk
-control" and "stake parity" in the abstract of arXiv 2207.12581.
+Linear-quadratic, so everything is a formula. Both are `ControlledSDE`s that can be learned. The
+objectives are our reconstruction of "risk control" and "stake parity" in the abstract of
+arXiv 2207.12581.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ class RiskControl(ControlledSDE):
     def best(self) -> float:
         """η of the best rate."""
         v = self.solution()
-        return self.objective([-v.a / self.friction, (v.b - 1) / self.friction], v.d / self.friction)
+        return self.objective(
+            [-v.a / self.friction, (v.b - 1) / self.friction], v.d / self.friction
+        )
 
     def exact_value(self, policy: nn.Module) -> float | None:
         """η of a GaussianLinear."""
