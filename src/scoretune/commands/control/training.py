@@ -46,9 +46,9 @@ class Effort:
 EFFORTS: dict[type[Problem], Effort] = {
     LQ: Effort(iterations=120, trajectories=256),
     PairTrading: Effort(iterations=150, trajectories=256),
-    StakeParity: Effort(dt=0.05, iterations=40, truncation=10),
-    RiskControl: Effort(iterations=40, trajectories=100, truncation=12),
-    StakeTrading: Effort(),
+    StakeParity: Effort(dt=0.05, iterations=25, trajectories=200, truncation=8),
+    RiskControl: Effort(iterations=25, trajectories=200, truncation=12),
+    StakeTrading: Effort(iterations=40, trajectories=100),
 }
 RATES: dict[Method, float] = {"cpg": 0.1, "cppo": 0.02}
 """Of bounded policies; these and EFFORTS of staking were tuned on seeds 11 to 13."""

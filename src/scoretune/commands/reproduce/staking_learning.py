@@ -70,7 +70,8 @@ ABOUT = {
     "C1": "risk control",
 }
 HASTY = 7.0
-"""How many times the tuned rate makes learning saturate."""
+"""How many times the tuned rate, to see learning saturate."""
+HASTY_ARMS: tuple[tuple[Method, float], ...] = (("cppo", 0.0), ("cpg", 0.0), ("cpg", 0.1))
 CANDIDATES, ELITE, MOST_GENERATIONS = 16, 4, 60
 FOLLOWED = 20.0  # years for which the search plays a problem without end
 SPREAD = {"A": 3.0, "B": 1.0, "C": 1.0}
@@ -91,11 +92,11 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
         arms[f"A-GBM-{name}-cpg"] = {"environment": "A-GBM", "policy": name}
     for environment in ("A1", "A4", "A5"):
         arms[f"{environment}-bang_bang-cpg"] = {"environment": environment, "policy": "bang_bang"}
-    for temperature in (0.0, 0.1):
-        arms[f"hasty-{temperature:g}"] = {
+    for method, temperature in HASTY_ARMS:
+        arms[f"hasty-{method}-{temperature:g}"] = {
             "environment": "A3",
             "policy": "squashed_gaussian",
-            "method": "cppo",
+            "method": method,
             "haste": HASTY,
             "temperature": temperature,
         }
@@ -217,7 +218,7 @@ def switch_of(problem: StakeTrading, policy: torch.nn.Module) -> float | None:
         with torch.no_grad():
             action = act(policy, with_time(problem, problem.observe(x), torch.tensor(t))).mode
         if before * float(action) < 0:
-            return t
+            return round(t, 6)
         before = float(action) or before
         x = x + problem.drift(x, action) * problem.step
     return None
@@ -326,7 +327,8 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
         "in the state. Values are those of the deployed policy, which no longer explores: played "
         f"on the grid for A ({PATHS:,} drawn prices where it is volatile, the same for all), in "
         "closed form for B and C1. The score is 0 for holding (A), for ν = −0.2z (B), for ν = 0 "
-        "(C1), and 1 for the optimum of continuous time. Settings were tuned on seeds 11 to 13; here are others."
+        "(C1), and 1 for the optimum of continuous time. Settings were tuned on seeds 11 to 13; "
+        "here are others."
     )
     rows = _expectations(arms)
     page.claims(rows)
@@ -504,14 +506,15 @@ def _saturation(arms: dict[str, list[Numbers]]) -> str:
     lines = [
         f"Arms of A that end saturated at their tuned rates, with the number of seeds: {stuck}. "
         "(In A1 it is best always to buy, so there the end is right.)",
-        f"At {HASTY:g} times the tuned rate the squashed Gaussian under CPPO shows it:",
+        f"The squashed Gaussian at {HASTY:g} times the tuned rate:",
     ]
-    for temperature in ("0", "0.1"):
-        runs = arms[f"hasty-{temperature}"]
+    for method, temperature in HASTY_ARMS:
+        runs = arms[f"hasty-{method}-{temperature:g}"]
         count = sum(r["saturated"] is not None for r in runs)
         scores = ", ".join(f"{r['score']:.3f}" for r in runs)
         lines.append(
-            f"temperature {temperature}: {count} of {len(runs)} seeds saturate, scores {scores}."
+            f"{method}, temperature {temperature:g}: {count} of {len(runs)} seeds saturate, scores "
+            f"{scores}."
         )
     lines.append(
         "`Learned.saturated` says at which end, and `scoretune control train` prints a line."

@@ -31,7 +31,7 @@ from scoretune.control.problems.staking.problem import (
     Utility,
     Valuation,
 )
-from scoretune.control.problems.staking.simulate import simulate
+from scoretune.control.problems.staking.simulate import Walk, simulate, walk
 
 __all__ = [
     "GrowingSupply",
@@ -48,6 +48,7 @@ __all__ = [
     "Trading",
     "Utility",
     "Valuation",
+    "Walk",
     "capped_cost",
     "optimum",
     "played",
@@ -56,5 +57,6 @@ __all__ = [
     "solve_with_price",
     "sub_martingale",
     "time_to_parity",
+    "walk",
     "worth",
 ]
