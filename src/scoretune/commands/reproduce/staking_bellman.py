@@ -142,7 +142,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     steps = watched[0]["sizes"]
     page.text(
-        "## A volatile price: share and price\n\nAs many prices as steps. Without a closed form the "
+        "## A volatile price: share and price\n\nTwice as many prices as steps. Without a closed form the "
         "limit is 2·(finest) − (next), as for a method of first order, and the order that of "
         "three values. `played` is what the finest strategy earns on drawn prices: a lower bound."
     )
