@@ -37,7 +37,10 @@ MOVES = (0, 1, -1)  # a tie is held
 @dataclass(frozen=True)
 class PriceSurface:
     """`values[j, m]` now at `shares[j]` and `logs[m]` = x; `rates[k, j, m]` is the best trade at
-    `times[k]`; `residual` is the equation's, as `bellman.Surface.residual` has it."""
+    `times[k]`; `residual` is the equation's, as `bellman.Surface.residual` has it.
+
+    As there, shares end where the participant's own cannot come; `reached` says where it can.
+    """
 
     problem: Trading
     times: Array
@@ -52,6 +55,10 @@ class PriceSurface:
     def value(self) -> float:
         """At the participant's own share and today's price."""
         return float(self.values[self.start, len(self.logs) // 2])
+
+    def reached(self, k: int) -> NDArray[np.bool_]:
+        """The shares that the participant's own may have at `times[k]`, [J]."""
+        return np.asarray(np.abs(np.arange(len(self.shares)) - self.start) <= k)
 
     def prices(self, k: int) -> Array:
         """P of every x at `times[k]`."""
