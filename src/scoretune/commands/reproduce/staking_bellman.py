@@ -45,7 +45,7 @@ WATCHED: dict[str, Staking] = {
     ),
     "share meets 0, σ = 0.4": Staking(stake=2, price=Price(start=3, volatility=0.4)),
 }
-SIZES, WATCHED_SIZES = (25, 50, 100, 200, 400), (20, 40, 80)
+SIZES, WATCHED_SIZES = (25, 50, 100, 200, 400), (20, 40, 80, 160)
 FIGURE = "concave h, σ = 0.4"
 
 

@@ -97,7 +97,8 @@ def solve_with_price(problem: Trading, *, steps: int = 100) -> PriceSurface:
     if sigma <= 0:
         raise UserError("the price has no volatility: take `solve`, which needs no price")
     times, (shares, below) = lattice_times(problem, steps), lattice_shares(problem, steps)
-    logs = np.arange(-steps, steps + 1) * (WIDTH * sigma * math.sqrt(problem.horizon) / steps)
+    far = WIDTH * sigma * math.sqrt(problem.horizon)
+    logs: Array = np.asarray(np.arange(-steps, steps + 1) * (far / steps), float)
     paid, cell = mean_prices(problem, times), problem.reach / steps
     diffuse = _Diffusion(sigma, logs)
     values = np.repeat(problem.final(shares)[:, None], len(logs), axis=1)
