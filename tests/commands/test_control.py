@@ -19,6 +19,11 @@ def test_a_sound_auction_and_one_with_a_jump(command):
     broken = command("control", "fee-auction", "check", "bsp", "grid=2", "worth=1", "share=0.7")
     assert broken.code == 1
     assert "1-SCP  FAILS by 0.3" in broken.out
+    assert "no theta is safe at a tick of 1" not in broken.out
+    assert "safe theta at a tick of 1: 0.5 to 0.7" in broken.out
+    fine = ("grid=1", "worth=1", "share=0.7", "tick=0.5", "theta=0.5", "gamma=1")
+    never = command("control", "fee-auction", "check", "bsp", *fine)
+    assert "no theta is safe at a tick of 0.5: the tick must be at least 0.6" in never.out
     assert "Together they gain +0.3." in broken.out
     safe = command(
         *("control", "fee-auction", "check", "bsp", "theta=0.5", "tick=0.6", "grid=2"),
