@@ -42,8 +42,14 @@ from scoretune.training.run_folder import recorded
 PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for part in parts]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "part"), PARTS)
+QUICK = {("mallows", "exact"), ("preference-toy", "tilt"), ("reward-gap", "closed-forms")}
+"""Rehearsed in the quick tests too."""
+
+
+@pytest.mark.parametrize(
+    ("experiment", "part"),
+    [pytest.param(*both, marks=[] if both in QUICK else [pytest.mark.slow]) for both in PARTS],
+)
 def test_every_part_rehearses(experiment, part, command, tmp_path, small):
     options = ["--part", part, "--seeds", 1, "--quick", "--out", tmp_path, "--json"]
     if (experiment, part) == ("rainbow", "stories"):

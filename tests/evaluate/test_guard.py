@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -466,17 +465,14 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
             assert torch.equal(parameter, kept["policy"][name])
 
 
-OPT_IN = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
-
-
 @pytest.mark.parametrize(
     ("action", "kind", "nth"),
     [
         ("rollback", "alarm", 1),
         ("stop", "evaluating", 4),
-        pytest.param("rollback", "update", 2, marks=OPT_IN),
-        pytest.param("rollback", "evaluating", 4, marks=OPT_IN),
-        pytest.param("warn", "update", 3, marks=OPT_IN),
+        pytest.param("rollback", "update", 2, marks=pytest.mark.slow),
+        pytest.param("rollback", "evaluating", 4, marks=pytest.mark.slow),
+        pytest.param("warn", "update", 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_changes_nothing(guarded_runs, tmp_path, small, action, kind, nth):
