@@ -147,6 +147,7 @@ def rate(accuracy: Tensor, prompts: int, times: int = RUNS) -> float:
     return sum(found) / times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("looks", "prompts"), [(2, 180), (5, 180), (5, 30), (15, 60)])
 def test_a_judge_that_stands_still_seldom_rings(looks, prompts):
     """In 2.5 % of whole runs, though the best of all looks is what each is compared with."""
