@@ -45,6 +45,7 @@ def test_a_reader_learns_to_read():
     assert reader.look(held_out.images).shape == (597, 32)
 
 
+@pytest.mark.slow
 def test_pretraining_learns():
     """After 150 updates digits are far likelier than noise; the loss is told as it goes."""
     seen: list[float] = []
