@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from scoretune.commands.reproduce import digit_base, few_step
