@@ -84,7 +84,7 @@ class Distilled(Backbone, Protocol):
 
 @runtime_checkable
 class Guiding(Backbone, Protocol):
-    """A backbone whose pipeline puts prompted and unprompted outputs together in a way of its own."""
+    """A backbone with a way of its own to put prompted and unprompted outputs together."""
 
     def guided(self, free: Tensor, bound: Tensor, scale: float) -> Tensor:
         """The output [B, *S] of guidance, of those without and with the prompt."""

@@ -76,9 +76,8 @@ class Named(Record):
 
     def to(self, device: Any) -> Named:
         rows = {name: rows.to(device) for name, rows in self.rows.items()}
-        return replace(
-            self, rows=rows, shared={n: _moved(v, device) for n, v in self.shared.items()}
-        )
+        shared = {name: _moved(value, device) for name, value in self.shared.items()}
+        return replace(self, rows=rows, shared=shared)
 
     def fits(self, other: Named) -> bool:
         """Whether both go into one batch."""
@@ -164,7 +163,8 @@ class Condition(Record):
         if null is None:
             raise ValueError("this model has no empty prompt")
         if isinstance(null, Tensor):
-            return null.to(self.tokens).expand_as(cast(Tensor, self.tokens))
+            tokens = cast(Tensor, self.tokens)
+            return null.to(tokens).expand_as(tokens)
         return null[torch.zeros(len(self), dtype=torch.long, device=null.device)]
 
     @property
