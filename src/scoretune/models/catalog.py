@@ -17,17 +17,14 @@ from scoretune.data.scenes import world
 from scoretune.diffusion.processes import process_named
 from scoretune.models import (
     dit,
-    flux,
     folders,
     latent_consistency,
     score_network,
-    stable_diffusion,
-    stable_diffusion_3,
-    stable_diffusion_xl,
     unconditional,
     user_module,
 )
 from scoretune.models.base import PRECISIONS, Pipelined
+from scoretune.models.families import ROWS
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
@@ -36,11 +33,8 @@ from scoretune.models.recycled import inner, recycle
 from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
-    stable_diffusion.FAMILY,
-    stable_diffusion_3.FAMILY,
-    stable_diffusion_xl.FAMILY,
+    *(row.family for row in ROWS),
     latent_consistency.FAMILY,
-    flux.FAMILY,
     dit.FAMILY,
     unconditional.FAMILY,
 )

@@ -12,7 +12,7 @@ from scoretune.core.errors import UserError
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined
 from scoretune.models.folders import described, left_out, load_pipeline, mend_tokenizers
-from scoretune.models.schedulers import Schedule, is_flow, schedule_of
+from scoretune.models.schedulers import schedule_of
 
 P = TypeVar("P", bound=Pipelined)
 
@@ -76,15 +76,7 @@ def by_schedule(model: type[P], pipeline: Any, source: str, size: int) -> P:
     return model(
         pipeline,
         schedule_of(source, pipeline.scheduler),
-        latent_shape(source, pipeline, model.part, size),
+        latent_shape(source, pipeline, size),
     )
 
 
-def flow_of(source: str, scheduler: Any) -> Schedule:
-    """The schedule of a network that learned a flow. Raises UserError for another process."""
-    if not is_flow(scheduler):
-        raise UserError(
-            f"the scheduler of {source!r} is a {type(scheduler).__name__} of a noise table, and "
-            "its network learned a flow: give the pipeline a FlowMatchEulerDiscreteScheduler"
-        )
-    return schedule_of(source, scheduler)

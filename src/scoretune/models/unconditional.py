@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,20 +17,18 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
 from scoretune.models.autoencoder import pair
-from scoretune.models.base import UNet
+from scoretune.models.base import Pipelined
 from scoretune.models.class_labels import Labels
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import schedule_of
 
 
 @dataclass
-class PixelUNet(UNet):
+class PixelUNet(Pipelined):
     """A UNet2DModel as a continuous-time model of pictures; there is nothing else in its pipeline.
 
     The empty prompt is no class. A network without classes ignores prompts: they are the reward's.
     """
-
-    encoders: ClassVar[tuple[str, ...]] = ()
 
     @property
     def labels(self) -> Labels | None:
@@ -85,7 +83,9 @@ class PixelUNet(UNet):
 class ConvolutionalPixelUNet(PixelUNet):
     """The same without attention: a LoRA adapts the convolutions of the residual blocks."""
 
-    targets: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ("conv1", "conv2")
 
 
 def build(pipeline: Any, source: str, size: int) -> PixelUNet:

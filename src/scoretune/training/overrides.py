@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from scoretune.core import model_folder
 from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
+from scoretune.core.config.families import DEFAULTS, STEPS
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -114,7 +115,9 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if is_function(source):
         return [("prompts", "none")]
     predicts = own_prediction(source)
-    if predicts is None or of_data(run):
+    if predicts is None:
+        return of_family(run, changes)
+    if of_data(run):
         return []
     if not isinstance(objective, Matching | Consistency):
         return [("prompts", "none")]
@@ -126,6 +129,21 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     elif changes.get("model.prediction", predicts) in ("v_prediction", "velocity"):
         defaults |= ANY_PROCESS  # the other two have variance 1 at all times
     return list(defaults.items())
+
+
+def of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What fits the family of the pretrained model that these changes name, where the recipe does
+    not say better: of the steps of a path, its own."""
+    source = str(changes["model.source"])
+    revision = changes.get("model.revision", run.model.revision)
+    defaults = DEFAULTS.get(str(model_folder.pipeline_class(source, revision)))
+    if defaults is None:
+        return []
+    full = changes.get("model.rank", run.model.rank) == 0
+    settings = dict(defaults.settings(full))
+    if run.sampling.steps != STEPS:
+        del settings["sampling.steps"]
+    return list(settings.items())
 
 
 def parsed(assignment: str) -> tuple[str, Any]:
