@@ -16,7 +16,7 @@ from scoretune.commands.pretrain.lessons import Recipe, ramp
 from scoretune.commands.pretrain.networks import tokens
 from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
 from scoretune.data.scenes import edits, world
-from scoretune.models import stable_diffusion_3
+from scoretune.models.families import FAMILIES
 from scoretune.rewards import reader
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.records import Shown
@@ -92,7 +92,7 @@ def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_pat
 
 
 def test_a_trained_flow_is_a_backbone(flow):
-    found = stable_diffusion_3.load(str(flow))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(flow))
     assert found.shape == (4, 8, 8)
     told = found.encode([*world.asks_by_text()][:3]).tokens
     assert told.shape == (3, 10 + 1, 128)  # nothing stands in T5's place
@@ -101,7 +101,7 @@ def test_a_trained_flow_is_a_backbone(flow):
 
 
 def test_what_the_flow_learned_from_is_what_the_pipeline_says(flow):
-    found = stable_diffusion_3.load(str(flow))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(flow))
     texts = ["a red seven", ""]
     encoder = found.pipeline.text_encoder
     with torch.no_grad():

@@ -50,7 +50,7 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
     if "latent_dist" in code:
         latents = code.latent_dist.mode()
     else:
-        latents = code["latent"] if "latent" in code else code.latents
+        latents = code.get("latent", code.get("latents"))
     latents = latents[:, :, 0] if _in_frames(vae) else latents
     latents = F.pixel_unshuffle(latents, 2) if _patched(vae) else latents
     scale, shift = _standard(vae, images)
@@ -70,8 +70,9 @@ def _standard(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
     """
     config = vae.config
     if _patched(vae):
-        deviation = torch.sqrt(vae.bn.running_var + config.batch_norm_eps).to(like.device)
-        return 1 / deviation.view(1, -1, 1, 1), vae.bn.running_mean.view(1, -1, 1, 1).to(like.device)
+        bn = vae.bn.to(like.device)
+        deviation = torch.sqrt(bn.running_var + config.batch_norm_eps)
+        return 1 / deviation.view(1, -1, 1, 1), bn.running_mean.view(1, -1, 1, 1)
     scale, shift = float(config.get("scaling_factor", 1.0)), config.get("shift_factor") or 0.0
     mean, deviation = config.get("latents_mean"), config.get("latents_std")
     if mean is None or deviation is None:
@@ -93,8 +94,8 @@ def latent_shape(
     """[C, h, w] of the latents of square pictures of `size` pixels, or (0) of the model's own.
 
     The network's config says those, else the autoencoder's, else the pipeline, else `side` pixels.
-    Raises UserError for a size that the autoencoder and the network's patches, or those that latents
-    are `packed` in, do not divide, and for a network that takes more than latents.
+    Raises UserError for a size that the autoencoder and the network's patches, or those that
+    latents are `packed` in, do not divide, and for a network that takes more than latents.
     """
     config, vae = getattr(pipeline, denoiser_of(pipeline)).config, pipeline.vae
     channels, pixels = latent_channels(source, config, vae, packed), factor(vae)
@@ -125,7 +126,9 @@ def latent_channels(source: str, config: Any, vae: Any, patch: int = 1) -> int:
     """The channels of the latents, which must be all that the network takes, in patches of a side
     of `patch`. Raises UserError where it takes more."""
     taken = int(config.in_channels) // patch**2
-    latents = int(vae.config.get("z_dim") or vae.config.latent_channels) * (4 if _patched(vae) else 1)
+    latents = int(vae.config.get("z_dim") or vae.config.latent_channels) * (
+        4 if _patched(vae) else 1
+    )
     if taken != latents:
         raise UserError(
             f"{source!r} has a network that takes {taken} channels where its autoencoder has "

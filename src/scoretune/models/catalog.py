@@ -17,6 +17,7 @@ from scoretune.data.scenes import world
 from scoretune.diffusion.processes import process_named
 from scoretune.models import (
     dit,
+    families,
     folders,
     latent_consistency,
     score_network,
@@ -24,7 +25,6 @@ from scoretune.models import (
     user_module,
 )
 from scoretune.models.base import PRECISIONS, Pipelined
-from scoretune.models.families import ROWS
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
@@ -33,7 +33,7 @@ from scoretune.models.recycled import inner, recycle
 from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
-    *(row.family for row in ROWS),
+    *families.FAMILIES.values(),
     latent_consistency.FAMILY,
     dit.FAMILY,
     unconditional.FAMILY,

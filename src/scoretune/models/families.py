@@ -13,15 +13,18 @@
     CogView 4         1000·t             two calls             as they are
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
-FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not: there
-a guidance other than 1 is the classifier-free kind, away from the empty prompt, at twice the cost.
+FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not:
+there a guidance other than 1 is the classifier-free kind, away from the empty prompt, at twice the
+cost.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.models.base import JOINT_ATTENTION
@@ -29,12 +32,15 @@ from scoretune.models.lora import ATTENTION
 from scoretune.models.observed import (
     LIST,
     PATCHES,
+    TIMES,
     TOKENS,
+    Observed,
     Row,
     of_fraction,
     of_progress,
     rescaled,
 )
+from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import is_flow
 
 SIZES = 6  # original height and width, top and left of the crop, target height and width
@@ -87,8 +93,21 @@ def _sdxl(source: str, pipeline: Any) -> None:
         pipeline.vae.to(torch.float32)
 
 
-UNCONDITIONED = {"use_resolution_binning": False}
-"""Sizes are taken as they are given."""
+def _before_shift(model: Observed, label: Tensor) -> Tensor:
+    """The time u before the shift σ = m/(m + 1/u − 1), m by the picture's size: CogView 4's."""
+    config: Any = model.pipeline.scheduler.config
+    patch = model.pipeline.transformer.config.patch_size
+    factor = config.shift
+    if config.use_dynamic_shifting:
+        tokens = math.prod(side // patch for side in model.shape[1:])
+        relative = math.sqrt(tokens / config.base_image_seq_len)
+        mu = relative * config.max_shift + config.base_shift
+        factor = mu if config.time_shift_type == "linear" else math.exp(mu)
+    return TIMES / (1 + factor * (TIMES / label - 1))
+
+
+AS_GIVEN = {"use_resolution_binning": False}
+"""Sizes are not rounded to those that a model was trained on."""
 ROWS = (
     Row(
         kind="StableDiffusionPipeline",
@@ -194,14 +213,14 @@ ROWS = (
     Row(
         kind="SanaPipeline",
         networks=("SanaTransformer2DModel",),
-        arguments=lambda pipeline: UNCONDITIONED | _longest(pipeline, 300),
+        arguments=lambda pipeline: AS_GIVEN | _longest(pipeline, 300),
         prepare=_flow,
         needed=("text_encoder",),
     ),
     Row(
         kind="PixArtSigmaPipeline",
         networks=("PixArtTransformer2DModel",),
-        arguments=lambda pipeline: UNCONDITIONED | _longest(pipeline, 300),
+        arguments=lambda pipeline: AS_GIVEN | _longest(pipeline, 300),
         needed=("text_encoder",),
     ),
     Row(
@@ -219,7 +238,10 @@ ROWS = (
         prepare=_flow,
         unprompted="second",
         masked=False,
+        clock=_before_shift,
         arguments=lambda pipeline: _longest(pipeline, 1024),
         needed=("text_encoder",),
     ),
 )
+FAMILIES: dict[str, Family[Any]] = {row.kind: row.family for row in ROWS}
+"""Each row's family, by the class of its pipeline."""

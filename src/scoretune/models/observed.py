@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Named, joined
+from scoretune.core.records import Condition, Named
 from scoretune.diffusion.processes import Tabulated
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined, Told, default_argument
@@ -64,17 +63,17 @@ PATCHES = Layout(lambda x: F.pixel_unshuffle(x, 2).flatten(2).mT, _from_patches,
 """A token for each 2×2 places, [B, hw/4, 4C]."""
 
 
-def of_label(label: Tensor, dtype: torch.dtype) -> Tensor:
+def of_label(model: Observed, label: Tensor) -> Tensor:
     """The scheduler's time."""
     return label
 
 
-def of_fraction(label: Tensor, dtype: torch.dtype) -> Tensor:
+def of_fraction(model: Observed, label: Tensor) -> Tensor:
     """The time in [0, 1], rounded as pipelines round it: half precision tells few times apart."""
-    return label.to(dtype) / TIMES
+    return label.to(model.dtype) / TIMES
 
 
-def of_progress(label: Tensor, dtype: torch.dtype) -> Tensor:
+def of_progress(model: Observed, label: Tensor) -> Tensor:
     """How far from noise to data, in [0, 1]."""
     return 1 - label / TIMES
 
@@ -102,7 +101,7 @@ class Row:
     networks: tuple[str, ...]
     state: str = "hidden_states"
     time: str = "timestep"
-    clock: Callable[[Tensor, torch.dtype], Tensor] = of_label
+    clock: Callable[[Observed, Tensor], Tensor] = of_label
     sign: float = 1.0
     layout: Layout = PLANE
     unprompted: Literal["first", "last", "second", "empty"] = "first"
@@ -125,6 +124,12 @@ class Row:
     @property
     def family(self) -> Family[Any]:
         return Family((self.kind,), self.networks, self.build, self.unused, self.needed)
+
+    def guidance(self, scale: float, negatives: int) -> dict[str, Any]:
+        """The arguments of the pipeline's call for our scale of guidance away from so many empty
+        prompts."""
+        empty = {} if self.negative is None else {"negative_prompt": [self.negative] * negatives}
+        return {self.scale: scale - self.offset, **(empty if negatives else {})}
 
     def build(self, pipeline: Any, source: str, size: int) -> Observed:
         """The model of a pipeline."""
@@ -196,7 +201,7 @@ class Observed(Pipelined):
         pipeline, part, here = self.pipeline, self.part, self.device
         recorder, scheduler = _Recorder(self.network, calls), self._scheduler()
         drawn = {} if here.type == "meta" else {"generator": torch.Generator(here).manual_seed(0)}
-        given = {"num_inference_steps": 2, **self._sides, **self.row.arguments(pipeline)}
+        given = {"num_inference_steps": 2, **self.sides, **self.row.arguments(pipeline)}
         places = {part: recorder, "scheduler": scheduler}
         before = {name: vars(pipeline)[name] for name in places}
         vars(pipeline).update(places)  # past what registers a new part
@@ -217,17 +222,15 @@ class Observed(Pipelined):
         return copied(self.pipeline.scheduler)
 
     @property
-    def _sides(self) -> dict[str, int]:
+    def sides(self) -> dict[str, int]:
+        """Height and width of the pictures in pixels, as the pipeline's call takes them."""
         height, width = (side * self.factor for side in self.shape[-2:])
         return {"height": height, "width": width}
 
     def _scale(self, guided: bool) -> dict[str, Any]:
         """The argument of guidance: off, or on, or what the network itself is told."""
         row = self.row
-        if not guided:
-            return {row.scale: 1.0 - row.offset}
-        negative = {} if row.negative is None else {"negative_prompt": [row.negative]}
-        return {row.scale: GUIDED - row.offset, **negative}
+        return row.guidance(GUIDED, 1) if guided else row.guidance(1.0, 0)
 
     def named(self, arguments: Mapping[str, Any], count: int) -> Named:
         """The arguments of a call on `count` states, but for what is not the condition."""
@@ -315,7 +318,7 @@ class Observed(Pipelined):
         row, dtype = self.row, self.dtype
         shown, label = self.told(x, t)
         output = self.network(
-            **{row.state: row.layout.pack(shown.to(dtype)), row.time: row.clock(label, dtype)},
+            **{row.state: row.layout.pack(shown.to(dtype)), row.time: row.clock(self, label)},
             **_arguments(tokens, len(x), dtype),
             return_dict=False,
         )[0]

@@ -78,5 +78,3 @@ def by_schedule(model: type[P], pipeline: Any, source: str, size: int) -> P:
         schedule_of(source, pipeline.scheduler),
         latent_shape(source, pipeline, size),
     )
-
-

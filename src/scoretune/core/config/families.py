@@ -1,9 +1,9 @@
-"""Settings that fit a family of pretrained models, by the class of its pipeline, each with its source.
+"""Settings that fit a family of pretrained models, by the class of its pipeline, with their source.
 
-The recipes' own are for the miniature that ships, whose learning rate would wreck a real model. What
-a family says goes over a recipe's and below what people set. The numbers are as published or, where
-nobody published any for reinforcement learning, as guides to fine-tuning have them; none has been run
-here on these models.
+The recipes' own are for the miniature that ships, whose learning rate would wreck a real model.
+What a family says goes over a recipe's and below what people set. The numbers are as published or,
+where nobody published any for reinforcement learning, as guides to fine-tuning have them; none has
+been run here on these models.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ whole UNet at 1e-5 and less)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What fits a family: pictures of `size` pixels (0: the model's own), the steps of a path and of
-    an evaluation, the scale of guidance, LoRA rank and learning rate, states learned from at once;
-    `heavy` models recompute activations and let go of their encoders once prompts are read."""
+    """What fits a family: pictures of `size` pixels (0: the model's own), the steps of a path and
+    of an evaluation, the scale of guidance, LoRA rank and learning rate, states learned from at
+    once; `heavy` models compute activations again."""
 
     source: str
     size: int = 0
@@ -57,7 +57,7 @@ class Defaults:
 
 DDPO = "ddpo-pytorch config/base.py (rate, precision) and arXiv 2305.13301 (50 steps, scale 5)"
 FLOW_GRPO = "Flow-GRPO config/base.py and config/grpo.py"
-GUIDE = "SimpleTuner's quickstart (rate 1e-4, rank 16, bf16); steps and scale of the pipeline's call"
+GUIDE = "SimpleTuner's quickstarts (rate 1e-4, rank 16, bf16), the pipeline's call (steps, scale)"
 DEFAULTS: Mapping[str, Defaults] = {
     "StableDiffusionPipeline": Defaults(
         source=DDPO, steps=50, guidance=5.0, precision="fp16", rank=4, heavy=False

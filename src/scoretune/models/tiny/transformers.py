@@ -32,11 +32,12 @@ LANGUAGE: dict[str, Any] = {
 """A tiny language model, as transformers' configs take it."""
 
 
-def build(make: Callable[[], dict[str, Any]], kind: str, folder: Path, seed: int = 0) -> Path:
-    """Save a pipeline of that class, with the parts that `make` makes, in a folder."""
+def build(name: str, folder: Path, seed: int = 0) -> Path:
+    """Save the pipeline of a family in a folder; returns the folder."""
     import diffusers
 
     torch.manual_seed(seed)
+    kind, make = MADE[name]
     parts = make()
     network = jittered(parts["transformer"], 0.1).eval()
     network.register_to_config(_max_sequence_length=TOKENS, _sample_size=4)
@@ -290,7 +291,9 @@ def cogview_4() -> dict[str, Any]:
         **HEADS,
     )
     encoder = language("GlmModel")
-    shift = flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear")
+    shift = flow(
+        use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
+    )
     return {
         "transformer": network,
         "vae": autoencoder(),
