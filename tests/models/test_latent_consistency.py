@@ -187,7 +187,7 @@ def test_guidance_is_told_and_asked_once(folder, backbone):
     assert isinstance(policy.backbone, Distilled)
     assert (policy.backbone.scale, policy.guidance) == (3.0, 1.0)
     told = plain(folder).get_guidance_scale_embedding(torch.tensor([2.0, 2.0]), 8)
-    assert torch.equal(policy.backbone.guidance_embedding(3.0, noise(2)), told)
+    assert torch.equal(policy.backbone.guidance_embedding(noise(2)), told)
     condition, t = backbone.encode(PROMPTS), torch.full((3,), 0.7)
     with torch.no_grad():
         weak = policy.estimate(noise(), t, condition).data

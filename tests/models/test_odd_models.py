@@ -418,7 +418,7 @@ def test_a_tokenizer_without_length_and_padding(copy):
         "the tokenizer does not say how long a prompt may be: 10 tokens",
         "the tokenizer has no padding: <end> takes its place",
     )
-    assert found.encode(PROMPTS).tokens.shape[1] == 10
+    assert found.encode(PROMPTS).summary.shape[1] == 10
 
 
 def test_a_tokenizer_may_go_on_to_77():
@@ -435,4 +435,4 @@ def test_the_others_tokenizers_too(tmp_path, build):
         drop(folder / name / "tokenizer_config.json", "model_max_length", "pad_token")
     found = loaded(folder)
     assert sum("tokens" in note for note in found.notes) == 2
-    assert torch.isfinite(found.encode(PROMPTS).tokens).all()
+    assert torch.isfinite(found.encode(PROMPTS).summary).all()

@@ -40,7 +40,7 @@ def ddim_scheduler(policy, start, steps, **options):
 
 @torch.no_grad()
 def states_of(policy, scheduler, start, **options):
-    tokens = policy.backbone.encode(PROMPTS).tokens
+    tokens = policy.backbone.encode(PROMPTS).summary
     states = [start]
     for index in scheduler.timesteps:
         network = policy.backbone.network

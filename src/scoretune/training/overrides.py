@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from scoretune.core import model_folder
 from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
-from scoretune.core.config.families import DEFAULTS, STEPS
+from scoretune.core.config.families import DEFAULTS, OURS, Defaults
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -71,7 +71,7 @@ def assigned(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
     """`changed` by pairs of a path and a value."""
     _check_recipe(run, dict(changes).get("recipe", run.recipe))
     tree = run.model_dump()
-    for path, value in _defaults(run, dict(changes)):
+    for path, value in following(run, dict(changes)):
         _assign(tree, path, value)
     before = dict(leaves(tree))
     for path, value in changes:
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def following(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What follows from the change of the model's source."""
     if "model.source" not in changes:
         return []
@@ -116,7 +116,7 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [("prompts", "none")]
     predicts = own_prediction(source)
     if predicts is None:
-        return of_family(run, changes)
+        return _of_family(run, changes)
     if of_data(run):
         return []
     if not isinstance(objective, Matching | Consistency):
@@ -131,19 +131,25 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(defaults.items())
 
 
-def of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What fits the family of the pretrained model that these changes name, where the recipe does
-    not say better: of the steps of a path, its own."""
-    source = str(changes["model.source"])
+def family_of(run: Run, changes: Mapping[str, Any]) -> Defaults | None:
+    """What fits the family of the pretrained model that these changes name, where it is known."""
+    if "model.source" not in changes:
+        return None
     revision = changes.get("model.revision", run.model.revision)
-    defaults = DEFAULTS.get(str(model_folder.pipeline_class(source, revision)))
+    kind = model_folder.pipeline_class(str(changes["model.source"]), revision)
+    return None if kind is None else DEFAULTS.get(kind)
+
+
+def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Its settings, but for what the recipe says of a path and a round."""
+    defaults = family_of(run, changes)
     if defaults is None:
         return []
     full = changes.get("model.rank", run.model.rank) == 0
     settings = dict(defaults.settings(full))
-    if run.sampling.steps != STEPS:
-        del settings["sampling.steps"]
-    return list(settings.items())
+    plain = dict(leaves(run.model_dump()))
+    kept = {path for path, value in OURS.items() if plain[path] != value}
+    return [(path, value) for path, value in settings.items() if path not in kept]
 
 
 def parsed(assignment: str) -> tuple[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-STEPS = 10
-"""Of a path, where a recipe says nothing: what a family says then holds."""
+OURS = {"sampling.steps": 10, "sizes.prompts": 16, "sizes.group": 8}
+"""What these are where a recipe says nothing; what it says of them is the method's, and stays."""
 FULL = 0.1
 """A full fine-tuning's learning rate as a share of a LoRA's, at most (Diffusion-DPO trains SDXL's
 whole UNet at 1e-5 and less)."""
@@ -22,8 +22,8 @@ whole UNet at 1e-5 and less)."""
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
     """What fits a family: pictures of `size` pixels (0: the model's own), the steps of a path and
-    of an evaluation, the scale of guidance, LoRA rank and learning rate, states learned from at
-    once; `heavy` models compute activations again."""
+    of an evaluation, the scale of guidance, LoRA rank and learning rate, states in the network
+    `at_once`; `heavy` models compute activations again."""
 
     source: str
     size: int = 0
@@ -35,7 +35,7 @@ class Defaults:
     learning_rate: float = 1e-4
     prompts: int = 8
     group: int = 8
-    minibatch: int = 4
+    at_once: int = 4
     heavy: bool = True
 
     def settings(self, full: bool) -> Iterator[tuple[str, Any]]:
@@ -50,8 +50,7 @@ class Defaults:
         yield "evaluation.steps", self.evaluation
         yield "sizes.prompts", self.prompts
         yield "sizes.group", self.group
-        yield "sizes.minibatch", self.minibatch
-        yield "hardware.device_batch", self.minibatch
+        yield "hardware.device_batch", self.at_once
         yield "hardware.checkpointing", self.heavy
 
 
@@ -71,7 +70,7 @@ DEFAULTS: Mapping[str, Defaults] = {
         rank=32,
         learning_rate=3e-4,
         group=24,
-        minibatch=9,
+        at_once=9,
     ),
     "FluxPipeline": Defaults(
         source=f"{FLOW_GRPO}: pickscore_flux_8gpu",
@@ -82,7 +81,7 @@ DEFAULTS: Mapping[str, Defaults] = {
         rank=64,
         learning_rate=3e-4,
         group=24,
-        minibatch=3,
+        at_once=3,
     ),
     "QwenImagePipeline": Defaults(
         source=f"{FLOW_GRPO}: pickscore_qwenimage",
