@@ -97,13 +97,14 @@ def _before_shift(model: Observed, label: Tensor) -> Tensor:
     """The time u before the shift σ = m/(m + 1/u − 1), m by the picture's size: CogView 4's."""
     config: Any = model.pipeline.scheduler.config
     patch = model.pipeline.transformer.config.patch_size
-    factor = config.shift
+    factor: float = config.shift
     if config.use_dynamic_shifting:
         tokens = math.prod(side // patch for side in model.shape[1:])
         relative = math.sqrt(tokens / config.base_image_seq_len)
         mu = relative * config.max_shift + config.base_shift
         factor = mu if config.time_shift_type == "linear" else math.exp(mu)
-    return TIMES / (1 + factor * (TIMES / label - 1))
+    time: Tensor = TIMES / (1 + factor * (TIMES / label - 1))
+    return time
 
 
 AS_GIVEN = {"use_resolution_binning": False}

@@ -81,8 +81,8 @@ def of_progress(model: Observed, label: Tensor) -> Tensor:
 def rescaled(free: Tensor, bound: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance with the norm of the prompted output, over the last dimension."""
     guided = free + scale * (bound - free)
-    norms = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (bound, guided))
-    return guided * (next(norms) / next(norms))
+    kept, grown = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (bound, guided))
+    return guided * cast(Tensor, kept / grown)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,9 +92,10 @@ def observed(request: Request) -> float:
 
 def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...]) -> float:
     backbone, count = cast(Observed, inner(request.policy.backbone)), len(request.prompts)
-    told = isinstance(backbone, ObservedTold)
-    ours = replace(backbone, shape=shape, twin=None, **({"scale": scale} if told else {}))
-    policy = replace(request.policy, backbone=ours, guidance=1.0 if told else scale)
+    ours = replace(backbone, shape=shape, twin=None)
+    policy = replace(request.policy, backbone=ours, guidance=float(scale))
+    if isinstance(ours, ObservedTold):
+        ours.scale, policy.guidance = scale, 1.0
     row, shown = backbone.row, list[Any]()
     network = getattr(pipe, backbone.part)
     signature = inspect.signature(network.forward)
