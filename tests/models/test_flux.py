@@ -279,7 +279,20 @@ def test_it_cannot_do_without_its_encoders(folder, part):
     assert "\n" not in str(said.value) and "hardware.cache_prompts=true" in str(said.value)
 
 
-@pytest.mark.parametrize("size", [40, 8])
+def test_width_and_height(folder):
+    found = built(folder, size="64x32").backbone
+    assert found.shape == (4, 4, 8)
+    assert found.sides == {"height": 32, "width": 64}
+    assert found.decode(torch.zeros(1, *found.shape)).shape == (1, 3, 32, 64)
+
+
+@pytest.mark.parametrize("size", ["0x64", "64x", "64x32x32", "9000x32", -16, 9000, True, None, 1.5])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match="a side in pixels, or width x height as 1344x768"):
+        config.Model(size=size)
+
+
+@pytest.mark.parametrize("size", [40, 8, "64x40"])
 def test_a_size_that_patches_do_not_fill(folder, size):
     with pytest.raises(UserError, match=rf"model\.size={size} is no multiple of 16: set one"):
         FAMILIES["FluxPipeline"].load(str(folder), size=size)

@@ -89,9 +89,9 @@ def denoiser_of(pipeline: Any) -> str:
 
 
 def latent_shape(
-    source: str, pipeline: Any, size: int = 0, *, packed: int = 1, side: int = 0
+    source: str, pipeline: Any, size: int | str = 0, *, packed: int = 1, side: int = 0
 ) -> tuple[int, ...]:
-    """[C, h, w] of the latents of square pictures of `size` pixels, or (0) of the model's own.
+    """[C, h, w] of the latents of pictures of `size` pixels, or (0) of the model's own.
 
     The network's config says those, else the autoencoder's, else the pipeline, else `side` pixels.
     Raises UserError for a size that the autoencoder and the network's patches, or those that
@@ -100,10 +100,9 @@ def latent_shape(
     config, vae = getattr(pipeline, denoiser_of(pipeline)).config, pipeline.vae
     channels, pixels = latent_channels(source, config, vae, packed), factor(vae)
     patch = packed if packed > 1 else int(config.get("patch_size", 1) or 1)
-    if size % (pixels * patch):
-        raise UserError(f"model.size={size} is no multiple of {pixels * patch}: set one, in pixels")
+    check_multiple(size, pixels * patch)
     if size:
-        return (channels, *(size // pixels,) * 2)
+        return (channels, *(edge // pixels for edge in pair(size)))
     coded = tuple(edge // pixels for edge in pair(vae.config.get("sample_size")))
     sides = pair(config.get("_sample_size")) or pair(config.get("sample_size")) or coded
     default = pair(vars(pipeline).get("default_sample_size"))
@@ -114,10 +113,19 @@ def latent_shape(
     return (channels, *sides)
 
 
+def check_multiple(size: int | str, multiple: int) -> None:
+    """Refuse sides that are none."""
+    if any(side % multiple for side in pair(size)):
+        raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
+
+
 def pair(sides: Any) -> tuple[int, ...]:
-    """The sides (h, w) that a config gives as one number or two; () where it gives none."""
+    """The sides (h, w) that a config gives as one number or two, or as "width x height"; () where
+    it gives none."""
     if not sides:
         return ()
+    if isinstance(sides, str):
+        sides = sides.split("x")[::-1]
     height, width = (sides, sides) if isinstance(sides, int | float) else sides
     return (int(height), int(width))
 

@@ -70,7 +70,7 @@ def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     return SIGMA_DATA**2 / whole, scaled / whole.sqrt()
 
 
-def build(pipeline: Any, source: str, size: int) -> LatentConsistency:
+def build(pipeline: Any, source: str, size: int | str) -> LatentConsistency:
     """The model of a pipeline. Raises UserError for what such a pipeline could not draw with."""
     _check(source, pipeline)
     return by_schedule(LatentConsistency, pipeline, source, size)

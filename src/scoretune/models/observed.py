@@ -131,7 +131,7 @@ class Row:
         empty = {} if self.negative is None else {"negative_prompt": [self.negative] * negatives}
         return {self.scale: scale - self.offset, **(empty if negatives else {})}
 
-    def build(self, pipeline: Any, source: str, size: int) -> Observed:
+    def build(self, pipeline: Any, source: str, size: int | str) -> Observed:
         """The model of a pipeline."""
         self.prepare(source, pipeline)
         model = Observed

@@ -31,7 +31,7 @@ class Family(Generic[P]):
 
     kinds: tuple[str, ...]
     networks: tuple[str, ...]
-    build: Callable[[Any, str, int], P]
+    build: Callable[[Any, str, int | str], P]
     unused: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
 
@@ -41,7 +41,7 @@ class Family(Generic[P]):
         *,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
-        size: int = 0,
+        size: int | str = 0,
         without: Sequence[str] = (),
         loader: Loader = load_pipeline,
     ) -> P:
@@ -71,7 +71,7 @@ class Family(Generic[P]):
         return model
 
 
-def by_schedule(model: type[P], pipeline: Any, source: str, size: int) -> P:
+def by_schedule(model: type[P], pipeline: Any, source: str, size: int | str) -> P:
     """A model of that class under the process of its scheduler."""
     return model(
         pipeline,

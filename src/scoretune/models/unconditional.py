@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
-from scoretune.models.autoencoder import pair
+from scoretune.models.autoencoder import check_multiple, pair
 from scoretune.models.base import Pipelined
 from scoretune.models.class_labels import Labels
 from scoretune.models.pipelines import Family
@@ -88,7 +88,7 @@ class ConvolutionalPixelUNet(PixelUNet):
         return ("conv1", "conv2")
 
 
-def build(pipeline: Any, source: str, size: int) -> PixelUNet:
+def build(pipeline: Any, source: str, size: int | str) -> PixelUNet:
     """The model of a pipeline. Raises UserError for other pixels, and for no times in numbers."""
     unet = pipeline.unet
     schedule = schedule_of(source, pipeline.scheduler)
@@ -97,8 +97,8 @@ def build(pipeline: Any, source: str, size: int) -> PixelUNet:
     return family(pipeline, schedule, _shape(source, unet.config, size))
 
 
-def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
-    """[C, H, W] of pictures, square ones of `size` pixels or (0) as the network's config has it."""
+def _shape(source: str, config: Any, size: int | str) -> tuple[int, ...]:
+    """[C, H, W] of pictures, of `size` pixels or (0) as the network's config has it."""
     if config.in_channels not in (1, 3):
         raise UserError(
             f"{source!r} draws states of {config.in_channels} channels, which are no pixels: give "
@@ -114,8 +114,7 @@ def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
         raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
     height, width = sides
     multiple = 2 ** (len(config.block_out_channels) - 1)
-    if height % multiple or width % multiple:
-        raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
+    check_multiple(size or f"{width}x{height}", multiple)
     return (int(config.in_channels), height, width)
 
 
