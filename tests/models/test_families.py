@@ -281,7 +281,7 @@ def test_the_laws_of_any_model_hold(family, backbone, law):
 
 
 def another_class(folder: Path) -> None:
-    rewrite(folder / "model_index.json", _class_name="SanaPipeline")
+    rewrite(folder / "model_index.json", _class_name="KolorsPipeline")
 
 
 def another_family(folder: Path) -> None:
@@ -305,7 +305,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "model_index.json").write_text("{"),
         "is no diffusers pipeline",
     ),
-    "another class": (another_class, "holds a SanaPipeline, which is no family of this version"),
+    "another class": (another_class, "holds a KolorsPipeline, which is no family of this version"),
     "another network": (another_family, "a HunyuanDiT2DModel, is of no family of this version"),
     "no network": (lambda f: shutil.rmtree(network_of(f)), "cannot load the model"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "cannot load the model"),

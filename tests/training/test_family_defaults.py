@@ -13,7 +13,9 @@ from scoretune.core.config import Run, leaves
 from scoretune.core.config.families import DEFAULTS, OURS
 from scoretune.core.config.sampling import Sampling, Sizes
 from scoretune.models import catalog
-from scoretune.training import settings_file
+from scoretune.training import overrides, settings_file
+
+KIND = "StableDiffusion3Pipeline"
 
 
 def pipeline(folder: Path, kind: str = "StableDiffusion3Pipeline", size: int = 2**28) -> Path:
@@ -88,6 +90,19 @@ def test_below_a_run_is_the_model_that_it_began_with(tmp_path):
     assert model_folder.pipeline_class(str(tmp_path / "run")) == "StableDiffusion3Pipeline"
     again = settings_file.named("ddpo", [f"model.source={tmp_path / 'run'}"])
     assert again.optimiser.learning_rate == 3e-4
+
+
+def test_settings_far_from_the_familys_are_named(tmp_path):
+    source = f"model.source={pipeline(tmp_path / 'model')}"
+    assert overrides.unusual(settings_file.named("ddpo", [source])) == []
+    far = settings_file.named(
+        "ddpo", [source, "optimiser.learning_rate=0.006", "model.guidance=40"]
+    )
+    assert overrides.unusual(far) == [
+        "optimiser.learning_rate=0.006 is 20 times the 0.0003 that fits this family "
+        f"({DEFAULTS[KIND].source})"
+    ]
+    assert overrides.unusual(settings_file.named("ddpo")) == []
 
 
 def test_what_is_no_pipeline_has_no_family(tmp_path):

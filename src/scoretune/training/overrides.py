@@ -33,6 +33,8 @@ ANY_PROCESS = {"objective.weight": "edm", "objective.times": "lognormal"}
 """Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process. The published
 constants are for data of deviation ½ and ours have 1, so that it lies on half of the noise it did,
 measured by the data."""
+MAGNITUDES = ("optimiser.learning_rate", "model.guidance", "sampling.steps", "evaluation.steps")
+"""Settings of which ten times less or more than fits a family is worth a word."""
 FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "updates": 5000}
 
 
@@ -150,6 +152,21 @@ def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     plain = dict(leaves(run.model_dump()))
     kept = {path for path, value in OURS.items() if plain[path] != value}
     return [(path, value) for path, value in settings.items() if path not in kept]
+
+
+def unusual(run: Run) -> list[str]:
+    """A line for each setting that is an order of magnitude from what fits the model's family."""
+    model = {"model.source": run.model.source, "model.revision": run.model.revision}
+    defaults, values = family_of(run, model), dict(leaves(run.model_dump()))
+    if defaults is None:
+        return []
+    return [
+        f"{path}={values[path]:g} is {values[path] / fitting:.2g} times the {fitting:g} that fits "
+        f"this family ({defaults.source})"
+        for path, fitting in defaults.settings(run.model.rank == 0)
+        if path in MAGNITUDES and fitting and values[path]
+        if not 0.1 < values[path] / fitting < 10
+    ]
 
 
 def parsed(assignment: str) -> tuple[str, Any]:
