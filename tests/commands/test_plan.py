@@ -179,6 +179,7 @@ def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, sourc
     assert minibatches == run.updates * counts.one_update(run, facts).minibatches
 
 
+@pytest.mark.slow
 def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, monkeypatch):
     changes = ["sampling.steps=3", "evaluation.gap.steps=[2]", "evaluation.gap.etas=[1]"]
     run = make("grpo", *changes, "updates=1", "evaluation.every=0")
@@ -420,6 +421,7 @@ print(resident()[0] - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_is_that_of_the_process(known):
     """Of a process of its own: what other tests leave behind grows too."""

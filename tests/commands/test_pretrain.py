@@ -45,6 +45,7 @@ def weights(model: Path) -> dict[str, str]:
     return {str(f.relative_to(model)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_goes_on_bit_for_bit(tmp_path):
     undisturbed = weights(pretrain(tmp_path / "whole", TINY, silent))
 
@@ -67,6 +68,7 @@ def flow(tmp_path_factory) -> Path:
     return pretrain_flow(tmp_path_factory.mktemp("flow"), TINY, silent)
 
 
+@pytest.mark.slow
 def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
     def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
         if (stage, done) in stops:
@@ -81,6 +83,7 @@ def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
     assert len(weights(flow)) == 6  # autoencoder, transformer, one encoder twice, reader, judge
 
 
+@pytest.mark.slow
 def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_path):
     noise = pretrain(tmp_path, TINY, silent)
     before, trained = weights(noise), []

@@ -249,7 +249,6 @@ def test_a_run_of_two_goes_on_in_one(runs, tmp_path, command):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
 def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test_fsdp.py has it
     one, _ = runs
     stopped = interrupted(one, tmp_path / "run", after=1)
@@ -258,7 +257,6 @@ def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [

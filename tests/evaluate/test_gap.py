@@ -173,6 +173,7 @@ def test_the_exact_gap_of_many_steps_is_that_of_continuous_time():
     assert apart[1] == pytest.approx(apart[0] / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,26 +31,23 @@ from scoretune.rollout import rollout
 from scoretune.training import run_folder
 
 CPU = torch.device("cpu")
-QUICK = ("qwen-image", "z-image")
-"""Of the families that are a row alone, those that every run looks at: texts with masks and a scale
-of their own, texts in a list; SCORETUNE_FAMILIES=1 looks at all."""
-PIPELINES = tuple(
-    each
-    for each in parity.FAMILIES
-    if each.name != "own"
-    and (
-        each.name not in transformers.MADE
-        or each.name in QUICK
-        or "SCORETUNE_FAMILIES" in os.environ
-    )
-)
+PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
+QUICK = ("qwen-image",)
+"""Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
+guidance of its own, an autoencoder of videos. The others are slow together."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
 TOLERANCE = 1e-4
 """On pictures in [0, 1], between two implementations in float32."""
 
 
-@pytest.fixture(scope="module", params=PIPELINES, ids=lambda family: family.name)
+def at_its_time(family: Family) -> Any:
+    """The family, among the slow tests unless it is looked at in every run."""
+    slow = family.name in transformers.MADE and family.name not in QUICK
+    return pytest.param(family, id=family.name, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.fixture(scope="module", params=[at_its_time(each) for each in PIPELINES])
 def family(request) -> Family:
     return request.param
 

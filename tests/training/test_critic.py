@@ -303,6 +303,7 @@ def test_a_skip_helps_a_polynomial(skip):
     assert wrong < (0.3 if skip == "none" else 0.06) * naive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", ["cos_sin", "linear", "cos"])
 def test_a_network_learns_the_known_value(skip):
     """… by the martingale loss, which asks for rewards alone; and the exact value is its least."""
