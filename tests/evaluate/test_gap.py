@@ -37,7 +37,8 @@ from scoretune.evaluate.gap import (
     matrix_of,
 )
 from scoretune.evaluate.scores import evaluation_line, measure
-from scoretune.models import export, lora, lora_files, stable_diffusion, toy
+from scoretune.models import export, lora, lora_files, toy
+from scoretune.models.families import FAMILIES
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.catalog import named_reward
@@ -512,7 +513,7 @@ def test_mistakes_are_one_line(command, kept, tmp_path, arguments, said):
 
 
 def adapted(rank: int = 4) -> Policy:
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     add_adapter(backbone.network, rank=rank)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in adapter_state(backbone.network).items():
