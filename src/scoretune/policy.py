@@ -143,6 +143,12 @@ class Policy:
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
         return estimate, torch.cat(collected)
 
+    @torch.no_grad()
+    def pretrained(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """The estimate of the pretrained policy, without gradient."""
+        with self.reference():
+            return self.estimate(x, t, condition)
+
     @property
     def has_features(self) -> bool:
         """Whether the network offers a critic features of its own forward pass."""
