@@ -123,55 +123,61 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
 # ------------------------------------------------------------------------------- counts
 
 
+COUNTED = [
+    ("ddpo", [], "sd"),
+    ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
+    ("grpo", [], "sd"),
+    ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
+    (
+        "mix_grpo_flash",
+        [
+            "sampling.steps=7",
+            "updates=9",
+            "sampling.window.solver=heun",
+            "objective.kl_weight=1",
+        ],
+        "sd3",
+    ),
+    ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
+    ("score_as_action", [], "sd"),
+    ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
+    ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
+    ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
+    ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
+    ("draft", ["objective.last=2"], "sd"),
+    ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
+    ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
+    ("adjoint_matching", [], "sd"),
+    ("online_dpo", ["sizes.epochs=2"], "sd"),
+    (
+        "online_dpo",
+        ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
+        "sd",
+    ),
+    ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
+    ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
+    ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
+]
+ALIKE = [
+    ("reinforce", [], "sd"),
+    ("ddpo_sf", [], "sd"),
+    ("dpok", [], "sd"),
+    ("dpok", ["objective.critic.gae_lambda=0.5"], "sd"),
+    ("flow_grpo", [], "sd3"),
+    ("flow_cps", [], "sd3"),
+    ("dance_grpo", [], "sd3"),
+    ("alignprop", ["objective.last=1"], "sd"),
+    ("refl", ["objective.last=2"], "sd"),
+    ("dxmi", [], "sd"),
+    ("score_as_action", ["objective.form=explicit", "sizes.share=0.7"], "sd"),
+    ("score_as_action", ["objective.critic.estimate=policy"], "sd"),
+]
+"""What goes the way of another: counted by the slow tests."""
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "source"),
-    [
-        ("ddpo", [], "sd"),
-        ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
-        ("grpo", [], "sd"),
-        ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
-        (
-            "mix_grpo_flash",
-            [
-                "sampling.steps=7",
-                "updates=9",
-                "sampling.window.solver=heun",
-                "objective.kl_weight=1",
-            ],
-            "sd3",
-        ),
-        ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
-        ("score_as_action", [], "sd"),
-        ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
-        ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
-        ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
-        ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
-        ("draft", ["objective.last=2"], "sd"),
-        ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
-        ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
-        ("adjoint_matching", [], "sd"),
-        ("online_dpo", ["sizes.epochs=2"], "sd"),
-        (
-            "online_dpo",
-            ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
-            "sd",
-        ),
-        ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
-        ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
-        ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
-        ("reinforce", [], "sd"),
-        ("ddpo_sf", [], "sd"),
-        ("dpok", [], "sd"),
-        ("dpok", ["objective.critic.gae_lambda=0.5"], "sd"),
-        ("flow_grpo", [], "sd3"),
-        ("flow_cps", [], "sd3"),
-        ("dance_grpo", [], "sd3"),
-        ("alignprop", ["objective.last=1"], "sd"),
-        ("refl", ["objective.last=2"], "sd"),
-        ("dxmi", [], "sd"),
-        ("score_as_action", ["objective.form=explicit", "sizes.share=0.7"], "sd"),
-        ("score_as_action", ["objective.critic.estimate=policy"], "sd"),
-    ],
+    [*COUNTED, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALIKE)],
 )
 def test_the_work_of_training_is_foretold_exactly(make, monkeypatch, recipe, changes, source):
     """So nothing is computed twice: the closed forms are what the mathematics needs."""

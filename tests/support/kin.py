@@ -1,4 +1,4 @@
-"""Recipes that go the way of another one: quick tests of every recipe leave them to the slow ones."""
+"""Recipes that go the way of another one: quick tests of every recipe leave them to slow ones."""
 
 from __future__ import annotations
 
