@@ -16,7 +16,15 @@ from scoretune.rl.bounded import (
     two_point_log_prob,
 )
 from scoretune.rl.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob
-from scoretune.rl.martingale import clstd, ctd0, ctd_lambda, gae, martingale_loss, returns_to_go
+from scoretune.rl.martingale import (
+    clstd,
+    ctd0,
+    ctd_lambda,
+    drawn_returns,
+    gae,
+    martingale_loss,
+    returns_to_go,
+)
 from scoretune.rl.occupation import exponential_times, occupation_weights
 from scoretune.rl.rates import advantage_rate, td_advantage
 from scoretune.rl.surrogates import (
@@ -38,6 +46,7 @@ __all__ = [
     "controlled_coefficient",
     "ctd0",
     "ctd_lambda",
+    "drawn_returns",
     "exponential_times",
     "gae",
     "gaussian_entropy",
