@@ -139,7 +139,7 @@ Law: TypeAlias = Gaussian | Squashed | Beta | TwoPoint
 
 def part(law: Law, index: Tensor) -> Law:
     """The law of the points of a batch that `index` [J] names."""
-    return type(law)(*(parameter[index] for parameter in law))  # type: ignore[arg-type]
+    return type(law)(*(parameter[index] for parameter in law))
 
 
 def kl(law: Law, other: Law) -> Tensor:
