@@ -154,6 +154,12 @@ class Policy:
         rows = (len(x[s]) for s in self._spans(len(x)))
         return estimate, torch.cat([f[-n:] for f, n in zip(asked, rows, strict=True)])
 
+    @torch.no_grad()
+    def pretrained(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """The estimate of the pretrained policy, without gradient."""
+        with self.reference():
+            return self.estimate(x, t, condition)
+
     @property
     def has_features(self) -> bool:
         """Whether the network offers a critic features of its own forward pass."""

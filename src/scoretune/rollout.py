@@ -329,11 +329,10 @@ def _set(values: Tensor, window: Window, inside: Tensor) -> Tensor:
 def pretrained_data(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
     """The pretrained policy's estimates of the data at states [N+1, …] and times [N+1, B], at all
     but the last: [N, …]."""
-    with policy.reference():
-        estimates = [
-            policy.estimate(x.to(nodes.device), t, condition).data.to(states.device)
-            for x, t in zip(states[:-1], nodes[:-1], strict=True)
-        ]
+    estimates = [
+        policy.pretrained(x.to(nodes.device), t, condition).data.to(states.device)
+        for x, t in zip(states[:-1], nodes[:-1], strict=True)
+    ]
     return torch.stack(estimates)
 
 

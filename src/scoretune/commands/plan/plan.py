@@ -107,6 +107,9 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
             "states": update.states,
             "minibatches": update.minibatches,
             "optimiser_steps": update.optimiser_steps,
+            "network_evaluations": asdict(update.calls),
+            "backwards": update.backwards,
+            "decodes": update.decodes,
         },
         "network_evaluations": {
             **asdict(calls),
