@@ -100,7 +100,7 @@ class Rule(nn.Module):
 
 
 def test_the_environment_has_the_values_of_the_problem():
-    """The discretised optimum, buying and selling throughout: shares exact, rewards second order."""
+    """The discretised optimum, buying, selling: shares exact, rewards of second order."""
     for until, value in ((2.55, 53.44593), (9, 51.92379), (-1, 50.87619)):
         assert played(FAIR, Rule(until))[0] == pytest.approx(value, abs=3e-4)
     tight = StakeTrading(trading=Staking(stake=2, price=Price(start=3)))
@@ -115,9 +115,9 @@ def test_the_environment_has_the_values_of_the_problem():
 @pytest.mark.parametrize(
     ("learn", "kind", "options", "score"),
     [
-        (cpg, BangBang, {"step": 0.1, "iterations": 25}, 0.93),
-        (cppo, SquashedGaussian, {"learning_rate": 0.02, "iterations": 15}, 0.85),
-        (cppo, BetaLinear, {"learning_rate": 0.05, "iterations": 15}, 0.85),
+        (cpg, BangBang, {"step": 0.2, "iterations": 10}, 0.9),
+        (cppo, SquashedGaussian, {"learning_rate": 0.04, "iterations": 8}, 0.8),
+        (cppo, BetaLinear, {"learning_rate": 0.1, "iterations": 8}, 0.8),
     ],
 )
 def test_bounded_policies_learn_to_trade(learn, kind, options, score):
@@ -157,10 +157,10 @@ def test_exact_values_of_parity_and_risk_control():
 
 
 def test_parity_and_risk_control_are_learned():
-    job = training("parity", ["iterations=6", "trajectories=60", "seed=11"])
+    job = training("parity", ["iterations=4", "trajectories=60", "seed=11", "dt=0.1"])
     learned = job.run()
     value, error = job.deployed(learned)
-    assert error == 0 and job.best - value < 0.25 * (job.best - job.problem.objective([-0.2], 0))
+    assert error == 0 and job.best - value < 0.5 * (job.best - job.problem.objective([-0.2], 0))
     risk = RiskControl()
     effort = EFFORTS[RiskControl]
     control = Training(risk, first_policy(risk), "cpg", 11, effort)

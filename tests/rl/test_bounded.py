@@ -1,4 +1,4 @@
-"""Laws of bounded actions: densities that integrate to 1, entropies and divergences by quadrature."""
+"""Laws of bounded actions: densities integrate to 1; entropies, divergences by quadrature."""
 
 from __future__ import annotations
 
@@ -80,4 +80,4 @@ def test_far_logits_and_ends_stay_finite():
     total = total + squashed_log_prob(ends, 4 * torch.sign(far), std, cap).sum()
     total = total + squashed_entropy(far, std, cap).sum() + two_point_kl(far, -far).sum()
     total.backward()
-    assert math.isfinite(float(total)) and bool(torch.isfinite(far.grad).all())
+    assert math.isfinite(total.item()) and bool(torch.isfinite(far.grad).all())

@@ -29,6 +29,8 @@ def check(
         typer.echo(json.dumps(fee_auction.as_dict(report)))
     else:
         typer.echo(fee_auction.written(report))
+        if (safe := fee_auction.safe_range(mechanism, changes or [])) is not None:
+            typer.echo(f"\n{safe}")
     raise typer.Exit(int(bool(report.witnesses)))
 
 

@@ -45,7 +45,7 @@ WATCHED: dict[str, Staking] = {
     ),
     "share meets 0, σ = 0.4": Staking(stake=2, price=Price(start=3, volatility=0.4)),
 }
-SIZES, WATCHED_SIZES = (25, 50, 100, 200, 400), (20, 40, 80)
+SIZES, WATCHED_SIZES = (25, 50, 100, 200, 400), (20, 40, 80, 160)
 FIGURE = "concave h, σ = 0.4"
 
 
@@ -142,9 +142,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     steps = watched[0]["sizes"]
     page.text(
-        "## A volatile price: share and price\n\nAs many prices as steps. Without a closed form the "
-        "limit is 2·(finest) − (next), as for a method of first order, and the order that of "
-        "three values. `played` is what the finest strategy earns on drawn prices: a lower bound."
+        "## A volatile price: share and price\n\nTwice as many prices as steps. Without a "
+        "closed form the limit is 2·(finest) − (next), as for a method of first order, and the "
+        "order that of three values. `played` is what the finest strategy earns on drawn prices: "
+        "a lower bound."
     )
     page.table(
         [
@@ -217,21 +218,19 @@ def _shown(order: float | None) -> str:
 
 
 def _draw() -> Any:
+    """Trades by share and price, where the share can be."""
     surface: PriceSurface = solve_with_price(WATCHED[FIGURE], steps=60)
-    figure, panels = subplots(1, 3, size=(9.6, 3.4), grid="none", sharey=True)
-    for axes, k in zip(panels, (6, 30, 54), strict=True):
-        prices = surface.prices(k)
-        inside = (prices > 0.2) & (prices < 4)
-        mesh = axes.pcolormesh(
-            surface.shares,
-            prices[inside],
-            surface.rates[k][:, inside].T,
-            cmap="RdBu",
-            vmin=-1.5,
-            vmax=1.5,
-        )
+    figure, panels = subplots(1, 3, size=(9.6, 3.4), grid="none", sharex=True, sharey=True)
+    for axes, k in zip(panels, (12, 30, 54), strict=True):
+        prices, at = surface.prices(k), surface.reached(k)
+        inside = (prices > 0.3) & (prices < 3)
+        trades = surface.rates[k][at][:, inside].T
+        colours = {"cmap": "RdBu", "vmin": -1.5, "vmax": 1.5}
+        mesh = axes.pcolormesh(surface.shares[at], prices[inside], trades, **colours)
         mesh.set_rasterized(True)
         axes.set(title=f"year {surface.times[k]:.1f}", xlabel="share", yscale="log")
+        axes.set_yticks([0.3, 0.5, 1, 2, 3], ["0.3", "0.5", "1", "2", "3"])
+        axes.minorticks_off()
     panels[0].set_ylabel("price")
-    figure.suptitle("red: sell, white: hold, blue: buy", fontsize="medium")
+    figure.suptitle("red: sell, white: hold, blue: buy; blank: the share cannot come there")
     return figure

@@ -153,18 +153,19 @@ def learn(
     problem = problem_of(environment, dt=effort.dt, temperature=temperature)
     acting = first_policy(problem, policy)
     job = Training(problem, acting, method, seed, effort)
+    low, best = _scale(problem)
     track: list[float] = []
 
     def note(k: int, _: dict[str, float]) -> None:
-        track.append(round(_score(problem, _now(job)), 4))
+        track.append(round((_now(job) - low) / (best - low), 4))
 
     learned = job.run(note)
     value, error = job.deployed(learned)
     numbers = {
         "value": value,
         "error": error,
-        "best": job.best,
-        "score": _score(problem, value),
+        "best": best,
+        "score": (value - low) / (best - low),
         "saturated": learned.saturated,
         "stuck": [learned.history[-1].get(f"stuck_{end}") for end in ("low", "high")],
         "track": track,
@@ -180,7 +181,7 @@ def _now(job: Training) -> float:
     """The deployed value while learning, on few paths where prices are drawn."""
     problem, policy = job.problem, job.policy
     if isinstance(problem, StakeTrading):
-        return float(played(problem, policy, paths=500 if problem.volatile else 1, seed=1).mean())
+        return float(played(problem, policy, paths=200 if problem.volatile else 1, seed=1).mean())
     assert isinstance(problem, StakeParity | RiskControl) and isinstance(policy, GaussianLinear)
     return problem.objective(_row(policy), float(policy.intercept))
 
@@ -199,15 +200,13 @@ def _linear_numbers(policy: GaussianLinear, critic: list[float]) -> Numbers:
     }
 
 
-def _score(problem: Problem, value: float) -> float:
-    """0 for doing as little as the first policy does, 1 for the optimum."""
+def _scale(problem: Problem) -> tuple[float, float]:
+    """The values that score 0, for about what the first policy does, and 1, for the optimum."""
     if isinstance(problem, StakeTrading):
-        low, best = problem.trading.value([Leg(0.0, 0.0)]), problem.optimum().value
-    else:
-        assert isinstance(problem, StakeParity | RiskControl)
-        row = [-0.2] if isinstance(problem, StakeParity) else [0.0, 0.0]
-        low, best = problem.objective(row, 0.0), problem.best
-    return (value - low) / (best - low)
+        return problem.trading.value([Leg(0.0, 0.0)]), problem.optimum().value
+    assert isinstance(problem, StakeParity | RiskControl)
+    row = [-0.2] if isinstance(problem, StakeParity) else [0.0, 0.0]
+    return problem.objective(row, 0.0), problem.best
 
 
 def switch_of(problem: StakeTrading, policy: torch.nn.Module) -> float | None:
@@ -264,8 +263,8 @@ def search(environment: str, seed: int, iterations: int | None = None) -> Number
     else:
         assert isinstance(problem, StakeParity | RiskControl)
         value = problem.objective(rule[:-1].tolist(), float(rule[-1]))
-    score = _score(problem, value) if math.isfinite(value) else -math.inf
-    return {"value": value, "score": score, "generations": generations}
+    low, best = _scale(problem)
+    return {"value": value, "score": (value - low) / (best - low), "generations": generations}
 
 
 def _in_units(rules: Tensor, centre: Tensor, unit: Tensor) -> Tensor:

@@ -35,4 +35,4 @@ class Linear:
         p2 = np.linalg.solve(system, -self.square.ravel()).reshape(size, size)
         p1 = np.linalg.solve(a.T - discount * one, -(self.slope + 2 * p2 @ self.offset))
         flow = self.constant + self.offset @ p1 + np.trace(p2 @ self.spread)
-        return p2, p1, float(flow) / discount
+        return np.asarray(p2, float), np.asarray(p1, float), float(flow) / discount

@@ -27,7 +27,7 @@ from scoretune.control.problems.staking.bellman import (
 from scoretune.control.problems.staking.problem import Array, Trading
 from scoretune.core.errors import UserError
 
-WIDTH = 5.0
+WIDTH = 4.0
 """Standard deviations of ln P at the horizon up to which the lattice goes."""
 INNER = 3.0
 """Those within which the residual is looked at: beyond, paths hardly come."""
@@ -37,7 +37,10 @@ MOVES = (0, 1, -1)  # a tie is held
 @dataclass(frozen=True)
 class PriceSurface:
     """`values[j, m]` now at `shares[j]` and `logs[m]` = x; `rates[k, j, m]` is the best trade at
-    `times[k]`; `residual` is the equation's, as `bellman.Surface.residual` has it."""
+    `times[k]`; `residual` is the equation's, as `bellman.Surface.residual` has it.
+
+    As there, shares end where the participant's own cannot come; `reached` says where it can.
+    """
 
     problem: Trading
     times: Array
@@ -52,6 +55,10 @@ class PriceSurface:
     def value(self) -> float:
         """At the participant's own share and today's price."""
         return float(self.values[self.start, len(self.logs) // 2])
+
+    def reached(self, k: int) -> NDArray[np.bool_]:
+        """The shares that the participant's own may have at `times[k]`, [J]."""
+        return np.asarray(np.abs(np.arange(len(self.shares)) - self.start) <= k)
 
     def prices(self, k: int) -> Array:
         """P of every x at `times[k]`."""
@@ -80,15 +87,18 @@ class PriceSurface:
 
 
 def solve_with_price(problem: Trading, *, steps: int = 100) -> PriceSurface:
-    """The value and the best trades by share and price. O(steps³): about a second for 100."""
+    """The value and the best trades by share and price, on twice as many prices as steps.
+
+    O(steps³), seconds for 100. First order in the step of time, which is the larger error.
+    """
     if steps < 4:
         raise UserError(f"the Bellman equation with a price needs at least 4 steps, got {steps}")
     sigma = problem.price.volatility
     if sigma <= 0:
         raise UserError("the price has no volatility: take `solve`, which needs no price")
     times, (shares, below) = lattice_times(problem, steps), lattice_shares(problem, steps)
-    half = steps // 2
-    logs = np.arange(-half, half + 1) * (WIDTH * sigma * math.sqrt(problem.horizon) / half)
+    far = WIDTH * sigma * math.sqrt(problem.horizon)
+    logs: Array = np.asarray(np.arange(-steps, steps + 1) * (far / steps), float)
     paid, cell = mean_prices(problem, times), problem.reach / steps
     diffuse = _Diffusion(sigma, logs)
     values = np.repeat(problem.final(shares)[:, None], len(logs), axis=1)
