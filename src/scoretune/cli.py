@@ -73,6 +73,7 @@ fee_app = typer.Typer(no_args_is_help=True, help="Transaction-fee mechanisms of 
 fee_app.command()(control.check)
 control_app.add_typer(fee_app, name="fee-auction")
 control_app.command()(control.staking)
+control_app.command()(control.train)
 app.add_typer(control_app, name="control")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)

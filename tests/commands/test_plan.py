@@ -246,6 +246,7 @@ def followed_back(policy: Policy) -> list[int]:
     return back
 
 
+@pytest.mark.slow
 def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, monkeypatch):
     changes = ["sampling.steps=3", "evaluation.gap.steps=[2]", "evaluation.gap.etas=[1]"]
     run = make("grpo", *changes, "updates=1", "evaluation.every=0")
@@ -405,7 +406,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     policy, found = known(make("ddpo"), ["a cat"])
     network = policy.backbone.network
     network.disable_gradient_checkpointing()
-    told = torch.empty(1, *policy.backbone.encode(["a"]).tokens.shape[1:], device="meta")
+    told = policy.backbone.encode(["a"])
 
     def learn() -> None:
         said = model._predicted(policy, model._states(policy, 9), told)
@@ -416,7 +417,9 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 
 
-@pytest.mark.parametrize("source", ["sd", "sd3", "sd, slopes"])
+@pytest.mark.parametrize(
+    "source", ["sd", "sd3", pytest.param("sd, slopes", marks=pytest.mark.slow)]
+)
 def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, source):
     recipe = {"sd": "ddpo", "sd3": "flow_grpo", "sd, slopes": "score_as_action"}[source]
     run = make(recipe, source=source.partition(",")[0])
@@ -427,7 +430,7 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
     t = torch.full((2 * rows,), policy.backbone.process.horizon / 2)
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    there = [*network.parameters(), *network.buffers(), condition.tokens, x, t]
+    there = [*network.parameters(), *network.buffers(), *condition.tensors, x, t]
 
     def learn() -> None:
         half = torch.arange(rows)
@@ -473,7 +476,7 @@ def resident():
 libc, rows = ctypes.CDLL("libc.so.6"), 100
 torch.set_num_threads(1)
 policy = build.build_policy(recipes.named("ddpo"), torch.device("cpu"))
-tokens = policy.backbone.encode(["a red seven"]).tokens.repeat(rows, 1, 1)
+tokens = policy.backbone.encode(["a red seven"]).of_one(rows).tokens
 x, t = torch.randn(rows, *policy.backbone.shape), torch.full((rows,), 0.5)
 libc.mallopt(-3, 2**16)  # what is freed goes back to the system at once
 policy.backbone.predict(x[:2], t[:2], tokens[:2]).square().sum().backward()  # what stays is there
@@ -486,6 +489,7 @@ print(resident()[0] - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_is_that_of_the_process(known):
     """Of a process of its own: what other tests leave behind grows too."""
@@ -548,14 +552,14 @@ def test_paths_are_counted_as_the_records_hold_them(make, known):
     condition = parts.policy.backbone.encode(texts)
     path = parts.method.source.roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
     assert path.reference_data is None, "it is asked at the states that are learned from"
-    held = [path.states, path.data, path.condition.tokens]
+    held = [path.states, path.data, *path.condition.tensors]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     policy, found = known(run, texts)
     assert memory.phases(run, found, facts_of(run, policy), 3)["rolling"]["paths"] == size
     batches = parts.method.source(0).minibatches
     kept = ("x", "x_next", "data", "reference_data")
     states = sum(getattr(b, n).numel() * 4 for b in batches for n in kept)
-    states += sum(b.condition.tokens.numel() * 4 for b in batches)
+    states += sum(sum(each.numel() for each in b.condition.tensors) * 4 for b in batches)
     assert memory.phases(run, found, facts_of(run, policy), 3)["learning"]["states"] == states
 
 

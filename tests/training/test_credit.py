@@ -412,6 +412,7 @@ def test_credit_comes_before_the_fit():
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_it_learns_a_value_that_is_known():
     """Reward x², data N(0, 1): V(t, x) = α²x² + 1 − α²; the guess x̂0² is its first term."""
     policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))

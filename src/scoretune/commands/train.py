@@ -113,11 +113,21 @@ def show(
             "--yaml", help="What matters to this recipe, explained, as a file for `train`."
         ),
     ] = False,
+    origins: Annotated[
+        bool,
+        typer.Option("--origins", help="A line a setting, with where its value comes from."),
+    ] = False,
 ) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
+    from scoretune.core.config import leaves
     from scoretune.training import settings_file
 
     settings = settings_file.named(recipe, changes or [])
+    if origins:
+        whence = settings_file.origins(recipe, changes or [])
+        for path, value in leaves(settings.model_dump()):
+            typer.echo(f"{path} = {json.dumps(value)}  # {whence.get(path, 'command line')}")
+        return
     text = settings_file.written(settings) if yaml else json.dumps(settings.model_dump(), indent=2)
     typer.echo(text.rstrip())
 

@@ -5,6 +5,16 @@ any grid. κ is the KL weight, g² the squared noise of the sampler, V a value, 
 discount.
 """
 
+from scoretune.rl.bounded import (
+    beta_entropy,
+    beta_kl,
+    beta_log_prob,
+    squashed_entropy,
+    squashed_log_prob,
+    two_point_entropy,
+    two_point_kl,
+    two_point_log_prob,
+)
 from scoretune.rl.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob
 from scoretune.rl.martingale import (
     clstd,
@@ -28,6 +38,9 @@ from scoretune.rl.surrogates import (
 __all__ = [
     "adapted_coefficient",
     "advantage_rate",
+    "beta_entropy",
+    "beta_kl",
+    "beta_log_prob",
     "clipped_surrogate",
     "clstd",
     "controlled_coefficient",
@@ -44,5 +57,10 @@ __all__ = [
     "occupation_weights",
     "returns_to_go",
     "sqrt_kl_penalty",
+    "squashed_entropy",
+    "squashed_log_prob",
     "td_advantage",
+    "two_point_entropy",
+    "two_point_kl",
+    "two_point_log_prob",
 ]

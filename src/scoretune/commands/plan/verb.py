@@ -63,6 +63,7 @@ def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
         ("texts", f"{_count(forecast['text_encodings'])} are encoded"),
         ("a minibatch", _shared(forecast["processes"])),
     ]
+    lines += [("unusual", line) for line in forecast["unusual"]]
     lines += _memory(forecast["memory"])
     if "time" in forecast:
         lines.append(("time", _time(forecast["time"])))

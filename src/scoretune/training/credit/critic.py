@@ -188,7 +188,7 @@ class CriticCredit:
     ) -> Views:
         """The value; with slopes also ∇_x V by automatic differentiation, through x̂0(x), at the end
         the reward's own."""
-        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.tokens[b]
+        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.summary[b]
         features, ended = None, at == len(path.data)
         if slopes:
             x.requires_grad_()
@@ -398,7 +398,7 @@ def fitted_critic(
     exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
     critic = critic_for(
         backbone.shape,
-        backbone.encode([""]).tokens.shape[-1],
+        backbone.encode([""]).summary.shape[-1],
         backbone.process.horizon,
         width=settings.width,
         skip=settings.skip,
