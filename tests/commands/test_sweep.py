@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from scoretune.training import settings_file
 from scoretune.training.run_folder import record
 
 RATE = "optimiser.learning_rate=1e-4..1e-2"
-KILLS = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
 
 
 def plan_of(*words: str, **changes) -> Plan:
@@ -237,7 +235,7 @@ def test_seeds_of_one_recipe_give_intervals(command, tmp_path, monkeypatch):
     assert "--seeds trains several" in command(*words, "--processes", "2").err
 
 
-@KILLS
+@pytest.mark.slow
 def test_a_sweep_survives_the_kill_of_its_processes(tmp_path):
     """After a kill −9 of the parent, with which its processes end, the runs are as without."""
     tiny = ["updates=4", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"]
