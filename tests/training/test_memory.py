@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import judged
+from kin import slow_kin
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.diffusion.named import kernel
@@ -160,17 +161,11 @@ def gradient_of(run: Run, policy: Policy, method: Method) -> tuple[Tensor, Tenso
     return found, torch.cat(fitted)
 
 
-KIN = {  # of those whose sources, credit and objective another has
-    *("alignprop", "dance_grpo", "ddpo_sf", "draft", "flow_cps", "flow_grpo", "grpo", "mix_grpo"),
-    *("mix_grpo_flash", "reinforce", "slope, own Jacobian", "explicit, no skip", "ratio", "ctrl"),
-    *("ipo", "simpo", "mallows", "dspo"),
-}
+ALIKE = ("draft", "slope, own Jacobian", "explicit, no skip", "ratio", "ctrl")
+"""Of those whose sources, credit and objective another has."""
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in KIN else []) for name in VARIANTS],
-)
+@pytest.mark.parametrize("variant", slow_kin(VARIANTS, ALIKE))
 def test_a_device_holds_its_batch_and_finds_the_gradient_of_the_whole(backbone, variant):
     network, home = backbone
     run = settings_of(variant, home)

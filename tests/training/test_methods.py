@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import judged
+from kin import KIN
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -507,7 +508,11 @@ def test_features_that_a_network_has_not_are_missed_early():
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        *((recipe, []) for recipe in recipes.RECIPES if recipe not in ("consistency", "spo")),
+        *(
+            pytest.param(name, [], marks=[pytest.mark.slow] if name in KIN else [])
+            for name in recipes.RECIPES
+            if name not in ("consistency", "spo")
+        ),
         ("spo", ["objective.threshold=0", "objective.skip=0"]),
         ("score_as_action", ["objective.form=rate", "sampling.solver=dpmpp_2m"]),
         ("score_as_action", ["objective.form=explicit", "sampling.jitter=true"]),
