@@ -157,18 +157,18 @@ COUNTED = [
     ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
     ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
     ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
+    ("dpok", [], "sd"),
+    ("refl", ["objective.last=2"], "sd"),
+    ("dxmi", [], "sd"),
 ]
 ALIKE = [
     ("reinforce", [], "sd"),
     ("ddpo_sf", [], "sd"),
-    ("dpok", [], "sd"),
     ("dpok", ["objective.critic.gae_lambda=0.5"], "sd"),
     ("flow_grpo", [], "sd3"),
     ("flow_cps", [], "sd3"),
     ("dance_grpo", [], "sd3"),
     ("alignprop", ["objective.last=1"], "sd"),
-    ("refl", ["objective.last=2"], "sd"),
-    ("dxmi", [], "sd"),
     ("score_as_action", ["objective.form=explicit", "sizes.share=0.7"], "sd"),
     ("score_as_action", ["objective.critic.estimate=policy"], "sd"),
 ]

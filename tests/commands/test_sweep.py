@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from scoretune.training import settings_file
 from scoretune.training.run_folder import record
 
 RATE = "optimiser.learning_rate=1e-4..1e-2"
-KILLS = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
 
 
 def plan_of(*words: str, **changes) -> Plan:
@@ -237,19 +235,19 @@ def test_seeds_of_one_recipe_give_intervals(command, tmp_path, monkeypatch):
     assert "--seeds trains several" in command(*words, "--processes", "2").err
 
 
-@KILLS
-def test_a_sweep_survives_kills_of_all_its_processes(tmp_path):
-    """Three kills −9 of the parent, whose processes end with it; the runs are as without."""
+@pytest.mark.slow
+def test_a_sweep_survives_the_kill_of_its_processes(tmp_path):
+    """After a kill −9 of the parent, with which its processes end, the runs are as without."""
     tiny = ["updates=4", "sizes.prompts=2", "sizes.group=2", "sampling.steps=3"]
     tiny += ["evaluation.per_task=1", "evaluation.steps=2", "checkpoints.every=1"]
     tiny += ["evaluation.every=0", "guard.action=off", "--by", "reward"]
-    words = [sys.executable, "-m", "scoretune", "sweep", "ddpo", RATE, *tiny, "--runs", "3"]
+    words = [sys.executable, "-m", "scoretune", "sweep", "ddpo", RATE, *tiny, "--runs", "2"]
 
     def saved(name: str) -> int:
         return len(list((tmp_path / name / "runs").glob("*/*/checkpoints/step-*")))
 
     def swept_in(name: str, kills: int) -> dict[int, float]:
-        line = [*words, "--jobs", "2", "--out", str(tmp_path / name)]
+        line = [*words, "--jobs", "1", "--out", str(tmp_path / name)]
         for _ in range(kills):
             process, before = subprocess.Popen(line), saved(name)
             while process.poll() is None and saved(name) <= before:
@@ -261,6 +259,6 @@ def test_a_sweep_survives_kills_of_all_its_processes(tmp_path):
         made = study.opened(f"sqlite:///{tmp_path / name / 'study.db'}", name)
         return {trial.number: trial.value for trial in made.trials}
 
-    killed = swept_in("killed", 3)
-    assert len(killed) == 3 and len(set(killed.values())) == 3
+    killed = swept_in("killed", 1)
+    assert len(killed) == 2 and len(set(killed.values())) == 2
     assert killed == swept_in("whole", 0)

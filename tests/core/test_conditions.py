@@ -65,6 +65,12 @@ class Reader:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
+    def encode(self, prompts): ...
+
+    def decode(self, x0): ...
+
+    def embed(self, images): ...
+
     def predict(self, x, t, tokens):
         self.asked.append(len(x))
         states = tokens.rows["states"]

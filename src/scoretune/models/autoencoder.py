@@ -93,7 +93,8 @@ def latent_shape(
 ) -> tuple[int, ...]:
     """[C, h, w] of the latents of pictures of `size` pixels, or (0) of the model's own.
 
-    The network's config says those, else the autoencoder's, else the pipeline, else `side` pixels.
+    The network's config says those, else (of a UNet first) the autoencoder's or the pipeline, else
+    `side` pixels.
     Raises UserError for a size that the autoencoder and the network's patches, or those that
     latents are `packed` in, do not divide, and for a network that takes more than latents.
     """
@@ -104,10 +105,11 @@ def latent_shape(
     if size:
         return (channels, *(edge // pixels for edge in pair(size)))
     coded = tuple(edge // pixels for edge in pair(vae.config.get("sample_size")))
-    sides = pair(config.get("_sample_size")) or pair(config.get("sample_size")) or coded
-    default = pair(vars(pipeline).get("default_sample_size"))
-    sides = sides or tuple(each // (2 if _patched(vae) else 1) for each in default)
-    sides = sides or pair(side // pixels)
+    usual = pair(vars(pipeline).get("default_sample_size"))
+    usual = tuple(edge // (2 if _patched(vae) else 1) for edge in usual)
+    named = pair(config.get("_sample_size")) or pair(config.get("sample_size"))
+    unet = denoiser_of(pipeline) == "unet"
+    sides = named or ((coded or usual) if unet else (usual or coded)) or pair(side // pixels)
     if not sides:
         raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
     return (channels, *sides)

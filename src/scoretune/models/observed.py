@@ -30,6 +30,8 @@ MASK = ":mask"
 """Behind the name of rows that the denoiser takes as a list of texts: which places of each are."""
 TIMES = 1000
 """What a scheduler's time is divided by for networks that are told it in [0, 1]."""
+FEW = 4
+"""Steps, of which the first alone is taken."""
 GUIDED = 2.0
 """A scale at which pipelines make their unprompted twin; which one it is does not matter."""
 
@@ -201,7 +203,7 @@ class Observed(Pipelined):
         pipeline, part, here = self.pipeline, self.part, self.device
         recorder, scheduler = _Recorder(self.network, calls), self._scheduler()
         drawn = {} if here.type == "meta" else {"generator": torch.Generator(here).manual_seed(0)}
-        given = {"num_inference_steps": 2, **self.sides, **self.row.arguments(pipeline)}
+        given = {"num_inference_steps": FEW, **self.sides, **self.row.arguments(pipeline)}
         places = {part: recorder, "scheduler": scheduler}
         before = {name: vars(pipeline)[name] for name in places}
         vars(pipeline).update(places)  # past what registers a new part
@@ -213,11 +215,17 @@ class Observed(Pipelined):
             vars(pipeline).update(before)
         raise RuntimeError(f"a {self.row.kind} drew without asking its {part} {calls} times")
 
+    @property
+    def _steps_itself(self) -> bool:
+        """Whether a call of the pipeline tells more of its times than its scheduler's config."""
+        return self.part != "unet" and not isinstance(self.process, Tabulated)
+
     def _scheduler(self) -> Any:
-        """A copy of the pipeline's; without numbers, one that looks at none of its own."""
+        """A copy of the pipeline's; of a UNet, whose call need not know it, and of a model without
+        numbers, one that looks at none of its own."""
         from diffusers import DDIMScheduler
 
-        if self.device.type == "meta" and isinstance(self.process, Tabulated):
+        if not self._steps_itself:
             return DDIMScheduler()
         return copied(self.pipeline.scheduler)
 
@@ -274,18 +282,11 @@ class Observed(Pipelined):
 
     @torch.no_grad()
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """Tell these prompts and the empty one for good, and let go of the encoders."""
-        texts = list(dict.fromkeys([*prompts, ""]))
-        cache: dict[str, Any] = {}
-        for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
-            told = self.text_states(part).to(torch.device("cpu"))
-            cache |= {text: told[i : i + 1] for i, text in enumerate(part)}
-        with self._encoding() as spare:
+        """As of any pipeline, keeping what its call needs to be run without encoders."""
+        with self._encoding() as returned:
             self.encode([""])
-        self.prompt_cache, self.spare = cache, spare[0]
-        for name in self.encoders:
-            setattr(self.pipeline, name, None)
+        super().cache_prompts(prompts, batch)
+        self.spare = returned[-1]
 
     @contextmanager
     def _encoding(self) -> Iterator[list[Any]]:
@@ -305,8 +306,8 @@ class Observed(Pipelined):
 
     def deployed_times(self, steps: int) -> Tensor:
         """The times [N+1] along which the pipeline itself would step, from a call of its own; of a
-        noise table and of a model without weights, from the scheduler's config."""
-        if isinstance(self.process, Tabulated) or self.device.type == "meta":
+        UNet, a noise table and a model without weights, from the scheduler's config."""
+        if not self._steps_itself or self.device.type == "meta":
             return super().deployed_times(steps)
         with torch.no_grad(), self._encoding(), taking(self.pipeline.scheduler, steps):
             scheduler = self.asked([""], num_inference_steps=steps, **self._scale(guided=False))[1]

@@ -47,7 +47,7 @@ class Range:
         """Where a value lies between the ends, in [0, 1]."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+        return float((value - self.low) / (self.high - self.low))
 
 
 @dataclass(frozen=True)
