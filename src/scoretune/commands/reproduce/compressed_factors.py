@@ -120,7 +120,7 @@ def minimum_variance(covariance: Array) -> Array:
         active &= weights > 0
 
 
-def risk_parity(covariance: Array, iterations: int = 5000) -> Array:
+def risk_parity(covariance: Array, iterations: int = 1000) -> Array:
     """Weights [k] whose contributions w_i (Cw)_i / √(wᵀCw) to risk are equal, by the damped fixed
     point w ← w·√(target/contribution), normalised."""
     weights = np.full(len(covariance), 1 / len(covariance))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scoretune.commands.reproduce.compressed_sets import States
 from scoretune.compressed import BASES, Gaussian, fista, in_basis, proximal
 
-TOLERANCE, ITERATIONS = 0.1, 500
+TOLERANCE, ITERATIONS = 0.3, 500
 """Of the decoder: the largest violation of optimality as a share of its weight, and its end."""
 SPREAD = 0.05
 """The decoder's weight as a share of the measurements' standard deviation."""

@@ -78,7 +78,7 @@ def _rain(data: Path) -> States:
     with np.load(data / PLACES["rain"]) as bundle:
         parts = [torch.from_numpy(bundle[f"{part}_images"]) for part in ("train", "test")]
     learned, held_out = (F.avg_pool2d(part[:, None].float() / 255, 2) for part in parts)
-    return States(learned, held_out, "haar", None, (256, 400, 576))
+    return States(learned, held_out, "haar", None, (144, 256, 400))
 
 
 def _breast(data: Path) -> States:
@@ -86,7 +86,7 @@ def _breast(data: Path) -> States:
     with np.load(data / PLACES["breast"]) as bundle:
         parts = [torch.from_numpy(bundle[f"{part}_images"]) for part in ("train", "test")]
     learned, held_out = (F.avg_pool2d(part[:, None].float() / 255, 2) for part in parts)
-    return States(learned, held_out, "identity", (0.0, 1.0), (256, 400, 576))
+    return States(learned, held_out, "identity", (0.0, 1.0), (144, 256, 400))
 
 
 def _factors(data: Path) -> States:
