@@ -40,12 +40,13 @@ LEARNED = 4000
 """Pictures that are learned from."""
 MEASURED = (
     *("model.source=mlp", "model.prediction=sample", "model.width=256", "model.depth=2"),
-    *("sizes.batch=128", "compress.ratio=0.42", "compress.precision=0.1", "evaluation.every=0"),
+    *("sizes.batch=128", "compress.ratio=0.42", "compress.weight=0.05", "compress.precision=0.1"),
+    "evaluation.every=0",
 )
-FULL = ("updates=600", "evaluation.samples=200")
+FULL = ("updates=500", "evaluation.samples=64")
 QUICK = ("updates=2", "evaluation.samples=8", "model.width=16")
 REWARD = "scoretune.commands.reproduce.compressed_reward:lean"
-TUNED = ("updates=24", "sizes.prompts=32", "model.rank=8", "evaluation.every=6")
+TUNED = ("updates=20", "sizes.prompts=32", "model.rank=8", "evaluation.every=5")
 TUNED_QUICK = ("updates=1", "sizes.prompts=2", "sampling.steps=3", "model.rank=2")
 COUNT = 256
 """Samples that are looked at before and after."""
@@ -88,7 +89,7 @@ def tuned(seed: int, data: str | None, quick: bool, folder: Path) -> Numbers:
         record(run, base, 1)
         launch(run, base, Silent())
     more = [f"model.source={base}", f"reward={REWARD}", f"seed={seed}", *TUNED]
-    more += ["evaluation.per_task=40", "evaluation.steps=20", *(TUNED_QUICK if quick else ())]
+    more += ["evaluation.per_task=20", "evaluation.steps=20", *(TUNED_QUICK if quick else ())]
     name = f"tuned-{seed}"
     numbers = fine_tune("score_as_action", more, name, folder)
     reader = _reader(images, labels, folder)
