@@ -22,7 +22,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 COMPILED := PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench pretrain install clean
+.PHONY: help demo test proofs check bench pretrain install clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -46,12 +46,15 @@ part imports "a room imports lower floors only, see docs/architecture.md; alone:
   quietly $(BIN)/lint-imports --no-cache --no-logo
 endef
 
-test: $(STAMP)  ## check, and the whole test suite
+test: $(STAMP)  ## check, and the tests but for the slow ones
 	$(parts); \
 	echo "Testing with $(JOBS) processes …"; \
 	part tests "see the lines above; again: $(BIN)/python -m pytest --last-failed" \
-	  env $(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS) $(ARGS); \
+	  env $(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(TESTS) $(ARGS); \
 	finish
+
+proofs: $(STAMP)  ## the slow tests: learning to known values, every recipe and setting, many kills
+	@env $(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow $(TESTS) $(ARGS)
 
 check: $(STAMP)  ## format, lint, types and imports
 	$(parts); finish

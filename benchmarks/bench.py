@@ -25,7 +25,7 @@ import torch
 import peers
 from scoretune import recipes
 from scoretune.core import config
-from scoretune.core.records import PairExamples
+from scoretune.core.records import PairExamples, joined
 from scoretune.rollout import prior
 from scoretune.training import overrides
 from scoretune.training.build import Parts, build, build_policy
@@ -44,9 +44,12 @@ def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
     learned = round(sizes.share * steps) * batch
     forwards = steps * (2 if run.objective.kl_weight else 1)
 
-    def part(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def part(size: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         index = torch.arange(size) % batch
         return x[index], t[index], condition.tokens[index]
+
+    def summary(size: int) -> torch.Tensor:
+        return condition.summary[torch.arange(size) % batch]
 
     def act() -> None:
         with torch.no_grad():
@@ -67,12 +70,12 @@ def bare(parts: Parts, run: config.Run) -> Callable[[], None]:
             state.requires_grad_()
             data, features = backbone.predict_with_features(state, time_, tokens)
             guess = parts.reward(backbone.decode(data), prompts[:1] * size)
-            value = credit.critic(state, data, time_, tokens, guess, features)
+            value = credit.critic(state, data, time_, summary(size), guess, features)
             torch.autograd.grad(value.sum(), state)
         for _ in range(credit.passes * count):
-            state, time_, tokens = part(size)
+            state, time_, _ = part(size)
             features = torch.zeros(size, backbone.feature_size)
-            credit.critic(state, state, time_, tokens, time_, features).sum().backward()
+            credit.critic(state, state, time_, summary(size), time_, features).sum().backward()
 
     def work() -> None:
         act()
@@ -134,7 +137,7 @@ def critic_over_network(body: str, pairs: int) -> list[float]:
         return repeated
 
     return paired_ratio(
-        several(lambda: critic(x, x, t, condition.tokens, t, features)),
+        several(lambda: critic(x, x, t, condition.summary, t, features)),
         several(lambda: backbone.predict(x, t, condition.tokens)),
         pairs,
     )
@@ -159,7 +162,7 @@ def preferences_over_networks(preset: str, pairs: int, count: int = 16) -> list[
     even, share = torch.ones(count), torch.rand(count, generator=generator)
     batch = PairExamples(first, second, condition, even, even, noise, share)
     x, t = torch.cat([first, second]), torch.cat([share, share])
-    tokens = torch.cat([condition.tokens] * 2)
+    tokens = joined([condition.tokens] * 2)
 
     def step() -> None:
         objective(batch).value.backward()

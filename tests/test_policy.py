@@ -22,8 +22,10 @@ from scoretune.diffusion.kernels import (
     Still,
 )
 from scoretune.diffusion.processes import VP
-from scoretune.models import stable_diffusion, toy
+from scoretune.models import toy
+from scoretune.models.families import FAMILIES
 from scoretune.models.lora import adapter_state, add_adapter, restore_adapter
+from scoretune.models.observed import Observed
 from scoretune.policy import Policy
 from scoretune.rollout import deterministic, prior, rollout
 from scoretune.training import overrides
@@ -52,8 +54,8 @@ def stirred(network: torch.nn.Module, size: float = 0.05) -> None:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> stable_diffusion.StableDiffusion:
-    backbone = stable_diffusion.load(str(world.shipped()))
+def shipped() -> Observed:
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     add_adapter(backbone.network, rank=4)
     stirred(backbone.network)
     return backbone
@@ -206,7 +208,7 @@ def spying(forward, seen: list[int]):
 @torch.no_grad()
 def test_the_reference_is_the_network_without_adapter(policy_of):
     policy = policy_of("shipped", GDDIM(1.0))
-    bare = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    bare = Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), GDDIM(1.0))
     condition = bare.backbone.encode(PROMPTS)
     x, t = torch.randn(4, 4, 8, 8), torch.full((4,), 0.6)
     pretrained = bare.estimate(x, t, condition).noise
@@ -233,14 +235,14 @@ def test_an_exception_restores_the_adapter(policy_of):
 
 
 def test_no_adapter_no_reference(policy_of):
-    bare = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    bare = Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), GDDIM(1.0))
     for policy in (bare, policy_of("toy", GDDIM(1.0))):
         with pytest.raises(UserError, match="needs an adapter"), policy.reference():
             pass
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains():
-    policy = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    policy = Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), GDDIM(1.0))
     condition = policy.backbone.encode(PROMPTS)
     x, t = torch.randn(4, 4, 8, 8), torch.full((4,), 0.6)
     before = policy.estimate(x, t, condition).noise
@@ -253,7 +255,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains():
 
 
 def test_restoring_needs_the_same_layers():
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     add_adapter(backbone.network, rank=2)
     state = {name: t.clone() + 1 for name, t in adapter_state(backbone.network).items()}
     restore_adapter(backbone.network, state)
@@ -264,7 +266,7 @@ def test_restoring_needs_the_same_layers():
 
 
 def test_targets_that_do_not_exist():
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     with pytest.raises(UserError, match=r"set model\.targets"):
         add_adapter(backbone.network, 4, ("nowhere",))
 
@@ -283,7 +285,7 @@ def test_a_rollout_with_reference_measures_the_kl(policy_of):
     ]
     assert torch.equal(paths[0].states, paths[1].states)  # looking on changes nothing
     path = paths[1]
-    bare = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    bare = Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), GDDIM(1.0))
     process = policy.backbone.process
     for k in range(3):
         t = times[k].expand(4)

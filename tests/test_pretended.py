@@ -15,17 +15,19 @@ import torch
 HERE = Path(__file__).parent
 FEW = ["pretended.py", "another_device and cuda", "an_evaluation", "diffusion_transformer"]
 FEW += [f"[{name}]" for name in ("dxmi", "fp16", "sliced")]
-"""What is run unless SCORETUNE_DEVICES=1 asks for every recipe, family and precision."""
+"""What the quick tests run; the slow one runs every recipe, family and precision."""
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch knows real devices")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the device is compiled by g++")
-def test_a_pretended_device_runs_what_a_real_one_would():
+@pytest.mark.parametrize(
+    "words", [pytest.param(FEW, id="few"), pytest.param([], id="all", marks=pytest.mark.slow)]
+)
+def test_a_pretended_device_runs_what_a_real_one_would(words):
     path = os.pathsep.join([str(HERE), str(HERE / "training"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pretend_cuda", "-p", "no:cacheprovider"]
     command += ["-x", "training/test_device.py", "pretended.py"]
-    if not os.environ.get("SCORETUNE_DEVICES"):
-        command += ["-k", " or ".join(FEW)]
+    command += ["-k", " or ".join(words)] if words else []
     done = subprocess.run(
         command, cwd=HERE, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )

@@ -22,6 +22,7 @@ from scoretune.commands.reproduce import verb as reproduce
 from scoretune.commands.rpo import verb as rpo
 from scoretune.commands.runs import verb as runs
 from scoretune.commands.studio import verb as studio
+from scoretune.commands.sweep import verb as sweep
 from scoretune.core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command()(train.show)
 app.command()(rpo.rpo)
 app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
+app.command()(sweep.sweep)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
@@ -71,6 +73,7 @@ fee_app = typer.Typer(no_args_is_help=True, help="Transaction-fee mechanisms of 
 fee_app.command()(control.check)
 control_app.add_typer(fee_app, name="fee-auction")
 control_app.command()(control.staking)
+control_app.command()(control.train)
 app.add_typer(control_app, name="control")
 pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
 pretrain_app.command()(pretrain.scenes)

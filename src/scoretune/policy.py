@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, spans
+from scoretune.core.records import Condition, joined, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate, Prediction
 from scoretune.diffusion.kernels import Kernel, Transition
 from scoretune.diffusion.processes import Process
 from scoretune.diffusion.transitions import wide
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Any], Tensor]
 """A network's output at (x, t, tokens)."""
 
 
@@ -49,8 +49,9 @@ class Backbone(Protocol):
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The condition of the prompts. Done once a rollout, without gradient."""
 
-    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """The network's raw output [B, *S] at states x [B, *S] and times t [B]."""
+    def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor:
+        """The network's raw output [B, *S] at states x [B, *S] and times t [B]; `tokens` are what
+        its own `encode` puts into a condition."""
 
     def decode(self, x0: Tensor) -> Tensor:
         """Finished states as people see them: for images [B, 3, H, W] in [0, 1]."""
@@ -67,7 +68,7 @@ class WithFeatures(Backbone, Protocol):
     def feature_size(self) -> int:
         """F, the number of features of one state."""
 
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
         """The same output as `predict`, and features [B, F] in float32 of the same forward pass.
 
         Both are differentiable with respect to x and to the network's weights.
@@ -79,6 +80,14 @@ class Distilled(Backbone, Protocol):
     """A backbone that guidance was distilled into: its scale is an input of one call."""
 
     scale: float
+
+
+@runtime_checkable
+class Guiding(Backbone, Protocol):
+    """A backbone with a way of its own to put prompted and unprompted outputs together."""
+
+    def guided(self, free: Tensor, bound: Tensor, scale: float) -> Tensor:
+        """The output [B, *S] of guidance, of those without and with the prompt."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +144,21 @@ class Policy:
         collected: list[Tensor] = []
         look = self._with_features().predict_with_features
 
-        def predict(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        def predict(x: Tensor, t: Tensor, tokens: Any) -> Tensor:
             output, features = look(x, t, tokens)
-            collected.append(features[-(len(x) // self._calls_per_state) :])
+            collected.append(features)
             return output
 
         estimate = self._read(x, t, self._ask(predict, x, t, condition))
-        return estimate, torch.cat(collected)
+        asked = collected[:: len(collected) // len([*self._spans(len(x))])]
+        rows = (len(x[s]) for s in self._spans(len(x)))
+        return estimate, torch.cat([f[-n:] for f, n in zip(asked, rows, strict=True)])
+
+    @torch.no_grad()
+    def pretrained(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """The estimate of the pretrained policy, without gradient."""
+        with self.reference():
+            return self.estimate(x, t, condition)
 
     @property
     def has_features(self) -> bool:
@@ -206,12 +223,18 @@ class Policy:
         with self._precision(x.device):
             if condition.null is None or self._calls_per_state == 1:
                 return predict(x, t, tokens)
-            both = torch.cat([condition.null.expand_as(tokens), tokens])
-            output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
-        free, bound = wide(output).chunk(2)
+            if condition.in_one_batch:
+                both = joined([condition.unprompted, tokens])
+                output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
+                free, bound = wide(output).chunk(2)
+            else:  # texts of two lengths that no mask tells apart
+                bound = wide(predict(x, t, tokens))
+                free = wide(predict(x, t, condition.unprompted))
+        if isinstance(self.backbone, Guiding):
+            return self.backbone.guided(free, bound, self.guidance)
         return free + self.guidance * (bound - free)
 
-    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor:
         """The network's raw output [B, *S] in the policy's precision; counts no calls."""
         with self._precision(x.device):
             return self.backbone.predict(x, t, tokens)

@@ -99,7 +99,7 @@ def rollout(
     of continuous time. The path is kept at `home`, None for where the policy is.
     Raises UserError for an unknown solver.
     """
-    process, window, device = policy.backbone.process, acting.window, condition.tokens.device
+    process, window, device = policy.backbone.process, acting.window, condition.device
     if window is not None:
         times = times[[*range(window.stop), *window.nodes_after(len(times) - 1)]]
     nodes = times[:, None].expand(-1, len(x))
@@ -329,11 +329,10 @@ def _set(values: Tensor, window: Window, inside: Tensor) -> Tensor:
 def pretrained_data(policy: Policy, condition: Condition, states: Tensor, nodes: Tensor) -> Tensor:
     """The pretrained policy's estimates of the data at states [N+1, …] and times [N+1, B], at all
     but the last: [N, …]."""
-    with policy.reference():
-        estimates = [
-            policy.estimate(x.to(nodes.device), t, condition).data.to(states.device)
-            for x, t in zip(states[:-1], nodes[:-1], strict=True)
-        ]
+    estimates = [
+        policy.pretrained(x.to(nodes.device), t, condition).data.to(states.device)
+        for x, t in zip(states[:-1], nodes[:-1], strict=True)
+    ]
     return torch.stack(estimates)
 
 
@@ -347,7 +346,7 @@ def deterministic(
     policy: Policy, condition: Condition, times: Tensor, x: Tensor, solver: str = "ddim"
 ) -> Tensor:
     """Samples [B, *S] by an ODE solver from noise x. Raises UserError for an unknown one."""
-    x = x.to(condition.tokens.device)
+    x = x.to(condition.device)
     return _ode_solver(solver).function(policy.backbone.process, policy.field(condition), x, times)
 
 
@@ -363,7 +362,7 @@ def sampled(
     """Samples [B, *S] by any solver, with noise if it wants some. Raises UserError if it cannot."""
     with user_errors():
         sampler = solver_named(solver)
-    x = x.to(condition.tokens.device)
+    x = x.to(condition.device)
     noise = {} if sampler.deterministic else {"generator": generator}
     with user_errors(f"solver {solver} does not suit this model"):
         return sampler.function(policy.backbone.process, policy.field(condition), x, times, **noise)

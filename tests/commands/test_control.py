@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "proof_of_stake.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, NOTEBOOK = DOCS / "proof_of_stake.md", DOCS / "stake_notebook.md"
 
 
 def test_a_sound_auction_and_one_with_a_jump(command):
@@ -18,6 +19,11 @@ def test_a_sound_auction_and_one_with_a_jump(command):
     broken = command("control", "fee-auction", "check", "bsp", "grid=2", "worth=1", "share=0.7")
     assert broken.code == 1
     assert "1-SCP  FAILS by 0.3" in broken.out
+    assert "no theta is safe at a tick of 1" not in broken.out
+    assert "safe theta at a tick of 1: 0.5 to 0.7" in broken.out
+    fine = ("grid=1", "worth=1", "share=0.7", "tick=0.5", "theta=0.5", "gamma=1")
+    never = command("control", "fee-auction", "check", "bsp", *fine)
+    assert "no theta is safe at a tick of 0.5: the tick must be at least 0.6" in never.out
     assert "Together they gain +0.3." in broken.out
     safe = command(
         *("control", "fee-auction", "check", "bsp", "theta=0.5", "tick=0.6", "grid=2"),
@@ -50,6 +56,45 @@ def test_the_examples_on_the_page_print_what_their_comments_say(capsys):
         assert len(written) >= 4
         for value, shown in zip(printed, written, strict=True):
             assert float(value) == pytest.approx(float(shown), abs=5e-4)
+
+
+def test_the_notebook_prints_what_it_says(capsys):
+    blocks = re.findall(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", NOTEBOOK.read_text("utf-8"), re.S
+    )
+    assert len(blocks) == 5
+    names: dict[str, object] = {}
+    for code, output in blocks:
+        exec(compile(code, str(NOTEBOOK), "exec"), names)
+        printed = capsys.readouterr().out
+        number = r"-?\d+(?:\.\d+)?"
+        assert re.sub(number, "#", printed) == re.sub(number, "#", output)
+        for value, shown in zip(
+            re.findall(number, printed), re.findall(number, output), strict=True
+        ):
+            assert float(value) == pytest.approx(float(shown), abs=0.011 if "round" in code else 0)
+
+
+def test_training_says_how_near_it_comes(command):
+    words = ("staking", "valuation=200", "iterations=3", "trajectories=10", "policy=beta")
+    done = command("control", "train", *words)
+    assert done.code == 0, done.err
+    assert "best        53.4465" in done.out and "Beta: towards buying by" in done.out
+    parity = command("control", "train", "parity", "iterations=2", "trajectories=10", "--json")
+    numbers = json.loads(parity.out.splitlines()[-1])
+    assert numbers["best"] == pytest.approx(-0.989695, abs=1e-5) and numbers["iterations"] == 2
+    assert numbers["saturated"] is None and numbers["value"] < numbers["best"]
+    watched = command("control", "staking", "price=1.6", "volatility=0.4")
+    assert "Bellman     57.9" in watched.out
+    for words, says in (
+        (["nothing"], "unknown problem 'nothing'"),
+        (["staking", "policy=greedy"], "unknown value of staking(policy=…): 'greedy'"),
+        (["staking", "rate=-1"], "must be finite and > 0"),
+        (["staking", "dt=9"], "step must be > 0 and at most the horizon 5"),
+        (["parity", "weight=0"], "friction and weight must be > 0"),
+    ):
+        bad = command("control", "train", *words)
+        assert bad.code == 2 and says in bad.err and len(bad.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from scoretune.commands.reproduce import digit_base, few_step
@@ -45,6 +46,7 @@ def test_a_reader_learns_to_read():
     assert reader.look(held_out.images).shape == (597, 32)
 
 
+@pytest.mark.slow
 def test_pretraining_learns():
     """After 150 updates digits are far likelier than noise; the loss is told as it goes."""
     seen: list[float] = []

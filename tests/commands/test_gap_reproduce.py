@@ -41,6 +41,7 @@ def test_the_gap_before_learning_golden():
         assert found["exact"][0] == pytest.approx(q[1] ** 2 - q[0] ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.3, 2.0])
 def test_learning_closes_the_gap(eta):
     """By less than a tenth of what it was, and to about the known numbers: two seeds."""

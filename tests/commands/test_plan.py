@@ -38,9 +38,11 @@ from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.evaluate.report import page
 from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
 from scoretune.policy import Policy
+from scoretune.rewards import pixels
 from scoretune.training import build, loop, overrides
 from scoretune.training import build as runs
 from scoretune.training.hooks import Silent
+from scoretune.training.objectives import energy
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
 
@@ -121,64 +123,136 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
 # ------------------------------------------------------------------------------- counts
 
 
+COUNTED = [
+    ("ddpo", [], "sd"),
+    ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
+    ("grpo", [], "sd"),
+    ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
+    (
+        "mix_grpo_flash",
+        [
+            "sampling.steps=7",
+            "updates=9",
+            "sampling.window.solver=heun",
+            "objective.kl_weight=1",
+        ],
+        "sd3",
+    ),
+    ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
+    ("score_as_action", [], "sd"),
+    ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
+    ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
+    ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
+    ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
+    ("draft", ["objective.last=2"], "sd"),
+    ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
+    ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
+    ("adjoint_matching", [], "sd"),
+    ("online_dpo", ["sizes.epochs=2"], "sd"),
+    (
+        "online_dpo",
+        ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
+        "sd",
+    ),
+    ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
+    ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
+    ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
+    ("dpok", [], "sd"),
+    ("refl", ["objective.last=2"], "sd"),
+    ("dxmi", [], "sd"),
+]
+ALIKE = [
+    ("reinforce", [], "sd"),
+    ("ddpo_sf", [], "sd"),
+    ("dpok", ["objective.critic.gae_lambda=0.5"], "sd"),
+    ("flow_grpo", [], "sd3"),
+    ("flow_cps", [], "sd3"),
+    ("dance_grpo", [], "sd3"),
+    ("alignprop", ["objective.last=1"], "sd"),
+    ("score_as_action", ["objective.form=explicit", "sizes.share=0.7"], "sd"),
+    ("score_as_action", ["objective.critic.estimate=policy"], "sd"),
+]
+"""What goes the way of another: counted by the slow tests."""
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "source"),
-    [
-        ("ddpo", [], "sd"),
-        ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
-        ("grpo", [], "sd"),
-        ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
-        (
-            "mix_grpo_flash",
-            [
-                "sampling.steps=7",
-                "updates=9",
-                "sampling.window.solver=heun",
-                "objective.kl_weight=1",
-            ],
-            "sd3",
-        ),
-        ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
-        ("score_as_action", [], "sd"),
-        ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
-        ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
-        ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
-        ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
-        ("draft", ["objective.last=2"], "sd"),
-        ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
-        ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
-        ("adjoint_matching", [], "sd"),
-        ("online_dpo", ["sizes.epochs=2"], "sd"),
-        (
-            "online_dpo",
-            ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
-            "sd",
-        ),
-        ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
-        ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
-        ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
-    ],
+    [*COUNTED, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALIKE)],
 )
-def test_the_calls_of_training_are_foretold_exactly(make, recipe, changes, source):
+def test_the_work_of_training_is_foretold_exactly(make, monkeypatch, recipe, changes, source):
+    """So nothing is computed twice: the closed forms are what the mathematics needs."""
     run = make(recipe, "updates=1", *changes, source=source)
+    rewarded = listened(monkeypatch)
+    pictures = torch.rand(4, 3, 32, 32), ["a cat"] * 4
+    monkeypatch.setattr(energy, "read_pictures", lambda *_: pictures)
     parts = runs.build(run)
+    rewarded.clear()
     facts = facts_of(run, parts.policy)
     for lap in range(parts.method.warm_up):
         parts.method.source(-1 - lap)
     assert parts.policy.calls == counts.warm_up(run, facts).total
-    parts.policy.calls = 0
+    parts.policy.calls = parts.policy.decoded = 0
+    rewarded.clear()
+    back = followed_back(parts.policy)
     minibatches = 0
     for number in range(run.updates):
         batches = parts.method.source(number)
         minibatches += len(batches.minibatches)
         for batch in batches.minibatches:
-            parts.method.objective(batch)
+            parts.method.objective(batch).value.backward()
         if parts.method.region is not None:
             loop.moved(parts.method.region, batches, parts.engine, None)
     assert parts.policy.calls == counts.training(run, facts).total
+    updates = [counts.one_update(run, facts, number) for number in range(run.updates)]
+    assert sum(back) == sum(update.backwards for update in updates)
+    decodes = sum(update.decodes for update in updates)
+    assert parts.policy.decoded == decodes and sum(rewarded) == decodes
     assert minibatches == run.updates * counts.one_update(run, facts).minibatches
 
 
+def test_the_page_of_costs_is_of_the_recipes():
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(recipes.RECIPES)
+    for row in rows:
+        run = recipes.named(row.split("`")[1])
+        flows = run.sampling.noise in ("flow", "dance", "cps")
+        facts = counts.Facts(RectifiedFlow() if flows else VP(), differentiable=True)
+        update = counts.one_update(run, facts)
+        cells = row.replace(",", "").split("|")[3:-1]
+        assert [float(cell) for cell in cells] == [
+            *vars(update.calls).values(),
+            update.backwards,
+            update.decodes,
+        ]
+
+
+def listened(monkeypatch) -> list[int]:
+    """How many pictures each call of the reward is of."""
+    rewarded: list[int] = []
+
+    def brightness(images, prompts):
+        rewarded.append(len(images))
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(pixels, "brightness", brightness)
+    return rewarded
+
+
+def followed_back(policy: Policy) -> list[int]:
+    """How many states each gradient through the network is of."""
+    back: list[int] = []
+
+    def listen(module, inputs, output):
+        first = output if isinstance(output, torch.Tensor) else output[0]
+        if first.requires_grad:
+            first.register_hook(lambda gradient: back.append(len(gradient)))
+
+    policy.backbone.network.register_forward_hook(listen)
+    return back
+
+
+@pytest.mark.slow
 def test_a_whole_run_makes_the_calls_that_were_foretold(make, known, tmp_path, monkeypatch):
     changes = ["sampling.steps=3", "evaluation.gap.steps=[2]", "evaluation.gap.etas=[1]"]
     run = make("grpo", *changes, "updates=1", "evaluation.every=0")
@@ -209,15 +283,14 @@ def test_alignprop_is_foretold_on_average(make):
     found = counts.one_update(run, counts.Facts(VP()))
     drawn = list(product((1, 2, 3), repeat=4))  # how many steps each of four samples learns from
     assert found.calls.learning == sum(map(sum, drawn)) / len(drawn)
-    back = sum(4 * (max(each) - 1) for each in drawn) / len(drawn)
+    back = sum(sum(each) - 4 for each in drawn) / len(drawn)  # each as far as it learns
     assert found.calls.credit == pytest.approx(back)
 
 
-def test_adjoint_matching_goes_back_as_far_as_the_earliest_step(make):
+def test_adjoint_matching_goes_back_as_far_as_each_path_is_learned_from(make):
     run = make("adjoint_matching", "sizes.prompts=2", "sizes.group=1", "sizes.share=0.5")
     pairs = [(a, b) for a in range(4) for b in range(a + 1, 4)]
-    earliest = [min(a[0], b[0]) for a, b in product(pairs, repeat=2)]
-    back = sum(2 * (3 - first) for first in earliest) / len(earliest)
+    back = 2 * sum(3 - first for first, _ in pairs) / len(pairs)
     assert counts.one_update(run, counts.Facts(VP())).calls.credit == pytest.approx(back)
 
 
@@ -339,7 +412,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     policy, found = known(make("ddpo"), ["a cat"])
     network = policy.backbone.network
     network.disable_gradient_checkpointing()
-    told = torch.empty(1, *policy.backbone.encode(["a"]).tokens.shape[1:], device="meta")
+    told = policy.backbone.encode(["a"])
 
     def learn() -> None:
         said = model._predicted(policy, model._states(policy, 9), told)
@@ -350,7 +423,9 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 
 
-@pytest.mark.parametrize("source", ["sd", "sd3", "sd, slopes"])
+@pytest.mark.parametrize(
+    "source", ["sd", "sd3", pytest.param("sd, slopes", marks=pytest.mark.slow)]
+)
 def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, source):
     recipe = {"sd": "ddpo", "sd3": "flow_grpo", "sd, slopes": "score_as_action"}[source]
     run = make(recipe, source=source.partition(",")[0])
@@ -361,7 +436,7 @@ def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, sour
     t = torch.full((2 * rows,), policy.backbone.process.horizon / 2)
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    there = [*network.parameters(), *network.buffers(), condition.tokens, x, t]
+    there = [*network.parameters(), *network.buffers(), *condition.tensors, x, t]
 
     def learn() -> None:
         half = torch.arange(rows)
@@ -407,7 +482,7 @@ def resident():
 libc, rows = ctypes.CDLL("libc.so.6"), 100
 torch.set_num_threads(1)
 policy = build.build_policy(recipes.named("ddpo"), torch.device("cpu"))
-tokens = policy.backbone.encode(["a red seven"]).tokens.repeat(rows, 1, 1)
+tokens = policy.backbone.encode(["a red seven"]).of_one(rows).tokens
 x, t = torch.randn(rows, *policy.backbone.shape), torch.full((rows,), 0.5)
 libc.mallopt(-3, 2**16)  # what is freed goes back to the system at once
 policy.backbone.predict(x[:2], t[:2], tokens[:2]).square().sum().backward()  # what stays is there
@@ -420,6 +495,7 @@ print(resident()[0] - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_is_that_of_the_process(known):
     """Of a process of its own: what other tests leave behind grows too."""
@@ -482,14 +558,14 @@ def test_paths_are_counted_as_the_records_hold_them(make, known):
     condition = parts.policy.backbone.encode(texts)
     path = parts.method.source.roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
     assert path.reference_data is None, "it is asked at the states that are learned from"
-    held = [path.states, path.data, path.condition.tokens]
+    held = [path.states, path.data, *path.condition.tensors]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     policy, found = known(run, texts)
     assert memory.phases(run, found, facts_of(run, policy), 3)["rolling"]["paths"] == size
     batches = parts.method.source(0).minibatches
     kept = ("x", "x_next", "data", "reference_data")
     states = sum(getattr(b, n).numel() * 4 for b in batches for n in kept)
-    states += sum(b.condition.tokens.numel() * 4 for b in batches)
+    states += sum(sum(each.numel() for each in b.condition.tensors) * 4 for b in batches)
     assert memory.phases(run, found, facts_of(run, policy), 3)["learning"]["states"] == states
 
 

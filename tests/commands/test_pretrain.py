@@ -16,7 +16,7 @@ from scoretune.commands.pretrain.lessons import Recipe, ramp
 from scoretune.commands.pretrain.networks import tokens
 from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
 from scoretune.data.scenes import edits, world
-from scoretune.models import stable_diffusion_3
+from scoretune.models.families import FAMILIES
 from scoretune.rewards import reader
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.records import Shown
@@ -45,6 +45,7 @@ def weights(model: Path) -> dict[str, str]:
     return {str(f.relative_to(model)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_goes_on_bit_for_bit(tmp_path):
     undisturbed = weights(pretrain(tmp_path / "whole", TINY, silent))
 
@@ -67,6 +68,7 @@ def flow(tmp_path_factory) -> Path:
     return pretrain_flow(tmp_path_factory.mktemp("flow"), TINY, silent)
 
 
+@pytest.mark.slow
 def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
     def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
         if (stage, done) in stops:
@@ -81,6 +83,7 @@ def test_a_stopped_flow_goes_on_bit_for_bit(tmp_path, flow):
     assert len(weights(flow)) == 6  # autoencoder, transformer, one encoder twice, reader, judge
 
 
+@pytest.mark.slow
 def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_path):
     noise = pretrain(tmp_path, TINY, silent)
     before, trained = weights(noise), []
@@ -92,23 +95,23 @@ def test_a_flow_in_the_other_ones_folder_has_only_its_own_stage_to_train(tmp_pat
 
 
 def test_a_trained_flow_is_a_backbone(flow):
-    found = stable_diffusion_3.load(str(flow))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(flow))
     assert found.shape == (4, 8, 8)
-    told = found.encode([*world.asks_by_text()][:3]).tokens
-    assert told.shape == (3, 10 + 1, 128)  # nothing stands in T5's place
+    told = found.encode([*world.asks_by_text()][:3])
+    assert told.summary.shape == (3, 10, 128)  # nothing stands in T5's place
     one, other = found.pipeline.text_encoder, found.pipeline.text_encoder_2
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_what_the_flow_learned_from_is_what_the_pipeline_says(flow):
-    found = stable_diffusion_3.load(str(flow))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(flow))
     texts = ["a red seven", ""]
     encoder = found.pipeline.text_encoder
     with torch.no_grad():
         states, pooled = caption_states(encoder, tokens(found.pipeline.tokenizer, texts))
-        told = found.encode(texts).tokens
-    torch.testing.assert_close(told[:, :-1], states)
-    torch.testing.assert_close(told[:, -1], pooled)
+        told = found.encode(texts).tokens.rows
+    torch.testing.assert_close(told["encoder_hidden_states"], states)
+    torch.testing.assert_close(told["pooled_projections"], pooled)
 
 
 def test_captions_are_clean_first_and_noisy_at_the_end():

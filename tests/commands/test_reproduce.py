@@ -26,6 +26,7 @@ from scoretune.commands.reproduce import (
     guard_honest,
     preference_scenes,
     prompt_following,
+    rainbow_switches,
     scenes_jpeg,
 )
 from scoretune.commands.reproduce.base import Cell, Page, interval, run_cells, spent
@@ -41,8 +42,14 @@ from scoretune.training.run_folder import recorded
 PARTS = [(experiment, part) for experiment, parts in EXPERIMENTS.items() for part in parts]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "part"), PARTS)
+QUICK = {("mallows", "exact"), ("preference-toy", "tilt"), ("reward-gap", "closed-forms")}
+"""Rehearsed in the quick tests too."""
+
+
+@pytest.mark.parametrize(
+    ("experiment", "part"),
+    [pytest.param(*both, marks=[] if both in QUICK else [pytest.mark.slow]) for both in PARTS],
+)
 def test_every_part_rehearses(experiment, part, command, tmp_path, small):
     options = ["--part", part, "--seeds", 1, "--quick", "--out", tmp_path, "--json"]
     if (experiment, part) == ("rainbow", "stories"):
@@ -289,6 +296,19 @@ def test_the_same_numbers_make_the_same_page(tmp_path):
 def run_of(*levels: float) -> dict[str, object]:
     lines = [{"network_evaluations": 10 * k, "judge": {"overall": v}} for k, v in enumerate(levels)]
     return {"evaluations": lines}
+
+
+def test_a_beta_is_looked_for_by_the_distance_that_it_leads_to():
+    """A KL of 4/β nats is 8 at β = ½: what was tried is widened, then a line of logarithms hits."""
+    for start in (0.01, 0.4, 30.0):
+        trials = {start: 4 / start}
+        for _ in range(9):
+            beta = rainbow_switches.next_beta(trials)
+            trials[beta] = 4 / beta
+            if abs(beta - 0.5) < 1e-9:
+                break
+        assert beta == pytest.approx(0.5)
+        assert len(trials) < 7
 
 
 def test_intervals_golden():

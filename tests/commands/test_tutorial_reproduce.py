@@ -151,6 +151,7 @@ def test_a_denoiser_says_the_same_under_every_process():
         assert torch.allclose(told[0], other, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_finds_a_gaussian_denoiser():
     """The best denoiser of N(0, s²) is s²/(s² + ρ²) x̄, whichever process trained it."""
     torch.manual_seed(0)

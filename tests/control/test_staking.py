@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scoretune.commands.reproduce import staking_trade
+from scoretune.commands.reproduce.staking_history import read_prices
 from scoretune.commands.reproduce.staking_trade import CONCAVE, CONVEX, NOTHING
 from scoretune.control.problems.staking import (
     GrowingSupply,
@@ -22,7 +23,9 @@ from scoretune.control.problems.staking import (
     capped_cost,
     simulate,
     solve,
+    solve_with_price,
     time_to_parity,
+    walk,
     worth,
 )
 from scoretune.core.errors import UserError
@@ -225,7 +228,9 @@ def test_stake_parity():
         (lambda: StakeParity().blurred_cost(-1, 0), "no finite cost"),
         (lambda: capped_cost(distance=30, cap=1, growth=0.05, discount=0.2), "not reached"),
         (lambda: solve(Staking(), steps=1), "at least 2 steps"),
-        (lambda: Staking(stake=1, price=Price(volatility=1)).optimum(), "volatile price"),
+        (lambda: solve(Staking(price=Price(volatility=1))), "the price is volatile"),
+        (lambda: solve_with_price(Staking()), "the price has no volatility"),
+        (lambda: walk(Staking(), np.arange(3.0), np.array([1.0, 0.0, 1.0])), "a price > 0"),
         (lambda: simulate(Staking(), paths=0), "paths and steps must be at least 1"),
     ],
 )
@@ -233,3 +238,57 @@ def test_what_is_wrong_is_one_line(wrong, says):
     with pytest.raises(UserError, match=says) as caught:
         wrong()
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 300
+
+
+def test_the_bellman_equation_in_share_and_price():
+    """First order towards the strip of straddles; no strategy that is played beats it."""
+    problem = Staking(price=Price(start=1.6, volatility=0.4))
+    best = problem.optimum().value
+    coarse, fine = (solve_with_price(problem, steps=n) for n in (10, 20))
+    assert abs(fine.value - best) < 0.6 * abs(coarse.value - best) < 0.2
+    assert fine.residual < coarse.residual / 2
+    played = fine.play(paths=2000)
+    assert played.mean() < best + 4 * played.std() / math.sqrt(2000)
+    assert played.mean() > best - 0.3 - 4 * played.std() / math.sqrt(2000)
+    assert fine.reached(0).sum() == 1 and fine.reached(20).all()
+
+
+def test_without_volatility_the_price_says_nothing():
+    tiny = Staking(price=Price(start=1, volatility=1e-3), running=NOTHING, terminal=CONCAVE)
+    still = Staking(price=Price(start=1), running=NOTHING, terminal=CONCAVE)
+    assert solve_with_price(tiny, steps=20).value == pytest.approx(
+        solve(still, steps=20).value, abs=1e-4
+    )
+
+
+def test_watching_a_price_is_worth_something_to_who_is_not_linear():
+    volatile = Staking(price=Price(start=1, volatility=0.4), running=NOTHING, terminal=CONCAVE)
+    best = volatile.optimum()
+    assert best.method == "the Bellman equation in share and price" and best.legs == ()
+    assert best.value == pytest.approx(43.77, abs=0.05) and best.error < 0.2
+    assert best.value > 41.54203 + 1  # of the price's mean, which does not move
+
+
+def test_a_walk_along_prices_is_the_value_along_them():
+    """At the model's own prices the rule earns the closed form, and buying throughout its value."""
+    problem = Staking(price=Price(start=0.9, growth=0.06))
+    times = np.linspace(0, 5, 1001)
+    prices = problem.prices(times)
+    best = problem.optimum()
+    assert walk(problem, times, prices).value(problem) == pytest.approx(best.value, abs=1e-3)
+    bought = walk(problem, times, prices, np.ones(1000))
+    assert bought.value(problem) == pytest.approx(problem.value(BUY), abs=1e-3)
+    assert bought.value(problem, 1.0) == pytest.approx(problem.value(BUY), abs=1e-3)  # h = 1
+
+
+def test_prices_of_a_file(tmp_path):
+    file = tmp_path / "price.csv"
+    file.write_text("Date,Open,Close\n2024-01-01,1,2.5\n2024-01-02,null,null\n", encoding="utf-8")
+    assert read_prices(file) == {"2024-01-01": 2.5}
+    for text, says in (
+        ("day,close\n2024-01-01,1\n", "needs a column `date` and a column `close`"),
+        ("date,price\n2024-01-01,-1\n", "prices must be finite and > 0"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=says):
+            read_prices(file)

@@ -120,6 +120,7 @@ def test_prompts_that_cannot_be_shared(monkeypatch):
         build.check_settings(recipes.dxmi())
 
 
+@pytest.mark.slow
 def test_accelerate_launch_that_starts_one_process_is_refused(tmp_path):
     """On a CPU it ignores `--num_processes 2`, and says nothing."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
@@ -164,6 +165,7 @@ def run_two(*words: str) -> None:
     assert [child.exitcode for child in children] == [0, 0]
 
 
+@pytest.mark.slow
 def test_two_processes_that_the_command_starts_say_one_line(tmp_path, monkeypatch, capfd):
     """They have met by then; the command itself runs in this process."""
     for name, value in _environment().items():
@@ -249,7 +251,6 @@ def test_a_run_of_two_goes_on_in_one(runs, tmp_path, command):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
 def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test_fsdp.py has it
     one, _ = runs
     stopped = interrupted(one, tmp_path / "run", after=1)
@@ -258,7 +259,6 @@ def test_a_run_of_one_goes_on_in_two(runs, tmp_path):  # spread, tests/core/test
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1")
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [

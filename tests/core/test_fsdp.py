@@ -127,12 +127,6 @@ def in_two(folder: Path) -> None:
     distributed.stop()
 
 
-# Forty seconds of two processors, which the suite has not to spare.
-spread_runs = pytest.mark.skipif(
-    "SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1"
-)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same runs in this process and, spread, in two others; two stopped and taken over."""
@@ -155,7 +149,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@spread_runs
 @pytest.mark.parametrize(("name", "update"), [("lora", 2), ("full", 1)])
 def test_spread_weights_end_where_those_of_one_process_do(
     runs: Path, name: str, update: int
@@ -170,7 +163,6 @@ def test_spread_weights_end_where_those_of_one_process_do(
 
 
 @pytest.mark.slow
-@spread_runs
 def test_spread_weights_draw_what_those_of_one_process_do(runs: Path) -> None:
     alone = load_file(runs / "pictures")["pictures"]
     for rank in (0, 1):
@@ -179,19 +171,16 @@ def test_spread_weights_draw_what_those_of_one_process_do(runs: Path) -> None:
 
 
 @pytest.mark.slow
-@spread_runs
 def test_a_checkpoint_of_spread_weights_goes_on_in_one_process(runs: Path) -> None:
     assert apart(runs / "one_full", runs / "two_then_one") < 1e-6
 
 
 @pytest.mark.slow
-@spread_runs
 def test_a_checkpoint_of_one_process_goes_on_spread(runs: Path) -> None:
     assert apart(runs / "one_full", runs / "one_then_two") < 1e-6
 
 
 @pytest.mark.slow
-@spread_runs
 def test_each_process_has_half_of_the_frozen_weights_and_all_of_a_lora(runs: Path) -> None:
     for rank in (0, 1):
         found = json.loads((runs / f"found_{rank}.json").read_text())

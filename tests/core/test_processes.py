@@ -1,6 +1,6 @@
 """The processes of a run begin and end together, and one line says why.
 
-`SCORETUNE_PROCESSES=1` runs the real command in two: killed, interrupted, refused.
+The slow tests run the real command in two: killed, interrupted, refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ import pytest
 
 from scoretune.core import checkpoints, distributed, processes
 from scoretune.core.errors import UserError
-
-when_asked = pytest.mark.skipif(
-    "SCORETUNE_PROCESSES" not in os.environ, reason="SCORETUNE_PROCESSES=1"
-)
 
 
 def outcome(capfd, *scripts: str, words: dict[int, bytes] | None = None) -> tuple[int, str]:
@@ -121,7 +117,6 @@ def gone(process: int) -> bool:
 
 
 @pytest.mark.slow
-@when_asked
 def test_ranks_end_with_a_parent_that_is_killed(tmp_path, tiny, command):
     run = tmp_path / "run"
     process = started(run, tiny)
@@ -138,7 +133,6 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path, tiny, command):
 
 
 @pytest.mark.slow
-@when_asked
 def test_ctrl_c_saves_in_all_processes(tmp_path, tiny):
     run = tmp_path / "run"
     process = started(run, tiny, "checkpoints.every=1000")
@@ -152,7 +146,6 @@ def test_ctrl_c_saves_in_all_processes(tmp_path, tiny):
 
 
 @pytest.mark.slow
-@when_asked
 def test_a_refusal_in_all_processes_is_one_line(tmp_path, tiny):
     process = started(tmp_path / "run", tiny, "sizes.prompts=3")
     _, said = process.communicate(timeout=120)

@@ -383,6 +383,7 @@ def slopes(objective: Consistency, times: Tensor) -> tuple[Tensor, Tensor]:
     return low[:, 0], (high - low)[:, 0]
 
 
+@pytest.mark.slow
 def test_distillation_recovers_the_slope_of_the_exact_function():
     points = 48
     objective = Consistency(Policy(Affine(points), GDDIM(1.0)), Distillation(points), t_min=EPS)
@@ -455,6 +456,7 @@ def test_only_the_teacher_is_guided():
     assert not torch.equal(objective(batch).value, value)  # the teacher's path was another
 
 
+@pytest.mark.slow
 def test_an_adapter_is_distilled_from_its_own_base():
     # No copy of the base: the reference teaches, and the state holds the adapter alone.
     base = toy.Mixture(VP(), tilt.Mixture.of([0.5, 0.5], [[-1.0], [1.0]], 0.3))
@@ -510,6 +512,7 @@ def test_the_exact_function_has_no_loss_but_the_solvers():
         assert float(trained(examples(4000)).value) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["ict", "ct"])
 def test_training_needs_no_teacher(rule):
     objective = Consistency(Policy(Affine(11), GDDIM(1.0)), Training(400, rule, last=10), t_min=EPS)

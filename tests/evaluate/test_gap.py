@@ -37,7 +37,8 @@ from scoretune.evaluate.gap import (
     matrix_of,
 )
 from scoretune.evaluate.scores import evaluation_line, measure
-from scoretune.models import export, lora, lora_files, stable_diffusion, toy
+from scoretune.models import export, lora, lora_files, toy
+from scoretune.models.families import FAMILIES
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.catalog import named_reward
@@ -172,6 +173,7 @@ def test_the_exact_gap_of_many_steps_is_that_of_continuous_time():
     assert apart[1] == pytest.approx(apart[0] / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
@@ -511,7 +513,7 @@ def test_mistakes_are_one_line(command, kept, tmp_path, arguments, said):
 
 
 def adapted(rank: int = 4) -> Policy:
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     add_adapter(backbone.network, rank=rank)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in adapter_state(backbone.network).items():

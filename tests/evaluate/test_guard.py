@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +147,7 @@ def rate(accuracy: Tensor, prompts: int, times: int = RUNS) -> float:
     return sum(found) / times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("looks", "prompts"), [(2, 180), (5, 180), (5, 30), (15, 60)])
 def test_a_judge_that_stands_still_seldom_rings(looks, prompts):
     """In 2.5 % of whole runs, though the best of all looks is what each is compared with."""
@@ -466,17 +466,14 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
             assert torch.equal(parameter, kept["policy"][name])
 
 
-OPT_IN = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
-
-
 @pytest.mark.parametrize(
     ("action", "kind", "nth"),
     [
         ("rollback", "alarm", 1),
         ("stop", "evaluating", 4),
-        pytest.param("rollback", "update", 2, marks=OPT_IN),
-        pytest.param("rollback", "evaluating", 4, marks=OPT_IN),
-        pytest.param("warn", "update", 3, marks=OPT_IN),
+        pytest.param("rollback", "update", 2, marks=pytest.mark.slow),
+        pytest.param("rollback", "evaluating", 4, marks=pytest.mark.slow),
+        pytest.param("warn", "update", 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_changes_nothing(guarded_runs, tmp_path, small, action, kind, nth):

@@ -219,6 +219,7 @@ def test_nonsense_is_refused():
 # ---------------------------------------------------------------------------- intervals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shift", "scale", "least"), [(0.5, 1.5, 0.87), (0.0, 1.0, 0.93)], ids=["apart", "equal"]
 )
@@ -244,6 +245,7 @@ def test_intervals_of_frechet_distances_cover_the_truth(shift, scale, least):
     assert np.mean(plain) - truth > 4 * spread  # what the correction removes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_intervals_of_an_unbiased_distance_have_their_level(level):
     truth = metrics.mmd_gaussian(0, 1, 0.5, 0.64)
@@ -261,6 +263,7 @@ def test_intervals_of_an_unbiased_distance_have_their_level(level):
     assert np.mean(covered) == pytest.approx(level, abs=0.12)
 
 
+@pytest.mark.slow
 def test_intervals_repeat_and_narrow():
     x, y = normal(500, 2, 0), 1 + normal(500, 2, 1)
     first, second = (metrics.with_interval(metrics.sliced_wasserstein, x, y) for _ in range(2))

@@ -18,8 +18,8 @@ from scoretune.data.scenes import world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import process_named
-from scoretune.models import export, lora, lora_files, stable_diffusion
-from scoretune.models import flux as flux_family
+from scoretune.models import export, lora, lora_files
+from scoretune.models.families import FAMILIES
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.score_network import load as load_scores
 from scoretune.models.score_network import save as save_scores
@@ -32,7 +32,7 @@ STEPS = 10
 
 def finetuned() -> Policy:
     """The shipped model with an adapter that does something."""
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     add_adapter(backbone.network, rank=4)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in adapter_state(backbone.network).items():
@@ -106,7 +106,7 @@ def test_equal_adapters_make_equal_files(policy, tmp_path):
 
 
 def test_nothing_to_export(tmp_path):
-    bare = Policy(stable_diffusion.load(str(world.shipped())), GDDIM(1.0))
+    bare = Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), GDDIM(1.0))
     with pytest.raises(UserError, match="nothing to export"):
         export.lora(bare, tmp_path)
 
@@ -120,7 +120,7 @@ def uneven() -> Policy:
     """The shipped model with ranks and alphas that differ, on attention and convolutions."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "ff.net.2"]
     config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, **UNEVEN)
     inject_adapter_in_model(config, backbone.network, adapter_name="default")
@@ -150,7 +150,7 @@ def output(unet) -> torch.Tensor:
 
 
 def bare():
-    return stable_diffusion.load(str(world.shipped())).network
+    return FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())).network
 
 
 def read_by_peft(folder: Path):
@@ -238,7 +238,7 @@ def test_names_of_the_original_code_are_read_too(policy, tmp_path):
 
 def test_a_transformer_in_kohyas_form(tmp_path):
     """diffusers' own reading of it is W + B A of the adapter, layer by layer."""
-    backbone = flux_family.load(str(flux.build(tmp_path / "flux")))
+    backbone = FAMILIES["FluxPipeline"].load(str(flux.build(tmp_path / "flux")))
     add_adapter(backbone.network, rank=2)
     policy = Policy(stirred(backbone), GDDIM(1.0))
     path = export.write(policy, tmp_path / "lora", "kohya")
@@ -248,7 +248,7 @@ def test_a_transformer_in_kohyas_form(tmp_path):
     for layer, delta in deltas.items():
         a, b = (found[f"transformer.{layer}.lora_{half}.weight"] for half in "AB")
         torch.testing.assert_close(b @ a, delta, rtol=0, atol=1e-6)
-    other = flux_family.load(str(tmp_path / "flux"))
+    other = FAMILIES["FluxPipeline"].load(str(tmp_path / "flux"))
     lora.load_lora(other.network, path)
     for layer, delta in lora.deltas(other.network).items():
         torch.testing.assert_close(delta, deltas[layer], rtol=0, atol=1e-6)
@@ -320,7 +320,7 @@ def test_a_merged_pipeline_draws_the_same_pictures(policy, full, tmp_path):
 
 def test_convolutions_and_alphas_are_merged_too(odd, full, tmp_path):
     export.merge(odd, Model(source=str(full)), tmp_path / "merged")
-    merged = stable_diffusion.load(str(tmp_path / "merged")).network
+    merged = FAMILIES["StableDiffusionPipeline"].load(str(tmp_path / "merged")).network
     expected = output(odd.backbone.network)
     torch.testing.assert_close(output(merged), expected, rtol=0, atol=2e-6)
 
@@ -328,7 +328,7 @@ def test_convolutions_and_alphas_are_merged_too(odd, full, tmp_path):
 def test_a_shipped_model_is_merged_by_its_name(policy, tmp_path):
     """Its weights have float16, so the pictures are the same up to that."""
     export.merge(policy, Model(), tmp_path / "merged")
-    merged = stable_diffusion.load(str(tmp_path / "merged")).network
+    merged = FAMILIES["StableDiffusionPipeline"].load(str(tmp_path / "merged")).network
     expected = output(policy.backbone.network)
     torch.testing.assert_close(output(merged), expected, rtol=0, atol=1e-3)
     with policy.reference():
@@ -340,7 +340,7 @@ def test_a_merged_model_keeps_the_dtypes_of_its_base(tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(world.shipped(), safety_checker=None)
     pipe.unet.to(torch.bfloat16)
     pipe.save_pretrained(tmp_path / "half")
-    backbone = stable_diffusion.load(str(tmp_path / "half"), dtype=torch.float16)
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(tmp_path / "half"), dtype=torch.float16)
     add_adapter(backbone.network, rank=4)
     policy = Policy(stirred(backbone), GDDIM(1.0))
     folder = export.merge(policy, Model(source=str(tmp_path / "half")), tmp_path / "merged")
@@ -357,7 +357,7 @@ def test_a_merged_model_keeps_the_dtypes_of_its_base(tmp_path):
 
 
 def test_a_full_fine_tuning_is_saved_as_it_was_trained(tmp_path):
-    backbone = stable_diffusion.load(str(world.shipped()))
+    backbone = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
     with torch.no_grad():
         for parameter in backbone.network.parameters():
             parameter.add_(0.01)

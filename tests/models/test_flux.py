@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from scoretune.diffusion import grids, solvers
 from scoretune.diffusion import named as named_parts
 from scoretune.diffusion.kernels import Renoise, Still
 from scoretune.diffusion.processes import RectifiedFlow
-from scoretune.models import flux
-from scoretune.models.flux import DistilledFlux, Flux
+from scoretune.models.families import FAMILIES
+from scoretune.models.observed import Observed, ObservedTold
 from scoretune.models.tiny import flux as miniature
 from scoretune.policy import Distilled, Policy
 from scoretune.training import build
@@ -44,8 +45,8 @@ def free(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def backbone(folder) -> Flux:
-    return flux.load(str(folder))
+def backbone(folder) -> Observed:
+    return FAMILIES["FluxPipeline"].load(str(folder))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def theirs(pipe: Any, steps: int = 5, side: int = 4, kind: str = "latent", **res
 
 
 @torch.no_grad()
-def ours(found: Flux, guidance: float, times: torch.Tensor, side: int = 4) -> torch.Tensor:
+def ours(found: Observed, guidance: float, times: torch.Tensor, side: int = 4) -> torch.Tensor:
     field = Policy(found, Renoise(Still()), guidance).field(found.encode(PROMPTS))
     return solvers.euler(found.process, field, noise(side=side), times)
 
@@ -98,8 +99,8 @@ def ours(found: Flux, guidance: float, times: torch.Tensor, side: int = 4) -> to
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 def test_euler_is_the_pipeline(folder, scale):
-    found, pipe = flux.load(str(folder)), plain(folder)
-    assert isinstance(found, DistilledFlux)
+    found, pipe = FAMILIES["FluxPipeline"].load(str(folder)), plain(folder)
+    assert isinstance(found, ObservedTold)
     found.scale = scale
     latents = theirs(pipe, guidance_scale=scale)
     assert float(latents.std()) > 0.5
@@ -118,7 +119,7 @@ def test_euler_is_the_pipeline(folder, scale):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_without_distilled_guidance_it_is_the_classifier_free_kind(free, guidance):
     """As the pipeline has it with a true_cfg_scale and an empty negative prompt."""
-    found, pipe = flux.load(str(free)), plain(free)
+    found, pipe = FAMILIES["FluxPipeline"].load(str(free)), plain(free)
     latents = theirs(pipe, negative_prompt=[""] * 3, true_cfg_scale=guidance)
     mine = ours(found, guidance, pipe.scheduler.sigmas)
     torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)
@@ -126,7 +127,7 @@ def test_without_distilled_guidance_it_is_the_classifier_free_kind(free, guidanc
 
 
 def test_a_picture_of_another_size_is_the_pipelines(folder):
-    found, pipe = flux.load(str(folder), size=64), plain(folder)
+    found, pipe = FAMILIES["FluxPipeline"].load(str(folder), size=64), plain(folder)
     assert found.shape == (4, 8, 8)
     latents = theirs(pipe, side=8, guidance_scale=3.5)
     mine = ours(found, 1.0, pipe.scheduler.sigmas, side=8)
@@ -136,13 +137,14 @@ def test_a_picture_of_another_size_is_the_pipelines(folder):
 def test_a_state_is_packed_as_the_pipeline_packs_it(backbone):
     """Also one that is not square: patches of 2×2, row by row, each at its place."""
     pipe, x = backbone.pipeline, torch.randn(2, 4, 4, 6)
+    found = replace(backbone, shape=(4, 4, 6), twin=None)
     seen: list[dict[str, Any]] = []
     hook = backbone.network.register_forward_pre_hook(
         lambda module, given, named: seen.append(named), with_kwargs=True
     )
     with torch.no_grad():
         t = torch.tensor([0.25, 1.0])
-        output = backbone.predict(x, t, backbone.encode(PROMPTS[:2]).tokens)
+        output = found.predict(x, t, found.encode(PROMPTS[:2]).tokens)
     hook.remove()
     (told,) = seen
     assert torch.equal(told["hidden_states"], pipe._pack_latents(x, *x.shape))
@@ -153,7 +155,7 @@ def test_a_state_is_packed_as_the_pipeline_packs_it(backbone):
     assert told["timestep"].tolist() == [0.25, 1.0]
     assert told["guidance"].tolist() == [3.5, 3.5]
     with torch.no_grad():
-        raw = pipe.transformer(**told).sample
+        (raw,) = pipe.transformer(**told)
     assert torch.equal(output, pipe._unpack_latents(raw, 32, 48, 8))
 
 
@@ -192,22 +194,24 @@ def test_a_prompt_is_read_as_the_pipeline_reads_it(folder, backbone):
             PROMPTS, max_sequence_length=miniature.TOKENS
         )
     condition = backbone.encode(PROMPTS)
-    assert condition.tokens.shape == (3, miniature.TOKENS + 2, miniature.STATES)
-    torch.testing.assert_close(condition.tokens[:, :-2], states)
-    torch.testing.assert_close(condition.tokens[:, -2:].flatten(1)[:, :16], pooled)
-    assert not condition.tokens[:, -1, 4:].any()
+    rows = condition.tokens.rows
+    assert condition.summary.shape == (3, miniature.TOKENS, miniature.STATES)
+    torch.testing.assert_close(rows["encoder_hidden_states"], states)
+    torch.testing.assert_close(rows["pooled_projections"], pooled)
+    assert rows["guidance"].tolist() == [3.5] * 3
     assert float((pooled[0] - pooled[1]).abs().max()) > 0.01
-    alone = backbone.encode(["", PROMPTS[0]]).tokens
-    torch.testing.assert_close(alone[0], condition.null, rtol=0, atol=1e-6)
-    torch.testing.assert_close(alone[1], condition.tokens[0], rtol=0, atol=1e-6)
+    alone = backbone.encode(["", PROMPTS[0]]).tokens.rows
+    for name, row in condition.null.rows.items():
+        torch.testing.assert_close(alone[name][:1], row, rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone[name][1], rows[name][0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("distilled", "length"), [(True, 512), (False, 256)])
 def test_sizes_and_lengths_without_a_note(folder, free, tmp_path, distilled, length):
     where = shutil.copytree(folder if distilled else free, tmp_path / "copy")
     rewrite(where / "transformer" / "config.json", ("_max_sequence_length", "_sample_size"))
-    found = flux.load(str(where))
-    assert found.encode(PROMPTS[:1]).tokens.shape == (1, length + 2, miniature.STATES)
+    found = FAMILIES["FluxPipeline"].load(str(where))
+    assert found.encode(PROMPTS[:1]).summary.shape == (1, length, miniature.STATES)
     assert found.shape == (4, 128, 128)  # 1024 pixels
 
 
@@ -254,11 +258,17 @@ def test_features_are_what_the_network_reads_its_answer_from(backbone):
 @pytest.mark.parametrize("steps", [3, 5])
 def test_half_precision_is_the_pipelines(folder, steps):
     """Times too are rounded as there: 1000·t to 8 bits, which is far from what float32 draws."""
-    half, pipe = flux.load(str(folder), dtype=torch.bfloat16), plain(folder, torch.bfloat16)
+    half, pipe = (
+        FAMILIES["FluxPipeline"].load(str(folder), dtype=torch.bfloat16),
+        plain(folder, torch.bfloat16),
+    )
     latents = theirs(pipe, steps=steps, guidance_scale=3.5).float()
     times = pipe.scheduler.sigmas
     torch.testing.assert_close(ours(half, 1.0, times), latents, rtol=0, atol=0.05)
-    assert float((ours(flux.load(str(folder)), 1.0, times) - latents).abs().max()) > 0.3
+    assert (
+        float((ours(FAMILIES["FluxPipeline"].load(str(folder)), 1.0, times) - latents).abs().max())
+        > 0.3
+    )
 
 
 # ---------------------------------------------------------------------------------- bad input
@@ -271,7 +281,20 @@ def test_it_cannot_do_without_its_encoders(folder, part):
     assert "\n" not in str(said.value) and "hardware.cache_prompts=true" in str(said.value)
 
 
-@pytest.mark.parametrize("size", [40, 8])
+def test_width_and_height(folder):
+    found = built(folder, size="64x32").backbone
+    assert found.shape == (4, 4, 8)
+    assert found.sides == {"height": 32, "width": 64}
+    assert found.decode(torch.zeros(1, *found.shape)).shape == (1, 3, 32, 64)
+
+
+@pytest.mark.parametrize("size", ["0x64", "64x", "64x32x32", "9000x32", -16, 9000, True, None, 1.5])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match="a side in pixels, or width x height as 1344x768"):
+        config.Model(size=size)
+
+
+@pytest.mark.parametrize("size", [40, 8, "64x40"])
 def test_a_size_that_patches_do_not_fill(folder, size):
     with pytest.raises(UserError, match=rf"model\.size={size} is no multiple of 16: set one"):
-        flux.load(str(folder), size=size)
+        FAMILIES["FluxPipeline"].load(str(folder), size=size)

@@ -24,7 +24,8 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import CPS, Renoise, Still
 from scoretune.diffusion.processes import Tabulated
 from scoretune.diffusion.solvers.base import KernelSampler
-from scoretune.models import latent_consistency, stable_diffusion
+from scoretune.models import latent_consistency
+from scoretune.models.families import FAMILIES
 from scoretune.models.latent_consistency import LatentConsistency, boundary
 from scoretune.models.tiny import latent_consistency as miniature
 from scoretune.models.tiny import stable_diffusion as tiny_stable_diffusion
@@ -186,7 +187,7 @@ def test_guidance_is_told_and_asked_once(folder, backbone):
     assert isinstance(policy.backbone, Distilled)
     assert (policy.backbone.scale, policy.guidance) == (3.0, 1.0)
     told = plain(folder).get_guidance_scale_embedding(torch.tensor([2.0, 2.0]), 8)
-    assert torch.equal(policy.backbone.guidance_embedding(3.0, noise(2)), told)
+    assert torch.equal(policy.backbone.guidance_embedding(noise(2)), told)
     condition, t = backbone.encode(PROMPTS), torch.full((3,), 0.7)
     with torch.no_grad():
         weak = policy.estimate(noise(), t, condition).data
@@ -212,7 +213,10 @@ def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
     """Euler in x/α is DDIM; it begins at σ(1)·ξ, and the times are our uniform grid's."""
     table = {**TABLE, "prediction_type": prediction, "timestep_spacing": "trailing"}
     saved(tmp_path, tiny_stable_diffusion.pipeline(EulerDiscreteScheduler(**table)))
-    found, pipe = stable_diffusion.load(str(tmp_path)), plain(tmp_path, StableDiffusionPipeline)
+    found, pipe = (
+        FAMILIES["StableDiffusionPipeline"].load(str(tmp_path)),
+        plain(tmp_path, StableDiffusionPipeline),
+    )
     times = times_of(pipe, steps)
     torch.testing.assert_close(times, grids.uniform(found.process, steps, t_end=0.0))
     x = noise() * found.process.sigma(times[:1])
@@ -225,7 +229,10 @@ def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
 def test_a_plain_model_with_lcms_scheduler_renoises(tmp_path, steps):
     """A merged LCM-LoRA: the boundary's share is below 1e-7 at these times."""
     saved(tmp_path, tiny_stable_diffusion.pipeline(LCMScheduler(**TABLE)))
-    found, pipe = stable_diffusion.load(str(tmp_path)), plain(tmp_path, StableDiffusionPipeline)
+    found, pipe = (
+        FAMILIES["StableDiffusionPipeline"].load(str(tmp_path)),
+        plain(tmp_path, StableDiffusionPipeline),
+    )
     latents = theirs(pipe, steps, 1.0)
     mine = ours(found, times_of(pipe, steps), noise())
     torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)

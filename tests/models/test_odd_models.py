@@ -18,9 +18,8 @@ from scoretune.core.errors import UserError
 from scoretune.diffusion import solvers
 from scoretune.diffusion.kernels import Renoise, Still
 from scoretune.diffusion.processes import EDM, RectifiedFlow
-from scoretune.models import folders
+from scoretune.models import families, folders
 from scoretune.models.catalog import FAMILIES, load_backbone
-from scoretune.models.pipelines import flow_of
 from scoretune.models.schedulers import schedule_of
 from scoretune.models.tiny import flux, words
 from scoretune.models.tiny import stable_diffusion as miniature
@@ -97,7 +96,7 @@ def stepped(backbone: Any, scheduler: Any, steps: int = 4) -> torch.Tensor:
     The network is told 1000 t, which solvers of noise tables cut to whole numbers.
     """
     scheduler.set_timesteps(steps)
-    x, states = noise(backbone), backbone.encode(PROMPTS).tokens
+    x, states = noise(backbone), backbone.encode(PROMPTS).summary
     with torch.no_grad():
         for step, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
             output = backbone.network(x, 1000 * sigma, encoder_hidden_states=states).sample
@@ -198,7 +197,7 @@ def test_schedulers_of_no_process_of_ours(name):
 
 def test_a_flow_needs_a_flows_scheduler():
     with pytest.raises(UserError, match="a DDIMScheduler of a noise table, and its network learn"):
-        flow_of("model", diffusers.DDIMScheduler())
+        families.ROWS[2].prepare("model", SimpleNamespace(scheduler=diffusers.DDIMScheduler()))
 
 
 def test_guidance_that_was_distilled_into_a_stable_diffusion():
@@ -419,7 +418,7 @@ def test_a_tokenizer_without_length_and_padding(copy):
         "the tokenizer does not say how long a prompt may be: 10 tokens",
         "the tokenizer has no padding: <end> takes its place",
     )
-    assert found.encode(PROMPTS).tokens.shape[1] == 10
+    assert found.encode(PROMPTS).summary.shape[1] == 10
 
 
 def test_a_tokenizer_may_go_on_to_77():
@@ -436,4 +435,4 @@ def test_the_others_tokenizers_too(tmp_path, build):
         drop(folder / name / "tokenizer_config.json", "model_max_length", "pad_token")
     found = loaded(folder)
     assert sum("tokens" in note for note in found.notes) == 2
-    assert torch.isfinite(found.encode(PROMPTS).tokens).all()
+    assert torch.isfinite(found.encode(PROMPTS).summary).all()

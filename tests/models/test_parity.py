@@ -11,7 +11,7 @@ import torch
 from scoretune.data.scenes import world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise, Still
-from scoretune.models import stable_diffusion
+from scoretune.models.families import FAMILIES
 from scoretune.policy import Policy
 from scoretune.rollout import rollout
 
@@ -21,7 +21,7 @@ STOCHASTIC = [GDDIM(0.5), GDDIM(1.0), Renoise(Posterior(1.0)), EulerMaruyama(Con
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return Policy(stable_diffusion.load(str(world.shipped())), Renoise(Still()))
+    return Policy(FAMILIES["StableDiffusionPipeline"].load(str(world.shipped())), Renoise(Still()))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def ddim_scheduler(policy, start, steps, **options):
 
 @torch.no_grad()
 def states_of(policy, scheduler, start, **options):
-    tokens = policy.backbone.encode(PROMPTS).tokens
+    tokens = policy.backbone.encode(PROMPTS).summary
     states = [start]
     for index in scheduler.timesteps:
         network = policy.backbone.network

@@ -220,7 +220,15 @@ def test_a_lora_can_be_added_and_switched_off(kind, shape, targets):
     assert not torch.allclose(policy.estimate(x, t, condition).data, before, atol=1e-2)
 
 
-@pytest.mark.parametrize("process", [VP(), VE(), RectifiedFlow()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process",
+    [
+        VP(),
+        pytest.param(VE(), marks=pytest.mark.slow),
+        pytest.param(RectifiedFlow(), marks=pytest.mark.slow),
+    ],
+    ids=lambda p: type(p).__name__,
+)
 def test_it_learns_the_posterior_mean_of_gaussian_data(process):
     """x0 = (z, z): E[x0 | x] = α(x₁ + x₂)/(2α² + σ²) in both places."""
     torch.manual_seed(0)

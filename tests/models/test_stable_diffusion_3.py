@@ -19,10 +19,11 @@ from scoretune.data.scenes import world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Renoise, Still
 from scoretune.diffusion.processes import VP
-from scoretune.models import catalog, export, stable_diffusion, stable_diffusion_3
+from scoretune.models import export
+from scoretune.models.families import FAMILIES
 from scoretune.models.lora import add_adapter
+from scoretune.models.observed import Observed
 from scoretune.models.recycled import recycle
-from scoretune.models.stable_diffusion_3 import StableDiffusion3
 from scoretune.models.tiny import stable_diffusion_3 as miniature
 from scoretune.models.tiny import words
 from scoretune.policy import Policy
@@ -56,14 +57,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def backbone(folder) -> StableDiffusion3:
-    return stable_diffusion_3.load(str(folder))
+def backbone(folder) -> Observed:
+    return FAMILIES["StableDiffusion3Pipeline"].load(str(folder))
 
 
 @pytest.fixture(scope="module")
-def adapted(folder) -> StableDiffusion3:
+def adapted(folder) -> Observed:
     """The same with a fresh adapter."""
-    found = stable_diffusion_3.load(str(folder))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(folder))
     add_adapter(found.network, 2)
     return found
 
@@ -73,7 +74,7 @@ def noise(batch: int = len(PROMPTS), seed: int = 2) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ours(found: StableDiffusion3, guidance: float, times: torch.Tensor, solver: str = "euler"):
+def ours(found: Observed, guidance: float, times: torch.Tensor, solver: str = "euler"):
     policy = Policy(found, Renoise(Still()), guidance)
     field = policy.field(found.encode(PROMPTS))
     solve = solvers.SOLVERS[solver].function
@@ -105,7 +106,7 @@ def scheduled(pipe: Any, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize(("third", "tokens"), [(False, 0), (False, 5), (True, 10), (True, None)])
 def test_euler_is_the_pipeline(tmp_path, third, tokens, shift, guidance):
     saved(tmp_path, miniature.pipeline(third=third, shift=shift), tokens)
-    found, pipe = stable_diffusion_3.load(str(tmp_path)), plain(tmp_path, third)
+    found, pipe = FAMILIES["StableDiffusion3Pipeline"].load(str(tmp_path)), plain(tmp_path, third)
     times, length = scheduled(pipe, 6), 256 if tokens is None else tokens
     mine, latents = ours(found, guidance, times), theirs(pipe, guidance, 6, length)
     assert float(latents.std()) > 0.5
@@ -119,7 +120,7 @@ def test_euler_is_the_pipeline(tmp_path, third, tokens, shift, guidance):
 def test_the_shipped_flow_is_the_pipeline(guidance):
     """On our uniform grid; its scheduler's own has a last step of 1/1000."""
     folder = world.shipped("scenes-flow")
-    found, pipe = stable_diffusion_3.load(str(folder)), plain(folder)
+    found, pipe = FAMILIES["StableDiffusion3Pipeline"].load(str(folder)), plain(folder)
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     times = grids.uniform(found.process, 8)
     pictures = pipe(
@@ -163,21 +164,19 @@ def test_a_prompt_is_read_as_the_pipeline_reads_it(folder, backbone):
     states, empty, pooled, free = plain(folder).encode_prompt(
         PROMPTS, None, None, max_sequence_length=3
     )
-    assert condition.tokens.shape == (3, 10 + 3 + 1, 24)
-    torch.testing.assert_close(condition.tokens[:, :-1], states)
-    torch.testing.assert_close(condition.tokens[:, -1, :20], pooled)
-    assert not condition.tokens[:, -1, 20:].any()
-    assert not condition.tokens[:, :10, 20:].any()  # two CLIPs of 12 and 8 do not fill 24
-    torch.testing.assert_close(condition.null[:-1], empty[0])
-    torch.testing.assert_close(condition.null[-1, :20], free[0])
-    alone = backbone.encode(PROMPTS[:1]).tokens
-    torch.testing.assert_close(alone, condition.tokens[:1], rtol=0, atol=1e-6)
+    rows, free_rows = condition.tokens.rows, condition.null.rows
+    assert condition.summary.shape == (3, 10 + 3, 24)
+    torch.testing.assert_close(rows["encoder_hidden_states"], states)
+    torch.testing.assert_close(rows["pooled_projections"], pooled)
+    assert not states[:, :10, 20:].any()  # two CLIPs of 12 and 8 do not fill 24
+    torch.testing.assert_close(free_rows["encoder_hidden_states"], empty[:1])
+    torch.testing.assert_close(free_rows["pooled_projections"], free[:1])
 
 
-def test_a_pooled_state_wider_than_a_token_takes_two_rows(tmp_path):
+def test_a_pooled_state_wider_than_a_token(tmp_path):
     saved(tmp_path, miniature.pipeline(pooled=16), 0)
-    found, pipe = stable_diffusion_3.load(str(tmp_path)), plain(tmp_path)
-    assert found.encode(PROMPTS).tokens.shape == (3, 10 + 2, 24)
+    found, pipe = FAMILIES["StableDiffusion3Pipeline"].load(str(tmp_path)), plain(tmp_path)
+    assert found.encode(PROMPTS).tokens.rows["pooled_projections"].shape == (3, 32)
     times = scheduled(pipe, 3)
     torch.testing.assert_close(ours(found, 2.0, times), theirs(pipe, 2.0, 3, 0), rtol=0, atol=1e-4)
 
@@ -186,8 +185,8 @@ def test_what_stands_in_t5s_place_survives_diffusers(folder, tmp_path, caplog):
     """Plain diffusers loads and saves the folder without losing the note, and says nothing."""
     plain(folder).save_pretrained(tmp_path)
     assert "attributes" not in caplog.text
-    again = stable_diffusion_3.load(str(tmp_path))
-    assert again.encode(PROMPTS).tokens.shape == (3, 10 + 3 + 1, 24)
+    again = FAMILIES["StableDiffusion3Pipeline"].load(str(tmp_path))
+    assert again.encode(PROMPTS).summary.shape == (3, 10 + 3, 24)
 
 
 # --------------------------------------------------------------------------------- the network
@@ -207,7 +206,9 @@ def test_the_label_is_a_thousand_times_the_time(backbone):
 @pytest.mark.parametrize("offset", [None, 0.06])
 def test_pictures_and_back(tmp_path, offset):
     """decode(z) is the VAE at z/scaling + shift, and embed the inverse of that line."""
-    found = stable_diffusion_3.load(str(saved(tmp_path, miniature.pipeline(offset=offset), 0)))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(
+        str(saved(tmp_path, miniature.pipeline(offset=offset), 0))
+    )
     vae, z = found.pipeline.vae, noise(2)
     with torch.no_grad():
         pixels = vae.decode(z / 1.5 + (offset or 0)).sample
@@ -260,7 +261,7 @@ def test_a_path_from_pure_noise_to_data(backbone):
 
 
 def test_a_lora_under_another_process_has_its_own_names(folder, tmp_path):
-    found = stable_diffusion_3.load(str(folder))
+    found = FAMILIES["StableDiffusion3Pipeline"].load(str(folder))
     add_adapter(found.network, 2)
     text = export.lora(Policy(recycle(found, VP()), GDDIM(1.0)), tmp_path).read_bytes()
     assert b"transformer.transformer_blocks" in text
@@ -277,21 +278,23 @@ def built(source: Path | str, **rest: Any) -> Policy:
 
 
 def test_the_family_is_chosen_by_the_class(folder):
-    assert isinstance(built(folder).backbone, StableDiffusion3)
-    assert isinstance(built("scenes").backbone, stable_diffusion.StableDiffusion)
+    assert isinstance(built(folder).backbone, Observed)
+    assert isinstance(built("scenes").backbone, Observed)
 
 
 def test_a_wrong_family_says_which_there_are(folder, tmp_path):
     saved(tmp_path, miniature.pipeline(), 0)
     index = tmp_path / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "SanaPipeline"}))
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "KolorsPipeline"}))
     with pytest.raises(UserError) as caught:
         built(tmp_path)
     said = str(caught.value)
-    assert said.startswith(f"'{tmp_path}' holds a SanaPipeline, which is no family of this version")
-    assert next(iter(catalog.FAMILIES)) in said
+    assert said.startswith(
+        f"'{tmp_path}' holds a KolorsPipeline, which is no family of this version"
+    )
+    assert "the nearest is" in said and len(said) - len(str(tmp_path)) < 250
     with pytest.raises(UserError, match="holds a StableDiffusion3Pipeline, not a StableDiffusionP"):
-        stable_diffusion.load(str(folder))
+        FAMILIES["StableDiffusionPipeline"].load(str(folder))
 
 
 def test_a_folder_that_is_missing(tmp_path):
@@ -309,7 +312,7 @@ def test_a_hub_id_is_read_at_its_revision(folder, tmp_path, monkeypatch):
     (home / "snapshots" / commit).symlink_to(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     found = built("me/tiny", revision="tried").backbone
-    assert isinstance(found, StableDiffusion3)
+    assert isinstance(found, Observed)
     for revision in (None, "nothing"):
         with pytest.raises(UserError, match="cannot load the model 'me/tiny'") as caught:
             built("me/tiny", revision=revision)

@@ -19,8 +19,8 @@ from diffusers import (
 from scoretune.core.errors import UserError
 from scoretune.diffusion import solvers
 from scoretune.diffusion.kernels import GDDIM, Renoise, Still
-from scoretune.models import stable_diffusion_xl
-from scoretune.models.stable_diffusion_xl import GuidedStableDiffusionXL, StableDiffusionXL
+from scoretune.models.families import FAMILIES
+from scoretune.models.observed import Observed, ObservedTold
 from scoretune.models.tiny import stable_diffusion_xl as miniature
 from scoretune.models.tiny import words
 from scoretune.models.tiny.stable_diffusion_xl import TABLE
@@ -50,8 +50,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def backbone(folder) -> StableDiffusionXL:
-    return stable_diffusion_xl.load(str(folder))
+def backbone(folder) -> Observed:
+    return FAMILIES["StableDiffusionXLPipeline"].load(str(folder))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def started(found: Any, pipe: Any, times: torch.Tensor, z: torch.Tensor) -> torc
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_ddim_is_the_pipeline(tmp_path, name, guidance):
     saved(tmp_path, scheduled(miniature.pipeline(), **SCHEDULERS[name]))
-    found, pipe = stable_diffusion_xl.load(str(tmp_path)), plain(tmp_path)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
     assert found.prediction.name == pipe.scheduler.config.prediction_type
     times = times_of(pipe, 5)
     mine = ours(found, guidance, times, started(found, pipe, times, noise()))
@@ -133,7 +133,7 @@ def test_ddim_is_the_pipeline(tmp_path, name, guidance):
 
 
 def test_a_picture_of_another_size_is_the_pipelines(folder):
-    found, pipe = stable_diffusion_xl.load(str(folder), size=64), plain(folder)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(folder), size=64), plain(folder)
     assert found.shape == (4, 8, 8)
     times, z = times_of(pipe, 3), noise(side=8)
     latents = theirs(pipe, 3.0, 3, latents=z, height=64, width=64)
@@ -144,7 +144,7 @@ def test_a_picture_of_another_size_is_the_pipelines(folder):
 
 
 def test_what_is_told_of_sizes(folder):
-    found = stable_diffusion_xl.load(str(folder), size=48)
+    found = FAMILIES["StableDiffusionXLPipeline"].load(str(folder), size=48)
     seen: list[dict[str, Any]] = []
     found.network.register_forward_pre_hook(
         lambda module, given, named: seen.append(named), with_kwargs=True
@@ -153,14 +153,15 @@ def test_what_is_told_of_sizes(folder):
     with torch.no_grad():
         found.predict(noise(side=6), torch.full((3,), 0.5), tokens)
     assert seen[0]["added_cond_kwargs"]["time_ids"].tolist() == [[48, 48, 0, 0, 48, 48]] * 3
-    assert torch.equal(seen[0]["added_cond_kwargs"]["text_embeds"], tokens[:, 10, :10])
-    assert seen[0]["timestep_cond"] is None
+    pooled = tokens.rows["added_cond_kwargs.text_embeds"]
+    assert torch.equal(seen[0]["added_cond_kwargs"]["text_embeds"], pooled)
+    assert seen[0].get("timestep_cond") is None
 
 
 def test_a_unet_that_is_told_of_guidance(tmp_path):
     saved(tmp_path, miniature.pipeline(guidance=6))
-    found, pipe = stable_diffusion_xl.load(str(tmp_path)), plain(tmp_path)
-    assert isinstance(found, GuidedStableDiffusionXL)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
+    assert isinstance(found, ObservedTold)
     assert isinstance(found, Distilled)
     found.scale = 4.0
     times = times_of(pipe, 4)
@@ -177,7 +178,7 @@ def test_turbos_ancestral_euler_is_gddim_of_one(tmp_path, steps):
     pipe = miniature.pipeline()
     pipe.scheduler = EulerAncestralDiscreteScheduler(**TABLE, timestep_spacing="trailing")
     saved(tmp_path, pipe)
-    found, pipe = stable_diffusion_xl.load(str(tmp_path)), plain(tmp_path)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
     times, generator = times_of(pipe, steps), torch.Generator().manual_seed(5)
     field = Policy(found, GDDIM(1.0)).field(found.encode(PROMPTS))
     x = noise() * found.process.sigma(times[:1])
@@ -194,25 +195,23 @@ def test_turbos_ancestral_euler_is_gddim_of_one(tmp_path, steps):
 @pytest.mark.parametrize("zeros", [True, False])
 def test_a_prompt_is_read_as_the_pipeline_reads_it(tmp_path, first, zeros):
     saved(tmp_path, miniature.pipeline(first=first, zeros=zeros))
-    found, pipe = stable_diffusion_xl.load(str(tmp_path)), plain(tmp_path)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
     with torch.no_grad():
         states, empty, pooled, free = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
     condition, width = found.encode(PROMPTS), 20 if first else 8
-    rows = 1 if first else 2  # a pooled state of 10 numbers, in rows of 20 or of 8
-    assert condition.tokens.shape == (3, 10 + rows, width)
-    torch.testing.assert_close(condition.tokens[:, :10], states)
-    torch.testing.assert_close(condition.tokens[:, 10:].flatten(1)[:, :10], pooled)
-    torch.testing.assert_close(condition.null[:10], empty[0])
-    torch.testing.assert_close(condition.null[10:].flatten()[:10], free[0])
-    assert bool(condition.null.any()) is not zeros
-    alone = found.encode(PROMPTS[:1]).tokens
-    torch.testing.assert_close(alone, condition.tokens[:1], rtol=0, atol=1e-6)
+    assert condition.summary.shape == (3, 10, width)
+    rows, unprompted = condition.tokens.rows, condition.null.rows
+    torch.testing.assert_close(rows["encoder_hidden_states"], states)
+    torch.testing.assert_close(rows["added_cond_kwargs.text_embeds"], pooled)
+    torch.testing.assert_close(unprompted["encoder_hidden_states"], empty[:1])
+    torch.testing.assert_close(unprompted["added_cond_kwargs.text_embeds"], free[:1])
+    assert bool(unprompted["encoder_hidden_states"].any()) is not zeros
 
 
 @pytest.mark.parametrize(("first", "zeros"), [(False, True), (True, False)])
 def test_without_the_first_encoder_or_the_zeros_it_is_the_pipeline(tmp_path, first, zeros):
     saved(tmp_path, miniature.pipeline(first=first, zeros=zeros))
-    found, pipe = stable_diffusion_xl.load(str(tmp_path)), plain(tmp_path)
+    found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
     times = times_of(pipe, 3)
     mine = ours(found, 3.0, times, started(found, pipe, times, noise()))
     torch.testing.assert_close(mine, theirs(pipe, 3.0, 3), rtol=0, atol=1e-4)
@@ -221,11 +220,11 @@ def test_without_the_first_encoder_or_the_zeros_it_is_the_pipeline(tmp_path, fir
 def test_the_second_encoder_reads_its_own_words(tmp_path):
     """A first tokenizer without its encoder is left out."""
     saved(tmp_path, miniature.pipeline(first=False))
-    alone = stable_diffusion_xl.load(str(tmp_path)).encode(PROMPTS)
+    alone = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)).encode(PROMPTS)
     pipe = plain(tmp_path)
     pipe.register_modules(tokenizer=words.tokenizer(6))
-    found = stable_diffusion_xl.load(str(saved(tmp_path, pipe)))
-    torch.testing.assert_close(found.encode(PROMPTS).tokens, alone.tokens)
+    found = FAMILIES["StableDiffusionXLPipeline"].load(str(saved(tmp_path, pipe)))
+    torch.testing.assert_close(found.encode(PROMPTS).tokens.rows, alone.tokens.rows)
 
 
 # -------------------------------------------------------------------------------- the network
@@ -244,7 +243,7 @@ def test_a_decoder_that_overflows_in_half_precision_is_kept_whole(tmp_path, upca
     pipe.vae.register_to_config(force_upcast=upcast)
     pipe.vae.decoder.conv_in.weight.data *= 3e5
     saved(tmp_path, pipe)
-    half = stable_diffusion_xl.load(str(tmp_path), dtype=torch.float16)
+    half = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path), dtype=torch.float16)
     assert half.pipeline.unet.dtype == torch.float16
     assert half.pipeline.vae.dtype == (torch.float32 if upcast else torch.float16)
     z = noise(2).requires_grad_(True)
@@ -252,7 +251,7 @@ def test_a_decoder_that_overflows_in_half_precision_is_kept_whole(tmp_path, upca
     assert pictures.dtype == torch.float32
     assert bool(torch.isfinite(pictures).all()) is upcast
     if upcast:
-        whole = stable_diffusion_xl.load(str(tmp_path)).decode(z)
+        whole = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)).decode(z)
         torch.testing.assert_close(pictures, whole, rtol=0, atol=5e-3)
         pictures.sum().backward()
         assert bool(torch.isfinite(z.grad).all()) and bool(z.grad.any())
@@ -286,7 +285,7 @@ SPOILT = [
 def test_a_folder_that_is_no_such_model_says_so_in_a_line(copy, spoil, said):
     spoil(copy)
     with pytest.raises(UserError) as caught:
-        stable_diffusion_xl.load(str(copy))
+        FAMILIES["StableDiffusionXLPipeline"].load(str(copy))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -296,4 +295,4 @@ def test_the_refiners_unet_is_refused(tmp_path):
     pipe.unet = miniature.denoiser(miniature.SECOND, pooled=10 - 8)  # five sizes, not six
     saved(tmp_path, pipe)
     with pytest.raises(UserError, match="as the refiner's does: fine-tune the base model"):
-        stable_diffusion_xl.load(str(tmp_path))
+        FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path))

@@ -1,6 +1,7 @@
 """Critics on Brownian motion, h = x²: V = x² + (1 − t) is known."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from scoretune.rl import (
     clstd,
     ctd0,
     ctd_lambda,
+    drawn_returns,
     gae,
     martingale_loss,
     returns_to_go,
@@ -49,6 +51,33 @@ def test_martingale_loss_finds_the_value(brownian):
     hessian = torch.autograd.functional.hessian(loss, weights)
     solved = -torch.linalg.solve(hessian, gradient)
     assert solved.tolist() == pytest.approx([1, 0], abs=0.06)
+
+
+def test_returns_by_drawn_steps_golden():
+    rewards, terminal = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([10.0])
+    # Two of three were drawn: each other one stands for (3 − 1)/(2 − 1) = 2.
+    own = drawn_returns(rewards, terminal, 2, 3, own=True)
+    assert own.tolist() == [[10 + 1 + 2 * 3, 10 + 2 * 3, 10 + 3]]
+    assert drawn_returns(rewards, terminal, 2, 3, own=False).tolist() == [[18, 16, 16]]
+    with pytest.raises(ValueError, match="draw two"):
+        drawn_returns(rewards, terminal, 1, 3, own=True)
+
+
+@pytest.mark.parametrize("drawn", [2, 3, 5])
+def test_returns_by_drawn_steps_are_unbiased(drawn):
+    """Over all draws that hold step k: of k itself, and of what follows it."""
+    rewards, terminal = (
+        torch.tensor([0.3, -1.0, 2.0, 0.7, 4.0], dtype=F64),
+        torch.tensor(1.5).to(F64),
+    )
+    exact = returns_to_go(rewards, terminal, torch.ones_like(rewards))
+    subsets = [*combinations(range(5), drawn)]
+    masks = torch.tensor([[float(j in subset) for j in range(5)] for subset in subsets]).to(F64)
+    for own, ahead in ((True, 0), (False, 1)):
+        found = drawn_returns(masks * rewards, terminal.expand(len(masks)), drawn, 5, own=own)
+        for k in range(5 - ahead):
+            mean = found[masks[:, k] > 0, k + ahead].mean()
+            torch.testing.assert_close(mean, exact[k + ahead])
 
 
 def test_ctd0_stands_still_at_the_value_only(brownian):

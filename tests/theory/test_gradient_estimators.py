@@ -129,6 +129,7 @@ def expected(bed, count: int) -> dict[str, float]:
     return exact | ends | {"E": exact["D"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", PATHS)
 def test_estimators_have_their_expectations(bed, computed, count):
     for name, exact in expected(bed, count).items():

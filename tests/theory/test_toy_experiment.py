@@ -33,6 +33,7 @@ def test_judging_is_exact(bed):
     assert numbers["chain_kl"] == pytest.approx(0.6**2 / (2 * 0.25), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", experiment.FORMS)
 def test_every_form_of_credit_learns(form):
     numbers = experiment.on_the_line(form, 10, True, "gddim", seed=0, updates=4, batch=256)

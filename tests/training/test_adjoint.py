@@ -300,6 +300,7 @@ def test_the_regression_onto_adjoints_has_this_gradient(kernel):
     assert float(theirs.norm()) > 1e-2
 
 
+@pytest.mark.slow
 def test_with_the_kl_of_time_it_is_the_same_in_the_limit():
     """Weights of the integral instead of those of single steps: a difference of order Δ."""
     off = []
@@ -369,11 +370,23 @@ def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Te
     ("recipe", "changes"),
     [
         ("draft", ["objective.last=3", "model.guidance=3"]),
-        ("draft", ["objective.last=4", "sampling.jitter=true", "hardware.device_batch=2"]),
-        ("alignprop", ["objective.last=4"]),
+        pytest.param(
+            "draft",
+            ["objective.last=4", "sampling.jitter=true", "hardware.device_batch=2"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("alignprop", ["objective.last=4"], marks=pytest.mark.slow),
         ("alignprop", ["objective.last=4", "sampling.eta=0"]),
-        ("alignprop", ["objective.last=3", "sizes.group=2", "sampling.shared_noise=true"]),
-        ("draft", ["model.source=scenes-flow", "reward=reader + 0.5*brightness"]),
+        pytest.param(
+            "alignprop",
+            ["objective.last=3", "sizes.group=2", "sampling.shared_noise=true"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "draft",
+            ["model.source=scenes-flow", "reward=reader + 0.5*brightness"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_kept_graph_has_the_gradient_of_the_adjoint(recipe, changes):

@@ -412,6 +412,7 @@ def test_credit_comes_before_the_fit():
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_it_learns_a_value_that_is_known():
     """Reward x², data N(0, 1): V(t, x) = α²x² + 1 − α²; the guess x̂0² is its first term."""
     policy = Policy(toy.Gaussian(VP(), 0.0, 1.0), GDDIM(1.0))
@@ -557,6 +558,49 @@ def test_a_slope_is_the_gradient_of_the_value_that_is_learned(estimate):
     torch.testing.assert_close(views.value, value(x).detach(), rtol=1e-4, atol=1e-4)
     slope = torch.autograd.grad(value(x).sum(), x)[0]
     torch.testing.assert_close(views.slope, slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimate", ["pretrained", "policy"])
+@pytest.mark.parametrize("form", ["rate", "slope", "explicit"])
+def test_one_look_serves_slope_and_kl(form, estimate):
+    """The same credit and fit as by a path that knows every reference, which asks once more."""
+    first, batch = (0 if form == "slope" else 1), 8
+    control = toy.HatControl(1)
+    torch.manual_seed(3)
+    torch.nn.init.normal_(control.table, std=0.5)
+    policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
+    found, calls = [], []
+    for reference in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        noise, times = prior(policy, batch, generator), grids.karras(VP(), STEPS)
+        in_chain = form == "slope"
+        path = rollout(
+            policy,
+            Condition.none(batch),
+            times,
+            generator,
+            noise,
+            reference=reference,
+            in_chain=in_chain,
+        )
+        credit = critic_credit(0.3, form, exploration=0.2, first=first, estimate=estimate)
+        credit = replace(credit, policy=policy)
+        k, b = (part[every_step(path)[0] >= first] for part in every_step(path))
+        policy.calls = 0
+        torch.manual_seed(1)
+        said = credit(path, Scores(square(path.final)), lambda x, w: x[:, 0] ** 2, k, b)
+        found.append(transitions(path, said, k, b, 1.0))
+        found.append(said.metrics)
+        calls.append(policy.calls)
+    (asked, fit), (shared, fit_shared) = found[:2], found[2:]
+    for name in ("reference_data", "data_slope", "advantage", "action"):
+        one, other = getattr(asked, name), getattr(shared, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert fit_shared["value_loss"] == pytest.approx(fit["value_loss"], rel=1e-4)
+    again = batch * (STEPS - first) if estimate == "policy" else batch * (form == "slope")
+    assert calls[1] == calls[0] + again
 
 
 def test_rate_and_slope_tend_to_each_other():

@@ -11,7 +11,9 @@ from torch import Tensor
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.diffusion.processes import VP, expand
-from scoretune.models import stable_diffusion, toy
+from scoretune.models import toy
+from scoretune.models.families import FAMILIES
+from scoretune.models.observed import Observed
 from scoretune.policy import WithFeatures
 from scoretune.rl import martingale_loss
 from scoretune.training.credit.values import INPUTS, SKIPS, Critic, critic_for, explained_variance
@@ -177,8 +179,8 @@ def test_a_critic_that_does_not_exist():
 
 
 @pytest.fixture(scope="module")
-def diffusion() -> stable_diffusion.StableDiffusion:
-    return stable_diffusion.load(str(world.shipped()))
+def diffusion() -> Observed:
+    return FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()))
 
 
 def states(backbone, batch=3):
@@ -212,7 +214,7 @@ def test_no_hook_is_left_behind(diffusion):
 
 
 def test_features_in_half_precision():
-    half = stable_diffusion.load(str(world.shipped()), dtype=torch.bfloat16)
+    half = FAMILIES["StableDiffusionPipeline"].load(str(world.shipped()), dtype=torch.bfloat16)
     x, t, tokens = states(half)
     output, features = half.predict_with_features(x, t, tokens)
     assert torch.equal(output, half.predict(x, t, tokens))
@@ -301,6 +303,7 @@ def test_a_skip_helps_a_polynomial(skip):
     assert wrong < (0.3 if skip == "none" else 0.06) * naive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", ["cos_sin", "linear", "cos"])
 def test_a_network_learns_the_known_value(skip):
     """… by the martingale loss, which asks for rewards alone; and the exact value is its least."""

@@ -253,6 +253,7 @@ def test_the_sweep_goes_backwards_with_fresh_targets():
         torch.testing.assert_close(weight, twin.energy.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrival", "departure"])
 def test_a_sampler_finds_the_data(form):
     """Exact scores of N(1 + θ, ¼) and data N(1.5, ¼), never a reward: θ goes to ½."""

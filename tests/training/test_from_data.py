@@ -109,6 +109,7 @@ def test_every_network_and_process_runs(tmp_path, kind, changes):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_average_is_what_is_saved(tmp_path):
     """500 updates bring the moons nearer than noise of their mean and deviation is."""
     run = configured("updates=500", "model.width=64", "evaluation.every=0", "sizes.batch=128")
@@ -238,7 +239,12 @@ def test_it_is_distilled(tmp_path, finished):
 
 
 @pytest.mark.parametrize(
-    ("kind", "data", "rank"), [("mlp", "moons", 4), ("unet", "digits", 4), ("mlp", "digits", 0)]
+    ("kind", "data", "rank"),
+    [
+        ("mlp", "moons", 4),
+        pytest.param("unet", "digits", 4, marks=pytest.mark.slow),
+        ("mlp", "digits", 0),
+    ],
 )
 def test_a_reward_fine_tunes_it(tmp_path, monkeypatch, kind, data, rank):
     (tmp_path / "my_reward.py").write_text("def right(x, prompts): return x.flatten(1)[:, 0]\n")

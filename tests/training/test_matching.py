@@ -275,6 +275,7 @@ def lattice(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (v.sqrt() * normal)[:, None], t, v
 
 
+@pytest.mark.slow
 def test_a_small_network_comes_down_to_the_floor(small):
     # What it ends at is the floor plus the squared error of its own, which quadrature knows.
     x, t, v = lattice(torch.linspace(1e-5, 1, 2001))

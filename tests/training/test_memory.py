@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import judged
+from kin import slow_kin
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.diffusion.named import kernel
@@ -25,8 +25,6 @@ from scoretune.training import build, engine, overrides
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Method, Paths
 
-ALL = bool(os.environ.get("SCORETUNE_DEVICES"))
-ASKED = "one of its kind is tried; SCORETUNE_DEVICES=1 tries them all"
 SPARING = ["hardware.checkpointing=true"]  # and as few states as can be learned from
 ON_PICTURES = sorted(set(recipes.RECIPES) - {"consistency"})  # which is for networks of one's own
 VARIANTS = {
@@ -163,20 +161,11 @@ def gradient_of(run: Run, policy: Policy, method: Method) -> tuple[Tensor, Tenso
     return found, torch.cat(fitted)
 
 
-KIN = {  # of those whose sources, credit and objective another has: run when they are asked for
-    *("alignprop", "dance_grpo", "ddpo_sf", "draft", "flow_cps", "flow_grpo", "grpo", "mix_grpo"),
-    *("mix_grpo_flash", "reinforce", "slope, own Jacobian", "explicit, no skip", "ratio", "ctrl"),
-    *("ipo", "simpo", "mallows", "dspo"),
-}
+ALIKE = ("draft", "slope, own Jacobian", "explicit, no skip", "ratio", "ctrl")
+"""Of those whose sources, credit and objective another has."""
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(name in KIN and not ALL, reason=ASKED))
-        for name in VARIANTS
-    ],
-)
+@pytest.mark.parametrize("variant", slow_kin(VARIANTS, ALIKE))
 def test_a_device_holds_its_batch_and_finds_the_gradient_of_the_whole(backbone, variant):
     network, home = backbone
     run = settings_of(variant, home)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import judged
+from kin import KIN
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -162,7 +163,14 @@ def test_every_reward_recipe_has_a_goal():
     assert sorted(GOALS) == REWARDED
 
 
-@pytest.mark.parametrize("recipe", REWARDED)
+QUICK = ("ddpo", "score_as_action", "refl", "d3po", "spo")
+"""One of each way of learning, in the quick tests too."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in REWARDED],
+)
 def test_a_recipe_learns(recipe):
     updates, goal = GOALS[recipe]
     rise, errors, _, _ = learn(recipe, updates=updates)
@@ -170,6 +178,7 @@ def test_a_recipe_learns(recipe):
     assert errors > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", FROM_DATA)
 def test_a_recipe_learns_from_data(recipe, monkeypatch):
     """Never told the reward: data lie around its best place."""
@@ -250,6 +259,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_score_as_action_learns_in_every_form(form):
     """Within six updates."""
@@ -262,11 +272,11 @@ def test_score_as_action_learns_in_every_form(form):
     ("recipe", "changes"),
     [
         ("score_as_action", []),
-        ("score_as_action", ["objective.form=ratio"]),
+        pytest.param("score_as_action", ["objective.form=ratio"], marks=pytest.mark.slow),
         ("ddpo", []),
-        ("dpok", ["objective.trust_region=0.02"]),
-        ("grpo", ["sampling.jitter=true"]),
-        ("online_dpo", ["objective.reference=acting"]),
+        pytest.param("dpok", ["objective.trust_region=0.02"], marks=pytest.mark.slow),
+        pytest.param("grpo", ["sampling.jitter=true"], marks=pytest.mark.slow),
+        pytest.param("online_dpo", ["objective.reference=acting"], marks=pytest.mark.slow),
     ],
 )
 def test_a_reward_without_gradient_is_learned_too(recipe, changes):
@@ -275,6 +285,7 @@ def test_a_reward_without_gradient_is_learned_too(recipe, changes):
     assert errors > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["null", "ddim"])
 def test_a_rate_by_the_critic_alone(solver):
     """With critic.skip=none the slope is the network's own, and no reward is differentiated."""
@@ -292,6 +303,7 @@ ALIKE = ["sizes.prompts=32", "sizes.accumulate=1", "optimiser.learning_rate=0.00
 ALONE = ["objective.critic.skip=none", "objective.critic.learning_rate=0.01"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -397,6 +409,7 @@ def test_alignprop_learns_from_a_random_number_of_steps():
 # ---------------------------------------------------------------------------- trust regions
 
 
+@pytest.mark.slow
 def test_a_trust_region_holds_updates_back():
     changes = ["objective.form=slope"]
     free = learn("score_as_action", *changes, updates=8)[2]
@@ -495,7 +508,11 @@ def test_features_that_a_network_has_not_are_missed_early():
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        *((recipe, []) for recipe in recipes.RECIPES if recipe not in ("consistency", "spo")),
+        *(
+            pytest.param(name, [], marks=[pytest.mark.slow] if name in KIN else [])
+            for name in recipes.RECIPES
+            if name not in ("consistency", "spo")
+        ),
         ("spo", ["objective.threshold=0", "objective.skip=0"]),
         ("score_as_action", ["objective.form=rate", "sampling.solver=dpmpp_2m"]),
         ("score_as_action", ["objective.form=explicit", "sampling.jitter=true"]),

@@ -182,6 +182,7 @@ def test_a_moved_policy_is_clipped():
 # ---------------------------------------------------------------------------- exact gradients
 
 
+@pytest.mark.slow
 def test_the_sampler_tends_to_the_closed_form():
     theta, times = 0.9, grids.uniform(PROCESS, 1000, t_end=1e-5)
     policy = policy_at(theta, KERNELS[1])
@@ -192,8 +193,11 @@ def test_the_sampler_tends_to_the_closed_form():
     assert gradient(policy, exact) == pytest.approx(SLOPE - KAPPA * theta / S0, abs=0.02)
 
 
+FAR = pytest.param(0.9, marks=pytest.mark.slow)
+
+
 @every_kernel
-@pytest.mark.parametrize("theta", [0.1, 0.9])
+@pytest.mark.parametrize("theta", [0.1, FAR])
 def test_policy_gradient_of_terminal_rewards(kernel, theta):
     times = grids.karras(PROCESS, 20)
     policy, reference = policy_at(theta, kernel), policy_at(0.0, kernel)
@@ -212,7 +216,7 @@ def test_policy_gradient_of_terminal_rewards(kernel, theta):
 
 
 @every_kernel
-@pytest.mark.parametrize("theta", [0.1, 0.9])
+@pytest.mark.parametrize("theta", [0.1, FAR])
 def test_score_action_with_a_critic_that_knows(kernel, theta):
     times = grids.karras(PROCESS, 20)
     policy, reference = policy_at(theta, kernel), policy_at(0.0, kernel)
@@ -253,6 +257,7 @@ def test_score_action_by_the_slope_of_the_value(kernel, theta):
     assert -gradient(policy, objective(steps).value) == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_critic_lowers_the_variance():
     """A critic's TD advantage has a smaller gradient error than the reward of the whole path."""
     times, policy = grids.karras(PROCESS, 20), policy_at(0.1, GDDIM(1.0))
@@ -288,6 +293,7 @@ def kl_of(policy: Policy, reference: Policy, times: Tensor, batch: int = 50) -> 
     return float(kls.sum()) / batch
 
 
+@pytest.mark.slow
 @every_kernel
 def test_path_kl_of_rollouts(kernel):
     theta = 0.7

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
+from kin import slow_kin
 from scoretune import recipes
 from scoretune.core import config
 from scoretune.core.config import Checked, Run, Strict
@@ -51,7 +52,7 @@ def others(annotation: Any, value: Any) -> list[Any]:
     return [(value or 0) + 1, (value or 0) + 4] if annotation is int else [(value or 0) / 2 + 0.25]
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_kin(BASES))
 def test_every_setting_is_refused_where_it_is_never_read_and_only_there(name):
     run = changed(recipes.named(name.split()[0]), BASES[name])
     tried = 0

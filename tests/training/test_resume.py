@@ -1,8 +1,8 @@
 """A run that is killed and resumed ends where an undisturbed one ends, to the bit.
 
-By default three kills of a forked child in one recipe, and each thing that changes while a run
-trains is restored once. `SCORETUNE_KILLS=1 python -m pytest -s tests/training/test_resume.py`
-kills runs of the other recipes too, and a real `scoretune train` ten times, at random moments.
+Three kills of a forked child in one recipe, and each thing that changes while a run trains is
+restored once. The slow ones kill runs of the other recipes too, and a real `scoretune train` ten
+times, at random moments.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from scoretune.training import overrides, run_folder
 from scoretune.training.hooks import Silent
 from scoretune.training.progress import Progress
 
-when_asked = pytest.mark.skipif("SCORETUNE_KILLS" not in os.environ, reason="SCORETUNE_KILLS=1")
 FOUR = ("updates=4", "evaluation.every=2", "checkpoints.keep=4")
 
 
@@ -129,14 +128,13 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
     return child.exitcode or 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
         "score_as_action",
-        pytest.param("ddpo", marks=when_asked),
-        pytest.param("supervised", marks=when_asked),
-        pytest.param("dpo", marks=when_asked),
+        pytest.param("ddpo", marks=pytest.mark.slow),
+        pytest.param("supervised", marks=pytest.mark.slow),
+        pytest.param("dpo", marks=pytest.mark.slow),
     ],
 )
 def test_three_kills_change_nothing(tmp_path, small, recipe, few_pictures):
@@ -167,7 +165,6 @@ RANKED = [
 
 
 @pytest.mark.slow
-@when_asked
 def test_five_kills_of_online_dpo_change_nothing(tmp_path, small):
     updates = 7
     run = configured("online_dpo", small, *RANKED, f"updates={updates}", "evaluation.every=2")
@@ -225,8 +222,8 @@ def test_full_fine_tuning_resumes_too(tmp_path, small):
     ("recipe", "changes"),
     [
         ("online_dpo", RANKED),
-        pytest.param("d3po", ["objective.ranking.label=votes"], marks=when_asked),
-        pytest.param("spo", ["objective.threshold=0", "objective.skip=0"], marks=when_asked),
+        pytest.param("d3po", ["objective.ranking.label=votes"], marks=pytest.mark.slow),
+        pytest.param("spo", ["objective.threshold=0", "objective.skip=0"], marks=pytest.mark.slow),
     ],
 )
 def test_preferences_among_samples_resume_too(tmp_path, small, recipe, changes):
@@ -263,7 +260,7 @@ def test_learning_from_pictures_resumes_too(tmp_path, small, few_pictures):
 
 @pytest.mark.parametrize(
     ("recipe", "critic"),
-    [("score_as_action", True), pytest.param("ddpo", False, marks=when_asked)],
+    [("score_as_action", True), pytest.param("ddpo", False, marks=pytest.mark.slow)],
 )
 def test_a_trust_region_resumes_too(tmp_path, small, recipe, critic):
     """Its coefficient has adapted by the time it is saved, and the next update is under it."""
@@ -438,7 +435,6 @@ TRAIN = [sys.executable, "-c", "from scoretune.cli import main; main()", "train"
 
 
 @pytest.mark.slow
-@when_asked
 def test_ten_kills_of_the_real_command(tmp_path, small):
     updates = 24
     changes = [*small, f"updates={updates}", "evaluation.every=8"]

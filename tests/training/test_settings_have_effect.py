@@ -2,13 +2,12 @@
 
 Every setting of learning × every recipe on rewards: one is changed to another valid value, two
 tiny updates are trained, and the weights and the metrics must differ, or the value be refused. Two
-recipes are walked always, the others where SCORETUNE_SETTINGS is set.
+recipes are walked always, the others among the slow tests.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -149,10 +148,11 @@ def of(name: str) -> Run:
     return changed(recipe, [*first, *BASES[name]])
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ALWAYS else [pytest.mark.slow]) for n in BASES],
+)
 def test_every_setting_that_is_accepted_changes_what_is_learned(name, case):
-    if name not in ALWAYS and not os.environ.get("SCORETUNE_SETTINGS"):
-        pytest.skip("SCORETUNE_SETTINGS is not set")
     run = of(name)
     base, tried = learned(run), 0
     assert learned(run) == base

@@ -152,6 +152,7 @@ def chain_kl_between(policy: Policy, old: Tensor, new: Tensor) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [2, 10])
 def test_a_trust_region_measures_the_update_and_keeps_to_its_radius(minibatches):
     torch.manual_seed(0)

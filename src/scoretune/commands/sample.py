@@ -72,7 +72,7 @@ def draw(
     policy = load(path, distributed.device())
     network = inner(policy.backbone)
     if not isinstance(network, ScoreNetwork):
-        mute = policy.backbone.encode([""]).tokens.numel() == 0  # it knows no prompts
+        mute = policy.backbone.encode([""]).summary.numel() == 0  # it knows no prompts
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count

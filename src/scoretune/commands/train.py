@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -47,6 +48,9 @@ def train(
         int | None,
         typer.Option(min=1, help="How many: starts them, or checks what a launcher started."),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Runs, from `seed` on, and intervals over them.")
+    ] = 1,
     threads: Threads = 1,
     json_: Json = False,
 ) -> None:
@@ -58,11 +62,19 @@ def train(
 
     if resume is not None and run is not None:
         raise UserError("--resume goes on in its own folder: leave out --run")
+    several = (processes or 1) > 1 or "WORLD_SIZE" in os.environ
+    if seeds > 1 and (resume is not None or several):
+        raise UserError(
+            "--seeds trains several runs in one process: leave out --resume and --processes (the "
+            "same command goes on with runs that were stopped)"
+        )
     if accept_changes and resume is None:
         raise UserError("--accept-changes is of --resume: give it too, or leave it out")
     if recipe == train_reward.NAME or train_reward.going_on(resume):
         if distributed.needed(processes) or accept_changes:
             raise UserError("train reward knows neither --processes nor --accept-changes")
+        if seeds > 1:
+            raise UserError("train reward fits an ensemble of its own: leave out --seeds")
         words = [] if recipe in (None, train_reward.NAME) else [str(recipe)]
         given = [*words, *(changes or [])]
         train_reward.train_reward(given, run, resume, threads=threads, json_=json_)
@@ -83,7 +95,13 @@ def train(
             f"name a recipe ({', '.join(recipes.RECIPES)}), a settings file (.yaml, .json), or "
             "--resume a run folder"
         )
-    train_run(settings_file.named(recipe, changes or []), run, threads, json_)
+    settings = settings_file.named(recipe, changes or [])
+    if seeds > 1:
+        from scoretune.commands.seeds import train_seeds
+
+        train_seeds(settings, run, threads, seeds=seeds, json_=json_)
+        return
+    train_run(settings, run, threads, json_)
 
 
 def show(
@@ -95,11 +113,21 @@ def show(
             "--yaml", help="What matters to this recipe, explained, as a file for `train`."
         ),
     ] = False,
+    origins: Annotated[
+        bool,
+        typer.Option("--origins", help="A line a setting, with where its value comes from."),
+    ] = False,
 ) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
+    from scoretune.core.config import leaves
     from scoretune.training import settings_file
 
     settings = settings_file.named(recipe, changes or [])
+    if origins:
+        whence = settings_file.origins(recipe, changes or [])
+        for path, value in leaves(settings.model_dump()):
+            typer.echo(f"{path} = {json.dumps(value)}  # {whence.get(path, 'command line')}")
+        return
     text = settings_file.written(settings) if yaml else json.dumps(settings.model_dump(), indent=2)
     typer.echo(text.rstrip())
 

@@ -5,14 +5,17 @@
 """
 
 from scoretune.control import problems
-from scoretune.control.critics import CLSTD, CTD0, MartingaleLoss, Quadratic, quadratic
+from scoretune.control.bounded import BangBang, BetaLinear, SquashedGaussian
+from scoretune.control.critics import CLSTD, CTD0, MartingaleLoss, Quadratic
 from scoretune.control.learning import Learned, cpg, cppo
 from scoretune.control.policies import GaussianLinear
-from scoretune.control.sde import ControlledSDE
+from scoretune.control.sde import ControlledSDE, quadratic
 from scoretune.control.simulate import Paths, simulate
 from scoretune.control.trust import KL, Clip, Shrinking, SqrtKL
 
 __all__ = [
+    "BangBang",
+    "BetaLinear",
     "CLSTD",
     "CTD0",
     "Clip",
@@ -25,6 +28,7 @@ __all__ = [
     "Quadratic",
     "Shrinking",
     "SqrtKL",
+    "SquashedGaussian",
     "cpg",
     "cppo",
     "problems",

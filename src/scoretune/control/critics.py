@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from scoretune.control.sde import quadratic
 from scoretune.core.errors import UserError
 from scoretune.rl import clstd, ctd0, martingale_loss, returns_to_go
 from scoretune.shapes import check_rank, check_shape
@@ -52,14 +53,6 @@ class Critic(Protocol):
 def values(critic: Critic, outcomes: Outcomes) -> Tensor:
     """V along the paths, [K, N+1]."""
     return outcomes.fixed + outcomes.gate * critic(outcomes.inputs)
-
-
-def quadratic(inputs: Tensor) -> Tensor:
-    """1, x_i and x_i x_j (i <= j) of x [..., d], [..., 1 + d + d(d+1)/2]."""
-    dims = inputs.shape[-1]
-    rows, columns = torch.triu_indices(dims, dims)
-    products = inputs[..., rows] * inputs[..., columns]
-    return torch.cat([torch.ones_like(inputs[..., :1]), inputs, products], dim=-1)
 
 
 class CLSTD:

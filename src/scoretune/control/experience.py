@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.control.critics import CLSTD, Critic, MartingaleLoss, Outcomes, values
-from scoretune.control.policies import Action, GaussianLinear, act
+from scoretune.control.laws import Law, part
+from scoretune.control.policies import GaussianLinear, act
 from scoretune.control.sde import ControlledSDE, check_problem, with_time
 from scoretune.control.simulate import Paths, grid, simulate
 from scoretune.core.errors import UserError
 from scoretune.rl import (
     exponential_times,
-    gaussian_entropy,
-    gaussian_log_prob,
     occupation_weights,
     returns_to_go,
     td_advantage,
@@ -28,7 +27,7 @@ class Points:
     """J points of the discounted occupation measure, as the acting policy left them.
 
     `seen` [J, k], `action` [J, m]; `advantage` [J]: the rate q + γ·entropy, which is centred;
-    `weight` [J]: Σ weight·φ estimates E∫e^{−ρt}φ dt; `law`: the acting policy's (mean, std) there;
+    `weight` [J]: Σ weight·φ estimates E∫e^{−ρt}φ dt; `law`: the acting policy's there;
     `log_prob` [J]; `returned`: the mean discounted return of the paths.
     """
 
@@ -36,7 +35,7 @@ class Points:
     action: Tensor
     advantage: Tensor
     weight: Tensor
-    law: Action
+    law: Law
     log_prob: Tensor
     returned: float
 
@@ -84,14 +83,14 @@ class Explorer:
             # A rate: per unit of time. Its standard deviation is of order 1/√δt.
             rate = td_advantage(value, outcomes.rates, outcomes.dt, outcomes.discount) / paths.dt
             index, weight = self._occupation(paths)
-            action, law = paths.actions.flatten(0, 1)[index], Action(*(p[index] for p in law))
+            action, law = paths.actions.flatten(0, 1)[index], part(law, index)
             return Points(
                 seen=self.seen(paths).flatten(0, 1)[index],
                 action=action,
                 advantage=rate.flatten()[index],
                 weight=weight,
                 law=law,
-                log_prob=gaussian_log_prob(action, law.mean, law.std),
+                log_prob=law.log_prob(action),
                 returned=float(discounted_return(outcomes, value[:, -1]).mean()),
             )
 
@@ -113,13 +112,13 @@ class Explorer:
         return with_time(self.problem, seen, paths.times[:-1])
 
     @torch.no_grad()
-    def outcomes(self, paths: Paths) -> tuple[Action, Outcomes]:
-        """The acting policy's laws, flattened to [K·N, m], and what the critic learns from."""
+    def outcomes(self, paths: Paths) -> tuple[Law, Outcomes]:
+        """The acting policy's laws at the [K·N] points, and what the critic learns from."""
         problem, horizon = self.problem, self.problem.horizon
         law = act(self.policy, self.seen(paths).flatten(0, 1))
         rates = paths.rewards
         if problem.temperature > 0:
-            entropy = gaussian_entropy(law.std).view_as(rates)
+            entropy = law.entropy().view_as(rates)
             rates = rates + problem.temperature * entropy
         fixed, gate = torch.zeros_like(paths.states[..., 0]), torch.ones_like(paths.times)
         if horizon is not None:
@@ -166,7 +165,7 @@ def prepare(
         seen = problem.observe(problem.start(1, torch.Generator().manual_seed(0))).shape[-1]
         policy = GaussianLinear(seen + (problem.horizon is not None), problem.action_dim)
     if critic is None:
-        critic = CLSTD()
+        critic = CLSTD(problem.features)
     elif isinstance(critic, nn.Module):
         critic = MartingaleLoss(critic)
     explorer = Explorer(

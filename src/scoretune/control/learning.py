@@ -16,8 +16,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from scoretune.control.bounded import BangBang, BetaLinear, SquashedGaussian, saturation
 from scoretune.control.critics import Critic, values
 from scoretune.control.experience import Explorer, Points, discounted_return, prepare
+from scoretune.control.laws import Gaussian, kl
 from scoretune.control.policies import GaussianLinear, act
 from scoretune.control.sde import ControlledSDE
 from scoretune.control.trust import Clip, Schedule, Shrinking, SqrtKL, Trust, at, check_trust
@@ -25,9 +27,6 @@ from scoretune.core.errors import UserError
 from scoretune.rl import (
     adapted_coefficient,
     clipped_surrogate,
-    gaussian_entropy,
-    gaussian_kl,
-    gaussian_log_prob,
 )
 
 Watch: TypeAlias = Callable[[int, dict[str, float]], None]
@@ -35,6 +34,7 @@ Improve: TypeAlias = Callable[[int, Points], dict[str, float]]
 
 SOFT_FRACTION, PACE = 0.03, 100.0
 MOST_KL = 0.5  # of one natural-gradient step: a bad batch must not throw a run off
+SATURATED = 0.99  # of the occupation measure
 FRESH_PATHS = 4096  # fresh paths for the final value where it has no closed form
 
 
@@ -46,7 +46,8 @@ class Learned:
     mean over fresh paths with its standard error. `history` has one record an iteration: `value`
     (of the policy after the iteration if it is known exactly, else the return of the paths the
     iteration saw, sampled before it), `kl` from the old policy to the new, and the algorithm's
-    numbers.
+    numbers; for a bounded policy also `stuck_low` and `stuck_high`, the shares of the occupation
+    measure at which it took that end of its range with certainty.
     """
 
     policy: nn.Module
@@ -54,6 +55,16 @@ class Learned:
     value: float
     value_error: float
     history: list[dict[str, float]]
+
+    @property
+    def saturated(self) -> str | None:
+        """At which end, `low` or `high`, a bounded policy is stuck wherever it goes, if it is.
+
+        No action differs there any more, so nothing is learned: the typical failure, unless that
+        end is best throughout.
+        """
+        ends = {end: self.history[-1].get(f"stuck_{end}", 0.0) for end in ("low", "high")}
+        return next((end for end, share in ends.items() if share >= SATURATED), None)
 
 
 def cpg(
@@ -162,21 +173,21 @@ def natural_step(explorer: Explorer) -> Shrinking:
 
 def _first_order(explorer: Explorer, points: Points) -> Tensor:
     """A scalar whose gradient is the policy gradient."""
-    mean, std = act(explorer.policy, points.seen)
-    gain = gaussian_log_prob(points.action, mean, std) * points.advantage
-    return torch.sum(points.weight * (gain + explorer.problem.temperature * gaussian_entropy(std)))
+    law = act(explorer.policy, points.seen)
+    gain = law.log_prob(points.action) * points.advantage
+    return torch.sum(points.weight * (gain + explorer.problem.temperature * law.entropy()))
 
 
 def _proximal(explorer: Explorer, points: Points, trust: Trust, coefficient: float) -> Tensor:
     """CPPO's objective: the surrogate of η minus what keeps the policy near the acting one."""
-    mean, std = act(explorer.policy, points.seen)
-    log_prob = gaussian_log_prob(points.action, mean, std)
-    bonus = explorer.problem.temperature * gaussian_entropy(std)
+    law = act(explorer.policy, points.seen)
+    log_prob = law.log_prob(points.action)
+    bonus = explorer.problem.temperature * law.entropy()
     if isinstance(trust, Clip):
         gain = clipped_surrogate(log_prob, points.log_prob, points.advantage, trust.clip)
         return torch.sum(points.weight * (gain + bonus))
     gain = torch.exp(log_prob - points.log_prob) * points.advantage
-    penalty = trust.penalty(gaussian_kl(*points.law, mean, std), coefficient)
+    penalty = trust.penalty(kl(points.law, law), coefficient)
     return torch.sum(points.weight * (gain + bonus)) - _mean(points, penalty)
 
 
@@ -190,13 +201,15 @@ def _learn(
         points = explorer.explore()
         numbers = improve(k, points)
         with torch.no_grad():
-            kl = float(_mean(points, _kl(explorer.policy, points)))
-        if not math.isfinite(kl):
+            moved = float(_mean(points, _kl(explorer.policy, points)))
+        if not math.isfinite(moved):
             raise UserError(
                 f"the policy is no longer finite after iteration {k}: take smaller steps"
             )
         exact = explorer.problem.exact_value(explorer.policy)
-        record = {"value": points.returned if exact is None else exact, "kl": kl, **numbers}
+        record = {"value": points.returned if exact is None else exact, "kl": moved, **numbers}
+        if not isinstance(points.law, Gaussian):
+            record["stuck_low"], record["stuck_high"] = saturation(points.law, points.weight)
         history.append(record)
         if on_iteration is not None:
             on_iteration(k, record)
@@ -217,11 +230,13 @@ def _final_value(explorer: Explorer) -> tuple[float, float]:
 def _whiten(policy: nn.Module, points: Points) -> None:
     if isinstance(policy, GaussianLinear):
         policy.whiten(points.seen, points.weight)
+    elif isinstance(policy, SquashedGaussian | BetaLinear | BangBang):
+        policy.surface.standardize(points.seen, points.weight)
 
 
 def _kl(policy: nn.Module, points: Points) -> Tensor:
     """KL(acting ‖ policy) at the points, [J]."""
-    return gaussian_kl(*points.law, *act(policy, points.seen))
+    return kl(points.law, act(policy, points.seen))
 
 
 def _mean(points: Points, numbers: Tensor) -> Tensor:

@@ -1,22 +1,16 @@
-"""Gaussian policies: a module that maps what it sees [..., k] to (mean, std), both [..., m]."""
+"""Policies: modules from what they see [..., k] to a law of actions, or to (mean, std) [..., m]."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from scoretune.control.laws import Beta, Gaussian, Law, Squashed, TwoPoint
 from scoretune.core.errors import UserError
 from scoretune.shapes import check_batch
-
-
-class Action(NamedTuple):
-    """The law N(mean, std²) of an action, both [..., m]."""
-
-    mean: Tensor
-    std: Tensor
 
 
 class GaussianLinear(nn.Module):
@@ -51,7 +45,7 @@ class GaussianLinear(nn.Module):
         self.scale: Tensor
         self.register_buffer("scale", torch.full((action_dim,), scale))
 
-    def forward(self, observation: Tensor) -> Action:
+    def forward(self, observation: Tensor) -> Gaussian:
         if observation.shape[-1] != self.weight.shape[1]:
             raise UserError(
                 f"this GaussianLinear looks at {self.weight.shape[1]} numbers, the problem shows "
@@ -59,7 +53,7 @@ class GaussianLinear(nn.Module):
             )
         slope, intercept, std = self._law()
         mean = observation @ slope.T + intercept
-        return Action(mean, std.expand_as(mean))
+        return Gaussian(mean, std.expand_as(mean))
 
     @property
     def slope(self) -> float | Tensor:
@@ -106,13 +100,18 @@ class GaussianLinear(nn.Module):
         return slope, intercept, self.scale * torch.exp(self.log_scale / math.sqrt(2))
 
 
-def act(policy: nn.Module, observation: Tensor) -> Action:
-    """(mean, std) of the action, checked."""
+def act(policy: nn.Module, observation: Tensor) -> Law:
+    """The law of the action, checked; a plain (mean, std) is that of a Gaussian."""
     law = policy(observation)
+    if isinstance(law, Squashed | Beta | TwoPoint):
+        return law
     if not (isinstance(law, tuple) and len(law) == 2 and all(isinstance(p, Tensor) for p in law)):
-        raise UserError("a policy must return (mean, std), two tensors [..., action_dim]")
+        raise UserError(
+            "a policy must return (mean, std), two tensors [..., action_dim], or a law of "
+            "scoretune.control.laws"
+        )
     mean, std = cast(tuple[Tensor, Tensor], law)
-    return Action(mean, std.expand_as(mean))
+    return Gaussian(mean, std.expand_as(mean))
 
 
 def _plain(value: Tensor) -> float | Tensor:

@@ -27,6 +27,8 @@ class ControlledSDE(Protocol):
     temperature: float = 0.0
     state_dim: int = 1
     action_dim: int = 1
+    noiseless: bool = False
+    """Whether σ = 0 is meant: what makes paths differ is then exploration alone."""
 
     @abstractmethod
     def start(self, count: int, generator: torch.Generator) -> Tensor:
@@ -52,6 +54,10 @@ class ControlledSDE(Protocol):
         """What the policy gets to see of a state, [B, anything]; all of it by default."""
         return x
 
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the default critic is linear in, of (state, and time if it ends), [..., D]."""
+        return quadratic(inputs)
+
     def exact_value(self, policy: nn.Module) -> float | None:
         """η(policy) in closed form, or None where there is none."""
         return None
@@ -59,8 +65,16 @@ class ControlledSDE(Protocol):
 
 MEMBERS = (
     *("discount", "horizon", "temperature", "state_dim", "action_dim", "start", "drift"),
-    *("diffusion", "reward", "terminal", "observe", "exact_value"),
+    *("diffusion", "reward", "terminal", "observe", "exact_value", "noiseless", "features"),
 )
+
+
+def quadratic(inputs: Tensor) -> Tensor:
+    """1, x_i and x_i x_j (i <= j) of x [..., d], [..., 1 + d + d(d+1)/2]."""
+    dims = inputs.shape[-1]
+    rows, columns = torch.triu_indices(dims, dims)
+    products = inputs[..., rows] * inputs[..., columns]
+    return torch.cat([torch.ones_like(inputs[..., :1]), inputs, products], dim=-1)
 
 
 def check_problem(problem: ControlledSDE) -> None:

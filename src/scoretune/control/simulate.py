@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scoretune.control.laws import Gaussian
 from scoretune.control.policies import act
 from scoretune.control.sde import ControlledSDE, check_problem, with_time
 from scoretune.core.errors import UserError
@@ -91,12 +92,12 @@ def _start(problem: ControlledSDE, count: int, generator: torch.Generator) -> Te
 
 
 def _draw(policy: nn.Module, seen: Tensor, actions: int, generator: torch.Generator) -> Tensor:
-    mean, std = act(policy, seen)
-    if mean.shape[-1] != actions:
-        raise UserError(f"the policy gives {mean.shape[-1]} actions, the problem takes {actions}")
-    if not bool((std > 0).all()):
+    law = act(policy, seen)
+    if law[0].shape[-1] != actions:
+        raise UserError(f"the policy gives {law[0].shape[-1]} actions, the problem takes {actions}")
+    if isinstance(law, Gaussian) and not bool((law.std > 0).all()):
         raise UserError("the policy's std must be > 0 everywhere: learning needs exploration")
-    return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    return law.draw(generator)
 
 
 def _shock(diffusion: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,10 +148,11 @@ def _check_paths(problem: ControlledSDE, states: Tensor, times: Tensor, noisy: b
             f"a path of {name} stops being finite at t = {float(times[k]):.4g}{before}: "
             "take a smaller dt or smaller steps of learning"
         )
-    if not noisy:
+    if not (noisy or problem.noiseless):
         raise UserError(
             f"{name}.diffusion is 0 at every state that the policy visits: without noise the "
-            "martingale conditions of the critic say nothing; give it some noise"
+            "martingale conditions of the critic say nothing; give it some noise, or "
+            "say noiseless = True where exploration alone is meant to move it"
         )
 
 

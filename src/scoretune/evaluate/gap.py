@@ -200,7 +200,7 @@ def _walk(policy: Policy, sampler: Sampler, times: Tensor) -> Walk:
     solve = SOLVERS[sampler.solver].function
 
     def walk(condition: Condition, x: Tensor, generator: torch.Generator) -> Tensor:
-        x = x.to(condition.tokens.device)
+        x = x.to(condition.device)
         stochastic = sampler.solver in STOCHASTIC
         noise = {"eta": sampler.eta, "generator": generator} if stochastic else {}
         final: Tensor = solve(policy.backbone.process, policy.field(condition), x, times, **noise)

@@ -7,26 +7,52 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
 
 
 def factor(vae: Any) -> int:
-    """How many pixels of a side are one latent."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    """How many pixels of a side are one place of the latents, as a network sees them."""
+    config = vae.config
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    halved = len(blocks) - 1 if blocks else len(config.temperal_downsample)
+    return int(2 ** (halved + _patched(vae)))
+
+
+def _patched(vae: Any) -> bool:
+    """Whether networks know the latents in patches of 2×2, standardised by running statistics."""
+    return "batch_norm_eps" in vae.config
+
+
+def _in_frames(vae: Any) -> bool:
+    """Whether it is an autoencoder of videos, to which a picture is a single frame."""
+    return "z_dim" in vae.config
 
 
 def decoded(vae: Any, x0: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] of the latents that a network knows."""
     scale, shift = _standard(vae, x0)
     latents = (x0 / scale + shift).to(_dtype(vae))
-    return cast(Tensor, (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1))
+    if _patched(vae):
+        latents = F.pixel_shuffle(latents, 2)
+    if _in_frames(vae):
+        images = vae.decode(latents[:, :, None]).sample[:, :, 0]
+    else:
+        images = vae.decode(latents).sample
+    return cast(Tensor, (images.float() / 2 + 0.5).clamp(0, 1))
 
 
 def encoded(vae: Any, images: Tensor) -> Tensor:
     """The inverse: latents [B, C, h, w], the mode of an encoder that puts out a law."""
-    code = vae.encode(images.to(_dtype(vae)) * 2 - 1)
-    latents = code.latent_dist.mode() if "latent_dist" in code else code.latents
+    pixels = images.to(_dtype(vae)) * 2 - 1
+    code = vae.encode(pixels[:, :, None] if _in_frames(vae) else pixels)
+    if "latent_dist" in code:
+        latents = code.latent_dist.mode()
+    else:
+        latents = code.get("latent", code.get("latents"))
+    latents = latents[:, :, 0] if _in_frames(vae) else latents
+    latents = F.pixel_unshuffle(latents, 2) if _patched(vae) else latents
     scale, shift = _standard(vae, images)
     return cast(Tensor, (latents.float() - shift) * scale)
 
@@ -43,6 +69,10 @@ def _standard(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
     An autoencoder that has no word on one of them leaves it out of its config.
     """
     config = vae.config
+    if _patched(vae):
+        bn = vae.bn.to(like.device)
+        deviation = torch.sqrt(bn.running_var + config.batch_norm_eps)
+        return 1 / deviation.view(1, -1, 1, 1), bn.running_mean.view(1, -1, 1, 1)
     scale, shift = float(config.get("scaling_factor", 1.0)), config.get("shift_factor") or 0.0
     mean, deviation = config.get("latents_mean"), config.get("latents_std")
     if mean is None or deviation is None:
@@ -53,31 +83,51 @@ def _standard(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
     return scale / deviation, mean
 
 
-def latent_shape(source: str, pipeline: Any, part: str, size: int = 0) -> tuple[int, ...]:
-    """[C, h, w] of the latents of square pictures of `size` pixels, or (0) of the model's own.
+def denoiser_of(pipeline: Any) -> str:
+    """What diffusers calls the network that is asked again and again."""
+    return "unet" if "unet" in pipeline.components else "transformer"
 
-    The network's config says those, else the autoencoder's, else the pipeline. Raises UserError for
-    a size that the autoencoder does not divide, and for a network that takes more than latents.
+
+def latent_shape(
+    source: str, pipeline: Any, size: int | str = 0, *, packed: int = 1, side: int = 0
+) -> tuple[int, ...]:
+    """[C, h, w] of the latents of pictures of `size` pixels, or (0) of the model's own.
+
+    The network's config says those, else (of a UNet first) the autoencoder's or the pipeline, else
+    `side` pixels.
+    Raises UserError for a size that the autoencoder and the network's patches, or those that
+    latents are `packed` in, do not divide, and for a network that takes more than latents.
     """
-    config, vae = getattr(pipeline, part).config, pipeline.vae
-    channels, pixels = latent_channels(source, config, vae), factor(vae)
-    patch = pixels * int(config.get("patch_size", 1) or 1)
-    if size % patch:
-        raise UserError(f"model.size={size} is no multiple of {patch}: set one, in pixels")
+    config, vae = getattr(pipeline, denoiser_of(pipeline)).config, pipeline.vae
+    channels, pixels = latent_channels(source, config, vae, packed), factor(vae)
+    patch = packed if packed > 1 else int(config.get("patch_size", 1) or 1)
+    check_multiple(size, pixels * patch)
     if size:
-        return (channels, *(size // pixels,) * 2)
-    coded = tuple(side // pixels for side in pair(vae.config.get("sample_size")))
-    sides = pair(config.get("sample_size")) or coded
-    sides = sides or pair(vars(pipeline).get("default_sample_size"))
+        return (channels, *(edge // pixels for edge in pair(size)))
+    coded = tuple(edge // pixels for edge in pair(vae.config.get("sample_size")))
+    usual = pair(vars(pipeline).get("default_sample_size"))
+    usual = tuple(edge // (2 if _patched(vae) else 1) for edge in usual)
+    named = pair(config.get("_sample_size")) or pair(config.get("sample_size"))
+    unet = denoiser_of(pipeline) == "unet"
+    sides = named or ((coded or usual) if unet else (usual or coded)) or pair(side // pixels)
     if not sides:
         raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
     return (channels, *sides)
 
 
+def check_multiple(size: int | str, multiple: int) -> None:
+    """Refuse sides that are none."""
+    if any(side % multiple for side in pair(size)):
+        raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
+
+
 def pair(sides: Any) -> tuple[int, ...]:
-    """The sides (h, w) that a config gives as one number or two; () where it gives none."""
+    """The sides (h, w) that a config gives as one number or two, or as "width x height"; () where
+    it gives none."""
     if not sides:
         return ()
+    if isinstance(sides, str):
+        sides = sides.split("x")[::-1]
     height, width = (sides, sides) if isinstance(sides, int | float) else sides
     return (int(height), int(width))
 
@@ -85,7 +135,10 @@ def pair(sides: Any) -> tuple[int, ...]:
 def latent_channels(source: str, config: Any, vae: Any, patch: int = 1) -> int:
     """The channels of the latents, which must be all that the network takes, in patches of a side
     of `patch`. Raises UserError where it takes more."""
-    taken, latents = int(config.in_channels) // patch**2, int(vae.config.latent_channels)
+    taken = int(config.in_channels) // patch**2
+    latents = int(vae.config.get("z_dim") or vae.config.latent_channels) * (
+        4 if _patched(vae) else 1
+    )
     if taken != latents:
         raise UserError(
             f"{source!r} has a network that takes {taken} channels where its autoencoder has "

@@ -7,18 +7,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition
+from scoretune.core.records import Condition, Tokens, joined
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
 from scoretune.models import autoencoder
+from scoretune.models.lora import ATTENTION
 from scoretune.models.schedulers import Schedule, scheduled_times
 from scoretune.policy import Deployment
 
@@ -42,20 +42,29 @@ class Pipelined(ABC):
     pipeline: Any
     schedule: Schedule
     shape: tuple[int, ...]
-    part: ClassVar[str]
-    """What diffusers calls the part that is fine-tuned."""
-    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """The layers that a LoRA adapts unless `model.targets` says otherwise: attention."""
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    """What diffusers calls the parts that read prompts."""
     decode_batch: int = field(default=0, kw_only=True)
     """Pictures decoded at once; 0: about four megapixels of them."""
-    prompt_cache: dict[str, Tensor] | None = field(default=None, kw_only=True, repr=False)
-    """Text states [L, D] of prompts that were encoded before the encoders were let go."""
+    prompt_cache: dict[str, Tokens] | None = field(default=None, kw_only=True, repr=False)
+    """The tokens of prompts, one row each, that were encoded before the encoders were let go."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What loading left out or filled in, a line each, for people to read once."""
     shipped: bool = field(default=False, kw_only=True)
     """Whether the model ships with scoretune, whose pictures are of uniform steps."""
+
+    @property
+    def part(self) -> str:
+        """What diffusers calls the part that is fine-tuned."""
+        return autoencoder.denoiser_of(self.pipeline)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The layers that a LoRA adapts unless `model.targets` says otherwise: attention."""
+        return ATTENTION
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """What diffusers calls the parts that read prompts."""
+        return tuple(name for name in self.pipeline.components if name.startswith("text_encoder"))
 
     @property
     def process(self) -> Process:
@@ -101,8 +110,8 @@ class Pipelined(ABC):
         return next(self.network.parameters()).dtype
 
     @abstractmethod
-    def text_states(self, prompts: Sequence[str]) -> Tensor:
-        """All that the network takes of prompts, [B, L, D]."""
+    def text_states(self, prompts: Sequence[str]) -> Any:
+        """All that the network takes of prompts."""
 
     def null(self, empty: Tensor) -> Tensor:
         """The states [L, D] that guidance is away from, given those of the empty prompt."""
@@ -119,15 +128,16 @@ class Pipelined(ABC):
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
         """Encode these prompts and the empty one for good, and let go of the encoders."""
         texts = list(dict.fromkeys([*prompts, ""]))
-        cache: dict[str, Tensor] = {}
+        cache: dict[str, Tokens] = {}
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
-            cache |= zip(part, self.text_states(part).cpu(), strict=True)
+            states = self.text_states(part).to(torch.device("cpu"))
+            cache |= {text: states[i : i + 1] for i, text in enumerate(part)}
         self.prompt_cache = cache
         for name in self.encoders:
             setattr(self.pipeline, name, None)
 
-    def _cached(self, prompts: Sequence[str]) -> Tensor:
+    def _cached(self, prompts: Sequence[str]) -> Any:
         cache = self.prompt_cache or {}
         missing = [prompt for prompt in prompts if prompt not in cache]
         if missing:
@@ -135,7 +145,7 @@ class Pipelined(ABC):
                 f"the prompt {missing[0]!r} was not encoded before the text encoders were let go: "
                 "set hardware.cache_prompts=false"
             )
-        return torch.stack([cache[prompt] for prompt in prompts]).to(self.device)
+        return joined([cache[prompt] for prompt in prompts]).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -143,23 +153,41 @@ class Pipelined(ABC):
         return next(self.network.parameters()).device
 
     @abstractmethod
-    def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
+    def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor: ...
 
-    def predict_and_record(
-        self, module: nn.Module, x: Tensor, t: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Any]:
-        """`predict`, and what a module inside the network put out on the way."""
+    @property
+    def feature_size(self) -> int:
+        """The channels of a UNet's bottleneck, or the width of a transformer."""
+        config: Any = self.network.config
+        heads = config.get("num_attention_heads"), config.get("attention_head_dim")
+        width = config.get("hidden_size") or config.get("dim")
+        if "down_blocks" in dict(self.network.named_children()):
+            return int(config.block_out_channels[-1])
+        return int(width or heads[0] * heads[1])
+
+    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
+        """`predict`, and the output of the lowest or last block, averaged over the picture."""
         outputs: list[Any] = []
-        hook = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+        block = deepest(self.network)
+        hook = block.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             prediction = self.predict(x, t, tokens)
         finally:
             hook.remove()
-        return prediction, outputs[0]
+        hidden = outputs[0]
+        if isinstance(hidden, tuple):  # behind the caption's, or before what skips
+            hidden = hidden[-1] if isinstance(hidden[-1], Tensor) else hidden[0]
+        states: Tensor = hidden
+        return prediction, states.float().mean((2, 3) if states.dim() == 4 else 1)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side are one place of a state."""
+        return autoencoder.factor(self.pipeline.vae)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
-        pixels = math.prod(x0.shape[2:]) * autoencoder.factor(self.pipeline.vae) ** 2
+        pixels = math.prod(x0.shape[2:]) * self.factor**2
         parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
         return torch.cat([autoencoder.decoded(self.pipeline.vae, part) for part in parts])
 
@@ -188,73 +216,21 @@ def default_argument(pipeline: Any, name: str) -> Any:
     return arguments[name].default if name in arguments else None
 
 
-class UNet(Pipelined):
-    """A pipeline around a UNet."""
-
-    part: ClassVar[str] = "unet"
-
-    @property
-    def feature_size(self) -> int:
-        """The channels of the UNet's bottleneck."""
-        return int(self.pipeline.unet.config.block_out_channels[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the lowest block's output [B, F, h, w] averaged over the picture."""
-        unet = self.pipeline.unet
-        lowest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
-        output, hidden = self.predict_and_record(lowest, x, t, tokens)
-        states: Tensor = hidden[0] if isinstance(hidden, tuple) else hidden
-        return output, states.float().mean((2, 3))
-
-    def timestep_cond(self, x: Tensor) -> Tensor | None:
-        """The embedded scale of guidance, [B, G]; None where none was distilled into the UNet."""
-        return None
-
-    def guidance_embedding(self, scale: float, x: Tensor) -> Tensor:
-        """Sines of scale − 1, [B, G]: the input of a UNet that guidance was distilled into
-        (arXiv 2210.03142)."""
-        unet = self.pipeline.unet
-        sines = self.pipeline.get_guidance_scale_embedding(
-            torch.tensor([scale - 1.0]), unet.config.time_cond_proj_dim
-        )
-        return cast(Tensor, sines.to(x.device, unet.dtype).expand(len(x), -1))
+BLOCKS = ("single_transformer_blocks", "transformer_blocks", "layers", "blocks")
+"""What diffusers' transformers call the last of their blocks."""
 
 
-@dataclass
-class GuidedUNet(Told, UNet):
-    """A pipeline around a UNet that is told the scale of guidance, embedded as w = scale − 1."""
+def deepest(network: nn.Module) -> nn.Module:
+    """The lowest block of a UNet, or the block that a transformer's output is read from."""
+    parts: dict[str, Any] = dict(network.named_children())
+    if "down_blocks" in parts:
+        lowest = parts.get("mid_block")
+        return cast(nn.Module, parts["down_blocks"][-1] if lowest is None else lowest)
+    return cast(nn.Module, next(parts[name][-1] for name in BLOCKS if len(parts.get(name, ()))))
 
-    def timestep_cond(self, x: Tensor) -> Tensor | None:
-        return self.guidance_embedding(self.scale, x)
 
-
-JOINT_ATTENTION = (
-    *("to_q", "to_k", "to_v", "to_out.0"),
-    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-)
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Where picture and caption attend jointly, each with projections of its own."""
-
-
-class Transformer(Pipelined):
-    """A pipeline around a transformer."""
-
-    part: ClassVar[str] = "transformer"
-
-    @property
-    def feature_size(self) -> int:
-        """The width of the transformer."""
-        return int(self.pipeline.transformer.inner_dim)
-
-    @property
-    def last_block(self) -> nn.Module:
-        """The block whose output the prediction is read from."""
-        return cast(nn.Module, self.pipeline.transformer.transformer_blocks[-1])
-
-    def predict_with_features(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict`, and the last block's tokens [B, n, F] averaged over the picture."""
-        output, hidden = self.predict_and_record(self.last_block, x, t, tokens)
-        states: Tensor = hidden[-1] if isinstance(hidden, tuple) else hidden  # behind the caption's
-        return output, states.float().mean(1)
 
 
 def check_readable(network: str, process: Process, prediction: Prediction) -> None:
@@ -271,20 +247,3 @@ def check_readable(network: str, process: Process, prediction: Prediction) -> No
             f"{network} cannot be read at the noisiest time of {process}, where no signal is left: "
             "choose v_prediction, velocity or sample"
         )
-
-
-def packed(states: Tensor, pooled: Tensor) -> Tensor:
-    """Text states [B, L, D] and, in rows behind them, a pooled state [B, P]: [B, L + ⌈P/D⌉, D]."""
-    rows, width = _rows(pooled.shape[-1], states.shape[-1]), states.shape[-1]
-    padded = F.pad(pooled.to(states), (0, rows * width - pooled.shape[-1]))
-    return torch.cat([states, padded.unflatten(1, (rows, width))], 1)
-
-
-def unpacked(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `packed`: states [B, L, D] and the pooled state [B, P = size]."""
-    rows = _rows(size, tokens.shape[-1])
-    return tokens[:, :-rows], tokens[:, -rows:].flatten(1)[:, :size]
-
-
-def _rows(size: int, width: int) -> int:
-    return -(-size // width)

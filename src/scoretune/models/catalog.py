@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,19 +12,16 @@ from torch import nn
 
 from scoretune.core import checkpoints, model_folder, reading
 from scoretune.core.config import NEW_NETWORKS, Model
-from scoretune.core.errors import UserError, listed, user_errors
+from scoretune.core.errors import UserError, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.scenes import world
 from scoretune.diffusion.processes import process_named
 from scoretune.models import (
     dit,
-    flux,
+    families,
     folders,
     latent_consistency,
     score_network,
-    stable_diffusion,
-    stable_diffusion_3,
-    stable_diffusion_xl,
     unconditional,
     user_module,
 )
@@ -36,11 +34,8 @@ from scoretune.models.recycled import inner, recycle
 from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
-    stable_diffusion.FAMILY,
-    stable_diffusion_3.FAMILY,
-    stable_diffusion_xl.FAMILY,
+    *families.FAMILIES.values(),
     latent_consistency.FAMILY,
-    flux.FAMILY,
     dit.FAMILY,
     unconditional.FAMILY,
 )
@@ -190,9 +185,11 @@ def family_of(where: str, revision: str | None = None) -> Family[Any]:
     index = folders.described(where, revision)
     kind = index["_class_name"]
     if kind not in FAMILIES:
+        near = difflib.get_close_matches(str(kind), FAMILIES, n=1, cutoff=0)[0]
         raise UserError(
-            f"{where!r} holds a {kind}, which is no family of this version: it fine-tunes networks "
-            f"of your own (model.source=module:function), {listed(FAMILIES)}"
+            f"{where!r} holds a {kind}, which is no family of this version (the nearest is "
+            f"{near}): add a Row to scoretune/models/families.py, or give a network of your own "
+            "as module:function"
         )
     _check_denoiser(where, kind, index)
     return FAMILIES[kind]

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import cast
 
 from torch import Tensor
 
-from scoretune.models.base import Transformer
+from scoretune.models.base import Pipelined
 from scoretune.models.class_labels import Labels
 from scoretune.models.pipelines import Family, by_schedule
 
 
 @dataclass
-class DiffusionTransformer(Transformer):
+class DiffusionTransformer(Pipelined):
     """A DiTPipeline as a continuous-time model; everything but the transformer is frozen."""
-
-    encoders: ClassVar[tuple[str, ...]] = ()
 
     @property
     def labels(self) -> Labels:

@@ -166,7 +166,7 @@ def load_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    if "vae" in pipeline.components:
+    if "vae" in pipeline.components and all(w.dim() < 5 for w in pipeline.vae.parameters()):
         pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
     return pipeline
 

@@ -11,20 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import expand
-from scoretune.models.base import GuidedUNet
+from scoretune.models.base import Pipelined, Told
 from scoretune.models.pipelines import Family, by_schedule
 
 SIGMA_DATA = 0.5  # LCMScheduler's, which no configuration changes
 
 
 @dataclass
-class LatentConsistency(GuidedUNet):
+class LatentConsistency(Told, Pipelined):
     """A LatentConsistencyModelPipeline as a continuous-time model; all but the UNet is frozen.
 
     `schedule` says what the UNet itself puts out, of which f is made.
@@ -38,13 +39,19 @@ class LatentConsistency(GuidedUNet):
         """Text states [B, L, D]."""
         return cast(Tensor, self.pipeline.encode_prompt(list(prompts), self.device, 1, False)[0])
 
+    def guidance_embedding(self, x: Tensor) -> Tensor:
+        """Sines of scale − 1, [B, G], which guidance was distilled in by (arXiv 2210.03142)."""
+        unet, scale = self.pipeline.unet, torch.tensor([self.scale - 1.0])
+        sines = self.pipeline.get_guidance_scale_embedding(scale, unet.config.time_cond_proj_dim)
+        return cast(Tensor, sines.to(x.device, unet.dtype).expand(len(x), -1))
+
     def predict(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """f [B, C, h, w] in float32."""
         unet, label = self.pipeline.unet, self.schedule.label(t)
         output = unet(
             x.to(unet.dtype),
             label,
-            timestep_cond=self.timestep_cond(x),
+            timestep_cond=self.guidance_embedding(x),
             encoder_hidden_states=tokens.to(unet.dtype),
         ).sample
         x = x.float()
@@ -63,7 +70,7 @@ def boundary(label: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     return SIGMA_DATA**2 / whole, scaled / whole.sqrt()
 
 
-def build(pipeline: Any, source: str, size: int) -> LatentConsistency:
+def build(pipeline: Any, source: str, size: int | str) -> LatentConsistency:
     """The model of a pipeline. Raises UserError for what such a pipeline could not draw with."""
     _check(source, pipeline)
     return by_schedule(LatentConsistency, pipeline, source, size)

@@ -12,7 +12,7 @@ from scoretune.core.errors import UserError
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined
 from scoretune.models.folders import described, left_out, load_pipeline, mend_tokenizers
-from scoretune.models.schedulers import Schedule, is_flow, schedule_of
+from scoretune.models.schedulers import schedule_of
 
 P = TypeVar("P", bound=Pipelined)
 
@@ -31,7 +31,7 @@ class Family(Generic[P]):
 
     kinds: tuple[str, ...]
     networks: tuple[str, ...]
-    build: Callable[[Any, str, int], P]
+    build: Callable[[Any, str, int | str], P]
     unused: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
 
@@ -41,7 +41,7 @@ class Family(Generic[P]):
         *,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
-        size: int = 0,
+        size: int | str = 0,
         without: Sequence[str] = (),
         loader: Loader = load_pipeline,
     ) -> P:
@@ -71,20 +71,10 @@ class Family(Generic[P]):
         return model
 
 
-def by_schedule(model: type[P], pipeline: Any, source: str, size: int) -> P:
+def by_schedule(model: type[P], pipeline: Any, source: str, size: int | str) -> P:
     """A model of that class under the process of its scheduler."""
     return model(
         pipeline,
         schedule_of(source, pipeline.scheduler),
-        latent_shape(source, pipeline, model.part, size),
+        latent_shape(source, pipeline, size),
     )
-
-
-def flow_of(source: str, scheduler: Any) -> Schedule:
-    """The schedule of a network that learned a flow. Raises UserError for another process."""
-    if not is_flow(scheduler):
-        raise UserError(
-            f"the scheduler of {source!r} is a {type(scheduler).__name__} of a noise table, and "
-            "its network learned a flow: give the pipeline a FlowMatchEulerDiscreteScheduler"
-        )
-    return schedule_of(source, scheduler)

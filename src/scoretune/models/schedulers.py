@@ -9,7 +9,8 @@ the network puts out and is told, and along which times the pipeline steps.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,38 +139,45 @@ def _sigmas(source: str, config: Any) -> Schedule:
 # ----------------------------------------------------------------------------- where it steps
 
 
-def dynamic_shift(config: Any, tokens: int, *, most: float) -> dict[str, float]:
-    """μ of a shift e^μ that grows with the number of `tokens` of a picture, as `set_timesteps`
-    takes it; `most` where the config has no `max_shift`."""
-    fewest, largest = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    least = config.get("base_shift", 0.5)
-    slope = (config.get("max_shift", most) - least) / (largest - fewest)
-    return {"mu": tokens * slope + (least - slope * fewest)}
-
-
-def scheduled_times(schedule: Schedule, scheduler: Any, steps: int, **arguments: Any) -> Tensor:
+def scheduled_times(schedule: Schedule, scheduler: Any, steps: int) -> Tensor:
     """The decreasing times [N+1] along which the pipeline itself would step, from its scheduler's
-    config; `arguments` are what it gives `set_timesteps` besides.
+    config.
 
     A scheduler that asks the network more than once a step has as many times as it has noise
     levels. Raises UserError for a number of steps that it cannot take.
     """
-    name = type(scheduler).__name__
-    try:
-        times = _times(schedule.process, _stepped(scheduler, steps, arguments))
-    except ValueError as error:
-        raise UserError(f"{name} does not take {steps} steps: {first_line(error)}") from error
+    own = copied(scheduler)
+    with taking(own, steps):
+        own.set_timesteps(steps)
+    return times_along(schedule, own, steps)
+
+
+def times_along(schedule: Schedule, stepped: Any, steps: int) -> Tensor:
+    """The times [N+1] of a scheduler that has made its own for so many steps."""
+    times = _times(schedule.process, stepped)
     if len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise UserError(f"{name} does not go from noise to data in {steps} steps: choose another")
+        raise UserError(
+            f"{type(stepped).__name__} does not go from noise to data in {steps} steps: choose "
+            "another"
+        )
     return times.float()
 
 
-def _stepped(scheduler: Any, steps: int, arguments: dict[str, Any]) -> Any:
-    """A copy of a scheduler that has made its times."""
+@contextmanager
+def taking(scheduler: Any, steps: int) -> Iterator[None]:
+    """Within this context a scheduler makes its times."""
+    try:
+        yield
+    except ValueError as error:
+        name = type(scheduler).__name__
+        raise UserError(f"{name} does not take {steps} steps: {first_line(error)}") from error
+
+
+def copied(scheduler: Any) -> Any:
+    """A copy of a scheduler, to make its times with."""
     own = copy.deepcopy(scheduler)  # from_config would forget what a pipeline mended in it
     if _predicts_flow(own.config):
         own.register_to_config(use_flow_sigmas=True)
-    own.set_timesteps(steps, **arguments)
     return own
 
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition
-from scoretune.models.autoencoder import pair
-from scoretune.models.base import UNet
+from scoretune.models.autoencoder import check_multiple, pair
+from scoretune.models.base import Pipelined
 from scoretune.models.class_labels import Labels
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import schedule_of
 
 
 @dataclass
-class PixelUNet(UNet):
+class PixelUNet(Pipelined):
     """A UNet2DModel as a continuous-time model of pictures; there is nothing else in its pipeline.
 
     The empty prompt is no class. A network without classes ignores prompts: they are the reward's.
     """
-
-    encoders: ClassVar[tuple[str, ...]] = ()
 
     @property
     def labels(self) -> Labels | None:
@@ -85,10 +83,12 @@ class PixelUNet(UNet):
 class ConvolutionalPixelUNet(PixelUNet):
     """The same without attention: a LoRA adapts the convolutions of the residual blocks."""
 
-    targets: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ("conv1", "conv2")
 
 
-def build(pipeline: Any, source: str, size: int) -> PixelUNet:
+def build(pipeline: Any, source: str, size: int | str) -> PixelUNet:
     """The model of a pipeline. Raises UserError for other pixels, and for no times in numbers."""
     unet = pipeline.unet
     schedule = schedule_of(source, pipeline.scheduler)
@@ -97,8 +97,8 @@ def build(pipeline: Any, source: str, size: int) -> PixelUNet:
     return family(pipeline, schedule, _shape(source, unet.config, size))
 
 
-def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
-    """[C, H, W] of pictures, square ones of `size` pixels or (0) as the network's config has it."""
+def _shape(source: str, config: Any, size: int | str) -> tuple[int, ...]:
+    """[C, H, W] of pictures, of `size` pixels or (0) as the network's config has it."""
     if config.in_channels not in (1, 3):
         raise UserError(
             f"{source!r} draws states of {config.in_channels} channels, which are no pixels: give "
@@ -114,8 +114,7 @@ def _shape(source: str, config: Any, size: int) -> tuple[int, ...]:
         raise UserError(f"{source!r} does not say how large its pictures are: set model.size")
     height, width = sides
     multiple = 2 ** (len(config.block_out_channels) - 1)
-    if height % multiple or width % multiple:
-        raise UserError(f"model.size={size} is no multiple of {multiple}: set one, in pixels")
+    check_multiple(size or f"{width}x{height}", multiple)
     return (int(config.in_channels), height, width)
 
 

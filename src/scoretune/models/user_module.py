@@ -25,7 +25,8 @@ from scoretune.core.resolve import imported
 from scoretune.core.user_code import contained
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, process_named
-from scoretune.models.base import PRECISIONS, Pipelined, check_readable
+from scoretune.models.base import PRECISIONS, check_readable
+from scoretune.models.lora import ATTENTION
 from scoretune.policy import Backbone
 
 PARTS = ("process", "prediction", "shape", "network", "encode", "predict", "decode", "embed")
@@ -133,8 +134,8 @@ def adaptable(network: nn.Module) -> tuple[str, ...]:
     Raises UserError where there is none.
     """
     modules = dict(network.named_modules())
-    if any(name.rpartition(".")[2] in Pipelined.targets[:3] for name in modules):
-        return Pipelined.targets
+    if any(name.rpartition(".")[2] in ATTENTION[:3] for name in modules):
+        return ATTENTION
     # torch's attention reads the weights of its last layer past the layer: an adapter is not seen.
     attention = [name for name, each in modules.items() if isinstance(each, nn.MultiheadAttention)]
     hidden = {f"{name}.out_proj" for name in attention}

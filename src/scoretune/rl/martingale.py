@@ -30,6 +30,27 @@ def returns_to_go(rewards: Tensor, terminal: Tensor, dt: Tensor, discount: float
     return _discounted(rewards * dt, kept, terminal)
 
 
+def drawn_returns(
+    rewards: Tensor, terminal: Tensor, drawn: int, candidates: int, *, own: bool
+) -> Tensor:
+    """Returns to go [..., N] where only some steps of a path have a known reward, without bias.
+
+        Ĝ_k = h + [own] r_k + (C−1)/(m−1) Σ_{j drawn, j≥k, j≠k if own} r_j
+
+    (Horvitz and Thompson, J. Amer. Statist. Assoc. 47, 1952). m = `drawn` of C = `candidates` steps
+    were drawn, every m of them alike likely; the others' `rewards` [..., N] (of whole steps) are 0
+    here. Given that a step was drawn each other one was with probability (m−1)/(C−1). So with `own`
+    Ĝ_k is unbiased given that k was drawn, and without it given that a step before k was. With
+    m = C it is the return itself. Raises ValueError where one of several was drawn, which says
+    nothing of the others.
+    """
+    if not 1 <= drawn <= candidates or drawn == 1 < candidates:
+        raise ValueError(f"{drawn} of {candidates} steps say nothing of the others: draw two")
+    scale = (candidates - 1) / (drawn - 1) if drawn > 1 else 1.0
+    whole = returns_to_go(scale * rewards, terminal, torch.ones_like(rewards))
+    return whole - (scale - 1) * rewards if own else whole
+
+
 def martingale_loss(values: Tensor, returns_to_go: Tensor, dt: Tensor) -> Tensor:
     """½ Σ_k (G_k − V_k)² Δ_k, averaged over trajectories; a scalar (arXiv 2108.06655).
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from scoretune.core import model_folder
 from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
+from scoretune.core.config.families import DEFAULTS, OURS, Defaults
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
 
@@ -32,6 +33,8 @@ ANY_PROCESS = {"objective.weight": "edm", "objective.times": "lognormal"}
 """Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process. The published
 constants are for data of deviation ½ and ours have 1, so that it lies on half of the noise it did,
 measured by the data."""
+MAGNITUDES = ("optimiser.learning_rate", "model.guidance", "sampling.steps", "evaluation.steps")
+"""Settings of which ten times less or more than fits a family is worth a word."""
 FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "updates": 5000}
 
 
@@ -70,7 +73,7 @@ def assigned(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
     """`changed` by pairs of a path and a value."""
     _check_recipe(run, dict(changes).get("recipe", run.recipe))
     tree = run.model_dump()
-    for path, value in _defaults(run, dict(changes)):
+    for path, value in following(run, dict(changes)):
         _assign(tree, path, value)
     before = dict(leaves(tree))
     for path, value in changes:
@@ -106,7 +109,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def following(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What follows from the change of the model's source."""
     if "model.source" not in changes:
         return []
@@ -114,7 +117,9 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if is_function(source):
         return [("prompts", "none")]
     predicts = own_prediction(source)
-    if predicts is None or of_data(run):
+    if predicts is None:
+        return _of_family(run, changes)
+    if of_data(run):
         return []
     if not isinstance(objective, Matching | Consistency):
         return [("prompts", "none")]
@@ -126,6 +131,42 @@ def _defaults(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     elif changes.get("model.prediction", predicts) in ("v_prediction", "velocity"):
         defaults |= ANY_PROCESS  # the other two have variance 1 at all times
     return list(defaults.items())
+
+
+def family_of(run: Run, changes: Mapping[str, Any]) -> Defaults | None:
+    """What fits the family of the pretrained model that these changes name, where it is known."""
+    if "model.source" not in changes:
+        return None
+    revision = changes.get("model.revision", run.model.revision)
+    kind = model_folder.pipeline_class(str(changes["model.source"]), revision)
+    return None if kind is None else DEFAULTS.get(kind)
+
+
+def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Its settings, but for what the recipe says of a path and a round."""
+    defaults = family_of(run, changes)
+    if defaults is None:
+        return []
+    full = changes.get("model.rank", run.model.rank) == 0
+    settings = dict(defaults.settings(full))
+    plain = dict(leaves(run.model_dump()))
+    kept = {path for path, value in OURS.items() if plain[path] != value}
+    return [(path, value) for path, value in settings.items() if path not in kept]
+
+
+def unusual(run: Run) -> list[str]:
+    """A line for each setting that is an order of magnitude from what fits the model's family."""
+    model = {"model.source": run.model.source, "model.revision": run.model.revision}
+    defaults, values = family_of(run, model), dict(leaves(run.model_dump()))
+    if defaults is None:
+        return []
+    return [
+        f"{path}={values[path]:g} is {values[path] / fitting:.2g} times the {fitting:g} that fits "
+        f"this family ({defaults.source})"
+        for path, fitting in defaults.settings(run.model.rank == 0)
+        if path in MAGNITUDES and fitting and values[path]
+        if not 0.1 < values[path] / fitting < 10
+    ]
 
 
 def parsed(assignment: str) -> tuple[str, Any]:

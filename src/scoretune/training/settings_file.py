@@ -16,9 +16,17 @@ from pydantic.fields import FieldInfo
 
 from scoretune import recipes
 from scoretune.core import reading
-from scoretune.core.config import Run, Strict
+from scoretune.core.config import Run, Strict, leaves
 from scoretune.core.errors import UserError
-from scoretune.training.overrides import assigned, changed, parsed, unread, validated
+from scoretune.training.overrides import (
+    assigned,
+    changed,
+    family_of,
+    following,
+    parsed,
+    unread,
+    validated,
+)
 
 ENDINGS = (".yaml", ".yml", ".json")
 WIDTH = 100
@@ -31,17 +39,44 @@ def named(text: str, changes: Sequence[str] = ()) -> Run:
     """
     if not text.lower().endswith(ENDINGS):
         return changed(recipes.named(text), changes)
-    tree = _read(Path(text))
     try:
-        if isinstance(tree.get("config"), dict):
-            return changed(validated(tree["config"]), changes)
-        recipe = tree.pop("recipe", None)
-        if not isinstance(recipe, str):
-            raise UserError("names no recipe: begin it with the line `recipe: ddpo`")
-        run = recipes.named(recipe)
-        return assigned(run, [*_settings(tree, run.model_dump()), *map(parsed, changes)])
+        run, settings = _begun(text)
+        return assigned(run, [*settings, *map(parsed, changes)])
     except UserError as error:
         raise UserError(f"{text}: {error}") from error
+
+
+def _begun(text: str) -> tuple[Run, list[tuple[str, Any]]]:
+    """The run that a recipe, a file or a `run.json` begins with, and what the file changes."""
+    if not text.lower().endswith(ENDINGS):
+        return recipes.named(text), []
+    tree = _read(Path(text))
+    if isinstance(tree.get("config"), dict):
+        return validated(tree["config"]), []
+    recipe = tree.pop("recipe", None)
+    if not isinstance(recipe, str):
+        raise UserError("names no recipe: begin it with the line `recipe: ddpo`")
+    run = recipes.named(recipe)
+    return run, list(_settings(tree, run.model_dump()))
+
+
+def origins(text: str, changes: Sequence[str] = ()) -> dict[str, str]:
+    """Where the value of every setting comes from, by its path: the default, the recipe, the
+    model's family and who published it, the file, the command line."""
+    run, from_file = _begun(text)
+    given = dict(map(parsed, changes))
+    defaults = validated({"recipe": run.recipe, "objective": {"kind": run.objective.kind}})
+    plain = dict(leaves(defaults.model_dump()))
+    found = {
+        path: "default" if value == plain.get(path) else "recipe"
+        for path, value in leaves(run.model_dump())
+    }
+    everything = dict(from_file) | given
+    fitting = family_of(run, everything)
+    whose = f"family ({fitting.source})" if fitting else "model.source"
+    found |= {path: whose for path, _ in following(run, everything)}
+    found |= {path: "file" for path, _ in from_file}
+    return found | dict.fromkeys(given, "command line")
 
 
 def _settings(tree: Mapping[str, Any], defaults: Any, path: str = "") -> Iterator[tuple[str, Any]]:

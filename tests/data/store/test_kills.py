@@ -1,7 +1,7 @@
 """Writers that are killed, that wait for each other, and stores that cannot be used.
 
-`SCORETUNE_KILLS=1 python -m pytest -s tests/data/store/test_kills.py` votes 5,000 times as 50
-raters from four processes, of which one is killed with -9 five times, and prints what came of it.
+The slow test votes 5,000 times as 50 raters from four processes, of which one is killed with -9
+five times, and prints what came of it (`python -m pytest -s -m slow tests/data/store`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from judgement_tables import picture
 from scoretune.core.errors import UserError
 from scoretune.data.store import database, open_store, schema
 
-RATERS, WRITERS, KILLS = (50, 4, 5) if "SCORETUNE_KILLS" in os.environ else (6, 2, 2)
-EACH = 100 if "SCORETUNE_KILLS" in os.environ else 20
-"""Votes of a rater."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -49,19 +46,25 @@ def started(*arguments: object) -> multiprocessing.Process:
     return process
 
 
-def test_no_vote_is_lost_or_double_when_writers_are_killed(place, store, tmp_path):
+@pytest.mark.parametrize(
+    ("raters_number", "votes", "writers", "kills"),
+    [(6, 20, 2, 2), pytest.param(50, 100, 4, 5, marks=pytest.mark.slow)],
+)
+def test_no_vote_is_lost_or_double_when_writers_are_killed(
+    place, store, tmp_path, raters_number, votes, writers, kills
+):
     shas = [store.add_picture(picture(level)) for level in range(30)]
     with store.together():
         samples = [store.add_sample(prompt="a", picture=sha, key=sha).id for sha in shas]
-        every = [(a, b) for a in samples for b in samples if a < b][:EACH]
+        every = [(a, b) for a in samples for b in samples if a < b][:votes]
         pairs = [store.add_pair(*both).id for both in every]
-        raters = [store.add_rater(f"rater {number}")[0].id for number in range(RATERS)]
+        raters = [store.add_rater(f"rater {number}")[0].id for number in range(raters_number)]
     store.close()
-    shares = [raters[start::WRITERS] for start in range(WRITERS)]
-    logs = [str(tmp_path / f"acknowledged-{number}") for number in range(WRITERS)]
+    shares = [raters[start::writers] for start in range(writers)]
+    logs = [str(tmp_path / f"acknowledged-{number}") for number in range(writers)]
     tasks = [(place, share, pairs, log) for share, log in zip(shares, logs, strict=True)]
     began, running, draw = time.monotonic(), [started(*task) for task in tasks], random.Random(0)
-    for _ in range(KILLS):
+    for _ in range(kills):
         size = os.path.getsize(logs[0]) if os.path.exists(logs[0]) else 0
         while running[0].is_alive() and (
             not os.path.exists(logs[0]) or os.path.getsize(logs[0]) < size + draw.randint(20, 60)
@@ -80,8 +83,8 @@ def test_no_vote_is_lost_or_double_when_writers_are_killed(place, store, tmp_pat
     wanted = {f"{rater}-{pair}" for rater in raters for pair in pairs}
     lost, double = len(set(acknowledged) - set(stored)), len(stored) - len(set(stored))
     print(
-        f"{store.engine.dialect.name}: {len(stored):,} votes of {RATERS} raters by {WRITERS} "
-        f"processes, {KILLS} kills: {lost} lost, {double} double; {len(stored) / seconds:.0f}/s"
+        f"{store.engine.dialect.name}: {len(stored):,} votes of {len(raters)} raters by {writers} "
+        f"processes, {kills} kills: {lost} lost, {double} double; {len(stored) / seconds:.0f}/s"
     )
     assert (lost, double) == (0, 0) and set(stored) == wanted
 

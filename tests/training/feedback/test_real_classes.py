@@ -49,7 +49,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param("llava, instruct_pix2pix", marks=pytest.mark.slow), "qwen, kontext"]
+)
 def test_critique_edit_filter_pairs_and_a_step_of_dpo(case, command, tmp_path):
     reader, name, editor, trains = CASES[case]
     critic = reader(tmp_path / "reader", ANSWERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -87,6 +88,27 @@ def check(name: str, words: Sequence[str]) -> Report:
             f"mechanism {name!r} failed with {type(error).__name__}: {error}; its rules see blocks "
             "[..., size] of bids that do not increase"
         ) from error
+
+
+def safe_range(name: str, words: Sequence[str]) -> str | None:
+    """Which θ make BSP(θ) safe from a miner who thinks of the long run, or that none does."""
+    if name != "bsp":
+        return None
+    of_mechanism, of_market, of_jumps, _ = shared_settings(
+        f"mechanism {name!r}", words, fee_auction.bsp, market, jumps, effort
+    )
+    up, tick = jumps(**of_jumps).up, market(**of_market).tick
+    if up == 0:
+        return None
+    names = inspect.signature(fee_auction.bsp).parameters
+    k, c, gamma = (of_mechanism.get(n, names[n].default) for n in ("k", "c", "gamma"))
+    safe = fee_auction.admissible(k=k, c=c, gamma=gamma, tick=tick, up=up)
+    if safe is not None:
+        return f"safe theta at a tick of {tick:g}: {safe[0]:.4g} to {safe[1]:.4g}"
+    if c / k >= gamma:
+        return "no theta is safe: c/k must be below gamma, take a larger k"
+    least = fee_auction.least_tick(gamma=gamma, theta=c / k, up=up)
+    return f"no theta is safe at a tick of {tick:g}: the tick must be at least {least:.4g}"
 
 
 def _constructor(name: str) -> Callable[..., Mechanism]:

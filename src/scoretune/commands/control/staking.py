@@ -16,6 +16,7 @@ from scoretune.control.problems.staking import (
     Utility,
     Valuation,
     solve,
+    solve_with_price,
 )
 from scoretune.core.errors import UserError
 
@@ -63,11 +64,21 @@ def wishes(
     )
 
 
+TAKERS = (participant, chain, market, wishes)
+
+
 def problem(words: Sequence[str]) -> Staking:
     """Raises UserError for what is wrong with the words."""
-    of_participant, of_chain, of_market, of_wishes = shared_settings(
-        "staking", words, participant, chain, market, wishes
-    )
+    return built(*shared_settings("staking", words, *TAKERS))
+
+
+def built(
+    of_participant: dict[str, Any],
+    of_chain: dict[str, Any],
+    of_market: dict[str, Any],
+    of_wishes: dict[str, Any],
+) -> Staking:
+    """The problem of what each of TAKERS is given."""
     running, terminal = wishes(**of_wishes)
     return Staking(
         **participant(**of_participant),
@@ -113,8 +124,9 @@ def written(best: Optimum) -> str:
         lines.append(f"{name:11} {'infeasible' if value is None else f'{value:.6g}'}")
     if best.problem.price.volatility == 0:
         surface = solve(best.problem, steps=200)
-        lines.append(
-            f"Bellman     {surface.value:.6g} on a lattice of 200 steps, residual "
-            f"{surface.residual():.1g}"
-        )
+        value, steps, residual = surface.value, 200, surface.residual()
+    else:
+        watched = solve_with_price(best.problem, steps=60)
+        value, steps, residual = watched.value, 60, watched.residual
+    lines.append(f"Bellman     {value:.6g} on a lattice of {steps} steps, residual {residual:.1g}")
     return "\n".join(lines)

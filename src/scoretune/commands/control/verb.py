@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scoretune.commands.options import Changes, Json
+from scoretune.commands.options import Changes, Json, set_threads
 
 MECHANISM = "bsp, second_price, first_price, eip1559, or module:function of your own."
 
@@ -29,6 +29,8 @@ def check(
         typer.echo(json.dumps(fee_auction.as_dict(report)))
     else:
         typer.echo(fee_auction.written(report))
+        if (safe := fee_auction.safe_range(mechanism, changes or [])) is not None:
+            typer.echo(f"\n{safe}")
     raise typer.Exit(int(bool(report.witnesses)))
 
 
@@ -45,3 +47,29 @@ def staking(
 
     best = trading.problem(changes or []).optimum()
     typer.echo(json.dumps(trading.as_dict(best)) if json_ else trading.written(best))
+
+
+def train(
+    problem: Annotated[
+        str, typer.Argument(help="staking, parity, risk_control, lq or pair_trading.")
+    ],
+    changes: Changes = None,
+    json_: Json = False,
+) -> None:
+    """Learn a problem from samples, and compare with its optimum: staking valuation=200 …
+
+    Settings of the problem (of `staking` as in `scoretune control staking`, and policy: bang_bang,
+    squashed_gaussian or beta, and temperature), and of learning: method (cpg or cppo), seed, dt,
+    iterations, trajectories, rate.
+    """
+    from scoretune.commands.control import training
+    from scoretune.commands.display import counting
+
+    set_threads(1)
+    job = training.training(problem, changes or [])
+    with counting("iteration") as note:
+        learned = job.run(lambda k, _: note(k + 1, job.effort.iterations))
+    if json_:
+        typer.echo(json.dumps(training.as_dict(job, learned)))
+    else:
+        typer.echo(training.written(job, learned))

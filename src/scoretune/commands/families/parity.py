@@ -3,8 +3,10 @@ with it from the same noise at the same times, with or without a LoRA."""
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor
 
 from scoretune.diffusion import grids
-from scoretune.diffusion.processes import Tabulated
+from scoretune.diffusion.processes import Process, Tabulated
 from scoretune.models import folders
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import guidance_of
 from scoretune.models.lora import load_lora
+from scoretune.models.observed import Observed, ObservedTold
 from scoretune.models.recycled import inner
+from scoretune.models.schedulers import times_along
 from scoretune.models.tiny import (
     diffusion_transformer,
     flux,
@@ -27,6 +31,7 @@ from scoretune.models.tiny import (
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
+    transformers,
     unconditional,
     words,
 )
@@ -75,31 +80,62 @@ class Family:
 
 
 @torch.no_grad()
-def table(request: Request) -> float:
-    """Text to pictures by a noise table: DDIM (arXiv 2010.02502)."""
-    pipe, process = _pipeline(request), cast(Tabulated, request.policy.backbone.process)
-    _ddim(pipe)
-    theirs = _pictures(pipe(**_arguments(request), latents=request.noise))
-    times = grids.diffusers_times(process, STEPS, spacing="trailing")
-    return _largest_difference(_ours(request, times, "ddim"), theirs)
+def observed(request: Request) -> float:
+    """Text to pictures of two shapes by the pipeline's own call, with guidance and without: from
+    the state that it shows its denoiser first, at the times that it took."""
+    backbone, pipe = cast(Observed, inner(request.policy.backbone)), _pipeline(request)
+    _first_order(pipe, backbone.process)
+    channels, height, width = backbone.shape
+    asked = itertools.product((1, request.guidance), ((height, width), (height, 2 * width)))
+    return max(_observed(request, pipe, scale, (channels, *sides)) for scale, sides in asked)
 
 
-@torch.no_grad()
-def flow(request: Request) -> float:
-    """Text to pictures by a rectified flow: Euler at the scheduler's own times."""
-    pipe, noise = _pipeline(request), request.noise
-    length = pipe.transformer.config.get("_max_sequence_length", 256)
-    if type(pipe).__name__ == "FluxPipeline":
-        noise = pipe._pack_latents(noise, *noise.shape)
-    theirs = _pictures(pipe(**_arguments(request), latents=noise, max_sequence_length=length))
-    return _largest_difference(_ours(request, pipe.scheduler.sigmas, "euler"), theirs)
+def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...]) -> float:
+    backbone, count = cast(Observed, inner(request.policy.backbone)), len(request.prompts)
+    ours = replace(backbone, shape=shape, twin=None)
+    policy = replace(request.policy, backbone=ours, guidance=float(scale))
+    if isinstance(ours, ObservedTold):
+        ours.scale, policy.guidance = scale, 1.0
+    row, shown = backbone.row, list[Any]()
+    network = getattr(pipe, backbone.part)
+    signature = inspect.signature(network.forward)
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        shown.append(signature.bind(*args, **kwargs).arguments[row.state])
+
+    hook = network.register_forward_pre_hook(look, with_kwargs=True)
+    arguments = {**ours.sides, **row.arguments(pipe), **row.guidance(scale, count * (scale > 1))}
+    prompts = {"prompt": [*request.prompts], "num_inference_steps": STEPS, "output_type": "np"}
+    theirs = _pictures(pipe(**prompts, **arguments, generator=request.generator))
+    hook.remove()
+    x = row.layout.unpack(shown[0][:count], torch.empty(count, *shape))
+    times = times_along(ours.schedule, pipe.scheduler, STEPS)
+    solver = "ddim" if isinstance(ours.process, Tabulated) else "euler"
+    mine = deterministic(policy, ours.encode(request.prompts), times, x, solver)
+    return _largest_difference(ours.decode(mine), theirs)
+
+
+def _first_order(pipe: Any, process: Process) -> None:
+    """The solver of first order, where the pipeline has another."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if isinstance(process, Tabulated):
+        _ddim(pipe)
+    elif type(pipe.scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
 
 
 @torch.no_grad()
 def consistency(request: Request) -> float:
     """Text to pictures in one call of the network, which is all of it without fresh noise."""
     policy, pipe = request.policy, _pipeline(request)
-    drawn = pipe(**{**_arguments(request), "num_inference_steps": 1}, latents=request.noise)
+    drawn = pipe(
+        prompt=list(request.prompts),
+        guidance_scale=request.guidance,
+        num_inference_steps=1,
+        output_type="np",
+        latents=request.noise,
+    )
     condition = policy.backbone.encode(request.prompts)
     data = policy.estimate(request.noise, torch.ones(len(request.prompts)), condition).data
     return _largest_difference(policy.backbone.decode(data), _pictures(drawn))
@@ -174,20 +210,6 @@ def _ddim(pipe: Any) -> None:
     )
 
 
-def _arguments(request: Request) -> dict[str, Any]:
-    """The arguments of every pipeline of text to pictures."""
-    backbone = request.policy.backbone
-    side = backbone.shape[-1] * cast(Pipelined, inner(backbone)).pipeline.vae_scale_factor
-    return {
-        "prompt": list(request.prompts),
-        "guidance_scale": request.guidance,
-        "num_inference_steps": STEPS,
-        "height": side,
-        "width": side,
-        "output_type": "np",
-    }
-
-
 def _ours(request: Request, times: Tensor, solver: str) -> Tensor:
     backbone = request.policy.backbone
     condition = backbone.encode(request.prompts)
@@ -204,16 +226,20 @@ def _largest_difference(mine: Tensor, theirs: Tensor) -> float:
 
 GUIDED = ("model.guidance=2",)
 FAMILIES: tuple[Family, ...] = (
-    Family("stable-diffusion", stable_diffusion.build, table, GUIDED),
+    Family("stable-diffusion", stable_diffusion.build, observed, GUIDED),
     Family(
         "stable-diffusion-v",
         partial(stable_diffusion.build, prediction="v_prediction"),
-        table,
+        observed,
         GUIDED,
     ),
-    Family("stable-diffusion-xl", stable_diffusion_xl.build, table, GUIDED),
-    Family("stable-diffusion-3", stable_diffusion_3.build, flow, GUIDED),
-    Family("flux", flux.build, flow, ("model.guidance=3.5",)),
+    Family("stable-diffusion-xl", stable_diffusion_xl.build, observed, GUIDED),
+    Family("stable-diffusion-3", stable_diffusion_3.build, observed, GUIDED),
+    Family("flux", flux.build, observed, ("model.guidance=3.5",)),
+    *(
+        Family(name, partial(transformers.build, name), observed, GUIDED)
+        for name in transformers.MADE
+    ),
     Family(
         "latent-consistency",
         latent_consistency.build,

@@ -80,7 +80,7 @@ def artist(path: Path, how: Drawing) -> Artist:
     """The model of a run folder or a model folder. Raises UserError for one without prompts."""
     policy = load(path, distributed.device())
     network = inner(policy.backbone)
-    if isinstance(network, ScoreNetwork) or not policy.backbone.encode([""]).tokens.numel():
+    if isinstance(network, ScoreNetwork) or not policy.backbone.encode([""]).summary.numel():
         raise UserError(f"{str(path)!r} knows no prompts: give a model that draws by them")
     guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
     steps = how.steps or deployed_steps(policy.backbone)

@@ -68,7 +68,8 @@ class Calls:
 @dataclass(frozen=True)
 class Update:
     """What one update does: `trained` steps of each of its `samples` are learned from, which makes
-    so many states, minibatches and steps of the optimiser."""
+    so many states, minibatches and steps of the optimiser. `backwards` of the calls are followed
+    back with a gradient; `decodes` states are decoded and rewarded."""
 
     samples: int
     steps: int
@@ -76,6 +77,8 @@ class Update:
     minibatches: int
     optimiser_steps: int
     calls: Calls
+    backwards: float
+    decodes: float
 
     @property
     def states(self) -> float:
@@ -96,7 +99,8 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         batch = batch_size(run.sizes)
         costs = costs_of(run, facts.differentiable)
         calls = Calls(references=batch * costs.references, learning=batch * costs.calls)
-        return Update(batch, 1, costs.at_once, 1, 1, calls)
+        backwards = batch * (costs.calls - costs.frozen)
+        return Update(batch, 1, costs.at_once, 1, 1, calls, backwards, 0)
     samples, steps = run.sizes.prompts * run.sizes.group, run.sampling.steps
     with user_errors():
         times = grid(facts.process, run.sampling)
@@ -111,12 +115,14 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         rolled -= learned
         learned = samples
     epochs, each = run.sizes.epochs, math.ceil(learned / run.sizes.minibatch)
+    learning = samples * costs.trained * costs.calls * epochs
     calls = Calls(
         rollouts=rolled,
         references=samples * costs.references,
         credit=costs.credit_calls,
-        learning=samples * costs.trained * costs.calls * epochs + costs.measured,
+        learning=learning + costs.measured,
     )
+    sloped = costs.credit_calls if costs.credit_graph in ("network", "both", "either") else 0
     return Update(
         samples=samples,
         steps=steps,
@@ -124,6 +130,8 @@ def one_update(run: Run, facts: Facts, number: int = 0) -> Update:
         minibatches=each * epochs,
         optimiser_steps=_optimiser_steps(run, each) * epochs,
         calls=calls * facts.guided,
+        backwards=(learning + sloped) * facts.guided,
+        decodes=samples + costs.decodes,
     )
 
 

@@ -14,6 +14,7 @@ from scoretune.commands.plan.meta_device import META, meta_policy, weights_of
 from scoretune.commands.plan.profiler import NOTHING, Curve, curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
+from scoretune.core.records import Condition
 from scoretune.models import catalog
 from scoretune.models.base import Pipelined
 from scoretune.models.recycled import inner
@@ -86,20 +87,20 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
 def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     backbone, network = policy.backbone, policy.backbone.network
     pipeline: Any = inner(backbone)
-    token_states = _token_states(policy, text)
+    condition = _condition(policy, text)
     trained = policy.parameters()
     if policy.autocast is not None:  # what it computes in; the weights themselves are in float32
         network.to(policy.autocast)
-    resident = [*network.parameters(), *network.buffers(), token_states]
+    resident = [*network.parameters(), *network.buffers(), *condition.tensors]
 
     def look(rows: int) -> None:
-        _predicted(policy, _states(policy, rows), token_states)
+        _predicted(policy, _states(policy, rows), condition)
 
     with torch.no_grad():
         look(1)  # tables that are made once
         looking = curve(look, resident)
     picture, drawing = _pictures(policy)
-    plain, again = _graphs(policy, resident, sloped and drawing is not NOTHING)
+    plain, again = _graphs(policy, condition, resident, sloped and drawing is not NOTHING)
     encoders = tuple(getattr(pipeline, "encoders", ()))
     return Model(
         parts=weights_of(policy),
@@ -108,7 +109,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         total=sum(p.numel() for p in network.parameters()),
         state=4 * math.prod(backbone.shape),
         picture=picture,
-        token=token_states.element_size() * token_states[0].numel(),
+        token=sum(each.element_size() * each[0].numel() for each in condition.tensors),
         looking=looking,
         plain=plain,
         again=again,
@@ -132,21 +133,21 @@ def _states(policy: Policy, rows: int) -> Tensor:
     return torch.empty(rows, *policy.backbone.shape, device=META)
 
 
-def _predicted(policy: Policy, x: Tensor, token_states: Tensor) -> Tensor:
+def _predicted(policy: Policy, x: Tensor, condition: Condition) -> Tensor:
     times = torch.full((len(x),), policy.backbone.process.horizon / 2, device=META)
-    tokens = token_states.repeat(len(x), *(1,) * (token_states.dim() - 1))
-    return policy.backbone.predict(x, times, tokens)
+    return policy.backbone.predict(x, times, condition.of_one(len(x)).tokens)
 
 
 @torch.no_grad()
-def _token_states(policy: Policy, text: str) -> Tensor:
-    """The token states of one prompt; with numbers where the network looks at them."""
-    token_states = policy.backbone.encode([text]).tokens
+def _condition(policy: Policy, text: str) -> Condition:
+    """The condition of one prompt; with numbers where the network looks at them."""
+    condition = policy.backbone.encode([text])
     try:
-        _predicted(policy, _states(policy, 1), token_states)
+        _predicted(policy, _states(policy, 1), condition)
     except (NotImplementedError, RuntimeError):
-        token_states = torch.ones(token_states.shape, dtype=token_states.dtype)
-    return token_states
+        tokens = condition.summary
+        condition = Condition(torch.ones(tokens.shape, dtype=tokens.dtype))
+    return condition
 
 
 def _reading(policy: Policy, text: str) -> Curve:
@@ -154,7 +155,9 @@ def _reading(policy: Policy, text: str) -> Curve:
         return curve(lambda rows: policy.backbone.encode([text] * (rows - 1)))
 
 
-def _graphs(policy: Policy, resident: list[Tensor], sloped: bool) -> tuple[Graphs, Graphs | None]:
+def _graphs(
+    policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
+) -> tuple[Graphs, Graphs | None]:
     """Costs of passing back beside the gradients themselves: as it is, and computed again."""
     network, pipeline = policy.backbone.network, inner(policy.backbone)
     for parameter in policy.parameters():
@@ -165,23 +168,25 @@ def _graphs(policy: Policy, resident: list[Tensor], sloped: bool) -> tuple[Graph
     on = [module for module in able if module.is_gradient_checkpointing]
     for module in on:
         module.disable_gradient_checkpointing()
-    plain, again = _passed_back(policy, resident, sloped), None
+    plain, again = _passed_back(policy, condition, resident, sloped), None
     if network in able:
         for module in able:
             recompute(module)
-        again = _passed_back(policy, resident, sloped)
+        again = _passed_back(policy, condition, resident, sloped)
         for module in able:
             if module not in on:
                 module.disable_gradient_checkpointing()
     return plain, again
 
 
-def _passed_back(policy: Policy, resident: list[Tensor], sloped: bool) -> Graphs:
-    backbone, token_states = policy.backbone, resident[-1]
+def _passed_back(
+    policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
+) -> Graphs:
+    backbone = policy.backbone
     guided = 1 if policy.guidance == 1 else 2
 
     def learn(rows: int) -> None:
-        output = _predicted(policy, _states(policy, rows), token_states)
+        output = _predicted(policy, _states(policy, rows), condition)
         torch.autograd.backward([output.float().square().sum()])
 
     def slope(rows: int) -> None:
@@ -190,7 +195,7 @@ def _passed_back(policy: Policy, resident: list[Tensor], sloped: bool) -> Graphs
 
     def value(rows: int) -> None:
         place = _states(policy, rows).requires_grad_()
-        output = _predicted(policy, place.repeat(guided, 1, 1, 1), token_states)
+        output = _predicted(policy, place.repeat(guided, 1, 1, 1), condition)
         data = torch.stack(output.float().chunk(guided)).sum(0)
         torch.autograd.grad(backbone.decode(data).sum(), place)
 

@@ -60,6 +60,7 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts), deployment)
     numbers: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
     numbers |= {"held_out": len(held_out), "updates": run.updates}
+    numbers["unusual"] = overrides.unusual(run)
     numbers |= _work(run, facts, prompts, held_out)
     numbers["processes"] = _shared(run, facts, processes)
     if model is None:
@@ -106,6 +107,9 @@ def _work(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> Number
             "states": update.states,
             "minibatches": update.minibatches,
             "optimiser_steps": update.optimiser_steps,
+            "network_evaluations": asdict(update.calls),
+            "backwards": update.backwards,
+            "decodes": update.decodes,
         },
         "network_evaluations": {
             **asdict(calls),

@@ -48,6 +48,7 @@ def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("model", _model(forecast)),
         ("an update", _update(forecast["update"], forecast["processes"])),
+        ("its work", _work(forecast["update"])),
     ]
     calls = forecast["network_evaluations"]
     parts = ("rollouts", "references", "credit", "learning", "warm_up")
@@ -62,6 +63,7 @@ def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
         ("texts", f"{_count(forecast['text_encodings'])} are encoded"),
         ("a minibatch", _shared(forecast["processes"])),
     ]
+    lines += [("unusual", line) for line in forecast["unusual"]]
     lines += _memory(forecast["memory"])
     if "time" in forecast:
         lines.append(("time", _time(forecast["time"])))
@@ -89,6 +91,14 @@ def _update(update: dict[str, Any], shared: dict[str, Any]) -> str:
         f"{update['steps']} steps; {update['trained_steps']:g} of them are learned from: "
         f"{_many(update['states'], 'state')}, {_many(update['minibatches'], 'minibatch', 'es')}, "
         f"{_many(update['optimiser_steps'], 'step')} of the optimiser"
+    )
+
+
+def _work(update: dict[str, Any]) -> str:
+    calls = sum(update["network_evaluations"].values())
+    return (
+        f"{_many(calls, 'network evaluation')}, {_count(update['backwards'])} of them followed "
+        f"back; {_many(update['decodes'], 'picture')} decoded and rewarded"
     )
 
 

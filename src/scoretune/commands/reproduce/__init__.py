@@ -143,6 +143,8 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
     },
     "staking": {
         "trading": Part("staking_trade", "Trading under proof of stake", wants_data=True),
+        "bellman": Part("staking_bellman", "Trading's Bellman equations on ever finer lattices"),
+        "learning": Part("staking_learning", "Trading under proof of stake, learned"),
     },
     "tutorial": {
         "processes": Part(

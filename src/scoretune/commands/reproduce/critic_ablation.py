@@ -120,7 +120,7 @@ def look(
         x=path.states[:-1].flatten(0, 1),
         data=path.data.flatten(0, 1),
         t=path.times[:-1].flatten(),
-        tokens=condition.tokens.repeat(steps, 1, 1),
+        tokens=condition.summary.repeat(steps, 1, 1),
         guess=guess,
         features=path.features.flatten(0, 1),
         returns=returns.repeat(steps),

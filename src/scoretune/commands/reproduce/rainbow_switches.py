@@ -1,13 +1,17 @@
 """Every switch of the general preference loss: added alone to DPO, added to length normalisation,
 and removed alone from RainbowPO (arXiv 2410.04203, sections 4 and 5), in the tiny language.
 
-β of every arm is chosen from as many values, on seeds that are not reported.
+The reward of this language cannot be gamed, so that the smaller β is, the better an arm does. Arms
+are therefore compared at equal distance from the base: β of every arm is the one that moves it as
+far as all others, looked for with as many runs, on seeds that are not reported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,11 @@ from scoretune.preference import PRESETS, Preset
 
 TUNING = (100, 101)
 """Seeds by which β is chosen."""
-BETAS = {False: (0.03, 0.1, 0.3), True: (0.5, 1.0, 2.0)}
-"""From which it is chosen, without and with length normalisation."""
+KL = 8.0
+"""Nats between a learned model and the base, which every arm is to reach."""
+START = {False: 0.03, True: 1.0}
+"""The first β that is tried, without and with length normalisation; the second is STEP times it."""
+TRIALS, STEP = 4, 3.0
 MARGIN = {False: 3.0, True: 0.3}
 """Home advantage, a difference of log-likelihoods of a text or of a token; a text has about ten."""
 SFT, MIX = 0.05, 0.5
@@ -87,25 +94,48 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 
 def tuned(arm: str, seeds: int, quick: bool, folder: Path) -> Numbers:
-    """β by the mean quality on the tuning seeds, and the runs of the others with it."""
+    """β by the KL on the tuning seeds, and the runs of the others with it."""
     preset, data = ARMS[arm]
+    tuning: Sequence[int] = TUNING[: 1 if quick else None]
 
     def run(seed: int, beta: float) -> Numbers:
         place = world(seed, data, folder, quick)
         return measured(learn(place, preset, beta, seed, quick), place.base, seed, quick)
 
-    betas: Sequence[float] = BETAS[preset.length_normalised][: 1 if quick else None]
-    tuning: Sequence[int] = TUNING[: 1 if quick else None]
-    trials = {
-        beta: sum(run(seed, beta)["quality"] for seed in tuning) / len(tuning) for beta in betas
-    }
-    best = max(trials, key=lambda beta: trials[beta])
+    def moved(beta: float) -> float:
+        kl = sum(float(run(seed, beta)["kl"]) for seed in tuning) / len(tuning)
+        return max(kl, 1e-3)  # an estimate by draws, which may come out below 0
+
+    first = START[preset.length_normalised]
+    trials = {first: moved(first)}
+    for _ in range(0 if quick else TRIALS - 1):
+        beta = next_beta(trials)
+        trials[beta] = moved(beta)
+    best = min(trials, key=lambda beta: abs(math.log(trials[beta] / KL)))
     return {
         "arm": arm,
         "beta": best,
-        "trials": {f"{beta:g}": quality for beta, quality in trials.items()},
+        "trials": {f"{beta:.4g}": kl for beta, kl in trials.items()},
         "runs": [run(seed, best) for seed in range(seeds)],
     }
+
+
+def next_beta(trials: dict[float, float]) -> float:
+    """Where ln KL, as a straight line in ln β between neighbouring trials, is ln `KL`.
+
+    Beyond the trials it is STEP times the nearest of them: a KL falls as β grows.
+
+    Args:
+        trials: KL in nats of every β that was tried, at least one.
+    """
+    by_size = sorted(trials)
+    for low, high in pairwise(by_size):
+        if trials[high] < KL <= trials[low]:
+            share = math.log(trials[low] / KL) / math.log(trials[low] / trials[high])
+            return low * math.exp(share * math.log(high / low))
+    if all(kl < KL for kl in trials.values()):
+        return by_size[0] / STEP
+    return by_size[-1] * STEP
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
@@ -114,9 +144,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     arms |= {name: arms[same] for name, same in SAME.items()}
     page.text(
         "The tiny language of the part `language`, the same pairs, 200 updates. Quality is the "
-        "topic's share of a completion's words, by 1000 draws. β of every arm is the best of three "
-        f"on seeds {TUNING[0]} and {TUNING[1]}: {BETAS[False]} without and {BETAS[True]} with "
-        "length normalisation. Differences are those of runs of the same seed, with 95 % intervals."
+        "topic's share of a completion's words, by 1000 draws. It cannot be gamed, and rises as β "
+        f"falls; so β of every arm is the one of {TRIALS} trials whose models are nearest to "
+        f"{KL:g} nats from the base on seeds {TUNING[0]} and {TUNING[1]}, and arms are compared at "
+        "equal distance. Differences are those of runs of the same seed, with 95 % intervals."
     )
     groups = {
         "added to DPO": ("DPO", "DPO +"),

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scoretune.commands.reproduce.base import Cell, Claim, Numbers, Page
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.commands.reproduce.staking_history import (
+    check_folder,
+    history,
+    present_history,
+)
 from scoretune.control.problems.staking import (
-    GrowingSupply,
-    Leg,
     PowerSupply,
     Price,
     RiskControl,
@@ -30,7 +31,6 @@ from scoretune.control.problems.staking import (
     solve,
     worth,
 )
-from scoretune.core.errors import UserError
 
 NOTHING = Utility(weight=0)
 CONCAVE = Utility(weight=10, power=0.5)
@@ -56,9 +56,7 @@ VOLATILITIES = (0.2, 0.4, 0.8)
 def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
     """Closed forms and lattices, drawn shapes and prices, and data if a folder has them."""
     steps = list(STEPS[:2] if quick else STEPS)
-    file = Path(data or "") / "avalanche_validator_stake_weekly.npz"
-    if data and not file.is_file():
-        raise UserError(f"--data {data} has no {file.name}: leave it out, or name its folder")
+    folder = str(check_folder(data)) if data else ""
     return [
         *(Cell(f"case-{n}", case, {"name": name, "steps": steps}) for n, name in enumerate(CASES)),
         Cell("shapes", shapes, {"count": 100 if quick else 2000}),
@@ -67,7 +65,7 @@ def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
             Cell(f"drawn-{s}", drawn_prices, {"seed": s, "paths": 500 if quick else 20_000})
             for s in range(seeds)
         ),
-        *([Cell("data", chain, {"file": str(file)})] if data else []),
+        *([Cell("data", history, {"folder": folder})] if data else []),
     ]
 
 
@@ -142,43 +140,6 @@ def drawn_prices(seed: int, paths: int) -> Numbers:
     return means
 
 
-def chain(file: str) -> Numbers:
-    """Avalanche's weekly stakes: how they grew, and what the best policy of a validator would be.
-
-    The file has stakes and no prices: a price without growth is supposed.
-    """
-    with np.load(file) as weekly:
-        offsets, dates = weekly["offsets"], [str(date) for date in weekly["dates"]]
-        stakes = weekly["own_stake_avax"] + weekly["delegated_avax"]
-    totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)])
-    years = np.arange(len(totals)) * 7 / 365.25
-    rate = float(np.polyfit(years, np.log(totals), 1)[0])
-    last = stakes[offsets[-2] : offsets[-1]]
-    stake, supply = float(np.median(last)), float(totals[-1])
-    rows = []
-    for required in (0.02, 0.04, 0.1):
-        problem = Staking(
-            stake=stake,
-            supply=GrowingSupply(start=supply, rate=max(rate, 0.0)),
-            price=Price(start=1.0),
-            cap=stake / 10,
-            discount=required,
-            running=Utility(weight=0.05),
-        )
-        best = problem.optimum()
-        hold = problem.value([Leg(0.0, 0.0)])
-        rows.append([required, best.strategy, best.value / stake, hold / stake])
-    shares = np.sort(last)[::-1] / last.sum()
-    return {
-        "weeks": len(totals),
-        "span": [dates[0], dates[-1]],
-        "rate": rate,
-        "largest": float(shares[0]),
-        "median": stake / supply,
-        "rows": rows,
-    }
-
-
 # ------------------------------------------------------------------ the page
 
 
@@ -225,7 +186,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.figure("shares", _draw_shares(), "share of all stakes under the best strategies")
     page.figure("surface", _draw_surface(), "where to buy and where to sell")
     if "data" in results:
-        _data(results["data"], page)
+        present_history(results["data"], page)
     return dict(results) | {"claims": claims, "prices": prices}
 
 
@@ -282,22 +243,6 @@ def _price(runs: list[Numbers], name: str) -> Numbers:
     problem = Staking(price=Price(start=1.6, volatility=float(name)))
     claimed = problem.optimum().value
     return {"mean": mean, "error": error, "claimed": claimed, "apart": (mean - claimed) / error}
-
-
-def _data(data: Numbers, page: Page) -> None:
-    page.text(
-        f"## Avalanche's validators\n\n{data['weeks']} weeks, {data['span'][0]} to "
-        f"{data['span'][1]}: the stakes grew by {100 * data['rate']:.2f} % a year (the model's do "
-        "not shrink, so a rate below 0 counts as 0); the largest validator holds "
-        f"{100 * data['largest']:.2f} % of them, the median one {100 * data['median']:.4f} %. The "
-        "strategy of the median one, at a price that stays, with 5 % of its price a year from a "
-        "stake and a tenth of it traded a year at most. The file has no prices, and what was "
-        "staked is not what was earned: this illustrates the rule, and is no advice."
-    )
-    page.table(
-        ["required return", "strategy", "value a stake", "hold"],
-        [[f"{r:.0%}", strategy, f"{v:.5f}", f"{h:.5f}"] for r, strategy, v, h in data["rows"]],
-    )
 
 
 def _draw_shares() -> Any:

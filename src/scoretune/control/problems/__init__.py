@@ -2,7 +2,19 @@
 stake; and `fee_auction`, mechanisms whose incentives are searched."""
 
 from scoretune.control.problems import fee_auction, staking
+from scoretune.control.problems.fee_auction import Deviations, deviation_search
+from scoretune.control.problems.fee_auction import Mechanism as FeeAuction
 from scoretune.control.problems.lq import LQ
 from scoretune.control.problems.pair_trading import PairTrading
+from scoretune.control.problems.staking import StakeTrading
 
-__all__ = ["LQ", "PairTrading", "fee_auction", "staking"]
+__all__ = [
+    "LQ",
+    "Deviations",
+    "FeeAuction",
+    "PairTrading",
+    "StakeTrading",
+    "deviation_search",
+    "fee_auction",
+    "staking",
+]

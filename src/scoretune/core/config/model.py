@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from scoretune.core.config.base import (
     LONGEST,
@@ -29,6 +30,27 @@ FUNCTION = r"[\w.]*:\w*"
 """How a user's own function is named: module:function."""
 
 
+def _pixels(value: Any) -> int | str:
+    """A side in pixels, or width x height."""
+    text = str(value)
+    sides = (
+        [int(side) for side in text.split("x")] if re.fullmatch(r"\d{1,5}(x\d{1,5})?", text) else []
+    )
+    square = isinstance(value, int) and not isinstance(value, bool)
+    if (
+        (square or len(sides) == 2)
+        and sides
+        and min(sides) >= len(sides) - 1
+        and max(sides) <= SIDE
+    ):
+        return int(value) if square else text
+    raise PydanticCustomError(
+        "size",
+        "Input should be a side in pixels, or width x height as 1344x768, up to {most}",
+        {"most": SIDE},
+    )
+
+
 class Model(Strict):
     """What is fine-tuned, and how much of it; or the network that is trained from nothing."""
 
@@ -38,8 +60,10 @@ class Model(Strict):
         "module:function; or a new 'unet', 'dit' or 'mlp'",
     )
     revision: str | None = Field(None, description="of a model of the hub: a branch, tag or commit")
-    size: int = Field(
-        0, ge=0, le=SIDE, description="side of the pictures in pixels; 0: the model's own"
+    size: Annotated[int | str, PlainValidator(_pixels)] = Field(
+        0,
+        description="of the pictures in pixels: a side, or width x height as 1344x768; 0: the "
+        "model's own",
     )
     shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"

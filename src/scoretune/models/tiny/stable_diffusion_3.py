@@ -73,7 +73,7 @@ def transformer(pooled: int = 2 * POOLED) -> Any:
         joint_attention_dim=JOINT,
         caption_projection_dim=16,
         pooled_projection_dim=pooled,
-        pos_embed_max_size=2,
+        pos_embed_max_size=4,
         qk_norm="rms_norm",
         dual_attention_layers=(0,),
     ).eval()

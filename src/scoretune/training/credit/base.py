@@ -22,11 +22,13 @@ RewardFn = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Credited:
     """What the M states that are learned from are worth, in the terms of `records.Steps`, and
-    numbers to log."""
+    numbers to log. `reference_data` [M, *S] where credit has asked the pretrained policy there
+    already, so that nobody asks again."""
 
     advantage: Tensor | None = None
     data_slope: Tensor | None = None
     action: Tensor | None = None
+    reference_data: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

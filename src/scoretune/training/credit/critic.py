@@ -20,8 +20,9 @@ from scoretune.core.distributed import Deal
 from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
+from scoretune.diffusion.transitions import squared_norm
 from scoretune.policy import Policy
-from scoretune.rl import advantage_rate, gae, martingale_loss, returns_to_go
+from scoretune.rl import advantage_rate, drawn_returns, gae, martingale_loss, returns_to_go
 from scoretune.training.credit.base import Credited, RewardFn, arrival_to_data, require_gradient
 from scoretune.training.credit.values import Critic, critic_for, explained_variance, none
 
@@ -59,7 +60,9 @@ class Visited:
 @dataclass(frozen=True)
 class Read:
     """What a rule made of the critic: the steps' worth, and the states it looked at, numbered `at`
-    of the samples `who`, which the critic is fitted on next."""
+    of the samples `who`, which the critic is fitted on next: where the visited steps begin, unless
+    these are `arrivals`; and `reference_data` [M, *S], what the pretrained policy says at the
+    visited steps."""
 
     at: Tensor
     who: Tensor
@@ -67,6 +70,8 @@ class Read:
     advantage: Tensor | None = None
     slope: Tensor | None = None
     action: Tensor | None = None
+    reference_data: Tensor | None = None
+    arrivals: bool = False
 
 
 class Rule(Protocol):
@@ -79,10 +84,10 @@ class Rule(Protocol):
 class CriticCredit:
     """Each step is credited by a learned value V (`values.Critic`), read by a `rule`.
 
-    κ is `kl_weight`; with `shares_features` the critic reads the features of the policy's own
-    network. `estimate` says whose x̂0 the value is a function of where slopes are asked for. It
-    looks at `at_once` states at a time; a step of its own fit is on `minibatch` of them, in parts
-    that fit the memory.
+    κ is `kl_weight`, and steps from the `first` on may be visited; with `shares_features` the
+    critic reads the features of the policy's own network. `estimate` says whose x̂0 the value is a
+    function of where slopes are asked for. It looks at `at_once` states at a time; a step of its
+    own fit is on `minibatch` of them, in parts that fit the memory.
     """
 
     critic: Critic
@@ -90,6 +95,7 @@ class CriticCredit:
     policy: Policy
     kl_weight: float
     rule: Rule
+    first: int = 0
     passes: int = 2
     minibatch: int = 64
     at_once: int = 64
@@ -101,8 +107,11 @@ class CriticCredit:
     ) -> Credited:
         visited = Visited(path, reward_fn, k, b, *self.returns(path, scores))
         read = self.rule(self, visited)
-        metrics = self._fit(path, read, visited.to_go)
-        return Credited(read.advantage, read.slope, read.action, metrics)
+        to_go, kls = visited.to_go, dict[str, float]()
+        if path.moved_sq is None and read.reference_data is not None:
+            to_go, kls = self._returns_by_some(visited, read, read.reference_data, scores)
+        metrics = {**self._fit(path, read, to_go), **kls}
+        return Credited(read.advantage, read.slope, read.action, read.reference_data, metrics)
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -121,6 +130,49 @@ class CriticCredit:
         to_go = returns_to_go(running.T, final, torch.ones_like(running[:, 0])).T
         return running, torch.cat([to_go, final[None]])
 
+    def _returns_by_some(
+        self, visited: Visited, read: Read, pretrained: Tensor, scores: Scores
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The return to go [N+1, B] at the states that were read, and the mean KL of a path, by the
+        visited steps alone: unbiased estimates, since these were drawn at random."""
+        path, k, b = visited.path, visited.k, visited.b
+        kls = torch.zeros_like(path.times[:-1], dtype=pretrained.dtype)
+        weight = path.kl_weights[k, b].to(pretrained)
+        kls[k, b] = weight * squared_norm(path.data[k, b] - pretrained)
+        samples, candidates = path.states.shape[1], len(path.data) - self.first
+        drawn = len(k) // samples
+        running, final = -self.kl_weight * kls.T, scores.local
+        to_go = drawn_returns(running, final, drawn, candidates, own=not read.arrivals).T
+        name = "chain_kl" if path.in_chain else "girsanov_kl"
+        mean = float(kls.sum()) / samples * candidates / drawn
+        return torch.cat([to_go, final[None]]), {name: mean}
+
+    def pretrained(self, visited: Visited, at: Tensor, views: Views) -> Tensor | None:
+        """What the pretrained policy says at the visited steps, [M, *S], None where no KL needs it.
+        It is asked where the views of the same samples, of the states numbered `at`, do not say."""
+        path, k, b = visited.path, visited.k, visited.b
+        if path.reference_data is not None:
+            return path.reference_data[k, b]
+        if not self.kl_weight or not self.policy.has_reference:
+            return None
+        data = torch.empty_like(views.data)
+        place = torch.full_like(path.times, -1, dtype=torch.long)
+        if self.reads_pretrained:
+            place[at, b] = torch.arange(len(at), device=at.device)
+        seen = place[k, b]
+        data[seen >= 0] = views.data[seen[seen >= 0]]
+        unseen = (seen < 0).nonzero()[:, 0]
+        if len(unseen):
+            j, who = k[unseen], b[unseen]
+            x, t, condition = path.states[j, who], path.times[j, who], path.condition.take(who)
+            data[unseen] = self.policy.pretrained(x, t, condition).data.to(data)
+        return data
+
+    @property
+    def reads_pretrained(self) -> bool:
+        """Whether slopes are of a value of the pretrained policy's x̂0."""
+        return self.estimate == "pretrained" and self.policy.has_reference
+
     def views(
         self, path: Trajectory, reward_fn: RewardFn, at: Tensor, b: Tensor, *, slopes: bool = False
     ) -> Views:
@@ -136,7 +188,7 @@ class CriticCredit:
     ) -> Views:
         """The value; with slopes also ∇_x V by automatic differentiation, through x̂0(x), at the end
         the reward's own."""
-        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.tokens[b]
+        x, t, tokens = path.states[at, b], path.times[at, b], path.condition.summary[b]
         features, ended = None, at == len(path.data)
         if slopes:
             x.requires_grad_()
@@ -173,8 +225,7 @@ class CriticCredit:
         """
         features = x.new_zeros(len(x), self.policy.feature_size) if self.shares_features else None
         rows, data = (~ended).nonzero()[:, 0], x  # a finished sample is its own x̂0
-        frozen = self.estimate == "pretrained" and self.policy.has_reference
-        with self.policy.reference() if frozen else nullcontext():
+        with self.policy.reference() if self.reads_pretrained else nullcontext():
             if len(rows) and features is not None:
                 estimate, read = self.policy.estimate_with_features(
                     x[rows], t[rows], condition.take(rows)
@@ -260,7 +311,8 @@ class ArrivalSlope:
         path, k, b = visited.path, visited.k, visited.b
         views = critic.views(path, visited.reward_fn, k + 1, b, slopes=True)
         slope = arrival_to_data(critic.policy, path, k, b, slope_in(views))
-        return Read(k + 1, b, views, slope=slope)
+        pretrained = critic.pretrained(visited, k + 1, views)
+        return Read(k + 1, b, views, slope=slope, reference_data=pretrained, arrivals=True)
 
 
 @dataclass(frozen=True)
@@ -274,7 +326,8 @@ class SlopeRate:
         views = critic.views(path, visited.reward_fn, k, b, slopes=True)
         slope, alpha = slope_in(views), critic.policy.backbone.process.alpha(path.times[k, b])
         along = (1 + path.etas[k, b] ** 2) / 2 * alpha * path.log_snr_steps[k, b]
-        return Read(k, b, views, slope=expand(along, slope) * slope)
+        pretrained = critic.pretrained(visited, k, views)
+        return Read(k, b, views, slope=expand(along, slope) * slope, reference_data=pretrained)
 
 
 @dataclass(frozen=True)
@@ -296,7 +349,8 @@ class Explored:
         x, data = path.states[k, b], path.data[k, b]
         noise = (x - alpha * data) / sigma
         action = noise + self.exploration * deal_of(path, b).normal(noise)
-        pretrained = data if path.reference_data is None else path.reference_data[k, b]
+        reference_data = critic.pretrained(visited, k, views)
+        pretrained = data if reference_data is None else reference_data
         rate = advantage_rate(
             expand((1 + eta**2) / 2, slope) * slope,
             -action / sigma,
@@ -306,7 +360,8 @@ class Explored:
             critic.kl_weight * kl_factor(eta),
             self.exploration**2 * noise[0].numel() / process.sigma(t) ** 2,
         )
-        return Read(k, b, views, advantage=rate * path.log_snr_steps[k, b], action=action)
+        advantage = rate * path.log_snr_steps[k, b]
+        return Read(k, b, views, advantage, action=action, reference_data=reference_data)
 
 
 def traced(decay: float) -> Rule:
@@ -327,7 +382,13 @@ def rule_named(form: Form, exploration: float = 0.0) -> Rule:
 
 
 def fitted_critic(
-    settings: CriticSettings, policy: Policy, rule: Rule, kl_weight: float, *, at_once: int = 64
+    settings: CriticSettings,
+    policy: Policy,
+    rule: Rule,
+    kl_weight: float,
+    *,
+    first: int = 0,
+    at_once: int = 64,
 ) -> CriticCredit:
     """The critic that settings name: a head on the policy's features if it has any and the settings
     do not ask for another, else a small network of its own. It looks at `at_once` states a time."""
@@ -337,7 +398,7 @@ def fitted_critic(
     exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
     critic = critic_for(
         backbone.shape,
-        backbone.encode([""]).tokens.shape[-1],
+        backbone.encode([""]).summary.shape[-1],
         backbone.process.horizon,
         width=settings.width,
         skip=settings.skip,
@@ -350,6 +411,7 @@ def fitted_critic(
         policy=policy,
         kl_weight=kl_weight,
         rule=rule,
+        first=first,
         passes=settings.passes,
         at_once=at_once,
         shares_features=shares,

@@ -199,7 +199,7 @@ class EnergyCredit:
         def losses() -> Iterator[Tensor]:
             for s in self._spans(len(data)):
                 of_data = self.energy(data[s], end[s], tokens[s])
-                of_samples = self.energy(path.final[s], end[s], path.condition.tokens[s])
+                of_samples = self.energy(path.final[s], end[s], path.condition.summary[s])
                 for each, of in zip(worth, (of_data, of_samples), strict=True):
                     each.append(of.detach())
                 yield energy_loss(of_data, of_samples, self.strength) * (len(of_data) / len(data))
@@ -215,9 +215,9 @@ class EnergyCredit:
         index = torch.randint(len(self.data), (len(path.final),), generator=generator)
         x0 = self.data[index.to(self.data.device)].to(path.final)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        tokens = path.condition.tokens
+        tokens = path.condition.summary
         if self.condition is not None:
-            tokens = self.condition.take(index.to(self.condition.tokens.device)).tokens.to(tokens)
+            tokens = self.condition.take(index.to(self.condition.device)).summary.to(tokens)
         return estimates.perturb(self.policy.backbone.process, path.times[-1], x0, noise), tokens
 
     def _sweep(self, path: Trajectory) -> float:
@@ -240,12 +240,12 @@ class EnergyCredit:
                 if self.velocities is not None:
                     running = running_cost(x, x_next, self.velocities[k])
                 goal = td_targets(arrival, running, time_cost(here, steps), self.costs)
-            value = network(x, self._noise_left(path.times[k, who]), path.condition.tokens[who])
+            value = network(x, self._noise_left(path.times[k, who]), path.condition.summary[who])
             yield ((value - goal) ** 2).mean() * (len(who) / samples)
 
     def _worth(self, path: Trajectory, x: Tensor, at: Tensor, b: Tensor) -> Tensor:
         """The cost [M] of states x [M, *S] that are the `at`-th of their paths."""
-        noise_left, tokens = self._noise_left(path.times[at, b]), path.condition.tokens[b]
+        noise_left, tokens = self._noise_left(path.times[at, b]), path.condition.summary[b]
         energy = cast(Tensor, self.energy(x, noise_left, tokens))
         if self.value is None:
             return energy

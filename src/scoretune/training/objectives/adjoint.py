@@ -5,8 +5,6 @@ The loss is `base.ScoreAction` with the slopes of `credit.adjoint`.
 
 from __future__ import annotations
 
-import math
-
 from scoretune.core import config
 from scoretune.core.errors import UserError
 from scoretune.training.credit.adjoint import AdjointCredit
@@ -42,12 +40,13 @@ def build(settings: config.Adjoint, setup: Setup) -> Method:
 def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
     samples, steps = paths.samples, paths.steps
     trained = trained_steps(context.sizes.share, steps)
-    # The sweep goes back to the earliest step that any sample learns from.
-    later = [math.comb(steps - j, trained) / math.comb(steps, trained) for j in range(1, steps)]
+    # The way back ends at the earliest step that a sample learns from, which is asked for its KL.
+    earliest = (steps - trained) / (trained + 1)
     return Costs(
         trained,
-        references=trained,
-        credit_calls=samples * (steps - 1 - sum(p**samples for p in later)),
+        references=1,
+        credit_calls=samples * (steps - 1 - earliest),
+        decodes=samples,
         credit_graph="either",
         credit_batch=min(context.at_once, samples),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoretune.core.config import Trusting
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Loss, Steps
+from scoretune.core.records import Condition, Loss, Steps, Tokens
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand
@@ -141,8 +141,8 @@ def penalised(
     return Loss(-steps.path_steps * gain.mean(), {**metrics, "approx_kl": approx_kl})
 
 
-def with_dropped_prompts(condition: Condition, coin: Tensor | None, share: float) -> Tensor:
-    """The tokens [B, L, D] with this share of prompts replaced by the empty one, for
+def with_dropped_prompts(condition: Condition, coin: Tensor | None, share: float) -> Tokens:
+    """The tokens with this share of prompts replaced by the empty one, for
     classifier-free guidance (arXiv 2207.12598); uniform numbers `coin` [B] decide, None draws."""
     tokens = condition.tokens
     if not share:
@@ -151,7 +151,7 @@ def with_dropped_prompts(condition: Condition, coin: Tensor | None, share: float
         raise UserError("dropout needs an empty prompt, which this model has not: set it to 0")
     if coin is None:
         coin = torch.rand(len(tokens), device=tokens.device)
-    return torch.where((coin < share)[:, None, None], condition.null.to(tokens), tokens)
+    return condition.dropped(coin < share)
 
 
 def given(part: T | None, why: str) -> T:

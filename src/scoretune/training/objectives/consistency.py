@@ -216,7 +216,8 @@ def build_from_data(settings: config.Consistency, setup: DataSetup) -> Method:
 
 def costs(settings: config.Consistency, context: Context, paths: Paths) -> Costs:
     distils = rule_of(settings, new_network=context.new_network) == "distillation"
-    return Costs(1, calls=2 + distils * (2 if settings.solver == "heun" else 1))
+    teacher = distils * (2 if settings.solver == "heun" else 1)
+    return Costs(1, calls=2 + teacher, frozen=1 + teacher)
 
 
 def rule_of(

@@ -105,18 +105,21 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
     batch = min(context.at_once, paths.samples)
     if settings.through == "estimate":
         references = float(settings.kl_weight > 0)
-        return Costs(1, references=references, credit_graph="decoder", credit_batch=batch)
+        return Costs(
+            1,
+            references=references,
+            decodes=paths.samples,
+            credit_graph="decoder",
+            credit_batch=batch,
+        )
     trained = (1 + most) / 2 if settings.random else most
     if keeps_graph(settings, context):
         return Costs(trained, graph_steps=most)
-    references = trained if settings.kl_weight else 0.0
-    reached: float = most
-    if settings.random:  # by the longest of all samples
-        reached -= sum((v / most) ** paths.samples for v in range(1, most))
     return Costs(
         trained,
-        references=references,
-        credit_calls=paths.samples * (reached - 1) * (2 if settings.kl_weight else 1),
+        references=float(settings.kl_weight > 0),  # where the way back ends
+        credit_calls=paths.samples * (trained - 1) * (2 if settings.kl_weight else 1),
+        decodes=paths.samples,
         credit_graph="either",
         credit_batch=batch,
     )

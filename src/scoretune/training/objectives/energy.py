@@ -50,7 +50,7 @@ def _credit(settings: config.Energy, setup: Setup) -> EnergyCredit:
     images, captions = read_pictures(setup.context.data, setup.seed)
     data, condition = encoded(policy, images, captions)
     shape, horizon = backbone.shape, backbone.process.horizon
-    size, width = condition.tokens.shape[-1], settings.width
+    size, width = condition.summary.shape[-1], settings.width
     exact = torch.promote_types(next(backbone.network.parameters()).dtype, torch.float32)
     energy, value = (
         critic_for(shape, size, horizon, width=width, inputs="noisy").body.to(policy.device, exact)

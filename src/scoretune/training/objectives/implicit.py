@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.core.records import LikedExamples, PairExamples
+from scoretune.core.records import LikedExamples, PairExamples, Tokens, joined
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import bound, weightings
 from scoretune.diffusion.matching.weightings import TimesName
@@ -53,7 +53,7 @@ class Noised(NamedTuple):
 
     x: Tensor
     times: Tensor
-    tokens: Tensor
+    tokens: Tokens
     target: Tensor
     weight: Tensor
 
@@ -103,7 +103,7 @@ class Likelihood:
         count, backbone = len(states), self.policy.backbone
         t, weight = self._times(drawn.share)
         tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
-        times, tokens = t.repeat(count), torch.cat([tokens] * count)
+        times, tokens = t.repeat(count), joined([tokens] * count)
         x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
         return Noised(
             estimates.perturb(backbone.process, times, x0, noise),

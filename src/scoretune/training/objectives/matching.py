@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoretune.core import config
 from scoretune.core.errors import UserError, unknown, user_errors
-from scoretune.core.records import Examples, Loss
+from scoretune.core.records import Examples, Loss, Tokens
 from scoretune.data.images import read_pictures
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import score_matching, weightings
@@ -77,7 +77,7 @@ class Matching:
         each = factor * error(x, t, tokens, (x0, eps))
         return Loss((examples.weight * each).mean(), {"matching": float(each.detach().mean())})
 
-    def _output_error(self, x: Tensor, t: Tensor, tokens: Tensor, drawn: Drawn) -> Tensor:
+    def _output_error(self, x: Tensor, t: Tensor, tokens: Tokens, drawn: Drawn) -> Tensor:
         """The weighted squared error of the output, [B]: what the network predicts is compared as
         it is, for a conversion to ε would multiply by infinity near either end of time."""
         backbone = self.policy.backbone
@@ -89,7 +89,7 @@ class Matching:
             return error
         return weightings.on_output(weight, backbone.process, backbone.prediction, t) * error
 
-    def _score_error(self, x: Tensor, t: Tensor, tokens: Tensor, drawn: Drawn) -> Tensor:
+    def _score_error(self, x: Tensor, t: Tensor, tokens: Tokens, drawn: Drawn) -> Tensor:
         """wσ²(‖ŝ‖² + 2∇·ŝ), [B], a mean over dimensions: the error above less a constant."""
         backbone = self.policy.backbone
         process, prediction = backbone.process, backbone.prediction

@@ -112,10 +112,12 @@ class Costs:
     """What an update asks for beyond drawing its samples; network calls without guidance, which
     doubles them.
 
-    `trained`: steps of each path that are learned from, each by `calls` calls. `references`: steps
-    of each path at which the pretrained policy is asked, `on_paths` if at all of them and what it
-    says stays with the path. Of a method on data both are calls an example, `at_once` of which go
-    through the network together, with one graph. `credit_calls`: for credit.
+    `trained`: steps of each path that are learned from, each by `calls` calls, `frozen` of them
+    without a gradient. `references`: steps of each path at which the pretrained policy is asked,
+    besides where credit does, `on_paths` if at all of them and what it says stays with the path.
+    Of a method on data both are calls an example, `at_once` of which go through the network
+    together, with one graph. `credit_calls`: for credit.
+    `decodes`: states that are decoded and rewarded for credit, besides the finished samples.
     `credit_graph`: what credit keeps the graph of, `credit_batch` states at once: the network's,
     the decoder's and reward's ("decoder"), "both", or first one and then the other ("either").
     `graph_steps`: so many steps are drawn with one graph through all of them and the decoder, and
@@ -126,10 +128,12 @@ class Costs:
 
     trained: float
     calls: int = 1
+    frozen: int = 0
     at_once: int = 1
     references: float = 0.0
     on_paths: bool = False
     credit_calls: float = 0.0
+    decodes: float = 0.0
     credit_graph: Literal["", "network", "decoder", "both", "either"] = ""
     credit_batch: int = 0
     graph_steps: int = 0

@@ -100,11 +100,15 @@ def build(settings: config.PolicyGradient, setup: Setup) -> Method:
 
 def costs(settings: config.PolicyGradient, context: Context, paths: Paths) -> Costs:
     trained = trained_steps(context.sizes.share, paths.noisy)
-    asked = paths.steps if settings.baseline == "critic" else trained
+    by_critic = settings.baseline == "critic"
+    asked, looked = paths.steps if by_critic else trained, 0
+    if by_critic and settings.critic.skip != "none":
+        looked = trained if settings.critic.gae_lambda in (None, 1.0) else paths.steps
     return Costs(
         trained,
         references=asked if settings.kl_weight else 0,
-        on_paths=settings.baseline == "critic",
+        on_paths=by_critic,
+        decodes=paths.samples * looked,
         ratios=True,
         measured=method.measured_states(
             settings.trust_region, context.sizes, paths.samples * trained

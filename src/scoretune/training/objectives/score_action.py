@@ -42,6 +42,8 @@ def check(settings: config.ScoreAction, context: Context) -> None:
     becomes_rate = settings.form == "auto" and context.differentiable is not False
     if context.sampling.solver is None or not (at_visited or becomes_rate):
         method.check_has_noise(context)
+    if settings.form == "slope" and settings.kl_weight:
+        method.check_shard(context, "objective.form=slope", True)
 
 
 def build(settings: config.ScoreAction, setup: Setup) -> Method:
@@ -52,35 +54,49 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
     rule, at_once = rule_named(form, exploration), setup.context.at_once
     if form == "ratio":
         rule = traced(settings.critic.gae_lambda or 0.0)
-    critic = fitted_critic(settings.critic, policy, rule, kl_weight, at_once=at_once)
-    # Pure noise stands for nothing of a path in continuous time: nothing is to be learned there.
-    first = 0 if form in IN_CHAIN else 1
+    first = first_step(form)
+    critic = fitted_critic(settings.critic, policy, rule, kl_weight, first=first, at_once=at_once)
     choose = any_steps(setup.context.sizes.share, noisy=form == "ratio", first=first)
-    features = critic.shares_features
+    everywhere = asks_everywhere(form, setup.context)
     paths = method.on_policy(
         setup,
         critic,
         choose,
-        reference=method.references(kl_weight, everywhere=True),
+        reference=method.references(kl_weight, everywhere=everywhere),
         in_chain=form in IN_CHAIN,
-        features=features,
+        features=critic.shares_features and form == "ratio",  # slopes have their own forward pass
     )
     return Method(objective, paths, trust, settings.critic.warmup)
+
+
+def first_step(form: Form) -> int:
+    """The number of the first step that is learned from: pure noise stands for nothing of a path in
+    continuous time."""
+    return 0 if form in IN_CHAIN else 1
+
+
+def asks_everywhere(form: Form, context: Context) -> bool:
+    """Whether a KL is asked for at every state: increments take in that of each, and of one step
+    that is drawn from several nothing follows for the others (`rl.drawn_returns`)."""
+    candidates = context.sampling.steps - first_step(form)
+    return form == "ratio" or trained_steps(context.sizes.share, candidates) == 1 < candidates
 
 
 def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs:
     form = form_of(settings, bool(context.differentiable))
     ratios = form == "ratio" and context.sampling.solver is None
-    steps = paths.steps if form in IN_CHAIN else paths.steps - 1
+    steps = paths.steps - first_step(form)
     trained = trained_steps(context.sizes.share, paths.noisy if ratios else steps)
     slopes, decodes = form != "ratio", settings.critic.skip != "none"
     # Where a path ends no network is called; of a random share of the steps, so often on average.
     inside = 1 - 1 / paths.steps if form == "slope" else 1.0
+    everywhere = asks_everywhere(form, context)
     return Costs(
         trained,
-        references=paths.steps if settings.kl_weight else 0,
-        on_paths=True,
+        references=_references(settings, form, trained, paths.steps, everywhere=everywhere),
+        on_paths=everywhere,
         credit_calls=paths.samples * trained * inside if slopes else 0,
+        decodes=paths.samples * (trained if slopes else paths.steps) * decodes,
         credit_graph="" if not slopes else "both" if decodes else "network",
         credit_batch=min(context.at_once, math.ceil(paths.samples * trained)),
         measured=method.measured_states(
@@ -88,6 +104,21 @@ def costs(settings: config.ScoreAction, context: Context, paths: Paths) -> Costs
         ),
         warm_up=settings.critic.warmup,
     )
+
+
+def _references(
+    settings: config.ScoreAction, form: Form, trained: int, steps: int, *, everywhere: bool
+) -> float:
+    """At how many steps of a path the pretrained policy is asked besides where slopes ask it."""
+    if not settings.kl_weight:
+        return 0
+    if everywhere:
+        return steps
+    if settings.critic.estimate == "policy":
+        return trained
+    if form == "slope":  # which asks where steps arrive: k is one of these if k − 1 was drawn too
+        return trained / steps * (1 + steps - trained)
+    return 0
 
 
 def form_of(settings: config.ScoreAction, differentiable: bool) -> Form:

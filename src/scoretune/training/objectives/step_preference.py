@@ -175,7 +175,13 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
         branching = paths.steps - settings.skip
         trained = float(trained_steps(sizes.share, branching))
         more = paths.samples * (settings.candidates - 1) * (branching - 1)
-        return Costs(trained, references=trained * pretrained, credit_calls=more, ratios=True)
+        return Costs(
+            trained,
+            references=trained * pretrained,
+            credit_calls=more,
+            decodes=paths.samples * settings.candidates * branching,
+            ratios=True,
+        )
     each = pairs_a_sample(sizes.group, settings.ranking)
     trained = each * trained_steps(sizes.share, paths.noisy)
     return Costs(trained, calls=2, references=2 * trained * pretrained, ratios=True, at_once=2)

@@ -30,7 +30,8 @@ from scoretune.training.sources.base import (
 from scoretune.training.sources.step_choice import Chooser
 
 References = Literal["none", "chosen", "visited"]
-"""Where the pretrained policy is asked: nowhere, at the states that are learned from, or at all."""
+"""Where the pretrained policy is asked: nowhere, at the states that are learned from (by credit, if
+that asks there anyway), or at all."""
 
 
 class Drawn(NamedTuple):
@@ -86,7 +87,7 @@ class OnPolicy:
         credited = self.credit(path, scores, reward_fn, k, b)
         steps = transitions(path, credited, k, b, choice.path_steps)
         steps = replace(steps, noisy=choice.noisy)
-        if self.reference == "chosen":
+        if self.reference == "chosen" and steps.reference_data is None:
             steps = replace(steps, reference_data=self.pretrained(steps))
         metrics = {**reward_metrics(scores), **mean_over_processes(credited.metrics)}
         metrics |= path_kls(path)
@@ -110,12 +111,9 @@ class OnPolicy:
 
     def pretrained(self, steps: Steps) -> Tensor:
         """The pretrained policy's estimates at the states that are learned from."""
-        with torch.no_grad(), self.policy.reference():
-            device = self.policy.device
-            estimate = self.policy.estimate(
-                steps.x.to(device), steps.t.to(device), steps.condition.to(device)
-            )
-        return estimate.data.to(steps.x.device)
+        device = self.policy.device
+        place = steps.x.to(device), steps.t.to(device), steps.condition.to(device)
+        return self.policy.pretrained(*place).data.to(steps.x.device)
 
     def generator(self, update: int) -> torch.Generator:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
@@ -176,7 +174,9 @@ def transitions(
     path: Trajectory, credited: Credited, k: Tensor, b: Tensor, path_steps: float
 ) -> Steps:
     """The steps k [M] of the samples b [M] as one flat batch."""
-    pretrained = path.reference_data
+    pretrained = credited.reference_data
+    if pretrained is None and path.reference_data is not None:
+        pretrained = path.reference_data[k, b]
     return Steps(
         x=path.states[k, b],
         t=path.times[k, b],
@@ -188,7 +188,7 @@ def transitions(
         advantage=credited.advantage,
         data_slope=credited.data_slope,
         action=credited.action,
-        reference_data=None if pretrained is None else pretrained[k, b],
+        reference_data=pretrained,
         path_steps=path_steps,
     )
 

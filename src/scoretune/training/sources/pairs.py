@@ -248,7 +248,7 @@ class Unsure:
         t = (process.horizon * place).repeat_interleave(2).to(device)
         eps = torch.randn((TIMES, *x0.shape[1:]), generator=generator).repeat_interleave(2, 0)
         eps = eps.to(device)
-        tokens = policy.encode([prompt]).tokens.expand(len(x0), -1, -1)
+        tokens = policy.encode([prompt]).of_one(len(x0)).tokens
         x = estimates.perturb(process, t, x0, eps)
         goal = estimates.target(process, prediction, t, x0, eps)
         with policy.reference(), policy.uncounted():

@@ -117,7 +117,7 @@ def _examples(
     return PairExamples(
         first=x0[first],
         second=x0[second],
-        condition=condition.take(first.to(condition.tokens.device)),
+        condition=condition.take(first.to(condition.device)),
         label=pairs.label.repeat(epochs).to(device),
         weight=pairs.weight.repeat(epochs).to(device),
         noise=torch.cat(noise).to(x0),

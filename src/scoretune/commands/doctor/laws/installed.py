@@ -132,7 +132,7 @@ def _followed(
     scheduler.set_timesteps(steps, device=x.device)
     network = policy.backbone.network
     for index in scheduler.timesteps:
-        output = network(x, index, encoder_hidden_states=condition.tokens).sample
+        output = network(x, index, encoder_hidden_states=condition.summary).sample
         x = scheduler.step(output, index, x).prev_sample
     return x
 
@@ -157,9 +157,9 @@ def bfloat16_network(device: torch.device) -> float:
     policy = shipped()
     x, t, condition = inputs(policy, device)
     label = 1000 * t - 1
-    exact = policy.backbone.network(x, label, encoder_hidden_states=condition.tokens).sample
+    exact = policy.backbone.network(x, label, encoder_hidden_states=condition.summary).sample
     narrow = copy.deepcopy(policy.backbone.network).to(torch.bfloat16)
-    tokens = condition.tokens.to(torch.bfloat16)
+    tokens = condition.summary.to(torch.bfloat16)
     output = narrow(x.to(torch.bfloat16), label, encoder_hidden_states=tokens).sample
     return float((output.float() - exact).norm() / exact.norm())
 

@@ -27,6 +27,7 @@ from scoretune.control.problems.fee_auction.miner import (
     one_shot,
 )
 from scoretune.control.problems.fee_auction.outcome import expected, utility
+from scoretune.control.problems.fee_auction.promises import Deviations, deviation_search
 from scoretune.control.problems.fee_auction.random_search import draw
 from scoretune.control.problems.fee_auction.search import Report, search
 from scoretune.control.problems.fee_auction.urn import Urn
@@ -34,6 +35,7 @@ from scoretune.control.problems.fee_auction.urn import Urn
 __all__ = [
     "MECHANISMS",
     "Deviation",
+    "Deviations",
     "Jumps",
     "Market",
     "Mechanism",
@@ -42,6 +44,7 @@ __all__ = [
     "admissible",
     "bsp",
     "coalition_gain",
+    "deviation_search",
     "draw",
     "eip1559",
     "expected",

@@ -7,6 +7,8 @@ After arXiv 2207.12581, of which only the abstract could be read: see `problem`.
 """
 
 from scoretune.control.problems.staking.bellman import Surface, solve
+from scoretune.control.problems.staking.bellman_price import PriceSurface, solve_with_price
+from scoretune.control.problems.staking.environment import StakeTrading, played
 from scoretune.control.problems.staking.optimum import (
     Optimum,
     Staking,
@@ -29,7 +31,7 @@ from scoretune.control.problems.staking.problem import (
     Utility,
     Valuation,
 )
-from scoretune.control.problems.staking.simulate import simulate
+from scoretune.control.problems.staking.simulate import Walk, simulate, walk
 
 __all__ = [
     "GrowingSupply",
@@ -37,18 +39,24 @@ __all__ = [
     "Optimum",
     "PowerSupply",
     "Price",
+    "PriceSurface",
     "RiskControl",
     "StakeParity",
+    "StakeTrading",
     "Staking",
     "Surface",
     "Trading",
     "Utility",
     "Valuation",
+    "Walk",
     "capped_cost",
     "optimum",
+    "played",
     "simulate",
     "solve",
+    "solve_with_price",
     "sub_martingale",
     "time_to_parity",
+    "walk",
     "worth",
 ]

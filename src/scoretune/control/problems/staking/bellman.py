@@ -66,37 +66,52 @@ def solve(problem: Trading, *, steps: int = 400) -> Surface:
     if steps < 2:
         raise UserError(f"the Bellman equation needs at least 2 steps, got {steps}")
     if problem.price.volatility > 0:
-        raise UserError("the Bellman equation is solved for prices without volatility")
-    times = _times(problem, steps)
-    cell = problem.reach / steps
-    below = min(steps, int(problem.share / cell + 1e-9))
-    above = min(steps, int((1 - problem.share) / cell + 1e-9))
-    shares: Array = np.asarray(problem.share + cell * np.arange(-below, above + 1), float)
-    paid = _paid(problem, times)
+        raise UserError("the price is volatile: the Bellman equation needs it (`solve_with_price`)")
+    times, (shares, below) = lattice_times(problem, steps), lattice_shares(problem, steps)
+    paid, cell = mean_prices(problem, times), problem.reach / steps
     values = np.empty((steps + 1, len(shares)))
     rates = np.zeros((steps + 1, len(shares)), dtype=np.int64)
     values[-1] = problem.final(shares)
-    choices = np.array([0, 1, -1])  # a tie is held
+    choices = (0, 1, -1)  # a tie is held
     for k in reversed(range(steps)):
-        options = np.full((3, len(shares)), -np.inf)
-        for row, move in enumerate(choices):
-            to = np.arange(len(shares)) + move
-            inside = (to >= 0) & (to < len(shares))
-            gain = _earned(problem, times[k : k + 2], shares, move * cell) - move * cell * paid[k]
-            options[row, inside] = gain[inside] + values[k + 1][to[inside]]
+        options = np.stack(
+            [
+                after_moves(values[k + 1], move)
+                + step_earnings(problem, times[k : k + 2], shares, move * cell)
+                - move * cell * paid[k]
+                for move in choices
+            ]
+        )
         best = options.argmax(0)
-        values[k], rates[k] = options[best, np.arange(len(shares))], choices[best]
+        values[k] = options[best, np.arange(len(shares))]
+        rates[k] = np.asarray(choices)[best]
     return Surface(problem, times, shares, values, rates, below)
 
 
-def _times(problem: Trading, steps: int) -> Array:
+def after_moves(values: Array, move: int) -> Array:
+    """`values[j + move]` for every share j, −∞ where that is outside, [J, …]."""
+    moved = np.full_like(values, -np.inf)
+    count = len(values)
+    moved[max(-move, 0) : count - max(move, 0)] = values[max(move, 0) : count - max(-move, 0)]
+    return moved
+
+
+def lattice_shares(problem: Trading, steps: int) -> tuple[Array, int]:
+    """The shares that can be reached and are within [0, 1], and where the participant's own is."""
+    cell = problem.reach / steps
+    below = min(steps, int(problem.share / cell + 1e-9))
+    above = min(steps, int((1 - problem.share) / cell + 1e-9))
+    return np.asarray(problem.share + cell * np.arange(-below, above + 1), float), below
+
+
+def lattice_times(problem: Trading, steps: int) -> Array:
     """Times that are equally far apart in the clock κ."""
     times = problem.time_at(np.linspace(0, problem.reach / problem.cap, steps + 1))
     times[0], times[-1] = 0.0, problem.horizon
     return times
 
 
-def _earned(problem: Trading, step: Array, shares: Array, move: float) -> Array:
+def step_earnings(problem: Trading, step: Array, shares: Array, move: float) -> Array:
     """∫ e^{−βt}ℓ dt over a step in which shares move evenly, by Simpson's rule."""
     start, end = step
     half = (end - start) / 2
@@ -107,7 +122,7 @@ def _earned(problem: Trading, step: Array, shares: Array, move: float) -> Array:
     return earned
 
 
-def _paid(problem: Trading, times: Array) -> Array:
+def mean_prices(problem: Trading, times: Array) -> Array:
     """The mean of P_β over every step, in the clock, by Simpson's rule in time."""
     low, high = times[:-1], times[1:]
     middle = (low + high) / 2

@@ -15,8 +15,10 @@ from itertools import pairwise
 import numpy as np
 
 from scoretune.control.problems.staking.bellman import solve
+from scoretune.control.problems.staking.bellman_price import solve_with_price
 from scoretune.control.problems.staking.problem import Array, Leg, Trading, integral
-from scoretune.core.errors import UserError
+
+STRADDLES = "linear utilities, a GBM price (T6)"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Optimum:
     def strategy(self) -> str:
         """Such as `buy, then sell from 2.553`."""
         if not self.legs:
-            return "buy while the stake is worth more than its price, else sell"
+            if self.method == STRADDLES:
+                return "buy while the stake is worth more than its price, else sell"
+            return "by the share and the price, which are watched"
         words = [_word(leg.rate) for leg in self.legs]
         later = [
             f"{word} from {leg.start:.4g}"
@@ -58,15 +62,10 @@ def _word(rate: float) -> str:
 
 
 def optimum(problem: Trading) -> Optimum:
-    """The largest value over all feasible strategies. Raises UserError where none is known."""
+    """The largest value over all feasible strategies."""
     linear = problem.running.linear and problem.terminal.linear
     if problem.price.volatility > 0:
-        if not (linear and problem.interior):
-            raise UserError(
-                "staking: with a volatile price the answer is known for linear utilities and a "
-                f"share that stays inside (0, 1); it is {problem.share:.4g} ± {problem.reach:.4g}"
-            )
-        return _adapted(problem)
+        return _adapted(problem) if linear and problem.interior else _watched(problem)
     if problem.interior and linear:
         return _linear(problem)
     if problem.interior and problem.running.weight == 0:
@@ -137,7 +136,7 @@ def _adapted(problem: Trading) -> Optimum:
 
     value = problem.share * float(worth(problem, np.array(0.0)))
     value += problem.cap * float(integral(straddles, np.array(0.0), math.sqrt(problem.horizon)))
-    return Optimum(problem, value, (), "linear utilities, a GBM price (T6)")
+    return Optimum(problem, value, (), STRADDLES)
 
 
 def _legendre(problem: Trading) -> Optimum:
@@ -212,6 +211,14 @@ def _up_and_down(problem: Trading, final: float) -> tuple[Leg, ...]:
     if down < problem.horizon - 1e-9:
         legs.append(Leg(down if legs else 0.0, -1.0))
     return tuple(legs)
+
+
+def _watched(problem: Trading) -> Optimum:
+    """No formula and a volatile price: the Bellman equation on two grids. It is of first order, so
+    that twice the finer value less the coarser is closer; their difference is the error."""
+    coarse, fine = (solve_with_price(problem, steps=n).value for n in (40, 80))
+    error = abs(fine - coarse)
+    return Optimum(problem, 2 * fine - coarse, (), "the Bellman equation in share and price", error)
 
 
 def _numerical(problem: Trading) -> Optimum:

@@ -1,6 +1,8 @@
-"""What strategies earn on drawn prices."""
+"""What strategies earn on drawn prices, and on prices that were."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,3 +40,44 @@ def simulate(problem: Trading, *, paths: int = 10_000, steps: int = 500, seed: i
         total += rate * surplus * (clock[k + 1] - clock[k])
         p = after
     return total
+
+
+class Walk(NamedTuple):
+    """A strategy along prices that were: `rates` [K] and `shares` [K + 1] by step, the discounted
+    cash `paid` for stakes (below 0: received) and `earned` from them in running utility."""
+
+    rates: Array
+    shares: Array
+    paid: float
+    earned: float
+
+    def value(self, problem: Trading, price: float | None = None) -> float:
+        """With the final stakes at the terminal utility, or sold at a price."""
+        share = self.shares[-1]
+        end = np.array(problem.horizon)
+        final = float(problem.final(share))
+        if price is not None:
+            final = float(np.exp(-problem.discount * end) * problem.supply.at(end) * share) * price
+        return self.earned - self.paid + final
+
+
+def walk(problem: Trading, times: Array, prices: Array, rates: Array | None = None) -> Walk:
+    """Trade along `prices` [K + 1] at `times` from 0 to the horizon, by ν = cap·sign(A − P_β).
+
+    A step is decided by the price at its start, and paid at the mean of its two prices. `rates`
+    [K], from −1 to 1 of the cap, are another strategy. Linear utilities; a share that stays inside.
+    """
+    if not (problem.running.linear and problem.terminal.linear and problem.interior):
+        raise UserError("walk trades for linear utilities and a share that stays inside (0, 1)")
+    if len(times) != len(prices) or not (np.diff(times) > 0).all() or not (prices > 0).all():
+        raise UserError("walk needs a price > 0 for each of the times, which increase")
+    fade, volume = np.exp(-problem.discount * times), problem.supply.at(times)
+    if rates is None:
+        rates = np.where(worth(problem, times) >= fade * volume * prices, 1.0, -1.0)[:-1]
+    moves = rates * problem.cap * np.diff(problem.supply.clock(times))
+    shares = problem.share + np.concatenate([[0.0], np.cumsum(moves)])
+    value = fade * volume * prices
+    paid = float((moves * (value[1:] + value[:-1]) / 2).sum())
+    stakes = fade * problem.running(volume * shares)
+    earned = float(((stakes[1:] + stakes[:-1]) / 2 * np.diff(times)).sum())
+    return Walk(rates, shares, paid, earned)

@@ -1,0 +1,266 @@
+"""Chains that were: stakes and prices from a folder, and what the best trading would have done."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoretune.commands.reproduce.base import Numbers, Page
+from scoretune.commands.reproduce.drawing import COLOURS, subplots
+from scoretune.control.problems.staking import (
+    GrowingSupply,
+    Leg,
+    Price,
+    Staking,
+    Utility,
+    walk,
+)
+from scoretune.control.problems.staking.problem import Array
+from scoretune.core.errors import UserError
+
+STAKES, PRICES = "avalanche_validator_stake_weekly.npz", "price.csv"
+REWARDS = "eth_beacon_decentralization_daily.csv"
+REQUIRED = (0.02, 0.04, 0.1)
+WEEK = 7 / 365.25
+SPEED = 0.3
+"""What may be traded a year, in first stakes: three years do not take a share to 0."""
+
+
+def check_folder(data: str) -> Path:
+    """Raises UserError unless the folder has the stakes; prices are optional."""
+    folder = Path(data)
+    if not (folder / STAKES).is_file():
+        raise UserError(f"--data {data} has no {STAKES}: leave it out, or name its folder")
+    return folder
+
+
+def history(folder: str) -> Numbers:
+    """How the stakes grew, the best trading at a price that stays, and along the prices if there
+    are any."""
+    here = Path(folder)
+    with np.load(here / STAKES) as weekly:
+        offsets, dates = weekly["offsets"], [str(d) for d in weekly["dates"]]
+        stakes = weekly["own_stake_avax"] + weekly["delegated_avax"]
+    totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)], float)
+    last = stakes[offsets[-2] : offsets[-1]]
+    shares = np.sort(last)[::-1] / last.sum()
+    numbers: Numbers = {
+        "weeks": len(totals),
+        "span": [dates[0], dates[-1]],
+        "rate": _growth(totals),
+        "largest": float(shares[0]),
+        "median": float(np.median(shares)),
+        "effective": float(1 / (shares**2).sum()),
+        "rows": _supposed(totals, float(np.median(last))),
+    }
+    if (here / REWARDS).is_file():
+        numbers["rewarded"] = _rewarded(here / REWARDS)
+    if (here / PRICES).is_file():
+        first = stakes[offsets[0] : offsets[1]]
+        numbers["walk"] = _along(read_prices(here / PRICES), dates, totals, float(np.median(first)))
+    return numbers
+
+
+def _growth(totals: Array) -> float:
+    """A year, of the line through the logarithms of weekly totals."""
+    years = np.arange(len(totals)) * WEEK
+    return float(np.polyfit(years, np.log(totals), 1)[0])
+
+
+def _rewarded(file: Path) -> Numbers:
+    """1/HHI of a day's rewards on Ethereum's beacon chain: how many equal stakers would be as
+    concentrated, on the first and on the last day."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    ends = {row["date"]: 1 / float(row["HHI_total"]) for row in (rows[0], rows[-1])}
+    return {"days": len(rows), "effective": ends}
+
+
+def _supposed(totals: Array, stake: float) -> list[list[Any]]:
+    """The best trading from the last week on, at a price that stays, by required return."""
+    rows: list[list[Any]] = []
+    for required in REQUIRED:
+        problem = Staking(
+            stake=stake,
+            supply=GrowingSupply(start=float(totals[-1]), rate=max(_growth(totals), 0.0)),
+            price=Price(start=1.0),
+            cap=stake / 10,
+            discount=required,
+            running=Utility(weight=0.05),
+        )
+        best, hold = problem.optimum(), problem.value([Leg(0.0, 0.0)])
+        rows.append([required, best.strategy, best.value / stake, hold / stake])
+    return rows
+
+
+def read_prices(file: Path) -> dict[str, float]:
+    """Prices by day, of a CSV file with a column `date` and a column `close` (or `price`).
+
+    Days without a number are left out. Raises UserError for other columns and for prices that are
+    not positive.
+    """
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        names = {name.strip().lower(): name for name in reader.fieldnames or []}
+        value = names.get("close", names.get("price"))
+        if "date" not in names or value is None:
+            raise UserError(f"{file} needs a column `date` and a column `close` (or `price`)")
+        prices: dict[str, float] = {}
+        for row in reader:
+            try:
+                prices[str(date.fromisoformat(row[names["date"]]))] = float(row[value])
+            except (TypeError, ValueError):
+                continue
+    if any(not 0 < price < math.inf for price in prices.values()):
+        raise UserError(f"{file}: prices must be finite and > 0")
+    return prices
+
+
+def _along(by_day: dict[str, float], dates: list[str], totals: Array, stake: float) -> Numbers:
+    """Fit a GBM to the weekly prices, and trade along them by the rule of linear utilities.
+
+    A stake is worth in the end what it costs at first: who trades so has no view of the price.
+    """
+    weeks = [n for n, day in enumerate(dates) if day in by_day]
+    if len(weeks) < 52 or weeks != list(range(weeks[0], weeks[-1] + 1)):
+        raise UserError(
+            f"{PRICES} has prices of {len(weeks)} of the {len(dates)} weeks of {STAKES}: it needs "
+            "a year of them without a gap"
+        )
+    prices = np.array([by_day[dates[n]] for n in weeks])
+    steps = np.diff(np.log(prices))
+    sigma = float(steps.std(ddof=1) / math.sqrt(WEEK))
+    growth = float(steps.mean() / WEEK + sigma**2 / 2)
+    times = np.arange(len(prices)) * WEEK
+    rows = []
+    supply = GrowingSupply(start=float(totals[weeks[0]]), rate=max(_growth(totals[weeks]), 0.0))
+    for required in REQUIRED:
+        problem = Staking(
+            stake=stake,
+            supply=supply,
+            price=Price(start=float(prices[0]), growth=growth, volatility=sigma),
+            cap=SPEED * stake,
+            discount=required,
+            horizon=float(times[-1]),
+            running=Utility(weight=0.05 * float(prices[0])),
+            terminal=Utility(weight=float(prices[0])),
+        )
+        rows.append(_row(required, problem, times, prices))
+    return {
+        "span": [dates[weeks[0]], dates[weeks[-1]]],
+        "prices": [float(prices[0]), float(prices[-1])],
+        "growth": growth,
+        "growth_error": sigma / math.sqrt(float(times[-1])),
+        "volatility": sigma,
+        "supply_rate": supply.rate,
+        "rows": rows,
+        "series": [[round(float(p), 4) for p in prices], _path(problem, times, prices)],
+    }
+
+
+def _row(required: float, problem: Staking, times: Array, prices: Array) -> list[float]:
+    """Weeks of buying, and values by one's own measure and at the market, of the rule and of three
+    that do not look; all in units of the first stake's price."""
+    unit, ones = problem.stake * float(prices[0]), np.ones(len(prices) - 1)
+    rule = walk(problem, times, prices)
+    ways = [rule, *(walk(problem, times, prices, part * ones) for part in (1.0, -1.0, 0.0))]
+    own = [way.value(problem) / unit for way in ways]
+    market = [way.value(problem, float(prices[-1])) / unit for way in ways]
+    mean = replace(problem).optimum().value / unit
+    return [required, float((rule.rates > 0).mean()), mean, *own, *market]
+
+
+def _path(problem: Staking, times: Array, prices: Array) -> list[float]:
+    """The share under the rule, in units of the first one."""
+    shares = walk(problem, times, prices).shares / problem.share
+    return [round(float(share), 4) for share in shares]
+
+
+# ------------------------------------------------------------------ the page
+
+
+def present_history(data: Numbers, page: Page) -> None:
+    """Stakes, supposed prices, and prices that were."""
+    page.text(
+        f"## Avalanche's validators\n\n{data['weeks']} weeks, {data['span'][0]} to "
+        f"{data['span'][1]}: the stakes grew by {100 * data['rate']:.2f} % a year (the model's do "
+        "not shrink, so a rate below 0 counts as 0); the largest validator holds "
+        f"{100 * data['largest']:.2f} % of them, the median one {100 * data['median']:.4f} %; they "
+        f"are as concentrated as {data['effective']:.0f} equal ones. The strategy of the median "
+        "one from the last week on, at a price that stays, with 5 % of its price a year from a "
+        "stake and a tenth of it traded a year at most."
+    )
+    page.table(
+        ["required return", "strategy", "value a stake", "hold"],
+        [[f"{r:.0%}", strategy, f"{v:.5f}", f"{h:.5f}"] for r, strategy, v, h in data["rows"]],
+    )
+    if "rewarded" in data:
+        days = [f"{n:,.0f} on {day}" for day, n in data["rewarded"]["effective"].items()]
+        page.text(
+            "Rewards of Ethereum's beacon chain were as concentrated as those of "
+            f"{' and '.join(days)} equal stakers: nobody there moves the supply, as the model "
+            "supposes."
+        )
+    if "walk" in data:
+        _present_walk(data["walk"], page)
+    else:
+        page.text(f"With a `{PRICES}` (date, close) in the folder the page has prices that were.")
+
+
+def _present_walk(told: Numbers, page: Page) -> None:
+    start, end = told["prices"]
+    page.text(
+        f"## Along a price that was\n\n{told['span'][0]} to {told['span'][1]}, weekly: the price "
+        f"went from {start:.2f} to {end:.2f}. As a GBM it grows by {told['growth']:.2f} ± "
+        f"{told['growth_error']:.2f} a year at a volatility of {told['volatility']:.2f}; the "
+        f"supply of stakes grew by {100 * told['supply_rate']:.2f} % a year. The rule of linear "
+        "utilities, ν = cap·sign(A − P_β), needs neither growth nor volatility: it buys while a "
+        "stake is worth more to its holder than it costs. Here one is worth in the end what it "
+        f"cost at first, and 5 % of that a year; {SPEED:.0%} of the first stakes are traded a "
+        "year. Values are in first prices of the first stakes: by that measure, and with the final "
+        "stakes sold at the market."
+    )
+    page.table(
+        [
+            "required return",
+            "weeks of buying",
+            "expected by the GBM",
+            *(f"{way}, {by}" for by in ("own measure", "market") for way in WAYS),
+        ],
+        [
+            [f"{row[0]:.0%}", f"{row[1]:.0%}", *(f"{value:.3f}" for value in row[2:])]
+            for row in told["rows"]
+        ],
+    )
+    page.figure("history", _draw(told), "the price, and the share under the rule")
+    page.text(
+        "Caveats. The rule is best on average over prices that the model draws, for who values "
+        "stakes so; along one path another can do better, and by the market's measure buying "
+        "throughout is right or wrong by where the price ends. Growth, volatility and the supply's "
+        "growth were fitted to the very weeks that are traded (of these the rule uses the supply's "
+        "alone). Nobody knows the drift of a price from three years of it: see its error, which "
+        "`expected by the GBM` inherits. Stakes were counted as staked, not as earned; lock-ups, "
+        "fees, taxes and the price's answer to one's own trades are left out. This illustrates a "
+        "formula, and is no advice."
+    )
+
+
+WAYS = ("rule", "buy", "sell", "hold")
+
+
+def _draw(told: Numbers) -> Any:
+    figure, axes = subplots(size=(6.6, 3.6))
+    prices, shares = told["series"]
+    years = np.arange(len(prices)) * WEEK
+    axes.plot(years, np.array(prices) / prices[0], color=COLOURS[0], label="price")
+    axes.plot(years, shares, color=COLOURS[1], label="share, required return 10 %")
+    axes.set(xlabel="years", ylabel="in units of the first", yscale="log")
+    axes.legend(fontsize="small", frameon=False)
+    return figure

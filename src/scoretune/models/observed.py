@@ -1,0 +1,387 @@
+"""Diffusers pipelines as continuous-time models, by what their own calls tell the denoiser.
+
+A pipeline's call is run on prompts up to the denoiser, and what that is given besides the state and
+the time is the condition: encoders, templates, masks and places stay diffusers' own code. From then
+on the denoiser is called here. A `Row` says of a family what no call shows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoretune.core.records import Condition, Named
+from scoretune.diffusion.processes import Tabulated
+from scoretune.models.autoencoder import latent_shape
+from scoretune.models.base import Pipelined, Told, default_argument
+from scoretune.models.lora import ATTENTION
+from scoretune.models.pipelines import Family
+from scoretune.models.schedulers import copied, schedule_of, taking, times_along
+from scoretune.policy import Deployment
+
+MASK = ":mask"
+"""Behind the name of rows that the denoiser takes as a list of texts: which places of each are."""
+TIMES = 1000
+"""What a scheduler's time is divided by for networks that are told it in [0, 1]."""
+FEW = 4
+"""Steps, of which the first alone is taken."""
+GUIDED = 2.0
+"""A scale at which pipelines make their unprompted twin; which one it is does not matter."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How latents [B, C, h, w] go into a denoiser, and its output out of it; `pack` squares of a
+    side of `patch` become the channels of one place."""
+
+    pack: Callable[[Tensor], Any]
+    unpack: Callable[[Any, Tensor], Tensor]
+    patch: int = 1
+
+
+PLANE = Layout(lambda x: x, lambda output, x: output[:, : x.shape[1]])
+"""As they are; of a network that also predicts its variance, the first half of the channels."""
+TOKENS = Layout(lambda x: x.flatten(2).mT, lambda output, x: output.mT.unflatten(2, x.shape[2:]))
+"""A token for each place, [B, hw, C]."""
+LIST = Layout(
+    lambda x: list(x[:, :, None].unbind()), lambda output, x: torch.stack([*output])[:, :, 0]
+)
+"""A list of single frames [C, 1, h, w]."""
+
+
+def _from_patches(output: Tensor, x: Tensor) -> Tensor:
+    rows, columns = (side // 2 for side in x.shape[-2:])
+    return F.pixel_shuffle(output.mT.unflatten(2, (rows, columns)), 2)
+
+
+PATCHES = Layout(lambda x: F.pixel_unshuffle(x, 2).flatten(2).mT, _from_patches, 2)
+"""A token for each 2×2 places, [B, hw/4, 4C]."""
+
+
+def of_label(model: Observed, label: Tensor) -> Tensor:
+    """The scheduler's time."""
+    return label
+
+
+def of_fraction(model: Observed, label: Tensor) -> Tensor:
+    """The time in [0, 1], rounded as pipelines round it: half precision tells few times apart."""
+    return label.to(model.dtype) / TIMES
+
+
+def of_progress(model: Observed, label: Tensor) -> Tensor:
+    """How far from noise to data, in [0, 1]."""
+    return 1 - label / TIMES
+
+
+def rescaled(free: Tensor, bound: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance with the norm of the prompted output, over the last dimension."""
+    guided = free + scale * (bound - free)
+    kept, grown = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (bound, guided))
+    return guided * cast(Tensor, kept / grown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A family of diffusers pipelines: its class, its denoiser, and what their call does not show.
+
+    `state` and `time` are the denoiser's names of what is not the condition, `clock` what it is
+    told of the scheduler's time, `sign` what its output is multiplied by. `unprompted`: whether a
+    guided call asks once for both, unprompted rows first or last, or twice, the prompted first; or
+    the twin is the empty prompt. `scale` is the call's name of guidance, which is ours less
+    `offset`. Arguments in `shared` have no row a prompt; `masks` name the mask of a text which may
+    be left out where every place is one.
+    """
+
+    kind: str
+    networks: tuple[str, ...]
+    state: str = "hidden_states"
+    time: str = "timestep"
+    clock: Callable[[Observed, Tensor], Tensor] = of_label
+    sign: float = 1.0
+    layout: Layout = PLANE
+    unprompted: Literal["first", "last", "second", "empty"] = "first"
+    combine: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    distilled: Callable[[Any], bool] = lambda pipeline: False
+    scale: str = "guidance_scale"
+    offset: float = 0.0
+    negative: str | None = None
+    shared: tuple[str, ...] = ()
+    masks: Mapping[str, str] = field(default_factory=dict)
+    masked: bool = True
+    summary: str = "encoder_hidden_states"
+    arguments: Callable[[Any], dict[str, Any]] = lambda pipeline: {}
+    prepare: Callable[[str, Any], None] = lambda source, pipeline: None
+    side: int = 0
+    targets: tuple[str, ...] = ATTENTION
+    needed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family[Any]:
+        return Family((self.kind,), self.networks, self.build, self.unused, self.needed)
+
+    def guidance(self, scale: float, negatives: int) -> dict[str, Any]:
+        """The arguments of the pipeline's call for our scale of guidance away from so many empty
+        prompts."""
+        empty = {} if self.negative is None else {"negative_prompt": [self.negative] * negatives}
+        return {self.scale: scale - self.offset, **(empty if negatives else {})}
+
+    def build(self, pipeline: Any, source: str, size: int | str) -> Observed:
+        """The model of a pipeline."""
+        self.prepare(source, pipeline)
+        model = Observed
+        if self.distilled(pipeline):
+            model = ObservedTold
+        elif self.combine is not None:
+            model = ObservedGuiding
+        shape = latent_shape(source, pipeline, size, packed=self.layout.patch, side=self.side)
+        return model(pipeline, schedule_of(source, pipeline.scheduler), shape, row=self)
+
+
+class _Asked(Exception):
+    """The denoiser was called."""
+
+
+class _Recorder:
+    """Stands in a denoiser's place until its last call, of which it keeps the arguments by name."""
+
+    def __init__(self, network: Any, calls: int) -> None:
+        self.network, self.calls = network, calls
+        self.signature = inspect.signature(network.forward)
+        self.arguments: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls -= 1
+        if self.calls:
+            return self.network(*args, **kwargs)
+        self.arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+        raise _Asked
+
+
+@dataclass
+class Observed(Pipelined):
+    """A pipeline whose own call says what its denoiser is told; all but the denoiser is frozen."""
+
+    row: Row = field(kw_only=True)
+    twin: Named | None = field(default=None, kw_only=True, repr=False)
+    """What the denoiser is told without a prompt, one row."""
+    spare: Any = field(default=None, kw_only=True, repr=False)
+    """What the pipeline's `encode_prompt` gave for the empty prompt, once there are no encoders."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.row.targets
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """As of any pipeline, by its own name of guidance; none where it is not read at all."""
+        own, row = super().deployment, self.row
+        unread = row.unprompted == "empty" and not isinstance(self, ObservedTold)
+        if own is None or unread:
+            return own if own is None else replace(own, guidance=None)
+        scale = default_argument(self.pipeline, row.scale)
+        return replace(own, guidance=None if scale is None else scale + row.offset)
+
+    # ------------------------------------------------------------------------ what is observed
+
+    def asked(
+        self, prompts: Sequence[str], calls: int = 1, **arguments: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """What the pipeline's call gives the denoiser, at that one of its calls, by name; and its
+        scheduler then. Latents come from a generator of its own, and steps from a copied scheduler.
+        """
+        pipeline, part, here = self.pipeline, self.part, self.device
+        recorder, scheduler = _Recorder(self.network, calls), self._scheduler()
+        drawn = {} if here.type == "meta" else {"generator": torch.Generator(here).manual_seed(0)}
+        given = {"num_inference_steps": FEW, **self.sides, **self.row.arguments(pipeline)}
+        places = {part: recorder, "scheduler": scheduler}
+        before = {name: vars(pipeline)[name] for name in places}
+        vars(pipeline).update(places)  # past what registers a new part
+        try:
+            pipeline(prompt=[*prompts], output_type="latent", **{**given, **drawn, **arguments})
+        except _Asked:
+            return recorder.arguments, scheduler
+        finally:
+            vars(pipeline).update(before)
+        raise RuntimeError(f"a {self.row.kind} drew without asking its {part} {calls} times")
+
+    @property
+    def _steps_itself(self) -> bool:
+        """Whether a call of the pipeline tells more of its times than its scheduler's config."""
+        return self.part != "unet" and not isinstance(self.process, Tabulated)
+
+    def _scheduler(self) -> Any:
+        """A copy of the pipeline's; of a UNet, whose call need not know it, and of a model without
+        numbers, one that looks at none of its own."""
+        from diffusers import DDIMScheduler
+
+        if not self._steps_itself:
+            return DDIMScheduler()
+        return copied(self.pipeline.scheduler)
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Height and width of the pictures in pixels, as the pipeline's call takes them."""
+        height, width = (side * self.factor for side in self.shape[-2:])
+        return {"height": height, "width": width}
+
+    def _scale(self, guided: bool) -> dict[str, Any]:
+        """The argument of guidance: off, or on, or what the network itself is told."""
+        row = self.row
+        return row.guidance(GUIDED, 1) if guided else row.guidance(1.0, 0)
+
+    def named(self, arguments: Mapping[str, Any], count: int) -> Named:
+        """The arguments of a call on `count` states, but for what is not the condition."""
+        row, rows, shared = self.row, dict[str, Tensor](), dict[str, Any]()
+        for name, value in _flat(arguments):
+            if name in (row.state, row.time, "return_dict"):
+                continue
+            if isinstance(value, Tensor) and name not in row.shared:
+                rows[name] = value
+            elif isinstance(value, list) and len(value) == count and _tensors(value):
+                rows[name], rows[name + MASK] = _filled(value)
+            elif value is not None:
+                shared[name] = value[:1] if isinstance(value, list) else value
+        for name, mask in row.masks.items():
+            if mask not in rows:
+                rows[mask] = torch.ones(rows[name].shape[:2], device=rows[name].device).long()
+        return Named(rows, shared, row.summary, row.masked)
+
+    # ------------------------------------------------------------------------------ conditions
+
+    def text_states(self, prompts: Sequence[str]) -> Named:
+        """What the denoiser is told of prompts."""
+        return self.named(self.asked(prompts, **self._scale(guided=False))[0], len(prompts))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """What the denoiser is told of prompts, and without one."""
+        if self.twin is None:
+            self.twin = self._unprompted()
+        self.twin = self.twin.to(self.device)
+        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
+        return Condition(tokens, self.twin)
+
+    def _unprompted(self) -> Named:
+        row = self.row.unprompted
+        if row == "empty":
+            return self.text_states([""])
+        calls = 2 if row == "second" else 1
+        both = self.named(self.asked([""], calls, **self._scale(guided=True))[0], 3 - calls)
+        return both[-1:] if row == "last" else both[:1]
+
+    @torch.no_grad()
+    def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
+        """As of any pipeline, keeping what its call needs to be run without encoders."""
+        with self._encoding() as returned:
+            self.encode([""])
+        super().cache_prompts(prompts, batch)
+        self.spare = returned[-1]
+
+    @contextmanager
+    def _encoding(self) -> Iterator[list[Any]]:
+        """Within this context what `encode_prompt` returns is kept; without encoders it returns
+        what it did of the empty prompt."""
+        inner, kept = self.pipeline.encode_prompt, list[Any]()
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            kept.append(inner(*args, **kwargs) if self.spare is None else self.spare)
+            return kept[-1]
+
+        self.pipeline.encode_prompt = encode_prompt
+        try:
+            yield kept
+        finally:
+            del self.pipeline.encode_prompt
+
+    def deployed_times(self, steps: int) -> Tensor:
+        """The times [N+1] along which the pipeline itself would step, from a call of its own; of a
+        UNet, a noise table and a model without weights, from the scheduler's config."""
+        if not self._steps_itself or self.device.type == "meta":
+            return super().deployed_times(steps)
+        with torch.no_grad(), self._encoding(), taking(self.pipeline.scheduler, steps):
+            scheduler = self.asked([""], num_inference_steps=steps, **self._scale(guided=False))[1]
+        return times_along(self.schedule, scheduler, steps)
+
+    # ------------------------------------------------------------------------- the denoiser
+
+    def predict(self, x: Tensor, t: Tensor, tokens: Named) -> Tensor:
+        row, dtype = self.row, self.dtype
+        shown, label = self.told(x, t)
+        output = self.network(
+            **{row.state: row.layout.pack(shown.to(dtype)), row.time: row.clock(self, label)},
+            **_arguments(tokens, len(x), dtype),
+            return_dict=False,
+        )[0]
+        return row.sign * row.layout.unpack(output, x)
+
+
+@dataclass
+class ObservedTold(Told, Observed):
+    """The same, with guidance distilled into the denoiser: it is told the scale."""
+
+    def _scale(self, guided: bool) -> dict[str, Any]:
+        return {self.row.scale: self.scale}
+
+
+@dataclass
+class ObservedGuiding(Observed):
+    """The same, whose pipeline puts prompted and unprompted outputs together in its own way."""
+
+    def guided(self, free: Tensor, bound: Tensor, scale: float) -> Tensor:
+        """The output [B, *S] of guidance."""
+        layout, combine = self.row.layout, cast(Any, self.row.combine)
+        packed: Tensor = combine(layout.pack(free), layout.pack(bound), scale)
+        return layout.unpack(packed, free)
+
+
+def _flat(arguments: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Arguments by name, those within dictionaries by their path."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def _tensors(values: list[Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)
+
+
+def _filled(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Texts [L, D] of several lengths as one tensor [B, L, D], and which places are [B, L]."""
+    masks = [torch.ones(len(text), device=text.device).long() for text in texts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(texts, batch_first=True), pad(masks, batch_first=True)
+
+
+def _arguments(tokens: Named, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A condition as the denoiser's arguments on `count` states."""
+    flat: dict[str, Any] = {}
+    for name, rows in tokens.rows.items():
+        rows = rows.to(dtype) if rows.is_floating_point() else rows
+        if name + MASK in tokens.rows:
+            mask = tokens.rows[name + MASK]
+            flat[name] = [row[places > 0] for row, places in zip(rows, mask, strict=True)]
+        elif not name.endswith(MASK):
+            flat[name] = rows
+    for name, value in tokens.shared.items():
+        flat[name] = value * count if isinstance(value, list) else value
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split(".")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return nested
