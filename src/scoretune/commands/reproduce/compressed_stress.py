@@ -100,7 +100,7 @@ def generated(folder: str | None, seed: int, updates: int, samples: int) -> Numb
     windows = factor_windows(factors.components)
     z = windows.flatten(1)
     scorer = trained(z, estimates.data, updates, seed)
-    x, _ = drawn(scorer, z.shape[1], samples, "EM 200", seed)
+    x, _ = drawn(scorer, z.shape[1], samples, "DPM 20", seed)
     fitted, drawn_law = (six_months(p, factors) for p in (windows, x.view(-1, *windows.shape[1:])))
     return {
         "distance": float(ks_2samp(fitted, drawn_law).statistic),
@@ -207,7 +207,7 @@ Left out of the authors' notebook: samples divided by ten, and a drift of the wr
 """
 LEARNED = """
 A diffusion of windows of 120 days of the components (twenty days a month between months; {updates}
-updates, {samples} samples, 200 steps of Euler–Maruyama). Six monthly components of a window give
+updates, {samples} samples, 20 steps of DPM-Solver++(2M)). Six monthly components of a window give
 six monthly returns by the regression, and their sum is compared with that of the windows themselves
 (Kolmogorov–Smirnov). Synthetic factors are AR(1), six of them, of 180 months, drawn by the seed.
 """
