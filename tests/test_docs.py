@@ -100,7 +100,7 @@ def test_settings_in_pages_are_there():
 def test_the_readme_tests_as_make_does():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (threads,) = re.findall(r"^ONE_THREAD := (.*)$", makefile, re.M)
-    (options,) = re.findall(r"-m pytest (-q .*) \$\(TESTS\)", makefile)
+    options, _ = re.findall(r"-m pytest (-q .*) \$\(TESTS\)", makefile)  # of test, of proofs
     options = options.replace("$(JOBS)", "2")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"\n{threads} .venv/bin/python -m pytest {options}\n" in readme
