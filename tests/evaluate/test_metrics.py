@@ -384,3 +384,15 @@ def test_inception_is_asked_as_fid_asks_it(monkeypatch, pictures):
     torch.testing.assert_close(rows, pictures.mean((2, 3)) * 255, rtol=0, atol=0.5)
     grey = named_features("inception")(pictures[:, :1])
     assert grey.shape == (6, 3)
+
+
+def test_energy_distance_knows_its_laws():
+    x, y = normal(600, 3, 0), normal(500, 3, 1)
+    assert metrics.energy_distance(x, y) == pytest.approx(0, abs=0.02)  # unbiased: either sign
+    shifted = metrics.energy_distance(x, y + torch.tensor([2.0, 0, 0], dtype=F64))
+    assert shifted > 0.5
+    assert metrics.energy_distance(2 * x, 2 * y) == pytest.approx(
+        2 * metrics.energy_distance(x, y), abs=1e-9
+    )
+    points = torch.tensor([[0.0], [1.0]], dtype=F64)
+    assert metrics.energy_distance(points, points + 3) == pytest.approx(2 * 3 - 1 - 1)

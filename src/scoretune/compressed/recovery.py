@@ -117,8 +117,10 @@ def ista(
 def proximal(v: Tensor, threshold: Tensor | float, box: Box | None = None) -> Tensor:
     """argmin ½(x − v)² + τ|x| over the box: sign(v)·max(|v| − τ, 0), then clipped."""
     limit = torch.as_tensor(threshold).to(v)
-    shrunk = v - v.clamp(-limit, limit)
-    return shrunk if box is None else shrunk.clamp(*box)
+    if box is not None and box[0] == 0:
+        return (v - limit).clamp_(0, box[1])
+    shrunk = v.clamp(-limit, limit).neg_().add_(v)
+    return shrunk if box is None else shrunk.clamp_(*box)
 
 
 def kkt_violation(
@@ -251,8 +253,8 @@ def _weights(operator: Operator, y: Tensor, weight: float | Tensor) -> tuple[Ten
 
 def _descended(operator: Operator, state: _State, box: Box | None) -> tuple[Tensor, Tensor, Tensor]:
     """The proximal gradient step from z: x, Ax, and the gradient at z."""
-    gradient = operator.adjoint(state.az - state.y)
-    x = proximal(state.z - gradient / state.curvature, state.weight / state.curvature, box)
+    gradient, step = operator.adjoint(state.az - state.y), state.curvature.reciprocal()
+    x = proximal(torch.addcmul(state.z, gradient, -step), state.weight * step, box)
     return x, operator.forward(x), gradient
 
 
@@ -262,25 +264,27 @@ def _momentum(state: _State) -> tuple[Tensor, Tensor]:
     return momentum, (state.momentum - 1) / momentum
 
 
-def _carried(state: _State, x: Tensor, ax: Tensor, ratio: Tensor) -> _State:
-    z, az = x + ratio * (x - state.x), ax + ratio * (ax - state.ax)
+def _carried(state: _State, x: Tensor, ax: Tensor, change: Tensor, ratio: Tensor) -> _State:
+    """`change` is x less the last one."""
+    z, az = torch.addcmul(x, ratio, change), torch.addcmul(ax, ratio, ax - state.ax)
     return replace(state, x=x, ax=ax, z=z, az=az)
 
 
 def _accelerated_step(operator: Operator, state: _State, box: Box | None) -> _State:
     x, ax, _ = _descended(operator, state, box)
     momentum, ratio = _momentum(state)
-    return replace(_carried(state, x, ax, ratio), momentum=momentum)
+    return replace(_carried(state, x, ax, x - state.x, ratio), momentum=momentum)
 
 
 def _adaptive_step(operator: Operator, state: _State, box: Box | None, bound: float) -> _State:
     x, ax, gradient = _descended(operator, state, box)
-    x, ax, curvature = _backtracked(operator, state, gradient, (x, ax), box, bound)
+    x, ax, moved, curvature = _backtracked(operator, state, gradient, (x, ax), box, bound)
     momentum, ratio = _momentum(state)
-    uphill = ((state.z - x) * (x - state.x)).sum(1, keepdim=True) > 0
+    change = x - state.x
+    uphill = torch.einsum("bd,bd->b", moved, change)[:, None] < 0
     momentum, ratio = torch.where(uphill, 1.0, momentum), torch.where(uphill, 0.0, ratio)
     curvature = (curvature * RELAX).clamp(max=bound)
-    return replace(_carried(state, x, ax, ratio), momentum=momentum, curvature=curvature)
+    return replace(_carried(state, x, ax, change, ratio), momentum=momentum, curvature=curvature)
 
 
 def _backtracked(
@@ -290,16 +294,18 @@ def _backtracked(
     tried: tuple[Tensor, Tensor],
     box: Box | None,
     bound: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The step again, for the samples whose curvature was too small: ‖A(x − z)‖² > L‖x − z‖²."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The step again, for the samples whose curvature was too small: ‖A(x − z)‖² > L‖x − z‖². With
+    x and Ax: x − z, and the curvature."""
     (x, ax), curvature = tried, state.curvature
     while True:
-        moved = (x - state.z).square().sum(1, keepdim=True)
-        seen = (ax - state.az).square().sum(1, keepdim=True)
-        short = ((seen > curvature * moved * (1 + 1e-5)) & (curvature < bound))[:, 0]
+        moved = x - state.z
+        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).square_()
+        seen = torch.linalg.vector_norm(ax - state.az, dim=1, keepdim=True).square_()
+        short = ((seen > curvature * length * (1 + 1e-5)) & (curvature < bound))[:, 0]
         if not bool(short.any()):
-            return x, ax, curvature
-        wanted = torch.maximum(GROWTH * curvature, seen / moved)
+            return x, ax, moved, curvature
+        wanted = torch.maximum(GROWTH * curvature, seen / length)
         curvature = torch.where(short[:, None], wanted.clamp(max=bound), curvature)
         rows, step = short.nonzero()[:, 0], curvature[short]
         again = proximal(state.z[rows] - gradient[rows] / step, state.weight[rows] / step, box)

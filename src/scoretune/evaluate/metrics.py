@@ -1,6 +1,7 @@
 """Distances between two samples, and between two Gaussians in closed form.
 
-Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance` and `mmd` are squares, as the
+Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance`, `mmd`
+and `energy_distance` are squares, as the
 field reports them, Wasserstein distances roots. All is in float64, and without a gradient.
 """
 
@@ -58,6 +59,15 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None, unbiased: bool 
         return torch.exp(-(torch.cdist(x, y) ** 2) / (2 * scale**2))
 
     return _mmd_sq(kernel, x, y, unbiased=unbiased)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ >= 0, and 0 for one law alone (Székely and Rizzo 2013).
+
+    Unbiased: pairs of a point with itself are left out, so that the value may be < 0.
+    """
+    _check(x, y, least=2)
+    return -_mmd_sq(torch.cdist, x, y, unbiased=True)
 
 
 def median_distance(x: Tensor, y: Tensor, most: int = 1000) -> float:

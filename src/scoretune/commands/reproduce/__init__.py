@@ -39,6 +39,17 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         "pictures": Part(
             "compressed_pictures", "Pictures recovered from their measurements", wants_data=True
         ),
+        "learned": Part(
+            "compressed_learned",
+            "Learned diffusion of measurements, of the data and of other latents",
+            wants_data=True,
+        ),
+        "stress": Part("compressed_stress", "Stress tests by generated factors", wants_data=True),
+        "reward": Part(
+            "compressed_reward",
+            "A reward on decoded pictures, through the decoder",
+            wants_data=True,
+        ),
     },
     "contractive": {
         "theory": Part("contractive_theory", "What contraction buys and costs, exactly"),

@@ -7,11 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
+from scoretune.commands.reproduce.compressed_sets import digits
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.commands.reproduce.image_data import idx
 from scoretune.compressed import Gaussian, fista, statistical_dimension
@@ -40,14 +40,6 @@ def cells(seeds: int, quick: bool, data: str | None = None) -> list[Cell]:
             for m, box in MNIST
         ]
     return made
-
-
-def digits(count: int) -> Tensor:
-    """Bundled 8×8 digits without what is darker than 0.2, in the middle of 24×24: [count, 576]."""
-    from sklearn.datasets import load_digits
-
-    images = torch.tensor(load_digits().images[:count], dtype=torch.float32) / 16
-    return F.pad(images * (images >= 0.2), (8, 8, 8, 8)).flatten(1)
 
 
 def mnist(folder: str, count: int) -> Tensor:
