@@ -72,6 +72,7 @@ ABOUT = {
 HASTY = 7.0
 """How many times the tuned rate, to see learning saturate."""
 HASTY_ARMS: tuple[tuple[Method, float], ...] = (("cppo", 0.0), ("cpg", 0.0), ("cpg", 0.1))
+CAPTION = "score while learning, mean over seeds and 95 % interval; A-GBM on 200 drawn prices alone"
 CANDIDATES, ELITE, MOST_GENERATIONS = 16, 4, 60
 FOLLOWED = 20.0  # years for which the search plays a problem without end
 SPREAD = {"A": 3.0, "B": 1.0, "C": 1.0}
@@ -347,7 +348,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.figure(
         "curves",
         _curves(arms),
-        "score while learning, mean over seeds and 95 % interval; A-GBM on 200 drawn prices alone",
+        CAPTION,
     )
     return {"claims": rows, "arms": {arm: _summary(runs) for arm, runs in arms.items()}}
 
