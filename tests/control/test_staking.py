@@ -314,7 +314,7 @@ def test_a_gbm_is_fitted_on_the_dates_that_there_are(tmp_path):
     told = numbers["walk"]
     assert told["volatility"] == pytest.approx(0.5, abs=0.12)
     assert told["span"] == [dates[0], dates[-1]] and numbers["largest"] == pytest.approx(100 / 180)
-    required, buying, expected, *ways = told["rows"][0]
+    _, buying, expected, *ways = told["rows"][0]
     assert 0 <= buying <= 1 and expected > 0 and len(ways) == 8
     (tmp_path / "price.csv").write_text("date,close\n2021-01-02,3\n", encoding="utf-8")
     with pytest.raises(UserError, match="has prices of 1 of the 60 weeks"):

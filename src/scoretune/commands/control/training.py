@@ -51,7 +51,7 @@ EFFORTS: dict[type[Problem], Effort] = {
     StakeTrading: Effort(iterations=40, trajectories=100),
 }
 RATES: dict[Method, float] = {"cpg": 0.1, "cppo": 0.02}
-"""Of bounded policies; these and EFFORTS of staking were tuned on seeds 11 to 13."""
+"""Of bounded policies; these and EFFORTS come from single runs on seeds 11 and 12."""
 
 
 def learner(
