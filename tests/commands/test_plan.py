@@ -418,7 +418,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
         said = model._predicted(policy, model._states(policy, 9), told)
         torch.autograd.backward([said.float().square().sum()])
 
-    nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), told])
+    nine = profiler.cost(learn, [*network.parameters(), *network.buffers(), *told.tensors])
     assert nine.flops == pytest.approx(found.plain.learning.at(9).flops, rel=1e-6)
     assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 

@@ -13,6 +13,7 @@ import scoretune.control
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "control.md"
 
 
+@pytest.mark.slow
 def test_the_example_on_the_page_finds_what_the_page_says(capsys):
     text = PAGE.read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

@@ -38,7 +38,15 @@ def test_cpg_finds_the_optimum_of_lq():
     assert learned.history[9]["value"] > 0.3
 
 
-@pytest.mark.parametrize("trust", [SqrtKL(), KL(), Clip()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "trust",
+    [
+        SqrtKL(),
+        pytest.param(KL(), marks=pytest.mark.slow),
+        pytest.param(Clip(), marks=pytest.mark.slow),
+    ],
+    ids=lambda t: type(t).__name__,
+)
 def test_cppo_finds_the_optimum_of_lq(trust):
     learned = cppo(
         LQ(), dt=0.1, iterations=40, trajectories=200, clocks=4000, trust=trust, learning_rate=0.01
@@ -61,6 +69,7 @@ def test_the_coefficient_follows_the_distance():
             coefficient /= 2
 
 
+@pytest.mark.slow
 def test_cpg_finds_the_optimum_of_pair_trading():
     best = PairTrading().optimum()
     learned = cpg(PairTrading(), dt=0.1, iterations=120, step=Shrinking(1.0, 50))
@@ -70,6 +79,7 @@ def test_cpg_finds_the_optimum_of_pair_trading():
     assert abs(learned.value - best.objective) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [CTD0, MartingaleLoss], ids=["ctd0", "martingale loss"])
 def test_incremental_critics_lead_to_the_optimum_too(kind):
     network = Quadratic()
@@ -160,6 +170,7 @@ class Plane(ControlledSDE):
         return -(x**2 + a**2).sum(1)
 
 
+@pytest.mark.slow
 def test_more_dimensions():
     learned = cpg(Plane(), dt=0.1, iterations=100, trajectories=200)
     golden = (1 - math.sqrt(5)) / 2  # ½ρk₂ = −1 + k₂²/4, slope k₂/2

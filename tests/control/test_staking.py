@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from scoretune.commands.reproduce import staking_trade
+from scoretune.commands.reproduce import staking_history, staking_trade
 from scoretune.commands.reproduce.staking_history import read_prices
 from scoretune.commands.reproduce.staking_trade import CONCAVE, CONVEX, NOTHING
 from scoretune.control.problems.staking import (
@@ -292,3 +292,32 @@ def test_prices_of_a_file(tmp_path):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=says):
             read_prices(file)
+
+
+def test_a_gbm_is_fitted_on_the_dates_that_there_are(tmp_path):
+    """Weeks may be missing: 60 drawn at a volatility of 0.5, of which one is left out."""
+    random, days = np.random.default_rng(0), np.delete(np.arange(61) * 7, 30)
+    dates = [str(np.datetime64("2021-01-02") + np.timedelta64(int(day))) for day in days]
+    walked = np.cumsum(np.sqrt(np.diff(days) / 365.25) * 0.5 * random.standard_normal(59))
+    prices = 20 * np.exp(np.concatenate([[0.0], walked]))
+    stakes = np.tile([100.0, 40.0, 10.0, 30.0], 60)
+    np.savez(
+        tmp_path / staking_history.STAKES,
+        dates=np.array(dates),
+        offsets=np.arange(61) * 4,
+        own_stake_avax=stakes,
+        delegated_avax=0 * stakes,
+    )
+    rows = "\n".join(f"{day},{price}" for day, price in zip(dates, prices, strict=True))
+    (tmp_path / "price.csv").write_text(f"date,close\n{rows}\n", encoding="utf-8")
+    numbers = staking_history.history(str(staking_history.check_folder(str(tmp_path))))
+    told = numbers["walk"]
+    assert told["volatility"] == pytest.approx(0.5, abs=0.12)
+    assert told["span"] == [dates[0], dates[-1]] and numbers["largest"] == pytest.approx(100 / 180)
+    required, buying, expected, *ways = told["rows"][0]
+    assert 0 <= buying <= 1 and expected > 0 and len(ways) == 8
+    (tmp_path / "price.csv").write_text("date,close\n2021-01-02,3\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has prices of 1 of the 60 weeks"):
+        staking_history.history(str(tmp_path))
+    with pytest.raises(UserError, match="has no avalanche"):
+        staking_history.check_folder(str(tmp_path / "nowhere"))

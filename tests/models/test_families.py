@@ -134,10 +134,20 @@ def test_its_pictures_are_the_pipelines(family, folder, backbone, guidance):
     assert family.parity(Request(policy, folder, family.prompts)) < TOLERANCE
 
 
+TRAINED = ("stable-diffusion", "qwen-image", "unconditional")
+"""A UNet on latents, a transformer and a UNet on pixels: trained in every run, others slowly."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(each, id=each.name, marks=[] if each.name in TRAINED else [pytest.mark.slow])
+        for each in PIPELINES
+        if each.name != "stable-diffusion-v"  # of the family of stable-diffusion
+    ],
+)
 def test_it_trains_is_exported_and_goes_on(family, tmp_path):
     """`scoretune families`: parity, a LoRA, its reference, all weights, diffusers, a resume."""
-    if family.name == "stable-diffusion-v":
-        pytest.skip("of the family of stable-diffusion")
     found = families.measure(family, tmp_path / "family")
     assert not found.failed, found.because
     learned = adapter_state(run_folder.load(tmp_path / "family" / "whole").backbone.network)

@@ -219,8 +219,9 @@ def test_features_in_half_precision():
     output, features = half.predict_with_features(x, t, tokens)
     assert torch.equal(output, half.predict(x, t, tokens))
     assert features.dtype == torch.float32
-    critic = trained(critic_for(half.shape, tokens.shape[-1], 1.0, features=half.feature_size))
-    assert critic(x, x, t, tokens, torch.zeros(3), features).isfinite().all()
+    summary = tokens.rows[tokens.summary]
+    critic = trained(critic_for(half.shape, summary.shape[-1], 1.0, features=half.feature_size))
+    assert critic(x, x, t, summary, torch.zeros(3), features).isfinite().all()
 
 
 def test_who_has_features(diffusion):
@@ -230,11 +231,12 @@ def test_who_has_features(diffusion):
 
 def test_a_slope_through_features_and_estimate_together(diffusion):
     x, t, tokens = states(diffusion)
+    summary = tokens.rows[tokens.summary]
     critic = trained(critic_for(diffusion.shape, 64, 1.0, features=diffusion.feature_size))
     x.requires_grad_()
     output, features = diffusion.predict_with_features(x, t, tokens)
     data = x - output
-    value = critic(x, data, t, tokens, data.flatten(1).mean(1), features)
+    value = critic(x, data, t, summary, data.flatten(1).mean(1), features)
     (slope,) = torch.autograd.grad(value.sum(), x)
     assert slope.isfinite().all()
     h, direction = 1e-2, slope / slope.norm()
@@ -244,7 +246,7 @@ def test_a_slope_through_features_and_estimate_together(diffusion):
             moved = x + sign * h * direction
             output, features = diffusion.predict_with_features(moved, t, tokens)
             data = moved - output
-            ends.append(critic(moved, data, t, tokens, data.flatten(1).mean(1), features).sum())
+            ends.append(critic(moved, data, t, summary, data.flatten(1).mean(1), features).sum())
     assert float((ends[0] - ends[1]) / (2 * h)) == pytest.approx(float(slope.norm()), rel=0.02)
 
 

@@ -6,7 +6,7 @@ the action that is deployed, once nobody explores any more.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -135,10 +135,9 @@ class TwoPoint(NamedTuple):
 
 Bounded: TypeAlias = Squashed | Beta | TwoPoint
 Law: TypeAlias = Gaussian | Squashed | Beta | TwoPoint
-_AnyLaw = TypeVar("_AnyLaw", Gaussian, Squashed, Beta, TwoPoint)
 
 
-def part(law: _AnyLaw, index: Tensor) -> _AnyLaw:
+def part(law: Law, index: Tensor) -> Law:
     """The law of the points of a batch that `index` [J] names."""
     return type(law)(*(parameter[index] for parameter in law))
 

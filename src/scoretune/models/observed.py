@@ -136,6 +136,7 @@ class Row:
     def build(self, pipeline: Any, source: str, size: int | str) -> Observed:
         """The model of a pipeline."""
         self.prepare(source, pipeline)
+        pipeline.set_progress_bar_config(disable=True)
         model = Observed
         if self.distilled(pipeline):
             model = ObservedTold

@@ -125,8 +125,9 @@ class Training:
         problem = self.problem
         if isinstance(problem, StakeParity | RiskControl):
             return problem.best
-        best = problem.optimum()
-        return best.value if isinstance(problem, StakeTrading) else best.objective
+        if isinstance(problem, StakeTrading):
+            return problem.optimum().value
+        return problem.optimum().objective
 
 
 def first_policy(problem: Problem, policy: BoundedName = "bang_bang") -> nn.Module:

@@ -190,7 +190,7 @@ def _row(arms: Numbers, name: str, parent: str) -> list[object]:
     spreads = [interval([run[n] for run in runs]) for n in NAMES]
     change = "" if name == parent else shown(_difference(arms, name, parent), sign="+")
     quality, wins, length, kl = (shown(s, d) for s, d in zip(spreads, (3, 3, 1, 1), strict=True))
-    return [name, f"{arms[name]['beta']:g}", quality, change, wins, length, kl]
+    return [name, f"{arms[name]['beta']:.3g}", quality, change, wins, length, kl]
 
 
 def _figure(effects: Numbers) -> Any:

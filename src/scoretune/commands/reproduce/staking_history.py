@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from itertools import pairwise
@@ -28,7 +29,6 @@ from scoretune.core.errors import UserError
 STAKES, PRICES = "avalanche_validator_stake_weekly.npz", "price.csv"
 REWARDS = "eth_beacon_decentralization_daily.csv"
 REQUIRED = (0.02, 0.04, 0.1)
-WEEK = 7 / 365.25
 SPEED = 0.3
 """What may be traded a year, in first stakes: three years do not take a share to 0."""
 
@@ -49,16 +49,17 @@ def history(folder: str) -> Numbers:
         offsets, dates = weekly["offsets"], [str(d) for d in weekly["dates"]]
         stakes = weekly["own_stake_avax"] + weekly["delegated_avax"]
     totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)], float)
+    years = years_of(dates)
     last = stakes[offsets[-2] : offsets[-1]]
     shares = np.sort(last)[::-1] / last.sum()
     numbers: Numbers = {
         "weeks": len(totals),
         "span": [dates[0], dates[-1]],
-        "rate": _growth(totals),
+        "rate": _growth(years, totals),
         "largest": float(shares[0]),
         "median": float(np.median(shares)),
         "effective": float(1 / (shares**2).sum()),
-        "rows": _supposed(totals, float(np.median(last))),
+        "rows": _supposed(_growth(years, totals), float(totals[-1]), float(np.median(last))),
     }
     if (here / REWARDS).is_file():
         numbers["rewarded"] = _rewarded(here / REWARDS)
@@ -68,9 +69,14 @@ def history(folder: str) -> Numbers:
     return numbers
 
 
-def _growth(totals: Array) -> float:
-    """A year, of the line through the logarithms of weekly totals."""
-    years = np.arange(len(totals)) * WEEK
+def years_of(dates: Sequence[str]) -> Array:
+    """Years since the first of the dates; weeks may be missing."""
+    days = [date.fromisoformat(day).toordinal() for day in dates]
+    return (np.array(days, float) - days[0]) / 365.25
+
+
+def _growth(years: Array, totals: Array) -> float:
+    """A year, of the line through the logarithms of the totals."""
     return float(np.polyfit(years, np.log(totals), 1)[0])
 
 
@@ -83,13 +89,13 @@ def _rewarded(file: Path) -> Numbers:
     return {"days": len(rows), "effective": ends}
 
 
-def _supposed(totals: Array, stake: float) -> list[list[Any]]:
+def _supposed(rate: float, total: float, stake: float) -> list[list[Any]]:
     """The best trading from the last week on, at a price that stays, by required return."""
     rows: list[list[Any]] = []
     for required in REQUIRED:
         problem = Staking(
             stake=stake,
-            supply=GrowingSupply(start=float(totals[-1]), rate=max(_growth(totals), 0.0)),
+            supply=GrowingSupply(start=total, rate=max(rate, 0.0)),
             price=Price(start=1.0),
             cap=stake / 10,
             discount=required,
@@ -134,13 +140,16 @@ def _along(by_day: dict[str, float], dates: list[str], totals: Array, stake: flo
             f"{PRICES} has prices of {len(weeks)} of the {len(dates)} weeks of {STAKES}: it needs "
             "a year of them without a gap"
         )
-    prices = np.array([by_day[dates[n]] for n in weeks])
-    steps = np.diff(np.log(prices))
-    sigma = float(steps.std(ddof=1) / math.sqrt(WEEK))
-    growth = float(steps.mean() / WEEK + sigma**2 / 2)
-    times = np.arange(len(prices)) * WEEK
+    prices: Array = np.array([by_day[dates[n]] for n in weeks], float)
+    times = years_of([dates[n] for n in weeks])
+    moves, widths = np.diff(np.log(prices)), np.diff(times)
+    mean = float(moves.sum() / times[-1])
+    sigma = math.sqrt(float(((moves - mean * widths) ** 2 / widths).sum() / (len(moves) - 1)))
+    growth = mean + sigma**2 / 2
     rows = []
-    supply = GrowingSupply(start=float(totals[weeks[0]]), rate=max(_growth(totals[weeks]), 0.0))
+    supply = GrowingSupply(
+        start=float(totals[weeks[0]]), rate=max(_growth(times, totals[weeks]), 0.0)
+    )
     for required in REQUIRED:
         problem = Staking(
             stake=stake,
@@ -161,7 +170,11 @@ def _along(by_day: dict[str, float], dates: list[str], totals: Array, stake: flo
         "volatility": sigma,
         "supply_rate": supply.rate,
         "rows": rows,
-        "series": [[round(float(p), 4) for p in prices], _path(problem, times, prices)],
+        "series": [
+            [round(float(t), 4) for t in times],
+            [round(float(p), 4) for p in prices],
+            _path(problem, times, prices),
+        ],
     }
 
 
@@ -202,10 +215,10 @@ def present_history(data: Numbers, page: Page) -> None:
         [[f"{r:.0%}", strategy, f"{v:.5f}", f"{h:.5f}"] for r, strategy, v, h in data["rows"]],
     )
     if "rewarded" in data:
-        days = [f"{n:,.0f} on {day}" for day, n in data["rewarded"]["effective"].items()]
+        days = [f"{n:,.0f} ({day})" for day, n in data["rewarded"]["effective"].items()]
         page.text(
             "Rewards of Ethereum's beacon chain were as concentrated as those of "
-            f"{' and '.join(days)} equal stakers: nobody there moves the supply, as the model "
+            f"{', then '.join(days)} equal stakers: nobody there moves the supply, as the model "
             "supposes."
         )
     if "walk" in data:
@@ -217,7 +230,8 @@ def present_history(data: Numbers, page: Page) -> None:
 def _present_walk(told: Numbers, page: Page) -> None:
     start, end = told["prices"]
     page.text(
-        f"## Along a price that was\n\n{told['span'][0]} to {told['span'][1]}, weekly: the price "
+        f"## Along a price that was\n\n{told['span'][0]} to {told['span'][1]}, the "
+        f"{len(told['series'][0])} weeks of which there are stakes (some are missing): the price "
         f"went from {start:.2f} to {end:.2f}. As a GBM it grows by {told['growth']:.2f} ± "
         f"{told['growth_error']:.2f} a year at a volatility of {told['volatility']:.2f}; the "
         f"supply of stakes grew by {100 * told['supply_rate']:.2f} % a year. The rule of linear "
@@ -246,7 +260,8 @@ def _present_walk(told: Numbers, page: Page) -> None:
         "throughout is right or wrong by where the price ends. Growth, volatility and the supply's "
         "growth were fitted to the very weeks that are traded (of these the rule uses the supply's "
         "alone). Nobody knows the drift of a price from three years of it: see its error, which "
-        "`expected by the GBM` inherits. Stakes were counted as staked, not as earned; lock-ups, "
+        "`expected by the GBM` inherits. Neither file says what a stake earns: 5 % are supposed. "
+        "Stakes were counted as staked, not as earned; lock-ups, "
         "fees, taxes and the price's answer to one's own trades are left out. This illustrates a "
         "formula, and is no advice."
     )
@@ -257,10 +272,11 @@ WAYS = ("rule", "buy", "sell", "hold")
 
 def _draw(told: Numbers) -> Any:
     figure, axes = subplots(size=(6.6, 3.6))
-    prices, shares = told["series"]
-    years = np.arange(len(prices)) * WEEK
+    years, prices, shares = told["series"]
     axes.plot(years, np.array(prices) / prices[0], color=COLOURS[0], label="price")
     axes.plot(years, shares, color=COLOURS[1], label="share, required return 10 %")
     axes.set(xlabel="years", ylabel="in units of the first", yscale="log")
+    axes.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
+    axes.minorticks_off()
     axes.legend(fontsize="small", frameon=False)
     return figure

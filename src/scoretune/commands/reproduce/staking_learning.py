@@ -39,7 +39,7 @@ from scoretune.commands.reproduce.base import (
     shown,
 )
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
-from scoretune.control import BangBang, GaussianLinear
+from scoretune.control import CLSTD, BangBang, GaussianLinear
 from scoretune.control.policies import act
 from scoretune.control.problems import StakeTrading
 from scoretune.control.problems.staking import (
@@ -173,8 +173,8 @@ def learn(
     if isinstance(problem, StakeTrading):
         return numbers | {"switch": None if problem.volatile else switch_of(problem, acting)}
     assert isinstance(acting, GaussianLinear)
-    weights = learned.critic.weights.tolist()
-    return numbers | _linear_numbers(acting, weights)
+    assert isinstance(learned.critic, CLSTD) and learned.critic.weights is not None
+    return numbers | _linear_numbers(acting, learned.critic.weights.tolist())
 
 
 def _now(job: Training) -> float:
