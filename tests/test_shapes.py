@@ -60,7 +60,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     **{name: lambda: rand(B) for name in ("t", "numbers", "eta", "g_sq", "kl_weight", "sigma")},
     **dict.fromkeys(("x", "x0", "eps", "output", "noise", "predicted", "exact", "xi"), state),
     **dict.fromkeys(("value_grad", "action", "mean_action", "reference", "probe"), state),
-    **dict.fromkeys(("mean", "other_mean", "std", "other_std"), state),
+    **dict.fromkeys(("mean", "other_mean", "std", "other_std", "cap", "logit"), state),
+    **dict.fromkeys(("beta", "other_alpha", "other_beta", "other_logit"), state),
     **{name: lambda: rand(B) for name in ("log_prob", "old_log_prob", "advantage", "alpha")},
     **{name: lambda: rand(B) for name in ("covariance_trace", "variance", "curvature")},
     "t_next": lambda: rand(B) / 2,
@@ -101,6 +102,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "batch": lambda: B,
 }
 SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
+    **{f"rl.bounded.beta_{what}": {"alpha": state} for what in ("log_prob", "entropy", "kl")},
     "rl.martingale.martingale_loss": {
         name: lambda: rand(B, N) for name in ("values", "returns_to_go")
     },
