@@ -106,6 +106,11 @@ SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     "rl.martingale.martingale_loss": {
         name: lambda: rand(B, N) for name in ("values", "returns_to_go")
     },
+    "rl.martingale.drawn_returns": {
+        "drawn": lambda: 2,
+        "candidates": lambda: N,
+        "own": lambda: True,
+    },
     "rl.tilt.optimal_value": {"kl_weight": lambda: 0.5, "law": lambda: unbatched()},
     "rl.tilt.optimal_score": {"kl_weight": lambda: 0.5, "law": lambda: unbatched()},
     "rl.tilt.check_levels": {"x": state},

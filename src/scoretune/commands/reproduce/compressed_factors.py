@@ -92,7 +92,9 @@ def regression(x: Array, y: Array) -> tuple[Array, float]:
     design = np.column_stack([np.ones(len(x)), x])
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     missed = y - design @ coefficients
-    return np.asarray(coefficients, float), float(1 - missed @ missed / ((y - y.mean()) @ (y - y.mean())))
+    return np.asarray(coefficients, float), float(
+        1 - missed @ missed / ((y - y.mean()) @ (y - y.mean()))
+    )
 
 
 def rolling(returns: Array, months: int = 6) -> Array:
