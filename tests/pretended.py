@@ -98,8 +98,9 @@ def test_the_random_stream_of_the_device_in_use_is_saved_and_restored():
     assert torch.equal(cuda(3), drawn)  # of more devices than there are
 
 
-def test_an_update_waits_for_the_device_four_times_and_sends_it_four_copies(tmp_path):
-    """Of DDPO: a rollout of eight steps, and four minibatches to one step of the optimiser."""
+def test_an_update_waits_for_the_device_four_times_and_sends_it_five_copies(tmp_path):
+    """Of DDPO: a rollout of eight steps, and four minibatches to one step of the optimiser. One of
+    the copies is of the times of the scheduler that a pipeline is asked with."""
     update = hot_update(tmp_path)
     update(0)
     pretend_cuda.seen["transfers"].clear()
@@ -109,4 +110,4 @@ def test_an_update_waits_for_the_device_four_times_and_sends_it_four_copies(tmp_
     for line, count in transfers.items():
         kinds[line.partition(" | ")[0]] += count
     assert kinds["wait"] + kinds["device to host"] <= 4, transfers
-    assert kinds["host to device"] <= 4, transfers
+    assert kinds["host to device"] <= 5, transfers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pytest
 import torch
 from torch import Tensor
@@ -195,9 +196,10 @@ def test_calls_count_the_reference_too(policy_of):
 
 
 def spying(forward, seen: list[int]):
-    def spy(x, *rest, **named):
-        seen.append(len(x))
-        return forward(x, *rest, **named)
+    @functools.wraps(forward)
+    def spy(**named):
+        seen.append(len(named["sample"]))
+        return forward(**named)
 
     return spy
 

@@ -109,7 +109,7 @@ class Watch:
 
     def looked(self, module, args, output):
         """A hook of a network of diffusers."""
-        output.sample = self.enter("network", output.sample)
+        return (self.enter("network", output[0]), *output[1:])
 
     def leave(self, what: str, rows: int) -> None:
         self.alive[what] -= rows

@@ -366,7 +366,10 @@ def test_the_parts_of_each_method():
 def test_sampling_settings_reach_the_source():
     changes = ["sampling.solver=heun", "sampling.jitter=true", "objective.critic.body=backbone"]
     source = made_of("score_as_action", *changes)[1]
-    assert (source.solver, source.jitter, source.features) == ("heun", True, True)
+    # A slope's look at the pretrained network has features of its own.
+    assert (source.solver, source.jitter, source.features) == ("heun", True, False)
+    ratios = made_of("score_as_action", "objective.form=ratio", changes[-1])[1]
+    assert (ratios.solver, ratios.features) == (None, True)
     changes = ["sampling.jitter=false", "objective.critic.body=small"]
     plain = made_of("score_as_action", *changes)[1]
     assert (plain.solver, plain.jitter, plain.features) == (None, False, False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -39,9 +40,16 @@ def named(text: str, changes: Sequence[str] = ()) -> Run:
     """
     if not text.lower().endswith(ENDINGS):
         return changed(recipes.named(text), changes)
-    try:
-        run, settings = _begun(text)
+    run, settings = _begun(text)
+    with _saying_where(text):
         return assigned(run, [*settings, *map(parsed, changes)])
+
+
+@contextmanager
+def _saying_where(text: str) -> Iterator[None]:
+    """Within this context an error names the file."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{text}: {error}") from error
 
@@ -51,13 +59,14 @@ def _begun(text: str) -> tuple[Run, list[tuple[str, Any]]]:
     if not text.lower().endswith(ENDINGS):
         return recipes.named(text), []
     tree = _read(Path(text))
-    if isinstance(tree.get("config"), dict):
-        return validated(tree["config"]), []
-    recipe = tree.pop("recipe", None)
-    if not isinstance(recipe, str):
-        raise UserError("names no recipe: begin it with the line `recipe: ddpo`")
-    run = recipes.named(recipe)
-    return run, list(_settings(tree, run.model_dump()))
+    with _saying_where(text):
+        if isinstance(tree.get("config"), dict):
+            return validated(tree["config"]), []
+        recipe = tree.pop("recipe", None)
+        if not isinstance(recipe, str):
+            raise UserError("names no recipe: begin it with the line `recipe: ddpo`")
+        run = recipes.named(recipe)
+        return run, list(_settings(tree, run.model_dump()))
 
 
 def origins(text: str, changes: Sequence[str] = ()) -> dict[str, str]:
