@@ -27,6 +27,7 @@ SIZES = ["sizes.prompts=1", "sizes.group=2", "sampling.steps=2", "guard.action=o
 ON_DATA = ("supervised", "dxmi")
 VARIANTS = {
     **{recipe: [recipe] for recipe in sorted(set(recipes.RECIPES) - {"consistency"})},
+    "spo": ["spo", "objective.threshold=0", "objective.skip=0"],
     "slope": ["score_as_action", "objective.form=slope"],
     "explicit": ["score_as_action", "objective.form=explicit"],
     "ratio": ["score_as_action", "objective.form=ratio", "model.precision=bf16"],

@@ -269,11 +269,11 @@ def test_a_trust_region_resumes_too(tmp_path, small, recipe, critic):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     launch(run, whole)
     saved = stopped_after(1, whole, stopped)
-    assert saved["trust"]["coefficient"] == 0.5
+    assert saved["trust"]["coefficient"] < 0.6
     assert ("critic" in saved["source"]["credit"]) == critic
     launch(run, stopped)
     coefficients = [saved_last(folder)["trust"]["coefficient"] for folder in (stopped, whole)]
-    assert coefficients[0] == coefficients[1] < 0.5
+    assert coefficients[0] == coefficients[1] < saved["trust"]["coefficient"]
     assert_same_run(stopped, whole, 3)
 
 
