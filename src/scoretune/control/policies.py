@@ -70,6 +70,11 @@ class GaussianLinear(nn.Module):
         """std²: a float for one action, else [m]."""
         return _plain(self._law()[2] ** 2)
 
+    def coefficients(self) -> tuple[list[float], float, float]:
+        """Slope, intercept and std, for one action."""
+        slope: list[float] = torch.as_tensor(self.slope).flatten().tolist()
+        return slope, float(self.intercept), math.sqrt(float(self.variance))
+
     def whiten(self, observation: Tensor, weight: Tensor) -> None:
         """Move the reference to this policy and to these observations [J, k], weighted [J].
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from scoretune.commands.control import staking
@@ -19,7 +18,8 @@ from scoretune.control.problems.staking import RiskControl, StakeParity, played
 from scoretune.control.trust import Clip
 from scoretune.core.errors import unknown
 
-Problem: TypeAlias = LQ | PairTrading | StakeParity | RiskControl | StakeTrading
+Stake: TypeAlias = StakeParity | RiskControl | StakeTrading
+Problem: TypeAlias = LQ | PairTrading | Stake
 Method = Literal["cpg", "cppo"]
 BoundedName = Literal["bang_bang", "squashed_gaussian", "beta"]
 BOUNDED: dict[BoundedName, Callable[..., nn.Module]] = {
@@ -64,8 +64,8 @@ def learner(
     rate: float | None = None,
 ) -> dict[str, Any]:
     """How to learn; None is as in EFFORTS and RATES."""
-    given = {"dt": dt, "iterations": iterations, "trajectories": trajectories, "rate": rate}
-    changes = {name: value for name, value in given.items() if value is not None}
+    settings = {"dt": dt, "iterations": iterations, "trajectories": trajectories, "rate": rate}
+    changes = {name: value for name, value in settings.items() if value is not None}
     return {"method": method, "seed": seed, "changes": changes}
 
 
@@ -108,26 +108,39 @@ class Training:
 
         LQ and pair trading keep exploring, and have a bonus for it.
         """
-        problem, policy = self.problem, self.policy
-        if isinstance(problem, StakeTrading):
-            paths = PATHS if problem.volatile else 1
-            values = played(problem, policy, paths=paths, seed=PRICES_SEED)
-            return float(values.mean()), float(values.std()) / math.sqrt(paths)
-        if isinstance(problem, StakeParity | RiskControl):
-            assert isinstance(policy, GaussianLinear)
-            slope = torch.as_tensor(policy.slope).flatten().tolist()
-            return problem.objective(slope, float(policy.intercept)), 0.0
-        return learned.value, learned.value_error
+        if isinstance(self.problem, LQ | PairTrading):
+            return learned.value, learned.value_error
+        return deployed_value(self.problem, self.policy)
 
     @property
     def best(self) -> float:
         """The value of the optimum, in continuous time."""
-        problem = self.problem
-        if isinstance(problem, StakeParity | RiskControl):
-            return problem.best
-        if isinstance(problem, StakeTrading):
-            return problem.optimum().value
-        return problem.optimum().objective
+        return best_value(self.problem)
+
+
+def deployed_value(
+    problem: Stake, policy: nn.Module, *, paths: int = PATHS, seed: int = PRICES_SEED
+) -> tuple[float, float]:
+    """What a policy earns that does not explore, and the standard error.
+
+    On `paths` drawn prices where the price is volatile, else exactly.
+    """
+    if isinstance(problem, StakeTrading):
+        count = paths if problem.volatile else 1
+        values = played(problem, policy, paths=count, seed=seed)
+        return float(values.mean()), float(values.std()) / math.sqrt(count)
+    assert isinstance(policy, GaussianLinear)
+    slope, intercept, _ = policy.coefficients()
+    return problem.objective(slope, intercept), 0.0
+
+
+def best_value(problem: Problem) -> float:
+    """Of the optimum, in continuous time."""
+    if isinstance(problem, StakeParity | RiskControl):
+        return problem.best
+    if isinstance(problem, StakeTrading):
+        return problem.optimum().value
+    return problem.optimum().objective
 
 
 def first_policy(problem: Problem, policy: BoundedName = "bang_bang") -> nn.Module:
@@ -147,26 +160,27 @@ def training(name: str, words: Sequence[str]) -> Training:
         *of_trading, of_trader, of_learner = shared_settings(
             name, words, *staking.TAKERS, trader, learner
         )
-        acting = trader(**of_trader)
-        how = learner(**of_learner)
-        effort = replace(EFFORTS[StakeTrading], **how["changes"])
+        exploration, learning = trader(**of_trader), learner(**of_learner)
+        effort = replace(EFFORTS[StakeTrading], **learning["changes"])
         environment = StakeTrading(
-            trading=staking.built(*of_trading), step=effort.dt, temperature=acting["temperature"]
+            trading=staking.built(*of_trading),
+            step=effort.dt,
+            temperature=exploration["temperature"],
         )
-        policy = first_policy(environment, acting["policy"])
-        return Training(environment, policy, how["method"], how["seed"], effort)
-    plain: dict[str, Callable[..., Problem]] = {
+        policy = first_policy(environment, exploration["policy"])
+        return Training(environment, policy, learning["method"], learning["seed"], effort)
+    problems: dict[str, Callable[..., Problem]] = {
         "lq": LQ,
         "pair_trading": PairTrading,
         "parity": StakeParity,
         "risk_control": RiskControl,
     }
-    if name not in plain:
-        raise unknown("problem", name, ["staking", *plain])
-    of_problem, of_learner = shared_settings(name, words, plain[name], learner)
-    problem, how = plain[name](**of_problem), learner(**of_learner)
-    effort = replace(EFFORTS[type(problem)], **how["changes"])
-    return Training(problem, first_policy(problem), how["method"], how["seed"], effort)
+    if name not in problems:
+        raise unknown("problem", name, ["staking", *problems])
+    of_problem, of_learner = shared_settings(name, words, problems[name], learner)
+    problem, learning = problems[name](**of_problem), learner(**of_learner)
+    effort = replace(EFFORTS[type(problem)], **learning["changes"])
+    return Training(problem, first_policy(problem), learning["method"], learning["seed"], effort)
 
 
 def as_dict(job: Training, learned: Learned) -> dict[str, Any]:
@@ -188,9 +202,8 @@ def as_dict(job: Training, learned: Learned) -> dict[str, Any]:
 def rule(policy: nn.Module) -> str:
     """The policy as a formula in what it sees."""
     if isinstance(policy, GaussianLinear):
-        slope, offset = torch.as_tensor(policy.slope).flatten().tolist(), float(policy.intercept)
-        spread = math.sqrt(float(policy.variance))
-        return f"{_linear(slope, offset)}, ± {spread:.3g} while it explores"
+        row, offset, std = policy.coefficients()
+        return f"{_linear(row, offset)}, ± {std:.3g} while it explores"
     assert isinstance(policy, BangBang | BetaLinear | SquashedGaussian)
     slope, offsets = policy.surface.slope.tolist(), policy.surface.intercept.tolist()
     if isinstance(policy, BetaLinear):

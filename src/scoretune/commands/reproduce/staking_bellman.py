@@ -10,33 +10,29 @@ import numpy as np
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, claim_row
 from scoretune.commands.reproduce.drawing import subplots
-from scoretune.control.problems.staking import (
-    Price,
-    Staking,
-    Utility,
-    Valuation,
-    solve,
-    solve_with_price,
+from scoretune.commands.reproduce.staking_problems import (
+    CASES,
+    CONCAVE,
+    CONVEX,
+    NOTHING,
+    volatile,
 )
+from scoretune.control.problems.staking import Price, Staking, solve, solve_with_price
 from scoretune.control.problems.staking.bellman_price import PriceSurface
 
-NOTHING = Utility(weight=0)
-CONCAVE = Utility(weight=10, power=0.5)
-CONVEX = Utility(weight=1 / 40, power=2)
-STILL: dict[str, Staking] = {
-    "P = 0.8": Staking(price=Price(start=0.8)),
-    "P_β = 200": Staking(price=Valuation(level=200)),
-    "P = 2.8e^{−0.3t}": Staking(price=Price(start=2.8, growth=-0.3)),
-    "concave h, P = 1": Staking(price=Price(start=1), running=NOTHING, terminal=CONCAVE),
-    "concave ℓ, P_β = 140": Staking(
-        price=Valuation(level=140), running=Utility(weight=0.3, power=0.5)
-    ),
-    "share meets 0, P = 3": Staking(stake=2, price=Price(start=3)),
-}
+STILL = (
+    "P = 0.8",
+    "P_β = 200",
+    "P = 2.8e^{−0.3t}",
+    "concave h, P = 1",
+    "concave ℓ, P_β = 140",
+    "share meets 0, P = 3",
+)
+"""Of CASES."""
 WATCHED: dict[str, Staking] = {
-    "linear, σ = 0.2": Staking(price=Price(start=1.6, volatility=0.2)),
-    "linear, σ = 0.4": Staking(price=Price(start=1.6, volatility=0.4)),
-    "linear, σ = 0.8": Staking(price=Price(start=1.6, volatility=0.8)),
+    "linear, σ = 0.2": volatile(0.2),
+    "linear, σ = 0.4": volatile(0.4),
+    "linear, σ = 0.8": volatile(0.8),
     "concave h, σ = 0.4": Staking(
         price=Price(start=1, volatility=0.4), running=NOTHING, terminal=CONCAVE
     ),
@@ -64,7 +60,7 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
 
 def still(name: str, sizes: list[int]) -> Numbers:
     """Errors against the closed form, and residuals, where the price does not move at random."""
-    problem = STILL[name]
+    problem = CASES[name]
     best = problem.optimum().value
     surfaces = [solve(problem, steps=n) for n in sizes]
     return {
@@ -163,7 +159,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _watched_row(r: Numbers) -> list[str]:
-    limit = r["best"] if r["best"] is not None else 2 * r["values"][-1] - r["values"][-2]
+    limit = _limit(r)
     errors = [v - limit for v in r["values"]]
     order = fitted_order(r["sizes"], errors) if r["best"] is not None else order_of(r["values"])
     mean, error = r["played"]

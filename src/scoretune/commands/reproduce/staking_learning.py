@@ -7,7 +7,6 @@ without any gradient, on as many simulated steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
@@ -15,18 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scoretune.commands.control.training import (
     BOUNDED,
-    EFFORTS,
     PATHS,
-    PRICES_SEED,
     RATES,
     BoundedName,
     Method,
-    Problem,
     Training,
+    best_value,
+    deployed_value,
     first_policy,
 )
 from scoretune.commands.reproduce.base import (
@@ -39,45 +36,25 @@ from scoretune.commands.reproduce.base import (
     shown,
 )
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
-from scoretune.control import CLSTD, BangBang, GaussianLinear
+from scoretune.commands.reproduce.staking_cross_entropy import CANDIDATES, ELITE, search
+from scoretune.commands.reproduce.staking_environments import (
+    ABOUT,
+    effort_of,
+    environment_of,
+    optimal_value,
+    scoring,
+)
+from scoretune.control import CLSTD, GaussianLinear
 from scoretune.control.policies import act
 from scoretune.control.problems import StakeTrading
-from scoretune.control.problems.staking import (
-    Leg,
-    Price,
-    RiskControl,
-    StakeParity,
-    Staking,
-    Valuation,
-    played,
-)
+from scoretune.control.problems.staking import RiskControl, StakeParity
 from scoretune.control.sde import with_time
 
-TRADING: dict[str, Staking] = {
-    "A1": Staking(price=Price(start=0.8)),
-    "A3": Staking(price=Valuation(level=200)),
-    "A4": Staking(price=Price(start=2.8, growth=-0.3)),
-    "A5": Staking(price=Price(start=0.9, growth=0.06)),
-    "A-GBM": Staking(price=Price(start=1.6, volatility=0.4)),
-}
-ABOUT = {
-    "A1": "P = 0.8: always buy",
-    "A3": "P_β = 200: buy, then sell",
-    "A4": "P = 2.8e^{−0.3t}: sell, then buy",
-    "A5": "P = 0.9e^{0.06t}: buy, then sell",
-    "A-GBM": "a GBM price, watched",
-    "B": "stake parity",
-    "C1": "risk control",
-}
 HASTY = 7.0
 """How many times the tuned rate, to see learning saturate."""
 HASTY_ARMS: tuple[tuple[Method, float], ...] = (("cppo", 0.0), ("cpg", 0.0), ("cpg", 0.1))
 CAPTION = "score while learning, mean over seeds and 95 % interval; A-GBM on 200 drawn prices alone"
-CANDIDATES, ELITE, MOST_GENERATIONS = 16, 4, 60
-FOLLOWED = 20.0  # years for which the search plays a problem without end
-SPREAD = {"A": 3.0, "B": 1.0, "C": 1.0}
-"""Of the cross-entropy method's first rules, in standardised units."""
-CORNERS = [(x, p) for x in (1.0, 9.0) for p in (0.4, 1.4)]  # of the region of P-7
+CORNERS = [(x, p) for x in (1.0, 9.0) for p in (0.4, 1.4)]  # where the rate is compared
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -108,25 +85,11 @@ def cells(seeds: int, quick: bool) -> list[Cell]:
         for seed in range(seeds)
     ]
     searching = [
-        Cell(f"search {environment}-{seed}", search, {"environment": environment, "seed": seed})
-        for environment in ("A3", "A-GBM", "B", "C1")
+        Cell(f"search {name}-{seed}", search, {"environment": name, "seed": seed} | short)
+        for name in ("A3", "A-GBM", "B", "C1")
         for seed in range(seeds)
-    ]  # fmt: skip
+    ]
     return learning + searching
-
-
-def problem_of(environment: str, *, dt: float, temperature: float = 0.0) -> Problem:
-    """The environment of the specification."""
-    if environment == "B":
-        return StakeParity()
-    if environment == "C1":
-        return RiskControl()
-    return StakeTrading(trading=TRADING[environment], step=dt, temperature=temperature)
-
-
-def _kind(environment: str) -> type[Problem]:
-    kinds: dict[str, type[Problem]] = {"B": StakeParity, "C1": RiskControl}
-    return kinds.get(environment, StakeTrading)
 
 
 # ------------------------------------------------------------------ learning
@@ -143,71 +106,40 @@ def learn(
     dt: float | None = None,
     iterations: int | None = None,
 ) -> Numbers:
-    """One run: the deployed value, its score, saturation, and what P-7 asks of the environment."""
-    effort = EFFORTS[_kind(environment)]
+    """One run: the deployed value, its score, saturation, and what the page compares."""
+    effort = effort_of(environment)
     effort = replace(
         effort,
         dt=dt or effort.dt,
         iterations=iterations or effort.iterations,
         rate=None if haste == 1 else haste * RATES[method],
     )
-    problem = problem_of(environment, dt=effort.dt, temperature=temperature)
-    acting = first_policy(problem, policy)
-    job = Training(problem, acting, method, seed, effort)
-    low, best = _scale(problem)
-    track: list[float] = []
+    problem = environment_of(environment, dt=effort.dt, temperature=temperature)
+    trained = first_policy(problem, policy)
+    score, track = scoring(problem), list[float]()
 
-    def note(k: int, _: dict[str, float]) -> None:
-        track.append(round((_now(job) - low) / (best - low), 4))
+    def follow(k: int, _: dict[str, float]) -> None:
+        value, _error = deployed_value(problem, trained, paths=200, seed=1)
+        track.append(round(score(value), 4))
 
-    learned = job.run(note)
-    value, error = job.deployed(learned)
+    learned = Training(problem, trained, method, seed, effort).run(follow)
+    value, error = deployed_value(problem, trained)
     numbers = {
         "value": value,
         "error": error,
-        "best": best,
-        "score": (value - low) / (best - low),
+        "best": best_value(problem),
+        "score": score(value),
         "saturated": learned.saturated,
         "stuck": [learned.history[-1].get(f"stuck_{end}") for end in ("low", "high")],
         "track": track,
     }
     if isinstance(problem, StakeTrading):
-        return numbers | {"switch": None if problem.volatile else switch_of(problem, acting)}
-    assert isinstance(acting, GaussianLinear)
+        return numbers | {"switch": None if problem.volatile else switch_of(problem, trained)}
+    assert isinstance(trained, GaussianLinear)
     assert isinstance(learned.critic, CLSTD) and learned.critic.weights is not None
-    return numbers | _linear_numbers(acting, learned.critic.weights.tolist())
-
-
-def _now(job: Training) -> float:
-    """The deployed value while learning, on few paths where prices are drawn."""
-    problem, policy = job.problem, job.policy
-    if isinstance(problem, StakeTrading):
-        return float(played(problem, policy, paths=200 if problem.volatile else 1, seed=1).mean())
-    assert isinstance(problem, StakeParity | RiskControl) and isinstance(policy, GaussianLinear)
-    return problem.objective(_row(policy), float(policy.intercept))
-
-
-def _row(policy: GaussianLinear) -> list[float]:
-    row: list[float] = torch.as_tensor(policy.slope).flatten().tolist()
-    return row
-
-
-def _linear_numbers(policy: GaussianLinear, critic: list[float]) -> Numbers:
-    return {
-        "slope": _row(policy),
-        "intercept": float(policy.intercept),
-        "std": math.sqrt(float(policy.variance)),
-        "critic": critic,
-    }
-
-
-def _scale(problem: Problem) -> tuple[float, float]:
-    """The values that score 0, for about what the first policy does, and 1, for the optimum."""
-    if isinstance(problem, StakeTrading):
-        return problem.trading.value([Leg(0.0, 0.0)]), problem.optimum().value
-    assert isinstance(problem, StakeParity | RiskControl)
-    row = [-0.2] if isinstance(problem, StakeParity) else [0.0, 0.0]
-    return problem.objective(row, 0.0), problem.best
+    slope, intercept, std = trained.coefficients()
+    critic = learned.critic.weights.tolist()
+    return numbers | {"slope": slope, "intercept": intercept, "std": std, "critic": critic}
 
 
 def switch_of(problem: StakeTrading, policy: torch.nn.Module) -> float | None:
@@ -224,101 +156,11 @@ def switch_of(problem: StakeTrading, policy: torch.nn.Module) -> float | None:
     return None
 
 
-# ------------------------------------------------------------------ the search beside it
-
-
-def search(environment: str, seed: int, iterations: int | None = None) -> Numbers:
-    """The cross-entropy method on rules that are linear in what the policies see.
-
-    Each generation draws CANDIDATES rules from a normal law, plays all on the same paths, and fits
-    the law to the ELITE best. Over all generations it simulates as long as CPG does.
-    """
-    effort = EFFORTS[_kind(environment)]
-    problem = problem_of(environment, dt=effort.dt)
-    centre, unit = _units(problem)
-    trading = isinstance(problem, StakeTrading)
-    learned_for = effort.truncation or float(problem.horizon or 0)
-    played_for = float(problem.horizon or 0) if trading else FOLLOWED
-    paths = 1 if problem.noiseless else 24
-    budget = effort.iterations * effort.trajectories * learned_for
-    generations = iterations or min(
-        round(budget / (CANDIDATES * paths * played_for)), MOST_GENERATIONS
-    )
-    generator = torch.Generator().manual_seed(seed)
-    mean = torch.zeros(len(unit) + 1)
-    spread = torch.full_like(mean, SPREAD[environment[0]])
-    for _ in range(generations):
-        rules = mean + spread * torch.randn(CANDIDATES, len(mean), generator=generator)
-        in_units = _in_units(rules, centre, unit)
-        returns = _returns(problem, in_units, effort.dt, played_for, paths, generator)
-        elite = rules[returns.argsort(descending=True)[:ELITE]]
-        mean, spread = elite.mean(0), (elite.var(0, unbiased=False) + 1e-4).sqrt()
-    (rule,) = _in_units(mean[None], centre, unit)
-    if isinstance(problem, StakeTrading):
-        policy = BangBang(len(unit), cap=problem.trading.cap)
-        with torch.no_grad():
-            policy.surface.weight.copy_(rule[None, :-1])
-            policy.surface.bias.copy_(rule[-1:])
-        count = PATHS if problem.volatile else 1
-        value = float(played(problem, policy, paths=count, seed=PRICES_SEED).mean())
-    else:
-        assert isinstance(problem, StakeParity | RiskControl)
-        value = problem.objective(rule[:-1].tolist(), float(rule[-1]))
-    low, best = _scale(problem)
-    return {"value": value, "score": (value - low) / (best - low), "generations": generations}
-
-
-def _in_units(rules: Tensor, centre: Tensor, unit: Tensor) -> Tensor:
-    """Slopes and the offset [C, k + 1] in what is seen, of those in standardised coordinates."""
-    slopes = rules[:, :-1] / unit
-    return torch.cat([slopes, rules[:, -1:] - slopes @ centre[:, None]], dim=1)
-
-
-def _units(problem: Problem) -> tuple[Tensor, Tensor]:
-    """About where observations are, and how far they go."""
-    if isinstance(problem, StakeParity):
-        return torch.zeros(1), torch.ones(1)
-    if isinstance(problem, RiskControl):
-        return torch.tensor([problem.target, problem.mean_price]), torch.tensor([2.0, 0.15])
-    assert isinstance(problem, StakeTrading)
-    end, price = problem.horizon, problem.trading.price
-    if not isinstance(price, Price) or not problem.volatile:
-        return torch.tensor([0.0, end / 2]), torch.tensor([0.5, end / 4])
-    width = price.volatility * math.sqrt(end / 2)
-    centre = torch.tensor([0.0, math.log(price.start), end / 2])
-    return centre, torch.tensor([0.5, width, end / 4])
-
-
-def _returns(
-    problem: Problem,
-    rules: Tensor,
-    dt: float,
-    until: float,
-    paths: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The mean discounted return of every rule [C], all on the same starts and noise."""
-    count = len(rules)
-    x, total = problem.start(paths, generator).repeat(count, 1), torch.zeros(count * paths)
-    each = rules.repeat_interleave(paths, dim=0)
-    for k in range(round(until / dt)):
-        seen = with_time(problem, problem.observe(x), torch.tensor(k * dt))
-        action = (seen * each[:, :-1]).sum(1, keepdim=True) + each[:, -1:]
-        if isinstance(problem, StakeTrading):
-            action = torch.where(action >= 0, 1.0, -1.0) * problem.trading.cap
-        total = total + math.exp(-problem.discount * k * dt) * dt * problem.reward(x, action)
-        noise = torch.randn(paths, x.shape[1], generator=generator).repeat(count, 1)
-        drift, diffusion = problem.drift(x, action), problem.diffusion(x, action)
-        x = x + drift * dt + diffusion * noise * math.sqrt(dt)
-    total = total + math.exp(-problem.discount * until) * problem.terminal(x)
-    return total.view(count, paths).mean(1).nan_to_num(-math.inf)
-
-
 # ------------------------------------------------------------------ the page
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
-    """What P-7 expects beside what came out, every arm's score, curves, and what saturates."""
+    """What was expected beside what came out, every arm's score, curves, and what saturates."""
     arms = by_arm(results)
     page.text(
         "No learner knows a coefficient: all see states, actions and reward rates. Bounded "
@@ -366,7 +208,7 @@ def _row_of(arm: str, runs: Sequence[Numbers]) -> list[str]:
     search_of = arm.removeprefix("search ")
     environment = search_of if arm.startswith("search ") else _environment(arm)
     label = "search" if arm.startswith("search ") else arm.removeprefix(f"{environment}-")
-    best = _best(environment)
+    best = optimal_value(environment)
     near = sum(best - r["value"] <= 0.01 * abs(best) for r in runs)
     stuck = sum(r.get("saturated") is not None for r in runs)
     return [
@@ -387,20 +229,12 @@ def _environment(arm: str) -> str:
     return next(name for name in sorted(ABOUT, key=len, reverse=True) if arm.startswith(name))
 
 
-def _best(environment: str) -> float:
-    problem = problem_of(environment, dt=0.1)
-    if isinstance(problem, StakeTrading):
-        return problem.optimum().value
-    assert isinstance(problem, StakeParity | RiskControl)
-    return problem.best
-
-
 def _expectations(arms: dict[str, list[Numbers]]) -> list[Numbers]:
-    """P-7, and within 1 % of the optimum in four of five seeds."""
+    """Within 1 % of the optimum in four of five seeds, and the coefficients of the optimum."""
     rows = []
     for environment in ("B", "C1"):
         for method in RATES:
-            runs, best = arms[f"{environment}-{method}"], _best(environment)
+            runs, best = arms[f"{environment}-{method}"], optimal_value(environment)
             gaps = [(best - r["value"]) / abs(best) for r in runs]
             near = sum(gap <= 0.01 for gap in gaps)
             rows.append(

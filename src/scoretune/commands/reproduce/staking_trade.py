@@ -19,6 +19,7 @@ from scoretune.commands.reproduce.staking_history import (
     history,
     present_history,
 )
+from scoretune.commands.reproduce.staking_problems import CASES, volatile
 from scoretune.control.problems.staking import (
     PowerSupply,
     Price,
@@ -26,29 +27,11 @@ from scoretune.control.problems.staking import (
     StakeParity,
     Staking,
     Utility,
-    Valuation,
     simulate,
     solve,
     worth,
 )
 
-NOTHING = Utility(weight=0)
-CONCAVE = Utility(weight=10, power=0.5)
-CONVEX = Utility(weight=1 / 40, power=2)
-CASES: dict[str, Staking] = {
-    "P = 0.8": Staking(price=Price(start=0.8)),
-    "P = 3": Staking(price=Price(start=3)),
-    "P_β = 200": Staking(price=Valuation(level=200)),
-    "P = 2.8e^{−0.3t}": Staking(price=Price(start=2.8, growth=-0.3)),
-    "P = 0.9e^{0.06t}": Staking(price=Price(start=0.9, growth=0.06)),
-    "convex h, P = 1": Staking(price=Price(start=1), running=NOTHING, terminal=CONVEX),
-    "concave h, P = 1": Staking(price=Price(start=1), running=NOTHING, terminal=CONCAVE),
-    "concave h, P_β = 100": Staking(price=Valuation(level=100), running=NOTHING, terminal=CONCAVE),
-    "concave ℓ, P_β = 140": Staking(
-        price=Valuation(level=140), running=Utility(weight=0.3, power=0.5)
-    ),
-    "share meets 0, P = 3": Staking(stake=2, price=Price(start=3)),
-}
 STEPS = (50, 100, 200, 400)
 VOLATILITIES = (0.2, 0.4, 0.8)
 
@@ -134,8 +117,7 @@ def drawn_prices(seed: int, paths: int) -> Numbers:
     """Means over drawn prices at three volatilities, and their standard errors."""
     means = {}
     for sigma in VOLATILITIES:
-        problem = Staking(price=Price(start=1.6, volatility=sigma))
-        values = simulate(problem, paths=paths, steps=250, seed=seed)
+        values = simulate(volatile(sigma), paths=paths, steps=250, seed=seed)
         means[f"{sigma:g}"] = [float(values.mean()), float(values.std() / math.sqrt(paths))]
     return means
 
@@ -240,8 +222,7 @@ def _price(runs: list[Numbers], name: str) -> Numbers:
     """Means over seeds and the formula."""
     mean = sum(r[name][0] for r in runs) / len(runs)
     error = math.sqrt(sum(r[name][1] ** 2 for r in runs)) / len(runs)
-    problem = Staking(price=Price(start=1.6, volatility=float(name)))
-    claimed = problem.optimum().value
+    claimed = volatile(float(name)).optimum().value
     return {"mean": mean, "error": error, "claimed": claimed, "apart": (mean - claimed) / error}
 
 

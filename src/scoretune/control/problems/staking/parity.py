@@ -164,8 +164,7 @@ class RiskControl(ControlledSDE):
         """η of a GaussianLinear."""
         if not isinstance(policy, GaussianLinear):
             return None
-        std = math.sqrt(float(policy.variance))
-        return self.objective(_row(policy), float(policy.intercept), std)
+        return self.objective(*policy.coefficients())
 
 
 def _symmetric(row: Array) -> Array:
@@ -173,12 +172,6 @@ def _symmetric(row: Array) -> Array:
     product = np.outer(row, [0.0, 1.0])
     half: Array = (product + product.T) / 2
     return half
-
-
-def _row(policy: GaussianLinear) -> list[float]:
-    """The slope of one action, as plain numbers."""
-    numbers: list[float] = torch.as_tensor(policy.slope).flatten().tolist()
-    return numbers
 
 
 def _expected(
@@ -284,8 +277,7 @@ class StakeParity(ControlledSDE):
         """η of a GaussianLinear."""
         if not isinstance(policy, GaussianLinear):
             return None
-        std = math.sqrt(float(policy.variance))
-        return self.objective(_row(policy), float(policy.intercept), std)
+        return self.objective(*policy.coefficients())
 
     def curvature_at(
         self, t: float, *, horizon: float, supply: PowerSupply | GrowingSupply, steps: int = 400
