@@ -9,7 +9,7 @@ import pytest
 
 from scoretune.commands.reproduce import staking_history, staking_trade
 from scoretune.commands.reproduce.staking_history import read_prices
-from scoretune.commands.reproduce.staking_trade import CONCAVE, CONVEX, NOTHING
+from scoretune.commands.reproduce.staking_problems import CONCAVE, CONVEX, NOTHING
 from scoretune.control.problems.staking import (
     GrowingSupply,
     Leg,
@@ -311,11 +311,12 @@ def test_a_gbm_is_fitted_on_the_dates_that_there_are(tmp_path):
     rows = "\n".join(f"{day},{price}" for day, price in zip(dates, prices, strict=True))
     (tmp_path / "price.csv").write_text(f"date,close\n{rows}\n", encoding="utf-8")
     numbers = staking_history.history(str(staking_history.check_folder(str(tmp_path))))
-    told = numbers["walk"]
-    assert told["volatility"] == pytest.approx(0.5, abs=0.12)
-    assert told["span"] == [dates[0], dates[-1]] and numbers["largest"] == pytest.approx(100 / 180)
-    _, buying, expected, *ways = told["rows"][0]
-    assert 0 <= buying <= 1 and expected > 0 and len(ways) == 8
+    fitted = numbers["walk"]
+    assert fitted["volatility"] == pytest.approx(0.5, abs=0.12)
+    assert fitted["span"] == [dates[0], dates[-1]]
+    assert numbers["largest"] == pytest.approx(100 / 180)
+    _, buying, expected, *values = fitted["rows"][0]
+    assert 0 <= buying <= 1 and expected > 0 and len(values) == 8
     (tmp_path / "price.csv").write_text("date,close\n2021-01-02,3\n", encoding="utf-8")
     with pytest.raises(UserError, match="has prices of 1 of the 60 weeks"):
         staking_history.history(str(tmp_path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from scoretune.control.problems.staking import (
     Price,
     Staking,
     Utility,
+    Walk,
     walk,
 )
 from scoretune.control.problems.staking.problem import Array
@@ -29,6 +29,7 @@ from scoretune.core.errors import UserError
 STAKES, PRICES = "avalanche_validator_stake_weekly.npz", "price.csv"
 REWARDS = "eth_beacon_decentralization_daily.csv"
 REQUIRED = (0.02, 0.04, 0.1)
+STRATEGIES = ("rule", "buy", "sell", "hold")
 SPEED = 0.3
 """What may be traded a year, in first stakes: three years do not take a share to 0."""
 
@@ -44,28 +45,29 @@ def check_folder(data: str) -> Path:
 def history(folder: str) -> Numbers:
     """How the stakes grew, the best trading at a price that stays, and along the prices if there
     are any."""
-    here = Path(folder)
-    with np.load(here / STAKES) as weekly:
+    stakes_file, rewards_file, prices_file = (Path(folder) / n for n in (STAKES, REWARDS, PRICES))
+    with np.load(stakes_file) as weekly:
         offsets, dates = weekly["offsets"], [str(d) for d in weekly["dates"]]
         stakes = weekly["own_stake_avax"] + weekly["delegated_avax"]
     totals = np.array([stakes[a:b].sum() for a, b in pairwise(offsets)], float)
-    years = years_of(dates)
+    rate = _growth(years_of(dates), totals)
     last = stakes[offsets[-2] : offsets[-1]]
     shares = np.sort(last)[::-1] / last.sum()
     numbers: Numbers = {
         "weeks": len(totals),
         "span": [dates[0], dates[-1]],
-        "rate": _growth(years, totals),
+        "rate": rate,
         "largest": float(shares[0]),
         "median": float(np.median(shares)),
         "effective": float(1 / (shares**2).sum()),
-        "rows": _supposed(_growth(years, totals), float(totals[-1]), float(np.median(last))),
+        "rows": _at_constant_price(rate, float(totals[-1]), float(np.median(last))),
     }
-    if (here / REWARDS).is_file():
-        numbers["rewarded"] = _rewarded(here / REWARDS)
-    if (here / PRICES).is_file():
+    if rewards_file.is_file():
+        numbers["rewarded"] = _reward_concentration(rewards_file)
+    if prices_file.is_file():
         first = stakes[offsets[0] : offsets[1]]
-        numbers["walk"] = _along(read_prices(here / PRICES), dates, totals, float(np.median(first)))
+        stake = float(np.median(first))
+        numbers["walk"] = _along_prices(read_prices(prices_file), dates, totals, stake)
     return numbers
 
 
@@ -80,7 +82,7 @@ def _growth(years: Array, totals: Array) -> float:
     return float(np.polyfit(years, np.log(totals), 1)[0])
 
 
-def _rewarded(file: Path) -> Numbers:
+def _reward_concentration(file: Path) -> Numbers:
     """1/HHI of a day's rewards on Ethereum's beacon chain: how many equal stakers would be as
     concentrated, on the first and on the last day."""
     with file.open(encoding="utf-8", newline="") as lines:
@@ -89,7 +91,7 @@ def _rewarded(file: Path) -> Numbers:
     return {"days": len(rows), "effective": ends}
 
 
-def _supposed(rate: float, total: float, stake: float) -> list[list[Any]]:
+def _at_constant_price(rate: float, total: float, stake: float) -> list[list[Any]]:
     """The best trading from the last week on, at a price that stays, by required return."""
     rows: list[list[Any]] = []
     for required in REQUIRED:
@@ -129,7 +131,9 @@ def read_prices(file: Path) -> dict[str, float]:
     return prices
 
 
-def _along(by_day: dict[str, float], dates: list[str], totals: Array, stake: float) -> Numbers:
+def _along_prices(
+    by_day: dict[str, float], dates: list[str], totals: Array, stake: float
+) -> Numbers:
     """Fit a GBM to the weekly prices, and trade along them by the rule of linear utilities.
 
     A stake is worth in the end what it costs at first: who trades so has no view of the price.
@@ -142,58 +146,58 @@ def _along(by_day: dict[str, float], dates: list[str], totals: Array, stake: flo
         )
     prices: Array = np.array([by_day[dates[n]] for n in weeks], float)
     times = years_of([dates[n] for n in weeks])
-    moves, widths = np.diff(np.log(prices)), np.diff(times)
-    mean = float(moves.sum() / times[-1])
-    sigma = math.sqrt(float(((moves - mean * widths) ** 2 / widths).sum() / (len(moves) - 1)))
-    growth = mean + sigma**2 / 2
-    rows = []
+    growth, sigma = _fitted_gbm(times, prices)
+    start, horizon = float(prices[0]), float(times[-1])
     supply = GrowingSupply(
         start=float(totals[weeks[0]]), rate=max(_growth(times, totals[weeks]), 0.0)
     )
-    for required in REQUIRED:
-        problem = Staking(
+    problems = [
+        Staking(
             stake=stake,
             supply=supply,
-            price=Price(start=float(prices[0]), growth=growth, volatility=sigma),
+            price=Price(start=start, growth=growth, volatility=sigma),
             cap=SPEED * stake,
             discount=required,
-            horizon=float(times[-1]),
-            running=Utility(weight=0.05 * float(prices[0])),
-            terminal=Utility(weight=float(prices[0])),
+            horizon=horizon,
+            running=Utility(weight=0.05 * start),
+            terminal=Utility(weight=start),
         )
-        rows.append(_row(required, problem, times, prices))
+        for required in REQUIRED
+    ]
+    rules = [walk(problem, times, prices) for problem in problems]
+    shares = rules[-1].shares / problems[-1].share
     return {
         "span": [dates[weeks[0]], dates[weeks[-1]]],
-        "prices": [float(prices[0]), float(prices[-1])],
+        "prices": [start, float(prices[-1])],
         "growth": growth,
-        "growth_error": sigma / math.sqrt(float(times[-1])),
+        "growth_error": sigma / math.sqrt(horizon),
         "volatility": sigma,
         "supply_rate": supply.rate,
-        "rows": rows,
-        "series": [
-            [round(float(t), 4) for t in times],
-            [round(float(p), 4) for p in prices],
-            _path(problem, times, prices),
+        "rows": [
+            _row(problem, rule, times, prices)
+            for problem, rule in zip(problems, rules, strict=True)
         ],
+        "series": [[round(float(x), 4) for x in series] for series in (times, prices, shares)],
     }
 
 
-def _row(required: float, problem: Staking, times: Array, prices: Array) -> list[float]:
+def _fitted_gbm(times: Array, prices: Array) -> tuple[float, float]:
+    """Growth of the mean and volatility, a year, by maximum likelihood on uneven steps."""
+    moves, widths = np.diff(np.log(prices)), np.diff(times)
+    drift = float(moves.sum() / times[-1])
+    sigma = math.sqrt(float(((moves - drift * widths) ** 2 / widths).sum() / (len(moves) - 1)))
+    return drift + sigma**2 / 2, sigma
+
+
+def _row(problem: Staking, rule: Walk, times: Array, prices: Array) -> list[float]:
     """Weeks of buying, and values by one's own measure and at the market, of the rule and of three
-    that do not look; all in units of the first stake's price."""
-    unit, ones = problem.stake * float(prices[0]), np.ones(len(prices) - 1)
-    rule = walk(problem, times, prices)
-    ways = [rule, *(walk(problem, times, prices, part * ones) for part in (1.0, -1.0, 0.0))]
-    own = [way.value(problem) / unit for way in ways]
-    market = [way.value(problem, float(prices[-1])) / unit for way in ways]
-    mean = replace(problem).optimum().value / unit
-    return [required, float((rule.rates > 0).mean()), mean, *own, *market]
-
-
-def _path(problem: Staking, times: Array, prices: Array) -> list[float]:
-    """The share under the rule, in units of the first one."""
-    shares = walk(problem, times, prices).shares / problem.share
-    return [round(float(share), 4) for share in shares]
+    strategies that do not look; all in units of the first stake's price."""
+    unit, steps = problem.stake * float(prices[0]), np.ones(len(prices) - 1)
+    walks = [rule, *(walk(problem, times, prices, rate * steps) for rate in (1.0, -1.0, 0.0))]
+    own = [each.value(problem) / unit for each in walks]
+    market = [each.value(problem, float(prices[-1])) / unit for each in walks]
+    expected = problem.optimum().value / unit
+    return [problem.discount, float((rule.rates > 0).mean()), expected, *own, *market]
 
 
 # ------------------------------------------------------------------ the page
@@ -227,14 +231,14 @@ def present_history(data: Numbers, page: Page) -> None:
         page.text(f"With a `{PRICES}` (date, close) in the folder the page has prices that were.")
 
 
-def _present_walk(told: Numbers, page: Page) -> None:
-    start, end = told["prices"]
+def _present_walk(fitted: Numbers, page: Page) -> None:
+    start, end = fitted["prices"]
     page.text(
-        f"## Along a price that was\n\n{told['span'][0]} to {told['span'][1]}, the "
-        f"{len(told['series'][0])} weeks of which there are stakes (some are missing): the price "
-        f"went from {start:.2f} to {end:.2f}. As a GBM it grows by {told['growth']:.2f} ± "
-        f"{told['growth_error']:.2f} a year at a volatility of {told['volatility']:.2f}; the "
-        f"supply of stakes grew by {100 * told['supply_rate']:.2f} % a year. The rule of linear "
+        f"## Along a price that was\n\n{fitted['span'][0]} to {fitted['span'][1]}, the "
+        f"{len(fitted['series'][0])} weeks of which there are stakes (some are missing): the price "
+        f"went from {start:.2f} to {end:.2f}. As a GBM it grows by {fitted['growth']:.2f} ± "
+        f"{fitted['growth_error']:.2f} a year at a volatility of {fitted['volatility']:.2f}; the "
+        f"supply of stakes grew by {100 * fitted['supply_rate']:.2f} % a year. The rule of linear "
         "utilities, ν = cap·sign(A − P_β), needs neither growth nor volatility: it buys while a "
         "stake is worth more to its holder than it costs. Here one is worth in the end what it "
         f"cost at first, and 5 % of that a year; {SPEED:.0%} of the first stakes are traded a "
@@ -246,14 +250,14 @@ def _present_walk(told: Numbers, page: Page) -> None:
             "required return",
             "weeks of buying",
             "expected by the GBM",
-            *(f"{way}, {by}" for by in ("own measure", "market") for way in WAYS),
+            *(f"{name}, {by}" for by in ("own measure", "market") for name in STRATEGIES),
         ],
         [
             [f"{row[0]:.0%}", f"{row[1]:.0%}", *(f"{value:.3f}" for value in row[2:])]
-            for row in told["rows"]
+            for row in fitted["rows"]
         ],
     )
-    page.figure("history", _draw(told), "the price, and the share under the rule")
+    page.figure("history", _draw(fitted), "the price, and the share under the rule")
     page.text(
         "Caveats. The rule is best on average over prices that the model draws, for who values "
         "stakes so; along one path another can do better, and by the market's measure buying "
@@ -267,12 +271,9 @@ def _present_walk(told: Numbers, page: Page) -> None:
     )
 
 
-WAYS = ("rule", "buy", "sell", "hold")
-
-
-def _draw(told: Numbers) -> Any:
+def _draw(fitted: Numbers) -> Any:
     figure, axes = subplots(size=(6.6, 3.6))
-    years, prices, shares = told["series"]
+    years, prices, shares = fitted["series"]
     axes.plot(years, np.array(prices) / prices[0], color=COLOURS[0], label="price")
     axes.plot(years, shares, color=COLOURS[1], label="share, required return 10 %")
     axes.set(xlabel="years", ylabel="in units of the first", yscale="log")
