@@ -150,6 +150,7 @@ def discounted_return(outcomes: Outcomes, end: Tensor) -> Tensor:
 
 def prepare(
     problem: ControlledSDE,
+    *,
     policy: nn.Module | None,
     critic: Critic | nn.Module | None,
     dt: float,

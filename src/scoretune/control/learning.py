@@ -24,10 +24,7 @@ from scoretune.control.policies import GaussianLinear, act
 from scoretune.control.sde import ControlledSDE
 from scoretune.control.trust import Clip, Schedule, Shrinking, SqrtKL, Trust, at, check_trust
 from scoretune.core.errors import UserError
-from scoretune.rl import (
-    adapted_coefficient,
-    clipped_surrogate,
-)
+from scoretune.rl import adapted_coefficient, clipped_surrogate
 
 Watch: TypeAlias = Callable[[int, dict[str, float]], None]
 Improve: TypeAlias = Callable[[int, Points], dict[str, float]]
@@ -90,7 +87,16 @@ def cpg(
     `truncation` T̄ is where paths of an infinite horizon are cut (4/ρ). `clocks` J draws J
     exponential clocks an iteration instead of weighing all grid points.
     """
-    explorer = prepare(problem, policy, critic, dt, trajectories, truncation, clocks, seed)
+    explorer = prepare(
+        problem,
+        policy=policy,
+        critic=critic,
+        dt=dt,
+        trajectories=trajectories,
+        truncation=truncation,
+        clocks=clocks,
+        seed=seed,
+    )
     linear = isinstance(explorer.policy, GaussianLinear)
     schedule = (natural_step(explorer) if linear else 3e-3) if step is None else step
     # Adam keeps its moments from one iteration to the next; SGD in whitened coordinates is natural.
@@ -138,7 +144,16 @@ def cppo(
     check_trust(trust)
     if inner_steps < 1 or not 0 < learning_rate < math.inf:
         raise UserError("inner_steps must be at least 1 and learning_rate finite and > 0")
-    explorer = prepare(problem, policy, critic, dt, trajectories, truncation, clocks, seed)
+    explorer = prepare(
+        problem,
+        policy=policy,
+        critic=critic,
+        dt=dt,
+        trajectories=trajectories,
+        truncation=truncation,
+        clocks=clocks,
+        seed=seed,
+    )
     coefficient = 0.0 if isinstance(trust, Clip) else trust.coefficient
 
     def improve(k: int, points: Points) -> dict[str, float]:

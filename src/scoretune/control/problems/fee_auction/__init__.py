@@ -27,9 +27,13 @@ from scoretune.control.problems.fee_auction.miner import (
     one_shot,
 )
 from scoretune.control.problems.fee_auction.outcome import expected, utility
-from scoretune.control.problems.fee_auction.promises import Deviations, deviation_search
 from scoretune.control.problems.fee_auction.random_search import draw
-from scoretune.control.problems.fee_auction.search import Report, search
+from scoretune.control.problems.fee_auction.search import (
+    Deviations,
+    Report,
+    deviation_search,
+    search,
+)
 from scoretune.control.problems.fee_auction.urn import Urn
 
 __all__ = [

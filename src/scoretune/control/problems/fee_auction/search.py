@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, combinations_with_replacement, product
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,6 +86,25 @@ def search(mechanism: Mechanism, market: Market | None = None) -> Report:
         seconds=time.perf_counter() - start,
         exhaustive=True,
     )
+
+
+class Deviations(NamedTuple):
+    """The largest gains of a user, of the miner, and of the miner with users; 0 where nobody gains.
+
+    `witness` has, for each kind (UIC, MIC, 1-SCP, …) that somebody gains by, who does it how.
+    """
+
+    uic: float
+    mic: float
+    scp: float
+    witness: dict[str, Deviation]
+
+
+def deviation_search(mechanism: Mechanism, market: Market | None = None) -> Deviations:
+    """As `search`, in three numbers."""
+    report = search(mechanism, market)
+    scp = max(gain for kind, gain in report.gains.items() if kind.endswith("SCP"))
+    return Deviations(report.gains["UIC"], report.gains["MIC"], scp, report.witnesses)
 
 
 def deviations(market: Market) -> int:
