@@ -10,9 +10,10 @@ import torch
 
 from scoretune.commands.reproduce import compressed_factors as factors
 from scoretune.commands.reproduce import compressed_latents as latents
-from scoretune.commands.reproduce.compressed_learned import soonest
+from scoretune.commands.reproduce.compressed_comparison import soonest
 from scoretune.commands.reproduce.compressed_reward import lean
 from scoretune.commands.reproduce.compressed_sets import States, digits, sets_in
+from scoretune.compressed import Gaussian, decoder_flops, fista
 from scoretune.core.errors import UserError
 
 
@@ -45,9 +46,14 @@ def test_latents_give_states_back(states):
 
 def test_recovery_begins_where_linear_algebra_ends(states):
     """The same answer as from zero, in fewer iterations."""
-    latent = latents.measured(states, 144, 1)
-    _, operations = latent.decode(latent.encode(states.held_out))
-    assert operations < 4 * 144 * states.dimension * 25
+    latent, operator = latents.measured(states, 144, 1), Gaussian(144, states.dimension, 1)
+    y = latent.encode(states.held_out)
+    weight = latents.SPREAD * float(operator.forward(states.learned.flatten(1)).std())
+    zero = fista(operator, y, weight, box=states.box, tolerance=latents.TOLERANCE)
+    x, operations = latent.decode(y)
+    assert float((x - zero.x).norm() / zero.x.norm()) < 0.02
+    steps = float(zero.iterations.double().mean())
+    assert operations < decoder_flops(144, states.dimension, steps) / 2
 
 
 def test_the_least_seconds_to_a_distance():

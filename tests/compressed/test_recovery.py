@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import Lasso, Ridge
 
 from scoretune.compressed import (
     Dense,
@@ -27,6 +27,7 @@ from scoretune.compressed import (
     objective,
     proximal,
 )
+from scoretune.compressed.linear import NOISE, linear_decoder
 
 F64 = torch.float64
 
@@ -139,6 +140,14 @@ def test_weights_a_coordinate_each_and_a_warm_start():
     torch.testing.assert_close(again.x, weighted.x)
     near = fista(operator, y, 0.049, iterations=5000, start=uniform.x)
     assert int(near.iterations.sum()) < int(uniform.iterations.sum())
+
+
+def test_the_linear_decoder_is_scikit_learns():
+    _, x, y = problem(m=20, d=30, batch=50)
+    x, y = x + 3, y + 1
+    ridge = Ridge(len(y) * (NOISE * float(y.std())) ** 2).fit(y, x)
+    torch.testing.assert_close(linear_decoder(y, x)(y), torch.from_numpy(ridge.predict(y)))
+    assert linear_decoder(y.float(), x.float())(y.float()).dtype == torch.float32
 
 
 def test_debiasing_takes_the_shrinkage_back():

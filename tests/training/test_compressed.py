@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -84,6 +85,23 @@ def test_held_out_pictures_come_back_from_their_measurements(finished, pictures)
     assert error < 0.06 and not model.compression.certificate.warnings()
 
 
+def test_recovery_from_the_linear_guess_is_that_from_zero_and_sooner(finished, pictures, tmp_path):
+    model = scoretune.load(finished).backbone
+    y = model.compression.measure(read_data(str(pictures)).states)
+    y = y + 0.1 * y.std() * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    assert model.compression.linear is not None
+    warm, cold = (
+        replace(model.compression, linear=linear, precision=1e-3, iterations=5000)
+        for linear in (model.compression.linear, None)
+    )
+    first, second = warm.recover(y), cold.recover(y)
+    assert float((first - second).norm() / second.norm()) < 2e-3
+    assert not warm.certificate.missed + cold.certificate.missed
+    assert warm.certificate.iterations < 0.8 * cold.certificate.iterations
+    model.compression = cold  # as models were saved that have no guess
+    assert scores.load(scores.save(model, tmp_path / "model")).compression.linear is None
+
+
 def test_a_unet_learns_from_measurements_in_a_square(pictures, tmp_path):
     changes = ["model.source=unet", "model.width=8", "model.depth=2", "updates=1"]
     changes += ["evaluation.samples=2", "evaluation.every=0", "compress.ratio=0.25"]
@@ -91,7 +109,7 @@ def test_a_unet_learns_from_measurements_in_a_square(pictures, tmp_path):
     model = scoretune.load(tmp_path / "run").backbone
     assert model.shape[1] == model.shape[2] and model.content == "images"
     assert model.compression.m == model.shape[1] ** 2
-    assert model.compression.operator == "hadamard"
+    assert model.compression.operator == "hadamard" and model.compression.linear is None
 
 
 def test_series_are_measured_in_a_basis_of_their_own(tmp_path):

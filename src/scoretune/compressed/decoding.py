@@ -27,10 +27,17 @@ def decode(
     box: Box | None = None,
     iterations: int = 1000,
     tolerance: float = 1e-3,
+    start: Tensor | None = None,
 ) -> Recovery:
     """`fista`, whose x has the gradient of the solution with respect to y [B, m]."""
     recovery = fista(
-        operator, y.detach(), weight, box=box, iterations=iterations, tolerance=tolerance
+        operator,
+        y.detach(),
+        weight,
+        box=box,
+        iterations=iterations,
+        tolerance=tolerance,
+        start=start,
     )
     if not (torch.is_grad_enabled() and y.requires_grad):
         return recovery

@@ -10,6 +10,7 @@ gradient. What a seed draws is drawn on the CPU in float64 and so is the same on
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeAlias
@@ -118,7 +119,7 @@ class Gaussian(_Seeded):
 
 
 @dataclass(frozen=True)
-class _Subsampled(_Seeded):
+class _Subsampled(_Seeded, ABC):
     """√(D/m) · (m random rows of an orthonormal transform of length D, `padded`) · (random signs) ·
     (zeros to D)."""
 
@@ -126,11 +127,10 @@ class _Subsampled(_Seeded):
     def padded(self) -> int:
         return self.d
 
-    def transform(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def inverse(self, c: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def transform(self, x: Tensor) -> Tensor: ...
+    @abstractmethod
+    def inverse(self, c: Tensor) -> Tensor: ...
 
     @cached_property
     def _drawn(self) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Distances between two samples, and between two Gaussians in closed form.
 
-Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance`, `mmd`
-and `energy_distance` are squares, as the
-field reports them, Wasserstein distances roots. All is in float64, and without a gradient.
+Points are [n, F] and [n', F]. `frechet_distance`, `kernel_distance`, `mmd` and `energy_distance`
+are squares, as the field reports them, Wasserstein distances roots. All is in float64, and without
+a gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A compressed model: how its data were measured, and are recovered from measurements.
 
 Data x of a shape are y = A x, m numbers, of which a score network learns the law; x̂ is the sparse
-solution of ½‖Ax − y‖² + λ‖c‖₁, x = Ψc (`scoretune.compressed`). Pictures are taken as they are.
+solution of ½‖Ax − y‖² + λ‖c‖₁, x = Ψc (`scoretune.compressed`), looked for from the best linear
+guess where the model has one. Pictures are taken as they are.
 Points and series are standardised first, column by column; where most numbers are 0 they are only
 scaled, since their mean would fill the zeros.
 """
@@ -25,7 +26,8 @@ from scoretune.compressed import (
     fingerprint,
     in_basis,
 )
-from scoretune.compressed.operators import Drawn
+from scoretune.compressed.linear import LinearDecoder
+from scoretune.compressed.operators import Dense, Drawn
 from scoretune.core.records import spans
 from scoretune.models.networks import Content
 
@@ -76,7 +78,7 @@ class Certificate:
 @dataclass(frozen=True)
 class Compression:
     """Data of a `shape`, the operator `measuring` them, and the decoder's settings; `center` and
-    `scale` broadcast to a state."""
+    `scale` broadcast to a state. `linear` is where the decoder begins; without it, at 0."""
 
     shape: tuple[int, ...]
     content: Content
@@ -88,6 +90,7 @@ class Compression:
     precision: float
     center: Tensor
     scale: Tensor
+    linear: LinearDecoder | None = None
     certificate: Certificate = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class Compression:
             box=(0.0, 1.0) if self.box else None,
             iterations=self.iterations,
             tolerance=self.precision,
+            start=None if self.linear is None else self.linear(exact.detach()),
         )
         self.certificate.add(recovery.kkt, recovery.iterations)
         states = BASES[self.basis](self.shape).synthesis(recovery.x).to(y)
@@ -148,6 +152,8 @@ class Compression:
     def tensors(self) -> dict[str, Tensor]:
         """Statistics, and numbers by which the operator is known."""
         kept = {"center": self.center, "scale": self.scale}
+        if self.linear is not None:
+            kept |= {"slopes": self.linear.slopes.matrix, "offset": self.linear.offset}
         return {**kept, "fingerprint": fingerprint(self.measuring)}
 
     @classmethod
@@ -162,11 +168,15 @@ class Compression:
                 f"seed {seed} draws another {name} operator here than the one that took its "
                 "measurements"
             )
+        linear = None  # of models that were saved without, and of fast operators
+        if "slopes" in tensors:
+            linear = LinearDecoder(Dense(tensors["slopes"]), tensors["offset"])
         return cls(
             **{**words, "shape": shape},
             measuring=measuring,
             center=tensors["center"],
             scale=tensors["scale"],
+            linear=linear,
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretune.compressed import OPERATORS, relative_error
+from scoretune.compressed import BASES, OPERATORS, relative_error
+from scoretune.compressed.linear import linear_decoder
 from scoretune.compressed.planning import Survey, square_above, survey
 from scoretune.core.config import Compress
 from scoretune.core.errors import UserError
@@ -121,8 +122,9 @@ def compression(data: Data, settings: Compress, plan: Plan) -> tuple[Compression
     if kind == "auto":
         kind = "gaussian" if plan.chosen.dimension <= DENSE_MOST else "dct"
     measuring = OPERATORS[kind](plan.m, plan.chosen.dimension, settings.seed)
-    some = ((data.states[:LOOKED_AT] - plan.center) / plan.scale).flatten(1)
-    y = measuring.forward(some)
+    some = (data.states[:LOOKED_AT] - plan.center) / plan.scale
+    y = measuring.forward(some.flatten(1))
+    coefficients = BASES[plan.chosen.name](tuple(some.shape[1:])).analysis(some)
     result = Compression(
         shape=tuple(data.states.shape[1:]),
         content=data.kind,
@@ -134,6 +136,8 @@ def compression(data: Data, settings: Compress, plan: Plan) -> tuple[Compression
         precision=settings.precision,
         center=plan.center,
         scale=plan.scale,
+        # as large as a matrix of the operator, which a fast one does without
+        linear=linear_decoder(y, coefficients) if kind == "gaussian" else None,
     )
     ones = (1,) * len(plan.state)
     return result, y.mean().view(ones), y.std().view(ones)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.commands.reproduce.compressed_sets import States
-from scoretune.compressed import BASES, Gaussian, fista, in_basis, proximal
+from scoretune.compressed import BASES, Gaussian, decoder_flops, fista, in_basis, proximal
+from scoretune.compressed.linear import linear_decoder
 
 TOLERANCE, ITERATIONS = 0.3, 500
 """Of the decoder: the largest violation of optimality as a share of its weight, and its end."""
@@ -41,7 +42,7 @@ def measured(states: States, m: int, seed: int) -> Latent:
     operator, basis = Gaussian(m, states.dimension, seed), BASES[states.basis](states.shape)
     sparse = in_basis(operator, basis)
     y = operator.forward(states.learned.flatten(1))
-    guess, weight = _linear(y, basis.analysis(states.learned)), SPREAD * float(y.std())
+    guess, weight = linear_decoder(y, basis.analysis(states.learned)), SPREAD * float(y.std())
     box = states.box if states.basis == "identity" else None
 
     def decode(z: Tensor) -> tuple[Tensor, float]:
@@ -51,7 +52,8 @@ def measured(states: States, m: int, seed: int) -> Latent:
         )
         steps = float(recovery.iterations.double().mean())
         x = basis.synthesis(recovery.x).flatten(1)
-        return clipped(states, x), 2 * m * states.dimension * (2 * steps + 1)
+        linear = 2 * m * states.dimension
+        return clipped(states, x), linear + decoder_flops(m, states.dimension, steps)
 
     sparse.norm()  # once, for all that is decoded
     return Latent(m, lambda x: operator.forward(x.flatten(1)), decode)
@@ -61,21 +63,12 @@ def unrecovered(states: States, m: int, seed: int) -> Latent:
     """The same measurements and the best linear decoder of the data: no recovery."""
     operator = Gaussian(m, states.dimension, seed)
     flat = states.learned.flatten(1)
-    guess = _linear(operator.forward(flat), flat)
+    guess = linear_decoder(operator.forward(flat), flat)
 
     def decode(z: Tensor) -> tuple[Tensor, float]:
         return clipped(states, guess(z)), 2.0 * m * states.dimension
 
     return Latent(m, lambda x: operator.forward(x.flatten(1)), decode)
-
-
-def _linear(y: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Least squares of x [n, d] on y [n, m], with errors of a twentieth of y's deviation in y."""
-    centre, mean = y.mean(0), x.mean(0)
-    left, right = (y - centre).double(), (x - mean).double()
-    noise = len(y) * float(y.std() / 20) ** 2 * torch.eye(y.shape[1], dtype=torch.float64)
-    slopes = torch.linalg.solve(left.T @ left + noise, left.T @ right).float()
-    return lambda z: (z - centre) @ slopes + mean
 
 
 def principal(states: States, k: int) -> Latent:
