@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +23,7 @@ from scoretune.training import build, overrides
 from scoretune.training.engine import TorchEngine
 from scoretune.training.hooks import Silent
 from scoretune.training.loop import train
+from two_processes import run_in_two
 
 # Twice the usual precision: Adam's first steps turn a gradient's sign, and hence its rounding, into
 # whole steps, so that in fp32 a batch that is only cut differently ends elsewhere too.
@@ -143,26 +142,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 
-def _rank(rank: int, port: int, words: tuple[str, ...]) -> None:
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "RANK": rank}
-    os.environ.update({name: str(value) for name, value in where.items()}, WORLD_SIZE="2")
+def _command(words: tuple[str, ...]) -> None:
     sys.argv = ["scoretune", *words, "--processes", "2"]
     main()
 
 
 def run_two(*words: str) -> None:
-    """`scoretune WORDS` in two processes, which are forked as a launcher would start them: they
-    need not import what this one has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_rank, args=(rank, port, words)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0, 0]
+    """`scoretune WORDS` in two processes."""
+    run_in_two(_command, words)
 
 
 @pytest.mark.slow
@@ -219,7 +206,6 @@ def runs(tmp_path_factory, small) -> tuple[Path, Path]:
     return one, two
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(runs):
     one, two = runs
     assert apart(one, two) < 1e-6  # about 1e-12

@@ -191,6 +191,53 @@ def test_each_process_has_half_of_the_frozen_weights_and_all_of_a_lora(runs: Pat
         assert found["lora"]["share"] == pytest.approx(0.5, abs=0.01)
 
 
+# ------------------------------------------------------------------------- one step, quickly
+
+
+def spread_step(folder: Path) -> None:
+    """A step of SGD on a network of which each process has half."""
+    distributed.start(2)
+    network = Blocks()
+    fsdp.shard(network, torch.device("cpu"))
+    share = sliced(network)["share"]
+    network(torch.ones(1, 4) + distributed.team().rank).sum().backward()
+    norm = fsdp.clip([*network.parameters()], 0.1)
+    torch.optim.SGD(network.parameters(), lr=1.0).step()
+    weights = fsdp.full_state(dict(network.named_parameters()))
+    if distributed.team().main:
+        save_file(weights, folder / "weights")
+        (folder / "numbers.json").write_text(json.dumps([share, norm]))
+    distributed.stop()
+
+
+class Blocks(nn.Module):
+    """Two blocks, as diffusers calls them, and a layer that is in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.transformer_blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.transformer_blocks:
+            x = block(x).tanh()
+        return self.last(x)
+
+
+def test_a_step_of_weights_that_are_spread_is_that_of_one_process(tmp_path: Path) -> None:
+    from two_processes import run_in_two  # this file is also a script, without tests/support
+
+    run_in_two(spread_step, tmp_path)
+    network = Blocks()
+    network(torch.tensor([[1.0], [2.0]]).expand(2, 4)).sum().backward()
+    norm = fsdp.clip([*network.parameters()], 0.1)
+    torch.optim.SGD(network.parameters(), lr=1.0).step()
+    assert json.loads((tmp_path / "numbers.json").read_text()) == pytest.approx([0.5, norm])
+    weights = load_file(tmp_path / "weights")
+    torch.testing.assert_close(weights, dict(network.state_dict()))
+
+
 # ------------------------------------------------------------------ without other processes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -601,6 +602,40 @@ def test_one_look_serves_slope_and_kl(form, estimate):
     assert fit_shared["value_loss"] == pytest.approx(fit["value_loss"], rel=1e-4)
     again = batch * (STEPS - first) if estimate == "policy" else batch * (form == "slope")
     assert calls[1] == calls[0] + again
+
+
+@pytest.mark.parametrize("form", ["rate", "slope"])
+def test_returns_by_the_drawn_steps_are_those_of_the_path_on_average(form, monkeypatch):
+    """Over all draws of two steps, at the states that the critic is fitted on: where the drawn
+    steps begin, or where they arrive."""
+    first, batch, by_state = (0 if form == "slope" else 1), 3, {}
+    control = toy.HatControl(1)
+    torch.nn.init.constant_(control.table, 0.5)
+    policy = Policy(toy.Controlled(toy.Gaussian(VP(), 0.0, 1.0), control), GDDIM(1.0))
+    generator, times = torch.Generator().manual_seed(0), grids.karras(VP(), STEPS)
+    who, noise = Condition.none(batch), prior(policy, batch, generator)
+    asked = {"reference": True, "in_chain": form == "slope"}
+    path = rollout(policy, who, times, generator, noise, **asked)
+    scores = Scores(square(path.final))
+    _, exact = critic_credit(0.3, form).returns(path, scores)
+    assert float((exact[first] - exact[-1]).abs().min()) > 1e-3  # there is a KL to speak of
+    path = replace(path, reference_data=None, moved_sq=None)
+
+    def fitted_on(self, path, read, returns):
+        for state in set(read.at.tolist()):
+            by_state.setdefault(state, []).append(returns[state])
+        return {}
+
+    monkeypatch.setattr(CriticCredit, "_fit", fitted_on)
+    for pair in combinations(range(first, STEPS), 2):
+        k = torch.tensor(pair).repeat_interleave(batch)
+        b = torch.arange(batch).repeat(2)
+        credit = replace(critic_credit(0.3, form, first=first), policy=policy)
+        kls = credit(path, scores, square, k, b).metrics
+        assert kls.keys() == {"chain_kl" if form == "slope" else "girsanov_kl"}
+    assert len(by_state) == STEPS - first
+    for state, returns in by_state.items():
+        torch.testing.assert_close(torch.stack(returns).mean(0), exact[state], rtol=1e-4, atol=1e-5)
 
 
 def test_rate_and_slope_tend_to_each_other():
