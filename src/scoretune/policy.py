@@ -193,12 +193,16 @@ class Policy:
         return spans(rows, self.at_most(max(rows, 1)))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """`Backbone.encode`, at most `at_once` prompts at a time."""
+        """`Backbone.encode`, each text once, at most `at_once` of them at a time."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
+        texts = list(numbers)
         encode = self.backbone.encode
-        parts = [encode(prompts[s]) for s in self._spans(len(prompts))] or [encode(prompts)]
-        if len(parts) == 1:
-            return parts[0]
-        return Condition.joined(parts)
+        parts = [encode(texts[s]) for s in self._spans(len(texts))] or [encode(texts)]
+        condition = parts[0] if len(parts) == 1 else Condition.joined(parts)
+        if len(texts) == len(prompts):
+            return condition
+        rows = [numbers[prompt] for prompt in prompts]
+        return condition.take(torch.tensor(rows, device=condition.device))
 
     def decode(self, x0: Tensor) -> Tensor:
         """`Backbone.decode`, counted; at most `at_once` states at a time."""

@@ -36,7 +36,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.processes import VP, RectifiedFlow
 from scoretune.diffusion.solvers import ODE_SOLVERS
 from scoretune.evaluate.report import page
-from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3
+from scoretune.models.tiny import flux, stable_diffusion, stable_diffusion_3, transformers
 from scoretune.policy import Policy
 from scoretune.rewards import pixels
 from scoretune.training import build, loop, overrides
@@ -332,8 +332,8 @@ def test_texts_are_read_once_where_they_are_remembered(make):
     prompts, held_out = Prompts(("a", "b"), ("t", "t")), Prompts(("b", "c"), ("t", "t"))
     run = make("ddpo", "guard.action=off", "guard.features=null")
     facts = counts.Facts(VP())
-    # Two updates of 4 samples, three evaluations of three samplers: an empty text with each.
-    assert evaluations.encodings(run, facts, prompts, held_out) == 2 * 5 + 3 * 3 * 3
+    # Two updates of 2 prompts, three evaluations of three samplers: an empty text with each.
+    assert evaluations.encodings(run, facts, prompts, held_out) == 2 * 3 + 3 * 3 * 3
     cached = overrides.changed(run, ["hardware.cache_prompts=true"])
     assert evaluations.encodings(cached, facts, prompts, held_out) == 4
 
@@ -376,6 +376,34 @@ def test_no_weights_are_read(make):
     assert weights == meta_device.weights_of(meta_device.meta_policy(make("ddpo", *SAME)))
     with pytest.raises(UserError, match="cannot load"):
         build.build_policy(bare, torch.device("cpu"))
+
+
+LOOKING = ("qwen-image", "z-image", "flux-2-klein", "chroma", "pixart-sigma", "aura-flow")
+"""Families whose encoders or pipelines look at a mask while they encode."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow][: i > 1]) for i, each in enumerate(LOOKING)],
+)
+def test_masks_are_looked_at_without_weights(make, name, tmp_path):
+    folder = transformers.build(name, tmp_path / name)
+    run = make("ddpo", f"model.source={folder}", *SAME)
+    real, found = build.build_policy(run, torch.device("cpu")), model.model_of(run, ["a cat"])[1]
+    said = real.backbone.encode(["a cat"]).tensors
+    assert found.token == sum(each.element_size() * each[0].numel() for each in said)
+    rows, network = 3, real.backbone.network
+    condition = real.backbone.encode(["a cat"] * rows)
+    x, t = torch.randn(rows, *real.backbone.shape), torch.full((rows,), 0.5)
+    with torch.no_grad():
+        looked = profiler.cost(
+            lambda: real.backbone.predict(x, t, condition.tokens),
+            [*network.parameters(), *network.buffers(), *condition.tensors, x, t],
+        )
+        read = profiler.cost(lambda: real.backbone.text_states(["a cat"] * rows))
+    assert found.looking.at(rows).flops == pytest.approx(looked.flops, rel=1e-6)
+    assert read.flops > 0
+    assert found.reading.at(rows).flops == pytest.approx(read.flops, rel=1e-6)
 
 
 def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path, monkeypatch):

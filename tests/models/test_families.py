@@ -191,6 +191,30 @@ def test_prompts_are_encoded_one_by_one_as_together(family, backbone):
     torch.testing.assert_close(part, whole[picked], rtol=0, atol=1e-5)
 
 
+def test_a_prompt_of_a_group_is_read_once(family, backbone):
+    """Its encoders see each text once, and its rows are those of all texts together."""
+    prompts = [prompt for prompt in family.prompts[:2] for _ in range(4)]
+    rows: list[int] = []
+    hooks = [
+        getattr(backbone.pipeline, name).register_forward_hook(
+            lambda module, args, kwargs, output: rows.append(
+                len(args[0] if args else kwargs["input_ids"])
+            ),
+            with_kwargs=True,
+        )
+        for name in backbone.encoders
+        if getattr(backbone.pipeline, name) is not None
+    ]
+    backbone.encode(prompts[:1])  # the empty prompt may be kept from then on
+    rows.clear()
+    condition = Policy(backbone, GDDIM(1.0)).encode(prompts)
+    read, whole = list(rows), backbone.encode(prompts)
+    for hook in hooks:
+        hook.remove()
+    assert all(count <= 3 for count in read) and bool(read) is bool(hooks)  # with an empty one
+    assert_equal(condition.tokens, whole.tokens)
+
+
 def test_cached_prompts_need_no_encoders(family, folder, backbone):
     found, before = loaded(folder), backbone.encode(family.prompts)
     found.cache_prompts(family.prompts)

@@ -78,7 +78,7 @@ def _samplers(run: Run) -> int:
 
 
 def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> int:
-    """Texts that the encoders read in all, an empty one with every batch."""
+    """Texts that the encoders read in all, each once a batch, an empty one with every batch."""
     if of_data(run):
         return 0
     if run.hardware.cache_prompts:
@@ -90,4 +90,4 @@ def encodings(run: Run, facts: Facts, prompts: Prompts, held_out: Prompts) -> in
     if run.objective.on_data:
         return texts
     rounds = run.updates + costs_of(run, facts.differentiable).warm_up
-    return texts + rounds * (run.sizes.prompts * run.sizes.group + 1)
+    return texts + rounds * (run.sizes.prompts + 1)

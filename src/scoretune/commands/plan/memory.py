@@ -27,7 +27,7 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
         drawn = min(_decoded_at_once(run, model), update.samples)
-        texts = min(machine.device_batch or update.samples, update.samples) + 1
+        texts = min(machine.device_batch or run.sizes.prompts, run.sizes.prompts) + 1
         read = 0 if machine.cache_prompts else model.reading.at(texts).peak
         by_phase |= {
             "encoding": {"activations": read},

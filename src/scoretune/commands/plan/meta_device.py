@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from scoretune.core import hub
 from scoretune.core.config import Run
@@ -129,6 +132,56 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)
     return module
+
+
+@contextmanager
+def texts_with_numbers(pipeline: Any) -> Iterator[None]:
+    """Within this context a pipeline's call has its token numbers and masks on the CPU, where it
+    may look at them; its networks compute shapes as before."""
+    parts = {n: part for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    vars(pipeline).update({name: _WithNumbers(part) for name, part in parts.items()})
+    try:
+        yield
+    finally:
+        vars(pipeline).update(parts)
+
+
+class _WithNumbers:
+    """Stands in the place of a network without weights: takes tensors from the CPU, and gives zeros
+    there that take no memory."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def without(value: Any) -> Any:
+            return value.to(META) if isinstance(value, Tensor) else value
+
+        def zeros(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return torch.zeros((), dtype=value.dtype).expand(value.shape)
+
+        args, kwargs = tree_map(without, (args, kwargs))
+        with _WholeMasks():  # type: ignore[no-untyped-call]
+            return tree_map(zeros, self.network(*args, **kwargs))
+
+
+class _WholeMasks(TorchDispatchMode):
+    """Where a text encoder asks whether a mask leaves nothing out, to do without it, it does not:
+    that changes no shape."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype is torch.bool:
+            return True
+        return func(*args, **(kwargs or {}))
 
 
 def weights_of(policy: Policy) -> dict[str, int]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune.commands.plan.meta_device import META, meta_policy, weights_of
+from scoretune.commands.plan.meta_device import META, meta_policy, texts_with_numbers, weights_of
 from scoretune.commands.plan.profiler import NOTHING, Curve, curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
-from scoretune.core.records import Condition
+from scoretune.core.records import Condition, Named
 from scoretune.models import catalog
 from scoretune.models.base import Pipelined
+from scoretune.models.observed import MASK, Observed
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import from_data
@@ -86,7 +87,7 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
 
 def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     backbone, network = policy.backbone, policy.backbone.network
-    pipeline: Any = inner(backbone)
+    pipeline = inner(backbone)
     condition = _condition(policy, text)
     trained = policy.parameters()
     if policy.autocast is not None:  # what it computes in; the weights themselves are in float32
@@ -101,7 +102,10 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         looking = curve(look, resident)
     picture, drawing = _pictures(policy)
     plain, again = _graphs(policy, condition, resident, sloped and drawing is not NOTHING)
-    encoders = tuple(getattr(pipeline, "encoders", ()))
+    encoders: tuple[str, ...] = ()
+    reading = NOTHING
+    if isinstance(pipeline, Pipelined) and pipeline.encoders:
+        encoders, reading = pipeline.encoders, _reading(pipeline, text)
     return Model(
         parts=weights_of(policy),
         trained=sum(p.numel() for p in trained),
@@ -114,7 +118,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         plain=plain,
         again=again,
         drawing=drawing,
-        reading=_reading(policy, text) if encoders else NOTHING,
+        reading=reading,
         encoders=encoders,
         sizes=tuple(p.numel() for p in trained),
     )
@@ -135,24 +139,40 @@ def _states(policy: Policy, rows: int) -> Tensor:
 
 def _predicted(policy: Policy, x: Tensor, condition: Condition) -> Tensor:
     times = torch.full((len(x),), policy.backbone.process.horizon / 2, device=META)
-    return policy.backbone.predict(x, times, condition.of_one(len(x)).tokens)
+    first = torch.zeros(len(x), dtype=torch.long)  # on the CPU, as masks are
+    return policy.backbone.predict(x, times, condition.take(first).tokens)
 
 
 @torch.no_grad()
 def _condition(policy: Policy, text: str) -> Condition:
     """The condition of one prompt; with numbers where the network looks at them."""
+    pipeline = inner(policy.backbone)
+    if isinstance(pipeline, Observed):
+        with texts_with_numbers(pipeline.pipeline):
+            tokens = pipeline.text_states([text])
+        return Condition(_without_numbers(tokens))
     condition = policy.backbone.encode([text])
     try:
         _predicted(policy, _states(policy, 1), condition)
     except (NotImplementedError, RuntimeError):
-        tokens = condition.summary
-        condition = Condition(torch.ones(tokens.shape, dtype=tokens.dtype))
+        shown = condition.summary
+        condition = Condition(torch.ones(shown.shape, dtype=shown.dtype))
     return condition
 
 
-def _reading(policy: Policy, text: str) -> Curve:
-    with torch.no_grad():
-        return curve(lambda rows: policy.backbone.encode([text] * (rows - 1)))
+def _without_numbers(tokens: Named) -> Named:
+    """All but the masks that a list of texts is made by."""
+    masks = {name: rows for name, rows in tokens.rows.items() if name.endswith(MASK)}
+    moved = tokens.to(META)
+    return replace(moved, rows={**moved.rows, **masks})
+
+
+@torch.no_grad()
+def _reading(pipeline: Pipelined, text: str) -> Curve:
+    if not isinstance(pipeline, Observed):
+        return curve(lambda rows: pipeline.text_states([text] * rows))
+    with texts_with_numbers(pipeline.pipeline):
+        return curve(lambda rows: pipeline.text_states([text] * rows))
 
 
 def _graphs(
