@@ -234,7 +234,9 @@ class Policy:
         if isinstance(self.backbone, Guiding):
             return self.backbone.guided(free, bound, self.guidance)
         guided = free + self.guidance * (bound - free)
-        return guided_by_picture(guided, free, blind[0], condition.image_guidance) if blind else guided
+        return (
+            guided_by_picture(guided, free, blind[0], condition.image_guidance) if blind else guided
+        )
 
     def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor:
         """The network's raw output [B, *S] in the policy's precision; counts no calls."""

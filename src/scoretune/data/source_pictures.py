@@ -61,7 +61,7 @@ def _looked_at(file: Path, where: str) -> tuple[int, int, str]:
         ) from error
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _pixels(picture: SourcePicture) -> Tensor:
     if _looked_at(picture.file, picture.where)[2] != picture.sha256:
         raise UserError(

@@ -138,9 +138,7 @@ def pair(sides: Any) -> tuple[int, ...]:
     return (int(height), int(width))
 
 
-def latent_channels(
-    source: str, config: Any, vae: Any, patch: int = 1, pictures: int = 1
-) -> int:
+def latent_channels(source: str, config: Any, vae: Any, patch: int = 1, pictures: int = 1) -> int:
     """The channels of the latents, which must be all that the network takes, of so many pictures
     in patches of a side of `patch`. Raises UserError where it takes more."""
     taken = int(config.in_channels) // (patch**2 * pictures)

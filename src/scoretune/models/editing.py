@@ -51,8 +51,8 @@ def _check_proportions(picture: SourcePicture, sides: Mapping[str, int]) -> None
     off = abs(picture.height * width - picture.width * height)
     if off > max(height, width, picture.height, picture.width):
         raise UserError(
-            f"{picture.where}: the picture is {picture.width}x{picture.height}, and the model edits "
-            f"{width}x{height}: cut it to these proportions (it is scaled to the size), or set "
+            f"{picture.where}: the picture is {picture.width}x{picture.height}, and the model "
+            f"edits {width}x{height}: cut it so (it is scaled to the size), or set "
             f"model.size={picture.width}x{picture.height}"
         )
 

@@ -318,20 +318,28 @@ class Observed(Pipelined):
         tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
         if self.row.edits is None:
             return Condition(tokens, self.twin)
-        by_picture = bool(self.row.image_scale) and self.image_guidance != 1
         return Condition(
             tokens,
             self._without_texts(prompts, tokens),
             own_nulls=True,
-            blind=self.twin if by_picture else None,
+            blind=self.twin if self.guided_by_picture else None,
             image_guidance=self.image_guidance,
         )
 
+    @property
+    def guided_by_picture(self) -> bool:
+        """Whether guidance is away from no picture too, which is one more call."""
+        return bool(self.row.image_scale) and self.image_guidance != 1
+
     def _without_texts(self, prompts: Sequence[str], tokens: Named) -> Named:
-        """What the denoiser is told of the pictures of prompts alone."""
-        if not self.row.sees:
-            alike = cast(Named, self.twin)[torch.zeros(len(tokens), dtype=torch.long)]
-            return replace(alike, rows={**alike.rows, PICTURE: tokens.rows[PICTURE]})
+        """What the denoiser is told of the pictures of prompts alone; `tokens` are of both."""
+        if self.row.sees:
+            return self._seen_alone(prompts)
+        alike = cast(Named, self.twin)[torch.zeros(len(tokens), dtype=torch.long)]
+        return replace(alike, rows={**alike.rows, PICTURE: tokens.rows[PICTURE]})
+
+    def _seen_alone(self, prompts: Sequence[str]) -> Named:
+        """The same, of text encoders that see the pictures."""
         if self.prompt_cache is not None:
             return cast(Named, joined([self.twins[_key(p)] for p in prompts])).to(self.device)
         empty = self.row.negative or ""
@@ -355,9 +363,8 @@ class Observed(Pipelined):
         else:
             self.encode([""])
         if self.row.sees:
-            for text in dict.fromkeys([*prompts, ""]):
-                alone = self._without_texts([text], self.twin).to("cpu")
-                self.twins[_key(text)] = alone
+            pictures = {_key(prompt): prompt for prompt in [*prompts, ""]}
+            self.twins = {key: self._seen_alone([p]).to("cpu") for key, p in pictures.items()}
         super().cache_prompts(prompts, batch)
         self.spare = kept[-1]
 

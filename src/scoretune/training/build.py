@@ -33,8 +33,8 @@ from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
 from scoretune.models import score_network, user_module
-from scoretune.models.editing import check_pictures
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
+from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.observed import Observed

@@ -194,14 +194,14 @@ def _measure(family: Family, folder: Path, report: Report) -> None:
 
 def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
     """A DDPO run of two updates on the miniature, and where the miniature is."""
-    model, prompts = family.build(folder / "model"), _written(family, folder)
+    model, prompts = family.build(folder / "model"), written(family, folder)
     sources = [f"model.source={model}", f"prompts={prompts}"]
     if torch.cuda.is_available():  # a resumed run is compared bit by bit
         sources.append("hardware.deterministic=true")
     return changed(recipes.named("ddpo"), [*TINY, *sources, *family.settings]), model
 
 
-def _written(family: Family, folder: Path) -> Path:
+def written(family: Family, folder: Path) -> Path:
     """The prompts as a file, each with a picture of its own where the family edits one."""
     from PIL import Image
 

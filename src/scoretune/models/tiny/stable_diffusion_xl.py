@@ -79,9 +79,7 @@ def t5(width: int) -> Any:
     )
 
 
-def denoiser(
-    width: int, *, pooled: int = 0, guidance: int | None = None, pictures: int = 1
-) -> Any:
+def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None, pictures: int = 1) -> Any:
     """A UNet on states of `width`; with `pooled`, as SDXL's, on that and on sizes too."""
     from diffusers import UNet2DConditionModel
 
