@@ -67,6 +67,11 @@ class Pipelined(ABC):
         return tuple(name for name in self.pipeline.components if name.startswith("text_encoder"))
 
     @property
+    def edited_sides(self) -> dict[str, int] | None:
+        """Height and width of the pictures that it edits; None of a model that edits none."""
+        return None
+
+    @property
     def process(self) -> Process:
         return self.schedule.process
 

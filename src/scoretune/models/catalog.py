@@ -109,6 +109,8 @@ def resolve(source: str) -> Resolved:
         return Resolved(source, "function", source)
     if source in world.SHIPPED:
         return Resolved(source, "pipeline", str(world.shipped(source)))
+    if source == world.EDITOR:
+        return Resolved(source, "pipeline", str(world.shipped_editor()))
     if (folder / "run.json").is_file() and not (folder / "model_index.json").exists():
         run = FinishedRun(folder, _recorded(folder))
         below = resolve(run.model.source)

@@ -175,6 +175,16 @@ def _reading(pipeline: Pipelined, text: str) -> Curve:
         return curve(lambda rows: pipeline.text_states([text] * rows))
 
 
+def calls_a_state(policy: Policy) -> int:
+    """Evaluations of the network that a state takes: guidance adds one, and by the picture too
+    another."""
+    base = inner(policy.backbone)
+    if policy.guidance == 1:
+        return 1
+    by_picture = isinstance(base, Observed) and base.guided_by_picture
+    return 3 if by_picture else 2
+
+
 def _graphs(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> tuple[Graphs, Graphs | None]:
@@ -202,8 +212,7 @@ def _graphs(
 def _passed_back(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> Graphs:
-    backbone = policy.backbone
-    guided = 1 if policy.guidance == 1 else 2
+    backbone, guided = policy.backbone, calls_a_state(policy)
 
     def learn(rows: int) -> None:
         output = _predicted(policy, _states(policy, rows), condition)

@@ -89,6 +89,13 @@ class Model(Strict):
         description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
         "its pipeline's own",
     )
+    image_guidance: float | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="InstructPix2Pix: scale of guidance by the picture, beside that by the text; "
+        "null: its pipeline's own",
+    )
     process: str | None = Field(
         None,
         description="run the network under another process, e.g. VE(sigma_max=14); a new network: "
@@ -115,6 +122,7 @@ class Model(Strict):
             **only(not on_data, REWARDED, "targets"),
             **only(not function and not shipped, "a model of the hub", "revision"),
             **only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
+            **only(not on_data, Checked(REWARDED), "image_guidance"),
         }
 
 
