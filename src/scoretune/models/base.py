@@ -106,8 +106,9 @@ class Pipelined(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As the network's own, which walks through all modules for it at every call."""
-        return next(self.network.parameters()).dtype
+        """What the network computes in: of its first weight that is no whole number, as those
+        packed in four bits are. diffusers' own word for it walks through all modules."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
     @abstractmethod
     def text_states(self, prompts: Sequence[str]) -> Any:

@@ -32,7 +32,7 @@ from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
-from scoretune.models import score_network, user_module
+from scoretune.models import quantized, score_network, user_module
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
@@ -105,6 +105,7 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
     _check_only_for_data(run)
     _check_ramp(run)
     engine.check_shard(run.model, run.hardware, run.optimiser.kind)
+    quantized.check(run.model, distributed.device(), shard=run.hardware.shard)
 
 
 def context_of(run: Run, differentiable: bool | None = None) -> Context:
