@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.core.config import Model
+from scoretune.core.config import Hardware, Model
 from scoretune.core.errors import UserError
 
 PACKAGES = {
@@ -68,7 +68,7 @@ def quantization_of(model: Model) -> Quantization | None:
     return None if model.quantize is None else Quantization(model.quantize, model.quantize_encoders)
 
 
-def check(model: Model, device: torch.device, *, shard: bool = False) -> None:
+def check(model: Model, hardware: Hardware, device: torch.device) -> None:
     """Refuse what does not go with quantised weights, before anything is loaded."""
     named = f"model.quantize={model.quantize}"
     if model.quantize is None:
@@ -86,7 +86,12 @@ def check(model: Model, device: torch.device, *, shard: bool = False) -> None:
             f"{named} is bitsandbytes', which diffusers loads on a GPU alone: set "
             "model.quantize=int8, torchao's, which works on a CPU too"
         )
-    if shard:
+    if package == "bitsandbytes" and model.quantize_encoders and hardware.offload:
+        raise UserError(
+            f"hardware.offload does not go with text encoders of {named}, which stay on the "
+            "device: leave out model.quantize_encoders, or set model.quantize=int8"
+        )
+    if hardware.shard:
         raise UserError(
             f"hardware.shard does not go with {named}, whose weights are no plain tensors: leave "
             "one of them out"
@@ -99,7 +104,8 @@ def bytes_of(format: str, outputs: int, inputs: int, dtype: torch.dtype) -> int:
     if format == "nf4":
         return round(outputs * inputs * NF4_BITS / 8)
     scale = 4 if format == "bnb_int8" else torch.empty((), dtype=dtype).element_size()
-    return outputs * (inputs + scale)
+    zero = 1 if format == "int8" else 0
+    return outputs * (inputs + scale + zero)
 
 
 def drop_wide_copies(network: nn.Module) -> None:

@@ -34,6 +34,7 @@ from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
 from scoretune.models import quantized, score_network, user_module
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
+from scoretune.models.base import Pipelined
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader
@@ -105,7 +106,13 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
     _check_only_for_data(run)
     _check_ramp(run)
     engine.check_shard(run.model, run.hardware, run.optimiser.kind)
-    quantized.check(run.model, distributed.device(), shard=run.hardware.shard)
+    engine.check_offload(run.hardware)
+    quantized.check(run.model, run.hardware, distributed.device())
+    if run.hardware.memory is not None:
+        raise UserError(
+            "hardware.memory is for scoretune plan, which prints the settings that fit: give "
+            "those instead"
+        )
 
 
 def context_of(run: Run, differentiable: bool | None = None) -> Context:
@@ -151,12 +158,16 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
     """
     backbone = load_backbone(run.model, loader=loader)
     sharded = engine.shards(run.hardware)
-    move(backbone, device, network=not sharded)
+    base = inner(backbone)
+    if run.hardware.offload and isinstance(base, Pipelined):
+        base.offload(device)
+    else:
+        move(backbone, device, network=not sharded)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
     else:
         backbone.network.requires_grad_(True)
-    guidance, base = run.model.guidance, inner(backbone)
+    guidance = run.model.guidance
     if isinstance(base, Distilled):  # it is told the scale: asking twice would guide twice
         base.scale, guidance = (base.scale if guidance is None else guidance), 1.0
     with user_errors():
