@@ -145,7 +145,8 @@ def _pack(network: nn.Module, format: str) -> None:
     """Give the linear layers weights of the same shape that take what quantised ones take."""
     for layer in _linear_layers(network):
         weight = layer.weight
-        size = bytes_of(format, *weight.shape, weight.dtype) / weight.element_size()
+        outputs, inputs = weight.shape
+        size = bytes_of(format, outputs, inputs, weight.dtype) / weight.element_size()
         storage = torch.empty(round(size), dtype=weight.dtype, device=META)
         layer.weight = nn.Parameter(storage.as_strided(weight.shape, (0, 0)), False)
         layer.__class__ = _Packed
