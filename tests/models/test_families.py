@@ -25,13 +25,14 @@ from scoretune.models.base import Pipelined
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.observed import Observed, of_fraction
 from scoretune.models.recycled import recycle
-from scoretune.models.tiny import transformers
+from scoretune.models.tiny import transformers, videos
 from scoretune.policy import Distilled, Policy, WithFeatures
 from scoretune.rollout import rollout
 from scoretune.training import run_folder
 
 CPU = torch.device("cpu")
 PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
+ROWS = transformers.MADE | videos.MADE
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
@@ -43,7 +44,7 @@ TOLERANCE = 1e-4
 
 def at_its_time(family: Family) -> Any:
     """The family, among the slow tests unless it is looked at in every run."""
-    slow = family.name in transformers.MADE and family.name not in QUICK
+    slow = family.name in ROWS and family.name not in QUICK
     return pytest.param(family, id=family.name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -106,9 +107,9 @@ def test_what_it_is(folder, backbone):
 
 def test_every_family_has_a_miniature(tmp_path):
     """Of each family of the catalogue there is one here, and of each here one there."""
-    kinds = {kind for kind, _ in transformers.MADE.values()}
+    kinds = {kind for kind, _ in ROWS.values()}
     for family in PIPELINES:
-        if family.name not in transformers.MADE:
+        if family.name not in ROWS:
             index = family.build(tmp_path / family.name) / "model_index.json"
             kinds.add(json.loads(index.read_text())["_class_name"])
     here = {catalog.FAMILIES[kind].kinds for kind in kinds}

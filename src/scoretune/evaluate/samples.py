@@ -15,6 +15,7 @@ from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
+from scoretune.evaluate import videos
 from scoretune.policy import Backbone, Deployment, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
@@ -46,8 +47,8 @@ def times_of(process: Process, deployment: Deployment | None, steps: int) -> Ten
 
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] on the CPU, at the end of a walk; of one seed all walks begin in the same
-    noise.
+    """Images [B, 3, H, W], of a model of videos [B, T, 3, H, W], on the CPU, at the end of a walk;
+    of one seed all walks begin in the same noise.
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """
@@ -175,24 +176,31 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]."""
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B].
+
+    Of videos a contact strip each, and each as `videos/name-00.webp`."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    indices = preview_indices(prompts)
-    pixels = (images[indices].cpu() * 255).round().byte()
-    rows = -(-len(indices) // PREVIEW_COLUMNS)
-    side = pixels.shape[-1]
-    sheet = torch.zeros(rows * PREVIEW_COLUMNS, 3, side, side, dtype=torch.uint8)
-    sheet[: len(indices)] = pixels
-    canvas = sheet.unflatten(0, (rows, PREVIEW_COLUMNS)).permute(0, 3, 1, 4, 2)
-    Image.fromarray(canvas.flatten(0, 1).flatten(1, 2).numpy()).save(folder / f"{name}.png")
+    indices, columns = preview_indices(prompts), PREVIEW_COLUMNS
+    shown = images[indices].cpu()
+    if shown.dim() == 5:
+        (folder / "videos").mkdir(exist_ok=True)
+        shown, columns = videos.small(shown), 1
+        for place, video in enumerate(shown):
+            videos.write(video, folder / "videos" / f"{name}-{place:02}.webp")
+        shown = videos.strips(shown)
+    shown = shown.expand(-1, 3, -1, -1)  # grey ones too
+    sheet = videos.sheet((shown[:, None] * 255).round().byte(), columns)[0]
+    Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(folder / f"{name}.png")
+    height, width = shown.shape[-2:]
     path = folder / "prompts.json"
     captions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     captions |= {
         "prompts": [prompts.texts[i] for i in indices],
-        "columns": PREVIEW_COLUMNS,
-        "side": side,
+        "columns": columns,
+        "side": height,
+        "width": width,
     }
     if accepted is not None:
         captions[f"{name}_right"] = [bool(accepted[i] > 0.5) for i in indices]
