@@ -108,8 +108,11 @@ class Pipelined(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As the network's own, which walks through all modules for it at every call."""
-        return next(self.network.parameters()).dtype
+        """Of the weights, but for those that are kept in float32 whatever the others are; as the
+        network's own, which walks through all modules for it at every call."""
+        wide = getattr(type(self.network), "_keep_in_fp32_modules", None) or ()
+        weights = self.network.named_parameters()
+        return next(w.dtype for name, w in weights if not any(part in name for part in wide))
 
     @abstractmethod
     def text_states(self, prompts: Sequence[str]) -> Any:
