@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
-from scoretune.data.prompts import Prompts
+from scoretune.data.prompts import Prompts, picture_of
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
@@ -176,11 +177,9 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B].
-
-    Of videos a contact strip each, and each as `videos/name-00.webp`."""
-    from PIL import Image
-
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]. Of
+    prompts that edit pictures those are on a sheet `source.png`; of videos a sheet has a contact
+    strip each, and each is `videos/name-00.webp`."""
     folder.mkdir(parents=True, exist_ok=True)
     indices, columns = preview_indices(prompts), PREVIEW_COLUMNS
     shown = images[indices].cpu()
@@ -190,10 +189,11 @@ def save_preview(
         for place, video in enumerate(shown):
             videos.write(video, folder / "videos" / f"{name}-{place:02}.webp")
         shown = videos.strips(shown)
-    shown = shown.expand(-1, 3, -1, -1)  # grey ones too
-    sheet = videos.sheet((shown[:, None] * 255).round().byte(), columns)[0]
-    Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(folder / f"{name}.png")
     height, width = shown.shape[-2:]
+    _save_sheet(shown, folder / f"{name}.png", columns)
+    sources = source_pictures([prompts.texts[i] for i in indices], height, width)
+    if sources is not None:
+        _save_sheet(sources, folder / "source.png", columns)
     path = folder / "prompts.json"
     captions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     captions |= {
@@ -205,3 +205,27 @@ def save_preview(
     if accepted is not None:
         captions[f"{name}_right"] = [bool(accepted[i] > 0.5) for i in indices]
     files.write_whole(path, json.dumps(captions, indent=2) + "\n")
+
+
+def _save_sheet(images: Tensor, file: Path, columns: int) -> None:
+    """Images [B, 1 or 3, H, W], so many a row."""
+    from PIL import Image
+
+    pixels = (images.cpu().expand(-1, 3, -1, -1) * 255).round().byte()
+    sheet = videos.sheet(pixels[:, None], columns)[0]
+    Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(file)
+
+
+def source_pictures(texts: Sequence[str], height: int, width: int = 0) -> Tensor | None:
+    """The pictures that prompts edit, in one size, [B, 3, H, W]; None where a prompt has none."""
+    pictures = [picture_of(text) for text in texts]
+    if not pictures or None in pictures:
+        return None
+    size = (height, width or height)
+    return torch.cat(
+        [
+            F.interpolate(picture.pixels[None], size, mode="bilinear", antialias=True).clamp(0, 1)
+            for picture in pictures
+            if picture is not None
+        ]
+    )

@@ -11,6 +11,8 @@
     SANA, PixArt-Σ    1000·t, index      one batch             as they are
     AuraFlow          t                  one batch             as they are
     CogView 4         1000·t             two calls             as they are
+    InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
+    FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
     Wan               1000·t             two calls             videos as they are
     LTX               1000·t             one batch             places of videos as tokens
     CogVideoX         a table's index    one batch             frames before channels
@@ -120,6 +122,12 @@ def _of_places(model: Observed, label: Tensor) -> Tensor:
     return label[:, None].expand(-1, frames * (rows // 2) * (columns // 2))
 
 
+def _as_large(model: Observed) -> dict[str, Any]:
+    """Kontext's call draws, and reads the picture, in the model's size."""
+    height, width = model.sides["height"], model.sides["width"]
+    return {"max_area": height * width, "_auto_resize": False}
+
+
 AS_GIVEN = {"use_resolution_binning": False}
 """Sizes are not rounded to those that a model was trained on."""
 ROWS = (
@@ -129,6 +137,15 @@ ROWS = (
         state="sample",
         distilled=_told,
         unused=("safety_checker",),
+    ),
+    Row(
+        kind="StableDiffusionInstructPix2PixPipeline",
+        networks=("UNet2DConditionModel",),
+        state="sample",
+        unprompted="last",
+        edits=lambda model: {},
+        image_scale="image_guidance_scale",
+        unused=("safety_checker", "image_encoder"),
     ),
     Row(
         kind="StableDiffusionXLPipeline",
@@ -158,6 +175,21 @@ ROWS = (
             pipeline, T5_TOKENS[bool(pipeline.transformer.config.guidance_embeds)]
         ),
         targets=JOINT_ATTENTION,
+        needed=("text_encoder", "text_encoder_2"),
+    ),
+    Row(
+        kind="FluxKontextPipeline",
+        networks=("FluxTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        distilled=lambda pipeline: bool(pipeline.transformer.config.guidance_embeds),
+        unprompted="empty",
+        shared=("img_ids", "txt_ids"),
+        arguments=lambda pipeline: _longest(pipeline, 512),
+        edits=_as_large,
+        targets=JOINT_ATTENTION,
+        unused=("image_encoder", "feature_extractor"),
         needed=("text_encoder", "text_encoder_2"),
     ),
     Row(

@@ -23,6 +23,8 @@ from scoretune.rewards import (
     pixels,
     reader,
     reward_model,
+    scene_edit,
+    source_closeness,
     temporal_flickering,
     vlm,
 )
@@ -57,6 +59,11 @@ def _reader(folder: str = "") -> Reward:
     return FolderReading(reader.load(home, "reader"), folder=home)
 
 
+def _scene_edit() -> Reward:
+    """Whether an instruction of the shipped world was carried out, by the shipped reader."""
+    return scene_edit.EditReading(reader.load(world.shipped(), "reader"))
+
+
 # To add a reward: write rewards/NAME.py with a frozen dataclass whose fields are its settings (str,
 # int, float, bool, Literal, tuple[str, ...] or one of these | None) and whose __call__ takes
 # (images, prompts); import it above with the others and add one line `"name": name.Class` here.
@@ -69,6 +76,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "compressibility": pixels.Compressibility,
     "incompressibility": _incompressibility,
     "brightness": lambda: pixels.brightness,
+    "source_closeness": lambda: source_closeness.source_closeness,
+    "scene_edit": _scene_edit,
     "temporal_flickering": lambda: temporal_flickering.temporal_flickering,
     "clip": clip.Clip,
     "pickscore": clip.PickScore,
@@ -86,6 +95,8 @@ BEFORE_MINUS = (
     "compressibility",
     "incompressibility",
     "brightness",
+    "source_closeness",
+    "scene_edit",
     "temporal_flickering",
 )
 """The names after which a hyphen without spaces is a minus and no part of a module's name."""

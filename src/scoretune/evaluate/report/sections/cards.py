@@ -35,6 +35,11 @@ def context(record: Record) -> dict[str, Any] | None:
         verdicts[when] = _verdicts(grid.get(f"{when}_right"), len(prompts))
         if not any(pictures[when]):
             record.missing.append(f"previews/{when}.png is missing or unreadable.")
+    shown: tuple[str, ...] = ("before", "after")
+    if (folder / "source.png").exists():  # of a model that edits pictures
+        shown = ("source", *shown)
+        pictures["source"] = _cut(folder / "source.png", (height, width), columns, len(prompts))
+        verdicts["source"] = [None] * len(prompts)
     cards = [
         {
             "prompt": str(prompt),
@@ -45,7 +50,7 @@ def context(record: Record) -> dict[str, Any] | None:
                     "webp": _animation(folder / "videos" / f"{when}-{i:02}.webp"),
                     "right": verdicts[when][i],
                 }
-                for when in ("before", "after")
+                for when in shown
             ],
         }
         for i, prompt in enumerate(prompts)
