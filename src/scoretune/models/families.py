@@ -13,6 +13,7 @@
     CogView 4         1000·t             two calls             as they are
     InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
     FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
+    Qwen-Image-Edit   t                  two calls, rescaled   patches as tokens, the picture's too
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
 FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not:
@@ -215,6 +216,22 @@ ROWS = (
         masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
         targets=JOINT_ATTENTION,
         needed=("text_encoder",),
+    ),
+    Row(
+        kind="QwenImageEditPipeline",
+        networks=("QwenImageTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        unprompted="second",
+        combine=rescaled,
+        scale="true_cfg_scale",
+        negative=" ",
+        masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
+        edits=lambda model: {},
+        sees=True,
+        targets=JOINT_ATTENTION,
+        needed=("text_encoder", "processor"),
     ),
     Row(
         kind="ZImagePipeline",
