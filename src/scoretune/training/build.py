@@ -32,7 +32,8 @@ from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
-from scoretune.models import score_network, user_module
+from scoretune.models import quantized, score_network, user_module
+from scoretune.models.base import Pipelined
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
@@ -107,6 +108,13 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
     _check_only_for_data(run)
     _check_ramp(run)
     engine.check_shard(run.model, run.hardware, run.optimiser.kind)
+    engine.check_offload(run.hardware)
+    quantized.check(run.model, run.hardware, distributed.device())
+    if run.hardware.memory is not None:
+        raise UserError(
+            "hardware.memory is for scoretune plan, which prints the settings that fit: give "
+            "those instead"
+        )
 
 
 def context_of(run: Run, differentiable: bool | None = None) -> Context:
@@ -153,12 +161,16 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
     """
     backbone = load_backbone(run.model, loader=loader)
     sharded = engine.shards(run.hardware)
-    move(backbone, device, network=not sharded)
+    base = inner(backbone)
+    if run.hardware.offload and isinstance(base, Pipelined):
+        base.offload(device)
+    else:
+        move(backbone, device, network=not sharded)
     if run.model.rank:
         add_adapter(backbone.network, run.model.rank, lora_targets(run.model, backbone))
     else:
         backbone.network.requires_grad_(True)
-    guidance, base = run.model.guidance, inner(backbone)
+    guidance = run.model.guidance
     if isinstance(base, Distilled):  # it is told the scale: asking twice would guide twice
         base.scale, guidance = (base.scale if guidance is None else guidance), 1.0
     if run.model.image_guidance is not None:
