@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ def at_its_time(family: Family) -> Any:
 
 
 @pytest.fixture(scope="module", params=[at_its_time(each) for each in PIPELINES])
-def family(request, tmp_path_factory) -> Family:
+def family(request, tmp_path_factory) -> Iterator[Family]:
     """With the pictures that its prompts edit, if it edits any."""
     file = families.written(request.param, tmp_path_factory.mktemp("prompts"))
-    return replace(request.param, prompts=read_prompts(str(file)).texts)
+    with request.param.within():
+        yield replace(request.param, prompts=read_prompts(str(file)).texts)
 
 
 @pytest.fixture(scope="module")
