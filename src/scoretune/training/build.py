@@ -33,8 +33,8 @@ from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
 from scoretune.models import quantized, score_network, user_module
-from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
 from scoretune.models.base import Pipelined
+from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.pipelines import Loader
@@ -75,6 +75,8 @@ class Parts(Learner):
 
     reward: Reward
     held_out: Prompts
+    notes: tuple[str, ...] = ()
+    """What people should know of how the model was loaded and is used, a line each."""
 
 
 def check(run: Run) -> Checked:
@@ -137,8 +139,10 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         engine.be_deterministic()
     device = distributed.device()
     policy = build_policy(run, device)
+    texts = [*checked.prompts.texts, *checked.held_out.texts]
+    notes = remarks(policy, run.model.guidance, texts)  # while there are encoders
     if run.hardware.cache_prompts:
-        engine.cache_prompts(policy, [*checked.prompts.texts, *checked.held_out.texts])
+        engine.cache_prompts(policy, texts)
     return Parts(
         policy=policy,
         method=build_method(run, policy, checked),
@@ -148,6 +152,7 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         ),
         reward=checked.reward,
         held_out=checked.held_out,
+        notes=notes,
     )
 
 

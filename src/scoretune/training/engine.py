@@ -203,9 +203,7 @@ def short_of_memory(error: BaseException) -> bool:
 def check_offload(hardware: Hardware) -> None:
     """Refuse what does not go with parts that come to the device and leave it."""
     if hardware.offload and hardware.compile:
-        raise UserError(
-            "hardware.offload does not go with hardware.compile: leave one of them out"
-        )
+        raise UserError("hardware.offload does not go with hardware.compile: leave one of them out")
 
 
 def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
