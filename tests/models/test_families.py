@@ -41,6 +41,7 @@ guidance of its own, an autoencoder of videos. The others are slow together."""
 SLOW = ("flux-kontext",)
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
+TWO_READERS = ("stable-diffusion-xl", "stable-diffusion-3", "flux")
 TOLERANCE = 1e-4
 """On pictures in [0, 1], between two implementations in float32."""
 
@@ -178,6 +179,15 @@ def test_a_lora_adapts_attention(backbone, folder):
 
 
 # ------------------------------------------------------------------------- prompts and pictures
+
+
+def test_what_is_cut_off_a_prompt_is_told(family, backbone):
+    assert not backbone.cut(["a red sea", "a sky"]) or family.name == "lumina-2"  # and its system's
+    lines = backbone.cut(["a sky", "red " * 1000])  # Qwen-Image encodes 1024, and takes 512
+    assert len(lines) == (1 if backbone.encoders else 0) or family.name in TWO_READERS
+    for line in lines:
+        tokens, reads = int(line.split()[0]), int(line.split(" reads ")[1].split()[0])
+        assert 1000 <= tokens + reads < 1100 and "\n" not in line and len(line) <= 300
 
 
 def test_prompts_are_encoded_one_by_one_as_together(family, backbone):
