@@ -35,6 +35,8 @@ PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
+SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3")
+"""Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
 TOLERANCE = 1e-4
@@ -43,7 +45,7 @@ TOLERANCE = 1e-4
 
 def at_its_time(family: Family) -> Any:
     """The family, among the slow tests unless it is looked at in every run."""
-    slow = family.name in transformers.MADE and family.name not in QUICK
+    slow = family.name in (*transformers.MADE, *SLOW) and family.name not in QUICK
     return pytest.param(family, id=family.name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -134,8 +136,8 @@ def test_its_pictures_are_the_pipelines(family, folder, backbone, guidance):
     assert family.parity(Request(policy, folder, family.prompts)) < TOLERANCE
 
 
-TRAINED = ("stable-diffusion", "qwen-image", "unconditional")
-"""A UNet on latents, a transformer and a UNet on pixels: trained in every run, others slowly."""
+TRAINED = ("qwen-image",)
+"""A transformer; UNets are trained in every other test of training. The others are slow here."""
 
 
 @pytest.mark.parametrize(
