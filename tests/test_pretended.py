@@ -13,7 +13,13 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-FEW = ["pretended.py", "another_device and cuda", "an_evaluation", "diffusion_transformer"]
+FEW = [
+    "pretended.py",
+    "another_device and cuda",
+    "an_evaluation",
+    "diffusion_transformer",
+    "offloaded_parts",
+]
 FEW += [f"[{name}]" for name in ("dxmi", "fp16", "sliced")]
 """What the quick tests run; the slow one runs every recipe, family and precision."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -101,6 +102,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: idle threads spin for the core
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # else they warn of torchvision
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for logger in ("torchao", "torch.utils._pytree"):  # its kernels for other devices, its types
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)  # a number where the command was stopped or wants help
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scoretune.commands.families.parity import Family, Request
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
 from scoretune.core.records import Condition, joined
+from scoretune.data.prompts import read_prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VE, noise_ratio, time_of_ratio
@@ -35,7 +37,7 @@ PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
-SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3")
+SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux-kontext")
 """Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
@@ -50,8 +52,10 @@ def at_its_time(family: Family) -> Any:
 
 
 @pytest.fixture(scope="module", params=[at_its_time(each) for each in PIPELINES])
-def family(request) -> Family:
-    return request.param
+def family(request, tmp_path_factory) -> Family:
+    """With the pictures that its prompts edit, if it edits any."""
+    file = families.written(request.param, tmp_path_factory.mktemp("prompts"))
+    return replace(request.param, prompts=read_prompts(str(file)).texts)
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +308,8 @@ def test_under_another_process_a_step_is_the_same(family, backbone):
 
 @pytest.mark.parametrize("law", ["ratio, unchanged", "infinite log-probabilities", "same seed"])
 def test_the_laws_of_any_model_hold(family, backbone, law):
-    if family.name == "diffusion-transformer":
-        pytest.skip("its prompts are classes, and the laws' are words")
+    if family.name == "diffusion-transformer" or family.edits:
+        pytest.skip("its prompts are classes or have pictures, and the laws' are words")
     (asked,) = [each for each in laws_of(Policy(backbone, GDDIM(1.0))) if law in each.name]
     with torch.no_grad():
         assert asked.measured(CPU) == pytest.approx(asked.expected, abs=asked.tolerance)

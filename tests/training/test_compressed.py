@@ -232,6 +232,8 @@ def test_compress_check(command, pictures, tmp_path):
     np.save(tmp_path / "broken.npy", broken)
     said = command("compress", "check", tmp_path / "broken.npy")
     assert said.code == 2 and "not finite, first in entry 3" in said.err
+    said = command("compress", "check", pictures, "--out", tmp_path / "seen")
+    assert said.code == 2 and "choose --out name.png" in said.err
 
 
 def test_the_check_says_how_to_train_as_it_looked():

@@ -38,6 +38,9 @@ VARIANTS = {
     "whole, bf16": ["supervised", "model.rank=0", "model.precision=bf16"],
     "sliced": ["supervised", "objective.loss=sliced", "hardware.checkpointing=true"],
     "likes": ["kto", "objective.likes=true", "model.precision=bf16", "hardware.device_batch=1"],
+    "offloaded": ["ddpo", "hardware.offload=true", "model.guidance=2"],
+    "offloaded, read once": ["dpok", "hardware.offload=true", "hardware.cache_prompts=true"],
+    "offloaded, slopes": ["draft", "hardware.offload=true"],
     "moved": ["ddpo", "hardware.offload_paths=true", "hardware.decode_batch=1"],
 }
 
@@ -93,6 +96,28 @@ def test_an_update(home, variant):
     learn(parts, 0)
     after = weights(parts)
     assert bool(torch.isfinite(after).all()) and not torch.equal(before, after)
+
+
+def test_offloaded_parts_are_on_the_device_while_they_are_used(tmp_path):
+    import_module("scoretune.models.tiny.flux").build(tmp_path / "sd")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    policy = build.build(run_of(tmp_path, "grpo", "hardware.offload=true")).policy
+    parts, seen = policy.backbone.pipeline.components, {}  # type: ignore[attr-defined]
+    for name, module in {"reads": parts["text_encoder"], "draws": parts["vae"].decoder}.items():
+
+        def look(module, args, output, name=name):
+            seen[name] = next(module.parameters()).device.type
+
+        module.register_forward_hook(look)
+    condition = policy.encode(["a cat"])
+    image = policy.decode(torch.zeros(1, *policy.backbone.shape, device=policy.device))
+    assert condition.device.type == image.device.type == "cuda"
+    assert seen == {"reads": "cuda", "draws": "cuda"}
+    x, t = torch.zeros(1, *policy.backbone.shape, device="cuda"), torch.ones(1, device="cuda") / 2
+    policy.backbone.predict(x, t, condition.tokens)
+    modules = {n: p.device.type for n, p in parts.items() if isinstance(p, torch.nn.Module)}
+    assert modules.pop(policy.backbone.part) == "cuda"  # type: ignore[attr-defined]
+    assert set(modules.values()) == {"cpu"}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def draw(
     from scoretune.evaluate import data_samples
     from scoretune.evaluate.report import gallery
     from scoretune.models.catalog import remarks
+    from scoretune.models.editing import check_pictures
     from scoretune.models.recycled import inner
     from scoretune.models.score_network import ScoreNetwork
     from scoretune.policy import deployment_of
@@ -76,6 +77,7 @@ def draw(
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count
+        check_pictures(policy.backbone, prompts)
         guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
         for line in remarks(policy, guidance):
             typer.echo(f"note: {line}", err=True)
@@ -118,14 +120,20 @@ def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed:
 
 
 def _write(images: Tensor, prompts: Sequence[str], out: Path) -> str:
-    """A strip of pictures, or points and series in whatever form `out` ends in; says so."""
+    """A strip of pictures, below those that they are edits of, or points and series in whatever
+    form `out` ends in; says so."""
+    import torch
     from PIL import Image
 
     from scoretune.evaluate.report import gallery
+    from scoretune.evaluate.samples import source_pictures
 
     if images.dim() != 4 or images.shape[1] != 3:
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
         return _listed(prompts, "sample", out)
+    sources = source_pictures(prompts, *images.shape[-2:])
+    if sources is not None:
+        images = torch.cat([sources, images], 2)
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
     picture = Image.fromarray(strip.numpy())
     grow = max(1, 128 // images.shape[-1])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
-from scoretune.data.prompts import Prompts
+from scoretune.data.prompts import Prompts, picture_of
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
@@ -175,18 +176,15 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]."""
-    from PIL import Image
-
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]. Of
+    prompts that edit pictures those are on a sheet `source.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     indices = preview_indices(prompts)
-    pixels = (images[indices].cpu() * 255).round().byte()
-    rows = -(-len(indices) // PREVIEW_COLUMNS)
-    side = pixels.shape[-1]
-    sheet = torch.zeros(rows * PREVIEW_COLUMNS, 3, side, side, dtype=torch.uint8)
-    sheet[: len(indices)] = pixels
-    canvas = sheet.unflatten(0, (rows, PREVIEW_COLUMNS)).permute(0, 3, 1, 4, 2)
-    Image.fromarray(canvas.flatten(0, 1).flatten(1, 2).numpy()).save(folder / f"{name}.png")
+    side = images.shape[-1]
+    _save_sheet(images[indices], folder / f"{name}.png")
+    sources = source_pictures([prompts.texts[i] for i in indices], side)
+    if sources is not None:
+        _save_sheet(sources, folder / "source.png")
     path = folder / "prompts.json"
     captions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     captions |= {
@@ -197,3 +195,30 @@ def save_preview(
     if accepted is not None:
         captions[f"{name}_right"] = [bool(accepted[i] > 0.5) for i in indices]
     files.write_whole(path, json.dumps(captions, indent=2) + "\n")
+
+
+def _save_sheet(images: Tensor, file: Path) -> None:
+    """Square images [B, 3, S, S], so many a row."""
+    from PIL import Image
+
+    pixels, side = (images.cpu() * 255).round().byte(), images.shape[-1]
+    rows = -(-len(images) // PREVIEW_COLUMNS)
+    sheet = torch.zeros(rows * PREVIEW_COLUMNS, 3, side, side, dtype=torch.uint8)
+    sheet[: len(images)] = pixels
+    canvas = sheet.unflatten(0, (rows, PREVIEW_COLUMNS)).permute(0, 3, 1, 4, 2)
+    Image.fromarray(canvas.flatten(0, 1).flatten(1, 2).numpy()).save(file)
+
+
+def source_pictures(texts: Sequence[str], height: int, width: int = 0) -> Tensor | None:
+    """The pictures that prompts edit, in one size, [B, 3, H, W]; None where a prompt has none."""
+    pictures = [picture_of(text) for text in texts]
+    if not pictures or None in pictures:
+        return None
+    size = (height, width or height)
+    return torch.cat(
+        [
+            F.interpolate(picture.pixels[None], size, mode="bilinear", antialias=True).clamp(0, 1)
+            for picture in pictures
+            if picture is not None
+        ]
+    )

@@ -89,17 +89,23 @@ def denoiser_of(pipeline: Any) -> str:
 
 
 def latent_shape(
-    source: str, pipeline: Any, size: int | str = 0, *, packed: int = 1, side: int = 0
+    source: str,
+    pipeline: Any,
+    size: int | str = 0,
+    *,
+    packed: int = 1,
+    side: int = 0,
+    pictures: int = 1,
 ) -> tuple[int, ...]:
     """[C, h, w] of the latents of pictures of `size` pixels, or (0) of the model's own.
 
     The network's config says those, else (of a UNet first) the autoencoder's or the pipeline, else
-    `side` pixels.
+    `side` pixels. The network takes the latents of so many `pictures` at once, in its channels.
     Raises UserError for a size that the autoencoder and the network's patches, or those that
     latents are `packed` in, do not divide, and for a network that takes more than latents.
     """
     config, vae = getattr(pipeline, denoiser_of(pipeline)).config, pipeline.vae
-    channels, pixels = latent_channels(source, config, vae, packed), factor(vae)
+    channels, pixels = latent_channels(source, config, vae, packed, pictures), factor(vae)
     patch = packed if packed > 1 else int(config.get("patch_size", 1) or 1)
     check_multiple(size, pixels * patch)
     if size:
@@ -132,10 +138,10 @@ def pair(sides: Any) -> tuple[int, ...]:
     return (int(height), int(width))
 
 
-def latent_channels(source: str, config: Any, vae: Any, patch: int = 1) -> int:
-    """The channels of the latents, which must be all that the network takes, in patches of a side
-    of `patch`. Raises UserError where it takes more."""
-    taken = int(config.in_channels) // patch**2
+def latent_channels(source: str, config: Any, vae: Any, patch: int = 1, pictures: int = 1) -> int:
+    """The channels of the latents, which must be all that the network takes, of so many pictures
+    in patches of a side of `patch`. Raises UserError where it takes more."""
+    taken = int(config.in_channels) // (patch**2 * pictures)
     latents = int(vae.config.get("z_dim") or vae.config.latent_channels) * (
         4 if _patched(vae) else 1
     )

@@ -19,6 +19,7 @@ from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
 from scoretune.models import autoencoder
 from scoretune.models.lora import ATTENTION
+from scoretune.models.offload import Offloaded
 from scoretune.models.schedulers import Schedule, scheduled_times
 from scoretune.policy import Deployment
 
@@ -48,6 +49,8 @@ class Pipelined(ABC):
     """The tokens of prompts, one row each, that were encoded before the encoders were let go."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What loading left out or filled in, a line each, for people to read once."""
+    offloaded: Offloaded | None = field(default=None, kw_only=True, repr=False)
+    """Parts that wait in the computer's memory until they are used."""
     shipped: bool = field(default=False, kw_only=True)
     """Whether the model ships with scoretune, whose pictures are of uniform steps."""
 
@@ -65,6 +68,11 @@ class Pipelined(ABC):
     def encoders(self) -> tuple[str, ...]:
         """What diffusers calls the parts that read prompts."""
         return tuple(name for name in self.pipeline.components if name.startswith("text_encoder"))
+
+    @property
+    def edited_sides(self) -> dict[str, int] | None:
+        """Height and width of the pictures that it edits; None of a model that edits none."""
+        return None
 
     @property
     def process(self) -> Process:
@@ -106,8 +114,9 @@ class Pipelined(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As the network's own, which walks through all modules for it at every call."""
-        return next(self.network.parameters()).dtype
+        """What the network computes in: of its first weight that is no whole number, as those
+        packed in four bits are. diffusers' own word for it walks through all modules."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
     @abstractmethod
     def text_states(self, prompts: Sequence[str]) -> Any:
@@ -134,8 +143,18 @@ class Pipelined(ABC):
             states = self.text_states(part).to(torch.device("cpu"))
             cache |= {text: states[i : i + 1] for i, text in enumerate(part)}
         self.prompt_cache = cache
+        if self.offloaded is not None:
+            self.offloaded.release(*self.encoders)
         for name in self.encoders:
             setattr(self.pipeline, name, None)
+
+    def offload(self, device: torch.device) -> None:
+        """Put the denoiser on a device, and have all else wait in the computer's memory, from where
+        each comes to be used; the autoencoder stays once a gradient has passed through it."""
+        parts = self.pipeline.components.items()
+        modules = {name: part for name, part in parts if isinstance(part, nn.Module)}
+        network = modules.pop(self.part)
+        self.offloaded = Offloaded(network, modules, device)
 
     def _cached(self, prompts: Sequence[str]) -> Any:
         cache = self.prompt_cache or {}
@@ -187,6 +206,8 @@ class Pipelined(ABC):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
+        if self.offloaded is not None and x0.requires_grad and torch.is_grad_enabled():
+            self.offloaded.release("vae")  # its graph may wait
         pixels = math.prod(x0.shape[2:]) * self.factor**2
         parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
         return torch.cat([autoencoder.decoded(self.pipeline.vae, part) for part in parts])

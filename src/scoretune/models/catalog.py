@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import ATTENTION, add_adapter, load_lora, merge_adapter, restore_adapter
 from scoretune.models.networks import Perceptron
 from scoretune.models.pipelines import Family, Loader
+from scoretune.models.quantized import quantization_of
 from scoretune.models.recycled import inner, recycle
 from scoretune.policy import Backbone, Distilled, Policy, deployment_of
 
@@ -109,6 +111,8 @@ def resolve(source: str) -> Resolved:
         return Resolved(source, "function", source)
     if source in world.SHIPPED:
         return Resolved(source, "pipeline", str(world.shipped(source)))
+    if source == world.EDITOR:
+        return Resolved(source, "pipeline", str(world.shipped_editor()))
     if (folder / "run.json").is_file() and not (folder / "model_index.json").exists():
         run = FinishedRun(folder, _recorded(folder))
         below = resolve(run.model.source)
@@ -149,6 +153,15 @@ def load_backbone(model: Model, *, loader: Loader = load_pipeline) -> Backbone:
     """
     source = resolve(model.source)
     settings = source.settings(model)
+    if settings.quantize is not None and (source.runs or source.kind != "pipeline"):
+        raise UserError(
+            f"model.quantize={settings.quantize} is of a diffusers pipeline's folder or hub id: "
+            + (
+                "export what the run learned first, by scoretune export RUN --merge --to FOLDER"
+                if source.runs
+                else "leave it out"
+            )
+        )
     backbone = _loaded(settings, source, loader)
     for run in source.runs:
         apply_run(backbone.network, run)
@@ -167,6 +180,9 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         return learned
     if source.kind == "function":
         return user_module.load(model)
+    quantize = quantization_of(model)
+    if quantize is not None:
+        loader = partial(loader, quantize=quantize)
     pipelined: Pipelined = family_of(source.where, model.revision).load(
         source.where,
         revision=model.revision,

@@ -11,6 +11,8 @@
     SANA, PixArt-Σ    1000·t, index      one batch             as they are
     AuraFlow          t                  one batch             as they are
     CogView 4         1000·t             two calls             as they are
+    InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
+    FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
 FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not:
@@ -107,6 +109,12 @@ def _before_shift(model: Observed, label: Tensor) -> Tensor:
     return time
 
 
+def _as_large(model: Observed) -> dict[str, Any]:
+    """Kontext's call draws, and reads the picture, in the model's size."""
+    height, width = model.sides["height"], model.sides["width"]
+    return {"max_area": height * width, "_auto_resize": False}
+
+
 AS_GIVEN = {"use_resolution_binning": False}
 """Sizes are not rounded to those that a model was trained on."""
 ROWS = (
@@ -116,6 +124,15 @@ ROWS = (
         state="sample",
         distilled=_told,
         unused=("safety_checker",),
+    ),
+    Row(
+        kind="StableDiffusionInstructPix2PixPipeline",
+        networks=("UNet2DConditionModel",),
+        state="sample",
+        unprompted="last",
+        edits=lambda model: {},
+        image_scale="image_guidance_scale",
+        unused=("safety_checker", "image_encoder"),
     ),
     Row(
         kind="StableDiffusionXLPipeline",
@@ -145,6 +162,21 @@ ROWS = (
             pipeline, T5_TOKENS[bool(pipeline.transformer.config.guidance_embeds)]
         ),
         targets=JOINT_ATTENTION,
+        needed=("text_encoder", "text_encoder_2"),
+    ),
+    Row(
+        kind="FluxKontextPipeline",
+        networks=("FluxTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        distilled=lambda pipeline: bool(pipeline.transformer.config.guidance_embeds),
+        unprompted="empty",
+        shared=("img_ids", "txt_ids"),
+        arguments=lambda pipeline: _longest(pipeline, 512),
+        edits=_as_large,
+        targets=JOINT_ATTENTION,
+        unused=("image_encoder", "feature_extractor"),
         needed=("text_encoder", "text_encoder_2"),
     ),
     Row(

@@ -15,6 +15,7 @@ from torch import nn
 
 from scoretune.core import hub, reading
 from scoretune.core.errors import UserError
+from scoretune.models.quantized import Quantization, drop_wide_copies
 
 INDEX = "model_index.json"
 WEIGHTS = re.compile(
@@ -122,7 +123,13 @@ Dtype = torch.dtype | Mapping[str, torch.dtype]
 
 
 def load_pipeline(
-    kind: str, source: str, *, revision: str | None, dtype: Dtype, without: Sequence[str] = ()
+    kind: str,
+    source: str,
+    *,
+    revision: str | None,
+    dtype: Dtype,
+    without: Sequence[str] = (),
+    quantize: Quantization | None = None,
 ) -> Any:
     """The frozen pipeline of that class. Raises UserError for another class, for pickles, and for a
     part that lacks a weight."""
@@ -146,7 +153,7 @@ def load_pipeline(
         for path in (path for name in index for path in (folder / name).glob("*")):
             hub.refuse_endless(path)
         parts = {
-            name: _part(source, folder / name, place, dtype)
+            name: _part(source, folder / name, place, dtype, quantize)
             for name, place in _networks(index).items()
             if name not in left_out
         }
@@ -216,7 +223,13 @@ def _networks(index: dict[str, Any]) -> dict[str, tuple[Any, str]]:
     return networks
 
 
-def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn.Module:
+def _part(
+    source: str,
+    folder: Path,
+    place: tuple[Any, str],
+    dtype: Dtype,
+    quantize: Quantization | None = None,
+) -> nn.Module:
     """A network with all of its weights. Raises UserError for pickles and for one that is missing,
     in whose place transformers puts random numbers."""
     made, library = place
@@ -226,13 +239,18 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn
             "if you trust it, convert it once: "
             f"p = {source!r}; DiffusionPipeline.from_pretrained(p).save_pretrained(p)",
         )
+    of_part = dtype.get(folder.name, torch.float32) if isinstance(dtype, Mapping) else dtype
+    packed = {}
+    if quantize is not None and quantize.covers(folder.name):
+        packed["quantization_config"] = quantize.config(library, of_part)
     loaded, report = made.from_pretrained(
         str(folder),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
         variant=_variant(source, folder),
-        dtype=dtype.get(folder.name, torch.float32) if isinstance(dtype, Mapping) else dtype,
+        dtype=of_part,
+        **packed,
     )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -241,6 +259,8 @@ def _part(source: str, folder: Path, place: tuple[Any, str], dtype: Dtype) -> nn
             f"the {folder.name} of {source!r} lacks the weight {missing[0]}{others}: get the "
             f"folder whole, {library} would put random numbers in its place"
         )
+    if packed:
+        drop_wide_copies(loaded)
     return loaded  # type: ignore[no-any-return]
 
 

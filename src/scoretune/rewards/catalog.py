@@ -14,7 +14,18 @@ from scoretune.core.errors import UserError, unknown
 from scoretune.core.hub import sha256
 from scoretune.core.resolve import Call, Term
 from scoretune.data.scenes import world
-from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, reward_model, vlm
+from scoretune.rewards import (
+    aesthetic,
+    clip,
+    image_reward,
+    ocr,
+    pixels,
+    reader,
+    reward_model,
+    scene_edit,
+    source_closeness,
+    vlm,
+)
 from scoretune.rewards.base import Fingerprinted, Reward
 from scoretune.rewards.remote import client, isolated
 from scoretune.rewards.weighted import Part, Weighted
@@ -45,6 +56,11 @@ def _reader(folder: str = "") -> Reward:
     return FolderReading(reader.load(home, "reader"), folder=home)
 
 
+def _scene_edit() -> Reward:
+    """Whether an instruction of the shipped world was carried out, by the shipped reader."""
+    return scene_edit.EditReading(reader.load(world.shipped(), "reader"))
+
+
 # To add a reward: write rewards/NAME.py with a frozen dataclass whose fields are its settings (str,
 # int, float, bool, Literal, tuple[str, ...] or one of these | None) and whose __call__ takes
 # (images, prompts); import it above with the others and add one line `"name": name.Class` here.
@@ -56,6 +72,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "compressibility": pixels.Compressibility,
     "incompressibility": _incompressibility,
     "brightness": lambda: pixels.brightness,
+    "source_closeness": lambda: source_closeness.source_closeness,
+    "scene_edit": _scene_edit,
     "clip": clip.Clip,
     "pickscore": clip.PickScore,
     "hpsv2": clip.HpsV2,
@@ -67,7 +85,14 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "vlm": vlm.Vlm,
     "reward_model": reward_model.RewardModel,
 }
-BEFORE_MINUS = ("reader", "compressibility", "incompressibility", "brightness")
+BEFORE_MINUS = (
+    "reader",
+    "compressibility",
+    "incompressibility",
+    "brightness",
+    "source_closeness",
+    "scene_edit",
+)
 """The names after which a hyphen without spaces is a minus and no part of a module's name."""
 
 

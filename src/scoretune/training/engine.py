@@ -26,6 +26,8 @@ from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training.activation_checkpointing import can_recompute, recompute
 
+READ = 32
+"""Prompts that are encoded at once, at most, before the encoders are let go."""
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -134,18 +136,23 @@ def furnish(policy: Policy, model: Model, hardware: Hardware) -> None:
     pipeline = inner(policy.backbone)
     if isinstance(pipeline, Pipelined):
         pipeline.decode_batch = hardware.decode_batch
-    elif hardware.decode_batch or hardware.cache_prompts:
+    elif hardware.decode_batch or hardware.cache_prompts or hardware.offload:
         raise UserError(
-            f"hardware.decode_batch and hardware.cache_prompts are for pipelines, and "
-            f"{model.source!r} is none: leave them out"
+            f"hardware.decode_batch, hardware.cache_prompts and hardware.offload are for "
+            f"pipelines, and {model.source!r} is none: leave them out"
         )
 
 
 def cache_prompts(policy: Policy, prompts: Iterable[str]) -> None:
-    """Encode all prompts of a run once, and let go of the encoders."""
-    pipeline = inner(policy.backbone)
-    if isinstance(pipeline, Pipelined):
-        pipeline.cache_prompts(list(prompts))
+    """Encode all prompts of a run once, and let go of the encoders. Where parts of the pipeline are
+    offloaded, its denoiser waits meanwhile too."""
+    pipeline, device = inner(policy.backbone), policy.device
+    if not isinstance(pipeline, Pipelined):
+        return
+    if pipeline.offloaded is not None:
+        pipeline.network.to("cpu")
+    pipeline.cache_prompts(list(prompts), policy.at_most(READ))
+    pipeline.network.to(device)
 
 
 def shards(hardware: Hardware) -> bool:
@@ -193,10 +200,16 @@ def short_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+def check_offload(hardware: Hardware) -> None:
+    """Refuse what does not go with parts that come to the device and leave it."""
+    if hardware.offload and hardware.compile:
+        raise UserError("hardware.offload does not go with hardware.compile: leave one of them out")
+
+
 def check_shard(model: Model, hardware: Hardware, kind: str) -> None:
     """Refuse what does not go with weights that are sharded over the processes; `kind` is of the
     optimiser. An objective refuses settings of its own."""
-    for name in ("compile", "channels_last"):
+    for name in ("compile", "channels_last", "offload"):
         if hardware.shard and getattr(hardware, name):
             raise UserError(
                 f"hardware.shard does not go with hardware.{name}: leave one of them out"

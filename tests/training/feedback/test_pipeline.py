@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw_in_hands
@@ -29,6 +30,7 @@ from scoretune.training.feedback.records import (
     Shown,
 )
 from small_model import bright, noising
+from two_processes import run_in_two
 
 PROMPTS = tuple("a prompt of its own length" + "!" * place for place in range(11))
 
@@ -149,6 +151,26 @@ def test_killed_anywhere_it_ends_with_the_same_pairs(tmp_path):
     assert kills >= 5
     assert not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) == 0
     assert pairs(tmp_path / "killed") == pairs(tmp_path / "whole") != []
+
+
+def share(folder: Path) -> None:
+    """One process of two that share the pictures; what it asked whom is written down."""
+    torch.set_num_threads(1)
+    rank = distributed.start(2).rank
+    cast = Roles()
+    pipeline(folder / "shared", cast).run()
+    (folder / f"calls-{rank}").write_text("\n".join(cast.calls))
+    distributed.stop()
+
+
+def test_two_processes_share_the_pictures_and_end_with_the_same_pairs(tmp_path):
+    alone = Roles()
+    pipeline(tmp_path / "alone", alone).run()
+    run_in_two(share, tmp_path)
+    shared = [(tmp_path / f"calls-{rank}").read_text().split() for rank in range(2)]
+    assert sorted(shared[0] + shared[1]) == sorted(alone.calls)
+    assert all(set(calls) == {"critic", "writer", "editor", "reward"} for calls in shared)
+    assert pairs(tmp_path / "shared") == pairs(tmp_path / "alone") != []
 
 
 def test_an_editor_that_gives_nothing_is_refused(tmp_path):

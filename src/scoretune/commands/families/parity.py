@@ -70,13 +70,15 @@ Parity = Callable[[Request], float]
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its miniature, what it is compared by, and what a run of it needs."""
+    """A family of models: its miniature, what it is compared by, and what a run of it needs: it
+    may edit pictures, whose sides are then given."""
 
     name: str
     build: Callable[[Path], Path]
     parity: Parity
     settings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = words.PROMPTS
+    edits: int = 0
 
 
 @torch.no_grad()
@@ -105,10 +107,14 @@ def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...])
 
     hook = network.register_forward_pre_hook(look, with_kwargs=True)
     arguments = {**ours.sides, **row.arguments(pipe), **row.guidance(scale, count * (scale > 1))}
+    arguments |= ours.pictures(request.prompts)
     prompts = {"prompt": [*request.prompts], "num_inference_steps": STEPS, "output_type": "np"}
     theirs = _pictures(pipe(**prompts, **arguments, generator=request.generator))
     hook.remove()
-    x = row.layout.unpack(shown[0][:count], torch.empty(count, *shape))
+    state = shown[0][:count]
+    if row.edits is not None:
+        state = state[:, : ours.packed_length]
+    x = row.layout.unpack(state, torch.empty(count, *shape))
     times = times_along(ours.schedule, pipe.scheduler, STEPS)
     solver = "ddim" if isinstance(ours.process, Tabulated) else "euler"
     mine = deterministic(policy, ours.encode(request.prompts), times, x, solver)
@@ -236,6 +242,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("stable-diffusion-xl", stable_diffusion_xl.build, observed, GUIDED),
     Family("stable-diffusion-3", stable_diffusion_3.build, observed, GUIDED),
     Family("flux", flux.build, observed, ("model.guidance=3.5",)),
+    Family("instruct-pix2pix", stable_diffusion.build_editor, observed, GUIDED, edits=32),
+    Family("flux-kontext", flux.build_editor, observed, ("model.guidance=2.5",), edits=32),
     *(
         Family(name, partial(transformers.build, name), observed, GUIDED)
         for name in transformers.MADE

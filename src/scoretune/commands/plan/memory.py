@@ -11,7 +11,8 @@ from scoretune.commands.plan.counts import Facts, costs_of, one_update
 from scoretune.commands.plan.model import Model
 from scoretune.core.config import Run
 from scoretune.models.base import DECODED
-from scoretune.training.engine import HALVES
+from scoretune.training.engine import HALVES, READ
+from scoretune.training.objectives import KINDS
 
 EVALUATED = 64  # pictures that an evaluation draws at once
 Phases = dict[str, dict[str, float]]
@@ -27,10 +28,10 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
         kept = {"paths": 0 if machine.offload_paths else paths}
         rolled = min(machine.device_batch or update.samples, update.samples) * facts.guided
         drawn = min(_decoded_at_once(run, model), update.samples)
-        texts = min(machine.device_batch or run.sizes.prompts, run.sizes.prompts) + 1
-        read = 0 if machine.cache_prompts else model.reading.at(texts).peak
+        prompts = READ if machine.cache_prompts else run.sizes.prompts
+        texts = min(machine.device_batch or prompts, prompts) + 1
         by_phase |= {
-            "encoding": {"activations": read},
+            "encoding": {"activations": model.reading.at(texts).peak},
             "rolling": {**kept, "activations": model.looking.at(rolled).peak},
             "drawing": {
                 **kept,
@@ -41,8 +42,7 @@ def phases(run: Run, model: Model, facts: Facts, held_out: int) -> Phases:
             "dealing": {**kept, "states": 0 if machine.offload_paths else 2 * steps},
         }
     by_phase["evaluating"] = _evaluating(run, model, facts, held_out)
-    lasting = _lasting(run, model)
-    return {name: lasting | parts for name, parts in by_phase.items()}
+    return {name: _lasting(run, model, name) | parts for name, parts in by_phase.items()}
 
 
 def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
@@ -112,20 +112,39 @@ def peak(by_phase: Phases) -> tuple[str, float]:
 
 
 def elsewhere(run: Run, model: Model, facts: Facts) -> float:
-    """Bytes of paths that wait in the computer's memory."""
-    update = one_update(run, facts)
+    """Bytes of paths and of offloaded parts that wait in the computer's memory."""
+    update, machine = one_update(run, facts), run.hardware
     paths = _paths(run, model, facts, update.samples, update.states)
-    return sum(paths) * run.hardware.offload_paths
+    read = model.encoders if machine.cache_prompts else ()
+    parts = [size for name, size in model.parts.items() if name in set(model.waiting) - set(read)]
+    return sum(paths) * machine.offload_paths + sum(parts) * machine.offload
 
 
-def _lasting(run: Run, model: Model) -> dict[str, float]:
-    """What is there all the time: weights, and what the optimiser remembers."""
-    parts = dict(model.parts)
-    if run.hardware.cache_prompts:
-        parts = {name: size for name, size in parts.items() if name not in model.encoders}
-    average = model.trained_bytes if run.optimiser.ema else 0
+def _lasting(run: Run, model: Model, phase: str) -> dict[str, float]:
+    """What is there besides the work of a phase: weights, and what the optimiser remembers."""
+    parts = {n: size for n, size in model.parts.items() if n not in _away(run, model, phase)}
     named = {f"weights of {name}": float(size) for name, size in parts.items()}
+    if phase == "encoding" and run.hardware.cache_prompts:  # before there is an optimiser
+        return named
+    average = model.trained_bytes if run.optimiser.ema else 0
     return {**named, "optimiser": _moments(run, model), "average": average}
+
+
+def _away(run: Run, model: Model, phase: str) -> set[str]:
+    """Parts that are off the device in a phase: encoders that all prompts were read by, and those
+    offloaded that are not in use. The autoencoder waits where it was used until the network is
+    asked, and stays where a gradient passes through it."""
+    machine, encoders = run.hardware, set(model.encoders)
+    away = encoders if machine.cache_prompts and phase != "encoding" else set()
+    if not machine.offload:
+        return away
+    decoding = ("drawing", "crediting", "dealing", "evaluating")
+    used = encoders if phase == "encoding" else set()
+    if phase in decoding or KINDS[run.objective.kind].follows_reward:
+        used = used | {"vae"}
+    if phase == "encoding" and machine.cache_prompts:
+        return set(model.parts) - encoders
+    return away | (set(model.waiting) - used)
 
 
 def _moments(run: Run, model: Model) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -19,11 +20,14 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog, folders
 from scoretune.models.base import Pipelined
+from scoretune.models.quantized import Quantization, bytes_of
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import build
 
 META = torch.device("meta")
+Linear = tuple[int, int, torch.dtype]
+"""The outputs and inputs of a linear layer's weight, and its precision."""
 DESCRIPTIONS = ["*.json", "*.txt", "*.model"]  # of a pipeline: all but its weights
 
 
@@ -81,6 +85,7 @@ def meta_pipeline(
     revision: str | None,
     dtype: torch.dtype,
     without: Sequence[str] = (),
+    quantize: Quantization | None = None,
 ) -> Any:
     """As `folders.load_pipeline`, with parts that have shapes and no numbers.
 
@@ -98,6 +103,8 @@ def meta_pipeline(
         elif name in expected and isinstance(place, list):
             absent = name in without or place[0] is None
             parts[name] = None if absent else _part(Path(source) / name, *place, dtype=dtype)
+            if quantize is not None and not absent and quantize.covers(name):
+                _pack(parts[name], quantize.format)
     return made(**{name: None for name in expected if name not in optional} | parts)
 
 
@@ -134,6 +141,76 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module
 
 
+def _pack(network: nn.Module, format: str) -> None:
+    """Give the linear layers weights of the same shape that take what quantised ones take."""
+    for layer in _linear_layers(network):
+        weight = layer.weight
+        outputs, inputs = weight.shape
+        size = bytes_of(format, outputs, inputs, weight.dtype) / weight.element_size()
+        storage = torch.empty(round(size), dtype=weight.dtype, device=META)
+        layer.weight = nn.Parameter(storage.as_strided(weight.shape, (0, 0)), False)
+        layer.__class__ = _Packed
+
+
+def _linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """The frozen layers that the libraries quantise: not what they keep in float32, and of
+    transformers not the last one and that of the outputs."""
+    import transformers
+
+    modules = dict(network.named_modules())
+    left = set(getattr(network, "_keep_in_fp32_modules", None) or [])
+    if isinstance(network, transformers.PreTrainedModel):
+        head = network.get_output_embeddings()
+        last = {name for name, each in modules.items() if each is head} | {[*modules][-1]}
+        left = last | (left if network.dtype is torch.float16 else set())
+    return [
+        layer
+        for name, layer in modules.items()
+        if type(layer) is nn.Linear
+        and not layer.weight.requires_grad
+        and not left & {name, *name.split(".")}
+    ]
+
+
+def linears_of(policy: Policy) -> dict[str, tuple[Linear, ...]]:
+    """Of each part of a pipeline the weights that its library would quantise."""
+    backbone = inner(policy.backbone)
+    if not isinstance(backbone, Pipelined):
+        return {}
+    parts = backbone.pipeline.components.items()
+    return {
+        name: tuple((*each.weight.shape, each.weight.dtype) for each in _linear_layers(part))
+        for name, part in parts
+        if isinstance(part, nn.Module) and name != "vae"
+    }
+
+
+class _Packed(nn.Linear):
+    """A layer with quantised weights, which are wide while they are multiplied with."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Product(torch.autograd.Function):
+    """As that of quantised weights: its wide copy is not kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, _wide(weight).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient @ _wide(ctx.weight).to(gradient.dtype), None, None
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
 @contextmanager
 def texts_with_numbers(pipeline: Any) -> Iterator[None]:
     """Within this context a pipeline's call has its token numbers and masks on the CPU, where it
@@ -159,17 +236,25 @@ class _WithNumbers:
         return getattr(self.network, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        def without(value: Any) -> Any:
-            return value.to(META) if isinstance(value, Tensor) else value
-
-        def zeros(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return torch.zeros((), dtype=value.dtype).expand(value.shape)
-
-        args, kwargs = tree_map(without, (args, kwargs))
+        args, kwargs = tree_map(_without_numbers, (args, kwargs))
         with _WholeMasks():  # type: ignore[no-untyped-call]
-            return tree_map(zeros, self.network(*args, **kwargs))
+            return tree_map(_zeros, self.network(*args, **kwargs))
+
+    def encode(self, pictures: Tensor) -> Any:
+        """Of an autoencoder: the law of the latents, of zeros."""
+        coded = self.network.encode(pictures.to(META))  # type: ignore[operator]
+        law = coded.latent_dist
+        return type(coded)(latent_dist=type(law)(_zeros(law.parameters)))
+
+
+def _without_numbers(value: Any) -> Any:
+    return value.to(META) if isinstance(value, Tensor) else value
+
+
+def _zeros(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)
 
 
 class _WholeMasks(TorchDispatchMode):
@@ -195,4 +280,5 @@ def weights_of(policy: Policy) -> dict[str, int]:
 
 def _bytes(module: nn.Module) -> int:
     tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    storages = {id(t): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretune.commands.plan.meta_device import META, meta_policy, texts_with_numbers, weights_of
+from scoretune.commands.plan.meta_device import (
+    META,
+    Linear,
+    linears_of,
+    meta_policy,
+    texts_with_numbers,
+    weights_of,
+)
 from scoretune.commands.plan.profiler import NOTHING, Curve, curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
@@ -45,7 +52,8 @@ class Model:
     of one state, of one picture and of the token states of one prompt. `looking` is the network
     without gradient and `drawing` the decoder; `plain` are those with one, and `again` with
     activations that are computed again. `reading` encodes texts. Rows of the network are its own:
-    of a guided state two; `valuing` counts states.
+    of a guided state two; `valuing` counts states. `waiting` may be offloaded; `linears` are, by
+    part, the weights that quantisation makes smaller.
     """
 
     parts: dict[str, int]
@@ -62,6 +70,8 @@ class Model:
     reading: Curve
     encoders: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
+    waiting: tuple[str, ...] = ()
+    linears: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
 
     def graphs(self, checkpointing: bool) -> Graphs:
         """With activations kept, or computed again where the network can."""
@@ -103,11 +113,14 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     picture, drawing = _pictures(policy)
     plain, again = _graphs(policy, condition, resident, sloped and drawing is not NOTHING)
     encoders: tuple[str, ...] = ()
-    reading = NOTHING
-    if isinstance(pipeline, Pipelined) and pipeline.encoders:
-        encoders, reading = pipeline.encoders, _reading(pipeline, text)
+    reading, parts = NOTHING, weights_of(policy)
+    waiting: tuple[str, ...] = ()
+    if isinstance(pipeline, Pipelined):
+        waiting = tuple(name for name in parts if name != pipeline.part)
+        if pipeline.encoders:
+            encoders, reading = pipeline.encoders, _reading(pipeline, text)
     return Model(
-        parts=weights_of(policy),
+        parts=parts,
         trained=sum(p.numel() for p in trained),
         trained_bytes=4 * sum(p.numel() for p in trained),
         total=sum(p.numel() for p in network.parameters()),
@@ -121,6 +134,8 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         reading=reading,
         encoders=encoders,
         sizes=tuple(p.numel() for p in trained),
+        waiting=waiting,
+        linears=linears_of(policy),
     )
 
 
@@ -175,6 +190,16 @@ def _reading(pipeline: Pipelined, text: str) -> Curve:
         return curve(lambda rows: pipeline.text_states([text] * rows))
 
 
+def calls_a_state(policy: Policy) -> int:
+    """Evaluations of the network that a state takes: guidance adds one, and by the picture too
+    another."""
+    base = inner(policy.backbone)
+    if policy.guidance == 1:
+        return 1
+    by_picture = isinstance(base, Observed) and base.guided_by_picture
+    return 3 if by_picture else 2
+
+
 def _graphs(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> tuple[Graphs, Graphs | None]:
@@ -202,8 +227,7 @@ def _graphs(
 def _passed_back(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> Graphs:
-    backbone = policy.backbone
-    guided = 1 if policy.guidance == 1 else 2
+    backbone, guided = policy.backbone, calls_a_state(policy)
 
     def learn(rows: int) -> None:
         output = _predicted(policy, _states(policy, rows), condition)

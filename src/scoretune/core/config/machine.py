@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from scoretune.core.config.base import (
     NAMES,
@@ -43,6 +43,11 @@ class Optimiser(Strict):
         return only(on_data, ON_DATA, "ema")
 
 
+def _gigabytes(value: Any) -> Any:
+    """Gigabytes of 10⁹ bytes, as a number or with their unit."""
+    return str(value).upper().removesuffix("GB").strip() if isinstance(value, str) else value
+
+
 class Hardware(Strict):
     """How the machine does it; changes no result beyond rounding."""
 
@@ -58,6 +63,17 @@ class Hardware(Strict):
     cache_prompts: bool = Field(
         False, description="encode every prompt once, then let go of the text encoders"
     )
+    offload: bool = Field(
+        False,
+        description="text encoders and autoencoder wait in the computer's memory until they are "
+        "used",
+    )
+    memory: Annotated[float | None, BeforeValidator(_gigabytes)] = Field(
+        None,
+        gt=0,
+        le=2**20,
+        description="of a device, e.g. 24GB: `scoretune plan` finds settings that fit it",
+    )
     decode_batch: int = Field(
         0, ge=0, le=SAMPLES, description="pictures decoded at once; 0: about four megapixels"
     )
@@ -71,7 +87,10 @@ class Hardware(Strict):
     )
 
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
-        return only(not on_data, Checked(REWARDED), *self.leaves())
+        return {
+            **only(False, Checked("scoretune plan"), "memory"),
+            **only(not on_data, Checked(REWARDED), *self.leaves()),
+        }
 
 
 class Checkpoints(Strict):

@@ -82,12 +82,25 @@ class Model(Strict):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="of the frozen weights; likelihoods and the adapter have fp32 or more"
     )
+    quantize: Literal["int8", "float8", "nf4", "bnb_int8"] | None = Field(
+        None,
+        description="store the frozen denoiser below a LoRA in 8 or 4 bits: int8, float8 "
+        "(torchao), nf4, bnb_int8 (bitsandbytes, on a GPU)",
+    )
+    quantize_encoders: bool = Field(False, description="and the text encoders")
     guidance: float | None = Field(
         None,
         ge=0,
         le=1000,
         description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
         "its pipeline's own",
+    )
+    image_guidance: float | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="InstructPix2Pix: scale of guidance by the picture, beside that by the text; "
+        "null: its pipeline's own",
     )
     process: str | None = Field(
         None,
@@ -107,14 +120,26 @@ class Model(Strict):
         fresh = Checked("a new network, model.source=unet, dit or mlp")
         return {
             **only(self.rank > 0, "a LoRA, model.rank above 0", "targets"),
+            **only(
+                self.quantize is not None,
+                "quantised weights, model.quantize",
+                "quantize_encoders",
+            ),
             **only(function, network, "shape"),
             **only(new or function, fresh, "prediction"),
             **only(new, fresh, "width", "depth"),
             **only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
             **only(not on_data and not function, "a diffusers pipeline", "size", "without"),
+            **only(
+                not on_data and not function,
+                Checked("a diffusers pipeline"),
+                "quantize",
+                "quantize_encoders",
+            ),
             **only(not on_data, REWARDED, "targets"),
             **only(not function and not shipped, "a model of the hub", "revision"),
             **only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
+            **only(not on_data, Checked(REWARDED), "image_guidance"),
         }
 
 

@@ -33,12 +33,17 @@ def context(record: Record) -> dict[str, Any] | None:
         verdicts[when] = _verdicts(grid.get(f"{when}_right"), len(prompts))
         if not any(pictures[when]):
             record.missing.append(f"previews/{when}.png is missing or unreadable.")
+    shown: tuple[str, ...] = ("before", "after")
+    if (folder / "source.png").exists():  # of a model that edits pictures
+        shown = ("source", *shown)
+        pictures["source"] = _cut(folder / "source.png", side, columns, len(prompts))
+        verdicts["source"] = [None] * len(prompts)
     cards = [
         {
             "prompt": str(prompt),
             "pictures": [
                 {"when": when, "png": pictures[when][i], "right": verdicts[when][i]}
-                for when in ("before", "after")
+                for when in shown
             ],
         }
         for i, prompt in enumerate(prompts)
