@@ -27,13 +27,14 @@ from scoretune.models.base import Pipelined
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.observed import Observed, of_fraction
 from scoretune.models.recycled import recycle
-from scoretune.models.tiny import transformers
+from scoretune.models.tiny import transformers, videos
 from scoretune.policy import Distilled, Policy, WithFeatures
 from scoretune.rollout import rollout
 from scoretune.training import run_folder
 
 CPU = torch.device("cpu")
 PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
+ROWS = transformers.MADE | videos.MADE
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
@@ -47,7 +48,7 @@ TOLERANCE = 1e-4
 
 def at_its_time(family: Family) -> Any:
     """The family, among the slow tests unless it is looked at in every run."""
-    slow = family.name in (*transformers.MADE, *SLOW) and family.name not in QUICK
+    slow = family.name in (*ROWS, *SLOW) and family.name not in QUICK
     return pytest.param(family, id=family.name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -112,9 +113,9 @@ def test_what_it_is(folder, backbone):
 
 def test_every_family_has_a_miniature(tmp_path):
     """Of each family of the catalogue there is one here, and of each here one there."""
-    kinds = {kind for kind, _ in transformers.MADE.values()}
+    kinds = {kind for kind, _ in ROWS.values()}
     for family in PIPELINES:
-        if family.name not in transformers.MADE:
+        if family.name not in ROWS:
             index = family.build(tmp_path / family.name) / "model_index.json"
             kinds.add(json.loads(index.read_text())["_class_name"])
     here = {catalog.FAMILIES[kind].kinds for kind in kinds}
@@ -243,7 +244,7 @@ def test_cached_prompts_need_no_encoders(family, folder, backbone):
 def test_pictures_and_back(backbone):
     z = noise(backbone, 2).requires_grad_(True)
     images = backbone.decode(z)
-    assert images.shape[:2] == (2, 3) and images.dtype == torch.float32
+    assert images.shape[0] == 2 and images.shape[-3] == 3 and images.dtype == torch.float32
     assert float(images.detach().min()) >= 0 and float(images.detach().max()) <= 1
     (slope,) = torch.autograd.grad(images.sum(), z)
     assert float(slope.abs().sum()) > 0
