@@ -38,7 +38,8 @@ ROWS = transformers.MADE | videos.MADE
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
-SLOW = ("flux-kontext",)
+SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux-kontext")
+"""Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
 TWO_READERS = ("stable-diffusion-xl", "stable-diffusion-3", "flux")
@@ -142,8 +143,8 @@ def test_its_pictures_are_the_pipelines(family, folder, backbone, guidance):
     assert family.parity(Request(policy, folder, family.prompts)) < TOLERANCE
 
 
-TRAINED = ("stable-diffusion", "qwen-image", "unconditional")
-"""A UNet on latents, a transformer and a UNet on pixels: trained in every run, others slowly."""
+TRAINED = ("qwen-image",)
+"""A transformer; UNets are trained in every other test of training. The others are slow here."""
 
 
 @pytest.mark.parametrize(
