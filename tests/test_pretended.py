@@ -13,15 +13,9 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-FEW = [
-    "pretended.py",
-    "another_device and cuda",
-    "an_evaluation",
-    "diffusion_transformer",
-    "offloaded_parts",
-]
-FEW += [f"[{name}]" for name in ("dxmi", "fp16", "sliced")]
-"""What the quick tests run; the slow one runs every recipe, family and precision."""
+FEW = ["pretended.py", "another_device and cuda", "offloaded_parts", "[fp16]"]
+"""What the quick tests run: the device itself, a run that goes on there, what moves, a precision.
+The slow one runs every recipe, family and precision, and evaluations."""
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch knows real devices")

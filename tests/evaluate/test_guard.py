@@ -364,6 +364,7 @@ def test_a_run_of_before_there_was_a_guard_goes_on_unguarded(tmp_path, monkeypat
 # --------------------------------------------------------------------------------- whole runs
 
 BUDGET = ["updates=3", "evaluation.every=1", "guard.chain_kl=1e-9", "guard.patience=2"]
+BUDGET += ["sampling.steps=2", "evaluation.steps=1"]
 """Every evaluation but the base's is beyond the budget: the alarm is at update 2."""
 
 
@@ -413,7 +414,7 @@ def guarded_runs(tmp_path_factory, small) -> dict[str, dict[str, Any]]:
     found = {}
     for action in ("off", "warn", "stop", "rollback"):
         folder = tmp_path_factory.mktemp(action)
-        budget = BUDGET[:2] if action == "off" else BUDGET
+        budget = [b for b in BUDGET if action != "off" or not b.startswith("guard.")]
         run = overrides.changed(recipes.named("ddpo"), [*small, *budget, f"guard.action={action}"])
         with pytest.MonkeyPatch.context() as patch:
             for name in ("sample", "verdicts", "grid_peaks", "named_features"):

@@ -38,7 +38,8 @@ ROWS = transformers.MADE | videos.MADE
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
-SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux-kontext")
+SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux", "flux-kontext")
+SLOW += ("latent-consistency",)
 """Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""

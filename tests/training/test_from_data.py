@@ -153,7 +153,7 @@ def test_the_average_forgets_its_beginning():
 @pytest.mark.parametrize("recipe", ["supervised", slow("consistency")])
 def test_kills_change_nothing(tmp_path, recipe):
     changes = ["updates=30", "evaluation.every=12", "checkpoints.every=7", "optimiser.ema=0.9"]
-    changes += ["data=digits", "sizes.batch=8"]
+    changes += ["data=digits", "sizes.batch=8", "evaluation.samples=8"]
     rule = ["objective.rule=ct"] if recipe == "consistency" else []  # it has a target network
     run = configured(*changes, *rule, recipe=recipe)
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"

@@ -513,7 +513,7 @@ def test_features_that_a_network_has_not_are_missed_early():
     ("recipe", "changes"),
     [
         *(
-            slow(name, []) if name in {*KIN, "rainbow", "d3po"} else (name, [])
+            slow(name, []) if name in {*KIN, "rainbow", "d3po", "score_as_action"} else (name, [])
             for name in recipes.RECIPES
             if name not in ("consistency", "spo")
         ),
