@@ -86,7 +86,7 @@ def draw(
         texts = prompts or [""] * count
         check_pictures(policy.backbone, prompts)
         guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
-        for line in remarks(policy, guidance):
+        for line in remarks(policy, guidance, texts):
             typer.echo(f"note: {line}", err=True)
         deployment = deployment_of(policy.backbone)
         steps = steps or (20 if deployment is None else deployment.steps)

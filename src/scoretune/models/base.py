@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from scoretune.models import autoencoder
 from scoretune.models.lora import ATTENTION
 from scoretune.models.offload import Offloaded
 from scoretune.models.schedulers import Schedule, scheduled_times
+from scoretune.models.truncation import watched
 from scoretune.policy import Deployment
 
 PRECISIONS = {
@@ -155,6 +156,20 @@ class Pipelined(ABC):
             self.offloaded.release(*self.encoders)
         for name in self.encoders:
             setattr(self.pipeline, name, None)
+
+    @torch.no_grad()
+    def cut(self, prompts: Iterable[str]) -> tuple[str, ...]:
+        """A line for each encoder that does not read the longest of these prompts to its end."""
+        longest = max(prompts, key=lambda text: len(text.encode()), default="")
+        if not self.encoders or self.prompt_cache is not None:
+            return ()
+        with watched(self.pipeline) as cuts:
+            self.text_states([longest])
+        return tuple(
+            f"{tokens} tokens of the longest prompt are cut: the {name.replace('_', ' ')} of a "
+            f"{type(self.pipeline).__name__} reads {length} ({longest[:40]!r}…)"
+            for name, (tokens, length) in cuts.items()
+        )
 
     def offload(self, device: torch.device) -> None:
         """Put the denoiser on a device, and have all else wait in the computer's memory, from where

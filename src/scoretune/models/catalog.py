@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -274,11 +275,12 @@ def guidance_of(policy: Policy) -> float:
     return base.scale if isinstance(base, Distilled) else policy.guidance
 
 
-def remarks(policy: Policy, guidance: float | None) -> tuple[str, ...]:
+def remarks(policy: Policy, guidance: float | None, prompts: Iterable[str] = ()) -> tuple[str, ...]:
     """What people should know of how a model was loaded and is used, a line each; `guidance` is
-    what the settings say, None for nothing."""
+    what the settings say, None for nothing. Of `prompts` the longest is read once, for what is cut
+    off it."""
     base = inner(policy.backbone)
-    notes = base.notes if isinstance(base, Pipelined) else ()
+    notes = (*base.notes, *base.cut(prompts)) if isinstance(base, Pipelined) else ()
     own = deployment_of(base)
     unguided = guidance is None and policy.guidance == 1.0 and not isinstance(base, Distilled)
     if own is None or not unguided or not own.guidance or own.guidance <= 1:

@@ -13,6 +13,7 @@
     CogView 4         1000·t             two calls             as they are
     InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
     FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
+    Qwen-Image-Edit   t                  two calls, rescaled   patches as tokens, the picture's too
     Wan               1000·t             two calls             videos as they are
     LTX               1000·t             one batch             places of videos as tokens
     CogVideoX         a table's index    one batch             frames before channels
@@ -228,6 +229,22 @@ ROWS = (
         masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
         targets=JOINT_ATTENTION,
         needed=("text_encoder",),
+    ),
+    Row(
+        kind="QwenImageEditPipeline",
+        networks=("QwenImageTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        unprompted="second",
+        combine=rescaled,
+        scale="true_cfg_scale",
+        negative=" ",
+        masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
+        edits=lambda model: {},
+        sees=True,
+        targets=JOINT_ATTENTION,
+        needed=("text_encoder", "processor"),
     ),
     Row(
         kind="ZImagePipeline",

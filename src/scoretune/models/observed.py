@@ -321,15 +321,18 @@ class Observed(Pipelined):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         """What the denoiser is told of prompts, and without one."""
+        if self.row.sees:  # what is left without a text differs from picture to picture
+            return self._seen(prompts)
         if self.twin is None:
             self.twin = self._unprompted()
         self.twin = self.twin.to(self.device)
         tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
         if self.row.edits is None:
             return Condition(tokens, self.twin)
+        alike = self.twin[torch.zeros(len(tokens), dtype=torch.long)]
         return Condition(
             tokens,
-            self._without_texts(prompts, tokens),
+            replace(alike, rows={**alike.rows, PICTURE: tokens.rows[PICTURE]}),
             own_nulls=True,
             blind=self.twin if self.guided_by_picture else None,
             image_guidance=self.image_guidance,
@@ -340,15 +343,13 @@ class Observed(Pipelined):
         """Whether guidance is away from no picture too, which is one more call."""
         return bool(self.row.image_scale) and self.image_guidance != 1
 
-    def _without_texts(self, prompts: Sequence[str], tokens: Named) -> Named:
-        """What the denoiser is told of the pictures of prompts alone; `tokens` are of both."""
-        if self.row.sees:
-            return self._seen_alone(prompts)
-        alike = cast(Named, self.twin)[torch.zeros(len(tokens), dtype=torch.long)]
-        return replace(alike, rows={**alike.rows, PICTURE: tokens.rows[PICTURE]})
+    def _seen(self, prompts: Sequence[str]) -> Condition:
+        """The condition of text encoders that see the pictures."""
+        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
+        return Condition(tokens, self._seen_alone(prompts), own_nulls=True)
 
     def _seen_alone(self, prompts: Sequence[str]) -> Named:
-        """The same, of text encoders that see the pictures."""
+        """What the denoiser is told of the pictures of prompts without their texts."""
         if self.prompt_cache is not None:
             return cast(Named, joined([self.twins[_key(p)] for p in prompts])).to(self.device)
         empty = self.row.negative or ""

@@ -11,7 +11,13 @@ import torch
 from scoretune.core.errors import UserError
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined
-from scoretune.models.folders import described, left_out, load_pipeline, mend_tokenizers
+from scoretune.models.folders import (
+    check_processor,
+    described,
+    left_out,
+    load_pipeline,
+    mend_tokenizers,
+)
 from scoretune.models.schedulers import schedule_of
 from scoretune.models.videos import with_frames
 
@@ -54,6 +60,7 @@ class Family(Generic[P]):
         folder is missing, no such pipeline, holds pickled weights, or is not what `build` takes.
         """
         index = described(source, revision)
+        check_processor(source, index)
         for part in self.needed:
             if part in without or index.get(part) == [None, None]:
                 raise UserError(

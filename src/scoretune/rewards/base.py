@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.finite import is_finite
+from scoretune.core.profiling import part
 from scoretune.core.records import spans
 from scoretune.core.user_code import contained
 
@@ -86,7 +87,7 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
     if images.dim() == 5 and not whole:
         return on_frames(reward, name, images, prompts)
     try:
-        with contained(f"reward {name!r}"):
+        with part("reward"), contained(f"reward {name!r}"):
             if _package(reward) == __name__.partition(".")[0]:
                 values = torch.as_tensor(reward(images, prompts))
             else:

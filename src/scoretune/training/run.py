@@ -39,7 +39,6 @@ from scoretune.evaluate.scores import (
 )
 from scoretune.evaluate.videos import middle
 from scoretune.models import export, user_module
-from scoretune.models.catalog import remarks
 from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import NotFinite, Reward
 from scoretune.training import build, card, from_data, loop, trackers
@@ -100,7 +99,7 @@ def _built(run: Run, folder: Path, watcher: Watcher, checked: Ready | None) -> T
     torch.manual_seed(run.seed)
     watcher.stage("loading the model")
     parts = build.build(run, checked)
-    for text in remarks(parts.policy, run.model.guidance):
+    for text in parts.notes:
         watcher.note(text)
     monitor = guard.monitor(
         run.guard,

@@ -155,7 +155,8 @@ def measure(family: Family, folder: Path) -> Report:
     """One family; whatever goes wrong on the way is a finding, not a crash."""
     start, report = time.monotonic(), Report(family.name)
     try:
-        _measure(family, folder, report)
+        with family.within():
+            _measure(family, folder, report)
     except Exception as error:  # an unsound installation may raise anything
         report.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if kernel := undetermined(error):

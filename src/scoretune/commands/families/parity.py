@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ Parity = Callable[[Request], float]
 @dataclass(frozen=True)
 class Family:
     """A family of models: its miniature, what it is compared by, and what a run of it needs: it
-    may edit pictures, whose sides are then given."""
+    may edit pictures, whose sides are then given. What is measured is done `within` a context."""
 
     name: str
     build: Callable[[Path], Path]
@@ -80,6 +81,7 @@ class Family:
     settings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = words.PROMPTS
     edits: int = 0
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @torch.no_grad()
@@ -251,9 +253,18 @@ FAMILIES: tuple[Family, ...] = (
     Family("flux", flux.build, observed, ("model.guidance=3.5",)),
     Family("instruct-pix2pix", stable_diffusion.build_editor, observed, GUIDED, edits=32),
     Family("flux-kontext", flux.build_editor, observed, ("model.guidance=2.5",), edits=32),
+    Family(
+        "qwen-image-edit",
+        partial(transformers.build, "qwen-image-edit"),
+        observed,
+        GUIDED,
+        edits=32,
+        within=transformers.small_sources,
+    ),
     *(
         Family(name, partial(transformers.build, name), observed, GUIDED)
         for name in transformers.MADE
+        if name != "qwen-image-edit"
     ),
     *(Family(name, partial(videos.build, name), observed, GUIDED) for name in videos.MADE),
     Family(

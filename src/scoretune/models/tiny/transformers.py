@@ -3,7 +3,8 @@ pixels, latents of 4×4."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ WIDTH = 16
 """Of the transformers and of their text states, two heads of 8."""
 TOKENS = 12
 """How many of a prompt each reads, templates and all; Qwen-Image reads its whole template."""
+SIDE = 32
+"""Of pictures, in pixels."""
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
 LANGUAGE: dict[str, Any] = {
     "vocab_size": words.VOCABULARY,
@@ -152,11 +155,51 @@ def qwen_image() -> dict[str, Any]:
     return {**parts, "scheduler": flow(use_dynamic_shifting=True)}
 
 
+def qwen_image_edit() -> dict[str, Any]:
+    """A Qwen-Image whose Qwen2.5-VL reads pictures too, of which it makes four tokens."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from scoretune.models.tiny.picture_reader import PictureReader
+
+    tokenizer = words.tokenizer(1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    looks = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
+    parts = {"tokenizer": tokenizer, "processor": PictureReader(looks, tokenizer)}
+    return {**qwen_image(), **parts}
+
+
+@contextmanager
+def small_sources() -> Iterator[None]:
+    """Within this context Qwen-Image-Edit's call reads pictures at 32 pixels a side: it has no
+    argument for the megapixel, of which the miniature's autoencoder would be busy for minutes."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as module
+
+    whole = module.calculate_dimensions
+    module.calculate_dimensions = lambda area, ratio: whole(SIDE**2, ratio)
+    try:
+        yield
+    finally:
+        module.calculate_dimensions = whole
+
+
+MARKS = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+"""Of a Qwen2.5-VL's prompts: the first is as often there as a picture has tokens."""
+
+
 def _seeing() -> Any:
-    """A tiny Qwen2.5-VL, of which pictures read texts alone."""
+    """A tiny Qwen2.5-VL, of which Qwen-Image reads texts alone."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = {name: value for name, value in LANGUAGE.items() if name != "head_dim"}
+    text["vocab_size"] = words.VOCABULARY + len(MARKS)
+    image, video, start, end = range(words.VOCABULARY, words.VOCABULARY + 4)
     rotary = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={**text, "num_hidden_layers": 2, "rope_scaling": rotary},
@@ -166,7 +209,15 @@ def _seeing() -> Any:
             "intermediate_size": WIDTH,
             "num_heads": 2,
             "out_hidden_size": WIDTH,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "window_size": 16,
+            "fullatt_block_indexes": [0],
         },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 
@@ -313,6 +364,7 @@ def cogview_4() -> dict[str, Any]:
 
 MADE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "qwen-image": ("QwenImagePipeline", qwen_image),
+    "qwen-image-edit": ("QwenImageEditPipeline", qwen_image_edit),
     "z-image": ("ZImagePipeline", z_image),
     "flux-2-klein": ("Flux2KleinPipeline", flux_2_klein),
     "chroma": ("ChromaPipeline", chroma),
