@@ -21,12 +21,13 @@ whole UNet at 1e-5 and less)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What fits a family: pictures of `size` pixels (0: the model's own), the steps of a path and
-    of an evaluation, the scale of guidance, LoRA rank and learning rate, states in the network
-    `at_once`; `heavy` models compute activations again."""
+    """What fits a family: pictures of `size` pixels, videos of `frames` (0: the model's own), the
+    steps of a path and of an evaluation, the scale of guidance, LoRA rank and learning rate, states
+    in the network `at_once`; `heavy` models compute activations again."""
 
     source: str
-    size: int = 0
+    size: int | str = 0
+    frames: int = 0
     steps: int = 10
     evaluation: int = 50
     guidance: float | None = None
@@ -41,6 +42,7 @@ class Defaults:
     def settings(self, full: bool) -> Iterator[tuple[str, Any]]:
         """The settings by their paths; `full`: every weight is trained."""
         yield "model.size", self.size
+        yield "model.frames", self.frames
         yield "model.guidance", self.guidance
         if not full:
             yield "model.precision", self.precision
@@ -99,6 +101,30 @@ DEFAULTS: Mapping[str, Defaults] = {
     "PixArtSigmaPipeline": Defaults(source=GUIDE, steps=20, evaluation=20, guidance=4.5),
     "AuraFlowPipeline": Defaults(source=GUIDE, guidance=3.5),
     "CogView4Pipeline": Defaults(source=GUIDE, guidance=5.0),
+    "WanPipeline": Defaults(
+        source=f"{FLOW_GRPO}: general_ocr_wan2_1, scripts/train_wan2_1.py (rank)",
+        size="416x240",
+        frames=33,
+        steps=20,
+        guidance=4.5,
+        rank=32,
+        group=4,
+        at_once=8,
+    ),
+    "LTXPipeline": Defaults(
+        source="SimpleTuner's quickstart of LTX (rate 5e-5, 25 steps, scale 3)",
+        evaluation=25,
+        guidance=3.0,
+        learning_rate=5e-5,
+        group=4,
+        at_once=1,
+    ),
+    "CogVideoXPipeline": Defaults(
+        source="the pipeline's call (steps, scale), SimpleTuner's rate and rank for others",
+        guidance=6.0,
+        group=4,
+        at_once=1,
+    ),
     "LatentConsistencyModelPipeline": Defaults(
         source="the pipeline's call; the rate of ddpo-pytorch", steps=4, evaluation=4, guidance=8.5
     ),
