@@ -24,7 +24,7 @@ SHARED = {  # of each catalogue: what its entries may import, and what gathers t
     "rewards": {"cache", "weighted"},
     "models": {
         *("autoencoder", "class_labels", "compression", "export", "folders", "lora", "networks"),
-        *("lora_files", "observed", "pipelines", "recycled", "schedulers"),
+        *("lora_files", "observed", "pipelines", "recycled", "schedulers", "editing"),
     },
     "training/objectives": {"implicit", "method", "preference_losses"},
     "training/credit": {"values"},
