@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
+from scoretune.core.profiling import part
 from scoretune.core.records import Condition, joined, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate, Prediction
@@ -183,8 +184,11 @@ class Policy:
         if guided and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
         self.calls += (1 + guided * (1 if condition.blind is None else 2)) * len(x)
-        parts = [self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        with part("network"):
+            parts = [
+                self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def at_most(self, rows: int) -> int:
         """So many rows at once, or as many as the device may hold if they are fewer."""
@@ -198,7 +202,8 @@ class Policy:
         numbers = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
         texts = list(numbers)
         encode = self.backbone.encode
-        parts = [encode(texts[s]) for s in self._spans(len(texts))] or [encode(texts)]
+        with part("prompts"):
+            parts = [encode(texts[s]) for s in self._spans(len(texts))] or [encode(texts)]
         condition = parts[0] if len(parts) == 1 else Condition.joined(parts)
         if len(texts) == len(prompts):
             return condition
@@ -208,7 +213,8 @@ class Policy:
     def decode(self, x0: Tensor) -> Tensor:
         """`Backbone.decode`, counted; at most `at_once` states at a time."""
         self.decoded += len(x0)
-        return self._in_parts(self.backbone.decode, x0)
+        with part("decode"):
+            return self._in_parts(self.backbone.decode, x0)
 
     def embed(self, images: Tensor) -> Tensor:
         """`Backbone.embed`, at most `at_once` images at a time."""
@@ -240,7 +246,7 @@ class Policy:
 
     def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor:
         """The network's raw output [B, *S] in the policy's precision; counts no calls."""
-        with self._precision(x.device):
+        with part("network"), self._precision(x.device):
             return self.backbone.predict(x, t, tokens)
 
     def _precision(self, device: torch.device) -> torch.autocast:

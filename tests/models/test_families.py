@@ -27,26 +27,29 @@ from scoretune.models.base import Pipelined
 from scoretune.models.lora import adapter_state, add_adapter
 from scoretune.models.observed import Observed, of_fraction
 from scoretune.models.recycled import recycle
-from scoretune.models.tiny import transformers
+from scoretune.models.tiny import transformers, videos
 from scoretune.policy import Distilled, Policy, WithFeatures
 from scoretune.rollout import rollout
 from scoretune.training import run_folder
 
 CPU = torch.device("cpu")
 PIPELINES = tuple(each for each in parity.FAMILIES if each.name != "own")
+ROWS = transformers.MADE | videos.MADE
 QUICK = ("qwen-image",)
 """Of the families that are a row alone, what every run looks at: texts with masks, two calls, a
 guidance of its own, an autoencoder of videos. The others are slow together."""
-SLOW = ("flux-kontext",)
+SLOW = ("stable-diffusion-v", "stable-diffusion-xl", "stable-diffusion-3", "flux-kontext")
+"""Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
+TWO_READERS = ("stable-diffusion-xl", "stable-diffusion-3", "flux")
 TOLERANCE = 1e-4
 """On pictures in [0, 1], between two implementations in float32."""
 
 
 def at_its_time(family: Family) -> Any:
     """The family, among the slow tests unless it is looked at in every run."""
-    slow = family.name in (*transformers.MADE, *SLOW) and family.name not in QUICK
+    slow = family.name in (*ROWS, *SLOW) and family.name not in QUICK
     return pytest.param(family, id=family.name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -112,9 +115,9 @@ def test_what_it_is(folder, backbone):
 
 def test_every_family_has_a_miniature(tmp_path):
     """Of each family of the catalogue there is one here, and of each here one there."""
-    kinds = {kind for kind, _ in transformers.MADE.values()}
+    kinds = {kind for kind, _ in ROWS.values()}
     for family in PIPELINES:
-        if family.name not in transformers.MADE:
+        if family.name not in ROWS:
             index = family.build(tmp_path / family.name) / "model_index.json"
             kinds.add(json.loads(index.read_text())["_class_name"])
     here = {catalog.FAMILIES[kind].kinds for kind in kinds}
@@ -140,8 +143,8 @@ def test_its_pictures_are_the_pipelines(family, folder, backbone, guidance):
     assert family.parity(Request(policy, folder, family.prompts)) < TOLERANCE
 
 
-TRAINED = ("stable-diffusion", "qwen-image", "unconditional")
-"""A UNet on latents, a transformer and a UNet on pixels: trained in every run, others slowly."""
+TRAINED = ("qwen-image",)
+"""A transformer; UNets are trained in every other test of training. The others are slow here."""
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,15 @@ def test_a_lora_adapts_attention(backbone, folder):
 
 
 # ------------------------------------------------------------------------- prompts and pictures
+
+
+def test_what_is_cut_off_a_prompt_is_told(family, backbone):
+    assert not backbone.cut(["a red sea", "a sky"]) or family.name == "lumina-2"  # and its system's
+    lines = backbone.cut(["a sky", "red " * 1000])  # Qwen-Image encodes 1024, and takes 512
+    assert len(lines) == (1 if backbone.encoders else 0) or family.name in TWO_READERS
+    for line in lines:
+        tokens, reads = int(line.split()[0]), int(line.split(" reads ")[1].split()[0])
+        assert 1000 <= tokens + reads < 1100 and "\n" not in line and len(line) <= 300
 
 
 def test_prompts_are_encoded_one_by_one_as_together(family, backbone):
@@ -243,7 +255,7 @@ def test_cached_prompts_need_no_encoders(family, folder, backbone):
 def test_pictures_and_back(backbone):
     z = noise(backbone, 2).requires_grad_(True)
     images = backbone.decode(z)
-    assert images.shape[:2] == (2, 3) and images.dtype == torch.float32
+    assert images.shape[0] == 2 and images.shape[-3] == 3 and images.dtype == torch.float32
     assert float(images.detach().min()) >= 0 and float(images.detach().max()) <= 1
     (slope,) = torch.autograd.grad(images.sum(), z)
     assert float(slope.abs().sum()) > 0

@@ -124,3 +124,12 @@ def test_the_table_names_families_and_settings_that_there_are(tmp_path):
             values = dict(leaves(run.model_dump()))
             assert {path: values[path] for path in settings} == settings
         assert defaults.source and defaults.learning_rate <= 3e-4
+
+
+def test_a_hub_id_that_nothing_tells_of_is_said_to_keep_the_recipes_settings(command):
+    source = "model.source=nobody/nothing-of-that-name"
+    (line,) = overrides.unusual(settings_file.named("ddpo", [source]))
+    assert "nobody/nothing-of-that-name is not in the cache" in line and "\n" not in line
+    done = command("show", "ddpo", source)
+    assert done.code == 0 and done.err.count("nobody/nothing-of-that-name") == 1
+    assert not command("show", "ddpo").err

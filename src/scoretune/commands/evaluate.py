@@ -59,10 +59,10 @@ def measure_run(
     if features is not None:
         raise UserError("--features is for networks that learned from data: leave it out")
     policy = load(folder, distributed.device())
-    for line in remarks(policy, run.model.guidance):
-        typer.echo(f"note: {line}", err=True)
     held_out = held_out_prompts(run) if prompts is None else read_prompts(prompts)
     check_pictures(policy.backbone, held_out.texts)
+    for line in remarks(policy, run.model.guidance, held_out.texts):
+        typer.echo(f"note: {line}", err=True)
     measured = measured_run(run, policy, held_out, named_reward(run.reward))
     return evaluation_line(
         measured,

@@ -120,9 +120,11 @@ def show(
 ) -> None:
     """Print a recipe's settings, changed as `train` would change them."""
     from scoretune.core.config import leaves
-    from scoretune.training import settings_file
+    from scoretune.training import overrides, settings_file
 
     settings = settings_file.named(recipe, changes or [])
+    if note := overrides.unread_hub_id(settings.model.source, settings.model.revision):
+        typer.echo(f"note: {note}", err=True)
     if origins:
         whence = settings_file.origins(recipe, changes or [])
         for path, value in leaves(settings.model_dump()):

@@ -51,6 +51,19 @@ def pipeline_class(source: str, revision: str | None = None) -> str | None:
     return None if small or not isinstance(named, str) else named
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source has the form ORG/NAME, and is no path."""
+    return source.count("/") == 1 and not hub.is_local(source) and ":" not in source
+
+
+def is_described(source: str, revision: str | None = None) -> bool:
+    """Whether the index of a hub id is in the cache, or could be downloaded."""
+    try:
+        return (_cached(source, revision) / INDEX).is_file()
+    except (OSError, UserError):
+        return False
+
+
 def _cached(source: str, revision: str | None) -> Path:
     """The folder of a hub id in this machine's cache, its index downloaded where it was not."""
     from huggingface_hub import hf_hub_download
@@ -59,6 +72,6 @@ def _cached(source: str, revision: str | None) -> Path:
         index = hf_hub_download(source, INDEX, revision=revision, local_files_only=here)
         return Path(index).parent
 
-    if source.count("/") != 1 or hub.is_local(source):
+    if not is_hub_id(source):
         raise FileNotFoundError(source)
     return hub.offline_first(source, "a diffusers pipeline", load, setting="model.source")

@@ -224,7 +224,8 @@ class Trajectory(Record):
     a reference also: the pretrained policy's `reference_data` [N, B, *S] and the squared distance
     of the estimates, `moved_sq` [N, B]. A stochastic path has `log_probs` [N, B]. `features`
     [N, B, F] are what a critic may share. `noisy` [N] says which steps had noise, None that all or
-    none had; only those have a log-probability and, where a window chose them, a KL.
+    none had; only those have a log-probability and, where a window chose them, a KL. `final_slope`
+    [B, *S] is the reward's gradient at the finished samples, where scoring them has found it.
     """
 
     states: Tensor
@@ -241,6 +242,7 @@ class Trajectory(Record):
     moved_sq: Tensor | None = None
     features: Tensor | None = None
     noisy: Tensor | None = None
+    final_slope: Tensor | None = None
 
     @property
     def kl_weights(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,7 @@ class Resolved:
                     "shape": below.shape,
                     "prediction": below.prediction,
                     "size": model.size or below.size,
+                    "frames": model.frames or below.frames,
                     "without": (*below.without, *model.without),
                     "process": model.process or below.process,
                 }
@@ -188,6 +190,7 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         revision=model.revision,
         dtype=dtype,
         size=model.size,
+        frames=model.frames,
         without=model.without,
         loader=loader,
     )
@@ -238,6 +241,11 @@ def apply_run(network: nn.Module, run: FinishedRun) -> None:
 def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     """Refuse a pipeline whose network is of another family, and say which that is."""
     _, network = index.get("unet") or index.get("transformer") or (None, None)
+    if index.get("transformer_2") not in (None, [None, None]):
+        raise UserError(
+            f"{where!r} has two networks, each for a part of the time (as Wan 2.2 14B), and this "
+            "version fine-tunes one: give a model of one network, as Wan 2.1 or Wan 2.2 TI2V 5B"
+        )
     if network in FAMILIES[kind].networks or network is None:
         return
     fitting = [name for name, family in FAMILIES.items() if network in family.networks]
@@ -267,11 +275,12 @@ def guidance_of(policy: Policy) -> float:
     return base.scale if isinstance(base, Distilled) else policy.guidance
 
 
-def remarks(policy: Policy, guidance: float | None) -> tuple[str, ...]:
+def remarks(policy: Policy, guidance: float | None, prompts: Iterable[str] = ()) -> tuple[str, ...]:
     """What people should know of how a model was loaded and is used, a line each; `guidance` is
-    what the settings say, None for nothing."""
+    what the settings say, None for nothing. Of `prompts` the longest is read once, for what is cut
+    off it."""
     base = inner(policy.backbone)
-    notes = base.notes if isinstance(base, Pipelined) else ()
+    notes = (*base.notes, *base.cut(prompts)) if isinstance(base, Pipelined) else ()
     own = deployment_of(base)
     unguided = guidance is None and policy.guidance == 1.0 and not isinstance(base, Distilled)
     if own is None or not unguided or not own.guidance or own.guidance <= 1:

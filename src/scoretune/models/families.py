@@ -14,6 +14,9 @@
     InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
     FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
     Qwen-Image-Edit   t                  two calls, rescaled   patches as tokens, the picture's too
+    Wan               1000·t             two calls             videos as they are
+    LTX               1000·t             one batch             places of videos as tokens
+    CogVideoX         a table's index    one batch             frames before channels
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
 FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not:
@@ -35,6 +38,7 @@ from scoretune.models.lora import ATTENTION
 from scoretune.models.observed import (
     LIST,
     PATCHES,
+    TIME_FIRST,
     TIMES,
     TOKENS,
     Observed,
@@ -108,6 +112,15 @@ def _before_shift(model: Observed, label: Tensor) -> Tensor:
         factor = mu if config.time_shift_type == "linear" else math.exp(mu)
     time: Tensor = TIMES / (1 + factor * (TIMES / label - 1))
     return time
+
+
+def _of_places(model: Observed, label: Tensor) -> Tensor:
+    """The scheduler's time; of Wan 2.2 5B for each of the network's places, [B, Thw/4]."""
+    pipeline: Any = model.pipeline
+    if not pipeline.config.expand_timesteps:
+        return label
+    frames, rows, columns = model.shape[1:]
+    return label[:, None].expand(-1, frames * (rows // 2) * (columns // 2))
 
 
 def _as_large(model: Observed) -> dict[str, Any]:
@@ -290,6 +303,32 @@ ROWS = (
         masked=False,
         clock=_before_shift,
         arguments=lambda pipeline: _longest(pipeline, 1024),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="WanPipeline",
+        networks=("WanTransformer3DModel",),
+        clock=_of_places,
+        prepare=_flow,
+        unprompted="second",
+        side="832x480",
+        arguments=lambda pipeline: _longest(pipeline, 512),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="LTXPipeline",
+        networks=("LTXVideoTransformer3DModel",),
+        layout=TOKENS,
+        prepare=_flow,
+        side="704x512",
+        arguments=lambda pipeline: _longest(pipeline, 128),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="CogVideoXPipeline",
+        networks=("CogVideoXTransformer3DModel",),
+        layout=TIME_FIRST,
+        arguments=lambda pipeline: _longest(pipeline, 226),
         needed=("text_encoder",),
     ),
 )

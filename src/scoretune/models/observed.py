@@ -26,6 +26,7 @@ from scoretune.models.base import Pipelined, Told, default_argument
 from scoretune.models.lora import ATTENTION
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import copied, schedule_of, taking, times_along
+from scoretune.models.videos import draws_videos, usual_frames
 from scoretune.policy import Deployment
 
 MASK = ":mask"
@@ -42,8 +43,8 @@ GUIDED = 2.0
 
 @dataclass(frozen=True)
 class Layout:
-    """How latents [B, C, h, w] go into a denoiser, and its output out of it; `pack` squares of a
-    side of `patch` become the channels of one place."""
+    """How latents [B, C, h, w], of videos [B, C, T, h, w], go into a denoiser, and its output out
+    of it; `pack` squares of a side of `patch` become the channels of one place."""
 
     pack: Callable[[Tensor], Any]
     unpack: Callable[[Any, Tensor], Tensor]
@@ -53,11 +54,15 @@ class Layout:
 PLANE = Layout(lambda x: x, lambda output, x: output[:, : x.shape[1]])
 """As they are; of a network that also predicts its variance, the first half of the channels."""
 TOKENS = Layout(lambda x: x.flatten(2).mT, lambda output, x: output.mT.unflatten(2, x.shape[2:]))
-"""A token for each place, [B, hw, C]."""
+"""A token for each place, [B, hw, C] or [B, Thw, C]."""
 LIST = Layout(
     lambda x: list(x[:, :, None].unbind()), lambda output, x: torch.stack([*output])[:, :, 0]
 )
 """A list of single frames [C, 1, h, w]."""
+
+
+TIME_FIRST = Layout(lambda x: x.transpose(1, 2), lambda output, x: output.transpose(1, 2))
+"""Frames before channels, [B, T, C, h, w]."""
 
 
 def _from_patches(output: Tensor, x: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ class Row:
     sees: bool = False
     image_scale: str = ""
     prepare: Callable[[str, Any], None] = lambda source, pipeline: None
-    side: int = 0
+    side: int | str = 0
     targets: tuple[str, ...] = ATTENTION
     needed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -162,6 +167,8 @@ class Row:
             side=self.side,
             pictures=2 if self.edits and self.layout is PLANE else 1,
         )
+        if draws_videos(pipeline):
+            shape = (shape[0], usual_frames(pipeline), *shape[1:])
         by_picture = default_argument(pipeline, self.image_scale) or 1.0
         schedule = schedule_of(source, pipeline.scheduler)
         return model(pipeline, schedule, shape, row=self, image_guidance=float(by_picture))
@@ -258,9 +265,11 @@ class Observed(Pipelined):
 
     @property
     def sides(self) -> dict[str, int]:
-        """Height and width of the pictures in pixels, as the pipeline's call takes them."""
+        """Height and width of the pictures in pixels, and how many frames videos have, as the
+        pipeline's call takes them."""
         height, width = (side * self.factor for side in self.shape[-2:])
-        return {"height": height, "width": width}
+        frames = {"num_frames": self.frames} if self.frames else {}
+        return {"height": height, "width": width, **frames}
 
     @property
     def edited_sides(self) -> dict[str, int] | None:

@@ -17,6 +17,7 @@ from scoretune.data.scenes import world
 from scoretune.rewards import (
     aesthetic,
     clip,
+    frames,
     image_reward,
     ocr,
     pixels,
@@ -24,9 +25,11 @@ from scoretune.rewards import (
     reward_model,
     scene_edit,
     source_closeness,
+    temporal_flickering,
     vlm,
 )
 from scoretune.rewards.base import Fingerprinted, Reward
+from scoretune.rewards.frames import OnFrames
 from scoretune.rewards.remote import client, isolated
 from scoretune.rewards.weighted import Part, Weighted
 
@@ -65,8 +68,9 @@ def _scene_edit() -> Reward:
 # int, float, bool, Literal, tuple[str, ...] or one of these | None) and whose __call__ takes
 # (images, prompts); import it above with the others and add one line `"name": name.Class` here.
 # Constructing must be cheap: networks are loaded at the first call. A function that returns a
-# reward will do as well; its parameters are the settings. `http://…` alone is `server(url=…)`, and
-# a folder that `train reward` made is `reward_model(folder=…)`.
+# reward will do as well; its parameters are the settings, beside which every reward has `frames`.
+# `http://…` alone is `server(url=…)`, and a folder that `train reward` made is
+# `reward_model(folder=…)`.
 REWARDS: dict[str, Callable[..., Reward]] = {
     "reader": _reader,
     "compressibility": pixels.Compressibility,
@@ -74,6 +78,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": lambda: pixels.brightness,
     "source_closeness": lambda: source_closeness.source_closeness,
     "scene_edit": _scene_edit,
+    "temporal_flickering": lambda: temporal_flickering.temporal_flickering,
     "clip": clip.Clip,
     "pickscore": clip.PickScore,
     "hpsv2": clip.HpsV2,
@@ -92,6 +97,7 @@ BEFORE_MINUS = (
     "brightness",
     "source_closeness",
     "scene_edit",
+    "temporal_flickering",
 )
 """The names after which a hyphen without spaces is a minus and no part of a module's name."""
 
@@ -140,7 +146,11 @@ def fingerprint(text: str, reward: Reward) -> dict[str, Any]:
 
 
 def _identity(text: str, reward: Reward) -> dict[str, Any]:
-    """The class of one part with its settings, or with the hash of its source."""
+    """The class of one part with its settings, or with the hash of its source, and the frames that
+    it is shown of videos, where that is set."""
+    if isinstance(reward, OnFrames):
+        bare = frames.split(text)[0]
+        return _identity(bare, reward.reward) | {"frames": reward.frames}
     call = _call(text)
     kind = reward if inspect.isfunction(reward) else type(reward)
     identity: dict[str, Any] = {"class": f"{kind.__module__}:{kind.__qualname__}"}
@@ -155,8 +165,17 @@ def _identity(text: str, reward: Reward) -> dict[str, Any]:
 
 def _single(text: str) -> Reward:
     """The reward of one term."""
+    bare, shown = (text, None) if reward_model.is_reward_model(text) else frames.split(text)
+    if shown is not None:
+        return OnFrames(_single(bare), bare, shown)
     call = _call(text)
     if call is None:
+        name, bracket, _ = text.partition("(")
+        if bracket:
+            raise UserError(
+                f"reward {name!r} is a function of yours, whose only setting is frames: leave the "
+                "brackets out"
+            )
         function = resolve.imported("reward", text)
         if isinstance(function, type):
             raise UserError(

@@ -34,7 +34,7 @@ from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
 from scoretune.models import quantized, score_network, user_module
 from scoretune.models.base import Pipelined
-from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, resolve
+from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
 from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
@@ -77,6 +77,8 @@ class Parts(Learner):
 
     reward: Reward
     held_out: Prompts
+    notes: tuple[str, ...] = ()
+    """What people should know of how the model was loaded and is used, a line each."""
 
 
 def check(run: Run) -> Checked:
@@ -139,9 +141,11 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         engine.be_deterministic()
     device = distributed.device()
     policy = build_policy(run, device)
-    check_pictures(policy.backbone, [*checked.prompts.texts, *checked.held_out.texts])
+    texts = [*checked.prompts.texts, *checked.held_out.texts]
+    check_pictures(policy.backbone, texts)
+    notes = remarks(policy, run.model.guidance, texts)  # while there are encoders
     if run.hardware.cache_prompts:
-        engine.cache_prompts(policy, [*checked.prompts.texts, *checked.held_out.texts])
+        engine.cache_prompts(policy, texts)
     return Parts(
         policy=policy,
         method=build_method(run, policy, checked),
@@ -151,6 +155,7 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
         ),
         reward=checked.reward,
         held_out=checked.held_out,
+        notes=notes,
     )
 
 

@@ -154,12 +154,23 @@ def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(path, value) for path, value in settings.items() if path not in kept]
 
 
+def unread_hub_id(source: str, revision: str | None = None) -> str:
+    """A line on a hub id whose family nothing tells here; empty for all else."""
+    if model_folder.is_hub_id(source) and not model_folder.is_described(source, revision):
+        return (
+            f"{source} is not in the cache and the hub did not answer: its family is not known, so "
+            "that all settings are the recipe's, which are for a miniature"
+        )
+    return ""
+
+
 def unusual(run: Run) -> list[str]:
     """A line for each setting that is an order of magnitude from what fits the model's family."""
     model = {"model.source": run.model.source, "model.revision": run.model.revision}
     defaults, values = family_of(run, model), dict(leaves(run.model_dump()))
     if defaults is None:
-        return []
+        unread_line = unread_hub_id(run.model.source, run.model.revision)
+        return [unread_line] if unread_line else []
     return [
         f"{path}={values[path]:g} is {values[path] / fitting:.2g} times the {fitting:g} that fits "
         f"this family ({defaults.source})"

@@ -34,6 +34,7 @@ from scoretune.models.tiny import (
     stable_diffusion_xl,
     transformers,
     unconditional,
+    videos,
     words,
 )
 from scoretune.policy import Policy
@@ -85,13 +86,16 @@ class Family:
 
 @torch.no_grad()
 def observed(request: Request) -> float:
-    """Text to pictures of two shapes by the pipeline's own call, with guidance and without: from
-    the state that it shows its denoiser first, at the times that it took."""
+    """Text to pictures of two shapes, or videos of two and of two lengths, by the pipeline's own
+    call, with guidance and without: from the state that it shows its denoiser first, at the times
+    that it took."""
     backbone, pipe = cast(Observed, inner(request.policy.backbone)), _pipeline(request)
     _first_order(pipe, backbone.process)
-    channels, height, width = backbone.shape
-    asked = itertools.product((1, request.guidance), ((height, width), (height, 2 * width)))
-    return max(_observed(request, pipe, scale, (channels, *sides)) for scale, sides in asked)
+    channels, *frames, height, width = backbone.shape
+    fewer = [count - 1 for count in frames]
+    shapes = ((channels, *frames, height, width), (channels, *fewer, height, 2 * width))
+    asked = itertools.product((1, request.guidance), shapes)
+    return max(_observed(request, pipe, scale, shape) for scale, shape in asked)
 
 
 def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...]) -> float:
@@ -127,6 +131,8 @@ def _first_order(pipe: Any, process: Process) -> None:
     """The solver of first order, where the pipeline has another."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    if type(pipe.scheduler).__name__ == "CogVideoXDDIMScheduler":  # its table is no other's
+        return
     if isinstance(process, Tabulated):
         _ddim(pipe)
     elif type(pipe.scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
@@ -225,7 +231,8 @@ def _ours(request: Request, times: Tensor, solver: str) -> Tensor:
 
 
 def _pictures(output: Any) -> Tensor:
-    return torch.from_numpy(output.images).permute(0, 3, 1, 2)
+    """[B, 3, H, W], or videos [B, T, 3, H, W]."""
+    return torch.from_numpy(output[0]).movedim(-1, -3)
 
 
 def _largest_difference(mine: Tensor, theirs: Tensor) -> float:
@@ -259,6 +266,7 @@ FAMILIES: tuple[Family, ...] = (
         for name in transformers.MADE
         if name != "qwen-image-edit"
     ),
+    *(Family(name, partial(videos.build, name), observed, GUIDED) for name in videos.MADE),
     Family(
         "latent-consistency",
         latent_consistency.build,

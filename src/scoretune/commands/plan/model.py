@@ -142,7 +142,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
 def _pictures(policy: Policy) -> tuple[int, Curve]:
     """Bytes of a picture, and the costs of decoding without gradient."""
     decode, shape = policy.backbone.decode, policy.backbone.shape
-    if len(shape) != 3:  # a point or a series is what it is
+    if len(shape) < 3:  # a point or a series is what it is
         return 4 * math.prod(shape), NOTHING
     with torch.no_grad():
         return 4 * decode(_states(policy, 1)).numel(), curve(lambda n: decode(_states(policy, n)))
@@ -239,7 +239,7 @@ def _passed_back(
 
     def value(rows: int) -> None:
         place = _states(policy, rows).requires_grad_()
-        output = _predicted(policy, place.repeat(guided, 1, 1, 1), condition)
+        output = _predicted(policy, place.repeat(guided, *[1] * (place.dim() - 1)), condition)
         data = torch.stack(output.float().chunk(guided)).sum(0)
         torch.autograd.grad(backbone.decode(data).sum(), place)
 

@@ -11,6 +11,7 @@ import torch
 
 from scoretune.commands.plan.counts import Facts, costs_of, one_update, training, warm_up
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
+from scoretune.commands.plan.fitting import as_numbers, fitted
 from scoretune.commands.plan.memory import elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, calls_a_state, model_of
 from scoretune.commands.plan.suggestions import suggestions
@@ -154,7 +155,12 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
     one = run.model_copy(update={"sizes": sizes})
     by_phase = phases(one, model, facts, -(-held_out // processes))
     worst, most = peak(by_phase)
+    fit = {}
+    if run.hardware.memory is not None:
+        fits = fitted(one, model, facts, -(-held_out // processes))
+        fit = {"fit": as_numbers(fits, facts, -(-held_out // processes))}
     return {
+        **fit,
         "peak": most,
         "phase": worst,
         "phases": by_phase,

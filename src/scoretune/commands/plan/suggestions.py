@@ -56,9 +56,9 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
         if not machine.decode_batch or batch < machine.decode_batch:
             yield of(f"hardware.decode_batch={batch}")
     cached = changed(run, ["hardware.cache_prompts=true"])
-    if model.encoders and not machine.cache_prompts and _suits(cached):
+    if model.encoders and not machine.cache_prompts and suits(cached):
         yield of("hardware.cache_prompts=true")
-    if not machine.offload_paths and _suits(changed(run, ["hardware.offload_paths=true"])):
+    if not machine.offload_paths and suits(changed(run, ["hardware.offload_paths=true"])):
         yield of("hardware.offload_paths=true")
     if run.sizes.share > 0.5 and "sizes.share" not in unread(run):
         yield of("sizes.share=0.5")
@@ -69,10 +69,10 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
         # A likelihood ratio is near 1, where bfloat16 has steps of 1/128 and float16 of 1/1024.
         ratios = costs_of(run, facts.differentiable).ratios
         name, half, _ = of(f"model.precision={'fp16' if ratios else 'bf16'}")
-        yield name, half, _half(model)
+        yield name, half, halved(model)
 
 
-def _suits(run: Run) -> bool:
+def suits(run: Run) -> bool:
     """Whether the objective of a run takes its other settings."""
     try:
         KINDS[run.objective.kind].check(run.objective, context_of(run))
@@ -89,7 +89,7 @@ def _lower_rank(model: Model, before: int, after: int) -> Model:
     return replace(model, parts=parts, trained_bytes=round(kept), sizes=sizes)
 
 
-def _half(model: Model) -> Model:
+def halved(model: Model) -> Model:
     """Roughly what half precision makes of a model: weights and activations take half."""
 
     def half(one: Curve) -> Curve:

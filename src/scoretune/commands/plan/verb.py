@@ -121,7 +121,23 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     if memory["elsewhere"]:
         lines.append(("", f"and {_bytes(memory['elsewhere'])} of paths in the computer's memory"))
     lower = ", ".join(f"{name} → {_bytes(size)}" for name, size in memory["knobs"].items())
-    return [*lines, ("to lower it", lower or "nothing that this plan knows of")]
+    lines.append(("to lower it", lower or "nothing that this plan knows of"))
+    return [*lines, *_fit(memory["fit"])] if "fit" in memory else lines
+
+
+def _fit(fit: dict[str, Any]) -> list[tuple[str, str]]:
+    """Settings with which the run fits a device, and what each of them costs."""
+    device, settings = f"{fit['memory'] / 1e9:g} GB", fit["settings"]
+    peak = f"{_bytes(fit['peak'])} while {PHASES[fit['phase']]}"
+    room = "a tenth is left for what is not counted"
+    if not settings and fit["fits"]:
+        return [(device, f"fits as it is ({room})")]
+    lines = [("", f"{name}: {cost}") for name, cost in settings.items()]
+    if not fit["fits"]:
+        said = f"does not fit: {peak} with all of these; lower model.size or model.rank too"
+    else:
+        said = f"fits with {' '.join(settings)}: {peak} ({room})"
+    return [(device, said), *lines]
 
 
 def _time(time: dict[str, Any]) -> str:

@@ -37,13 +37,18 @@ LANGUAGE: dict[str, Any] = {
 
 def build(name: str, folder: Path, seed: int = 0) -> Path:
     """Save the pipeline of a family in a folder; returns the folder."""
-    import diffusers
-
     torch.manual_seed(seed)
     kind, make = MADE[name]
-    parts = make()
+    return saved(kind, make(), folder)
+
+
+def saved(kind: str, parts: dict[str, Any], folder: Path, **noted: int) -> Path:
+    """Save a pipeline of these parts, whose network notes how large it draws and how much it
+    reads; returns the folder."""
+    import diffusers
+
     network = jittered(parts["transformer"], 0.1).eval()
-    network.register_to_config(_max_sequence_length=TOKENS, _sample_size=4)
+    network.register_to_config(_max_sequence_length=TOKENS, _sample_size=4, **noted)
     for name in ("text_encoder", "vae"):
         parts[name].eval()
     parts = {"scheduler": flow(), "tokenizer": reader(), **parts}
@@ -305,7 +310,6 @@ def pixart_sigma() -> dict[str, Any]:
 
 def aura_flow() -> dict[str, Any]:
     from diffusers import AuraFlowTransformer2DModel
-    from transformers import UMT5Config, UMT5EncoderModel
 
     network = AuraFlowTransformer2DModel(
         sample_size=4,
@@ -318,12 +322,17 @@ def aura_flow() -> dict[str, Any]:
         pos_embed_max_size=64,
         **HEADS,
     )
-    encoder = UMT5EncoderModel(
+    return {"transformer": network, "vae": autoencoder(), "text_encoder": umt5()}
+
+
+def umt5() -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
         UMT5Config(
             vocab_size=words.VOCABULARY, d_model=WIDTH, d_kv=4, d_ff=8, num_layers=1, num_heads=2
         )
     )
-    return {"transformer": network, "vae": autoencoder(), "text_encoder": encoder}
 
 
 def cogview_4() -> dict[str, Any]:
