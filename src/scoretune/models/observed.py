@@ -397,11 +397,22 @@ class Observed(Pipelined):
     def deployed_times(self, steps: int) -> Tensor:
         """The times [N+1] along which the pipeline itself would step, from a call of its own; of a
         UNet, a noise table and a model without weights, from the scheduler's config."""
-        if not self._steps_itself or self.device.type == "meta":
+        if not self._steps_itself:
             return super().deployed_times(steps)
+        if self.device.type == "meta":
+            return self._undrawn_times(steps)
         with torch.no_grad(), self._encoding(), taking(self.pipeline.scheduler, steps):
             scheduler = self.asked([""], num_inference_steps=steps, **self._scale(guided=False))[1]
         return times_along(self.schedule, scheduler, steps)
+
+    def _undrawn_times(self, steps: int) -> Tensor:
+        """The times of a model without weights; a shift that its call would work out from the size
+        is the scheduler's smallest, which changes no number of steps."""
+        own = copied(self.pipeline.scheduler)
+        shifts = bool(own.config.get("use_dynamic_shifting"))
+        with taking(own, steps):
+            own.set_timesteps(steps, **({"mu": own.config.base_shift} if shifts else {}))
+        return times_along(self.schedule, own, steps)
 
     # ------------------------------------------------------------------------- the denoiser
 
