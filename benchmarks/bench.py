@@ -24,6 +24,7 @@ import torch
 
 import peers
 from scoretune import recipes
+from scoretune.commands.profile.measure import measured
 from scoretune.core import config
 from scoretune.core.records import PairExamples, joined
 from scoretune.rollout import prior
@@ -103,6 +104,14 @@ def update(parts: Parts) -> Callable[[], None]:
         )
 
     return work
+
+
+def shares(run: config.Run) -> dict[str, float]:
+    """What each part takes of an update, by torch's profiler."""
+    profile = measured(run)
+    return {
+        f"{run.recipe}_share_{name}": round(profile.share(name), 4) for name in profile.record.parts
+    }
 
 
 BATCH = ["sizes.prompts=32", "sizes.group=1", "sizes.share=0.8", "objective.kl_weight=0.003"]
@@ -233,6 +242,7 @@ def main() -> None:
         ratios = paired_ratio(update(parts), bare(parts, run), arguments.pairs)
         results[f"{recipe}_update_over_networks"] = round(statistics.median(ratios), 3)
         results[f"{recipe}_update_over_networks_max"] = round(max(ratios), 3)
+        results |= shares(run)
     for form, changes in FORMS.items():
         ratios = over_ddpo(changes, arguments.pairs)
         results[f"score_as_action_{form}_over_ddpo"] = round(statistics.median(ratios), 3)

@@ -33,6 +33,7 @@ from scoretune.rollout import deterministic, prior, rollout
 from scoretune.training import overrides
 from scoretune.training.build import build_policy
 from scoretune.training.objectives.policy_gradient import PolicyGradient
+from slow_cases import slow
 
 NOISY: list[Kernel] = [
     GDDIM(0.5),
@@ -43,8 +44,6 @@ NOISY: list[Kernel] = [
     EulerMaruyama(Memoryless()),
 ]
 PROMPTS = ["a red seven", "two fives", "a three left of a nine", "an eight and a four"]
-every_noisy_kernel = pytest.mark.parametrize("kernel", NOISY, ids=str)
-both_models = pytest.mark.parametrize("model", ["shipped", "toy"])
 
 
 def stirred(network: torch.nn.Module, size: float = 0.05) -> None:
@@ -93,9 +92,20 @@ def judged(policy: Policy, path, rows: slice) -> Tensor:
 # ---------------------------------------------------------------------------- ratio one
 
 
-@both_models
+TWO = (GDDIM(1.0), EulerMaruyama(Memoryless()))
+"""Kernels under which the shipped network, too, is looked at in every run; the others slowly."""
+every_model = pytest.mark.parametrize(
+    ("model", "kernel"),
+    [
+        *(("toy", kernel) for kernel in NOISY),
+        *(("shipped", kernel) if kernel in TWO else slow("shipped", kernel) for kernel in NOISY),
+    ],
+    ids=str,
+)
+
+
+@every_model
 @pytest.mark.parametrize("batch", [1, 32])
-@every_noisy_kernel
 def test_an_unchanged_policy_has_ratio_exactly_one(policy_of, model, kernel, batch):
     policy = policy_of(model, kernel)
     path = acted(policy, batch, steps=4)
@@ -103,8 +113,7 @@ def test_an_unchanged_policy_has_ratio_exactly_one(policy_of, model, kernel, bat
     assert float((judged(policy, path, slice(None)) - path.log_probs).abs().max()) == 0.0
 
 
-@both_models
-@every_noisy_kernel
+@every_model
 def test_the_ratio_does_not_depend_on_the_batch_size(policy_of, model, kernel):
     policy = policy_of(model, kernel)
     path = acted(policy, 32, steps=4)
@@ -325,6 +334,7 @@ def test_an_unknown_solver_is_named(policy_of):
         )
 
 
+@pytest.mark.slow  # of every family in `models/test_families.py`
 def test_half_precision_acts_and_judges_alike():
     """bf16 weights: log-probabilities are float32, and the ratio to itself is still exactly 1."""
     run = overrides.changed(recipes.named("ddpo"), ["model.precision=bf16", "model.rank=4"])

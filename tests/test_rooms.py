@@ -21,10 +21,10 @@ HEAVY = {
 }
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "scoretune"
 SHARED = {  # of each catalogue: what its entries may import, and what gathers them
-    "rewards": {"cache", "weighted"},
+    "rewards": {"cache", "frames", "weighted"},
     "models": {
         *("autoencoder", "class_labels", "compression", "export", "folders", "lora", "networks"),
-        *("lora_files", "observed", "pipelines", "recycled", "schedulers"),
+        *("lora_files", "observed", "pipelines", "recycled", "schedulers", "videos"),
     },
     "training/objectives": {"implicit", "method", "preference_losses"},
     "training/credit": {"values"},

@@ -19,6 +19,7 @@ from scoretune.commands.feedback import verb as feedback
 from scoretune.commands.gap import verb as gap
 from scoretune.commands.plan import verb as plan
 from scoretune.commands.pretrain import verb as pretrain
+from scoretune.commands.profile import verb as profile
 from scoretune.commands.reproduce import verb as reproduce
 from scoretune.commands.rpo import verb as rpo
 from scoretune.commands.runs import verb as runs
@@ -38,6 +39,7 @@ app.command()(train.show)
 app.command()(rpo.rpo)
 app.command()(prefer_text.prefer_text)
 app.command()(plan.plan)
+app.command()(profile.profile)
 app.command()(sweep.sweep)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)

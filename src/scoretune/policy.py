@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError
+from scoretune.core.profiling import part
 from scoretune.core.records import Condition, joined, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate, Prediction
@@ -179,11 +180,15 @@ class Policy:
         return self.backbone
 
     def _ask(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        self.calls += self._calls_per_state * len(x)
-        if self._calls_per_state > 1 and condition.null is None:
+        guided = self.guidance != 1.0
+        if guided and condition.null is None:
             raise UserError("guidance needs an empty prompt, which this model has not: use 1.0")
-        parts = [self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.calls += (1 + guided * (1 if condition.blind is None else 2)) * len(x)
+        with part("network"):
+            parts = [
+                self._guided(predict, x[s], t[s], condition.take(s)) for s in self._spans(len(x))
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def at_most(self, rows: int) -> int:
         """So many rows at once, or as many as the device may hold if they are fewer."""
@@ -197,7 +202,8 @@ class Policy:
         numbers = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
         texts = list(numbers)
         encode = self.backbone.encode
-        parts = [encode(texts[s]) for s in self._spans(len(texts))] or [encode(texts)]
+        with part("prompts"):
+            parts = [encode(texts[s]) for s in self._spans(len(texts))] or [encode(texts)]
         condition = parts[0] if len(parts) == 1 else Condition.joined(parts)
         if len(texts) == len(prompts):
             return condition
@@ -207,7 +213,8 @@ class Policy:
     def decode(self, x0: Tensor) -> Tensor:
         """`Backbone.decode`, counted; at most `at_once` states at a time."""
         self.decoded += len(x0)
-        return self._in_parts(self.backbone.decode, x0)
+        with part("decode"):
+            return self._in_parts(self.backbone.decode, x0)
 
     def embed(self, images: Tensor) -> Tensor:
         """`Backbone.embed`, at most `at_once` images at a time."""
@@ -217,30 +224,29 @@ class Policy:
         parts = [change(x[s]) for s in self._spans(len(x))] or [change(x)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @property
-    def _calls_per_state(self) -> int:
-        """How many network evaluations a state takes."""
-        return 1 if self.guidance == 1.0 else 2
-
     def _guided(self, predict: Predict, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         tokens = condition.tokens
         with self._precision(x.device):
-            if condition.null is None or self._calls_per_state == 1:
+            if condition.null is None or self.guidance == 1.0:
                 return predict(x, t, tokens)
+            twins = condition.twins
             if condition.in_one_batch:
-                both = joined([condition.unprompted, tokens])
-                output = predict(x.repeat(2, *[1] * (x.dim() - 1)), t.repeat(2), both)
-                free, bound = wide(output).chunk(2)
+                all_of_it, count = joined([*twins, tokens]), len(twins) + 1
+                output = predict(x.repeat(count, *[1] * (x.dim() - 1)), t.repeat(count), all_of_it)
+                *blind, free, bound = wide(output).chunk(count)
             else:  # texts of two lengths that no mask tells apart
                 bound = wide(predict(x, t, tokens))
-                free = wide(predict(x, t, condition.unprompted))
+                *blind, free = (wide(predict(x, t, twin)) for twin in twins)
         if isinstance(self.backbone, Guiding):
             return self.backbone.guided(free, bound, self.guidance)
-        return free + self.guidance * (bound - free)
+        guided = free + self.guidance * (bound - free)
+        return (
+            guided_by_picture(guided, free, blind[0], condition.image_guidance) if blind else guided
+        )
 
     def predict(self, x: Tensor, t: Tensor, tokens: Any) -> Tensor:
         """The network's raw output [B, *S] in the policy's precision; counts no calls."""
-        with self._precision(x.device):
+        with part("network"), self._precision(x.device):
             return self.backbone.predict(x, t, tokens)
 
     def _precision(self, device: torch.device) -> torch.autocast:
@@ -296,6 +302,12 @@ class Policy:
             )
         with switched(layers, [True] * len(layers)):
             yield
+
+
+def guided_by_picture(guided: Tensor, free: Tensor, blind: Tensor, scale: float) -> Tensor:
+    """e(∅, ∅) + s_I (e(c_I, ∅) − e(∅, ∅)) + s_T (e(c_I, c_T) − e(c_I, ∅)), arXiv 2211.09800 eq. 3,
+    of `guided` by the text, `free` of it and `blind` to the picture as well."""
+    return guided + (scale - 1) * (free - blind)
 
 
 class Adapter(nn.Module):

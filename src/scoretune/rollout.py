@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from scoretune.core import profiling
 from scoretune.core.errors import user_errors
 from scoretune.core.records import Condition, Trajectory
 from scoretune.diffusion.estimates import Estimate
@@ -112,8 +113,9 @@ def rollout(
         x = x[0]
     x, columns = x.to(device), torch.cat([times[:, None], nodes], 1).to(device)
     times, nodes = columns[:, 0], columns[:, 1:]
-    acted = act(policy, condition, nodes, Noise(noise, noisy), x, acting=acting, home=home)
-    path = remember(policy, condition, times, nodes, acted, acting=acting, reference=reference)
+    with profiling.part("rollout"):
+        acted = act(policy, condition, nodes, Noise(noise, noisy), x, acting=acting, home=home)
+        path = remember(policy, condition, times, nodes, acted, acting=acting, reference=reference)
     path = replace(path, in_chain=in_chain)
     return path if home is None else path.to(home)
 

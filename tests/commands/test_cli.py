@@ -21,6 +21,7 @@ import typer
 
 import scoretune
 from scoretune.cli import app
+from scoretune.commands.plan import plan as planning
 from scoretune.diffusion.solvers.runge_kutta import rk45
 
 HERE = Path(__file__).parents[1]
@@ -88,18 +89,21 @@ def test_import_scoretune_loads_nothing_heavy():
 
 
 WITH_TORCH = (
+    "from scoretune import evaluate",
     "import torch",
     "from scoretune.diffusion import grids, kernels, solvers; import scoretune.rl",
     "import scoretune; scoretune.Policy, scoretune.load, scoretune.train",
+    "assert all(getattr(evaluate, name).__doc__ for name in evaluate.__all__)",
 )
+"""One interpreter shows what each of them adds."""
 
 
 def test_the_mathematics_costs_little_more_than_torch():
-    torch, mathematics, _ = loaded_after(*WITH_TORCH)
+    _, torch, mathematics, *_ = loaded_after(*WITH_TORCH)
     extra = mathematics - torch
     assert "torch" in torch
     assert not extra & HEAVY
-    assert "scoretune" in extra
+    assert "scoretune" in mathematics
 
 
 def test_help_loads_neither_torch_nor_diffusers():
@@ -113,9 +117,18 @@ def test_settings_are_shown_without_torch(arguments):
     assert not loaded & (HEAVY | {"torch"})
 
 
+PIPELINES = {"diffusers", "transformers", "peft", "accelerate", "sklearn", "matplotlib"}
+
+
 def test_the_policy_costs_no_pipeline():
-    *_, loaded = loaded_after(*WITH_TORCH)
-    assert not loaded & {"diffusers", "transformers", "peft", "accelerate", "sklearn", "matplotlib"}
+    *_, loaded, _ = loaded_after(*WITH_TORCH)
+    assert not loaded & PIPELINES
+
+
+def test_the_names_of_evaluate_cost_no_more_than_torch():
+    bare, *_, loaded = loaded_after(*WITH_TORCH)
+    assert "torch" not in bare, "a bare import"
+    assert not loaded & {*PIPELINES, "scipy"}
 
 
 # ---------------------------------------------------------------------------- frozen
@@ -250,7 +263,11 @@ def test_a_file_of_settings_is_shown_planned_and_trained(command, tmp_path, smal
     mine.write_text(command("show", "ddpo", *changes, "--yaml").out, encoding="utf-8")
     shown = command("show", "ddpo", *changes, "seed=4").out
     assert command("show", mine, "seed=4").out == shown
-    assert command("plan", mine).code == 0
+    planned = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "planned", lambda run, processes: planned.append(run) or {})
+        assert json.loads(command("plan", mine, "--json").out) == {}
+    assert planned[0].model_dump(mode="json") == json.loads(command("show", mine).out)
     run = tmp_path / "run"
     assert command("train", mine, "seed=4", "--run", run).code == 0
     assert json.loads((run / "run.json").read_text())["config"] == json.loads(shown)
@@ -258,13 +275,13 @@ def test_a_file_of_settings_is_shown_planned_and_trained(command, tmp_path, smal
 
 
 @pytest.fixture
-def small_demo(monkeypatch, tiny):
+def small_demo(monkeypatch, small):
     """Makes `demo` run in a second, and otherwise as it does."""
     from scoretune import recipes
     from scoretune.training import overrides
 
     whole = recipes.demo()
-    monkeypatch.setattr(recipes, "demo", lambda: overrides.changed(whole, tiny))
+    monkeypatch.setattr(recipes, "demo", lambda: overrides.changed(whole, [*small, "updates=1"]))
 
 
 def test_demo_prints_one_json_object_last(command, tmp_path, small_demo):

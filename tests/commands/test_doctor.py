@@ -36,6 +36,7 @@ from scoretune.models import toy
 from scoretune.models.lora import adapter_state
 from scoretune.policy import Policy
 from scoretune.preference import losses
+from scoretune.training import overrides
 from scoretune.training.build import build_policy
 from scoretune.training.run_folder import record
 
@@ -468,8 +469,8 @@ def test_a_model_that_is_never_the_same_is_noticed(monkeypatch):
     assert not passed["model: same seed"]
 
 
-def test_a_run_folder_is_examined_with_its_adapter(tmp_path: Path):
-    run = recipes.named("score_as_action")
+def test_a_run_folder_is_examined_with_its_adapter(tmp_path: Path, small: list[str]):
+    run = overrides.changed(recipes.named("score_as_action"), small)
     policy = build_policy(run, CPU)
     for weight in policy.parameters():
         weight.data = 0.1 * torch.randn_like(weight)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from scoretune.training.hooks import Silent
 from scoretune.training.objectives import energy
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
+from slow_cases import slow
 
 SPEED = planning.speed
 TINY = [
@@ -127,8 +129,6 @@ def facts_of(run: Run, policy: Policy) -> counts.Facts:
 COUNTED = [
     ("ddpo", [], "sd"),
     ("ddpo", ["model.guidance=3", "sizes.share=0.75"], "sd"),
-    ("grpo", [], "sd"),
-    ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
     (
         "mix_grpo_flash",
         [
@@ -141,28 +141,30 @@ COUNTED = [
     ),
     ("flow_grpo_fast", ["updates=4", "model.guidance=2"], "flux"),
     ("score_as_action", [], "sd"),
-    ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
-    ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
     ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
-    ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
-    ("draft", ["objective.last=2"], "sd"),
     ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
-    ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
     ("adjoint_matching", [], "sd"),
-    ("online_dpo", ["sizes.epochs=2"], "sd"),
     (
         "online_dpo",
         ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],
         "sd",
     ),
-    ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
     ("spo", ["objective.threshold=0", "objective.skip=1"], "sd"),
-    ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
     ("dpok", [], "sd"),
     ("refl", ["objective.last=2"], "sd"),
     ("dxmi", [], "sd"),
 ]
 ALIKE = [
+    ("grpo", [], "sd"),
+    ("mix_grpo", ["updates=3", "sampling.window.every=2"], "sd3"),
+    ("score_as_action", ["objective.trust_region=null", "sizes.epochs=2"], "sd"),
+    ("score_as_action", ["objective.form=slope", "sizes.share=1"], "sd"),
+    ("score_as_action", ["sampling.solver=heun", "sampling.jitter=false"], "sd"),
+    ("draft", ["objective.last=2"], "sd"),
+    ("draft", ["objective.last=3", "objective.kl_weight=0.1"], "sd"),
+    ("online_dpo", ["sizes.epochs=2"], "sd"),
+    ("d3po", ["model.guidance=3", "sizes.share=0.5"], "sd"),
+    ("spo", ["objective.threshold=0", "objective.skip=0", "objective.reference=acting"], "sd"),
     ("reinforce", [], "sd"),
     ("ddpo_sf", [], "sd"),
     ("dpok", ["objective.critic.gae_lambda=0.5"], "sd"),
@@ -351,8 +353,17 @@ def test_a_guard_looks_at_as_many_as_it_draws():
 # ------------------------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize("source", ["sd", "sd3", "flux"])
-@pytest.mark.parametrize("changes", [[], ["model.rank=0"], ["model.precision=bf16"]])
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        ([], "sd"),
+        (["model.rank=0"], "sd3"),
+        (["model.precision=bf16"], "flux"),
+        *(slow([], source) for source in ("sd3", "flux")),
+        *(slow(["model.rank=0"], source) for source in ("sd", "flux")),
+        *(slow(["model.precision=bf16"], source) for source in ("sd", "sd3")),
+    ],
+)
 def test_a_model_on_the_meta_device_weighs_what_the_real_one_does(make, source, changes):
     run = make("flow_grpo" if source != "sd" else "ddpo", *changes, source=source)
     real = build.build_policy(run, torch.device("cpu"))
@@ -385,7 +396,7 @@ LOOKING = ("qwen-image", "z-image", "flux-2-klein", "chroma", "pixart-sigma", "a
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(each, marks=[pytest.mark.slow][: i > 1]) for i, each in enumerate(LOOKING)],
+    [LOOKING[0], *map(slow, LOOKING[1:])],
 )
 def test_masks_are_looked_at_without_weights(make, name, tmp_path):
     folder = transformers.build(name, tmp_path / name)
@@ -456,9 +467,7 @@ def test_costs_of_a_batch_follow_from_those_of_two_others(make, known):
     assert nine.peak == pytest.approx(found.plain.learning.at(9).peak, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "source", ["sd", "sd3", pytest.param("sd, slopes", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("source", ["sd", slow("sd3"), slow("sd, slopes")])
 def test_what_is_foretold_of_tensors_is_what_real_tensors_take(make, known, source):
     recipe = {"sd": "ddpo", "sd3": "flow_grpo", "sd, slopes": "score_as_action"}[source]
     run = make(recipe, source=source.partition(",")[0])
@@ -572,7 +581,11 @@ def test_settings_lower_what_they_are_for(make, known):
 
 def test_credit_looks_at_as_many_states_as_the_device_may(make, known):
     run = make("score_as_action", "sizes.prompts=8", "sizes.group=8", "sizes.minibatch=16")
-    policy, found = known(run, ["a cat"])
+    policy, measured = known(make("ddpo"), ["a cat"])
+    # A stand-in for the costs of a slope, which a slow test above measures.
+    graphs = [measured.plain, measured.again or measured.plain]
+    plain, again = (replace(each, valuing=each.learning) for each in graphs)
+    found = replace(measured, plain=plain, again=again)
 
     def crediting(*changes: str) -> float:
         changed = overrides.changed(run, list(changes))
@@ -581,7 +594,7 @@ def test_credit_looks_at_as_many_states_as_the_device_may(make, known):
     assert crediting() == found.plain.valuing.at(16).peak
     assert crediting("hardware.device_batch=1") == found.plain.valuing.at(1).peak < crediting() / 8
     again = crediting("hardware.device_batch=1", "hardware.checkpointing=true")
-    assert found.again is not None and again == found.again.valuing.at(1).peak
+    assert measured.again is not None and again == found.again.valuing.at(1).peak
 
 
 def test_paths_are_counted_as_the_records_hold_them(make, known):
@@ -734,11 +747,11 @@ def test_the_command_tells_of_a_recipe_and_of_a_run_folder(make, known, command,
 def test_several_processes_share_a_minibatch(make, known):
     run = make("ddpo", "sizes.prompts=8", "sizes.group=16", "sizes.minibatch=64")
     run = overrides.changed(run, ["hardware.device_batch=8"])
-    lines = dict(lines_of(planning.planned(run, 2, seconds=0)))
+    one, two = (planning.planned(run, n, seconds=0) for n in (1, 2))
     text = "64 states = 2 processes × 4 passes of 8; the gradient is the same"
-    assert lines["a minibatch"] == text
-    one, two = (planning.planned(run, n, seconds=0)["memory"]["phases"] for n in (1, 2))
-    assert two["rolling"]["paths"] == one["rolling"]["paths"] / 2
+    assert dict(lines_of(two))["a minibatch"] == text
+    paths = [each["memory"]["phases"]["rolling"]["paths"] for each in (one, two)]
+    assert paths[1] == paths[0] / 2
     with pytest.raises(UserError, match=r"sizes\.prompts=8 cannot be shared equally by 3"):
         planning.planned(run, 3)
 
@@ -751,14 +764,15 @@ def test_a_network_of_ones_own_is_planned_too(command):
     assert outcome.code == 2 and "did you mean 'ddpo'" in outcome.err
 
 
-def test_pairs_are_planned(command, known):
+def test_pairs_are_planned(command, known, small):
     """Two states a pair, each seen by the policy and, without a gradient, by what it was."""
-    outcome = command("plan", "dpo", "data=pairs", "hardware.device_batch=8")
+    model = small[-1]
+    outcome = command("plan", "dpo", "data=pairs", "hardware.device_batch=8", model)
     assert outcome.code == 0, outcome.err
     assert "32 examples of data: 64 states, 1 step of the optimiser" in outcome.out
     assert "rollouts 0, references 32,000, credit 0, learning 32,000" in outcome.out
     assert "64 states = 8 passes of 8; the gradient is the same" in outcome.out
-    run = overrides.changed(recipes.dpo(), ["data=pairs", "hardware.device_batch=0"])
+    run = overrides.changed(recipes.dpo(), ["data=pairs", "hardware.device_batch=0", model])
     whole, cut = (
         planning.planned(overrides.changed(run, [f"hardware.device_batch={number}"]), seconds=0)[
             "memory"
@@ -768,7 +782,7 @@ def test_pairs_are_planned(command, known):
     assert whole == pytest.approx(8 * cut, rel=0.05)
     two = planning.planned(run, 2, seconds=0)["memory"]["phases"]["learning"]
     assert two["activations"] == pytest.approx(whole / 2, rel=0.05)
-    simpo = command("plan", "simpo", "data=pairs")
+    simpo = command("plan", "simpo", "data=pairs", model)
     assert "references 0, credit 0, learning 32,000" in simpo.out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoretune.commands.reproduce import patch_world, rpo_patches, rpo_scenes
+from scoretune.commands.reproduce import patch_rewards, patch_world, rpo_patches, rpo_scenes
 from scoretune.commands.reproduce.patch_pairs import LEAST_GAIN
 
 
@@ -49,3 +49,15 @@ def test_the_arms_on_scenes_say_what_they_learn_from():
     sizes = {label: arm.plain + arm.edits for label, arm in rpo_scenes.ARMS.items()}
     assert sizes.pop("plain, twice as many") == 2
     assert set(sizes.values()) == {1}
+
+
+def test_the_shift_at_a_reward_lies_on_a_line_between_evaluations():
+    curve = [
+        {"reward": 0.1, "shift": 0.0},
+        {"reward": 0.3, "shift": 0.08},
+        {"reward": 0.2, "shift": 0.2},
+    ]
+    assert patch_rewards.shift_at(curve, 0.15) == pytest.approx(0.02)
+    assert patch_rewards.shift_at(curve, 0.3) == pytest.approx(0.08)
+    with pytest.raises(ValueError, match=r"never reaches a reward of 0\.4"):
+        patch_rewards.shift_at(curve, 0.4)

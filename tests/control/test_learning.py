@@ -38,15 +38,8 @@ def test_cpg_finds_the_optimum_of_lq():
     assert learned.history[9]["value"] > 0.3
 
 
-@pytest.mark.parametrize(
-    "trust",
-    [
-        SqrtKL(),
-        pytest.param(KL(), marks=pytest.mark.slow),
-        pytest.param(Clip(), marks=pytest.mark.slow),
-    ],
-    ids=lambda t: type(t).__name__,
-)
+@pytest.mark.slow  # that it learns, the networks of one's own below show quickly
+@pytest.mark.parametrize("trust", [SqrtKL(), KL(), Clip()], ids=lambda t: type(t).__name__)
 def test_cppo_finds_the_optimum_of_lq(trust):
     learned = cppo(
         LQ(), dt=0.1, iterations=40, trajectories=200, clocks=4000, trust=trust, learning_rate=0.01
@@ -88,6 +81,7 @@ def test_incremental_critics_lead_to_the_optimum_too(kind):
     assert abs(learned.value - BEST.objective) < 0.01
 
 
+@pytest.mark.slow  # `cppo` takes its states by such clocks always
 def test_exponential_clocks_lead_there_too():
     learned = cpg(LQ(), dt=0.1, iterations=80, clocks=8000)
     assert abs(learned.value - BEST.objective) < 0.01

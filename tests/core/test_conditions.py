@@ -9,7 +9,7 @@ from scoretune.core.records import Condition, Named, joined
 from scoretune.diffusion import estimates
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import RectifiedFlow
-from scoretune.policy import Policy
+from scoretune.policy import Policy, guided_by_picture
 
 
 def texts(*lengths: int, longest: int = 0, masked: bool = True) -> Named:
@@ -99,3 +99,22 @@ def test_a_backbone_may_have_a_guidance_of_its_own():
     condition = Condition(texts(3), texts(1))
     data = policy.estimate(torch.zeros(1, 1), torch.full((1,), 0.5), condition).data
     assert data.item() == -0.5 * (6 + 3)
+
+
+def test_what_a_prompt_leaves_behind_may_differ_by_its_picture():
+    condition = Condition(texts(3, 1, 2), texts(2, 2, 1), own_nulls=True, blind=texts(1))
+    taken = condition.take(torch.tensor([2, 0]))
+    assert taken.null.rows["size"].tolist() == [1, 2]
+    assert [twin.rows["size"].tolist() for twin in taken.twins] == [[1, 1], [1, 2]]
+    both = Condition.joined([taken, condition])
+    assert both.null.rows["size"].tolist() == [1, 2, 2, 2, 1] and both.own_nulls
+    dropped = condition.dropped(torch.tensor([False, True, True]))
+    assert dropped.rows["size"].tolist() == [3, 2, 1]
+
+
+def test_guidance_by_the_picture_is_that_of_instruct_pix2pix():
+    """e(∅,∅) + s_I (e(c_I,∅) − e(∅,∅)) + s_T (e(c_I,c_T) − e(c_I,∅)): 1 + 1.5·1 + 3·2 = 8.5."""
+    blind, free, bound = (torch.tensor([value]) for value in (1.0, 2.0, 4.0))
+    guided = free + 3.0 * (bound - free)
+    assert float(guided_by_picture(guided, free, blind, 1.5)) == 8.5
+    assert float(guided_by_picture(guided, free, blind, 1.0)) == float(guided)  # not by it

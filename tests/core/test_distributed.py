@@ -270,17 +270,15 @@ def test_samples_are_ranked_alike_in_two_processes(recipe, changes, tmp_path):
 # -------------------------------------------------------------------- one device's memory
 
 
-def test_a_minibatch_in_parts_has_the_same_gradient():
-    run = overrides.changed(
-        recipes.ddpo(), [*SIZES, *EXACT, "sizes.accumulate=0", "updates=1", "sizes.minibatch=7"]
-    )
+def test_a_minibatch_in_parts_has_the_same_gradient(small):
+    changes = [*SIZES, *EXACT, *small[-2:], "sizes.accumulate=0", "updates=1", "sizes.minibatch=7"]
+    run = overrides.changed(recipes.ddpo(), changes)
     found = []
     for at_once in (0, 4, 5):
         from scoretune.training.build import build
 
         torch.manual_seed(0)
-        small = overrides.changed(run, [f"hardware.device_batch={at_once}"])
-        parts = build(small)
+        parts = build(overrides.changed(run, [f"hardware.device_batch={at_once}"]))
         seen: dict[str, float] = {}
         train(
             parts.method.source,

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from forked import forked
 from scoretune.core import lock
 from scoretune.core.errors import UserError
 
-HOLD = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from scoretune.core import lock
-with lock.held(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+
+def hold(folder: Path) -> None:
+    with lock.held(folder):
+        print("held", flush=True)
+        time.sleep(60)
 
 
 def test_the_other_process_is_named_and_its_end_frees_the_folder(tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLD, str(folder), SOURCE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with forked(hold, folder) as other:
+        assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"is in use by process {other.pid}: wait") as caught,
             lock.held(folder),

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
 import sys
 from collections import Counter
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from judgement_tables import Split
 from scoretune.core.errors import UserError
-from scoretune.data import formats
+from scoretune.data import formats, source_pictures
 from scoretune.data.datasets import read_data
 from scoretune.data.prompts import Prompt, Prompts, in_laps, order, read_prompts
+from scoretune.data.scenes import edit_lessons
+from scoretune.data.scenes.edits import KINDS, edits_by_instruction
 from scoretune.rewards.catalog import named_reward
 
 GENEVAL = [
@@ -406,3 +410,62 @@ def test_a_named_column_may_be_called_anything(library):
     with pytest.raises(UserError, match="must be a text"):
         read_prompts("datasets:someone/prompts:test:k")
     assert read_prompts("datasets:someone/prompts:train:text").texts == ("x",)
+
+
+# ------------------------------------------------------------------- pictures that are edited
+
+
+@pytest.fixture
+def edits(tmp_path, write):
+    """Writes rows beside two pictures, red.png and grey.png, and gives the file's path."""
+    for name, colour in (("red", (255, 0, 51)), ("grey", (90, 90, 90))):
+        Image.new("RGB", (6, 4), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+
+    def to(*images: object) -> str:
+        rows = [json.dumps({"prompt": "make it blue", "image": image}) for image in images]
+        return write("edits.jsonl", "\n".join(rows))
+
+    return to
+
+
+def test_a_prompt_brings_the_picture_that_it_edits(edits):
+    first, second, third = read_prompts(edits("red.png", "grey.png", "red.png")).texts
+    assert first.image.shape == (3, 4, 6)
+    assert first.image[:, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    assert first == third and first != second and first == "make it blue" == second
+    assert list(dict.fromkeys([first, second, third])) == [first, second]
+    assert first.identity == third.identity != second.identity
+    assert copy.deepcopy(first) == first and copy.deepcopy(first) != second
+    assert Prompt("make it blue").image is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("none.png", r"line 2: there is no picture image .*none\.png': No such file"),
+        ("broken.png", r"line 2: cannot read the picture .*broken\.png'"),
+        (None, r"line 2: 'image' must be the path of a picture, and is missing"),
+        ("https://a.b/c.png", r"line 2: 'image' is an address, .*: download the picture first"),
+    ],
+)
+def test_a_picture_that_is_not_there_is_named_by_its_row(edits, cell, said):
+    with pytest.raises(UserError, match=said) as caught:
+        read_prompts(edits("red.png", cell))
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_a_picture_that_changes_meanwhile_is_noticed(edits, tmp_path):
+    source_pictures._pixels.cache_clear()
+    (prompt,) = read_prompts(edits("red.png")).texts
+    (tmp_path / "red.png").write_bytes((tmp_path / "grey.png").read_bytes())
+    os.utime(tmp_path / "red.png", ns=(1, 1))
+    with pytest.raises(UserError, match="is another picture than when the prompts were read"):
+        _ = prompt.image
+
+
+def test_edits_of_scenes_as_a_prompt_file(tmp_path):
+    prompts = read_prompts(str(edit_lessons.write(tmp_path / "edits", 10)))
+    assert sorted(set(prompts.tasks)) == sorted(KINDS) and len(prompts) == 10
+    assert all(text in edits_by_instruction() for text in prompts.texts)
+    assert prompts.texts[0].image.shape == (3, 32, 32)

@@ -35,6 +35,7 @@ from scoretune.diffusion.processes import (
     diffusion_sq,
     log_snr,
 )
+from slow_cases import slow
 
 F64 = torch.float64
 PAIRS = [(units.PROCESSES[process], grid) for process, grid in units.PAIRS]
@@ -176,7 +177,11 @@ def estimate_of(process: Process, x: Tensor, t: Tensor, data: Tensor) -> Estimat
 # ---------------------------------------------------------------------------- portability
 
 
-@every_grid
+@pytest.mark.parametrize(
+    ("process", "grid"),
+    [slow(p, g) if isinstance(p, Tabulated) else (p, g) for p, g in PAIRS],
+    ids=[f"{type(p).__name__}-{g}" for p, g in PAIRS],
+)
 def test_the_path_kl_is_portable(process, grid):
     """Within 2 % of the continuous limit at every number of steps, for every change and η."""
     exact = {name: continuous(process, change, 1e-3) for name, change in CHANGES.items()}

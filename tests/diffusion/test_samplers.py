@@ -30,6 +30,7 @@ from scoretune.diffusion.solvers import (
 )
 from scoretune.diffusion.solvers.base import KernelSampler
 from scoretune.diffusion.solvers.stochastic import ddim_eta, euler_maruyama, exponential, gddim
+from slow_cases import slow
 
 F64 = torch.float64
 # The module, which its function hides as an attribute of the package.
@@ -209,7 +210,7 @@ def test_predictor_corrector_in_the_table(law_of, gaussian, w2, population_size)
     assert left_out == pytest.approx([float(number) for number in PC_STILL_END.split()], rel=6e-4)
 
 
-@pytest.mark.parametrize("snr", [0.1, 0.16, 0.3])
+@pytest.mark.parametrize("snr", [slow(0.1), 0.16, slow(0.3)])
 def test_predictor_corrector_has_a_floor(law_of, gaussian, w2, population_size, snr):
     # One corrector's fixed point has variance v/(1 − snr²): s(1/√(1 − snr²) − 1) stays, .00653.
     data, process = gaussian(), VP(0.1, 20.0)

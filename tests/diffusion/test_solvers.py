@@ -13,7 +13,7 @@ from scoretune.diffusion import solvers
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.grids import shifted, time_of_ratio, uniform
 from scoretune.diffusion.kernels import CPS, GDDIM, DanceSDE, EulerMaruyama, FlowSDE, Renoise
-from scoretune.diffusion.processes import VP, RectifiedFlow, expand, noise_ratio
+from scoretune.diffusion.processes import VP, RectifiedFlow, every_process, expand, noise_ratio
 from scoretune.diffusion.solvers import (
     ODE_SOLVERS,
     SOLVERS,
@@ -31,8 +31,10 @@ from scoretune.diffusion.solvers import (
     velocity_of,
 )
 from scoretune.diffusion.solvers.base import KernelSampler
+from slow_cases import slow
 
 F64 = torch.float64
+NAMES = sorted({type(process).__name__ for process in every_process()})
 
 
 def _label(value):
@@ -62,6 +64,15 @@ def test_orders_of_convergence(process, solver, gaussian, w2):
     assert math.log2(distances[0] / distances[1]) == pytest.approx(order, abs=0.15)
 
 
+quick_but_for_the_table = pytest.mark.parametrize(
+    "process",
+    [slow(name) if name == "Tabulated" else name for name in NAMES],
+    indirect=True,
+)
+"""A table's thousand kinks make small steps."""
+
+
+@quick_but_for_the_table
 @pytest.mark.parametrize("end", [0.0, 0.01])
 def test_rk45_is_the_exact_map(process, gaussian, end):
     # The flow of N(m, s²) is x ↦ α'm + √(v'/v)(x − αm), from the very start to the very end.

@@ -47,6 +47,7 @@ from scoretune.training.build import held_out_prompts
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import load
+from slow_cases import slow
 
 ETAS = (0.5, 1.0, 2.0)
 
@@ -149,7 +150,7 @@ def reached(process: Process, steps: int, eta: float) -> float:
     return -((mean - 1) ** 2) - variance
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, slow(1)])
 def test_the_measured_gap_is_the_exact_one_of_n_steps(seed):
     process = VE(0.01, 5.0)
     policy = Policy(toy.Gaussian(process, 2 / 3, 1 / 3), GDDIM(1.0))
@@ -282,11 +283,15 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(text) for text in path.read_text().splitlines()]
 
 
+FAST = ("sampling.grid=karras", "optimiser.learning_rate=0.05")
+"""With a grid that is named the matrix has the training's; else it has the model's own."""
+
+
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory, tiny) -> Path:
-    """A finished tiny run, with matrices."""
+def tuned(tmp_path_factory, small) -> Path:
+    """A finished small run, with matrices."""
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    trained(tiny_run(tiny, "evaluation.gap.steps=[2,3]", "optimiser.learning_rate=0.05"), folder)
+    trained(tiny_run(small, *FAST, "evaluation.gap.steps=[2,3]"), folder)
     return folder
 
 
@@ -330,8 +335,8 @@ def test_the_same_grid_and_solver_leave_no_bias(tiny):
     assert policy.calls == 0
 
 
-def test_matrices_leave_no_trace_in_the_training(tuned, tiny, tmp_path):
-    result = trained(tiny_run(tiny, "optimiser.learning_rate=0.05"), tmp_path / "plain")
+def test_matrices_leave_no_trace_in_the_training(tuned, small, tmp_path):
+    result = trained(tiny_run(small, *FAST), tmp_path / "plain")
     assert not (tmp_path / "plain" / "gap.jsonl").exists()
     weights = [
         hashlib.sha256((f / "lora" / lora_files.NAME).read_bytes()).hexdigest()
@@ -342,12 +347,11 @@ def test_matrices_leave_no_trace_in_the_training(tuned, tiny, tmp_path):
     assert result["network_evaluations"] == spent
 
 
-def test_a_resumed_run_measures_the_end_once(tuned, tiny):
+def test_a_resumed_run_measures_the_end_once(tuned, small):
     before = lines_of(tuned / "gap.jsonl")
     again = [*before, {"update": 9, "rows": []}]
     (tuned / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again) + '{"upd')
-    run = tiny_run(tiny, "evaluation.gap.steps=[2,3]", "optimiser.learning_rate=0.05")
-    trained(run, tuned)
+    trained(tiny_run(small, *FAST, "evaluation.gap.steps=[2,3]"), tuned)
     assert lines_of(tuned / "gap.jsonl") == before
 
 
@@ -387,6 +391,12 @@ def kept(monkeypatch, shipped) -> Policy:
     return shipped
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """No figure, which is not what such a test looks at."""
+    monkeypatch.setattr(gap_measure, "save_figure", lambda result, folder: None)
+
+
 def request(model: str, **changes) -> gap_measure.Request:
     settings = {"steps": (2,), "etas": (0.0,), "solvers": ("gddim",), "fine": 0}
     return gap_measure.Request(model=model, **(settings | changes))
@@ -395,7 +405,7 @@ def request(model: str, **changes) -> gap_measure.Request:
 SHORT = ["--steps", "2,3", "--eta", "0,1", "--per-task", 1, "--fine", 4]
 
 
-def test_the_command_writes_rows_and_a_figure(command, kept, tmp_path):
+def test_the_command_writes_rows_and_a_figure(command, kept, tmp_path, monkeypatch):
     done = command("gap", "scenes", "--reward", "reader", *SHORT, "--out", tmp_path, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out.splitlines()[-1])
@@ -413,12 +423,13 @@ def test_the_command_writes_rows_and_a_figure(command, kept, tmp_path):
     assert all(math.isfinite(row["gaussian_w2"]) for row in told["rows"])
     for name in ("gap.svg", "gap.png"):
         assert (tmp_path / name).stat().st_size > 5000
+    monkeypatch.setattr(gap_measure, "save_figure", lambda result, folder: None)  # as before
     table = command("gap", "scenes", "--reward", "reader", *SHORT, "--out", tmp_path)
     assert "gddim η=1" in table.out
     assert "gap(4 steps)" in " ".join(table.out.split())
 
 
-def test_finished_cells_are_not_drawn_again(monkeypatch, kept, tmp_path):
+def test_finished_cells_are_not_drawn_again(monkeypatch, kept, undrawn, tmp_path):
     asked = request("scenes", reward="reader", steps=(2, 3), etas=(0.0, 1.0), per_task=1)
     drawn, plain = [], gap.rewards_of
 
@@ -446,10 +457,9 @@ def test_finished_cells_are_not_drawn_again(monkeypatch, kept, tmp_path):
     assert len(drawn) == 4
 
 
-def test_a_cell_of_other_settings_is_another_cell(monkeypatch, kept, tmp_path):
+def test_a_cell_of_other_settings_is_another_cell(monkeypatch, kept, undrawn, tmp_path):
     drawn, plain = [], gap.rewards_of
     monkeypatch.setattr(gap, "rewards_of", lambda *a: drawn.append(a[1]) or plain(*a))
-    monkeypatch.setattr(gap_measure, "save_figure", lambda result, folder: None)
 
     def count(**changes) -> int:
         before = len(drawn)
@@ -472,7 +482,7 @@ def test_a_cell_of_other_settings_is_another_cell(monkeypatch, kept, tmp_path):
             first.sub_(1e-3)
 
 
-def test_a_run_before_and_after(tuned):
+def test_a_run_before_and_after(tuned, undrawn):
     asked = request(str(tuned), steps=(3,), etas=(0.0, 1.0), before=True)
     found = gap_measure.measure(asked)
     assert found["out"] == str(tuned / "gap")
@@ -543,7 +553,9 @@ def older(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n.replace(end, names[end]): t for n, t in tensors.items() for end in names if end in n}
 
 
-@pytest.mark.parametrize("shape", ["folder", "file", "run folder", "older names", "no prefix"])
+@pytest.mark.parametrize(
+    "shape", ["folder", slow("file"), "run folder", "older names", "no prefix"]
+)
 def test_a_lora_is_read_back(exported, tmp_path, shape):
     policy, folder = exported
     tensors = load_file(folder / lora_files.NAME)
@@ -612,15 +624,16 @@ def wrong_files(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tup
 
 def test_a_lora_that_does_not_fit_is_said_in_a_line(exported, tmp_path):
     tensors = load_file(exported[1] / lora_files.NAME)
+    network = load("scenes").backbone.network  # which each of them leaves as it is
     for path, said in wrong_files(tmp_path, tensors).values():
         with pytest.raises(UserError, match=said) as caught:
-            lora.load_lora(load("scenes").backbone.network, path)
+            lora.load_lora(network, path)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="already has an adapter"):
         lora.load_lora(exported[0].backbone.network, exported[1])
 
 
-def test_the_command_takes_a_lora(command, exported, tmp_path):
+def test_the_command_takes_a_lora(command, exported, undrawn, tmp_path):
     short = ["--steps", 2, "--eta", "0,1", "--per-task", 1, "--fine", 0]
     flags = ["--reward", "brightness", *short, "--before", "--json", "--out", tmp_path]
     done = command("gap", "scenes", "--lora", exported[1], *flags)

@@ -27,6 +27,7 @@ from scoretune.training import overrides, run_folder
 from scoretune.training.build import check
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
+from slow_cases import slow
 
 # ------------------------------------------------------------------------------ known answers
 
@@ -407,18 +408,23 @@ def told(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def guarded_runs(tmp_path_factory, small) -> dict[str, dict[str, Any]]:
-    """The same run under every action, undisturbed."""
+    """The same run under every action, undisturbed. While it is off, what the guard draws and
+    judges with is not there."""
     found = {}
     for action in ("off", "warn", "stop", "rollback"):
         folder = tmp_path_factory.mktemp(action)
         budget = BUDGET[:2] if action == "off" else BUDGET
         run = overrides.changed(recipes.named("ddpo"), [*small, *budget, f"guard.action={action}"])
-        launched(run, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("sample", "verdicts", "grid_peaks", "named_features"):
+                if action == "off":
+                    patch.delattr(guard, name)
+            launched(run, folder)
         found[action] = told(folder) | {"folder": folder}
     return found
 
 
-def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, small, monkeypatch):
+def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs):
     off, warn = guarded_runs["off"], guarded_runs["warn"]
     assert off["weights"] == warn["weights"]
     assert off["metrics.jsonl"] == warn["metrics.jsonl"]
@@ -427,10 +433,6 @@ def test_off_computes_nothing_and_warn_changes_nothing(guarded_runs, tmp_path, s
     assert all("guard" not in row for row in off["evaluations.jsonl"])
     without = [{k: v for k, v in r.items() if k != "guard"} for r in warn["evaluations.jsonl"]]
     assert without == off["evaluations.jsonl"]
-    for name in ("sample", "verdicts", "grid_peaks", "named_features"):
-        monkeypatch.delattr(guard, name)
-    quiet = [*small, "updates=1", "guard.action=off"]
-    launched(overrides.changed(recipes.named("ddpo"), quiet), tmp_path)
 
 
 def test_a_warning_lets_the_run_go_on(guarded_runs):
@@ -470,10 +472,10 @@ def test_a_rollback_ends_with_the_best_weights(guarded_runs):
     ("action", "kind", "nth"),
     [
         ("rollback", "alarm", 1),
-        ("stop", "evaluating", 4),
-        pytest.param("rollback", "update", 2, marks=pytest.mark.slow),
-        pytest.param("rollback", "evaluating", 4, marks=pytest.mark.slow),
-        pytest.param("warn", "update", 3, marks=pytest.mark.slow),
+        slow("stop", "evaluating", 4),
+        slow("rollback", "update", 2),
+        slow("rollback", "evaluating", 4),
+        slow("warn", "update", 3),
     ],
 )
 def test_a_kill_changes_nothing(guarded_runs, tmp_path, small, action, kind, nth):

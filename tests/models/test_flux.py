@@ -25,6 +25,7 @@ from scoretune.models.observed import Observed, ObservedTold
 from scoretune.models.tiny import flux as miniature
 from scoretune.policy import Distilled, Policy
 from scoretune.training import build
+from slow_cases import slow
 
 PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]
 SHIFTS = {256: (0.5, 1.648721), 512: (0.63, 1.877611), 1024: (1.15, 3.158193)}
@@ -97,7 +98,7 @@ def ours(found: Observed, guidance: float, times: torch.Tensor, side: int = 4) -
 # ------------------------------------------------------------------------------------ parity
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.5])
+@pytest.mark.parametrize("scale", [slow(1.0), 3.5])
 def test_euler_is_the_pipeline(folder, scale):
     found, pipe = FAMILIES["FluxPipeline"].load(str(folder)), plain(folder)
     assert isinstance(found, ObservedTold)
@@ -116,7 +117,7 @@ def test_euler_is_the_pipeline(folder, scale):
     assert float((ours(found, 1.0, pipe.scheduler.sigmas) - mine).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [slow(1.0), 3.0])
 def test_without_distilled_guidance_it_is_the_classifier_free_kind(free, guidance):
     """As the pipeline has it with a true_cfg_scale and an empty negative prompt."""
     found, pipe = FAMILIES["FluxPipeline"].load(str(free)), plain(free)
@@ -255,7 +256,7 @@ def test_features_are_what_the_network_reads_its_answer_from(backbone):
     torch.testing.assert_close(features, seen[0].mean(1))  # the picture's tokens, their mean
 
 
-@pytest.mark.parametrize("steps", [3, 5])
+@pytest.mark.parametrize("steps", [3, slow(5)])
 def test_half_precision_is_the_pipelines(folder, steps):
     """Times too are rounded as there: 1000·t to 8 bits, which is far from what float32 draws."""
     half, pipe = (

@@ -33,6 +33,7 @@ from scoretune.models.tiny.stable_diffusion_xl import TABLE
 from scoretune.policy import Distilled, Policy
 from scoretune.rollout import rollout
 from scoretune.training import build
+from slow_cases import slow
 
 PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]
 CPU = torch.device("cpu")
@@ -102,8 +103,15 @@ def theirs(pipe: Any, steps: int, guidance: float, kind: str = "latent", **rest:
 # ------------------------------------------------------------------------------------ parity
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("prediction", "steps"),
+    [
+        ("epsilon", 4),
+        ("v_prediction", 1),
+        *(slow(*each) for each in (("epsilon", 1), ("v_prediction", 4))),
+        *(slow("sample", steps) for steps in (1, 4)),
+    ],
+)
 def test_renoising_is_the_pipeline(tmp_path, prediction, steps):
     """LCMScheduler's x' = α'f + σ'ξ is Renoise with CPS(1), on its own times and noises."""
     saved(tmp_path, miniature.pipeline(prediction=prediction))
@@ -160,7 +168,7 @@ def test_the_boundary_is_kept():
     assert out.tolist() == pytest.approx([0, 0, 0.5**0.5, 10 / math.sqrt(100.25), 1], rel=1e-6)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", [slow("epsilon"), "v_prediction"])
 def test_the_estimate_is_the_schedulers_near_the_data(tmp_path, prediction):
     """Where the boundary matters: the first labels of the table."""
     saved(tmp_path, miniature.pipeline(prediction=prediction))
@@ -207,8 +215,15 @@ def test_a_prompt_is_read_as_the_pipeline_reads_it(folder, backbone):
 # ------------------------------------------------------- few steps of a plain Stable Diffusion
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("prediction", "steps"),
+    [
+        ("epsilon", 4),
+        ("v_prediction", 1),
+        *(slow("epsilon", steps) for steps in (1, 2)),
+        *(slow("v_prediction", steps) for steps in (2, 4)),
+    ],
+)
 def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
     """Euler in x/α is DDIM; it begins at σ(1)·ξ, and the times are our uniform grid's."""
     table = {**TABLE, "prediction_type": prediction, "timestep_spacing": "trailing"}
@@ -225,7 +240,7 @@ def test_turbo_is_ddim_on_trailing_times(tmp_path, steps, prediction):
     torch.testing.assert_close(mine, latents, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [slow(1), 4])
 def test_a_plain_model_with_lcms_scheduler_renoises(tmp_path, steps):
     """A merged LCM-LoRA: the boundary's share is below 1e-7 at these times."""
     saved(tmp_path, tiny_stable_diffusion.pipeline(LCMScheduler(**TABLE)))

@@ -130,7 +130,7 @@ def test_a_process_that_does_not_fit_is_one_line(command, tmp_path, small, proce
 
 
 def test_training_under_another_process_runs(command, tmp_path, small):
-    changes = ["model.process=ContractiveSubVP", *small]
+    changes = ["model.process=ContractiveSubVP", *small, "updates=1", "guard.action=off"]
     done = command("train", "score_as_action", *changes, "--run", tmp_path / "r", "--json")
     assert done.code == 0, done.err
     assert (tmp_path / "r" / "lora" / "pytorch_lora_weights.safetensors").exists()

@@ -25,6 +25,7 @@ from scoretune.models.tiny import stable_diffusion_xl as miniature
 from scoretune.models.tiny import words
 from scoretune.models.tiny.stable_diffusion_xl import TABLE
 from scoretune.policy import Distilled, Policy
+from slow_cases import slow
 
 PROMPTS = ["a red circle", "a blue square and a green sea", "a dark sky"]
 SCHEDULERS = {
@@ -115,8 +116,15 @@ def started(found: Any, pipe: Any, times: torch.Tensor, z: torch.Tensor) -> torc
 # ------------------------------------------------------------------------------------ parity
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [
+        ("its own", 3.0),
+        ("euler, v", 1.0),
+        *(slow(*each) for each in (("its own", 1.0), ("euler, v", 3.0))),
+        *(slow("ddim, v", guidance) for guidance in (1.0, 3.0)),
+    ],
+)
 def test_ddim_is_the_pipeline(tmp_path, name, guidance):
     saved(tmp_path, scheduled(miniature.pipeline(), **SCHEDULERS[name]))
     found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
@@ -172,7 +180,7 @@ def test_a_unet_that_is_told_of_guidance(tmp_path):
     assert float((ours(found, 1.0, times, x) - mine).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [slow(1), 4])
 def test_turbos_ancestral_euler_is_gddim_of_one(tmp_path, steps):
     """SDXL-Turbo's scheduler, without guidance and on the same noises; it begins at σ(1)·ξ."""
     pipe = miniature.pipeline()
@@ -191,8 +199,9 @@ def test_turbos_ancestral_euler_is_gddim_of_one(tmp_path, steps):
 # ------------------------------------------------------------------------------------ prompts
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize(
+    ("first", "zeros"), [(True, True), (False, False), slow(True, False), slow(False, True)]
+)
 def test_a_prompt_is_read_as_the_pipeline_reads_it(tmp_path, first, zeros):
     saved(tmp_path, miniature.pipeline(first=first, zeros=zeros))
     found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
@@ -208,7 +217,7 @@ def test_a_prompt_is_read_as_the_pipeline_reads_it(tmp_path, first, zeros):
     assert bool(unprompted["encoder_hidden_states"].any()) is not zeros
 
 
-@pytest.mark.parametrize(("first", "zeros"), [(False, True), (True, False)])
+@pytest.mark.parametrize(("first", "zeros"), [(False, True), slow(True, False)])
 def test_without_the_first_encoder_or_the_zeros_it_is_the_pipeline(tmp_path, first, zeros):
     saved(tmp_path, miniature.pipeline(first=first, zeros=zeros))
     found, pipe = FAMILIES["StableDiffusionXLPipeline"].load(str(tmp_path)), plain(tmp_path)
@@ -237,7 +246,7 @@ def test_what_it_is(backbone):
     assert not isinstance(backbone, Distilled)
 
 
-@pytest.mark.parametrize("upcast", [True, False])
+@pytest.mark.parametrize("upcast", [True, slow(False)])
 def test_a_decoder_that_overflows_in_half_precision_is_kept_whole(tmp_path, upcast):
     pipe = miniature.pipeline()
     pipe.vae.register_to_config(force_upcast=upcast)

@@ -418,7 +418,7 @@ def test_a_table_that_ends_without_signal_keeps_a_little():
         noise_table("model", FlowMatchEulerDiscreteScheduler())
     whole = DDIMScheduler(rescale_betas_zero_snr=True)
     table = noise_table("model", whole)[0].alphas_cumprod
-    assert float(whole.alphas_cumprod[-1]) < 1e-12 < table[-1] == table[-2] / 2 < 2**-24
+    assert float(whole.alphas_cumprod[-1]) < 1e-12 < table[-1] == 2**-32 < table[-2]
     assert table[:-1] == tuple(whole.alphas_cumprod.double().tolist())[:-1]
     euler = EulerDiscreteScheduler(rescale_betas_zero_snr=True)
     assert float(euler.alphas_cumprod[-1]) == 2**-24 > float(euler.alphas_cumprod[-2])

@@ -75,7 +75,7 @@ def test_a_sum_is_read(text, terms):
         ("clip(batch=4) reader", "from 'clip(batch=4) reader' on"),
         ("reader + clip(batch=4", "from '+ clip(batch=4' on"),
         ("reader + clip (batch=4)", "from '+ clip (batch=4)' on"),
-        ("reader + m:f(a=1)", "from '+ m:f(a=1)' on"),
+        ("reader + m:f(a=1)", "'m:f' is a function of yours, whose only setting is frames"),
         ("compressibility(80)", "cannot read '80' in 'compressibility(80)': write it as setting="),
         ("compressibility(quality=)", "cannot read 'quality=' in"),
         ("compressibility(quality=80,,sign=1)", "cannot read '' in"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked import forked
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
@@ -381,6 +382,22 @@ def test_the_process_ends_with_the_reward(mine, tmp_path):
     assert gone(pid)
 
 
+def test_the_process_ends_with_a_run_that_is_killed(tmp_path):
+    write(tmp_path, "short", "def score(images, prompts): return [1.0] * len(images)")
+
+    def run():
+        reward = Isolated("short:score", folder=str(tmp_path), images="raw")
+        reward(IMAGES, PROMPTS)
+        print(reward.worker._child.pid, flush=True)
+        os.kill(os.getpid(), 9)
+
+    with forked(run) as process:
+        out, err = process.communicate()
+    assert out.strip().isdigit(), err
+    assert gone(int(out))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["raise RuntimeError('bug')", "os.kill(os.getpid(), 9)"])
 def test_the_process_ends_with_the_run_however_that_ends(tmp_path, end):
     write(tmp_path, "short", "def score(images, prompts): return [1.0] * len(images)")

@@ -7,12 +7,13 @@ import math
 import shutil
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 
 import tiny_readers
@@ -21,12 +22,14 @@ from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
 from scoretune.rewards.cache import eight_bit
 from scoretune.rewards.catalog import named_reward
+from scoretune.rewards.networks import rapid_ocr
 from scoretune.rewards.ocr import QUESTION, Ocr, agreement, distance, wanted_text
 from scoretune.rewards.vlm import Vlm
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.records import Critique, Shown
 from tiny_readers import CHAT, SPECIAL, WORDS, jittered, tokenizer
 
+FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 IMAGES = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 PICTURES = [Image.fromarray(picture) for picture in eight_bit(IMAGES)]
 PROMPTS = ["a cat", "a dog and a cat and a dog", "dog"]
@@ -228,6 +231,58 @@ def test_the_fingerprint_of_a_reader(trocr):
     assert len(told["sha256 model.safetensors"]) == 64
     assert told["question"] == ""
     json.dumps(dict(told))
+
+
+def written(word: str, font: str, height: int, size: tuple[int, int]) -> torch.Tensor:
+    """A picture [3, H, W] of a word, dark on light, in a font that matplotlib carries."""
+    picture = Image.new("RGB", size, (244, 240, 230))
+    letters = ImageFont.truetype(str(FONTS / f"{font}.ttf"), height)
+    ImageDraw.Draw(picture).text((size[0] // 12, size[1] // 3), word, (20, 30, 90), letters)
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
+
+
+def test_rapidocr_reads_several_fonts_and_sizes():
+    reward = named_reward("ocr(engine=rapidocr, detect=false)")
+    fonts = ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono", "STIXGeneral", "cmss10")
+    for height, size in ((12, (72, 32)), (40, (256, 96))):
+        pictures = torch.stack([written("Bakery", font, height, size) for font in fonts])
+        assert reward.read(eight_bit(pictures)) == ["Bakery"] * len(fonts)
+        right = reward(pictures, ['a sign "BAKERY"'] * len(fonts))
+        wrong = reward(pictures, ['a sign "mill"'] * len(fonts))
+        assert right.tolist() == [1.0] * len(fonts) and float(wrong.max()) <= 0.5
+
+
+def test_rapidocr_finds_lines_in_a_picture():
+    picture = written("fresh\n\nbread", "DejaVuSans", 24, (160, 160))
+    reward = named_reward("ocr(engine=rapidocr)")
+    assert reward.read(eight_bit(picture[None])) == ["fresh bread"]
+    assert reward(torch.rand(1, 3, 64, 64), ['"bread"']).tolist() == [0.0]
+
+
+def test_the_fingerprint_of_rapidocr_has_its_networks():
+    fingerprint = Ocr(engine="rapidocr").fingerprint()
+    hashes = [len(value) for name, value in fingerprint.items() if name.endswith(".onnx")]
+    assert len(hashes) >= 2 and set(hashes) == {64} and fingerprint["detect"] == "True"
+
+
+def test_rapidocr_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(rapid_ocr, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'needs the package rapidocr: pip install "scoretune\[ocr'):
+        named_reward("ocr(engine=rapidocr)")(IMAGES, ['"a"'] * 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("ocr()", r"needs engine=rapidocr, or model="),
+        ("ocr(engine=rapidocr, model=a)", r"engine=rapidocr\) does not read model"),
+        ("ocr(engine=rapidocr, tokens=3)", r"engine=rapidocr\) does not read tokens"),
+        ("ocr(model=a, detect=false)", r"engine=transformers\) does not read detect"),
+    ],
+)
+def test_settings_that_an_engine_does_not_read(call, line):
+    with pytest.raises(UserError, match=line):
+        named_reward(call)
 
 
 # ---------------------------------------------------------------------------- judging

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked import forked_command
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
 from scoretune.rewards.base import checked
@@ -703,16 +703,7 @@ def test_a_port_that_is_taken():
 
 
 def test_the_command_serves_and_stops():
-    command = [sys.executable, "-m", "scoretune", "serve-reward", "brightness", "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
-    )
-    try:
+    with forked_command("serve-reward", "brightness", "--port", 0) as process:
         ready = process.stdout.readline()
         assert ready.startswith("brightness is ready at http://127.0.0.1:")
         url = ready.split()[4].rstrip(";")
@@ -720,10 +711,7 @@ def test_the_command_serves_and_stops():
         found = reward(IMAGES, PROMPTS)
         fingerprint = reward.fingerprint()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
+        out, err = process.communicate()
     assert torch.allclose(found, brightness(IMAGES, PROMPTS), atol=2e-3)
     assert fingerprint["served"] == "brightness"
     assert (process.returncode, out) == (0, "stopped\n")

@@ -25,6 +25,7 @@ from scoretune.diffusion.processes import (
 from scoretune.diffusion.recycling import matched
 from scoretune.diffusion.solvers.stochastic import euler_maruyama
 from scoretune.diffusion.theory import contraction, gaussian
+from slow_cases import quick_ones
 
 F64 = torch.float64
 PROCESSES = {
@@ -111,7 +112,7 @@ def test_transitions_keep_the_marginals_and_compose(name, eta):
     assert torch.allclose(carried, whole**2, rtol=1e-9, atol=1e-14)
 
 
-@everywhere
+@pytest.mark.parametrize("name", quick_ones(PROCESSES, "OU", "VP", "VE", "CsubVP"))
 def test_moments_of_the_sde_are_the_closed_form(name):
     process = PROCESSES[name]
     for eta in (0.0, 1.0):

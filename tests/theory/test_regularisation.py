@@ -19,6 +19,7 @@ from scoretune.diffusion.kernels import (
     Transition,
 )
 from scoretune.diffusion.paths import girsanov_weights, kl_factor, log_snr_steps
+from slow_cases import slow
 
 F64 = torch.float64
 THETA = 0.7
@@ -132,7 +133,7 @@ def test_the_factor_has_its_least_at_the_reverse_sde():
 # ------------------------------------------------------------------ likelihood ratios
 
 
-@pytest.mark.parametrize(("count", "batch"), [(20, 8000), (100, 2000), (500, 500)])
+@pytest.mark.parametrize(("count", "batch"), [(20, 8000), (100, 2000), slow(500, 500)])
 def test_log_ratios_of_paths_are_girsanov(make_bed, count, batch):
     """D = 16, Δs = .1α a dimension: path KL .08 on any grid, and with *summed* log-probabilities
     the log-ratio of a path is L ~ N(−KL, 2 KL). A mean over D would be 16 times smaller."""

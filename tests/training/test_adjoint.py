@@ -376,7 +376,7 @@ def gradients_of(recipe: str, *changes: str) -> tuple[dict[str, float], torch.Te
             marks=pytest.mark.slow,
         ),
         pytest.param("alignprop", ["objective.last=4"], marks=pytest.mark.slow),
-        ("alignprop", ["objective.last=4", "sampling.eta=0"]),
+        pytest.param("alignprop", ["objective.last=4", "sampling.eta=0"], marks=pytest.mark.slow),
         pytest.param(
             "alignprop",
             ["objective.last=3", "sizes.group=2", "sampling.shared_noise=true"],

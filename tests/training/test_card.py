@@ -15,11 +15,13 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
+from scoretune.commands import export as export_verb
 from scoretune.core.errors import UserError
 from scoretune.evaluate.report.record import read_record
 from scoretune.models import export
 from scoretune.rewards import catalog
 from scoretune.training import card, run_folder
+from slow_cases import quick_ones
 
 FLUX = ("transformer", "tokenizer")
 
@@ -155,7 +157,7 @@ def test_a_reward_that_is_recorded_is_not_looked_up_again(run):
     assert "when this card was written" not in text
 
 
-@pytest.mark.parametrize("form", [*export.FORMS, "merged"])
+@pytest.mark.parametrize("form", quick_ones([*export.FORMS, "merged"], "peft", "merged"))
 def test_the_code_of_the_card_runs(run, tmp_path, form, monkeypatch):
     folder = tmp_path / "out"
     policy = run_folder.load(run)
@@ -209,6 +211,11 @@ def test_other_pipelines_are_called_as_they_want_it(run, monkeypatch, kind, form
 
 
 def test_the_command_exports_a_form_with_its_card(command, run, tmp_path):
+    loading = {
+        "diffusers": "pipe.load_lora_weights({})",
+        "peft": "pipe.unet = PeftModel.from_pretrained(pipe.unet, {})",
+        "kohya": 'pipe.load_lora_weights({}, weight_name="lora_kohya.safetensors")',
+    }
     for form, file in [
         ("diffusers", "pytorch_lora_weights"),
         ("peft", "adapter_model"),
@@ -216,7 +223,8 @@ def test_the_command_exports_a_form_with_its_card(command, run, tmp_path):
     ]:
         done = command("export", run, "--to", tmp_path / form, "--format", form)
         assert done.code == 0, done.err
-        assert done.out.splitlines()[0] == f"{form} in {tmp_path / form}"
+        line = loading[form].format(repr(str(tmp_path / form)))
+        assert done.out.splitlines() == [f"{form} in {tmp_path / form}", f"load it by: {line}"]
         assert len(load_file(tmp_path / form / f"{file}.safetensors")) > 0
         assert (tmp_path / form / "README.md").is_file()
     own = load_file(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
@@ -249,6 +257,8 @@ def test_the_command_merges_and_uploads(command, run, tmp_path, monkeypatch):
     expected = {"folder": str(folder), "form": "merged", "url": "https://hub/org/name"}
     assert json.loads(done.out) == expected
     assert calls == [("org/name", True), ("org/name", "merged")]
+    line = export_verb._loading(folder / "README.md", folder)
+    assert line.startswith("pipe = ") and f".from_pretrained({str(folder)!r}" in line
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     own = run_folder.load(run).backbone.network.state_dict()
     kept = "mid_block.resnets.0.conv1.weight"

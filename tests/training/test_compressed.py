@@ -134,6 +134,7 @@ def test_series_are_measured_in_a_basis_of_their_own(tmp_path):
     assert float((back - states).norm() / spread) < 0.1
 
 
+@pytest.mark.slow  # quick in `test_from_data.py`: what a decoder adds is drawn once, and kept
 def test_kills_change_nothing(pictures, tmp_path):
     changes = ["updates=12", "evaluation.every=5", "evaluation.samples=4", "checkpoints.every=3"]
     run = run_on(pictures, *changes)
@@ -231,6 +232,8 @@ def test_compress_check(command, pictures, tmp_path):
     np.save(tmp_path / "broken.npy", broken)
     said = command("compress", "check", tmp_path / "broken.npy")
     assert said.code == 2 and "not finite, first in entry 3" in said.err
+    said = command("compress", "check", pictures, "--out", tmp_path / "seen")
+    assert said.code == 2 and "choose --out name.png" in said.err
 
 
 def test_the_check_says_how_to_train_as_it_looked():

@@ -37,6 +37,7 @@ from scoretune.training.objectives.base import ScoreAction
 from scoretune.training.sources.base import deal_out
 from scoretune.training.sources.on_policy import reward_metrics, transitions
 from scoretune.training.sources.step_choice import any_steps, last_steps, one_of_last
+from slow_cases import slow
 
 STEPS, BATCH = 6, 64
 
@@ -678,7 +679,7 @@ def test_a_critic_alone_needs_no_gradient_of_the_reward(form):
 # ---------------------------------------------------------------------------- tried actions
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.4])
+@pytest.mark.parametrize("kl_weight", [slow(0.0), 0.4])
 def test_tried_actions_have_the_gradient_of_rates(kl_weight):
     """E over actions of q Δ ∇log π is the gradient of ⟨x̂0, slope⟩ − κ·KL (arXiv 2502.01819)."""
     path = path_of(4000)

@@ -50,6 +50,7 @@ from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy
 from scoretune.training import from_data, overrides, run_folder
 from scoretune.training.hooks import Average, Silent
+from slow_cases import quick_ones, slow
 
 TINY = {
     "mlp": [],
@@ -149,7 +150,7 @@ def test_the_average_forgets_its_beginning():
 # ---------------------------------------------------------------------------- killed, resumed
 
 
-@pytest.mark.parametrize("recipe", ["supervised", "consistency"])
+@pytest.mark.parametrize("recipe", ["supervised", slow("consistency")])
 def test_kills_change_nothing(tmp_path, recipe):
     changes = ["updates=30", "evaluation.every=12", "checkpoints.every=7", "optimiser.ema=0.9"]
     changes += ["data=digits", "sizes.batch=8"]
@@ -166,6 +167,7 @@ def test_kills_change_nothing(tmp_path, recipe):
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow  # quick in `test_resume.py`
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
     from scoretune.training.run import launch as go
 
@@ -435,7 +437,11 @@ def test_times_of_any_process_run_from_the_horizon_to_the_data(process, steps):
         assert last == pytest.approx(max(data_samples.CLEAN, least), rel=0.01)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process",
+    quick_ones(PROCESSES, VP(), RectifiedFlow(), EDM(), ContractiveSubVP()),
+    ids=lambda p: type(p).__name__,
+)
 def test_exact_estimates_draw_the_data(process):
     """A silent network of v is exact for data N(0, 1): any process must bring back their law."""
     model = score_network("mlp", (40,), process=process, width=16)

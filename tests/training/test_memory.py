@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 import judged
-from kin import slow_kin
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.diffusion.named import kernel
@@ -24,6 +23,7 @@ from scoretune.policy import Policy
 from scoretune.training import build, engine, overrides
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Method, Paths
+from slow_cases import quick_ones
 
 SPARING = ["hardware.checkpointing=true"]  # and as few states as can be learned from
 ON_PICTURES = sorted(set(recipes.RECIPES) - {"consistency"})  # which is for networks of one's own
@@ -161,11 +161,12 @@ def gradient_of(run: Run, policy: Policy, method: Method) -> tuple[Tensor, Tenso
     return found, torch.cat(fitted)
 
 
-ALIKE = ("draft", "slope, own Jacobian", "explicit, no skip", "ratio", "ctrl")
-"""Of those whose sources, credit and objective another has."""
+QUICK = ("ddpo", "score_as_action", "slope", "refl", "draft, 2 back", "adjoint_matching")
+QUICK += ("online_dpo", "spo", "dpo", "supervised", "dxmi")
+"""One of each source, and of each way of credit."""
 
 
-@pytest.mark.parametrize("variant", slow_kin(VARIANTS, ALIKE))
+@pytest.mark.parametrize("variant", quick_ones(VARIANTS, *QUICK))
 def test_a_device_holds_its_batch_and_finds_the_gradient_of_the_whole(backbone, variant):
     network, home = backbone
     run = settings_of(variant, home)

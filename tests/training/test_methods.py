@@ -44,6 +44,7 @@ from scoretune.training.loop import train
 from scoretune.training.objectives import energy, matching, preference
 from scoretune.training.objectives.method import Method
 from scoretune.training.sources.differentiable import Differentiable
+from slow_cases import quick_ones, slow
 
 GOAL = torch.tensor([1.0, 0.5])
 LAW = tilt.Mixture.of([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.1)
@@ -222,7 +223,7 @@ def pairs_of_points(count: int = 2000) -> Judged:
     return Judged(first, second, labels)
 
 
-@pytest.mark.parametrize("recipe", JUDGED)
+@pytest.mark.parametrize("recipe", quick_ones(JUDGED, "dpo", "kto", "mallows", "dspo"))
 def test_a_recipe_learns_from_pairs(recipe, monkeypatch):
     """Never told the reward, only which of two samples has more of it."""
     pairs = pairs_of_points()
@@ -272,11 +273,11 @@ def test_score_as_action_learns_in_every_form(form):
     ("recipe", "changes"),
     [
         ("score_as_action", []),
-        pytest.param("score_as_action", ["objective.form=ratio"], marks=pytest.mark.slow),
-        ("ddpo", []),
-        pytest.param("dpok", ["objective.trust_region=0.02"], marks=pytest.mark.slow),
-        pytest.param("grpo", ["sampling.jitter=true"], marks=pytest.mark.slow),
-        pytest.param("online_dpo", ["objective.reference=acting"], marks=pytest.mark.slow),
+        slow("score_as_action", ["objective.form=ratio"]),
+        slow("ddpo", []),  # which asks for no gradient in any case
+        slow("dpok", ["objective.trust_region=0.02"]),
+        slow("grpo", ["sampling.jitter=true"]),
+        slow("online_dpo", ["objective.reference=acting"]),
     ],
 )
 def test_a_reward_without_gradient_is_learned_too(recipe, changes):
@@ -512,13 +513,13 @@ def test_features_that_a_network_has_not_are_missed_early():
     ("recipe", "changes"),
     [
         *(
-            pytest.param(name, [], marks=[pytest.mark.slow] if name in KIN else [])
+            slow(name, []) if name in {*KIN, "rainbow", "d3po"} else (name, [])
             for name in recipes.RECIPES
             if name not in ("consistency", "spo")
         ),
         ("spo", ["objective.threshold=0", "objective.skip=0"]),
-        ("score_as_action", ["objective.form=rate", "sampling.solver=dpmpp_2m"]),
-        ("score_as_action", ["objective.form=explicit", "sampling.jitter=true"]),
+        slow("score_as_action", ["objective.form=rate", "sampling.solver=dpmpp_2m"]),
+        slow("score_as_action", ["objective.form=explicit", "sampling.jitter=true"]),
         ("score_as_action", ["objective.critic.body=backbone", "objective.trust_region=0.01"]),
     ],
 )

@@ -36,6 +36,7 @@ from scoretune.training.objectives.matching import Matching
 from scoretune.training.objectives.policy_gradient import PolicyGradient
 from scoretune.training.sources.on_policy import OnPolicy, Sizes
 from scoretune.training.sources.step_choice import any_steps
+from slow_cases import slow
 
 PROCESS, MEAN, S0 = VP(), 1.0, 0.25
 SLOPE, KAPPA = 1.2, 0.5  # the reward is SLOPE · x
@@ -194,9 +195,13 @@ def test_the_sampler_tends_to_the_closed_form():
 
 
 FAR = pytest.param(0.9, marks=pytest.mark.slow)
+by_gddim = pytest.mark.parametrize(
+    "kernel", [KERNELS[0], slow(KERNELS[1])], ids=["gddim", "euler-maruyama"]
+)
+"""Of sums over many paths, in which kernels differ by their laws alone."""
 
 
-@every_kernel
+@by_gddim
 @pytest.mark.parametrize("theta", [0.1, FAR])
 def test_policy_gradient_of_terminal_rewards(kernel, theta):
     times = grids.karras(PROCESS, 20)
@@ -215,7 +220,7 @@ def test_policy_gradient_of_terminal_rewards(kernel, theta):
     assert found == pytest.approx(exact, abs=4 * error)
 
 
-@every_kernel
+@by_gddim
 @pytest.mark.parametrize("theta", [0.1, FAR])
 def test_score_action_with_a_critic_that_knows(kernel, theta):
     times = grids.karras(PROCESS, 20)

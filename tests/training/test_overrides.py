@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
-from kin import slow_kin
 from scoretune import recipes
 from scoretune.core import config
 from scoretune.core.config import Checked, Run, Strict
 from scoretune.core.errors import UserError
 from scoretune.training.overrides import changed, unread, validated
+from slow_cases import quick_ones
 
 BASES = {
     **{name: [] for name in recipes.RECIPES},
@@ -52,7 +52,10 @@ def others(annotation: Any, value: Any) -> list[Any]:
     return [(value or 0) + 1, (value or 0) + 4] if annotation is int else [(value or 0) / 2 + 0.25]
 
 
-@pytest.mark.parametrize("name", slow_kin(BASES))
+QUICK = ("ddpo", "score_as_action", "mix_grpo frozen", "online_dpo", "dpo", "supervised unet")
+
+
+@pytest.mark.parametrize("name", quick_ones(BASES, *QUICK))
 def test_every_setting_is_refused_where_it_is_never_read_and_only_there(name):
     run = changed(recipes.named(name.split()[0]), BASES[name])
     tried = 0

@@ -1,8 +1,8 @@
 """A run that is killed and resumed ends where an undisturbed one ends, to the bit.
 
-Three kills of a forked child in one recipe, and each thing that changes while a run trains is
-restored once. The slow ones kill runs of the other recipes too, and a real `scoretune train` ten
-times, at random moments.
+A kill of a forked child while it saves, and each thing that changes while a run trains is restored
+once; `test_from_data.py` kills a child at three moments of another run. The slow ones kill runs of
+many recipes, and a real `scoretune train` ten times, at random moments.
 """
 
 from __future__ import annotations
@@ -128,15 +128,8 @@ def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: 
     return child.exitcode or 0
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "score_as_action",
-        pytest.param("ddpo", marks=pytest.mark.slow),
-        pytest.param("supervised", marks=pytest.mark.slow),
-        pytest.param("dpo", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["score_as_action", "ddpo", "supervised", "dpo"])
 def test_three_kills_change_nothing(tmp_path, small, recipe, few_pictures):
     """Five of one that learns from pairs."""
     of_pairs = [f"data={judged.pairs_folder(tmp_path / 'pairs')}"] if recipe == "dpo" else []
@@ -238,14 +231,14 @@ def test_preferences_among_samples_resume_too(tmp_path, small, recipe, changes):
 def test_learning_from_pairs_resumes_too(tmp_path, small):
     """With what KTO compares with, which follows the updates, and what the guard has seen."""
     data = f"data={judged.pairs_folder(tmp_path / 'pairs')}"
-    run = configured("kto", small, data, "updates=4", "evaluation.every=3", "checkpoints.keep=4")
+    run = configured("kto", small, data, "updates=3", "checkpoints.keep=3")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     launch(run, whole)
     state = stopped_after(2, whole, stopped)
     assert state["trust"]["level"] != 0
     assert len(state["guard"]["errors"]) == 2
     launch(run, stopped)
-    assert_same_run(stopped, whole, 4)
+    assert_same_run(stopped, whole, 3)
 
 
 def test_learning_from_pictures_resumes_too(tmp_path, small, few_pictures):
@@ -265,7 +258,7 @@ def test_learning_from_pictures_resumes_too(tmp_path, small, few_pictures):
 def test_a_trust_region_resumes_too(tmp_path, small, recipe, critic):
     """Its coefficient has adapted by the time it is saved, and the next update is under it."""
     trusting = "objective.trust_region=0.5"  # hardly anything moves so far: the penalty halves
-    run = configured(recipe, small, trusting, "updates=3", "checkpoints.keep=3")
+    run = configured(recipe, small, trusting, "updates=2", "checkpoints.keep=2")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     launch(run, whole)
     saved = stopped_after(1, whole, stopped)
@@ -274,7 +267,7 @@ def test_a_trust_region_resumes_too(tmp_path, small, recipe, critic):
     launch(run, stopped)
     coefficients = [saved_last(folder)["trust"]["coefficient"] for folder in (stopped, whole)]
     assert coefficients[0] == coefficients[1] < saved["trust"]["coefficient"]
-    assert_same_run(stopped, whole, 3)
+    assert_same_run(stopped, whole, 2)
 
 
 def test_what_prompts_got_before_resumes_too(tmp_path, small):
@@ -308,6 +301,7 @@ def test_a_finished_run_resumed_changes_nothing(tmp_path, small, undisturbed):
     assert_same_run(folder, undisturbed, 4)
 
 
+@pytest.mark.slow  # quick in `test_from_data.py`
 def test_another_seed_is_another_run(tmp_path, small, undisturbed):
     launch(configured("ddpo", small, *FOUR, "seed=1"), tmp_path / "run")
     assert adapter_hash(tmp_path / "run") != adapter_hash(undisturbed)

@@ -38,6 +38,7 @@ from scoretune.training.reward_model.learning import (
 )
 from scoretune.training.reward_model.run import recorded, train_reward
 from scoretune.training.reward_model.settings import RewardSettings, read, validated
+from slow_cases import slow
 
 PROMPTS = [f"{word} picture number {i}" for i in range(8) for word in ("a green", "a red")]
 QUICK: dict[str, Any] = {"updates": 12, "members": 2, "width": 8, "batch": 8, "checkpoint_every": 5}
@@ -159,7 +160,7 @@ def whole(little: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("when", [("reading", 16), ("member 1", 9), ("member 2", 6)])
+@pytest.mark.parametrize("when", [slow(("reading", 16)), slow(("member 1", 9)), ("member 2", 6)])
 def test_a_killed_run_goes_on_to_the_same_weights(
     little: Path, whole: Path, tmp_path: Path, when: tuple[str, int]
 ) -> None:
@@ -351,7 +352,7 @@ def test_scenes_begin_at_the_readers_opinion() -> None:
 
 
 def test_from_votes_to_a_fine_tuned_model_by_commands(
-    command: Callable[..., Any], tiny: list[str], tmp_path: Path
+    command: Callable[..., Any], small: list[str], tmp_path: Path
 ) -> None:
     """Votes on pictures of the shipped world become a reward on what the reader sees, which DDPO
     optimises, and which its card names."""
@@ -364,7 +365,7 @@ def test_from_votes_to_a_fine_tuned_model_by_commands(
     assert result["features"] == "scenes"
     assert result["held_out"]["majority"] == 0.75
     assert result["held_out"]["raters"] == pytest.approx(0.5)  # of 3 : 1, 3 of 6 pairs of votes
-    done = command("train", "ddpo", *tiny, "updates=1", f"reward={reward}", "--run", run)
+    done = command("train", "ddpo", *small, "updates=1", f"reward={reward}", "--run", run)
     assert done.code == 0, done.err
     card = (run / "lora" / "README.md").read_text()
     assert str(reward) in card

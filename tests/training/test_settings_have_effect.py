@@ -1,8 +1,8 @@
 """A setting that is accepted does something: with another value the run learns another thing.
 
 Every setting of learning × every recipe on rewards: one is changed to another valid value, two
-tiny updates are trained, and the weights and the metrics must differ, or the value be refused. Two
-recipes are walked always, the others among the slow tests.
+tiny updates are trained, and the weights and the metrics must differ, or the value be refused. One
+recipe is walked always, the others among the slow tests.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ BASES: dict[str, list[str]] = {
     "kto likes": ["objective.likes=true"],
     "score_as_action heun": ["objective.form=rate", "sampling.solver=heun"],
 }
-ALWAYS = ("ddpo", "refl")
+ALWAYS = ("ddpo",)
 LEARNING = ("objective.", "sampling.", "sizes.", "optimiser.", "seed", "model.rank", "model.guid")
 EVALUATED = ("sampling.", "model.guid")
 """What recipes on data read where they are evaluated alone."""

@@ -247,6 +247,8 @@ def test_spo_goes_on_from_a_random_candidate_and_pairs_best_and_worst():
     assert not torch.equal(picks, found.rewards.argmax(2))  # it is not the best that goes on
     ends = found.candidates[-1].sum(2)
     torch.testing.assert_close(found.rewards[-1], ends)  # an end is scored as it is
+    assert found.scores is not None  # ... and not once more
+    torch.testing.assert_close(found.scores.total, found.final.sum(1))
     t = nodes[2, 0].expand(12)
     expected = policy.estimate(found.candidates[0].flatten(0, 1), t, Condition.none(12)).data
     torch.testing.assert_close(found.rewards[0].flatten(), expected.sum(1))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scoretune.commands.options import Changes, Json, Threads, set_threads
+from scoretune.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,8 @@ def check(
     from scoretune.commands.display import counting
 
     set_threads(threads)
+    if out.suffix != ".png":
+        raise UserError(f"cannot write {str(out)!r}: choose --out name.png")
     with counting("numbers of measurements tried") as note:
         report = examined(data, changes or [], out, note)
     if json_:

@@ -44,6 +44,7 @@ def measure_run(
     from scoretune.data.prompts import read_prompts
     from scoretune.evaluate.scores import evaluation_line
     from scoretune.models.catalog import remarks
+    from scoretune.models.editing import check_pictures
     from scoretune.rewards.catalog import named_reward
     from scoretune.training import from_data
     from scoretune.training.build import held_out_prompts
@@ -59,6 +60,7 @@ def measure_run(
         raise UserError("--features is for networks that learned from data: leave it out")
     policy = load(folder, distributed.device())
     held_out = held_out_prompts(run) if prompts is None else read_prompts(prompts)
+    check_pictures(policy.backbone, held_out.texts)
     for line in remarks(policy, run.model.guidance, held_out.texts):
         typer.echo(f"note: {line}", err=True)
     measured = measured_run(run, policy, held_out, named_reward(run.reward))

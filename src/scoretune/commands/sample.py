@@ -12,6 +12,8 @@ import typer
 from scoretune.commands.options import PromptFile, Seed, Threads, set_threads
 from scoretune.core.errors import UserError
 
+PICTURES = Path("samples.png")
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,8 +27,12 @@ def sample(
     ] = None,
     file: PromptFile = None,
     out: Annotated[
-        Path, typer.Option(help="Where to write: .png; without prompts also .npz.")
-    ] = Path("samples.png"),
+        Path | None,
+        typer.Option(
+            help="Where to write: .png; videos .webp (as .png a contact strip each); without "
+            "prompts also .npz (default: samples.png or samples.webp)."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many, without prompts.")] = 64,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of the solver (default: the model's own).")
@@ -49,14 +55,15 @@ def sample(
 def draw(
     path: Path,
     prompts: Sequence[str],
-    out: Path,
+    out: Path | None = None,
     *,
     steps: int | None = None,
     solver: str | None = None,
     seed: int = 0,
     count: int = 64,
 ) -> str:
-    """Write one picture a prompt, side by side; or `count` samples of a network of one's own.
+    """Write one picture or video a prompt, side by side; or `count` samples of a network of one's
+    own.
 
     Says what was written.
     """
@@ -64,6 +71,7 @@ def draw(
     from scoretune.evaluate import data_samples
     from scoretune.evaluate.report import gallery
     from scoretune.models.catalog import remarks
+    from scoretune.models.editing import check_pictures
     from scoretune.models.recycled import inner
     from scoretune.models.score_network import ScoreNetwork
     from scoretune.policy import deployment_of
@@ -76,6 +84,7 @@ def draw(
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count
+        check_pictures(policy.backbone, prompts)
         guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
         for line in remarks(policy, guidance, texts):
             typer.echo(f"note: {line}", err=True)
@@ -91,6 +100,7 @@ def draw(
     if solver is not None:
         sampler = replace(sampler, solver=solver, jumps=False)
     samples = data_samples.draw(policy, count, sampler, seed)
+    out = out or PICTURES
     gallery.write(samples, network.content, out, names)
     if network.compression is not None:
         for line in network.compression.certificate.warnings():
@@ -117,15 +127,24 @@ def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed:
     return sample(policy, prompts, times=times, seed=seed, solver=solver)
 
 
-def _write(images: Tensor, prompts: Sequence[str], out: Path) -> str:
-    """A strip of pictures, or points and series in whatever form `out` ends in; says so."""
+def _write(images: Tensor, prompts: Sequence[str], out: Path | None) -> str:
+    """A strip of pictures, below those that they are edits of, videos side by side, or points and
+    series in whatever form `out` ends in; says so."""
+    import torch
     from PIL import Image
 
     from scoretune.evaluate.report import gallery
+    from scoretune.evaluate.samples import source_pictures
 
+    if images.dim() == 5:
+        return _write_videos(images, prompts, out or PICTURES.with_suffix(".webp"))
+    out = out or PICTURES
     if images.dim() != 4 or images.shape[1] != 3:
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
         return _listed(prompts, "sample", out)
+    sources = source_pictures(prompts, *images.shape[-2:])
+    if sources is not None:
+        images = torch.cat([sources, images], 2)
     strip = (images * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
     picture = Image.fromarray(strip.numpy())
     grow = max(1, 128 // images.shape[-1])
@@ -135,6 +154,27 @@ def _write(images: Tensor, prompts: Sequence[str], out: Path) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {str(out)!r} ({error}): choose --out name.png") from error
     return _listed(prompts, "picture", out)
+
+
+def _write_videos(films: Tensor, prompts: Sequence[str], out: Path) -> str:
+    """Videos [B, T, 3, H, W] side by side in an animated WebP, or as a .png a contact strip each,
+    one below another; says so."""
+    from PIL import Image
+
+    from scoretune.evaluate import videos
+
+    try:
+        if out.suffix == ".png":
+            strips = videos.sheet(videos.strips(films)[:, None], 1)[0]
+            pixels = (strips.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
+            Image.fromarray(pixels.numpy()).save(out)
+        elif out.suffix == ".webp":
+            videos.write(videos.sheet(films, len(films)), out)
+        else:
+            raise UserError(f"cannot write videos as {str(out)!r}: choose --out name.webp")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {str(out)!r} ({error}): choose --out name.webp") from error
+    return _listed(prompts, "video", out)
 
 
 def _listed(prompts: Sequence[str], what: str, out: Path) -> str:

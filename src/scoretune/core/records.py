@@ -125,10 +125,18 @@ def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
 @dataclass(frozen=True)
 class Condition(Record):
     """Encoded prompts: `tokens` of B prompts, and what "no prompt" looks like, `null` (or None): a
-    tensor [L, D] beside a tensor [B, L, D], else named tensors of one row."""
+    tensor [L, D] beside a tensor [B, L, D], else named tensors of one row, or of B where what is
+    left without a prompt differs, as the pictures do that prompts edit (`own_nulls`).
+
+    Guidance may be by the picture too: `blind` is one row without prompt and picture, and
+    `image_guidance` the scale away from it; with None the picture is not left out.
+    """
 
     tokens: Tokens
     null: Tokens | None = None
+    own_nulls: bool = False
+    blind: Named | None = None
+    image_guidance: float = 1.0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -150,7 +158,8 @@ class Condition(Record):
 
     def take(self, index: Tensor | slice) -> Condition:
         """The condition of some of the samples."""
-        return replace(self, tokens=self.tokens[index])
+        taken = replace(self, tokens=self.tokens[index])
+        return replace(taken, null=cast(Named, self.null)[index]) if self.own_nulls else taken
 
     def of_one(self, count: int) -> Condition:
         """The condition of the first prompt, so many times."""
@@ -165,7 +174,17 @@ class Condition(Record):
         if isinstance(null, Tensor):
             tokens = cast(Tensor, self.tokens)
             return null.to(tokens).expand_as(tokens)
-        return null[torch.zeros(len(self), dtype=torch.long, device=null.device)]
+        return null if self.own_nulls else self._repeated(null)
+
+    @property
+    def twins(self) -> list[Tokens]:
+        """What guidance is away from, as many rows each as there are prompts: without the picture
+        as well where it is by that, and without the prompt."""
+        blind = [] if self.blind is None else [self._repeated(self.blind)]
+        return [*blind, self.unprompted]
+
+    def _repeated(self, one: Named) -> Named:
+        return one[torch.zeros(len(self), dtype=torch.long, device=one.device)]
 
     @property
     def in_one_batch(self) -> bool:
@@ -182,7 +201,10 @@ class Condition(Record):
     @staticmethod
     def joined(parts: Sequence[Condition]) -> Condition:
         """The conditions of parts of a batch as that of the batch."""
-        return replace(parts[0], tokens=joined([part.tokens for part in parts]))
+        whole = replace(parts[0], tokens=joined([part.tokens for part in parts]))
+        if not whole.own_nulls:
+            return whole
+        return replace(whole, null=joined([cast(Named, part.null) for part in parts]))
 
     @staticmethod
     def none(batch: int) -> Condition:
@@ -202,7 +224,8 @@ class Trajectory(Record):
     a reference also: the pretrained policy's `reference_data` [N, B, *S] and the squared distance
     of the estimates, `moved_sq` [N, B]. A stochastic path has `log_probs` [N, B]. `features`
     [N, B, F] are what a critic may share. `noisy` [N] says which steps had noise, None that all or
-    none had; only those have a log-probability and, where a window chose them, a KL.
+    none had; only those have a log-probability and, where a window chose them, a KL. `final_slope`
+    [B, *S] is the reward's gradient at the finished samples, where scoring them has found it.
     """
 
     states: Tensor
@@ -219,6 +242,7 @@ class Trajectory(Record):
     moved_sq: Tensor | None = None
     features: Tensor | None = None
     noisy: Tensor | None = None
+    final_slope: Tensor | None = None
 
     @property
     def kl_weights(self) -> Tensor:

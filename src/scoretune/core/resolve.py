@@ -191,7 +191,7 @@ def read_sum(text: str, before_minus: Collection[str] = ()) -> list[Term]:
 def _end_of_term(text: str, match: re.Match[str]) -> int:
     """Where a term ends, with its brackets if it has any; −1 if it does not end well."""
     end = match.end("name")
-    if match["plain"] and text[end : end + 1] == "(":
+    if match["called"] and text[end : end + 1] == "(":
         end = _scan_brackets(text, end)[0]
     return end if end >= 0 and re.match(r"\s*([-+]|$)", text[end:]) else -1
 
@@ -200,7 +200,7 @@ def _term_pattern(before_minus: Collection[str]) -> re.Pattern[str]:
     """`± weight * name`, of which only the name must be there."""
     minus = "".join(rf"(?!{re.escape(name)}-)" for name in before_minus)
     module = rf"{minus}[A-Za-z_./\\~](?:[\w./\\]|-(?=[\w./\\]))*:[A-Za-z_]\w*"
-    name = rf"{_ADDRESS}|{module}|(?P<plain>[A-Za-z_]\w*)"
+    name = rf"{_ADDRESS}|(?P<called>{module}|[A-Za-z_]\w*)"
     return re.compile(rf"\s*(?P<sign>[+-])?\s*(?:(?P<weight>{_NUMBER})\s*\*)?\s*(?P<name>{name})")
 
 

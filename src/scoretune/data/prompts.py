@@ -7,18 +7,23 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from scoretune.core.errors import UserError, unknown
 from scoretune.data import formats
 from scoretune.data.scenes import world
+from scoretune.data.source_pictures import SourcePicture, source_picture
 
 GOLDEN = (5**0.5 - 1) / 2
 PROMPT_KEYS = ("prompt", "prompts", "caption", "text")
 """What the column of prompts may be called, the first that there is; capitals do not matter."""
 TASK_KEYS = ("task", "category", "tag")
+IMAGE_KEYS = ("image",)
+"""What the column of pictures is called that prompts edit: paths from the folder of the file."""
 LONGEST = 20_000
 """Characters of a prompt; text encoders read a few hundred."""
 WANTED = (
@@ -27,14 +32,55 @@ WANTED = (
 
 
 class Prompt(str):
-    """A text with `metadata`, the row of its file by columns; equal and hashed as the text."""
+    """A text with `metadata`, the row of its file by columns, and perhaps the `picture` it edits.
+
+    Equal and hashed as the text, but for two prompts of different pictures, which are not equal.
+    """
 
     metadata: Mapping[str, Any]
+    picture: SourcePicture | None
 
-    def __new__(cls, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:
+    def __new__(
+        cls,
+        text: str,
+        metadata: Mapping[str, Any] | None = None,
+        picture: SourcePicture | None = None,
+    ) -> Prompt:
         prompt = super().__new__(cls, text)
         prompt.metadata = dict(metadata or {})
+        prompt.picture = picture
         return prompt
+
+    @property
+    def image(self) -> Tensor | None:
+        """The picture to edit, [3, H, W] in [0, 1]; None where there is none."""
+        return None if self.picture is None else self.picture.pixels
+
+    @property
+    def identity(self) -> str:
+        """The text, with what tells its picture from others: of equal prompts the same."""
+        mark = "" if self.picture is None else f" [{self.picture.sha256}]"
+        return f"{str.__str__(self)}{mark}"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Prompt) and self.picture != other.picture:
+            return False
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def picture_of(prompt: str) -> SourcePicture | None:
+    """The picture that a prompt edits; a plain `str` has none."""
+    return prompt.picture if isinstance(prompt, Prompt) else None
+
+
+def identity(prompt: str) -> str:
+    """`Prompt.identity`; of a plain `str` itself."""
+    return prompt.identity if isinstance(prompt, Prompt) else prompt
 
 
 @dataclass(frozen=True)
@@ -133,18 +179,20 @@ def read_rows(source: str) -> list[Row]:
     """The prompts of a file, of `pairs:FILE:FILE`, or of `datasets:ID[:SPLIT[:COLUMN]]`.
 
     A file is .csv, .tsv, .json, .jsonl or .parquet, and may name its column as `FILE:COLUMN`; any
-    other is text with one prompt a line; each may be gzipped (.gz). Raises UserError, in one line,
-    for what cannot be read or has no prompts.
+    other is text with one prompt a line; each may be gzipped (.gz). A column `image` has the paths,
+    from the file's folder, of pictures that prompts edit. Raises UserError, in one line, for what
+    cannot be read or has no prompts.
     """
     kind, _, rest = source.partition(":")
     if kind == "datasets" and rest:
         placed, column = formats.of_datasets(rest)
-        rows = list(_of_items(source, placed, column))
+        rows = list(_of_items(source, placed, column, Path()))
     elif kind == "pairs" and rest:
         rows = _pairs(rest)
     else:
         file, column = formats.column_of(source)
-        rows = list(_of_items(file, formats.rows(file, WANTED, "prompt file"), column))
+        placed = formats.rows(file, WANTED, "prompt file")
+        rows = list(_of_items(file, placed, column, Path(file).parent))
     if not rows:
         raise UserError(f"prompt file {source!r} is empty: write one prompt a line")
     return rows
@@ -170,9 +218,10 @@ def _pairs(rest: str) -> list[Row]:
 
 
 def _of_items(
-    source: str, placed: Iterable[formats.Row], column: str | None = None
+    source: str, placed: Iterable[formats.Row], column: str | None, folder: Path
 ) -> Iterator[Row]:
-    """Rows from texts or objects; the first object says which column holds the prompts."""
+    """Rows from texts or objects; the first object says which column holds the prompts. Paths of
+    pictures are from `folder`."""
     key = ""
     for place, item in placed:
         where = f"{source!r}, {place}"
@@ -190,7 +239,8 @@ def _of_items(
         text = item.get(key)
         if not isinstance(text, str):
             raise UserError(f"{where}: {key!r} must be a text, and is {formats.brief(text)}")
-        yield Row(Prompt(_text(where, text), item), _task(item), _weight(where, item))
+        prompt = Prompt(_text(where, text), item, _picture(where, item, folder))
+        yield Row(prompt, _task(item), _weight(where, item))
 
 
 def _text(where: str, text: str) -> str:
@@ -217,6 +267,11 @@ def _prompt_key(source: str, item: Mapping[str, Any]) -> str:
     if key is None:
         raise formats.missing_column(source, PROMPT_KEYS, item)
     return str(key)
+
+
+def _picture(where: str, item: Mapping[str, Any], folder: Path) -> SourcePicture | None:
+    key = formats.named_column(item, IMAGE_KEYS)
+    return None if key is None else source_picture(where, str(key), item[key], folder)
 
 
 def _task(item: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ Look = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Features:
-    """Images [B, C, H, W] in [0, 1] -> features [B, F] in float32, a batch at a time."""
+    """Images [B, C, H, W] in [0, 1] -> features [B, F] in float32, a batch at a time; of videos
+    [B, T, C, H, W] the mean over the features of their frames."""
 
     name: str
     look: Look
@@ -30,6 +31,8 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        if images.dim() == 5:
+            return self(images.flatten(0, 1)).view(*images.shape[:2], -1).mean(1)
         return torch.cat([self._checked(part) for part in images.split(self.batch)])
 
     def _checked(self, images: Tensor) -> Tensor:

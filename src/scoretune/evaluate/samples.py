@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.records import Condition, spans
-from scoretune.data.prompts import Prompts
+from scoretune.data.prompts import Prompts, picture_of
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
+from scoretune.evaluate import videos
 from scoretune.policy import Backbone, Deployment, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
@@ -46,8 +48,8 @@ def times_of(process: Process, deployment: Deployment | None, steps: int) -> Ten
 
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
-    """Images [B, 3, H, W] on the CPU, at the end of a walk; of one seed all walks begin in the same
-    noise.
+    """Images [B, 3, H, W], of a model of videos [B, T, 3, H, W], on the CPU, at the end of a walk;
+    of one seed all walks begin in the same noise.
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """
@@ -175,25 +177,55 @@ def preview_indices(prompts: Prompts, per_task: int = 4) -> list[int]:
 def save_preview(
     images: Tensor, prompts: Prompts, *, accepted: Tensor | None, folder: Path, name: str
 ) -> None:
-    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]."""
-    from PIL import Image
-
+    """A sheet of images as `name.png`; `prompts.json` tells what is shown, and `accepted` [B]. Of
+    prompts that edit pictures those are on a sheet `source.png`; of videos a sheet has a contact
+    strip each, and each is `videos/name-00.webp`."""
     folder.mkdir(parents=True, exist_ok=True)
-    indices = preview_indices(prompts)
-    pixels = (images[indices].cpu() * 255).round().byte()
-    rows = -(-len(indices) // PREVIEW_COLUMNS)
-    side = pixels.shape[-1]
-    sheet = torch.zeros(rows * PREVIEW_COLUMNS, 3, side, side, dtype=torch.uint8)
-    sheet[: len(indices)] = pixels
-    canvas = sheet.unflatten(0, (rows, PREVIEW_COLUMNS)).permute(0, 3, 1, 4, 2)
-    Image.fromarray(canvas.flatten(0, 1).flatten(1, 2).numpy()).save(folder / f"{name}.png")
+    indices, columns = preview_indices(prompts), PREVIEW_COLUMNS
+    shown = images[indices].cpu()
+    if shown.dim() == 5:
+        (folder / "videos").mkdir(exist_ok=True)
+        shown, columns = videos.small(shown), 1
+        for place, video in enumerate(shown):
+            videos.write(video, folder / "videos" / f"{name}-{place:02}.webp")
+        shown = videos.strips(shown)
+    height, width = shown.shape[-2:]
+    _save_sheet(shown, folder / f"{name}.png", columns)
+    sources = source_pictures([prompts.texts[i] for i in indices], height, width)
+    if sources is not None:
+        _save_sheet(sources, folder / "source.png", columns)
     path = folder / "prompts.json"
     captions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     captions |= {
         "prompts": [prompts.texts[i] for i in indices],
-        "columns": PREVIEW_COLUMNS,
-        "side": side,
+        "columns": columns,
+        "side": height,
+        "width": width,
     }
     if accepted is not None:
         captions[f"{name}_right"] = [bool(accepted[i] > 0.5) for i in indices]
     files.write_whole(path, json.dumps(captions, indent=2) + "\n")
+
+
+def _save_sheet(images: Tensor, file: Path, columns: int) -> None:
+    """Images [B, 1 or 3, H, W], so many a row."""
+    from PIL import Image
+
+    pixels = (images.cpu().expand(-1, 3, -1, -1) * 255).round().byte()
+    sheet = videos.sheet(pixels[:, None], columns)[0]
+    Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(file)
+
+
+def source_pictures(texts: Sequence[str], height: int, width: int = 0) -> Tensor | None:
+    """The pictures that prompts edit, in one size, [B, 3, H, W]; None where a prompt has none."""
+    pictures = [picture_of(text) for text in texts]
+    if not pictures or None in pictures:
+        return None
+    size = (height, width or height)
+    return torch.cat(
+        [
+            F.interpolate(picture.pixels[None], size, mode="bilinear", antialias=True).clamp(0, 1)
+            for picture in pictures
+            if picture is not None
+        ]
+    )

@@ -16,11 +16,12 @@ from scoretune.core import distributed, files
 from scoretune.core.config import Evaluation, Sampling
 from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts
+from scoretune.data.scenes import world
 from scoretune.diffusion.named import grid
 from scoretune.evaluate.samples import act, deployed_times, part_of, sample
 from scoretune.models.catalog import guidance_of, resolve
 from scoretune.policy import Policy
-from scoretune.rewards import reader
+from scoretune.rewards import reader, scene_edit
 from scoretune.rewards.base import Reward, checked
 
 
@@ -80,7 +81,12 @@ def verdicts(
 
 
 def verdict_metrics(source: str) -> dict[str, Reward]:
-    """The world's reader and judge as verdicts of 0 or 1; none for models of no world of scenes."""
+    """The world's reader and judge as verdicts of 0 or 1, of the shipped editor on its edits; none
+    for models of no world of scenes."""
+    if resolve(source).source == world.EDITOR:
+        home = world.shipped()
+        networks = {name: reader.load(home, name) for name in ("reader", "judge")}
+        return {n: scene_edit.EditReading(each, soft=False) for n, each in networks.items()}
     folder = resolve(source).world
     if not (folder / "judge.safetensors").exists():
         return {}

@@ -31,6 +31,8 @@ PRECISIONS = {
     "fp64": torch.float64,
 }
 """`model.precision` as dtypes."""
+PICTURE_FIRST = ("CogVideoXTransformer3DModel", "CogView4Transformer2DModel")
+"""Networks whose blocks put out the picture before the caption."""
 DECODED = 2**22
 """Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
 
@@ -69,6 +71,11 @@ class Pipelined(ABC):
     def encoders(self) -> tuple[str, ...]:
         """What diffusers calls the parts that read prompts."""
         return tuple(name for name in self.pipeline.components if name.startswith("text_encoder"))
+
+    @property
+    def edited_sides(self) -> dict[str, int] | None:
+        """Height and width of the pictures that it edits; None of a model that edits none."""
+        return None
 
     @property
     def process(self) -> Process:
@@ -111,8 +118,14 @@ class Pipelined(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in: of its first weight that is no whole number, as those
-        packed in four bits are. diffusers' own word for it walks through all modules."""
-        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+        packed in four bits are, and not kept in float32 whatever the others are. diffusers' own
+        word for it walks through all modules."""
+        wide = getattr(type(self.network), "_keep_in_fp32_modules", None) or ()
+        return next(
+            weight.dtype
+            for name, weight in self.network.named_parameters()
+            if weight.is_floating_point() and not any(part in name for part in wide)
+        )
 
     @abstractmethod
     def text_states(self, prompts: Sequence[str]) -> Any:
@@ -204,8 +217,9 @@ class Pipelined(ABC):
         finally:
             hook.remove()
         hidden = outputs[0]
-        if isinstance(hidden, tuple):  # behind the caption's, or before what skips
-            hidden = hidden[-1] if isinstance(hidden[-1], Tensor) else hidden[0]
+        if isinstance(hidden, tuple):  # behind the caption's, or before it or what skips
+            first = type(self.network).__name__ in PICTURE_FIRST
+            hidden = hidden[-1] if isinstance(hidden[-1], Tensor) and not first else hidden[0]
         states: Tensor = hidden
         return prediction, states.float().mean((2, 3) if states.dim() == 4 else 1)
 
@@ -214,18 +228,33 @@ class Pipelined(ABC):
         """How many pixels of a side are one place of a state."""
         return autoencoder.factor(self.pipeline.vae)
 
+    @property
+    def frames(self) -> int:
+        """Of a video; 0 of a model of pictures."""
+        if len(self.shape) < 4:
+            return 0
+        return (self.shape[1] - 1) * autoencoder.time_factor(self.pipeline.vae) + 1
+
     def decode(self, x0: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1]; differentiable, as gradient-based rewards need."""
+        """Images [B, 3, H, W] in [0, 1], of states of videos videos [B, T, 3, H, W];
+        differentiable, as gradient-based rewards need."""
         if self.offloaded is not None and x0.requires_grad and torch.is_grad_enabled():
             self.offloaded.release("vae")  # its graph may wait
-        pixels = math.prod(x0.shape[2:]) * self.factor**2
+        pixels = math.prod(x0.shape[-2:]) * self.factor**2 * max(1, self.frames)
         parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
         return torch.cat([autoencoder.decoded(self.pipeline.vae, part) for part in parts])
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law."""
-        vae, pixels = self.pipeline.vae, math.prod(images.shape[2:])
+        """Latents [B, C, H/f, W/f] of images in [0, 1], the mode of the encoder's law; of videos
+        [B, T, 3, H, W] latents [B, C, T', H/f, W/f]. Raises UserError for pictures where the model
+        draws videos."""
+        if self.frames and images.dim() == 4:
+            raise UserError(
+                f"a {type(self.pipeline).__name__} draws videos, and the data are pictures: give a "
+                "text-to-image model, or learn from a reward"
+            )
+        vae, pixels = self.pipeline.vae, math.prod(images.shape[-2:]) * max(1, self.frames)
         parts = images.split(self.decode_batch or max(1, DECODED // pixels))
         return torch.cat([autoencoder.encoded(vae, part) for part in parts])
 

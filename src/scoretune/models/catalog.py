@@ -92,6 +92,7 @@ class Resolved:
                     "shape": below.shape,
                     "prediction": below.prediction,
                     "size": model.size or below.size,
+                    "frames": model.frames or below.frames,
                     "without": (*below.without, *model.without),
                     "process": model.process or below.process,
                 }
@@ -112,6 +113,8 @@ def resolve(source: str) -> Resolved:
         return Resolved(source, "function", source)
     if source in world.SHIPPED:
         return Resolved(source, "pipeline", str(world.shipped(source)))
+    if source == world.EDITOR:
+        return Resolved(source, "pipeline", str(world.shipped_editor()))
     if (folder / "run.json").is_file() and not (folder / "model_index.json").exists():
         run = FinishedRun(folder, _recorded(folder))
         below = resolve(run.model.source)
@@ -187,6 +190,7 @@ def _loaded(model: Model, source: Resolved, loader: Loader) -> Backbone:
         revision=model.revision,
         dtype=dtype,
         size=model.size,
+        frames=model.frames,
         without=model.without,
         loader=loader,
     )
@@ -237,6 +241,11 @@ def apply_run(network: nn.Module, run: FinishedRun) -> None:
 def _check_denoiser(where: str, kind: str, index: dict[str, Any]) -> None:
     """Refuse a pipeline whose network is of another family, and say which that is."""
     _, network = index.get("unet") or index.get("transformer") or (None, None)
+    if index.get("transformer_2") not in (None, [None, None]):
+        raise UserError(
+            f"{where!r} has two networks, each for a part of the time (as Wan 2.2 14B), and this "
+            "version fine-tunes one: give a model of one network, as Wan 2.1 or Wan 2.2 TI2V 5B"
+        )
     if network in FAMILIES[kind].networks or network is None:
         return
     fitting = [name for name, family in FAMILIES.items() if network in family.networks]

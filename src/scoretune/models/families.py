@@ -11,6 +11,12 @@
     SANA, PixArt-Σ    1000·t, index      one batch             as they are
     AuraFlow          t                  one batch             as they are
     CogView 4         1000·t             two calls             as they are
+    InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
+    FLUX.1 Kontext    t                  distilled             patches as tokens, the picture's too
+    Qwen-Image-Edit   t                  two calls, rescaled   patches as tokens, the picture's too
+    Wan               1000·t             two calls             videos as they are
+    LTX               1000·t             one batch             places of videos as tokens
+    CogVideoX         a table's index    one batch             frames before channels
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
 FLUX.1 [dev] was distilled (arXiv 2210.03142): the network is told the scale. [schnell] is not:
@@ -32,6 +38,7 @@ from scoretune.models.lora import ATTENTION
 from scoretune.models.observed import (
     LIST,
     PATCHES,
+    TIME_FIRST,
     TIMES,
     TOKENS,
     Observed,
@@ -107,6 +114,21 @@ def _before_shift(model: Observed, label: Tensor) -> Tensor:
     return time
 
 
+def _of_places(model: Observed, label: Tensor) -> Tensor:
+    """The scheduler's time; of Wan 2.2 5B for each of the network's places, [B, Thw/4]."""
+    pipeline: Any = model.pipeline
+    if not pipeline.config.expand_timesteps:
+        return label
+    frames, rows, columns = model.shape[1:]
+    return label[:, None].expand(-1, frames * (rows // 2) * (columns // 2))
+
+
+def _as_large(model: Observed) -> dict[str, Any]:
+    """Kontext's call draws, and reads the picture, in the model's size."""
+    height, width = model.sides["height"], model.sides["width"]
+    return {"max_area": height * width, "_auto_resize": False}
+
+
 AS_GIVEN = {"use_resolution_binning": False}
 """Sizes are not rounded to those that a model was trained on."""
 ROWS = (
@@ -116,6 +138,15 @@ ROWS = (
         state="sample",
         distilled=_told,
         unused=("safety_checker",),
+    ),
+    Row(
+        kind="StableDiffusionInstructPix2PixPipeline",
+        networks=("UNet2DConditionModel",),
+        state="sample",
+        unprompted="last",
+        edits=lambda model: {},
+        image_scale="image_guidance_scale",
+        unused=("safety_checker", "image_encoder"),
     ),
     Row(
         kind="StableDiffusionXLPipeline",
@@ -145,6 +176,21 @@ ROWS = (
             pipeline, T5_TOKENS[bool(pipeline.transformer.config.guidance_embeds)]
         ),
         targets=JOINT_ATTENTION,
+        needed=("text_encoder", "text_encoder_2"),
+    ),
+    Row(
+        kind="FluxKontextPipeline",
+        networks=("FluxTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        distilled=lambda pipeline: bool(pipeline.transformer.config.guidance_embeds),
+        unprompted="empty",
+        shared=("img_ids", "txt_ids"),
+        arguments=lambda pipeline: _longest(pipeline, 512),
+        edits=_as_large,
+        targets=JOINT_ATTENTION,
+        unused=("image_encoder", "feature_extractor"),
         needed=("text_encoder", "text_encoder_2"),
     ),
     Row(
@@ -183,6 +229,22 @@ ROWS = (
         masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
         targets=JOINT_ATTENTION,
         needed=("text_encoder",),
+    ),
+    Row(
+        kind="QwenImageEditPipeline",
+        networks=("QwenImageTransformer2DModel",),
+        clock=of_fraction,
+        layout=PATCHES,
+        prepare=_flow,
+        unprompted="second",
+        combine=rescaled,
+        scale="true_cfg_scale",
+        negative=" ",
+        masks={"encoder_hidden_states": "encoder_hidden_states_mask"},
+        edits=lambda model: {},
+        sees=True,
+        targets=JOINT_ATTENTION,
+        needed=("text_encoder", "processor"),
     ),
     Row(
         kind="ZImagePipeline",
@@ -241,6 +303,32 @@ ROWS = (
         masked=False,
         clock=_before_shift,
         arguments=lambda pipeline: _longest(pipeline, 1024),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="WanPipeline",
+        networks=("WanTransformer3DModel",),
+        clock=_of_places,
+        prepare=_flow,
+        unprompted="second",
+        side="832x480",
+        arguments=lambda pipeline: _longest(pipeline, 512),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="LTXPipeline",
+        networks=("LTXVideoTransformer3DModel",),
+        layout=TOKENS,
+        prepare=_flow,
+        side="704x512",
+        arguments=lambda pipeline: _longest(pipeline, 128),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="CogVideoXPipeline",
+        networks=("CogVideoXTransformer3DModel",),
+        layout=TIME_FIRST,
+        arguments=lambda pipeline: _longest(pipeline, 226),
         needed=("text_encoder",),
     ),
 )

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors"
 )
 """Files of weights; the group is their variant, as in model.fp16.safetensors."""
+PROCESSOR = "Qwen2VLProcessor"
+"""Reads pictures and videos, the latter by torchvision."""
 LIBRARIES = ("diffusers", "transformers")
 LONGEST = 77
 """Tokens of a prompt, of a tokenizer that does not say: CLIP's."""
@@ -47,6 +50,15 @@ def described(source: str, revision: str | None = None) -> dict[str, Any]:
         ),
         setting="model.source",
     )
+
+
+def check_processor(source: str, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline that reads pictures by a class which transformers cannot make here."""
+    if index.get("processor") == ["transformers", PROCESSOR] and not find_spec("torchvision"):
+        raise UserError(
+            f"{source!r} reads pictures with a {PROCESSOR}, for which transformers needs "
+            "torchvision: pip install torchvision"
+        )
 
 
 def _index_of(folder: Path) -> Any:

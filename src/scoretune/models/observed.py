@@ -17,17 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune.core.records import Condition, Named
+from scoretune.core.records import Condition, Named, joined
+from scoretune.data.prompts import Prompt, picture_of
 from scoretune.diffusion.processes import Tabulated
+from scoretune.models import editing
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined, Told, default_argument
 from scoretune.models.lora import ATTENTION
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import copied, schedule_of, taking, times_along
+from scoretune.models.videos import draws_videos, usual_frames
 from scoretune.policy import Deployment
 
 MASK = ":mask"
 """Behind the name of rows that the denoiser takes as a list of texts: which places of each are."""
+PICTURE = ":picture"
+"""Rows of the picture that is edited, [B, …]: what the denoiser gets behind its packed state."""
 TIMES = 1000
 """What a scheduler's time is divided by for networks that are told it in [0, 1]."""
 FEW = 4
@@ -38,8 +43,8 @@ GUIDED = 2.0
 
 @dataclass(frozen=True)
 class Layout:
-    """How latents [B, C, h, w] go into a denoiser, and its output out of it; `pack` squares of a
-    side of `patch` become the channels of one place."""
+    """How latents [B, C, h, w], of videos [B, C, T, h, w], go into a denoiser, and its output out
+    of it; `pack` squares of a side of `patch` become the channels of one place."""
 
     pack: Callable[[Tensor], Any]
     unpack: Callable[[Any, Tensor], Tensor]
@@ -49,11 +54,15 @@ class Layout:
 PLANE = Layout(lambda x: x, lambda output, x: output[:, : x.shape[1]])
 """As they are; of a network that also predicts its variance, the first half of the channels."""
 TOKENS = Layout(lambda x: x.flatten(2).mT, lambda output, x: output.mT.unflatten(2, x.shape[2:]))
-"""A token for each place, [B, hw, C]."""
+"""A token for each place, [B, hw, C] or [B, Thw, C]."""
 LIST = Layout(
     lambda x: list(x[:, :, None].unbind()), lambda output, x: torch.stack([*output])[:, :, 0]
 )
 """A list of single frames [C, 1, h, w]."""
+
+
+TIME_FIRST = Layout(lambda x: x.transpose(1, 2), lambda output, x: output.transpose(1, 2))
+"""Frames before channels, [B, T, C, h, w]."""
 
 
 def _from_patches(output: Tensor, x: Tensor) -> Tensor:
@@ -98,6 +107,10 @@ class Row:
     the twin is the empty prompt. `scale` is the call's name of guidance, which is ours less
     `offset`. Arguments in `shared` have no row a prompt; `masks` name the mask of a text which may
     be left out where every place is one.
+
+    A family that edits pictures has its state and the picture's, packed alike, one behind the other
+    (dimension 1). `edits` is what its call is given besides the picture, `sees` whether its text
+    encoder reads that too, `image_scale` the call's name of guidance by the picture.
     """
 
     kind: str
@@ -118,8 +131,11 @@ class Row:
     masked: bool = True
     summary: str = "encoder_hidden_states"
     arguments: Callable[[Any], dict[str, Any]] = lambda pipeline: {}
+    edits: Callable[[Observed], dict[str, Any]] | None = None
+    sees: bool = False
+    image_scale: str = ""
     prepare: Callable[[str, Any], None] = lambda source, pipeline: None
-    side: int = 0
+    side: int | str = 0
     targets: tuple[str, ...] = ATTENTION
     needed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -143,8 +159,19 @@ class Row:
             model = ObservedTold
         elif self.combine is not None:
             model = ObservedGuiding
-        shape = latent_shape(source, pipeline, size, packed=self.layout.patch, side=self.side)
-        return model(pipeline, schedule_of(source, pipeline.scheduler), shape, row=self)
+        shape = latent_shape(
+            source,
+            pipeline,
+            size,
+            packed=self.layout.patch,
+            side=self.side,
+            pictures=2 if self.edits and self.layout is PLANE else 1,
+        )
+        if draws_videos(pipeline):
+            shape = (shape[0], usual_frames(pipeline), *shape[1:])
+        by_picture = default_argument(pipeline, self.image_scale) or 1.0
+        schedule = schedule_of(source, pipeline.scheduler)
+        return model(pipeline, schedule, shape, row=self, image_guidance=float(by_picture))
 
 
 class _Asked(Exception):
@@ -179,6 +206,10 @@ class Observed(Pipelined):
     """What the denoiser is told without a prompt, one row."""
     spare: Any = field(default=None, kw_only=True, repr=False)
     """What the pipeline's `encode_prompt` gave for the empty prompt, once there are no encoders."""
+    image_guidance: float = field(default=1.0, kw_only=True)
+    """Of a model that edits, and is guided by the picture: how far away from none."""
+    twins: dict[str, Named] = field(default_factory=dict, kw_only=True, repr=False)
+    """What the denoiser is told of the cached prompts' pictures alone, where encoders see them."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -210,6 +241,7 @@ class Observed(Pipelined):
         before = {name: vars(pipeline)[name] for name in places}
         vars(pipeline).update(places)  # past what registers a new part
         try:
+            given |= self.pictures(prompts)
             pipeline(prompt=[*prompts], output_type="latent", **{**given, **drawn, **arguments})
         except _Asked:
             return recorder.arguments, scheduler
@@ -233,9 +265,28 @@ class Observed(Pipelined):
 
     @property
     def sides(self) -> dict[str, int]:
-        """Height and width of the pictures in pixels, as the pipeline's call takes them."""
+        """Height and width of the pictures in pixels, and how many frames videos have, as the
+        pipeline's call takes them."""
         height, width = (side * self.factor for side in self.shape[-2:])
-        return {"height": height, "width": width}
+        frames = {"num_frames": self.frames} if self.frames else {}
+        return {"height": height, "width": width, **frames}
+
+    @property
+    def edited_sides(self) -> dict[str, int] | None:
+        return None if self.row.edits is None else self.sides
+
+    def pictures(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What the pipeline's call is given of the pictures that prompts edit."""
+        if self.row.edits is None:
+            return {}
+        images = [editing.shown(prompt, self.sides) for prompt in prompts]
+        return {"image": images, **self.row.edits(self)}
+
+    @property
+    def packed_length(self) -> int:
+        """How long a packed state is in its dimension 1, behind which a picture's begins."""
+        state = torch.empty(1, *self.shape, device="meta")
+        return int(self.row.layout.pack(state).shape[1])
 
     def _scale(self, guided: bool) -> dict[str, Any]:
         """The argument of guidance: off, or on, or what the network itself is told."""
@@ -245,6 +296,8 @@ class Observed(Pipelined):
     def named(self, arguments: Mapping[str, Any], count: int) -> Named:
         """The arguments of a call on `count` states, but for what is not the condition."""
         row, rows, shared = self.row, dict[str, Tensor](), dict[str, Any]()
+        if row.edits is not None:
+            rows[PICTURE] = arguments[row.state][:, self.packed_length :]
         for name, value in _flat(arguments):
             if name in (row.state, row.time, "return_dict"):
                 continue
@@ -268,11 +321,39 @@ class Observed(Pipelined):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         """What the denoiser is told of prompts, and without one."""
+        if self.row.sees:  # what is left without a text differs from picture to picture
+            return self._seen(prompts)
         if self.twin is None:
             self.twin = self._unprompted()
         self.twin = self.twin.to(self.device)
         tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
-        return Condition(tokens, self.twin)
+        if self.row.edits is None:
+            return Condition(tokens, self.twin)
+        alike = self.twin[torch.zeros(len(tokens), dtype=torch.long)]
+        return Condition(
+            tokens,
+            replace(alike, rows={**alike.rows, PICTURE: tokens.rows[PICTURE]}),
+            own_nulls=True,
+            blind=self.twin if self.guided_by_picture else None,
+            image_guidance=self.image_guidance,
+        )
+
+    @property
+    def guided_by_picture(self) -> bool:
+        """Whether guidance is away from no picture too, which is one more call."""
+        return bool(self.row.image_scale) and self.image_guidance != 1
+
+    def _seen(self, prompts: Sequence[str]) -> Condition:
+        """The condition of text encoders that see the pictures."""
+        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
+        return Condition(tokens, self._seen_alone(prompts), own_nulls=True)
+
+    def _seen_alone(self, prompts: Sequence[str]) -> Named:
+        """What the denoiser is told of the pictures of prompts without their texts."""
+        if self.prompt_cache is not None:
+            return cast(Named, joined([self.twins[_key(p)] for p in prompts])).to(self.device)
+        empty = self.row.negative or ""
+        return self.text_states([Prompt(empty, picture=picture_of(prompt)) for prompt in prompts])
 
     def _unprompted(self) -> Named:
         row = self.row.unprompted
@@ -285,10 +366,17 @@ class Observed(Pipelined):
     @torch.no_grad()
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
         """As of any pipeline, keeping what its call needs to be run without encoders."""
-        with self._encoding() as returned:
+        kept: list[Any] = [None]
+        if self._steps_itself:
+            with self._encoding() as kept:
+                self.encode([""])
+        else:
             self.encode([""])
+        if self.row.sees:
+            pictures = {_key(prompt): prompt for prompt in [*prompts, ""]}
+            self.twins = {key: self._seen_alone([p]).to("cpu") for key, p in pictures.items()}
         super().cache_prompts(prompts, batch)
-        self.spare = returned[-1]
+        self.spare = kept[-1]
 
     @contextmanager
     def _encoding(self) -> Iterator[list[Any]]:
@@ -320,11 +408,16 @@ class Observed(Pipelined):
     def predict(self, x: Tensor, t: Tensor, tokens: Named) -> Tensor:
         row, dtype = self.row, self.dtype
         shown, label = self.told(x, t)
+        packed = row.layout.pack(shown.to(dtype))
+        if row.edits is not None:
+            packed = torch.cat([packed, tokens.rows[PICTURE].to(dtype)], 1)
         output = self.network(
-            **{row.state: row.layout.pack(shown.to(dtype)), row.time: row.clock(self, label)},
+            **{row.state: packed, row.time: row.clock(self, label)},
             **_arguments(tokens, len(x), dtype),
             return_dict=False,
         )[0]
+        if row.edits is not None:  # what it says of the picture's own places is not used
+            output = output[:, : self.packed_length]
         return row.sign * row.layout.unpack(output, x)
 
 
@@ -356,6 +449,12 @@ def _flat(arguments: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
             yield path + name, value
 
 
+def _key(prompt: str) -> str:
+    """The picture of a prompt, as a key."""
+    picture = picture_of(prompt)
+    return "" if picture is None else picture.sha256
+
+
 def _tensors(values: list[Any]) -> bool:
     return all(isinstance(value, Tensor) for value in values)
 
@@ -375,7 +474,7 @@ def _arguments(tokens: Named, count: int, dtype: torch.dtype) -> dict[str, Any]:
         if name + MASK in tokens.rows:
             mask = tokens.rows[name + MASK]
             flat[name] = [row[places > 0] for row, places in zip(rows, mask, strict=True)]
-        elif not name.endswith(MASK):
+        elif not name.endswith(MASK) and name != PICTURE:
             flat[name] = rows
     for name, value in tokens.shared.items():
         flat[name] = value * count if isinstance(value, list) else value

@@ -11,8 +11,15 @@ import torch
 from scoretune.core.errors import UserError
 from scoretune.models.autoencoder import latent_shape
 from scoretune.models.base import Pipelined
-from scoretune.models.folders import described, left_out, load_pipeline, mend_tokenizers
+from scoretune.models.folders import (
+    check_processor,
+    described,
+    left_out,
+    load_pipeline,
+    mend_tokenizers,
+)
 from scoretune.models.schedulers import schedule_of
+from scoretune.models.videos import with_frames
 
 P = TypeVar("P", bound=Pipelined)
 
@@ -42,15 +49,18 @@ class Family(Generic[P]):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         size: int | str = 0,
+        frames: int = 0,
         without: Sequence[str] = (),
         loader: Loader = load_pipeline,
     ) -> P:
-        """The model of a local folder or a hub id, of pictures of `size` pixels (0: its own).
+        """The model of a local folder or a hub id, of pictures of `size` pixels or videos of so
+        many `frames` (0: its own).
 
         Weights must be safetensors; parts in `without` are left out. Raises UserError when the
         folder is missing, no such pipeline, holds pickled weights, or is not what `build` takes.
         """
         index = described(source, revision)
+        check_processor(source, index)
         for part in self.needed:
             if part in without or index.get(part) == [None, None]:
                 raise UserError(
@@ -67,6 +77,8 @@ class Family(Generic[P]):
         )
         mended = mend_tokenizers(source, pipeline)
         model = self.build(pipeline, source, size)
+        if frames:
+            model = with_frames(model, frames)
         model.notes = (*left_out(index, self.unused), *mended)
         return model
 

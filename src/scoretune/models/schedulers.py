@@ -28,7 +28,7 @@ FLOWS = (
     "FlowMatchLCMScheduler",
 )
 SIGMAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-LEAST_SIGNAL = 2**-24  # of a table that ends without any: a process needs some
+LEAST_SIGNAL = 2**-32  # of a table that ends without any: a process needs some
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def noise_table(source: str, scheduler: Any) -> tuple[Tabulated, Prediction]:
     prediction = _prediction(source, scheduler.config.get("prediction_type", "epsilon"))
     *signal, last = table.double().tolist()
     last = last or LEAST_SIGNAL
-    # diffusers itself may put LEAST_SIGNAL behind less of it.
+    # diffusers itself may put 2**-24 behind less of it.
     return Tabulated((*signal, last if last < signal[-1] else signal[-1] / 2)), prediction
 
 

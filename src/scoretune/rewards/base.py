@@ -1,4 +1,5 @@
-"""What a reward is: a function of finished images and their prompts, one number each."""
+"""What a reward is: a function of finished images and their prompts, one number each; of videos,
+the mean over their frames unless it takes whole videos."""
 
 from __future__ import annotations
 
@@ -14,11 +15,21 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError
 from scoretune.core.finite import is_finite
+from scoretune.core.profiling import part
 from scoretune.core.records import spans
 from scoretune.core.user_code import contained
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
+
+
+@runtime_checkable
+class OfVideos(Protocol):
+    """A reward that may be called with whole videos [B, T, 3, H, W]: a function of one's own says
+    so by `function.takes_videos = True`. Others are shown their frames."""
+
+    takes_videos: bool
+
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """What a reward's network computes in."""
@@ -68,11 +79,15 @@ def has_gradient(reward: Reward, name: str, image: Tensor, prompt: str) -> bool:
 def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """The rewards in float32, or one clear line on what is wrong with them.
 
-    A user's reward gets copies, so that what it does to them is seen by nobody else. Raises
-    NotFinite where the images are at fault, not the reward.
+    Of videos [B, T, 3, H, W] a reward of pictures is the mean over all frames. A user's reward
+    gets copies, so that what it does to them is seen by nobody else. Raises NotFinite where the
+    images are at fault, not the reward.
     """
+    whole = isinstance(reward, OfVideos) and reward.takes_videos
+    if images.dim() == 5 and not whole:
+        return on_frames(reward, name, images, prompts)
     try:
-        with contained(f"reward {name!r}"):
+        with part("reward"), contained(f"reward {name!r}"):
             if _package(reward) == __name__.partition(".")[0]:
                 values = torch.as_tensor(reward(images, prompts))
             else:
@@ -105,6 +120,13 @@ def checked(reward: Reward, name: str, images: Tensor, prompts: Sequence[str]) -
             "return finite numbers"
         )
     return values
+
+
+def on_frames(reward: Reward, name: str, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The mean of a reward of pictures over the frames of videos [B, T, 3, H, W], [B]."""
+    texts = [prompt for prompt in prompts for _ in range(videos.shape[1])]
+    values = checked(reward, name, videos.flatten(0, 1), texts)
+    return values.view(videos.shape[:2]).mean(1)
 
 
 def _check_finite(images: Tensor, prompts: Sequence[str]) -> None:

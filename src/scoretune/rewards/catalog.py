@@ -14,8 +14,22 @@ from scoretune.core.errors import UserError, unknown
 from scoretune.core.hub import sha256
 from scoretune.core.resolve import Call, Term
 from scoretune.data.scenes import world
-from scoretune.rewards import aesthetic, clip, image_reward, ocr, pixels, reader, reward_model, vlm
+from scoretune.rewards import (
+    aesthetic,
+    clip,
+    frames,
+    image_reward,
+    ocr,
+    pixels,
+    reader,
+    reward_model,
+    scene_edit,
+    source_closeness,
+    temporal_flickering,
+    vlm,
+)
 from scoretune.rewards.base import Fingerprinted, Reward
+from scoretune.rewards.frames import OnFrames
 from scoretune.rewards.remote import client, isolated
 from scoretune.rewards.weighted import Part, Weighted
 
@@ -45,17 +59,26 @@ def _reader(folder: str = "") -> Reward:
     return FolderReading(reader.load(home, "reader"), folder=home)
 
 
+def _scene_edit() -> Reward:
+    """Whether an instruction of the shipped world was carried out, by the shipped reader."""
+    return scene_edit.EditReading(reader.load(world.shipped(), "reader"))
+
+
 # To add a reward: write rewards/NAME.py with a frozen dataclass whose fields are its settings (str,
 # int, float, bool, Literal, tuple[str, ...] or one of these | None) and whose __call__ takes
 # (images, prompts); import it above with the others and add one line `"name": name.Class` here.
 # Constructing must be cheap: networks are loaded at the first call. A function that returns a
-# reward will do as well; its parameters are the settings. `http://…` alone is `server(url=…)`, and
-# a folder that `train reward` made is `reward_model(folder=…)`.
+# reward will do as well; its parameters are the settings, beside which every reward has `frames`.
+# `http://…` alone is `server(url=…)`, and a folder that `train reward` made is
+# `reward_model(folder=…)`.
 REWARDS: dict[str, Callable[..., Reward]] = {
     "reader": _reader,
     "compressibility": pixels.Compressibility,
     "incompressibility": _incompressibility,
     "brightness": lambda: pixels.brightness,
+    "source_closeness": lambda: source_closeness.source_closeness,
+    "scene_edit": _scene_edit,
+    "temporal_flickering": lambda: temporal_flickering.temporal_flickering,
     "clip": clip.Clip,
     "pickscore": clip.PickScore,
     "hpsv2": clip.HpsV2,
@@ -67,7 +90,15 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "vlm": vlm.Vlm,
     "reward_model": reward_model.RewardModel,
 }
-BEFORE_MINUS = ("reader", "compressibility", "incompressibility", "brightness")
+BEFORE_MINUS = (
+    "reader",
+    "compressibility",
+    "incompressibility",
+    "brightness",
+    "source_closeness",
+    "scene_edit",
+    "temporal_flickering",
+)
 """The names after which a hyphen without spaces is a minus and no part of a module's name."""
 
 
@@ -115,7 +146,11 @@ def fingerprint(text: str, reward: Reward) -> dict[str, Any]:
 
 
 def _identity(text: str, reward: Reward) -> dict[str, Any]:
-    """The class of one part with its settings, or with the hash of its source."""
+    """The class of one part with its settings, or with the hash of its source, and the frames that
+    it is shown of videos, where that is set."""
+    if isinstance(reward, OnFrames):
+        bare = frames.split(text)[0]
+        return _identity(bare, reward.reward) | {"frames": reward.frames}
     call = _call(text)
     kind = reward if inspect.isfunction(reward) else type(reward)
     identity: dict[str, Any] = {"class": f"{kind.__module__}:{kind.__qualname__}"}
@@ -130,8 +165,17 @@ def _identity(text: str, reward: Reward) -> dict[str, Any]:
 
 def _single(text: str) -> Reward:
     """The reward of one term."""
+    bare, shown = (text, None) if reward_model.is_reward_model(text) else frames.split(text)
+    if shown is not None:
+        return OnFrames(_single(bare), bare, shown)
     call = _call(text)
     if call is None:
+        name, bracket, _ = text.partition("(")
+        if bracket:
+            raise UserError(
+                f"reward {name!r} is a function of yours, whose only setting is frames: leave the "
+                "brackets out"
+            )
         function = resolve.imported("reward", text)
         if isinstance(function, type):
             raise UserError(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import unknown
-from scoretune.data.scenes.world import Ask, Layout, asks_by_text
-from scoretune.rewards.networks.fulfilment import fulfilment, log_beliefs, on_log_scale
+from scoretune.data.scenes.world import Ask, asks_by_text
+from scoretune.rewards.networks.fulfilment import fulfilment, layouts, log_beliefs, on_log_scale
 from scoretune.rewards.networks.scene_readers import CanvasJudge, CellReader, load
 
 __all__ = [
@@ -30,12 +30,6 @@ __all__ = [
     "log_beliefs",
     "on_log_scale",
 ]
-
-
-def layouts(logits: Tensor) -> list[Layout]:
-    """The most likely layout of each picture."""
-    digits, colours = (part.argmax(-1).tolist() for part in log_beliefs(logits))
-    return [Layout(tuple(d), tuple(c)) for d, c in zip(digits, colours, strict=True)]
 
 
 def is_fulfilled(logits: Tensor, asks: list[Ask]) -> Tensor:

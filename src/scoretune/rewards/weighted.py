@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Weighted:
     """
 
     parts: tuple[Part, ...]
+    takes_videos: ClassVar[bool] = True  # and its parts what they take of them
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         values = list(self.each(images, prompts).values())

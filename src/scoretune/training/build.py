@@ -23,7 +23,7 @@ from scoretune.core.config import (
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.data.scenes.world import SHIPPED
+from scoretune.data.scenes.world import EDITOR, SHIPPED
 from scoretune.diffusion.named import grid, kernel
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process, process_named
@@ -35,11 +35,13 @@ from scoretune.evaluate.guard import guard
 from scoretune.models import quantized, score_network, user_module
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
+from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
+from scoretune.models.observed import Observed
 from scoretune.models.pipelines import Loader
 from scoretune.models.recycled import inner
-from scoretune.policy import Distilled, Policy
+from scoretune.policy import Backbone, Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, has_gradient
 from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
@@ -140,6 +142,7 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
     device = distributed.device()
     policy = build_policy(run, device)
     texts = [*checked.prompts.texts, *checked.held_out.texts]
+    check_pictures(policy.backbone, texts)
     notes = remarks(policy, run.model.guidance, texts)  # while there are encoders
     if run.hardware.cache_prompts:
         engine.cache_prompts(policy, texts)
@@ -175,12 +178,24 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
     guidance = run.model.guidance
     if isinstance(base, Distilled):  # it is told the scale: asking twice would guide twice
         base.scale, guidance = (base.scale if guidance is None else guidance), 1.0
+    if run.model.image_guidance is not None:
+        _guide_by_picture(run.model.source, base, run.model.image_guidance)
     with user_errors():
         policy = Policy(backbone, kernel(run.sampling), 1.0 if guidance is None else guidance)
     engine.furnish(policy, run.model, run.hardware)
     if sharded:
         fsdp.shard(backbone.network, device)
     return policy
+
+
+def _guide_by_picture(source: str, backbone: Backbone, scale: float) -> None:
+    """Set the scale of guidance by the picture. Raises UserError for a model that has none."""
+    if not (isinstance(backbone, Observed) and backbone.row.image_scale):
+        raise UserError(
+            f"model.image_guidance is for InstructPix2Pix, and {source!r} is not guided by a "
+            "picture: leave it out"
+        )
+    backbone.image_guidance = scale
 
 
 def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
@@ -312,7 +327,7 @@ def _check_source(model: Model) -> None:
     if is_function(model.source) and not (model.width or model.depth):
         user_module.load(model)  # before there is a run folder: settings may be missing
         return
-    names = [*SHIPPED, *NEW_NETWORKS]
+    names = [*SHIPPED, EDITOR, *NEW_NETWORKS]
     meant = difflib.get_close_matches(model.source, names, cutoff=0.7)
     if meant and model.source not in names and not Path(model.source).exists():
         raise unknown("model source", model.source, names)

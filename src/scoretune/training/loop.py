@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scoretune.core import profiling
 from scoretune.core.records import Engine, Hook, Loss, Objective, Region, Round, Source
 from scoretune.training.nonfinite import failure
 
@@ -35,7 +36,8 @@ def train(
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for update in updates:
-        batches = source(update)
+        with profiling.part("data"):
+            batches = source(update)
         some = next((batch for batch in batches.minibatches if len(batch)), None)
         numbers, norms, skipped = Numbers(), list[float](), 0
         for group, counts in batches.groups():
@@ -43,15 +45,17 @@ def train(
             for batch in group:
                 for part, rows in engine.parts(batch, some):
                     share = rows / whole
-                    loss = objective(part)
-                    engine.backward(loss.value * share)
+                    with profiling.part("learning"):
+                        loss = objective(part)
+                        engine.backward(loss.value * share)
                     in_group.add(loss, share)
             if region is not None and region.early_stop:
                 approx_kl = engine.total({"approx_kl": in_group.means()["approx_kl"]})["approx_kl"]
                 if region.left(approx_kl):
                     optimiser.zero_grad(set_to_none=True)
                     break
-            norm = engine.step(optimiser, parameters, clip_norm)
+            with profiling.part("learning"):
+                norm = engine.step(optimiser, parameters, clip_norm)
             if math.isfinite(norm):
                 numbers.extend(in_group)
                 norms.append(norm)
@@ -65,7 +69,8 @@ def train(
         if engine.skips:
             means["skipped_steps"] = skipped
         if region is not None:
-            means["update_kl"] = moved(region, batches, engine, some)
+            with profiling.part("learning"):
+                means["update_kl"] = moved(region, batches, engine, some)
         for hook in hooks:
             hook(update + 1, {**batches.metrics, **means})
 

@@ -37,6 +37,7 @@ from scoretune.evaluate.scores import (
     measure,
     verdict_metrics,
 )
+from scoretune.evaluate.videos import middle
 from scoretune.models import export, user_module
 from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import NotFinite, Reward
@@ -302,7 +303,7 @@ class FineTuning(Training):
         line = verdicts.line | self.monitor.observe(measured, parts.policy, update)
         files.append_line(self.progress.log("evaluations"), line)
         shown = preview_indices(measured.prompts)
-        pictures = measured.images[shown] if measured.images.dim() == 4 else None
+        pictures = middle(measured.images)[shown] if measured.images.dim() > 3 else None
         self.trackers.evaluated(line, pictures, [measured.prompts.texts[i] for i in shown])
         if gap.due(run.evaluation, run.updates, update):
             self.watcher.stage("measuring the sampler gap")
@@ -431,9 +432,9 @@ def measured_run(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> 
 def _show(measured: Measurement, folder: Path, name: str) -> None:
     """Pictures in a grid that the report cuts up; points and series drawn for themselves."""
     images = measured.images
-    if images.dim() == 4 and images.shape[2] == images.shape[3]:
+    if images.dim() > 3:
         accepted = measured.values.get("judge")
         save_preview(images, measured.prompts, accepted=accepted, folder=folder, name=name)
     else:
-        kind = {2: "points", 3: "series", 4: "images"}[images.dim()]
+        kind = {2: "points", 3: "series"}[images.dim()]
         gallery.show(images, kind, folder / f"{name}.png")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 
 import scoretune
+from forked import forked_command
 from scoretune.commands.studio.editing import key_of
 from scoretune.commands.studio.jobs import log_of
 from scoretune.commands.studio.live import name_of
@@ -158,27 +156,14 @@ def test_texts_do_not_run(browser: Any, tmp_path: Path):
         assert refused == "Vote · scoretune studio"  # the policy, should a text ever get that far
 
 
-def start(folder: Path, port: int) -> tuple[subprocess.Popen[str], str]:
-    """`scoretune studio` on a store, and the URL that it prints."""
-    source = str(Path(scoretune.__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scoretune", "studio", str(folder), "--no-browser"]
-        + ["--port", str(port), "--runs", str(folder / "runs")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": source},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("studio at http"), line
-    return process, line.split()[2]
-
-
 def test_a_studio_that_is_killed_loses_no_vote(browser: Any, tmp_path: Path):
-    filled(tmp_path)
-    process, url = start(tmp_path, 0)
-    port = int(url.split(":")[2].partition("/")[0])
-    try:
+    filled(tmp_path).close()
+    words = ("studio", tmp_path, "--no-browser", "--port", 0, "--runs", tmp_path / "runs")
+    with forked_command(*words) as process:
+        line = process.stdout.readline()
+        assert line.startswith("studio at http"), line + process.stderr.read()
+        url = line.split()[2]
+        port = int(url.split(":")[2].partition("/")[0])
         page = browser.new_context().new_page()
         page.goto(url)
         page.wait_for_selector("#ballot")
@@ -195,9 +180,6 @@ def test_a_studio_that_is_killed_loses_no_vote(browser: Any, tmp_path: Path):
             )
             assert not page.is_visible("#problem")
             press(page, "ArrowDown")
-    finally:
-        process.kill()
-        process.wait()
     votes = open_store(str(tmp_path)).votes()
     assert [vote.choice == "tie" for vote in votes] == [False, False, False, True]
     assert len({vote.pair for vote in votes}) == 4

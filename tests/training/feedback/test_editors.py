@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from scoretune.core.config import Model
 from scoretune.core.errors import UserError
-from scoretune.models.tiny import flux, stable_diffusion
+from scoretune.models import catalog
+from scoretune.models import folders as folders_of_models
+from scoretune.models.tiny import flux, stable_diffusion, transformers
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.editors import _checked, _fitted
 from scoretune.training.feedback.records import Shown
@@ -37,7 +41,15 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     ).save_pretrained(home / "pix2pix")
     parts = flux.pipeline().components
     diffusers.FluxKontextPipeline(**parts).save_pretrained(home / "kontext")
+    transformers.build("qwen-image-edit", home / "qwen")
     return {path.name: path for path in home.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def small():
+    """Pictures are read at 32 pixels, not at a megapixel."""
+    with transformers.small_sources():
+        yield
 
 
 def editor(text: str, folders: dict[str, Path]):
@@ -48,6 +60,7 @@ EDITORS = [
     "instruct_pix2pix(model={pix2pix}, steps=2, batch=2)",
     "controlnet(model={plain}, control={control}, steps=2, scale=0.5)",
     "kontext(model={kontext}, steps=2)",
+    "qwen_image_edit(model={qwen}, steps=2)",
 ]
 
 
@@ -85,3 +98,15 @@ def test_what_is_of_no_use_is_said():
 
 def test_an_edit_of_another_size_is_scaled():
     assert _fitted(torch.rand(1, 3, 64, 48), torch.Size((32, 24))).shape == (1, 3, 32, 24)
+
+
+def test_a_processor_that_cannot_be_made_here_says_what_is_missing(tmp_path, monkeypatch):
+    index = {"_class_name": "QwenImageEditPipeline", "_diffusers_version": "0.42.1"}
+    index |= {"processor": ["transformers", "Qwen2VLProcessor"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(folders_of_models, "find_spec", lambda name: None)
+    said = "needs torchvision: pip install torchvision"
+    with pytest.raises(UserError, match=said):
+        _ = roles.named("editor", f"qwen_image_edit(model={tmp_path})", roles.EDITORS).pipeline
+    with pytest.raises(UserError, match=said):
+        catalog.load_backbone(Model(source=str(tmp_path)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw_in_hands
@@ -28,7 +30,9 @@ from scoretune.training.feedback.records import (
     Issue,
     Shown,
 )
+from scoretune.training.feedback.workers import Cluster
 from small_model import bright, noising
+from two_processes import run_in_two
 
 PROMPTS = tuple("a prompt of its own length" + "!" * place for place in range(11))
 
@@ -149,6 +153,71 @@ def test_killed_anywhere_it_ends_with_the_same_pairs(tmp_path):
     assert kills >= 5
     assert not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) == 0
     assert pairs(tmp_path / "killed") == pairs(tmp_path / "whole") != []
+
+
+def share(folder: Path) -> None:
+    """One process of two that share the pictures; what it asked whom is written down."""
+    torch.set_num_threads(1)
+    rank = distributed.start(2).rank
+    cast = Roles()
+    pipeline(folder / "shared", cast).run()
+    (folder / f"calls-{rank}").write_text("\n".join(cast.calls))
+    distributed.stop()
+
+
+def test_two_processes_share_the_pictures_and_end_with_the_same_pairs(tmp_path):
+    alone = Roles()
+    pipeline(tmp_path / "alone", alone).run()
+    run_in_two(share, tmp_path)
+    shared = [(tmp_path / f"calls-{rank}").read_text().split() for rank in range(2)]
+    assert sorted(shared[0] + shared[1]) == sorted(alone.calls)
+    assert all(set(calls) == {"critic", "writer", "editor", "reward"} for calls in shared)
+    assert pairs(tmp_path / "shared") == pairs(tmp_path / "alone") != []
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_cluster_end_with_the_same_pairs(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'scoretune[cluster]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where they find this file
+    pipeline(tmp_path / "alone", Roles()).run()
+    workers = Cluster(2)
+    try:
+        summary = replace(pipeline(tmp_path / "cluster", Roles()), workers=workers).run()
+        failing = replace(pipeline(tmp_path / "fails", Roles()), workers=workers)
+        with pytest.raises(UserError, match="gave 0 answers"):
+            next(workers(failing.cast, raising, [(0, ())]))
+    finally:
+        workers.close()
+    assert summary == pipeline(tmp_path / "alone", Roles()).run()
+    assert pairs(tmp_path / "cluster") == pairs(tmp_path / "alone") != []
+
+
+def raising(cast: Cast) -> None:
+    raise UserError("'a critic' gave 0 answers for 3 pictures")
+
+
+def test_a_cluster_needs_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'scoretune\[cluster\]', here and on every"):
+        Cluster(2)
+
+
+class Late:
+    """Workers whose results come two chunks after what was cut for them, as a cluster's do."""
+
+    def __call__(self, cast, task, chunks):
+        waiting = []
+        for rows, arguments in chunks:
+            waiting.append((rows, task(cast, *arguments)))
+            if len(waiting) == 3:
+                yield waiting.pop(0)
+        yield from waiting
+
+
+def test_results_may_come_after_later_chunks_were_cut(tmp_path):
+    pipeline(tmp_path / "here", Roles()).run()
+    replace(pipeline(tmp_path / "late", Roles()), workers=Late()).run()
+    assert pairs(tmp_path / "late") == pairs(tmp_path / "here") != []
 
 
 def test_an_editor_that_gives_nothing_is_refused(tmp_path):

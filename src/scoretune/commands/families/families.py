@@ -7,6 +7,7 @@ goes on bit for bit. Nothing is downloaded.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from scoretune.commands.families.parity import FAMILIES, Family, Request
 from scoretune.core import hub
 from scoretune.core.config import Run
 from scoretune.core.errors import unknown
+from scoretune.data.prompts import read_prompts
 from scoretune.models.lora import adapter_state
 from scoretune.models.lora_files import NAME
 from scoretune.policy import Policy
@@ -153,7 +155,8 @@ def measure(family: Family, folder: Path) -> Report:
     """One family; whatever goes wrong on the way is a finding, not a crash."""
     start, report = time.monotonic(), Report(family.name)
     try:
-        _measure(family, folder, report)
+        with family.within():
+            _measure(family, folder, report)
     except Exception as error:  # an unsound installation may raise anything
         report.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if kernel := undetermined(error):
@@ -167,17 +170,18 @@ def _measure(family: Family, folder: Path, report: Report) -> None:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     run, model = _configured(family, folder)
+    prompts = read_prompts(run.prompts).texts
     bare = build_policy(changed(run, ["model.rank=0"]), CPU)
-    report.parity = family.parity(Request(bare, model, family.prompts))
+    report.parity = family.parity(Request(bare, model, prompts))
     _train(run, folder / "whole")
     tuned = run_folder.load(folder / "whole")
     learned = adapter_state(tuned.backbone.network)
     report.lora = max(float(w.abs().max()) for name, w in learned.items() if "lora_B" in name)
     with tuned.reference():
-        report.reference = _change(bare, tuned, family.prompts)
-    request = Request(tuned, model, family.prompts, folder / "whole" / "lora")
+        report.reference = _change(bare, tuned, prompts)
+    request = Request(tuned, model, prompts, folder / "whole" / "lora")
     report.export = family.parity(request)
-    report.applied = family.parity(Request(tuned, model, family.prompts))
+    report.applied = family.parity(Request(tuned, model, prompts))
     _train(run, folder / "parts", until=2)  # its checkpoint is of update 1
     _train(run, folder / "parts")
     hashes = [hub.sha256(folder / name / "lora" / NAME) for name in ("whole", "parts")]
@@ -191,12 +195,29 @@ def _measure(family: Family, folder: Path, report: Report) -> None:
 
 def _configured(family: Family, folder: Path) -> tuple[Run, Path]:
     """A DDPO run of two updates on the miniature, and where the miniature is."""
-    model, prompts = family.build(folder / "model"), folder / "prompts.txt"
-    prompts.write_text("\n".join(family.prompts) + "\n", encoding="utf-8")
+    model, prompts = family.build(folder / "model"), written(family, folder)
     sources = [f"model.source={model}", f"prompts={prompts}"]
     if torch.cuda.is_available():  # a resumed run is compared bit by bit
         sources.append("hardware.deterministic=true")
     return changed(recipes.named("ddpo"), [*TINY, *sources, *family.settings]), model
+
+
+def written(family: Family, folder: Path) -> Path:
+    """The prompts as a file, each with a picture of its own where the family edits one."""
+    from PIL import Image
+
+    if not family.edits:
+        file = folder / "prompts.txt"
+        file.write_text("\n".join(family.prompts) + "\n", encoding="utf-8")
+        return file
+    file, rows = folder / "edits.jsonl", []
+    shape = (family.edits, family.edits, 3)
+    for number, prompt in enumerate(family.prompts):
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(number))
+        Image.fromarray((drawn * 255).byte().numpy()).save(folder / f"{number}.png")
+        rows.append(json.dumps({"prompt": prompt, "image": f"{number}.png"}))
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
 
 
 def _train(run: Run, folder: Path, until: int | None = None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from scoretune.models.tiny import (
     stable_diffusion_xl,
     transformers,
     unconditional,
+    videos,
     words,
 )
 from scoretune.policy import Policy
@@ -70,24 +72,30 @@ Parity = Callable[[Request], float]
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its miniature, what it is compared by, and what a run of it needs."""
+    """A family of models: its miniature, what it is compared by, and what a run of it needs: it
+    may edit pictures, whose sides are then given. What is measured is done `within` a context."""
 
     name: str
     build: Callable[[Path], Path]
     parity: Parity
     settings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = words.PROMPTS
+    edits: int = 0
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @torch.no_grad()
 def observed(request: Request) -> float:
-    """Text to pictures of two shapes by the pipeline's own call, with guidance and without: from
-    the state that it shows its denoiser first, at the times that it took."""
+    """Text to pictures of two shapes, or videos of two and of two lengths, by the pipeline's own
+    call, with guidance and without: from the state that it shows its denoiser first, at the times
+    that it took."""
     backbone, pipe = cast(Observed, inner(request.policy.backbone)), _pipeline(request)
     _first_order(pipe, backbone.process)
-    channels, height, width = backbone.shape
-    asked = itertools.product((1, request.guidance), ((height, width), (height, 2 * width)))
-    return max(_observed(request, pipe, scale, (channels, *sides)) for scale, sides in asked)
+    channels, *frames, height, width = backbone.shape
+    fewer = [count - 1 for count in frames]
+    shapes = ((channels, *frames, height, width), (channels, *fewer, height, 2 * width))
+    asked = itertools.product((1, request.guidance), shapes)
+    return max(_observed(request, pipe, scale, shape) for scale, shape in asked)
 
 
 def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...]) -> float:
@@ -105,10 +113,14 @@ def _observed(request: Request, pipe: Any, scale: float, shape: tuple[int, ...])
 
     hook = network.register_forward_pre_hook(look, with_kwargs=True)
     arguments = {**ours.sides, **row.arguments(pipe), **row.guidance(scale, count * (scale > 1))}
+    arguments |= ours.pictures(request.prompts)
     prompts = {"prompt": [*request.prompts], "num_inference_steps": STEPS, "output_type": "np"}
     theirs = _pictures(pipe(**prompts, **arguments, generator=request.generator))
     hook.remove()
-    x = row.layout.unpack(shown[0][:count], torch.empty(count, *shape))
+    state = shown[0][:count]
+    if row.edits is not None:
+        state = state[:, : ours.packed_length]
+    x = row.layout.unpack(state, torch.empty(count, *shape))
     times = times_along(ours.schedule, pipe.scheduler, STEPS)
     solver = "ddim" if isinstance(ours.process, Tabulated) else "euler"
     mine = deterministic(policy, ours.encode(request.prompts), times, x, solver)
@@ -119,6 +131,8 @@ def _first_order(pipe: Any, process: Process) -> None:
     """The solver of first order, where the pipeline has another."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    if type(pipe.scheduler).__name__ == "CogVideoXDDIMScheduler":  # its table is no other's
+        return
     if isinstance(process, Tabulated):
         _ddim(pipe)
     elif type(pipe.scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
@@ -217,7 +231,8 @@ def _ours(request: Request, times: Tensor, solver: str) -> Tensor:
 
 
 def _pictures(output: Any) -> Tensor:
-    return torch.from_numpy(output.images).permute(0, 3, 1, 2)
+    """[B, 3, H, W], or videos [B, T, 3, H, W]."""
+    return torch.from_numpy(output[0]).movedim(-1, -3)
 
 
 def _largest_difference(mine: Tensor, theirs: Tensor) -> float:
@@ -236,10 +251,22 @@ FAMILIES: tuple[Family, ...] = (
     Family("stable-diffusion-xl", stable_diffusion_xl.build, observed, GUIDED),
     Family("stable-diffusion-3", stable_diffusion_3.build, observed, GUIDED),
     Family("flux", flux.build, observed, ("model.guidance=3.5",)),
+    Family("instruct-pix2pix", stable_diffusion.build_editor, observed, GUIDED, edits=32),
+    Family("flux-kontext", flux.build_editor, observed, ("model.guidance=2.5",), edits=32),
+    Family(
+        "qwen-image-edit",
+        partial(transformers.build, "qwen-image-edit"),
+        observed,
+        GUIDED,
+        edits=32,
+        within=transformers.small_sources,
+    ),
     *(
         Family(name, partial(transformers.build, name), observed, GUIDED)
         for name in transformers.MADE
+        if name != "qwen-image-edit"
     ),
+    *(Family(name, partial(videos.build, name), observed, GUIDED) for name in videos.MADE),
     Family(
         "latent-consistency",
         latent_consistency.build,

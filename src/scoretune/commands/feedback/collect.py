@@ -18,6 +18,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.core.records import spans
+from scoretune.data.prompts import picture_of
 from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.models.catalog import remarks
 from scoretune.models.recycled import inner
@@ -110,6 +111,11 @@ def collect(
     Samples are drawn a batch at a time, the same batches however often it is stopped, so that the
     pictures are the same to the bit on one machine.
     """
+    if any(picture_of(prompt) is not None for prompt in prompts):
+        raise UserError(
+            "a store compares samples of one text, and these prompts have pictures to edit: take "
+            "the column image out"
+        )
     work = [(prompt, number) for prompt in prompts for number in range(artist.how.per_prompt)]
     keys = [artist.key(*each) for each in work]
     there = {sample.key for sample in store.samples(source="model")}

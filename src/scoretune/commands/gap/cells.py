@@ -15,6 +15,7 @@ import torch
 
 from scoretune import __version__
 from scoretune.core.files import append_line
+from scoretune.data.prompts import identity
 from scoretune.evaluate.gap import Cell, CellRewards, Comparison
 from scoretune.models.catalog import guidance_of
 from scoretune.policy import Policy
@@ -60,7 +61,7 @@ class CellFile:
         own = comparison.grid == "deployed"
         decides = [
             *(*self.source, comparison.reward_name, comparison.seed, guidance_of(policy)),
-            *(*comparison.prompts.texts, comparison.grid, comparison.sampling.shift),
+            *(*map(identity, comparison.prompts.texts), comparison.grid, comparison.sampling.shift),
             *(comparison.times(policy.backbone.process, cell.steps).tolist() if own else ()),
             *(str(policy.backbone.process), _code_of(comparison.reward), __version__),
             *(str(cell.sampler.solver), cell.sampler.eta, cell.steps, cell.model),

@@ -18,6 +18,7 @@ from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
 from scoretune.models.catalog import guidance_of, resolve
+from scoretune.models.editing import check_pictures
 from scoretune.models.lora import load_lora
 from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import Reward
@@ -111,8 +112,10 @@ def _comparison(
     seed = request.seed
     if seed is None:
         seed = run.evaluation.seed if run else 0
+    prompts = _prompts(request, run)
+    check_pictures(policy.backbone, prompts.texts)
     return Comparison(
-        _prompts(request, run),
+        prompts,
         reward,
         name,
         run.sampling if run else Sampling(),

@@ -146,7 +146,8 @@ def _pack(network: nn.Module, format: str) -> None:
     """Give the linear layers weights of the same shape that take what quantised ones take."""
     for layer in _linear_layers(network):
         weight = layer.weight
-        size = bytes_of(format, *weight.shape, weight.dtype) / weight.element_size()
+        outputs, inputs = weight.shape
+        size = bytes_of(format, outputs, inputs, weight.dtype) / weight.element_size()
         storage = torch.empty(round(size), dtype=weight.dtype, device=META)
         layer.weight = nn.Parameter(storage.as_strided(weight.shape, (0, 0)), False)
         layer.__class__ = _Packed
@@ -236,17 +237,25 @@ class _WithNumbers:
         return getattr(self.network, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        def without(value: Any) -> Any:
-            return value.to(META) if isinstance(value, Tensor) else value
-
-        def zeros(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return torch.zeros((), dtype=value.dtype).expand(value.shape)
-
-        args, kwargs = tree_map(without, (args, kwargs))
+        args, kwargs = tree_map(_without_numbers, (args, kwargs))
         with _WholeMasks():  # type: ignore[no-untyped-call]
-            return tree_map(zeros, self.network(*args, **kwargs))
+            return tree_map(_zeros, self.network(*args, **kwargs))
+
+    def encode(self, pictures: Tensor) -> Any:
+        """Of an autoencoder: the law of the latents, of zeros."""
+        coded = self.network.encode(pictures.to(META))  # type: ignore[operator]
+        law = coded.latent_dist
+        return type(coded)(latent_dist=type(law)(_zeros(law.parameters)))
+
+
+def _without_numbers(value: Any) -> Any:
+    return value.to(META) if isinstance(value, Tensor) else value
+
+
+def _zeros(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)
 
 
 class _WholeMasks(TorchDispatchMode):

@@ -146,7 +146,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
 def _pictures(policy: Policy) -> tuple[int, Curve]:
     """Bytes of a picture, and the costs of decoding without gradient."""
     decode, shape = policy.backbone.decode, policy.backbone.shape
-    if len(shape) != 3:  # a point or a series is what it is
+    if len(shape) < 3:  # a point or a series is what it is
         return 4 * math.prod(shape), NOTHING
     with torch.no_grad():
         return 4 * decode(_states(policy, 1)).numel(), curve(lambda n: decode(_states(policy, n)))
@@ -197,6 +197,16 @@ def _reading(pipeline: Pipelined, text: str) -> Curve:
         return curve(lambda rows: pipeline.text_states([text] * rows), weights)
 
 
+def calls_a_state(policy: Policy) -> int:
+    """Evaluations of the network that a state takes: guidance adds one, and by the picture too
+    another."""
+    base = inner(policy.backbone)
+    if policy.guidance == 1:
+        return 1
+    by_picture = isinstance(base, Observed) and base.guided_by_picture
+    return 3 if by_picture else 2
+
+
 def _graphs(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> tuple[Graphs, Graphs | None]:
@@ -224,8 +234,7 @@ def _graphs(
 def _passed_back(
     policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
 ) -> Graphs:
-    backbone = policy.backbone
-    guided = 1 if policy.guidance == 1 else 2
+    backbone, guided = policy.backbone, calls_a_state(policy)
 
     def learn(rows: int) -> None:
         output = _predicted(policy, _states(policy, rows), condition)
@@ -237,7 +246,7 @@ def _passed_back(
 
     def value(rows: int) -> None:
         place = _states(policy, rows).requires_grad_()
-        output = _predicted(policy, place.repeat(guided, 1, 1, 1), condition)
+        output = _predicted(policy, place.repeat(guided, *[1] * (place.dim() - 1)), condition)
         data = torch.stack(output.float().chunk(guided)).sum(0)
         torch.autograd.grad(backbone.decode(data).sum(), place)
 

@@ -13,7 +13,7 @@ from scoretune.commands.plan.counts import Facts, costs_of, one_update, training
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
 from scoretune.commands.plan.fitting import as_numbers, fitted
 from scoretune.commands.plan.memory import elsewhere, peak, phases
-from scoretune.commands.plan.model import Model, model_of
+from scoretune.commands.plan.model import Model, calls_a_state, model_of
 from scoretune.commands.plan.suggestions import suggestions
 from scoretune.core import distributed
 from scoretune.core.config import Run
@@ -82,7 +82,7 @@ def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int,
         flows = run.sampling.noise in ("flow", "dance")
         stand_in: Process = RectifiedFlow() if flows else VP()
         return None, str(error), stand_in, 1 if run.model.guidance in (None, 1) else 2, None
-    guided, backbone = 1 if policy.guidance == 1 else 2, policy.backbone
+    guided, backbone = calls_a_state(policy), policy.backbone
     return model, "", backbone.process, guided, deployment_of(backbone)
 
 

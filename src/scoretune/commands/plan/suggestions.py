@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scoretune.commands.plan.counts import Facts, costs_of
 from scoretune.commands.plan.memory import EVALUATED, peak, phases
-from scoretune.commands.plan.model import Graphs, Model, model_of
+from scoretune.commands.plan.model import Graphs, Model, calls_a_state, model_of
 from scoretune.commands.plan.profiler import Cost, Curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -116,7 +116,7 @@ def best_suggestion(run: Run) -> str:
     try:
         texts = read_prompts(run.prompts, run.prompts_per_task).texts
         policy, model = model_of(run, texts)
-        guided = 1 if policy.guidance == 1.0 else 2
+        guided = calls_a_state(policy)
         facts = Facts(policy.backbone.process, guided, run.model.rank > 0, True)
         before = peak(phases(run, model, facts, EVALUATED))[1]
         (name, after), *_ = suggestions(run, model, facts, EVALUATED)

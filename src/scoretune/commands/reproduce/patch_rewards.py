@@ -7,6 +7,7 @@ saturates, so that what a policy does beyond it is drift.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ ARMS = {
     "DPOK 0.1, saturating": Arm("dpok", (*COMMON, "objective.kl_weight=0.1"), True),
 }
 REHEARSED = ("DDPO", "AlignProp")
+UNPENALISED, PENALISED = "no KL, saturating", "DPOK 0.01, saturating"
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -113,12 +115,37 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     )
     columns = ["", "reward at the end", "shift", f"reached DDPO's end ({goal:+.3f}) at update"]
     page.table(columns, rows)
+    if PENALISED in arms:
+        numbers["shift saved at equal reward"] = saved = _saved(arms)
+        page.text(
+            f"Where the reward of {UNPENALISED} was what {PENALISED} ended with (on a line between "
+            f"evaluations), its pictures had moved further by {shown(saved)}, seed by seed."
+        )
     page.figure("rewards", _figure(arms), "Reward and shift of every arm, with 95 % bands")
     return numbers
 
 
 def _reached(run: Numbers, goal: float) -> int | None:
     return next((each["update"] for each in run["curve"] if each["reward"] >= goal), None)
+
+
+def _saved(arms: dict[str, list[Numbers]]) -> tuple[float, float, float]:
+    """How much further pictures had moved without the KL where the reward was the same."""
+    held = [run["curve"][-1] for run in arms[PENALISED]]
+    pairs = zip(arms[UNPENALISED], held, strict=True)
+    return interval([shift_at(run["curve"], end["reward"]) - end["shift"] for run, end in pairs])
+
+
+def shift_at(curve: Sequence[Numbers], reward: float) -> float:
+    """The shift where a curve first is at a reward, on a line between two evaluations.
+
+    Raises ValueError for a reward that it never reaches.
+    """
+    for before, after in pairwise(curve):
+        if before["reward"] <= reward <= after["reward"]:
+            share = (reward - before["reward"]) / (after["reward"] - before["reward"])
+            return float(before["shift"] + share * (after["shift"] - before["shift"]))
+    raise ValueError(f"the curve never reaches a reward of {reward:g}")
 
 
 def _mean(values: Sequence[float]) -> float:

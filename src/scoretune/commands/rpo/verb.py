@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scoretune.core.config import Run
     from scoretune.training.feedback.pipeline import Cast, Job
     from scoretune.training.feedback.settings import PipelineSettings
+    from scoretune.training.feedback.workers import Workers
 
 
 def rpo(
@@ -38,6 +40,12 @@ def rpo(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many share the pictures and the training.")
     ] = None,
+    cluster: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Ray workers for the pictures, of RAY_ADDRESS or here (extra cluster)."
+        ),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 1,
     json_: Json = False,
@@ -54,6 +62,8 @@ def rpo(
     from scoretune.training.feedback.pipeline import Pipeline
     from scoretune.training.feedback.settings import split
 
+    if cluster and processes:
+        raise UserError("--cluster and --processes both share the pictures out: leave one out")
     if distributed.needed(processes):
         raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
     main = distributed.start(processes).main
@@ -68,9 +78,13 @@ def rpo(
     folder.mkdir(parents=True, exist_ok=True)
     bars = Bars()
 
-    with bars.progress:
+    with bars.progress, _workers(cluster) as workers:
         pipeline = Pipeline(
-            feedback, job, cast, lambda stage, done, total: bars.show(stage, done, total, {})
+            feedback,
+            job,
+            cast,
+            lambda stage, done, total: bars.show(stage, done, total, {}),
+            workers=workers,
         )
         result: dict[str, Any] = {"rpo": pipeline.run(), "store": where}
     if main:
@@ -83,6 +97,21 @@ def rpo(
         typer.echo(f"look at {written}", err=True)
         if json_:
             typer.echo(json.dumps(result))
+
+
+@contextmanager
+def _workers(cluster: int | None) -> Iterator[Workers]:
+    """Ray actors, or this process."""
+    from scoretune.training.feedback.workers import Cluster, one_by_one
+
+    if cluster is None:
+        yield one_by_one
+        return
+    workers = Cluster(cluster)
+    try:
+        yield workers
+    finally:
+        workers.close()
 
 
 def _job(model: str, settings: PipelineSettings, seed: int) -> Job:

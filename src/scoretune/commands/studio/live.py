@@ -39,8 +39,9 @@ def state(one: Summary) -> str:
 
 
 def pictures(run: Path) -> list[Path]:
-    """The previews of a run."""
-    return sorted((run / "previews").glob("*.png"))
+    """The previews of a run: pictures, or contact strips and videos."""
+    folder = run / "previews"
+    return [*sorted(folder.glob("*.png")), *sorted((folder / "videos").glob("*.webp"))]
 
 
 @dataclass

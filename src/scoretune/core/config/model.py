@@ -65,6 +65,9 @@ class Model(Strict):
         description="of the pictures in pixels: a side, or width x height as 1344x768; 0: the "
         "model's own",
     )
+    frames: int = Field(
+        0, ge=0, le=2**12, description="of the videos that a model draws; 0: the model's own"
+    )
     shape: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(
         (), description="module:function: of one state, e.g. [3,32,32] for pictures in [0, 1]"
     )
@@ -95,6 +98,13 @@ class Model(Strict):
         description="classifier-free, null: 1; what a guidance-distilled network is told, null: "
         "its pipeline's own",
     )
+    image_guidance: float | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="InstructPix2Pix: scale of guidance by the picture, beside that by the text; "
+        "null: its pipeline's own",
+    )
     process: str | None = Field(
         None,
         description="run the network under another process, e.g. VE(sigma_max=14); a new network: "
@@ -123,6 +133,7 @@ class Model(Strict):
             **only(new, fresh, "width", "depth"),
             **only(not on_data or new, Checked("a new network, or a pretrained one"), "process"),
             **only(not on_data and not function, "a diffusers pipeline", "size", "without"),
+            **only(not on_data and not function, "a text-to-video pipeline", "frames"),
             **only(
                 not on_data and not function,
                 Checked("a diffusers pipeline"),
@@ -132,6 +143,7 @@ class Model(Strict):
             **only(not on_data, REWARDED, "targets"),
             **only(not function and not shipped, "a model of the hub", "revision"),
             **only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
+            **only(not on_data, Checked(REWARDED), "image_guidance"),
         }
 
 

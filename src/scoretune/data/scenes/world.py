@@ -30,6 +30,8 @@ EMPTY = len(DIGITS)  # the digit index of a cell with nothing in it
 
 SHIPPED = {"scenes": "scenes", "scenes-flow": "scenes_flow"}
 """The models that draw this world, by name: their folders among the assets."""
+EDITOR = "scenes-edit"
+"""The shipped model that edits pictures of this world."""
 
 HELD_OUT_SINGLES = frozenset({3, 6})
 HELD_OUT_COLOURS = frozenset({(0, 1), (0, 6), (1, 3), (1, 8), (2, 0), (2, 5), (3, 2), (3, 7)})

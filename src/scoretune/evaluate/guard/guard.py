@@ -25,6 +25,7 @@ from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
 from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
+from scoretune.evaluate.videos import middle
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
@@ -184,7 +185,7 @@ class Monitor:
             judge=judge,
             chain_kl=measured.kls.get("chain_kl"),
             diversity=self._diversity(policy, features, several),
-            peaks=grid_peaks(images) if images.dim() == 4 else None,
+            peaks=grid_peaks(middle(images)) if images.dim() > 3 else None,
             error_ratio=self._error_ratio(),
         )
 

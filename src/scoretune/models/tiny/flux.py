@@ -24,9 +24,17 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def pipeline(seed: int = 0, *, distilled: bool = True) -> Any:
-    """A FluxPipeline of random weights; not `distilled`: as [schnell], without dynamic shift."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+def build_editor(folder: Path, seed: int = 0) -> Path:
+    """Save a FLUX.1 Kontext, which edits pictures; returns the folder."""
+    pipeline(seed, kind="FluxKontextPipeline").save_pretrained(folder)
+    return folder
+
+
+def pipeline(seed: int = 0, *, distilled: bool = True, kind: str = "FluxPipeline") -> Any:
+    """A FluxPipeline of random weights, or another `kind`; not `distilled`: as [schnell], without
+    dynamic shift."""
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     torch.manual_seed(seed)
     vae = autoencoder()
@@ -34,7 +42,7 @@ def pipeline(seed: int = 0, *, distilled: bool = True) -> Any:
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=3.0 if distilled else 1.0, use_dynamic_shifting=distilled
     )
-    return FluxPipeline(
+    return getattr(diffusers, kind)(
         transformer=jittered(transformer(distilled), 0.1).eval(),
         scheduler=scheduler,
         vae=vae,

@@ -34,13 +34,15 @@ def pipeline(
     *,
     kind: str = "StableDiffusionPipeline",
     guidance: int | None = None,
+    pictures: int = 1,
 ) -> Any:
-    """A pipeline of a `kind` of diffusers; `guidance` is the width of its embedded guidance."""
+    """A pipeline of a `kind` of diffusers; `guidance` is the width of its embedded guidance, and
+    its UNet gets the latents of so many `pictures`."""
     import diffusers
 
     torch.manual_seed(seed)
     return getattr(diffusers, kind)(
-        unet=jittered(denoiser(FIRST, guidance=guidance)),
+        unet=jittered(denoiser(FIRST, guidance=guidance, pictures=pictures)),
         vae=autoencoder(),
         text_encoder=encoder(FIRST).eval(),
         tokenizer=words.tokenizer(),
@@ -49,3 +51,13 @@ def pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def build_editor(folder: Path, seed: int = 0) -> Path:
+    """Save an InstructPix2Pix, whose UNet gets the picture's latents as channels; the folder."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**TABLE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    made = pipeline(scheduler, seed, kind="StableDiffusionInstructPix2PixPipeline", pictures=2)
+    made.save_pretrained(folder)
+    return folder

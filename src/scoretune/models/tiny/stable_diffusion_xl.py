@@ -79,7 +79,7 @@ def t5(width: int) -> Any:
     )
 
 
-def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any:
+def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None, pictures: int = 1) -> Any:
     """A UNet on states of `width`; with `pooled`, as SDXL's, on that and on sizes too."""
     from diffusers import UNet2DConditionModel
 
@@ -93,7 +93,7 @@ def denoiser(width: int, *, pooled: int = 0, guidance: int | None = None) -> Any
         }
     return UNet2DConditionModel(
         sample_size=4,
-        in_channels=4,
+        in_channels=4 * pictures,
         out_channels=4,
         block_out_channels=(8, 16),
         layers_per_block=1,

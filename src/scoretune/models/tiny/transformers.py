@@ -3,7 +3,8 @@ pixels, latents of 4×4."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ WIDTH = 16
 """Of the transformers and of their text states, two heads of 8."""
 TOKENS = 12
 """How many of a prompt each reads, templates and all; Qwen-Image reads its whole template."""
+SIDE = 32
+"""Of pictures, in pixels."""
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
 LANGUAGE: dict[str, Any] = {
     "vocab_size": words.VOCABULARY,
@@ -34,13 +37,18 @@ LANGUAGE: dict[str, Any] = {
 
 def build(name: str, folder: Path, seed: int = 0) -> Path:
     """Save the pipeline of a family in a folder; returns the folder."""
-    import diffusers
-
     torch.manual_seed(seed)
     kind, make = MADE[name]
-    parts = make()
+    return saved(kind, make(), folder)
+
+
+def saved(kind: str, parts: dict[str, Any], folder: Path, **noted: int) -> Path:
+    """Save a pipeline of these parts, whose network notes how large it draws and how much it
+    reads; returns the folder."""
+    import diffusers
+
     network = jittered(parts["transformer"], 0.1).eval()
-    network.register_to_config(_max_sequence_length=TOKENS, _sample_size=4)
+    network.register_to_config(_max_sequence_length=TOKENS, _sample_size=4, **noted)
     for name in ("text_encoder", "vae"):
         parts[name].eval()
     parts = {"scheduler": flow(), "tokenizer": reader(), **parts}
@@ -147,11 +155,51 @@ def qwen_image() -> dict[str, Any]:
     return {**parts, "scheduler": flow(use_dynamic_shifting=True)}
 
 
+def qwen_image_edit() -> dict[str, Any]:
+    """A Qwen-Image whose Qwen2.5-VL reads pictures too, of which it makes four tokens."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from scoretune.models.tiny.picture_reader import PictureReader
+
+    tokenizer = words.tokenizer(1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    looks = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
+    parts = {"tokenizer": tokenizer, "processor": PictureReader(looks, tokenizer)}
+    return {**qwen_image(), **parts}
+
+
+@contextmanager
+def small_sources() -> Iterator[None]:
+    """Within this context Qwen-Image-Edit's call reads pictures at 32 pixels a side: it has no
+    argument for the megapixel, of which the miniature's autoencoder would be busy for minutes."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as module
+
+    whole = module.calculate_dimensions
+    module.calculate_dimensions = lambda area, ratio: whole(SIDE**2, ratio)
+    try:
+        yield
+    finally:
+        module.calculate_dimensions = whole
+
+
+MARKS = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+"""Of a Qwen2.5-VL's prompts: the first is as often there as a picture has tokens."""
+
+
 def _seeing() -> Any:
-    """A tiny Qwen2.5-VL, of which pictures read texts alone."""
+    """A tiny Qwen2.5-VL, of which Qwen-Image reads texts alone."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = {name: value for name, value in LANGUAGE.items() if name != "head_dim"}
+    text["vocab_size"] = words.VOCABULARY + len(MARKS)
+    image, video, start, end = range(words.VOCABULARY, words.VOCABULARY + 4)
     rotary = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={**text, "num_hidden_layers": 2, "rope_scaling": rotary},
@@ -161,7 +209,15 @@ def _seeing() -> Any:
             "intermediate_size": WIDTH,
             "num_heads": 2,
             "out_hidden_size": WIDTH,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "window_size": 16,
+            "fullatt_block_indexes": [0],
         },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 
@@ -254,7 +310,6 @@ def pixart_sigma() -> dict[str, Any]:
 
 def aura_flow() -> dict[str, Any]:
     from diffusers import AuraFlowTransformer2DModel
-    from transformers import UMT5Config, UMT5EncoderModel
 
     network = AuraFlowTransformer2DModel(
         sample_size=4,
@@ -267,12 +322,17 @@ def aura_flow() -> dict[str, Any]:
         pos_embed_max_size=64,
         **HEADS,
     )
-    encoder = UMT5EncoderModel(
+    return {"transformer": network, "vae": autoencoder(), "text_encoder": umt5()}
+
+
+def umt5() -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
         UMT5Config(
             vocab_size=words.VOCABULARY, d_model=WIDTH, d_kv=4, d_ff=8, num_layers=1, num_heads=2
         )
     )
-    return {"transformer": network, "vae": autoencoder(), "text_encoder": encoder}
 
 
 def cogview_4() -> dict[str, Any]:
@@ -304,6 +364,7 @@ def cogview_4() -> dict[str, Any]:
 
 MADE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "qwen-image": ("QwenImagePipeline", qwen_image),
+    "qwen-image-edit": ("QwenImageEditPipeline", qwen_image_edit),
     "z-image": ("ZImagePipeline", z_image),
     "flux-2-klein": ("Flux2KleinPipeline", flux_2_klein),
     "chroma": ("ChromaPipeline", chroma),

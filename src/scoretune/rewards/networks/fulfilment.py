@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, asks_by_text
+from scoretune.data.scenes.world import CELLS, COLOURS, DIGITS, EMPTY, Ask, Layout, asks_by_text
 
 ITEMS, PLACEMENTS = 3, 12
 PARTS = [ITEMS, ITEMS, PLACEMENTS * ITEMS, PLACEMENTS, 1]
@@ -27,6 +27,12 @@ def log_beliefs(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[B, 4, 11]` of digits (the last one: empty) and `[B, 4, 4]` of colours."""
     digits, colours = logits.split([len(DIGITS) + 1, len(COLOURS)], dim=-1)
     return digits.log_softmax(-1), colours.log_softmax(-1)
+
+
+def layouts(logits: Tensor) -> list[Layout]:
+    """The most likely layout of each picture."""
+    digits, colours = (part.argmax(-1).tolist() for part in log_beliefs(logits))
+    return [Layout(tuple(d), tuple(c)) for d, c in zip(digits, colours, strict=True)]
 
 
 def fulfilment(logits: Tensor, asks: Sequence[Ask]) -> Tensor:

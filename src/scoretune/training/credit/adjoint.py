@@ -43,7 +43,10 @@ class AdjointCredit(Stateless):
         pretrained = torch.zeros_like(path.data) if self.asks_pretrained else None
         everyone = torch.arange(samples, device=device)
         for who in (everyone[part] for part in spans(samples, self.at_once)):
-            adjoint = slope_of(reward_fn, path.final[who], who)[1]
+            if path.final_slope is None:
+                adjoint = slope_of(reward_fn, path.final[who], who)[1]
+            else:
+                adjoint = path.final_slope[who]
             arrivals[-1, who] = adjoint
             for step in range(len(path.data) - 1, int(first[who].min()), -1):
                 earlier = (first[who] < step).nonzero()[:, 0]

@@ -98,7 +98,8 @@ class Critic(nn.Module):
 
 
 class ImageValue(nn.Module):
-    """A small convnet on images [B, C, H, W] with the clock and the prompt mixed in."""
+    """A small convnet on images [B, C, H, W] with the clock and the prompt mixed in; the frames of
+    videos [B, C, T, H, W] are channels."""
 
     def __init__(
         self, channels: int, size: tuple[int, int], token_size: int, width: int = 48
@@ -116,7 +117,7 @@ class ImageValue(nn.Module):
         self.leave = head((rows * columns + 1) * width, width)
 
     def forward(self, seen: Tensor, noise_left: Tensor, tokens: Tensor) -> Tensor:
-        hidden = self.enter(seen)
+        hidden = self.enter(seen.flatten(1, -3))
         context = F.silu(self.clock(phases(noise_left)) + self.ask(tokens))
         for mix, layer in zip(self.mix, self.layers, strict=True):
             scale, shift = mix(context)[:, :, None, None].chunk(2, 1)
@@ -213,8 +214,9 @@ def critic_for(
         return Critic(FeatureValue(features, token_size, width), horizon, skip=skip, inputs=None)
     channels = shape[0] * (2 if inputs == "both" else 1)
     body: nn.Module
-    if len(shape) == 3:
-        body = ImageValue(channels, (shape[1], shape[2]), token_size, width)
+    if len(shape) in (3, 4):
+        channels *= math.prod(shape[1:-2])
+        body = ImageValue(channels, (shape[-2], shape[-1]), token_size, width)
     else:
         body = PointValue(channels, token_size, width)
     return Critic(body, horizon, skip=skip, inputs=inputs)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from scoretune.core import distributed, hub
 from scoretune.core.records import spans
 from scoretune.data.scenes import world
+from scoretune.models.folders import check_processor, described
 from scoretune.rewards.base import Precision
 from scoretune.training.feedback.records import Edited, Shown
 
@@ -178,6 +179,30 @@ class Kontext(DiffusersEditor):
         # the pipeline would scale a picture to the sizes that the great model was trained on
         free = {"_auto_resize": False} if min(height, width) < 512 else {}
         return super().settings(pictures) | own | free
+
+
+@dataclass(frozen=True)
+class QwenImageEdit(DiffusersEditor):
+    """Qwen-Image-Edit (arXiv 2508.02324), which reads pictures at one megapixel."""
+
+    model: str = "Qwen/Qwen-Image-Edit"
+    guidance: float = 4.0
+
+    CLASS: ClassVar[str] = "QwenImageEditPipeline"
+    GUIDANCE: ClassVar[str] = "true_cfg_scale"
+
+    def _load(self, **parts: Any) -> Any:
+        check_processor(self.model, described(self.model, self.revision))
+        return super()._load(**parts)
+
+    def settings(self, pictures: Tensor) -> dict[str, Any]:
+        from PIL import Image
+
+        height, width = pictures.shape[-2:]
+        arrays = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        own = {"image": [Image.fromarray(each) for each in arrays], "height": height}
+        empty = [" "] * len(pictures)
+        return super().settings(pictures) | own | {"width": width, "negative_prompt": empty}
 
 
 def _fitted(pictures: Tensor, size: torch.Size) -> Tensor:

@@ -2,7 +2,8 @@
 
 A stage goes through its pictures in chunks that are always the same, and writes a chunk whole. What
 the store has already is not made again, so a pipeline that was killed goes on, and ends with the
-pairs that it would have had. Of several processes each takes every so many-th chunk.
+pairs that it would have had. Of several processes each takes every so many-th chunk; a cluster's
+workers take the next.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
@@ -27,9 +30,10 @@ from scoretune.rewards.catalog import named_reward
 from scoretune.rollout import prior
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.filters import Filter, distances
-from scoretune.training.feedback.records import Answer, Critique, EditPlan
+from scoretune.training.feedback.records import Answer, Critique, Edited, EditPlan, Shown
 from scoretune.training.feedback.roles import Critic, Editor, Writer
 from scoretune.training.feedback.store_rows import add_answer, gains, shown, verdict_row
+from scoretune.training.feedback.workers import Workers, one_by_one
 
 if TYPE_CHECKING:
     from scoretune.data.store.store import Store
@@ -75,21 +79,59 @@ class Job:
         return [f"rpo-{stage}-{digest}-{index}" for index in range(len(self))]
 
 
-class Cast(NamedTuple):
-    """Who does it."""
+@dataclass(frozen=True)
+class Cast:
+    """Who does it: one method a stage, each of nothing but its arguments."""
 
-    policy: Callable[[], Policy]
+    load: Callable[[], Policy]
     critic: Critic
     writer: Writer
     editor: Editor
     reward: Reward
     second: Reward | None
 
+    @cached_property
+    def policy(self) -> Policy:
+        """The model, loaded when it is needed."""
+        return self.load()
+
+    def draw(self, texts: Sequence[str], seed: int) -> Tensor:
+        """A picture a text, [B, 3, H, W], through the model's own sampler."""
+        policy, generator = self.policy, torch.Generator().manual_seed(seed)
+        noise, steps = prior(policy, len(texts), generator), deployed_steps(policy.backbone)
+        return drawn(policy, texts, noise, generator, steps=steps)
+
+    def criticise(self, pictures: Sequence[Shown]) -> list[Answer[Critique]]:
+        """What is wrong with each."""
+        return self.critic(pictures)
+
+    def plan(
+        self, pictures: Sequence[Shown], critiques: Sequence[Critique]
+    ) -> list[Answer[EditPlan]]:
+        """What would mend each; nobody is asked about none."""
+        return self.writer(pictures, critiques) if pictures else []
+
+    def edit(
+        self, pictures: Sequence[Shown], plans: Sequence[Sequence[str]], seeds: Sequence[int]
+    ) -> list[Edited]:
+        """Each after its plan."""
+        return self.editor(pictures, plans, seeds)
+
+    def score(
+        self, before: Tensor, after: Tensor, prompts: Sequence[str], names: tuple[str, str]
+    ) -> tuple[list[float], list[float] | None, list[float]]:
+        """What edits gain in each reward, and how far they are from their pictures."""
+        second = None
+        if self.second is not None:
+            second = gains(self.second, names[1], before, after, prompts)
+        first = gains(self.reward, names[0], before, after, prompts)
+        return first, second, distances(before, after).tolist()
+
 
 def cast_of(job: Job, policy: Callable[[], Policy]) -> Cast:
     """Whom a job names. Raises UserError for one that there is not."""
     return Cast(
-        policy=policy,
+        load=policy,
         critic=roles.named("critic", job.critic, roles.CRITICS),
         writer=roles.named("writer", job.writer, roles.WRITERS),
         editor=roles.named("editor", job.editor, roles.EDITORS),
@@ -134,13 +176,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A job on a store. `chunk` pictures are handled at once."""
+    """A job on a store. `chunk` pictures are handled at once, by `workers`."""
 
     store: Store
     job: Job
     cast: Cast
     note: Note
     chunk: int = 32
+    workers: Workers = one_by_one
 
     def run(self) -> dict[str, Any]:
         """All stages; the summary."""
@@ -162,21 +205,24 @@ class Pipeline:
     def draw(self) -> None:
         """The model's own pictures, through its own sampler."""
         done = {sample.key for sample in self.store.samples(source="model")}
-        keys, policy = self.job.keys("pictures"), None
-        for rows in self._chunks("pictures", [key in done for key in keys]):
-            policy = policy or self.cast.policy()
-            seed = self.job.seed * 1_000_003 + rows[0]
-            generator = torch.Generator().manual_seed(seed)
-            noise, steps = prior(policy, len(rows), generator), deployed_steps(policy.backbone)
-            texts = [self.job.prompt(row) for row in rows]
-            images = drawn(policy, texts, noise, generator, steps=steps)
+        keys = self.job.keys("pictures")
+
+        def seed(rows: Sequence[int]) -> int:
+            return self.job.seed * 1_000_003 + rows[0]
+
+        def wanted(rows: Sequence[int]) -> tuple[Any, ...]:
+            return [self.job.prompt(row) for row in rows], seed(rows)
+
+        for rows, images in self._work(
+            "pictures", Cast.draw, wanted, [key in done for key in keys]
+        ):
             with self.store.together():
                 for row, image in zip(rows, images, strict=True):
                     self.store.add_sample(
                         prompt=self.job.prompt(row),
                         picture=self.store.add_picture(image),
                         model=self.job.model,
-                        seed=seed,
+                        seed=seed(rows),
                         settings={"place": row - rows[0]},
                         key=keys[row],
                     )
@@ -185,23 +231,30 @@ class Pipeline:
         """What is wrong with each picture."""
         keys, done = self.job.keys("critiques"), self.stored.answers()
         samples = self.stored.samples("pictures")
-        for rows in self._chunks("critiques", [key in done for key in keys]):
-            answers = self.cast.critic([shown(self.store, samples[row]) for row in rows])
+
+        def pictures(rows: Sequence[int]) -> tuple[Any, ...]:
+            return ([shown(self.store, samples[row]) for row in rows],)
+
+        ready = [key in done for key in keys]
+        for rows, answers in self._work("critiques", Cast.criticise, pictures, ready):
             self._add_answers(rows, samples, keys, answers, self.job.critic)
 
     def plan(self) -> None:
         """What would mend it, where there is anything to mend."""
         keys, done = self.job.keys("plans"), self.stored.answers()
         samples, critiques = self.stored.samples("pictures"), self.stored.critiques()
-        for rows in self._chunks("plans", [key in done for key in keys]):
-            some = {row: c for row in rows if (c := critiques[row]) is not None and c.issues}
-            answers: dict[int, Answer[EditPlan]] = {
-                row: Answer(EditPlan(), "nothing to mend") for row in rows
-            }
-            if some:
-                pictures = [shown(self.store, samples[row]) for row in some]
-                written = self.cast.writer(pictures, list(some.values()))
-                answers |= dict(zip(some, written, strict=True))
+
+        def wrong(rows: Sequence[int]) -> dict[int, Critique]:
+            return {row: c for row in rows if (c := critiques[row]) is not None and c.issues}
+
+        def issues(rows: Sequence[int]) -> tuple[Any, ...]:
+            some = wrong(rows)
+            return [shown(self.store, samples[row]) for row in some], list(some.values())
+
+        ready = [key in done for key in keys]
+        for rows, written in self._work("plans", Cast.plan, issues, ready):
+            answers = {row: Answer(EditPlan(), "nothing to mend") for row in rows}
+            answers |= dict(zip(wrong(rows), written, strict=True))
             in_order = [answers[row] for row in rows]
             self._add_answers(rows, samples, keys, in_order, f"writer {self.job.writer}")
 
@@ -210,20 +263,24 @@ class Pipeline:
         keys, plans = self.job.keys("edits"), self.stored.plans()
         samples = self.stored.samples("pictures")
         done = {sample.key for sample in self.store.samples(source="edit")}
-        ready = [keys[row] in done or not plans[row] for row in range(len(self.job))]
-        for rows in self._chunks("edits", ready):
+        seeds = [self.job.seed * 1_000_003 + 101 * row for row in range(len(self.job))]
+
+        def planned(rows: Sequence[int]) -> tuple[Any, ...]:
             some = [row for row in rows if plans[row]]
-            seeds = [self.job.seed * 1_000_003 + 101 * row for row in some]
             pictures = [shown(self.store, samples[row]) for row in some]
-            edited = self.cast.editor(pictures, [plans[row] for row in some], seeds)
+            return pictures, [plans[row] for row in some], [seeds[row] for row in some]
+
+        ready = [keys[row] in done or not plans[row] for row in range(len(self.job))]
+        for rows, edited in self._work("edits", Cast.edit, planned, ready):
+            some = [row for row in rows if plans[row]]
             with self.store.together():
-                for row, seed, edit in zip(some, seeds, edited, strict=True):
+                for row, edit in zip(some, edited, strict=True):
                     self.store.add_sample(
                         prompt=self.job.prompt(row),
                         picture=self.store.add_picture(edit.pixels),
                         source="edit",
                         model=self.job.editor,
-                        seed=seed,
+                        seed=seeds[row],
                         settings={"instructions": plans[row], "problem": edit.problem},
                         parent=samples[row].id,
                         key=keys[row],
@@ -237,9 +294,19 @@ class Pipeline:
         done = {edit.key for edit in self.store.edits()}
         ready = [keys[row] in done or row not in edits for row in range(len(self.job))]
         of = self.job.keys("critiques")
-        for rows in self._chunks("verdicts", ready):
+
+        def both(rows: Sequence[int]) -> tuple[Any, ...]:
             some = [row for row in rows if row in edits]
-            verdicts = self._verdicts([samples[row] for row in some], [edits[r] for r in some])
+            before, after = (
+                torch.stack([self.store.pixels(side[row].picture) for row in some])
+                for side in (samples, edits)
+            )
+            names = (self.job.reward, self.job.agree)
+            return before, after, [self.job.prompt(row) for row in some], names
+
+        for rows, scores in self._work("verdicts", Cast.score, both, ready):
+            some = [row for row in rows if row in edits]
+            verdicts = self._verdicts([edits[row] for row in some], *scores)
             with self.store.together():
                 for row, verdict in zip(some, verdicts, strict=True):
                     self.store.add_edit(
@@ -280,32 +347,40 @@ class Pipeline:
                 add_answer(self.store, keys[row], samples[row].id, who, answer)
 
     def _verdicts(
-        self, pictures: Sequence[Sample], edits: Sequence[Sample]
+        self,
+        edits: Sequence[Sample],
+        firsts: Sequence[float],
+        seconds: Sequence[float] | None,
+        moved: Sequence[float],
     ) -> list[dict[str, Any]]:
-        before = torch.stack([self.store.pixels(sample.picture) for sample in pictures])
-        after = torch.stack([self.store.pixels(sample.picture) for sample in edits])
-        prompts = [sample.prompt for sample in pictures]
-        firsts = gains(self.cast.reward, self.job.reward, before, after, prompts)
-        seconds: list[float] | list[None] = [None] * len(edits)
-        if self.cast.second is not None:
-            seconds = gains(self.cast.second, self.job.agree, before, after, prompts)
         verdicts = []
-        for gain, second, distance, edit in zip(
-            firsts, seconds, distances(before, after).tolist(), edits, strict=True
-        ):
+        agree: Sequence[float | None] = [None] * len(edits) if seconds is None else seconds
+        for gain, second, distance, edit in zip(firsts, agree, moved, edits, strict=True):
             problem = str(edit.settings.get("problem", ""))
             verdict = self.job.filter(gain, distance, second=second, problem=problem)
             verdicts.append(verdict_row(verdict, gain=gain, second=second, distance=distance))
         return verdicts
 
-    def _chunks(self, stage: str, done: Sequence[bool]) -> Iterator[list[int]]:
-        """The chunks that are not done and are this process's."""
+    def _work(
+        self,
+        stage: str,
+        task: Callable[..., Any],
+        arguments: Callable[[Sequence[int]], tuple[Any, ...]],
+        done: Sequence[bool],
+    ) -> Iterator[tuple[list[int], Any]]:
+        """What a task of the cast gives for each chunk that is not done and this process's."""
+        chunks = ((rows, arguments(rows)) for rows in self._chunks(done))
+        for rows, result in self.workers(self.cast, task, chunks):
+            yield rows, result
+            self.note(stage, rows[-1] + 1, len(done))
+        self.note(stage, len(done), len(done))
+
+    def _chunks(self, done: Sequence[bool]) -> Iterator[list[int]]:
         team = distributed.team()
         for number, span in enumerate(spans(len(done), self.chunk)):
             rows = list(range(len(done)))[span]
             if number % team.size == team.rank and not all(done[row] for row in rows):
                 yield rows
-            self.note(stage, rows[-1] + 1, len(done))
 
 
 def _content(kind: type[Any], payload: Mapping[str, Any]) -> Any:

@@ -56,6 +56,7 @@ EDITORS: dict[str, Callable[..., Editor]] = {
     "instruct_pix2pix": editors.InstructPix2Pix,
     "controlnet": editors.ControlNet,
     "kontext": editors.Kontext,
+    "qwen_image_edit": editors.QwenImageEdit,
 }
 Role = TypeVar("Role")
 

@@ -33,7 +33,8 @@ def build(settings: config.Adjoint, setup: Setup) -> Method:
     sizes, kl_weight = setup.context.sizes, settings.kl_weight
     credit = AdjointCredit(setup.policy, lean=True, at_once=setup.context.at_once)
     reference = method.references(kl_weight)
-    paths = method.on_policy(setup, credit, any_steps(sizes.share), reference=reference)
+    choose = any_steps(sizes.share)
+    paths = method.on_policy(setup, credit, choose, reference=reference, slopes=True)
     return Method(ScoreAction(setup.policy, kl_weight), paths)
 
 
@@ -46,7 +47,6 @@ def costs(settings: config.Adjoint, context: Context, paths: Paths) -> Costs:
         trained,
         references=1,
         credit_calls=samples * (steps - 1 - earliest),
-        decodes=samples,
         credit_graph="either",
         credit_batch=min(context.at_once, samples),
     )

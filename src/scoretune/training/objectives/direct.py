@@ -93,8 +93,10 @@ def _check_sampler(settings: config.Direct, context: Context) -> None:
 def build(settings: config.Direct, setup: Setup) -> Method:
     credit, choose = _credit(settings, setup)
     reference = method.references(settings.kl_weight)
-    paths = method.on_policy(setup, credit, choose, reference=reference)
-    if keeps_graph(settings, setup.context):
+    kept = keeps_graph(settings, setup.context)
+    slopes = settings.through == "steps" and not kept
+    paths = method.on_policy(setup, credit, choose, reference=reference, slopes=slopes)
+    if kept:
         objective = Direct(setup.policy, setup.reward, setup.context.reward)
         return Method(objective, Differentiable(paths, settings.last, settings.random))
     return Method(ScoreAction(setup.policy, settings.kl_weight), paths)
@@ -119,7 +121,6 @@ def costs(settings: config.Direct, context: Context, paths: Paths) -> Costs:
         trained,
         references=float(settings.kl_weight > 0),  # where the way back ends
         credit_calls=paths.samples * (trained - 1) * (2 if settings.kl_weight else 1),
-        decodes=paths.samples,
         credit_graph="either",
         credit_batch=batch,
     )

@@ -184,9 +184,11 @@ def on_policy(
     reference: References = "none",
     in_chain: bool = True,
     features: bool = False,
+    slopes: bool = False,
 ) -> OnPolicy:
     """Paths of the policy, credited by a rule; the pretrained policy is asked at `reference`, for
-    a KL of the chain or of continuous time. Raises UserError where kernel and grid misfit."""
+    a KL of the chain or of continuous time. With `slopes` credit follows the reward's gradient back
+    from the finished samples. Raises UserError where kernel and grid misfit."""
     context, process = setup.context, setup.policy.backbone.process
     sampling = context.sampling
     with user_errors():
@@ -212,6 +214,7 @@ def on_policy(
         shared_noise=sampling.shared_noise,
         integral_end=sampling.integral_end,
         home=torch.device("cpu") if context.hardware.offload_paths else None,
+        slopes_at_once=context.at_once if slopes else 0,
     )
 
 

@@ -175,11 +175,12 @@ def costs(settings: config.StepPreference, context: Context, paths: Paths) -> Co
         branching = paths.steps - settings.skip
         trained = float(trained_steps(sizes.share, branching))
         more = paths.samples * (settings.candidates - 1) * (branching - 1)
+        kept = paths.noisy == paths.steps  # one of the last candidates is the sample
         return Costs(
             trained,
             references=trained * pretrained,
             credit_calls=more,
-            decodes=paths.samples * settings.candidates * branching,
+            decodes=paths.samples * (settings.candidates * branching - kept),
             ratios=True,
         )
     each = pairs_a_sample(sizes.group, settings.ranking)

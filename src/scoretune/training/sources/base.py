@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from scoretune.core import distributed
 from scoretune.core.config import Sizes
 from scoretune.core.distributed import Deal
 from scoretune.core.records import Minibatches, Scores, Starts, Steps
+from scoretune.data.prompts import identity
 from scoretune.diffusion.noise import Rows
 
 
@@ -64,13 +66,14 @@ def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def gathered(scores: Scores) -> Scores:
-    """The scores of all processes, of which this one's are `mine`."""
-    team = distributed.team()
+    """The scores of all processes, of which this one's are `mine`; prompts by what tells them
+    apart."""
+    team, prompts = distributed.team(), tuple(identity(prompt) for prompt in scores.prompts)
     if team.size == 1:
-        return scores
+        return replace(scores, prompts=prompts)
     return Scores(
         distributed.gather(scores.total),
-        tuple(distributed.gather_texts(scores.prompts)),
+        tuple(distributed.gather_texts(prompts)),
         {name: distributed.gather(part) for name, part in scores.parts.items()},
         team.rows(len(scores) * team.size),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.profiling import part
 from scoretune.core.records import Condition, Round, Starts
 from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import jittered
@@ -49,7 +50,8 @@ class Differentiable:
         first = torch.full((batch,), steps - min(self.last, steps))
         if self.random:
             first = steps - randint(1, min(self.last, steps) + 1, batch, generator)
-        begun = self._begun(x, nodes, condition, drawn, first)
+        with part("rollout"):
+            begun = self._begun(x, nodes, condition, drawn, first)
         starts = Starts(begun, first.to(x.device), drawn, nodes.T, condition, tuple(texts))
         deal = distributed.deal(torch.zeros(batch, dtype=torch.long), torch.arange(batch), batch)
         batches, counts = deal_out(starts, paths.sizes, generator, deal)

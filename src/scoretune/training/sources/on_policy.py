@@ -11,7 +11,8 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Sizes
-from scoretune.core.records import Condition, Minibatches, Round, Scores, Steps, Trajectory
+from scoretune.core.profiling import part
+from scoretune.core.records import Condition, Minibatches, Round, Scores, Steps, Trajectory, spans
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.windows import Window
@@ -19,7 +20,7 @@ from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.rollout import Acting, prior, rollout
-from scoretune.training.credit.base import Credit, Credited
+from scoretune.training.credit.base import Credit, Credited, require_gradient
 from scoretune.training.sources.base import (
     dealt_rows,
     gathered,
@@ -70,6 +71,9 @@ class OnPolicy:
     shared_noise: bool = False
     integral_end: float = INTEGRAL_END
     home: torch.device | None = None
+    slopes_at_once: int = 0
+    """Where credit follows the reward's gradient back from finished samples: how many of them are
+    scored with one graph, once and for both."""
     cursor: int = 0
 
     def __call__(self, update: int) -> Round:
@@ -84,7 +88,8 @@ class OnPolicy:
         deal = distributed.deal(choice.rows, choice.b, len(texts))
         rows, counts = dealt_rows(self.sizes, generator, deal)
         k, b, *rows = together([choice.k, choice.b, *rows], path.states.device)
-        credited = self.credit(path, scores, reward_fn, k, b)
+        with part("credit"):
+            credited = self.credit(path, scores, reward_fn, k, b)
         steps = transitions(path, credited, k, b, choice.path_steps)
         steps = replace(steps, noisy=choice.noisy)
         if self.reference == "chosen" and steps.reference_data is None:
@@ -99,7 +104,10 @@ class OnPolicy:
         generator = self.generator(update)
         texts = self.local_prompts()
         path = self.roll(self.policy.encode(texts), update, generator)
-        return Drawn(texts, path, self.scores(path.final, texts), generator)
+        if not self.slopes_at_once:
+            return Drawn(texts, path, self.scores(path.final, texts), generator)
+        scores, slope = self.scores_and_slopes(path.final, texts)
+        return Drawn(texts, replace(path, final_slope=slope), scores, generator)
 
     @torch.no_grad()
     def scores(self, x0: Tensor, texts: Sequence[str]) -> Scores:
@@ -108,6 +116,25 @@ class OnPolicy:
         at_once = self.policy.at_once
         scores = scored(self.reward, self.reward_name, images, texts, at_once=at_once)
         return gathered(scores).to(x0.device)
+
+    def scores_and_slopes(self, x0: Tensor, texts: Sequence[str]) -> tuple[Scores, Tensor]:
+        """`scores`, and the gradient [B, *S] of each sample's reward."""
+        each, slope = list[Scores](), torch.zeros_like(x0)
+        for s in spans(len(x0), self.slopes_at_once):
+            with torch.enable_grad():
+                leaf = x0[s].detach().to(self.policy.device).requires_grad_()
+                images = self.policy.decode(leaf)
+                scores = scored(self.reward, self.reward_name, images, texts[s])
+                for value in scores.parts.values() or [scores.total]:
+                    require_gradient(value)
+                slope[s] = torch.autograd.grad(scores.total.sum(), leaf)[0].to(x0)
+            each.append(scores)
+        parts = {
+            name: torch.cat([scores.parts[name].detach() for scores in each])
+            for name in each[0].parts
+        }
+        total = torch.cat([scores.total.detach() for scores in each])
+        return gathered(Scores(total, tuple(texts), parts)).to(x0.device), slope
 
     def pretrained(self, steps: Steps) -> Tensor:
         """The pretrained policy's estimates at the states that are learned from."""

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from scoretune.core import distributed
 from scoretune.core.config import Ranking
-from scoretune.core.records import Condition, Minibatches, Round, StepPairs, Steps
+from scoretune.core.profiling import part
+from scoretune.core.records import Condition, Minibatches, Round, Scores, StepPairs, Steps
 from scoretune.diffusion.kernels import noisy_steps
 from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import chain_weights, jittered
 from scoretune.rewards.weighted import reward_metrics, scored
 from scoretune.training.credit.base import Credited
-from scoretune.training.sources.base import dealt_rows, mean_over_processes
+from scoretune.training.sources.base import dealt_rows, gathered, mean_over_processes
 from scoretune.training.sources.on_policy import OnPolicy, transitions
 from scoretune.training.sources.ranking import (
     RankedPairs,
@@ -75,7 +76,8 @@ class PathSteps:
 class Branches(NamedTuple):
     """Paths at whose steps there were several candidates for the next state: `states` and the
     policy's estimates `data` [N, B, *S], `candidates` [N, B, K, *S] and what each is worth,
-    `rewards` [N, B, K]; the numbers `steps` [N] of those steps; and where the paths ended."""
+    `rewards` [N, B, K]; the numbers `steps` [N] of those steps; where the paths ended, and what
+    that is worth, None where the last step had one candidate, which nobody has scored."""
 
     states: Tensor
     data: Tensor
@@ -83,6 +85,7 @@ class Branches(NamedTuple):
     rewards: Tensor
     steps: Tensor
     final: Tensor
+    scores: Scores | None
 
 
 @dataclass
@@ -111,8 +114,12 @@ class Candidates:
         nodes = paths.times[:, None].expand(-1, len(x))
         if paths.jitter:
             nodes = jittered(process, paths.times, len(x), generator, end=paths.integral_end)
-        branches = self.branch(condition, nodes, x, texts, generator)
-        scores = paths.scores(branches.final, texts)
+        with part("rollout"):
+            branches = self.branch(condition, nodes, x, texts, generator)
+        if branches.scores is None:
+            scores = paths.scores(branches.final, texts)
+        else:
+            scores = gathered(branches.scores).to(branches.final.device)
         rewards = branches.rewards
         best, worst = rewards.argmax(2), rewards.argmin(2)
         odds = (rewards.double() / self.ranking.temperature).softmax(2)
@@ -150,6 +157,7 @@ class Candidates:
         x = x.to(device)
         estimate = policy.estimate(x, nodes[0], condition)
         states, data, candidates, rewards, steps = [], [], [], [], []
+        ended: Scores | None = None
         for k in range(last + 1):
             count = self.count if k >= self.skip and noisy[k] else 1
             transition = policy.move(x, estimate, nodes[k], nodes[k + 1])
@@ -167,13 +175,14 @@ class Candidates:
                 data.append(estimate.data)
                 candidates.append(drawn)
                 asked = [texts[i] for i in who.tolist()]
-                rewards.append(self._rewards(expected, asked).view(len(x), count))
+                ended = self._scores(expected, asked)
+                rewards.append(ended.total.view(len(x), count))
                 steps.append(k)
             pick = randint(0, count, len(x), generator).to(device)
             row = torch.arange(len(x), device=device) * count + pick
             x = flat[row]
             if k < last:
-                estimate = replace(after, data=after.data[row], noise=after.noise[row])
+                estimate, ended = replace(after, data=after.data[row], noise=after.noise[row]), None
         return Branches(
             states=torch.stack(states),
             data=torch.stack(data),
@@ -181,13 +190,13 @@ class Candidates:
             rewards=torch.stack(rewards).cpu(),
             steps=torch.tensor(steps),
             final=x,
+            scores=None if ended is None else _taken(ended, row, texts),
         )
 
-    def _rewards(self, x0: Tensor, texts: Sequence[str]) -> Tensor:
+    def _scores(self, x0: Tensor, texts: Sequence[str]) -> Scores:
         paths = self.paths
         images, at_once = paths.policy.decode(x0), paths.policy.at_once
-        scores = scored(paths.reward, paths.reward_name, images, texts, at_once=at_once)
-        return scores.total
+        return scored(paths.reward, paths.reward_name, images, texts, at_once=at_once)
 
     def _steps(
         self,
@@ -221,6 +230,12 @@ class Candidates:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.paths.restore(state)
+
+
+def _taken(scores: Scores, rows: Tensor, texts: Sequence[str]) -> Scores:
+    """The scores of some rows, which are of these prompts."""
+    parts = {name: part[rows.to(part.device)] for name, part in scores.parts.items()}
+    return Scores(scores.total[rows.to(scores.total.device)], tuple(texts), parts)
 
 
 def _round(

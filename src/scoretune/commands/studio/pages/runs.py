@@ -84,7 +84,7 @@ def routes(studio: Studio) -> "APIRouter":
         paths = live.pictures(Path(run_of(studio, name).run))
         if not 0 <= number < len(paths):
             raise Refused(404, "there is no such preview")
-        return FileResponse(paths[number], media_type="image/png")
+        return FileResponse(paths[number], media_type=f"image/{paths[number].suffix[1:]}")
 
     @router.post("/runs/{name}/stop")
     def stop(request: Request, name: str) -> Response:

@@ -19,8 +19,9 @@ def context(record: Record) -> dict[str, Any] | None:
     folder = record.folder / "previews"
     try:
         grid = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-        prompts, side, columns = list(grid["prompts"]), int(grid["side"]), int(grid["columns"])
-        if min(side, columns) < 1:
+        prompts, height, columns = list(grid["prompts"]), int(grid["side"]), int(grid["columns"])
+        width = int(grid.get("width", height))  # older runs have squares alone
+        if min(height, width, columns) < 1:
             raise ValueError("a grid has cells")
     except (OSError, ValueError, KeyError, TypeError):
         record.missing.append(
@@ -29,23 +30,43 @@ def context(record: Record) -> dict[str, Any] | None:
         return None
     pictures, verdicts = {}, {}
     for when in ("before", "after"):
-        pictures[when] = _cut(folder / f"{when}.png", side, columns, len(prompts))
+        path = folder / f"{when}.png"
+        pictures[when] = _cut(path, (height, width), columns, len(prompts))
         verdicts[when] = _verdicts(grid.get(f"{when}_right"), len(prompts))
         if not any(pictures[when]):
             record.missing.append(f"previews/{when}.png is missing or unreadable.")
+    shown: tuple[str, ...] = ("before", "after")
+    if (folder / "source.png").exists():  # of a model that edits pictures
+        shown = ("source", *shown)
+        pictures["source"] = _cut(folder / "source.png", (height, width), columns, len(prompts))
+        verdicts["source"] = [None] * len(prompts)
     cards = [
         {
             "prompt": str(prompt),
             "pictures": [
-                {"when": when, "png": pictures[when][i], "right": verdicts[when][i]}
-                for when in ("before", "after")
+                {
+                    "when": when,
+                    "png": pictures[when][i],
+                    "webp": _animation(folder / "videos" / f"{when}-{i:02}.webp"),
+                    "right": verdicts[when][i],
+                }
+                for when in shown
             ],
         }
         for i, prompt in enumerate(prompts)
     ]
     if not cards:
         return None
-    return {"cards": cards, "judged": _count(verdicts["before"], verdicts["after"])}
+    judged = _count(verdicts["before"], verdicts["after"])
+    return {"cards": cards, "judged": judged, "width": width, "height": height}
+
+
+def _animation(path: Path) -> str:
+    """A video as base64; empty where there is none."""
+    try:
+        return base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError:
+        return ""
 
 
 def _verdicts(values: Any, count: int) -> Verdicts:
@@ -69,10 +90,11 @@ def _count(before: Verdicts, after: Verdicts) -> dict[str, int] | None:
     }
 
 
-def _cut(path: Path, side: int, columns: int, count: int) -> list[str]:
+def _cut(path: Path, sides: tuple[int, int], columns: int, count: int) -> list[str]:
     """The first `count` cells of a grid of pictures as base64 PNGs; empty where there is none."""
     from PIL import Image
 
+    height, width = sides
     try:
         with Image.open(path) as opened:
             grid = opened.convert("RGB")
@@ -80,11 +102,11 @@ def _cut(path: Path, side: int, columns: int, count: int) -> list[str]:
         return [""] * count
     cells = []
     for i in range(count):
-        top, left = i // columns * side, i % columns * side
-        if top + side > grid.height or left + side > grid.width:
+        top, left = i // columns * height, i % columns * width
+        if top + height > grid.height or left + width > grid.width:
             cells.append("")
             continue
         file = io.BytesIO()
-        grid.crop((left, top, left + side, top + side)).save(file, "PNG", optimize=True)
+        grid.crop((left, top, left + width, top + height)).save(file, "PNG", optimize=True)
         cells.append(base64.b64encode(file.getvalue()).decode("ascii"))
     return cells

@@ -1,0 +1,38 @@
+"""How much is left of the picture that a prompt edits: it holds an edit to its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompt
+
+
+def closeness(images: Tensor, sources: Tensor) -> Tensor:
+    """1 − mean |x − s| over the pixels of images x and sources s [B, 3, H, W] in [0, 1]: [B], the
+    L1 distance of MagicBrush (arXiv 2306.10012, table 2), turned round."""
+    return 1 - (images - sources).abs().mean((1, 2, 3))
+
+
+def source_closeness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """`closeness` to the pictures of prompts, scaled to the images' size; has a gradient."""
+    sources = torch.stack([_source(prompt, images) for prompt in prompts])
+    return closeness(images, sources)
+
+
+def _source(prompt: str, images: Tensor) -> Tensor:
+    image = prompt.image if isinstance(prompt, Prompt) else None
+    if image is None:
+        raise UserError(
+            f"source_closeness compares with the picture that is edited, and the prompt "
+            f"{str(prompt)[:40]!r} has none: give prompts with a column image"
+        )
+    sides = images.shape[-2:]
+    if image.shape[-2:] != sides:
+        batch = image[None]
+        image = F.interpolate(batch, sides, mode="bilinear", antialias=True).clamp(0, 1)[0]
+    return image.to(images)
