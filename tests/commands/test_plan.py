@@ -21,6 +21,7 @@ from scoretune import recipes
 from scoretune.commands.plan import (
     counts,
     evaluations,
+    fitting,
     memory,
     meta_device,
     model,
@@ -641,6 +642,101 @@ def test_advice_is_given_whatever_happens(make, tmp_path):
         suggestions.best_suggestion(make("ddpo", f"prompts={tmp_path}/none.txt"))
         == suggestions.FALLBACK
     )
+
+
+def card(run: Run, gigabytes: float) -> Run:
+    return overrides.changed(run, [f"hardware.memory={gigabytes}GB"])
+
+
+def test_settings_are_found_that_fit_a_card(make, known):
+    wide = make("ddpo", "sizes.prompts=8", "sizes.group=8", "sizes.minibatch=64")
+    policy, found = known(wide, ["a cat"])
+    facts = facts_of(wide, policy)
+    whole = memory.peak(memory.phases(wide, found, facts, 3))[1] / 1e9 / fitting.FREE
+    assert fitting.fitted(card(wide, 1.01 * whole), found, facts, 3).settings == {}
+    before: set[str] = set()
+    for share in (0.9, 0.5, 0.2):
+        fit = fitting.fitted(card(wide, share * whole), found, facts, 3)
+        after = memory.peak(memory.phases(fit.run, fit.model, facts, 3))[1] / 1e9 / fitting.FREE
+        assert fit.fits and after <= share * whole, share
+        for setting in fit.settings:  # none is there for nothing
+            fewer = [one for one in fit.settings if one != setting]
+            run, lighter = fitting.with_settings(wide, found, fewer)
+            left = memory.peak(memory.phases(run, lighter, facts, 3))[1] / 1e9 / fitting.FREE
+            assert left > share * whole, (share, setting)
+        before |= set(fit.settings)
+    assert len({name.partition("=")[0] for name in before}) > 1
+    fit = fitting.fitted(card(wide, 1e-6), found, facts, 3)
+    assert not fit.fits and {"hardware.device_batch=1", "model.quantize=nf4"} <= set(fit.settings)
+
+
+def test_a_fit_is_said_in_lines(make, known):
+    run = make("ddpo", "hardware.memory=1GB", "hardware.device_batch=4")
+    lines = lines_of(planning.planned(run, seconds=0))
+    assert ("1 GB", "fits as it is (a tenth is left for what is not counted)") in lines
+    small = overrides.changed(run, ["hardware.memory=1e-6GB"])
+    said = dict(lines_of(planning.planned(small, seconds=0)))
+    assert said["1e-06 GB"].startswith("does not fit: ") and "model.size" in said["1e-06 GB"]
+    with pytest.raises(UserError, match=r"hardware\.memory is for scoretune plan"):
+        build.check_settings(run)
+
+
+def test_what_a_setting_costs_is_said_in_numbers(make, known):
+    run = make("ddpo", "sizes.prompts=8", "sizes.group=8", "sizes.minibatch=64")
+    policy, found = known(run, ["a cat"])
+    facts = facts_of(run, policy)
+
+    def said(setting: str) -> str:
+        other, lighter = fitting.with_settings(run, found, [setting])
+        return fitting.cost_of(setting, run, other, lighter, facts)
+
+    again, plain = found.graphs(True).learning.at(1).flops, found.plain.learning.at(1).flops
+    calls, looking = counts.one_update(run, facts).calls, found.looking.at(1).flops
+    drawn = 64 * found.drawing.at(1).flops
+    passed = calls.rollouts * looking + drawn
+    ratio = (passed + calls.learning * again) / (passed + calls.learning * plain)
+    assert 1 < ratio < 2 and said("hardware.checkpointing=true").startswith(f"{ratio:.2f} times")
+    assert said("hardware.device_batch=4") == "the same work in calls of 4 instead of 64 states"
+    moved = 2 * sum(found.parts[name] for name in ("text_encoder", "vae"))
+    assert said("hardware.offload=true").startswith(f"about {moved / fitting.LINK:.2g} s")
+    assert "1%" in said("model.quantize=int8") and "13%" in said("model.quantize=nf4")
+
+
+@pytest.mark.parametrize("source", ["sd", "flux"])
+@pytest.mark.parametrize("format", ["int8", "nf4"])
+def test_packed_weights_are_foretold_with_them_and_without(make, known, source, format):
+    """From the model as it is what the model in eight or four bits weighs and takes."""
+    run = make("ddpo", source=source)
+    _, plain = known(run, ["a cat"])
+    both = [f"model.quantize={format}", "model.quantize_encoders=true"]
+    _, packed = known(overrides.changed(run, both), ["a cat"])
+    guess = fitting.packed(plain, format, encoders=True)
+    assert guess.parts == pytest.approx(packed.parts, rel=0.01)  # of whole numbers of bytes
+    assert packed.total == plain.total
+    assert packed.parts[packed.denoiser] < plain.parts[plain.denoiser]
+    seen, guessed = (m.plain.learning.at(8) for m in (packed, guess))
+    assert guessed.flops == seen.flops and seen.peak <= guessed.peak <= 1.1 * seen.peak
+
+
+def test_offloaded_parts_are_away_but_where_they_are_used(make, known):
+    run = make("ddpo", "hardware.offload=true")
+    policy, found = known(run, ["a cat"])
+    facts = facts_of(run, policy)
+    by_phase = memory.phases(run, found, facts, 3)
+    there = {
+        name: {part.removeprefix("weights of ") for part in parts if part.startswith("weights")}
+        for name, parts in by_phase.items()
+    }
+    assert there["encoding"] == {"unet", "text_encoder"}
+    assert there["drawing"] == there["evaluating"] == {"unet", "vae"}
+    assert there["learning"] == there["rolling"] == there["stepping"] == {"unet"}
+    waiting = sum(found.parts[name] for name in ("text_encoder", "vae"))
+    assert memory.elsewhere(run, found, facts) == waiting
+    cached = overrides.changed(run, ["hardware.cache_prompts=true"])
+    read = memory.phases(cached, found, facts, 3)["encoding"]
+    assert "weights of unet" not in read and "weights of text_encoder" in read
+    plain = overrides.changed(run, ["hardware.offload=false", "hardware.cache_prompts=true"])
+    assert "weights of unet" in memory.phases(plain, found, facts, 3)["encoding"]
 
 
 # ------------------------------------------------------------------------------- command

@@ -13,6 +13,8 @@ from torch import nn
 from scoretune import recipes
 from scoretune.commands.families import families
 from scoretune.commands.families.parity import Request, observed
+from scoretune.commands.plan import profiler
+from scoretune.commands.plan.model import model_of
 from scoretune.core.config import Model, Run
 from scoretune.core.errors import UserError
 from scoretune.models import catalog, quantized
@@ -136,6 +138,48 @@ def test_a_lora_learns_is_kept_and_goes_elsewhere(folders, torchao, tmp_path, na
     request = Request(whole, folders[name], prompts, tmp_path / "whole" / "lora")
     apart, without = (observed(each) for each in (request, replace(request, lora=None)))
     assert 1e-6 < apart < 0.02 < without, (apart, without)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("format", ["int8", "float8"])
+def test_what_a_plan_foretells_is_what_real_weights_take(folders, torchao, name, format):
+    both = [f"model.quantize={format}", "model.quantize_encoders=true", "model.guidance=1"]
+    run, rows = settings(folders[name], *both), 32
+    policy, found = build.build_policy(run, CPU), model_of(run, ["a red cat"])[1]
+    parts = policy.backbone.pipeline.components  # type: ignore[attr-defined]
+    modules = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
+    assert found.parts == {n: sum(map(size, tensors(part))) for n, part in modules.items()}
+    tokens = policy.encode(["a red cat"] * rows).tokens
+    x = torch.randn(rows, *policy.backbone.shape)
+    t = torch.full((rows,), policy.backbone.process.horizon / 2)
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def learn() -> None:
+        policy.backbone.predict(x, t, tokens).float().square().sum().backward()
+
+    learn()
+    there = [*tensors(policy.backbone.network), *tokens.rows.values(), x, t]
+    real = profiler.cost(learn, there)
+    assert real.flops == pytest.approx(found.plain.learning.at(rows).flops, rel=1e-6)
+    assert real.peak == pytest.approx(found.plain.learning.at(rows).peak, rel=0.1)
+
+
+def tensors(module: nn.Module) -> list[torch.Tensor]:
+    """What a module holds, quantised weights by the tensors that they are made of."""
+    held: list[Any] = [*module.parameters(), *module.buffers()]
+    plain = (torch.Tensor, nn.Parameter)
+    inside = [[each] if type(each) in plain else pieces(each) for each in held]
+    return [tensor for each in inside for tensor in each]
+
+
+def pieces(weight: Any) -> list[torch.Tensor]:
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+
+
+def size(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 REFUSED = {

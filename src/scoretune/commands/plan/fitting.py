@@ -145,7 +145,7 @@ def packed(model: Model, format: str, *, encoders: bool) -> Model:
             continue
         sizes = [outputs * inputs * _size(dtype) for outputs, inputs, dtype in layers]
         parts[name] -= sum(sizes) - sum(bytes_of(format, *layer) for layer in layers)
-        if name not in model.waiting:
+        if name == model.denoiser:
             widest = max(sizes, default=0)
 
     def wider(one: Curve) -> Curve:
@@ -219,12 +219,7 @@ def _moved(run: Run, model: Model) -> float:
 def _widening(model: Model, calls: float, run: Run) -> float:
     """Work with weights made wide at every call over that without: a product and a cast a weight,
     for as many states as go through the network at once."""
-    numbers = sum(
-        outputs * inputs
-        for name, layers in model.linears.items()
-        if name not in model.waiting
-        for outputs, inputs, _ in layers
-    )
+    numbers = sum(outputs * inputs for outputs, inputs, _ in model.linears.get(model.denoiser, ()))
     at_once = run.hardware.device_batch or run.sizes.minibatch
     return 1 + 2 * numbers / (at_once * model.looking.at(1).flops)
 

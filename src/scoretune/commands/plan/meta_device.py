@@ -37,7 +37,8 @@ def meta_policy(run: Run) -> Policy:
     Hub ids are looked for in the cache alone. A network of one's own is small, and loaded. Raises
     UserError for what is not there, or cannot be built from its configs.
     """
-    plain = run.hardware.model_copy(update={"compile": False, "channels_last": False})
+    off = {"compile": False, "channels_last": False, "offload": False}
+    plain = run.hardware.model_copy(update=off)
     run = run.model_copy(update={"hardware": plain})
     source = catalog.resolve(run.model.source)
     if source.kind != "pipeline":

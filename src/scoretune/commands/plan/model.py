@@ -71,6 +71,7 @@ class Model:
     encoders: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     waiting: tuple[str, ...] = ()
+    denoiser: str = "network"
     linears: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
 
     def graphs(self, checkpointing: bool) -> Graphs:
@@ -115,8 +116,10 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     encoders: tuple[str, ...] = ()
     reading, parts = NOTHING, weights_of(policy)
     waiting: tuple[str, ...] = ()
+    denoiser = "network"
     if isinstance(pipeline, Pipelined):
-        waiting = tuple(name for name in parts if name != pipeline.part)
+        denoiser = pipeline.part
+        waiting = tuple(name for name in parts if name != denoiser)
         if pipeline.encoders:
             encoders, reading = pipeline.encoders, _reading(pipeline, text)
     return Model(
@@ -135,6 +138,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         encoders=encoders,
         sizes=tuple(p.numel() for p in trained),
         waiting=waiting,
+        denoiser=denoiser,
         linears=linears_of(policy),
     )
 
@@ -184,10 +188,13 @@ def _without_numbers(tokens: Named) -> Named:
 
 @torch.no_grad()
 def _reading(pipeline: Pipelined, text: str) -> Curve:
+    weights = [
+        w for name in pipeline.encoders for w in getattr(pipeline.pipeline, name).parameters()
+    ]
     if not isinstance(pipeline, Observed):
-        return curve(lambda rows: pipeline.text_states([text] * rows))
+        return curve(lambda rows: pipeline.text_states([text] * rows), weights)
     with texts_with_numbers(pipeline.pipeline):
-        return curve(lambda rows: pipeline.text_states([text] * rows))
+        return curve(lambda rows: pipeline.text_states([text] * rows), weights)
 
 
 def calls_a_state(policy: Policy) -> int:
