@@ -15,7 +15,7 @@ from published_models import MODELS, build
 from scoretune.commands.plan.counts import Facts
 from scoretune.commands.plan.fitting import as_numbers, fitted, work_of
 from scoretune.commands.plan.memory import peak, phases
-from scoretune.commands.plan.model import model_of
+from scoretune.commands.plan.model import calls_a_state, model_of
 from scoretune.core.config import Run
 from scoretune.policy import deployment_of
 from scoretune.training import overrides, settings_file
@@ -31,9 +31,8 @@ def row(name: str, home: Path) -> list[str]:
     source, settings = build(name, home), [f"prompts={prompts}", "reward=brightness"]
     run: Run = settings_file.named("ddpo", [f"model.source={source}", *settings])
     policy, model = model_of(run, ["a red circle"])
-    guided = 1 if policy.guidance == 1 else 2
     backbone = policy.backbone
-    facts = Facts(backbone.process, guided, True, False, deployment_of(backbone))
+    facts = Facts(backbone.process, calls_a_state(policy), True, False, deployment_of(backbone))
     worst, most = peak(phases(run, model, facts, HELD_OUT))
     lines = [f"| {name} | as it is | – | {most / 1e9:.1f} GB, {worst} | 1 |"]
     for card in CARDS:

@@ -70,14 +70,10 @@ def quantization_of(model: Model) -> Quantization | None:
 
 def check(model: Model, hardware: Hardware, device: torch.device) -> None:
     """Refuse what does not go with quantised weights, before anything is loaded."""
-    named = f"model.quantize={model.quantize}"
+    check_settings(model, hardware)
     if model.quantize is None:
         return
-    if model.rank == 0:
-        raise UserError(
-            f"{named} is of frozen weights, and model.rank=0 trains them: set model.rank above 0, "
-            "or leave it out"
-        )
+    named = f"model.quantize={model.quantize}"
     package = PACKAGES[model.quantize]
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{named} needs {package}: pip install 'scoretune[quantize]'")
@@ -86,7 +82,19 @@ def check(model: Model, hardware: Hardware, device: torch.device) -> None:
             f"{named} is bitsandbytes', which diffusers loads on a GPU alone: set "
             "model.quantize=int8, torchao's, which works on a CPU too"
         )
-    if package == "bitsandbytes" and model.quantize_encoders and hardware.offload:
+
+
+def check_settings(model: Model, hardware: Hardware) -> None:
+    """Refuse settings that do not go with quantised weights, on whatever machine."""
+    if model.quantize is None:
+        return
+    named = f"model.quantize={model.quantize}"
+    if model.rank == 0:
+        raise UserError(
+            f"{named} is of frozen weights, and model.rank=0 trains them: set model.rank above 0, "
+            "or leave it out"
+        )
+    if PACKAGES[model.quantize] == "bitsandbytes" and model.quantize_encoders and hardware.offload:
         raise UserError(
             f"hardware.offload does not go with text encoders of {named}, which stay on the "
             "device: leave out model.quantize_encoders, or set model.quantize=int8"

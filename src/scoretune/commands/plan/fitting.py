@@ -1,6 +1,6 @@
 """Settings with which a run fits a device's memory, and what each of them costs.
 
-None of them changes what is learned beyond rounding. They are tried in the order of `LADDER`, the
+None of them changes what is learned beyond rounding. They are tried in the order of `ladder`, the
 cheapest first, until the peak fits; then those that turn out not to be needed are taken back, the
 costliest first, and as many states go through the network at once as there is room for.
 """
@@ -28,7 +28,6 @@ FREE = 0.9
 fragments and the CUDA context, which are not counted."""
 LINK = 12e9
 """Bytes a second between a computer and its device, as PCIe 3.0 × 16 carries."""
-NF4 = ("model.quantize=nf4",)
 ERRORS = {"int8": 0.01, "float8": 0.04, "nf4": 0.13}
 """How far a miniature FLUX.1's output moves when it is stored so (docs/models.md), as a share."""
 
@@ -63,11 +62,13 @@ def fitted(run: Run, model: Model, facts: Facts, held_out: int) -> Fit:
     rungs = ladder(run, model, facts)
     taken: list[str] = []
     while device.peak(*with_settings(run, model, taken)) > device.room and rungs:
-        taken.append(rungs.pop(0))
+        rung = rungs.pop(0)
+        if _accepted(run, [*taken, rung]):
+            taken.append(rung)
     enough = device.peak(*with_settings(run, model, taken)) <= device.room
     for setting in reversed(taken.copy()) if enough else ():
         fewer = [one for one in taken if one != setting]
-        if device.peak(*with_settings(run, model, fewer)) <= device.room:
+        if _accepted(run, fewer) and device.peak(*with_settings(run, model, fewer)) <= device.room:
             taken = fewer
     taken = _latest(taken)
     other, lighter = with_settings(run, model, taken)
@@ -96,13 +97,13 @@ def ladder(run: Run, model: Model, facts: Facts) -> list[str]:
         ),
         *((setting, run.model.rank > 0) for setting in _quantised(run, model)),
     ]
-    return [setting for setting, useful in rungs if useful and _accepted(run, setting)]
+    return [setting for setting, useful in rungs if useful]
 
 
-def _accepted(run: Run, setting: str) -> bool:
-    """Whether the run takes a setting; that of encoders goes with one of the denoiser."""
+def _accepted(run: Run, settings: Sequence[str]) -> bool:
+    """Whether a run takes these settings together."""
     try:
-        return suits(changed(run, [setting, *NF4] if "encoders" in setting else [setting]))
+        return suits(changed(run, _latest(settings)))
     except UserError:
         return False
 
@@ -119,7 +120,7 @@ def _quantised(run: Run, model: Model) -> Iterator[str]:
     if run.model.quantize or not model.linears:
         return
     yield "model.quantize=int8"
-    yield from NF4
+    yield "model.quantize=nf4"
     if model.encoders and not run.hardware.cache_prompts:
         yield "model.quantize_encoders=true"
 

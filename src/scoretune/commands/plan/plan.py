@@ -20,6 +20,7 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.diffusion.processes import VP, Process, RectifiedFlow
+from scoretune.models import quantized
 from scoretune.models.base import PRECISIONS
 from scoretune.policy import Deployment, deployment_of
 from scoretune.rewards.base import has_gradient
@@ -48,8 +49,10 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     """What a run costs, as plain data; bytes, seconds and network evaluations.
 
     `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
-    prompts that cannot be read, and for a number of processes that does not divide them.
+    prompts that cannot be read, for settings that quantised weights refuse, and for a number
+    of processes that does not divide the prompts.
     """
+    quantized.check_settings(run.model, run.hardware)
     if run.objective.on_data:
         check_divisible("sizes.batch", batch_size(run.sizes), processes)
     else:
@@ -153,19 +156,19 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
         }
     )
     one = run.model_copy(update={"sizes": sizes})
-    by_phase = phases(one, model, facts, -(-held_out // processes))
+    drawn_each = -(-held_out // processes)
+    by_phase = phases(one, model, facts, drawn_each)
     worst, most = peak(by_phase)
     fit = {}
     if run.hardware.memory is not None:
-        fits = fitted(one, model, facts, -(-held_out // processes))
-        fit = {"fit": as_numbers(fits, facts, -(-held_out // processes))}
+        fit = {"fit": as_numbers(fitted(one, model, facts, drawn_each), facts, drawn_each)}
     return {
         **fit,
         "peak": most,
         "phase": worst,
         "phases": by_phase,
         "elsewhere": elsewhere(one, model, facts),
-        "knobs": dict(suggestions(one, model, facts, -(-held_out // processes))),
+        "knobs": dict(suggestions(one, model, facts, drawn_each)),
     }
 
 

@@ -12,6 +12,8 @@ from scoretune.commands.plan.profiler import Cost, Curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import read_prompts
+from scoretune.models import quantized
+from scoretune.training import engine
 from scoretune.training.build import context_of
 from scoretune.training.objectives import KINDS
 from scoretune.training.overrides import changed, unread
@@ -73,8 +75,12 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
 
 
 def suits(run: Run) -> bool:
-    """Whether the objective of a run takes its other settings."""
+    """Whether the objective, the shards, the offload and the weights' format of a run take its
+    other settings."""
     try:
+        engine.check_shard(run.model, run.hardware, run.optimiser.kind)
+        engine.check_offload(run.hardware)
+        quantized.check_settings(run.model, run.hardware)
         KINDS[run.objective.kind].check(run.objective, context_of(run))
     except UserError:
         return False

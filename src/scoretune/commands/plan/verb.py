@@ -119,7 +119,8 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     phase = PHASES[memory["phase"]]
     lines = [("memory", f"{_bytes(memory['peak'])} at least, while {phase}: {named}")]
     if memory["elsewhere"]:
-        lines.append(("", f"and {_bytes(memory['elsewhere'])} of paths in the computer's memory"))
+        size = _bytes(memory["elsewhere"])
+        lines.append(("", f"and {size} of paths and offloaded parts in the computer's memory"))
     lower = ", ".join(f"{name} → {_bytes(size)}" for name, size in memory["knobs"].items())
     lines.append(("to lower it", lower or "nothing that this plan knows of"))
     return [*lines, *_fit(memory["fit"])] if "fit" in memory else lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from scoretune.core.config.base import (
     NAMES,
@@ -45,7 +46,12 @@ class Optimiser(Strict):
 
 def _gigabytes(value: Any) -> Any:
     """Gigabytes of 10⁹ bytes, as a number or with their unit."""
-    return str(value).upper().removesuffix("GB").strip() if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.upper().removesuffix("GB"))
+    except ValueError:
+        raise PydanticCustomError("gigabytes", "give gigabytes, e.g. 24GB") from None
 
 
 class Hardware(Strict):
