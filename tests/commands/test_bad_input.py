@@ -16,6 +16,7 @@ import torch
 from scoretune.core import checkpoints, reading
 from scoretune.core.errors import UserError
 from scoretune.data.scenes import world
+from scoretune.evaluate import samples
 from scoretune.training.engine import TorchEngine
 
 
@@ -407,8 +408,15 @@ def test_a_run_folder_that_cannot_be_made(told, here):
 def test_pictures_that_cannot_be_written(told, here):
     text = told("sample", world.shipped(), "a seven", "--out", "nowhere/a.png", "--steps", 1)
     assert "cannot write 'nowhere/a.png'" in text
-    text = told("sample", world.shipped(), "a seven", "--out", "a.unknown", "--steps", 1)
-    assert "cannot write 'a.unknown'" in text
+
+
+@pytest.mark.parametrize("name", ["a.unknown", "a", "a.npz", "a.psd"])
+def test_an_ending_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    told, monkeypatch, name
+):
+    monkeypatch.setattr(samples, "sample", lambda *args, **kwargs: pytest.fail("it was drawn"))
+    text = told("sample", world.shipped(), "a seven", "--out", name, "--steps", 1)
+    assert f"cannot write '{name}'" in text
 
 
 # ---------------------------------------------------------------------------- going on

@@ -18,7 +18,7 @@ from scoretune.data.prompts import Prompt, Prompts, read_prompts
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.evaluate.samples import save_preview
 from scoretune.models import catalog
-from scoretune.models.editing import check_pictures
+from scoretune.models.editing import check_pictures, shown
 from scoretune.models.observed import PICTURE
 from scoretune.models.tiny import flux, stable_diffusion
 from scoretune.policy import Policy
@@ -106,6 +106,8 @@ def test_what_is_refused(editor, tmp_path):
         assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="has no picture, and this model edits"):
         editing.encode(["a red circle"])
+    black = shown(" ", editing.sides)  # a negative prompt's
+    assert black.size == (32, 32) and black.getbbox() is None
     larger = read_prompts(edits(tmp_path, (96, 96))).texts
     check_pictures(editing, larger)  # in proportion: scaled
     assert editing.encode(larger).tokens.rows[PICTURE].shape == (1, 4, 4, 4)

@@ -1,4 +1,4 @@
-"""Runs of small networks of one's own on data: launched, killed, and compared to the bit."""
+"""Runs that are launched, killed, and compared to the bit; small networks of one's own on data."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def configured(*changes: str, recipe: str = "supervised") -> config.Run:
     return overrides.changed(recipes.named(recipe), [*SMALL, "data=moons", *changes])
 
 
-def launch(run: config.Run, folder: Path) -> dict[str, Any]:
+def launch(run: config.Run, folder: Path, watcher: Any = None) -> dict[str, Any]:
     from scoretune.training.run import launch
 
     run_folder.record(run, folder, threads=1)
-    return launch(run, folder, Silent())
+    return launch(run, folder, watcher or Silent())
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -67,11 +67,13 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
     assert shots[0] == shots[1]
 
 
-def killed_child(run: config.Run, folder: Path, due: Callable[[], bool]) -> int:
+def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: float = 0) -> int:
+    """Launch in a forked child and SIGKILL it `delay` seconds after `due`; its exit code."""
     child = multiprocessing.get_context("fork").Process(target=launch, args=(run, folder))
     child.start()
     while child.is_alive() and not due():
         time.sleep(0.001)
+    time.sleep(delay)
     if child.is_alive():
         os.kill(child.pid, signal.SIGKILL)
     child.join()

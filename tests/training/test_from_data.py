@@ -360,7 +360,7 @@ def test_what_does_not_fit_is_one_line(command, tmp_path, changes, line):
     assert not (tmp_path / "r").exists()  # mend it and run the same command again
 
 
-def test_what_is_of_other_runs_is_refused(command, tmp_path, finished):
+def test_what_is_of_other_runs_is_refused(command, tmp_path, finished, monkeypatch):
     def told(*arguments: object) -> str:
         outcome = command(*arguments)
         assert outcome.code == 2 and "Traceback" not in outcome.err
@@ -384,8 +384,9 @@ def test_what_is_of_other_runs_is_refused(command, tmp_path, finished):
         "train", "supervised", own, "data=digits", "--run", tmp_path / "r"
     )
     assert "knows no prompts" in told("sample", finished, "a cat", "--out", tmp_path / "x.png")
-    assert "name.png or name.npz" in told("sample", finished, "--out", tmp_path / "x.txt")
     assert "say what to draw" in told("sample", "scenes", "--out", tmp_path / "x.png")
+    monkeypatch.setattr(data_samples, "draw", lambda *args: pytest.fail("it was drawn"))
+    assert "name.png or name.npz" in told("sample", finished, "--out", tmp_path / "x.txt")
 
 
 def test_other_recipes_are_what_they_were():

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import judged
-from kin import KIN
 from scoretune import recipes
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -52,6 +51,11 @@ FROM_DATA = {  # changes for a small network, updates, goal
     "supervised": (["optimiser.learning_rate=0.003", "sizes.prompts=256"], 60, 0.8),
     "dxmi": (["optimiser.learning_rate=3e-4", "objective.learning_rate=0.01"], 60, 0.4),
 }
+KIN = {
+    *("alignprop", "dance_grpo", "ddpo_sf", "flow_cps", "flow_grpo", "grpo", "mix_grpo"),
+    *("mix_grpo_flash", "reinforce", "ipo", "simpo", "mallows", "dspo"),
+}
+"""Each has the source, the credit and the objective of another recipe, and other settings."""
 FLOWS = {name for name, make in recipes.RECIPES.items() if make().model.source == "scenes-flow"}
 JUDGED = {  # beta, and how far the reward must rise in 40 updates
     "dpo": (2, 1.2),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import pytest
 
 import judged
+from data_runs import killed_child, launch, lines_of
 from scoretune import recipes
 from scoretune.core import checkpoints, config, files
 from scoretune.core.errors import UserError
@@ -41,13 +40,6 @@ def configured(recipe: str, small: list[str], *changes: str) -> config.Run:
         small = [change for change in small if not change.startswith("sizes.")]
         changes = ("sizes.batch=2", *changes)
     return overrides.changed(recipes.named(recipe), [*small, *changes])
-
-
-def launch(run: config.Run, folder: Path, watcher: Any = None) -> dict[str, Any]:
-    from scoretune.training.run import launch
-
-    run_folder.record(run, folder, threads=1)
-    return launch(run, folder, watcher or Silent())
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +74,6 @@ def saved_last(folder: Path) -> dict[str, Any]:
     return checkpoints.load(checkpoints.latest(folder / "checkpoints"))
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    whole = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    return [json.loads(text) for text in whole]
-
-
 def adapter_hash(folder: Path) -> str:
     exported = folder / "lora" / "pytorch_lora_weights.safetensors"
     return hashlib.sha256(exported.read_bytes()).hexdigest()
@@ -113,19 +98,6 @@ def assert_same_run(folder: Path, undisturbed: Path, updates: int) -> None:
 
 
 # ---------------------------------------------------------------------------- three kills
-
-
-def killed_child(run: config.Run, folder: Path, due: Callable[[], bool], delay: float) -> int:
-    """Launch in a forked child and SIGKILL it `delay` seconds after `due`; its exit code."""
-    child = multiprocessing.get_context("fork").Process(target=launch, args=(run, folder))
-    child.start()
-    while child.is_alive() and not due():
-        time.sleep(0.002)
-    time.sleep(delay)
-    if child.is_alive():
-        os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return child.exitcode or 0
 
 
 @pytest.mark.slow
@@ -188,7 +160,7 @@ def test_a_kill_while_saving(tmp_path, small, monkeypatch, undisturbed):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fatal)
-        assert killed_child(run, folder, lambda: False, 0) == -signal.SIGKILL
+        assert killed_child(run, folder, lambda: False) == -signal.SIGKILL
     assert checkpoints.latest(folder / "checkpoints").name == "step-00000001"
     assert len(lines_of(folder / "metrics.jsonl")) == 2  # update 2 is logged, and will be again
     launch(run, folder)

@@ -16,7 +16,7 @@ from scoretune.commands import sample
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt
-from scoretune.evaluate import videos
+from scoretune.evaluate import samples, videos
 from scoretune.evaluate.features import named_features
 from scoretune.evaluate.report.page import write_report
 from scoretune.models import catalog
@@ -250,6 +250,7 @@ def test_a_run_is_shown_and_sampled_from(wan, tmp_path, monkeypatch):
     sample.draw(run, ["a red circle"], Path("strip.png"), steps=2)
     with Image.open("strip.png") as opened:
         assert opened.size == (5 * 32, 32)
+    monkeypatch.setattr(samples, "sample", lambda *args, **kwargs: pytest.fail("it was drawn"))
     with pytest.raises(UserError, match="cannot write videos as 'a"):
         sample.draw(run, ["a red circle"], Path("a.gif"), steps=2)
 

@@ -70,11 +70,11 @@ def draw(
     from scoretune.core import distributed
     from scoretune.evaluate import data_samples
     from scoretune.evaluate.report import gallery
+    from scoretune.evaluate.samples import deployed_steps
     from scoretune.models.catalog import remarks
     from scoretune.models.editing import check_pictures
     from scoretune.models.recycled import inner
     from scoretune.models.score_network import ScoreNetwork
-    from scoretune.policy import deployment_of
     from scoretune.training.run_folder import load, recorded
 
     policy = load(path, distributed.device())
@@ -85,22 +85,23 @@ def draw(
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count
         check_pictures(policy.backbone, prompts)
+        _check_ending(policy, out)
         guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
         for line in remarks(policy, guidance, texts):
             typer.echo(f"note: {line}", err=True)
-        deployment = deployment_of(policy.backbone)
-        steps = steps or (20 if deployment is None else deployment.steps)
+        steps = steps or deployed_steps(policy.backbone)
         images = _images(policy, texts, solver or "ddim", steps, seed)
         return _write(images, texts, out)
     if prompts:
         raise UserError("this network knows no prompts: leave them out and give --count")
+    out = out or PICTURES
+    gallery.check_ending(out)
     sampler, names = data_samples.noted(_model_folder(path))
     if steps is not None:
         sampler = replace(sampler, steps=steps)
     if solver is not None:
         sampler = replace(sampler, solver=solver, jumps=False)
     samples = data_samples.draw(policy, count, sampler, seed)
-    out = out or PICTURES
     gallery.write(samples, network.content, out, names)
     if network.compression is not None:
         for line in network.compression.certificate.warnings():
@@ -116,6 +117,44 @@ def _model_folder(path: Path) -> Path:
     home = model_folder.home(path) or model_folder.home(Path(recorded(path).model.source))
     assert home is not None, "a network of one's own was loaded from there"
     return home
+
+
+def _check_ending(policy: Policy, out: Path | None) -> None:
+    """Refuse a file that the samples of a model cannot be written as, before they are drawn.
+    Raises UserError."""
+    from PIL import Image
+
+    from scoretune.evaluate.report import gallery
+
+    if out is None or out.suffix == ".png":  # which fits whatever is drawn
+        return
+    shape = _sample_shape(policy)
+    if len(shape) == 5:
+        if out.suffix != ".webp":
+            raise UserError(f"cannot write videos as {str(out)!r}: choose --out name.webp")
+    elif not _are_pictures(shape):
+        gallery.check_ending(out)
+    elif Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"cannot write {str(out)!r}: choose --out name.png")
+
+
+def _sample_shape(policy: Policy) -> tuple[int, ...]:
+    """Of one sample, seen by decoding a state; that of a video is known without."""
+    import torch
+
+    from scoretune.models.base import Pipelined
+    from scoretune.models.recycled import inner
+
+    base = inner(policy.backbone)
+    if isinstance(base, Pipelined) and base.frames:
+        return (1, base.frames, 3, *(side * base.factor for side in base.shape[-2:]))
+    with torch.no_grad():
+        state = torch.zeros(1, *policy.backbone.shape, device=policy.device)
+        return tuple(policy.decode(state).shape)
+
+
+def _are_pictures(shape: Sequence[int]) -> bool:
+    return len(shape) == 4 and shape[1] == 3
 
 
 def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed: int) -> Tensor:
@@ -139,7 +178,7 @@ def _write(images: Tensor, prompts: Sequence[str], out: Path | None) -> str:
     if images.dim() == 5:
         return _write_videos(images, prompts, out or PICTURES.with_suffix(".webp"))
     out = out or PICTURES
-    if images.dim() != 4 or images.shape[1] != 3:
+    if not _are_pictures(images.shape):
         gallery.write(images, {2: "points", 3: "series"}.get(images.dim(), "images"), out)
         return _listed(prompts, "sample", out)
     sources = source_pictures(prompts, *images.shape[-2:])
@@ -168,10 +207,8 @@ def _write_videos(films: Tensor, prompts: Sequence[str], out: Path) -> str:
             strips = videos.sheet(videos.strips(films)[:, None], 1)[0]
             pixels = (strips.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
             Image.fromarray(pixels.numpy()).save(out)
-        elif out.suffix == ".webp":
-            videos.write(videos.sheet(films, len(films)), out)
         else:
-            raise UserError(f"cannot write videos as {str(out)!r}: choose --out name.webp")
+            videos.write(videos.sheet(films, len(films)), out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {str(out)!r} ({error}): choose --out name.webp") from error
     return _listed(prompts, "video", out)

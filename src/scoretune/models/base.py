@@ -31,8 +31,6 @@ PRECISIONS = {
     "fp64": torch.float64,
 }
 """`model.precision` as dtypes."""
-PICTURE_FIRST = ("CogVideoXTransformer3DModel", "CogView4Transformer2DModel")
-"""Networks whose blocks put out the picture before the caption."""
 DECODED = 2**22
 """Pixels that are decoded at once: an autoencoder takes some kilobytes of memory for each."""
 
@@ -76,6 +74,11 @@ class Pipelined(ABC):
     def edited_sides(self) -> dict[str, int] | None:
         """Height and width of the pictures that it edits; None of a model that edits none."""
         return None
+
+    @property
+    def picture_first(self) -> bool:
+        """Whether a block of the network puts out the picture before the caption."""
+        return False
 
     @property
     def process(self) -> Process:
@@ -218,8 +221,8 @@ class Pipelined(ABC):
             hook.remove()
         hidden = outputs[0]
         if isinstance(hidden, tuple):  # behind the caption's, or before it or what skips
-            first = type(self.network).__name__ in PICTURE_FIRST
-            hidden = hidden[-1] if isinstance(hidden[-1], Tensor) and not first else hidden[0]
+            first = self.picture_first or not isinstance(hidden[-1], Tensor)
+            hidden = hidden[0] if first else hidden[-1]
         states: Tensor = hidden
         return prediction, states.float().mean((2, 3) if states.dim() == 4 else 1)
 

@@ -58,13 +58,13 @@ def _check_proportions(picture: SourcePicture, sides: Mapping[str, int]) -> None
 
 
 def shown(prompt: str, sides: Mapping[str, int]) -> Any:
-    """The picture of a prompt as a PIL image of these sides; black of the empty prompt, that has
-    none. Raises UserError for another that has none."""
+    """The picture of a prompt as a PIL image of these sides; black of a prompt without words, as a
+    family's negative one is, that has none. Raises UserError for another that has none."""
     from PIL import Image
 
     picture, size = picture_of(prompt), (sides["width"], sides["height"])
     if picture is None:
-        if prompt:
+        if prompt.strip():
             raise _without_picture(prompt)
         return Image.new("RGB", size)
     array = (picture.pixels * 255).round().byte().permute(1, 2, 0).numpy()

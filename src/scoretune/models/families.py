@@ -146,6 +146,7 @@ ROWS = (
         unprompted="last",
         edits=lambda model: {},
         image_scale="image_guidance_scale",
+        pictures=2,
         unused=("safety_checker", "image_encoder"),
     ),
     Row(
@@ -301,6 +302,7 @@ ROWS = (
         prepare=_flow,
         unprompted="second",
         masked=False,
+        picture_first=True,
         clock=_before_shift,
         arguments=lambda pipeline: _longest(pipeline, 1024),
         needed=("text_encoder",),
@@ -328,6 +330,7 @@ ROWS = (
         kind="CogVideoXPipeline",
         networks=("CogVideoXTransformer3DModel",),
         layout=TIME_FIRST,
+        picture_first=True,
         arguments=lambda pipeline: _longest(pipeline, 226),
         needed=("text_encoder",),
     ),

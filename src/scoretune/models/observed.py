@@ -110,7 +110,9 @@ class Row:
 
     A family that edits pictures has its state and the picture's, packed alike, one behind the other
     (dimension 1). `edits` is what its call is given besides the picture, `sees` whether its text
-    encoder reads that too, `image_scale` the call's name of guidance by the picture.
+    encoder reads that too, `image_scale` the call's name of guidance by the picture; the
+    denoiser's channels are the latents of so many `pictures`. `picture_first`: whether its blocks
+    put out the picture before the caption.
     """
 
     kind: str
@@ -134,6 +136,8 @@ class Row:
     edits: Callable[[Observed], dict[str, Any]] | None = None
     sees: bool = False
     image_scale: str = ""
+    pictures: int = 1
+    picture_first: bool = False
     prepare: Callable[[str, Any], None] = lambda source, pipeline: None
     side: int | str = 0
     targets: tuple[str, ...] = ATTENTION
@@ -165,7 +169,7 @@ class Row:
             size,
             packed=self.layout.patch,
             side=self.side,
-            pictures=2 if self.edits and self.layout is PLANE else 1,
+            pictures=self.pictures,
         )
         if draws_videos(pipeline):
             shape = (shape[0], usual_frames(pipeline), *shape[1:])
@@ -214,6 +218,10 @@ class Observed(Pipelined):
     @property
     def targets(self) -> tuple[str, ...]:
         return self.row.targets
+
+    @property
+    def picture_first(self) -> bool:
+        return self.row.picture_first
 
     @property
     def deployment(self) -> Deployment | None:
@@ -321,12 +329,12 @@ class Observed(Pipelined):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
         """What the denoiser is told of prompts, and without one."""
+        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
         if self.row.sees:  # what is left without a text differs from picture to picture
-            return self._seen(prompts)
+            return Condition(tokens, self._seen_alone(prompts), own_nulls=True)
         if self.twin is None:
             self.twin = self._unprompted()
         self.twin = self.twin.to(self.device)
-        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
         if self.row.edits is None:
             return Condition(tokens, self.twin)
         alike = self.twin[torch.zeros(len(tokens), dtype=torch.long)]
@@ -342,11 +350,6 @@ class Observed(Pipelined):
     def guided_by_picture(self) -> bool:
         """Whether guidance is away from no picture too, which is one more call."""
         return bool(self.row.image_scale) and self.image_guidance != 1
-
-    def _seen(self, prompts: Sequence[str]) -> Condition:
-        """The condition of text encoders that see the pictures."""
-        tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
-        return Condition(tokens, self._seen_alone(prompts), own_nulls=True)
 
     def _seen_alone(self, prompts: Sequence[str]) -> Named:
         """What the denoiser is told of the pictures of prompts without their texts."""

@@ -18,6 +18,7 @@ from scoretune.core.finite import is_finite
 from scoretune.core.profiling import part
 from scoretune.core.records import spans
 from scoretune.core.user_code import contained
+from scoretune.data.prompts import picture_of
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
@@ -127,6 +128,17 @@ def on_frames(reward: Reward, name: str, videos: Tensor, prompts: Sequence[str])
     texts = [prompt for prompt in prompts for _ in range(videos.shape[1])]
     values = checked(reward, name, videos.flatten(0, 1), texts)
     return values.view(videos.shape[:2]).mean(1)
+
+
+def source_image(prompt: str, use: str) -> Tensor:
+    """The picture [3, H, W] that a prompt edits. `use` says what for: "NAME compares with"."""
+    picture = picture_of(prompt)
+    if picture is None:
+        raise UserError(
+            f"{use} the picture that is edited, and the prompt {str(prompt)[:40]!r} has none: give "
+            "prompts with a column image"
+        )
+    return picture.pixels
 
 
 def _check_finite(images: Tensor, prompts: Sequence[str]) -> None:

@@ -63,8 +63,8 @@ class Ocr(Answered):
     """How much of the wanted text is read in a picture, 0 to 1; without a gradient.
 
     engine: `transformers` reads by `model`; `rapidocr` by the networks that its package carries
-    (extra `ocr`), on the CPU; `detect=false` takes a picture for one line of text, nine times as
-    fast. model: folder or hub id of a VisionEncoderDecoderModel (TrOCR, which reads one line) or of
+    (extra `ocr`), on the CPU; `detect=false` takes a picture for one line of text, which is faster.
+    model: folder or hub id of a VisionEncoderDecoderModel (TrOCR, which reads one line) or of
     any image-text-to-text model; question: what the latter is asked, if it has a chat template (and
     then there is a default) or wants a word (Florence's `<OCR>`); tokens: at most so many are read;
     batch: pictures at once; cache: scores that are remembered; dtype: of the network.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core.errors import UserError, unknown
-from scoretune.data.prompts import Prompt
 from scoretune.data.scenes.edits import Edit, edits_by_instruction
 from scoretune.data.scenes.world import CELLS, EMPTY, Layout
+from scoretune.rewards.base import source_image
 from scoretune.rewards.networks.fulfilment import layouts, log_beliefs, on_log_scale
 
 
@@ -85,12 +85,7 @@ class EditReading:
 
 @torch.no_grad()
 def _before(network: nn.Module, prompt: str, images: Tensor) -> Layout:
-    image = prompt.image if isinstance(prompt, Prompt) else None
-    if image is None:
-        raise UserError(
-            f"scene_edit reads the picture that is edited, and the prompt {str(prompt)[:40]!r} has "
-            "none: give prompts with a column image"
-        )
+    image = source_image(prompt, "scene_edit reads")
     if image.shape != images.shape[1:]:
         raise UserError(
             f"scene_edit reads scenes of {images.shape[-1]} pixels, and the picture of the prompt "

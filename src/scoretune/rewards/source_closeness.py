@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune.core.errors import UserError
-from scoretune.data.prompts import Prompt
+from scoretune.rewards.base import source_image
 
 
 def closeness(images: Tensor, sources: Tensor) -> Tensor:
@@ -25,12 +24,7 @@ def source_closeness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def _source(prompt: str, images: Tensor) -> Tensor:
-    image = prompt.image if isinstance(prompt, Prompt) else None
-    if image is None:
-        raise UserError(
-            f"source_closeness compares with the picture that is edited, and the prompt "
-            f"{str(prompt)[:40]!r} has none: give prompts with a column image"
-        )
+    image = source_image(prompt, "source_closeness compares with")
     sides = images.shape[-2:]
     if image.shape[-2:] != sides:
         batch = image[None]

@@ -16,7 +16,7 @@ from scoretune.core.errors import UserError
 
 if TYPE_CHECKING:
     from scoretune.core.config import Run
-    from scoretune.training.feedback.pipeline import Cast, Job
+    from scoretune.training.feedback.pipeline import Cast, Job, Stored
     from scoretune.training.feedback.settings import PipelineSettings
     from scoretune.training.feedback.workers import Workers
 
@@ -53,13 +53,9 @@ def rpo(
     """Rich Preference Optimization: a critic says what is wrong with a model's pictures, an editor
     mends it, and the model learns to prefer what a reward finds better. The same command goes on
     where it was stopped."""
-    from scoretune.commands.display import Bars
-    from scoretune.commands.rpo import page
     from scoretune.commands.train import train_run
     from scoretune.core import distributed
     from scoretune.core.processes import run_in
-    from scoretune.data.store import open_store
-    from scoretune.training.feedback.pipeline import Pipeline
     from scoretune.training.feedback.settings import split
 
     if cluster and processes:
@@ -74,29 +70,32 @@ def rpo(
     job = _job(model, pipeline_settings, seed)
     tuning = _tuning(model, where, pipeline_settings, changes, seed)
     cast = _cast(job, tuning)
-    feedback = open_store(where, create=True)
     folder.mkdir(parents=True, exist_ok=True)
-    bars = Bars()
-
-    with bars.progress, _workers(cluster) as workers:
-        pipeline = Pipeline(
-            feedback,
-            job,
-            cast,
-            lambda stage, done, total: bars.show(stage, done, total, {}),
-            workers=workers,
-        )
-        result: dict[str, Any] = {"rpo": pipeline.run(), "store": where}
+    summary, stored = _pairs(where, job, cast, cluster)
+    result: dict[str, Any] = {"rpo": summary, "store": where}
     if main:
-        _say(result["rpo"])
+        _say(summary)
     if not pairs_only:
-        _check_pairs(result["rpo"])
+        _check_pairs(summary)
         result["training"] = train_run(tuning, folder, threads, json_=False)
     if main:
-        written = page.write(folder, pipeline.stored, result)
-        typer.echo(f"look at {written}", err=True)
-        if json_:
-            typer.echo(json.dumps(result))
+        _write_page(folder, stored, result, json_)
+
+
+def _pairs(store: str, job: Job, cast: Cast, cluster: int | None) -> tuple[dict[str, Any], Stored]:
+    """The pipeline's summary, and what the store has of it then."""
+    from scoretune.commands.display import Bars
+    from scoretune.data.store import open_store
+    from scoretune.training.feedback.pipeline import Pipeline
+
+    feedback, bars = open_store(store, create=True), Bars()
+
+    def show(stage: str, done: int, total: int) -> None:
+        bars.show(stage, done, total, {})
+
+    with bars.progress, _workers(cluster) as workers:
+        pipeline = Pipeline(feedback, job, cast, show, workers=workers)
+        return pipeline.run(), pipeline.stored
 
 
 @contextmanager
@@ -180,3 +179,11 @@ def _say(summary: dict[str, Any]) -> None:
     )
     for category, counts in summary["acceptance"].items():
         typer.echo(f"  {category}: {counts['kept']} of {counts['edits']} edits kept", err=True)
+
+
+def _write_page(folder: Path, stored: Stored, result: dict[str, Any], json_: bool) -> None:
+    from scoretune.commands.rpo import page
+
+    typer.echo(f"look at {page.write(folder, stored, result)}", err=True)
+    if json_:
+        typer.echo(json.dumps(result))

@@ -41,22 +41,27 @@ def show(
     return path
 
 
+def check_ending(path: Path) -> None:
+    """Raises UserError for a path that `write` does not write."""
+    if path.suffix not in (".png", ".npz"):
+        raise UserError(f"cannot write {str(path)!r}: choose --out name.png or name.npz")
+
+
 def write(samples: Tensor, kind: str, path: Path, names: Sequence[str] = ()) -> None:
     """Samples as a picture, or as numbers in a .npz. Raises UserError for a bad path."""
     import numpy as np
 
+    check_ending(path)
     try:
         if path.suffix == ".png":
             show(samples, kind, path, names=names)
-        elif path.suffix == ".npz":
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "images":
                 plain = (samples * 255).round().byte().permute(0, 2, 3, 1)
             else:
                 plain = samples.transpose(1, 2) if kind == "series" else samples
             np.savez(path, samples=plain.contiguous().cpu().numpy())
-        else:
-            raise UserError(f"cannot write {str(path)!r}: choose --out name.png or name.npz")
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r} ({error}): choose another --out") from error
 
