@@ -681,6 +681,24 @@ def test_a_fit_is_said_in_lines(make, known):
         build.check_settings(run)
 
 
+def test_a_plan_refuses_what_a_run_with_quantised_weights_would(make):
+    run = make("ddpo", "model.quantize=int8", "model.rank=0")
+    with pytest.raises(UserError, match=r"model\.rank=0 trains them"):
+        planning.planned(run, seconds=0)
+
+
+def test_settings_that_exclude_each_other_are_not_advised_together(make):
+    run = make("ddpo", "hardware.compile=true")
+    assert not suggestions.suits(overrides.changed(run, ["hardware.offload=true"]))
+    assert suggestions.suits(make("ddpo", "hardware.offload=true"))
+
+
+@pytest.mark.parametrize("words", ["twelve", "0GB", "-3"])
+def test_a_memory_that_is_none_is_refused(make, words):
+    with pytest.raises(UserError, match=r"hardware\.memory"):
+        make("ddpo", f"hardware.memory={words}")
+
+
 def test_what_a_setting_costs_is_said_in_numbers(make, known):
     run = make("ddpo", "sizes.prompts=8", "sizes.group=8", "sizes.minibatch=64")
     policy, found = known(run, ["a cat"])
