@@ -140,6 +140,9 @@ QWEN = {
             "intermediate_size": 3420,
             "num_heads": 16,
             "out_hidden_size": 3584,
+            "patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
         },
     },
 }

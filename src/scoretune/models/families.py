@@ -140,6 +140,14 @@ ROWS = (
         unused=("safety_checker",),
     ),
     Row(
+        kind="StableDiffusionXLPipeline",
+        networks=("UNet2DConditionModel",),
+        state="sample",
+        distilled=_told,
+        prepare=_sdxl,
+        needed=("text_encoder_2",),
+    ),
+    Row(
         kind="StableDiffusionInstructPix2PixPipeline",
         networks=("UNet2DConditionModel",),
         state="sample",
@@ -148,14 +156,6 @@ ROWS = (
         image_scale="image_guidance_scale",
         pictures=2,
         unused=("safety_checker", "image_encoder"),
-    ),
-    Row(
-        kind="StableDiffusionXLPipeline",
-        networks=("UNet2DConditionModel",),
-        state="sample",
-        distilled=_told,
-        prepare=_sdxl,
-        needed=("text_encoder_2",),
     ),
     Row(
         kind="StableDiffusion3Pipeline",
