@@ -188,9 +188,8 @@ def _without_numbers(tokens: Named) -> Named:
 
 @torch.no_grad()
 def _reading(pipeline: Pipelined, text: str) -> Curve:
-    weights = [
-        w for name in pipeline.encoders for w in getattr(pipeline.pipeline, name).parameters()
-    ]
+    parts = [getattr(pipeline.pipeline, name) for name in pipeline.encoders]
+    weights = [w for part in parts if part is not None for w in part.parameters()]
     if not isinstance(pipeline, Observed):
         return curve(lambda rows: pipeline.text_states([text] * rows), weights)
     with texts_with_numbers(pipeline.pipeline):
