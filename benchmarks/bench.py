@@ -26,7 +26,8 @@ import peers
 from scoretune import recipes
 from scoretune.commands.profile.measure import measured
 from scoretune.core import config
-from scoretune.core.records import PairExamples, joined
+from scoretune.core.conditions import joined
+from scoretune.core.records import PairExamples
 from scoretune.rollout import prior
 from scoretune.training import overrides
 from scoretune.training.build import Parts, build, build_policy

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scoretune import recipes
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Steps
+from scoretune.core.records import Steps
 from scoretune.data.scenes import world
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import (

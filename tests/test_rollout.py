@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Trajectory
+from scoretune.core.records import Trajectory
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Posterior, Renoise
 from scoretune.diffusion.paths import chain_weights, girsanov_weights, log_snr_steps

@@ -15,9 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.conditions import Condition, joined
 from scoretune.core.errors import UserError
 from scoretune.core.profiling import part
-from scoretune.core.records import Condition, joined, spans
+from scoretune.core.records import spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate, Prediction
 from scoretune.diffusion.kernels import Kernel, Transition

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import profiling
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import user_errors
-from scoretune.core.records import Condition, Trajectory
+from scoretune.core.records import Trajectory
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import noisy_steps, stochasticity
 from scoretune.diffusion.noise import randn

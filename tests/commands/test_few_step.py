@@ -7,7 +7,7 @@ import torch
 
 from scoretune.commands.reproduce import digit_base, few_step
 from scoretune.commands.reproduce.digits import Digits, handwriting, train_reader
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.policy import Backbone, Policy

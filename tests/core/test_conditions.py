@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoretune.core.records import Condition, Named, joined
+from scoretune.core.conditions import Condition, Named, joined
 from scoretune.diffusion import estimates
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import RectifiedFlow

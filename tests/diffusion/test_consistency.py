@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from networks import Points
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Examples
+from scoretune.core.records import Examples
 from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import GDDIM

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from scoretune import recipes
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Sampling
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.kernels import GDDIM, Constant, EulerMaruyama, Ramp, Renoise

@@ -15,9 +15,9 @@ import torch
 from scoretune.commands.doctor.laws.models import laws_of
 from scoretune.commands.families import families, parity
 from scoretune.commands.families.parity import Family, Request
+from scoretune.core.conditions import Condition, joined
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, joined
 from scoretune.data.prompts import Prompt, picture_of, read_prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM

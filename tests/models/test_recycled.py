@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretune import recipes
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.grids import uniform

@@ -30,7 +30,7 @@ POINTS = {"process": "VP()", "prediction": "epsilon", "shape": [2]}
 HEAD = """
 import torch
 from torch import nn
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import VP
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import processes
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import EDM, VP, RectifiedFlow

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Scores, Steps, Trajectory
+from scoretune.core.records import Scores, Steps, Trajectory
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import (

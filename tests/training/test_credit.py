@@ -12,9 +12,10 @@ from torch import Tensor
 
 from scoretune import recipes
 from scoretune.core import checkpoints, config, distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Sizes
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Scores, Trajectory
+from scoretune.core.records import Scores, Trajectory
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM, response
 from scoretune.diffusion.processes import VP

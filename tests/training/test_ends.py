@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoretune.core.records import Condition, Scores
+from scoretune.core.conditions import Condition
+from scoretune.core.records import Scores
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.grids import uniform

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from networks import Points
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Scores
+from scoretune.core.records import Scores
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from networks import Points
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Examples
+from scoretune.core.records import Examples
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.kernels import GDDIM

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import judged
 from scoretune import recipes
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition
 from scoretune.data.images import read_pictures
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids

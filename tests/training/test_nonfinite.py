@@ -13,8 +13,9 @@ import torch
 from scoretune import recipes
 from scoretune.core import checkpoints, files
 from scoretune.core.checkpoints import CheckpointError
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Examples, Loss, Round
+from scoretune.core.records import Examples, Loss, Round
 from scoretune.models.networks import Design
 from scoretune.models.score_network import ScoreNetwork
 from scoretune.policy import Policy

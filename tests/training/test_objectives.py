@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Examples, Round, Steps
+from scoretune.core.records import Examples, Round, Steps
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids, paths
 from scoretune.diffusion.estimates import Estimate

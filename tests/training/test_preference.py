@@ -20,9 +20,10 @@ from torch.nn.functional import logsigmoid
 import judged
 from scoretune import recipes
 from scoretune.core import config, distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.distributed import Team
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, LikedExamples, PairExamples
+from scoretune.core.records import LikedExamples, PairExamples
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.matching import bound

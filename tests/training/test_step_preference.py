@@ -12,9 +12,10 @@ from torch.distributions import Normal
 from torch.nn.functional import logsigmoid
 
 from scoretune import recipes
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Ranking
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, StepPairs, Steps
+from scoretune.core.records import StepPairs, Steps
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM

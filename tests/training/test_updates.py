@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Sizes
-from scoretune.core.records import Condition, Minibatches, Round, Steps
+from scoretune.core.records import Minibatches, Round, Steps
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Estimate

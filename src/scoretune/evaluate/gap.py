@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Evaluation, Gap, Sampling
 from scoretune.core.errors import UserError, unknown
-from scoretune.core.records import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion.named import grid
 from scoretune.diffusion.processes import Process

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoretune.core import distributed, files, fsdp
-from scoretune.core.records import Condition, spans
+from scoretune.core.conditions import Condition
+from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts, picture_of
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.conditions import Condition, Tokens, joined
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Tokens, joined
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand

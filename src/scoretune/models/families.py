@@ -27,6 +27,7 @@ cost.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,9 +56,14 @@ T5_TOKENS = {True: 512, False: 256}
 """How many FLUX.1 pads a prompt to: with distilled guidance, and without (as it was trained)."""
 
 
-def _longest(pipeline: Any, otherwise: int) -> dict[str, Any]:
-    config = pipeline.transformer.config
-    return {"max_sequence_length": config.get("_max_sequence_length", otherwise)}
+def _longest(tokens: int, **given: Any) -> Callable[[Any], dict[str, Any]]:
+    """The call's arguments: so many tokens, unless a miniature's config says fewer, and `given`."""
+
+    def arguments(pipeline: Any) -> dict[str, Any]:
+        config = pipeline.transformer.config
+        return {**given, "max_sequence_length": config.get("_max_sequence_length", tokens)}
+
+    return arguments
 
 
 def _told(pipeline: Any) -> bool:
@@ -161,7 +167,7 @@ ROWS = (
         kind="StableDiffusion3Pipeline",
         networks=("SD3Transformer2DModel",),
         prepare=_flow,
-        arguments=lambda pipeline: _longest(pipeline, 256),
+        arguments=_longest(256),
         targets=JOINT_ATTENTION,
     ),
     Row(
@@ -174,8 +180,8 @@ ROWS = (
         unprompted="empty",
         shared=("img_ids", "txt_ids"),
         arguments=lambda pipeline: _longest(
-            pipeline, T5_TOKENS[bool(pipeline.transformer.config.guidance_embeds)]
-        ),
+            T5_TOKENS[bool(pipeline.transformer.config.guidance_embeds)]
+        )(pipeline),
         targets=JOINT_ATTENTION,
         needed=("text_encoder", "text_encoder_2"),
     ),
@@ -188,7 +194,7 @@ ROWS = (
         distilled=lambda pipeline: bool(pipeline.transformer.config.guidance_embeds),
         unprompted="empty",
         shared=("img_ids", "txt_ids"),
-        arguments=lambda pipeline: _longest(pipeline, 512),
+        arguments=_longest(512),
         edits=_as_large,
         targets=JOINT_ATTENTION,
         unused=("image_encoder", "feature_extractor"),
@@ -202,7 +208,7 @@ ROWS = (
         prepare=_flow,
         unprompted="second",
         shared=("img_ids", "txt_ids"),
-        arguments=lambda pipeline: _longest(pipeline, 512),
+        arguments=_longest(512),
         targets=JOINT_ATTENTION,
         needed=("text_encoder",),
     ),
@@ -213,7 +219,7 @@ ROWS = (
         layout=TOKENS,
         prepare=_flow,
         unprompted="second",
-        arguments=lambda pipeline: _longest(pipeline, 512),
+        arguments=_longest(512),
         targets=(*JOINT_ATTENTION, "to_qkv_mlp_proj"),
         needed=("text_encoder",),
     ),
@@ -259,7 +265,7 @@ ROWS = (
         unprompted="last",
         offset=1.0,
         summary="cap_feats",
-        arguments=lambda pipeline: _longest(pipeline, 512),
+        arguments=_longest(512),
         side=1024,
         needed=("text_encoder",),
     ),
@@ -271,20 +277,20 @@ ROWS = (
         prepare=_flow,
         unprompted="second",
         combine=rescaled,
-        arguments=lambda pipeline: _longest(pipeline, 256),
+        arguments=_longest(256),
         needed=("text_encoder",),
     ),
     Row(
         kind="SanaPipeline",
         networks=("SanaTransformer2DModel",),
-        arguments=lambda pipeline: AS_GIVEN | _longest(pipeline, 300),
+        arguments=_longest(300, **AS_GIVEN),
         prepare=_flow,
         needed=("text_encoder",),
     ),
     Row(
         kind="PixArtSigmaPipeline",
         networks=("PixArtTransformer2DModel",),
-        arguments=lambda pipeline: AS_GIVEN | _longest(pipeline, 300),
+        arguments=_longest(300, **AS_GIVEN),
         needed=("text_encoder",),
     ),
     Row(
@@ -292,7 +298,7 @@ ROWS = (
         networks=("AuraFlowTransformer2DModel",),
         clock=of_fraction,
         prepare=_flow,
-        arguments=lambda pipeline: _longest(pipeline, 256),
+        arguments=_longest(256),
         targets=(*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         needed=("text_encoder",),
     ),
@@ -304,7 +310,7 @@ ROWS = (
         masked=False,
         picture_first=True,
         clock=_before_shift,
-        arguments=lambda pipeline: _longest(pipeline, 1024),
+        arguments=_longest(1024),
         needed=("text_encoder",),
     ),
     Row(
@@ -314,7 +320,7 @@ ROWS = (
         prepare=_flow,
         unprompted="second",
         side="832x480",
-        arguments=lambda pipeline: _longest(pipeline, 512),
+        arguments=_longest(512),
         needed=("text_encoder",),
     ),
     Row(
@@ -323,7 +329,7 @@ ROWS = (
         layout=TOKENS,
         prepare=_flow,
         side="704x512",
-        arguments=lambda pipeline: _longest(pipeline, 128),
+        arguments=_longest(128),
         needed=("text_encoder",),
     ),
     Row(
@@ -331,7 +337,7 @@ ROWS = (
         networks=("CogVideoXTransformer3DModel",),
         layout=TIME_FIRST,
         picture_first=True,
-        arguments=lambda pipeline: _longest(pipeline, 226),
+        arguments=_longest(226),
         needed=("text_encoder",),
     ),
 )

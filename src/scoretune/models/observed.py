@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune.core.records import Condition, Named, joined
+from scoretune.core.conditions import Condition, Named, joined
 from scoretune.data.prompts import Prompt, picture_of
 from scoretune.diffusion.processes import Tabulated
 from scoretune.models import editing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core import files, model_folder
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError, unknown
-from scoretune.core.records import Condition
 from scoretune.diffusion.estimates import Prediction, prediction_named
 from scoretune.diffusion.processes import Process, expand, process_named
 from scoretune.models.base import check_readable

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition
 from scoretune.models.autoencoder import check_multiple, pair
 from scoretune.models.base import Pipelined
 from scoretune.models.class_labels import Labels

@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError, user_errors
 from scoretune.core.files import save_tensors
-from scoretune.core.records import Condition
 from scoretune.core.resolve import imported
 from scoretune.core.user_code import contained
 from scoretune.diffusion.estimates import Prediction, prediction_named

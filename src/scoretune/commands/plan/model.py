@@ -19,9 +19,9 @@ from scoretune.commands.plan.meta_device import (
     weights_of,
 )
 from scoretune.commands.plan.profiler import NOTHING, Curve, curve
+from scoretune.core.conditions import Condition, Named
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
-from scoretune.core.records import Condition, Named
 from scoretune.models import catalog
 from scoretune.models.base import Pipelined
 from scoretune.models.observed import MASK, Observed

@@ -19,7 +19,8 @@ from scoretune.commands.reproduce.digits import (
     handwriting,
     train_reader,
 )
-from scoretune.core.records import Condition, Hook
+from scoretune.core.conditions import Condition
+from scoretune.core.records import Hook
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.evaluate.metrics import frechet_distance

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import VP, Process

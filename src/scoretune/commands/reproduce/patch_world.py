@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoretune.commands.reproduce.base import Cell, Numbers, kept_tensors
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion import estimates, grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import Process, Tabulated

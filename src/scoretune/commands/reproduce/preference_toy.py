@@ -15,7 +15,8 @@ from torch import Tensor
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
 from scoretune.core import config
-from scoretune.core.records import Condition, PairExamples
+from scoretune.core.conditions import Condition
+from scoretune.core.records import PairExamples
 from scoretune.diffusion import grids
 from scoretune.diffusion.processes import VP
 from scoretune.models import toy

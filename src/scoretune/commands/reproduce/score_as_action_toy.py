@@ -23,7 +23,7 @@ from scoretune.commands.reproduce.toy_learning import (
     source,
     square,
 )
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.diffusion.kernels import GDDIM, EulerMaruyama, Kernel, Memoryless
 from scoretune.models import toy
 from scoretune.policy import Policy

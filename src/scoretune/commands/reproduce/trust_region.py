@@ -16,7 +16,7 @@ from torch import Tensor
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm
 from scoretune.commands.reproduce.drawing import COLOURS, subplots
-from scoretune.core.records import Condition
+from scoretune.core.conditions import Condition
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.named import kernel

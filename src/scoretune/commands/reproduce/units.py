@@ -14,7 +14,8 @@ from torch import Tensor
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page
 from scoretune.commands.reproduce.drawing import subplots
-from scoretune.core.records import Condition, Steps
+from scoretune.core.conditions import Condition
+from scoretune.core.records import Steps
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.paths import girsanov_weights, jittered, log_snr_steps

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed, fsdp
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Critic as CriticSettings
 from scoretune.core.distributed import Deal
-from scoretune.core.records import Condition, Rows, Scores, Trajectory, spans
+from scoretune.core.records import Rows, Scores, Trajectory, spans
 from scoretune.diffusion.paths import kl_factor
 from scoretune.diffusion.processes import expand
 from scoretune.diffusion.transitions import squared_norm

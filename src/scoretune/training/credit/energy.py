@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from scoretune.core import fsdp
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError, unknown
-from scoretune.core.records import Condition, Scores, Trajectory, spans
+from scoretune.core.records import Scores, Trajectory, spans
 from scoretune.diffusion import estimates
 from scoretune.diffusion.processes import expand
 from scoretune.policy import Policy

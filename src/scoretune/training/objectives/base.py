@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from scoretune.core.conditions import Condition, Tokens
 from scoretune.core.config import Trusting
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Loss, Steps, Tokens
+from scoretune.core.records import Loss, Steps
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.kernels import response
 from scoretune.diffusion.processes import expand

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import config
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import Condition, Examples, Loss
+from scoretune.core.records import Examples, Loss
 from scoretune.diffusion import estimates
 from scoretune.diffusion.estimates import Estimate
 from scoretune.diffusion.matching import consistency

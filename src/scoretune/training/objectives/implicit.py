@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from scoretune.core.records import LikedExamples, PairExamples, Tokens, joined
+from scoretune.core.conditions import Tokens, joined
+from scoretune.core.records import LikedExamples, PairExamples
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import bound, weightings
 from scoretune.diffusion.matching.weightings import TimesName

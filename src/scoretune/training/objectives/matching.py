@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoretune.core import config
+from scoretune.core.conditions import Tokens
 from scoretune.core.errors import UserError, unknown, user_errors
-from scoretune.core.records import Examples, Loss, Tokens
+from scoretune.core.records import Examples, Loss
 from scoretune.data.images import read_pictures
 from scoretune.diffusion import estimates
 from scoretune.diffusion.matching import score_matching, weightings

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import config
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError, user_errors
-from scoretune.core.records import Condition, Loss, StepPairs, Steps
+from scoretune.core.records import Loss, StepPairs, Steps
 from scoretune.diffusion.estimates import Estimate
 from scoretune.policy import Policy
 from scoretune.preference import (

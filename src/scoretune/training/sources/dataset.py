@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
-from scoretune.core.records import Condition, Examples, Round, Stateless, spans
+from scoretune.core.conditions import Condition
+from scoretune.core.records import Examples, Round, Stateless, spans
 from scoretune.policy import Policy
 
 AT_ONCE = 64

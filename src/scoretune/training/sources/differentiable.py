@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.profiling import part
-from scoretune.core.records import Condition, Round, Starts
+from scoretune.core.records import Round, Starts
 from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import jittered
 from scoretune.training.sources.base import deal_out

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Sizes
 from scoretune.core.profiling import part
-from scoretune.core.records import Condition, Minibatches, Round, Scores, Steps, Trajectory, spans
+from scoretune.core.records import Minibatches, Round, Scores, Steps, Trajectory, spans
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.windows import Window

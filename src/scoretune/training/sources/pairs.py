@@ -16,15 +16,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.errors import UserError
-from scoretune.core.records import (
-    Condition,
-    LikedExamples,
-    PairExamples,
-    Round,
-    Stateless,
-    spans,
-)
+from scoretune.core.records import LikedExamples, PairExamples, Round, Stateless, spans
 from scoretune.data.pairs import LikeTable, PairTable
 from scoretune.diffusion import estimates, noise
 from scoretune.diffusion.matching import weightings

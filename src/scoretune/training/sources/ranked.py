@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Ranking
-from scoretune.core.records import Condition, Minibatches, PairExamples, Round, spans
+from scoretune.core.records import Minibatches, PairExamples, Round, spans
 from scoretune.diffusion.noise import rand, randn
 from scoretune.rewards.weighted import reward_metrics
 from scoretune.training.sources.base import dealt_rows, mean_over_processes

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from scoretune.core import distributed
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Ranking
 from scoretune.core.profiling import part
-from scoretune.core.records import Condition, Minibatches, Round, Scores, StepPairs, Steps
+from scoretune.core.records import Minibatches, Round, Scores, StepPairs, Steps
 from scoretune.diffusion.kernels import noisy_steps
 from scoretune.diffusion.noise import randint, randn
 from scoretune.diffusion.paths import chain_weights, jittered

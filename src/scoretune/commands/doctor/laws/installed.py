@@ -15,8 +15,8 @@ from torch import Tensor
 from scoretune.commands.doctor.laws.base import Law
 from scoretune.commands.doctor.laws.models import Draws
 from scoretune.core import checkpoints
+from scoretune.core.conditions import Condition
 from scoretune.core.config import Model, PolicyGradient, Run
-from scoretune.core.records import Condition
 from scoretune.data.scenes import draw, world
 from scoretune.diffusion import grids, solvers
 from scoretune.diffusion.processes import Tabulated

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scoretune.commands.doctor.laws.base import Law
-from scoretune.core.records import Condition, Trajectory
+from scoretune.core.conditions import Condition
+from scoretune.core.records import Trajectory
 from scoretune.data.scenes import world
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
