@@ -59,5 +59,5 @@ def test_the_shift_at_a_reward_lies_on_a_line_between_evaluations():
     ]
     assert patch_rewards.shift_at(curve, 0.15) == pytest.approx(0.02)
     assert patch_rewards.shift_at(curve, 0.3) == pytest.approx(0.08)
-    with pytest.raises(ValueError, match=r"never reaches a reward of 0\.4"):
-        patch_rewards.shift_at(curve, 0.4)
+    assert patch_rewards.shift_at(curve, 0.4) is None
+    assert patch_rewards.shift_at([curve[0], curve[0]], 0.1) == 0.0

@@ -55,11 +55,48 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train or fine-tune by a recipe or a settings file, or go on with a run that was stopped."""
-    from scoretune import recipes
     from scoretune.core import distributed
     from scoretune.core.processes import run_in
-    from scoretune.training import settings_file
 
+    _compatible(resume, run, accept_changes=accept_changes, processes=processes, seeds=seeds)
+    if recipe == train_reward.NAME or train_reward.going_on(resume):
+        if distributed.needed(processes) or accept_changes or seeds > 1:
+            raise UserError(
+                "train reward fits an ensemble in one process: leave out --processes, --seeds "
+                "and --accept-changes"
+            )
+        words = [] if recipe in (None, train_reward.NAME) else [str(recipe)]
+        given = [*words, *(changes or [])]
+        train_reward.train_reward(given, run, resume, threads=threads, json_=json_)
+        return
+    if distributed.needed(processes):
+        raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
+    distributed.start(processes)
+    if resume is not None:
+        from scoretune.training.run_folder import resumed
+
+        words = [word for word in (recipe, *(changes or [])) if word is not None]
+        settings = resumed(resume, words, accept_changes=accept_changes)
+        train_run(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
+        return
+    settings = _settings(recipe, changes or [])
+    if seeds > 1:
+        from scoretune.commands.seeds import train_seeds
+
+        train_seeds(settings, run, threads, seeds=seeds, json_=json_)
+    else:
+        train_run(settings, run, threads, json_)
+
+
+def _compatible(
+    resume: Path | None,
+    run: Path | None,
+    *,
+    accept_changes: bool,
+    processes: int | None,
+    seeds: int,
+) -> None:
+    """Raise where one option says the opposite of another."""
     if resume is not None and run is not None:
         raise UserError("--resume goes on in its own folder: leave out --run")
     several = (processes or 1) > 1 or "WORLD_SIZE" in os.environ
@@ -70,38 +107,18 @@ def train(
         )
     if accept_changes and resume is None:
         raise UserError("--accept-changes is of --resume: give it too, or leave it out")
-    if recipe == train_reward.NAME or train_reward.going_on(resume):
-        if distributed.needed(processes) or accept_changes:
-            raise UserError("train reward knows neither --processes nor --accept-changes")
-        if seeds > 1:
-            raise UserError("train reward fits an ensemble of its own: leave out --seeds")
-        words = [] if recipe in (None, train_reward.NAME) else [str(recipe)]
-        given = [*words, *(changes or [])]
-        train_reward.train_reward(given, run, resume, threads=threads, json_=json_)
-        return
-    if distributed.needed(processes):
-        raise typer.Exit(run_in(processes or 1, sys.argv[1:]))
-    distributed.start(processes)
 
-    if resume is not None:
-        from scoretune.training.run_folder import resumed
 
-        words = [word for word in (recipe, *(changes or [])) if word is not None]
-        settings = resumed(resume, words, accept_changes=accept_changes)
-        train_run(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
-        return
+def _settings(recipe: str | None, changes: list[str]) -> Any:
+    from scoretune import recipes
+    from scoretune.training import settings_file
+
     if recipe is None:
         raise UserError(
             f"name a recipe ({', '.join(recipes.RECIPES)}), a settings file (.yaml, .json), or "
             "--resume a run folder"
         )
-    settings = settings_file.named(recipe, changes or [])
-    if seeds > 1:
-        from scoretune.commands.seeds import train_seeds
-
-        train_seeds(settings, run, threads, seeds=seeds, json_=json_)
-        return
-    train_run(settings, run, threads, json_)
+    return settings_file.named(recipe, changes)
 
 
 def show(

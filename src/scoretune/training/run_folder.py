@@ -20,7 +20,7 @@ from scoretune.core.errors import UserError, first_line
 from scoretune.models.lora import restore_adapter
 from scoretune.policy import Policy
 from scoretune.rewards.catalog import fingerprint, named_reward
-from scoretune.training import from_data
+from scoretune.training import from_data, settings_file
 from scoretune.training.build import Checked, build_policy
 from scoretune.training.overrides import changed, of_data, unread, validated
 
@@ -145,6 +145,14 @@ def recorded(folder: Path) -> Run:
             f"{str(folder)!r} is no run folder (no readable run.json): give one that "
             "`scoretune train` or `scoretune demo` made"
         ) from error
+
+
+def settings_of(named: str, changes: list[str]) -> Run:
+    """The settings of a recipe, a settings file or a run folder, changed; UserError for none."""
+    folder = Path(named)
+    if (folder / "run.json").exists():
+        return changed(recorded(folder), changes)
+    return settings_file.named(named, changes)
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,24 +24,15 @@ from scoretune.models.base import PRECISIONS
 from scoretune.policy import Deployment, deployment_of
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
-from scoretune.training import overrides, settings_file
+from scoretune.training import overrides
 from scoretune.training.build import held_out_prompts
 from scoretune.training.objectives.method import batch_size, check_divisible
 from scoretune.training.overrides import of_data
-from scoretune.training.run_folder import recorded
 
 Numbers = dict[str, Any]
 NOTHING = Prompts((), ())
 TRIALS = 8
 """Of the speed of a machine: others that use it too may slow down some of them."""
-
-
-def settings_of(named: str, changes: list[str]) -> Run:
-    """The settings of a recipe, a settings file or a run folder, changed; UserError for none."""
-    folder = Path(named)
-    if (folder / "run.json").exists():
-        return overrides.changed(recorded(folder), changes)
-    return settings_file.named(named, changes)
 
 
 def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:

@@ -31,7 +31,8 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Count a run's work, memory and time before anything is loaded."""
-    from scoretune.commands.plan.plan import planned, settings_of
+    from scoretune.commands.plan.plan import planned
+    from scoretune.training.run_folder import settings_of
 
     set_threads(threads)
     run = settings_of(recipe, changes or [])

@@ -23,9 +23,9 @@ def profile(
 ) -> None:
     """Time one update part by part; a table, and a flame view of it as a page."""
     from scoretune.commands.display import counting
-    from scoretune.commands.plan.plan import settings_of
     from scoretune.commands.profile import page
     from scoretune.commands.profile.measure import ROUNDS, measured
+    from scoretune.training.run_folder import settings_of
 
     set_threads(threads)
     run = settings_of(recipe, changes or [])

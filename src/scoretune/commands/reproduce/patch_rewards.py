@@ -116,11 +116,14 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     columns = ["", "reward at the end", "shift", f"reached DDPO's end ({goal:+.3f}) at update"]
     page.table(columns, rows)
     if PENALISED in arms:
-        numbers["shift saved at equal reward"] = saved = _saved(arms)
-        page.text(
-            f"Where the reward of {UNPENALISED} was what {PENALISED} ended with (on a line between "
-            f"evaluations), its pictures had moved further by {shown(saved)}, seed by seed."
-        )
+        saved = _saved(arms)
+        if saved:
+            numbers["shift saved at equal reward"] = further = interval(saved)
+            page.text(
+                f"Where the reward of {UNPENALISED} was what {PENALISED} ended with (on a line "
+                f"between evaluations), its pictures had moved further by {shown(further)}, in "
+                f"the {len(saved)} of {len(arms[PENALISED])} seeds that came to it."
+            )
     page.figure("rewards", _figure(arms), "Reward and shift of every arm, with 95 % bands")
     return numbers
 
@@ -129,23 +132,24 @@ def _reached(run: Numbers, goal: float) -> int | None:
     return next((each["update"] for each in run["curve"] if each["reward"] >= goal), None)
 
 
-def _saved(arms: dict[str, list[Numbers]]) -> tuple[float, float, float]:
-    """How much further pictures had moved without the KL where the reward was the same."""
+def _saved(arms: dict[str, list[Numbers]]) -> list[float]:
+    """How much further pictures had moved without the KL where the reward was the same, for each
+    seed that reached it."""
     held = [run["curve"][-1] for run in arms[PENALISED]]
     pairs = zip(arms[UNPENALISED], held, strict=True)
-    return interval([shift_at(run["curve"], end["reward"]) - end["shift"] for run, end in pairs])
+    shifts = [(shift_at(run["curve"], end["reward"]), end["shift"]) for run, end in pairs]
+    return [shift - least for shift, least in shifts if shift is not None]
 
 
-def shift_at(curve: Sequence[Numbers], reward: float) -> float:
-    """The shift where a curve first is at a reward, on a line between two evaluations.
-
-    Raises ValueError for a reward that it never reaches.
-    """
+def shift_at(curve: Sequence[Numbers], reward: float) -> float | None:
+    """The shift where a curve first is at a reward, on a line between two evaluations; None for
+    a reward that it never comes to."""
     for before, after in pairwise(curve):
         if before["reward"] <= reward <= after["reward"]:
-            share = (reward - before["reward"]) / (after["reward"] - before["reward"])
+            gained = after["reward"] - before["reward"]
+            share = (reward - before["reward"]) / gained if gained > 0 else 0.0
             return float(before["shift"] + share * (after["shift"] - before["shift"]))
-    raise ValueError(f"the curve never reaches a reward of {reward:g}")
+    return None
 
 
 def _mean(values: Sequence[float]) -> float:
