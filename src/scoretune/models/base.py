@@ -21,6 +21,7 @@ from scoretune.models import autoencoder
 from scoretune.models.lora import ATTENTION
 from scoretune.models.offload import Offloaded
 from scoretune.models.schedulers import Schedule, scheduled_times
+from scoretune.models.slope_decoder import substituted
 from scoretune.models.truncation import watched
 from scoretune.policy import Deployment
 
@@ -50,6 +51,8 @@ class Pipelined(ABC):
     """The tokens of prompts, one row each, that were encoded before the encoders were let go."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What loading left out or filled in, a line each, for people to read once."""
+    slope_decoder: nn.Module | None = field(default=None, kw_only=True, repr=False)
+    """An autoencoder whose decoder gradients go through, in place of the pipeline's own."""
     offloaded: Offloaded | None = field(default=None, kw_only=True, repr=False)
     """Parts that wait in the computer's memory until they are used."""
     shipped: bool = field(default=False, kw_only=True)
@@ -241,11 +244,19 @@ class Pipelined(ABC):
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1], of states of videos videos [B, T, 3, H, W];
         differentiable, as gradient-based rewards need."""
-        if self.offloaded is not None and x0.requires_grad and torch.is_grad_enabled():
+        followed = x0.requires_grad and torch.is_grad_enabled()
+        if followed and self.slope_decoder is not None:
+            with torch.no_grad():
+                exact = self._decoded(self.pipeline.vae, x0)
+            return substituted(exact, self._decoded(self.slope_decoder, x0))
+        if followed and self.offloaded is not None:
             self.offloaded.release("vae")  # its graph may wait
+        return self._decoded(self.pipeline.vae, x0)
+
+    def _decoded(self, vae: nn.Module, x0: Tensor) -> Tensor:
         pixels = math.prod(x0.shape[-2:]) * self.factor**2 * max(1, self.frames)
         parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
-        return torch.cat([autoencoder.decoded(self.pipeline.vae, part) for part in parts])
+        return torch.cat([autoencoder.decoded(vae, part) for part in parts])
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:

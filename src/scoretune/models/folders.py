@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -185,9 +185,16 @@ def load_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    if "vae" in pipeline.components and all(w.dim() < 5 for w in pipeline.vae.parameters()):
-        pipeline.vae.to(memory_format=torch.channels_last)  # a quarter off the decoder's time
+    if "vae" in pipeline.components:
+        channels_last(pipeline.vae)
     return pipeline
+
+
+def channels_last(vae: nn.Module) -> None:
+    """Lay out the weights of an autoencoder of pictures so that it decodes in three quarters of the
+    time."""
+    if all(weight.dim() < 5 for weight in vae.parameters()):
+        cast(Any, vae).to(memory_format=torch.channels_last)
 
 
 def _fetched(

@@ -18,6 +18,7 @@ from scoretune.core.config import (
     Preference,
     Run,
     Sampling,
+    ScoreAction,
     StepPreference,
 )
 from scoretune.core.errors import UserError, unknown, user_errors
@@ -32,7 +33,7 @@ from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
-from scoretune.models import quantized, score_network, user_module
+from scoretune.models import quantized, score_network, slope_decoder, user_module
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
 from scoretune.models.editing import check_pictures
@@ -47,6 +48,7 @@ from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
 from scoretune.training.objectives import KINDS
 from scoretune.training.objectives.method import Context, Method, Setup
+from scoretune.training.objectives.score_action import follows_slopes
 from scoretune.training.progress import Learner
 
 HELD_OUT_MOST = 50_000
@@ -108,6 +110,7 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
     gradient, None where that is not known yet."""
     KINDS[run.objective.kind].check(run.objective, context_of(run, differentiable))
     _check_only_for_data(run)
+    _check_slopes(run, differentiable)
     _check_ramp(run)
     engine.check_shard(run.model, run.hardware, run.optimiser.kind)
     engine.check_offload(run.hardware)
@@ -116,6 +119,20 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
         raise UserError(
             "hardware.memory is for scoretune plan, which prints the settings that fit: give "
             "those instead"
+        )
+
+
+def _check_slopes(run: Run, differentiable: bool | None) -> None:
+    if run.model.slope_decoder is None:
+        return
+    follows = KINDS[run.objective.kind].follows_reward
+    if isinstance(run.objective, ScoreAction) and differentiable is not None:
+        follows = follows_slopes(run.objective, differentiable)
+    if not follows:
+        raise UserError(
+            "model.slope_decoder is what a reward's gradient goes through, and this run follows "
+            "none: leave it out, or take score_as_action with a reward that has a gradient, draft, "
+            "alignprop, refl or adjoint_matching"
         )
 
 
@@ -167,6 +184,8 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
     backbone = load_backbone(run.model, loader=loader)
     sharded = engine.shards(run.hardware)
     base = inner(backbone)
+    if run.model.slope_decoder is not None:
+        _follow_through(run.model.slope_decoder, base, device)
     if run.hardware.offload and isinstance(base, Pipelined):
         base.offload(device)
     else:
@@ -186,6 +205,19 @@ def build_policy(run: Run, device: torch.device, *, loader: Loader = load_pipeli
     if sharded:
         fsdp.shard(backbone.network, device)
     return policy
+
+
+def _follow_through(source: str, backbone: Backbone, device: torch.device) -> None:
+    """Have gradients of pictures go back through another decoder. Raises UserError for a model
+    without one of its own."""
+    if not isinstance(backbone, Pipelined) or "vae" not in backbone.pipeline.components:
+        raise UserError("model.slope_decoder is for a pipeline with an autoencoder: leave it out")
+    dtype = next(backbone.pipeline.vae.parameters()).dtype
+    if device.type == "meta":
+        small = slope_decoder.without_weights(source, backbone.pipeline.vae, dtype)
+    else:
+        small = slope_decoder.load(source, backbone.pipeline.vae, dtype)
+    backbone.slope_decoder = small.to(device)
 
 
 def _guide_by_picture(source: str, backbone: Backbone, scale: float) -> None:

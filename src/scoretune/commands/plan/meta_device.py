@@ -28,6 +28,8 @@ from scoretune.training import build
 META = torch.device("meta")
 Linear = tuple[int, int, torch.dtype]
 """The outputs and inputs of a linear layer's weight, and its precision."""
+SLOPES = "slope_decoder"
+"""What `weights_of` calls the decoder that gradients go through."""
 DESCRIPTIONS = ["*.json", "*.txt", "*.model"]  # of a pipeline: all but its weights
 
 
@@ -275,8 +277,8 @@ def weights_of(policy: Policy) -> dict[str, int]:
     backbone = inner(policy.backbone)
     if not isinstance(backbone, Pipelined):
         return {"network": _bytes(backbone.network)}
-    parts = backbone.pipeline.components.items()
-    return {name: _bytes(part) for name, part in parts if isinstance(part, nn.Module)}
+    parts = {**backbone.pipeline.components, SLOPES: backbone.slope_decoder}
+    return {name: _bytes(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def _bytes(module: nn.Module) -> int:

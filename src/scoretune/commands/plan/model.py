@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoretune.commands.plan.meta_device import (
     META,
+    SLOPES,
     Linear,
     linears_of,
     meta_policy,
@@ -119,7 +120,7 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
     denoiser = "network"
     if isinstance(pipeline, Pipelined):
         denoiser = pipeline.part
-        waiting = tuple(name for name in parts if name != denoiser)
+        waiting = tuple(name for name in parts if name not in (denoiser, SLOPES))
         if pipeline.encoders:
             encoders, reading = pipeline.encoders, _reading(pipeline, text)
     return Model(

@@ -91,6 +91,12 @@ class Model(Strict):
         "(torchao), nf4, bnb_int8 (bitsandbytes, on a GPU)",
     )
     quantize_encoders: bool = Field(False, description="and the text encoders")
+    slope_decoder: str | None = Field(
+        None,
+        description="a small autoencoder of the same latents, a folder or hub id such as "
+        "madebyollin/taesdxl, that a reward's gradient goes back through; pictures stay the "
+        "model's own",
+    )
     guidance: float | None = Field(
         None,
         ge=0,
@@ -139,6 +145,7 @@ class Model(Strict):
                 Checked("a diffusers pipeline"),
                 "quantize",
                 "quantize_encoders",
+                "slope_decoder",
             ),
             **only(not on_data, REWARDED, "targets"),
             **only(not function and not shipped, "a model of the hub", "revision"),

@@ -24,6 +24,8 @@ follows_reward = True
 CLIP = config.ScoreAction().clip
 IN_CHAIN: tuple[Form, ...] = ("ratio", "slope")
 """The forms that go through the kernel, hence have the KL of its chain."""
+SLOPED: tuple[Form, ...] = ("slope", "rate", "explicit")
+"""The forms that follow the gradient of a value."""
 
 
 def check(settings: config.ScoreAction, context: Context) -> None:
@@ -37,7 +39,7 @@ def check(settings: config.ScoreAction, context: Context) -> None:
         )
     at_visited = settings.form in ("rate", "explicit")
     critic_alone = at_visited and settings.critic.skip == "none"
-    if settings.form in ("slope", "rate", "explicit") and not critic_alone:
+    if settings.form in SLOPED and not critic_alone:
         method.check_follows_gradient(context)
     becomes_rate = settings.form == "auto" and context.differentiable is not False
     if context.sampling.solver is None or not (at_visited or becomes_rate):
@@ -119,6 +121,11 @@ def _references(
     if form == "slope":  # which asks where steps arrive: k is one of these if k − 1 was drawn too
         return trained / steps * (1 + steps - trained)
     return 0
+
+
+def follows_slopes(settings: config.ScoreAction, differentiable: bool) -> bool:
+    """Whether the gradient of the reward itself is followed, not only that of what is learned."""
+    return form_of(settings, differentiable) in SLOPED and settings.critic.skip != "none"
 
 
 def form_of(settings: config.ScoreAction, differentiable: bool) -> Form:
