@@ -77,7 +77,14 @@ def test_pictures_are_the_models_own_and_slopes_the_small_decoders(small, little
     assert not torch.allclose(little_pictures, plain, atol=0.05)
 
 
-@pytest.mark.parametrize("recipe", ["score_as_action", "draft", "adjoint_matching"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "draft",
+        pytest.param("score_as_action", marks=pytest.mark.slow),
+        pytest.param("adjoint_matching", marks=pytest.mark.slow),
+    ],
+)
 def test_through_the_models_own_decoder_a_run_learns_as_it_does_without(recipe, small, tmp_path):
     own = Path(next(c for c in small if c.startswith("model.source")).partition("=")[2]) / "vae"
     learned = []

@@ -72,9 +72,10 @@ def _class_of(source: str, *, here: bool) -> Any:
     else:
         config = diffusers.AutoencoderTiny.load_config(source, local_files_only=here)
     named = str(config.get("_class_name"))
-    if not named.startswith("Autoencoder") or not hasattr(diffusers, named):
+    made = getattr(diffusers, named, None) if named.startswith("Autoencoder") else None
+    if made is None:
         raise UserError(f"{SETTING}={source} is a {named}, not an autoencoder of diffusers")
-    return getattr(diffusers, named)
+    return made
 
 
 def check(source: str, small: Any, vae: Any) -> None:
