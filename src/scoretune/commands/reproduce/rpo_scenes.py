@@ -152,11 +152,13 @@ def _plain(stored: Stored) -> list[Row]:
 
 
 def _edits(stored: Stored, filtered: bool) -> list[Row]:
-    """Edits before their pictures: those kept by the filter, or all."""
+    """Edits before their pictures: those kept by the filter, or all that changed anything."""
     store, rows = stored.store, []
     for edit in stored.verdicts().values():
         if edit.edited is not None and (edit.verdict["outcome"] == "kept" or not filtered):
             sample, edited = store.sample(edit.sample), store.sample(edit.edited)
+            if sample.picture == edited.picture:
+                continue  # neither can be preferred
             rows.append(_row(stored, sample.prompt, edited.picture, sample.picture))
     return rows
 
