@@ -315,4 +315,5 @@ def _behind(estimating: Curve, sloping: Curve) -> Curve:
         return Cost(peak, network.flops + decoder.flops)
 
     batches = estimating.batches
-    return Curve(*(both(estimating.at(n), sloping.at(n)) for n in batches), batches)
+    few, many = (both(estimating.at(n), sloping.at(n)) for n in batches)
+    return Curve(few, many, batches)
