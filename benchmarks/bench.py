@@ -1,12 +1,13 @@
 """What training costs beyond its networks: `make bench`.
 
-One update of each method, rollout and learning, is timed against the bare forwards and backwards
-of the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
+One update of each method, rollout and learning, is timed against the bare forwards and backwards of
+the same networks on the same shapes: the UNet, the image decoder, the reward's network and the
 critic. A step of learning from pairs is timed against its networks likewise. Then the forms of
 score as action, critic included, against DDPO on the same batch and with the same path KL; then
-MixGRPO's window against the whole path; then every solver beside its network and beside diffusers'
-(`solvers.py`). The two are run in turn, so that a machine that drifts does not favour either, and
-the median of the pairwise ratios is printed. Writes `bench.json` beside the printed lines.
+MixGRPO's window against the whole path; then three families of pipelines beside their networks
+(`family_costs.py`) and every solver beside its network and beside diffusers' (`solvers.py`). The
+two are run in turn, so that a machine that drifts does not favour either, and the median of the
+pairwise ratios is printed. Writes `bench.json` beside the printed lines.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 import peers
+from family_costs import family_costs
 from scoretune import recipes
 from scoretune.commands.profile.measure import measured
 from scoretune.core import config
@@ -254,6 +256,7 @@ def main() -> None:
     for body in ("backbone", "small"):
         ratios = critic_over_network(body, arguments.pairs)
         results[f"critic_{body}_over_unet_forward"] = round(statistics.median(ratios), 4)
+    results |= family_costs(arguments.pairs)
     results |= solver_costs(arguments.pairs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results["peak_memory_mib"] = round(peak, 0)

@@ -4,8 +4,10 @@
     scoretune plan ddpo model.source=FOLDER/flux-dev prompts=prompts.txt hardware.memory=24GB
 
 The configurations are those of stabilityai/stable-diffusion-xl-base-1.0,
-black-forest-labs/FLUX.1-dev and Qwen/Qwen-Image; tokenizers are those of the miniatures, which
-changes no shape but that of a Qwen prompt. Numbers of weights are compared with the published.
+black-forest-labs/FLUX.1-dev, Qwen/Qwen-Image and Wan-AI/Wan2.1-T2V-{1.3B,14B}-Diffusers, as
+diffusers' scripts/convert_wan_to_diffusers.py has the last two; tokenizers are those of the
+miniatures, which changes no shape but that of a Qwen prompt. Numbers of weights are compared with
+those of the published files (of Wan as their index says: 57,153,966,336 bytes in float32 for 14B).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 from scoretune.commands.plan.meta_device import meta_pipeline
-from scoretune.models.tiny import flux, stable_diffusion_xl, transformers
+from scoretune.models.tiny import flux, stable_diffusion_xl, transformers, videos
 
 CLIP_L = {
     "vocab_size": 49408,
@@ -146,6 +148,45 @@ QWEN = {
         },
     },
 }
+UMT5_XXL = {**T5_XXL, "vocab_size": 256384}
+WAN_VAE = {
+    "base_dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+    "scale_factor_temporal": 4,
+    "latents_mean": [0.0] * 16,
+    "latents_std": [1.0] * 16,
+}
+WAN = {
+    "transformer": {
+        "in_channels": 16,
+        "out_channels": 16,
+        "attention_head_dim": 128,
+        "num_attention_heads": 12,
+        "num_layers": 30,
+        "ffn_dim": 8960,
+        "freq_dim": 256,
+        "text_dim": 4096,
+        "rope_max_seq_len": 1024,
+        "_sample_size": [60, 104],
+        "_sample_frames": 81,
+        "_max_sequence_length": 512,
+    },
+    "vae": WAN_VAE,
+    "text_encoder": UMT5_XXL,
+}
+WAN_14B = {
+    **WAN,
+    "transformer": {
+        **WAN["transformer"],
+        "num_attention_heads": 40,
+        "num_layers": 40,
+        "ffn_dim": 13824,
+    },
+}
+WAN_PARTS = {"text_encoder": 5_680_910_336, "vae": 126_892_531}
 Model = tuple[Callable[[Path], Path], str, dict[str, Any], dict[str, int]]
 MODELS: dict[str, Model] = {
     "sdxl": (
@@ -165,6 +206,18 @@ MODELS: dict[str, Model] = {
         "QwenImagePipeline",
         QWEN,
         {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656},
+    ),
+    "wan-1.3b": (
+        lambda folder: videos.build("wan", folder),
+        "WanPipeline",
+        WAN,
+        {"transformer": 1_418_996_800, **WAN_PARTS},
+    ),
+    "wan-14b": (
+        lambda folder: videos.build("wan", folder),
+        "WanPipeline",
+        WAN_14B,
+        {"transformer": 14_288_491_584, **WAN_PARTS},
     ),
 }
 """What builds the miniature, the pipeline's class, the parts' settings, and published numbers of

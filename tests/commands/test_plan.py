@@ -434,6 +434,22 @@ def test_a_hub_id_is_planned_from_the_cache_alone(make, folders, known, tmp_path
     assert missing["network_evaluations"] == here["network_evaluations"]
 
 
+def test_asking_for_numbers_is_told_from_other_errors():
+    empty = torch.empty(2, device="meta")
+    for ask in (
+        lambda: empty[0].item(),
+        lambda: bool(empty.any()),
+        lambda: empty.nonzero(),
+        lambda: empty[empty > 0],
+        lambda: empty.to("cpu"),
+    ):
+        with pytest.raises((NotImplementedError, RuntimeError)) as said:
+            ask()
+        model._check_asks_for_numbers(said.value)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model._check_asks_for_numbers(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
 # -------------------------------------------------------------------------------- ledger
 
 

@@ -43,7 +43,7 @@ SLOW += ("latent-consistency",)
 """Of the kind of others here, and each against diffusers' own call in a file of its own."""
 THREE = tuple(e for e in PIPELINES if e.name in ("stable-diffusion", "flux", "unconditional"))
 """A UNet and a transformer on latents and a UNet on pixels: one code reads the folders of all."""
-TWO_READERS = ("stable-diffusion-xl", "stable-diffusion-3", "flux", "flux-kontext")
+TWO_READERS = ("stable-diffusion-xl", "stable-diffusion-3", "flux", "flux-kontext", "hunyuan-video")
 TOLERANCE = 1e-4
 """On pictures in [0, 1], between two implementations in float32."""
 

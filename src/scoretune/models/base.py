@@ -241,6 +241,11 @@ class Pipelined(ABC):
             return 0
         return (self.shape[1] - 1) * autoencoder.time_factor(self.pipeline.vae) + 1
 
+    def decoded_at_once(self, shape: Sequence[int]) -> int:
+        """How many states of a shape go through the autoencoder together."""
+        pixels = math.prod(shape[-2:]) * self.factor**2 * max(1, self.frames)
+        return self.decode_batch or max(1, DECODED // pixels)
+
     def decode(self, x0: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1], of states of videos videos [B, T, 3, H, W];
         differentiable, as gradient-based rewards need."""
@@ -254,8 +259,7 @@ class Pipelined(ABC):
         return self._decoded(self.pipeline.vae, x0)
 
     def _decoded(self, vae: nn.Module, x0: Tensor) -> Tensor:
-        pixels = math.prod(x0.shape[-2:]) * self.factor**2 * max(1, self.frames)
-        parts = x0.split(self.decode_batch or max(1, DECODED // pixels))
+        parts = x0.split(self.decoded_at_once(x0.shape))
         return torch.cat([autoencoder.decoded(vae, part) for part in parts])
 
     @torch.no_grad()

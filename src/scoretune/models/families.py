@@ -16,6 +16,7 @@
     Qwen-Image-Edit   t                  two calls, rescaled   patches as tokens, the picture's too
     Wan               1000·t             two calls             videos as they are
     LTX               1000·t             one batch             places of videos as tokens
+    HunyuanVideo      1000·t             distilled             videos as they are
     CogVideoX         a table's index    one batch             frames before channels
 
 u = ε − x0 is the velocity of x_t = (1 − t) x0 + t ε (arXiv 2403.03206 eqs. 13–14). Guidance of
@@ -331,6 +332,18 @@ ROWS = (
         side="704x512",
         arguments=_longest(128),
         needed=("text_encoder",),
+    ),
+    Row(
+        kind="HunyuanVideoPipeline",
+        networks=("HunyuanVideoTransformer3DModel",),
+        prepare=_flow,
+        distilled=lambda pipeline: bool(pipeline.transformer.config.guidance_embeds),
+        unprompted="empty",
+        picture_first=True,
+        side="1280x720",
+        arguments=_longest(256),
+        targets=JOINT_ATTENTION,
+        needed=("text_encoder", "text_encoder_2"),
     ),
     Row(
         kind="CogVideoXPipeline",

@@ -8,6 +8,7 @@ of 64 with doubly quantised scales, arXiv 2305.14314; LLM.int8(), arXiv 2208.073
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,11 +132,22 @@ def drop_wide_copies(network: nn.Module) -> None:
             module.__class__ = WidenedLinear
 
 
+def dequantized(weight: Any) -> Tensor:
+    """The numbers of a quantised weight."""
+    wide: Tensor = weight.dequantize()
+    return wide
+
+
 class WidenedLinear(nn.Linear):
-    """A frozen linear layer whose weight is wide only while it is multiplied with."""
+    """A frozen linear layer whose weight is wide only while it is multiplied with: `multiply` takes
+    it as it is stored, `widen` makes of it what the gradient is multiplied with."""
+
+    multiply: Callable[..., Tensor] = staticmethod(F.linear)
+    widen: Callable[[Any], Tensor] = staticmethod(dequantized)
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        given = input, self.weight, self.bias, self.multiply, self.widen
+        output: Tensor = _Product.apply(*given)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -143,11 +155,18 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + b, whose gradient ∂x = ∂y W needs no more than the quantised W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, weight, bias)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Any,
+        bias: Tensor | None,
+        multiply: Callable[..., Tensor],
+        widen: Callable[[Any], Tensor],
+    ) -> Tensor:
+        ctx.weight, ctx.widen = weight, widen
+        return multiply(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return gradient @ ctx.weight.dequantize().to(gradient.dtype), None, None
+        return gradient @ ctx.widen(ctx.weight).to(gradient.dtype), None, None, None, None

@@ -55,6 +55,15 @@ def with_frames(model: P, frames: int) -> P:
     return replace(model, shape=(channels, whole * patch, *sides))
 
 
+def half_as_long(model: Pipelined) -> int:
+    """Frames of videos of about half the length, 0 where there are no shorter ones."""
+    if not draws_videos(model.pipeline):
+        return 0
+    patch = _patch(model.pipeline)
+    latents = model.shape[1] // patch // 2 * patch
+    return time_factor(model.pipeline.vae) * (latents - 1) + 1 if latents else 0
+
+
 def _patch(pipeline: Any) -> int:
     """Frames of the latents that are one place to the network."""
     config = pipeline.transformer.config

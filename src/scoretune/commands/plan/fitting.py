@@ -16,7 +16,7 @@ import torch
 from scoretune.commands.plan.counts import Facts, costs_of, one_update
 from scoretune.commands.plan.memory import peak, phases
 from scoretune.commands.plan.model import Model
-from scoretune.commands.plan.profiler import Cost, Curve
+from scoretune.commands.plan.profiler import Curve
 from scoretune.commands.plan.suggestions import halved, suits
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -150,7 +150,7 @@ def packed(model: Model, format: str, *, encoders: bool) -> Model:
             widest = max(sizes, default=0)
 
     def wider(one: Curve) -> Curve:
-        return Curve(*(Cost(cost.peak + widest, cost.flops) for cost in (one.few, one.many)))
+        return one.changed(lambda cost: replace(cost, peak=cost.peak + widest))
 
     return replace(
         model,
@@ -228,8 +228,10 @@ def _widening(model: Model, calls: float, run: Run) -> float:
 def as_numbers(fit: Fit, facts: Facts, held_out: int) -> dict[str, Any]:
     """A fit as plain data."""
     worst, most = peak(phases(fit.run, fit.model, facts, held_out))
+    memory = (fit.run.hardware.memory or 0) * 1e9
     return {
-        "memory": (fit.run.hardware.memory or 0) * 1e9,
+        "memory": memory,
+        "missing": max(0.0, most - FREE * memory),
         "fits": fit.fits,
         "settings": fit.settings,
         "peak": most,

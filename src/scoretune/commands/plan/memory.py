@@ -57,8 +57,7 @@ def _learning(run: Run, model: Model, facts: Facts) -> dict[str, float]:
     activations = graphs.learning.at(learned).peak
     costs = costs_of(run, facts.differentiable)
     if costs.graph_steps:  # of all steps, and of decoding
-        paths = min(run.sizes.minibatch, update.samples)
-        paths = min(run.hardware.device_batch or paths, paths)
+        paths = _paths_at_once(run, facts)
         step = graphs.learning.at(paths * facts.guided).peak
         activations = costs.graph_steps * step + graphs.sloping.at(paths).peak
     return {
@@ -74,6 +73,24 @@ def _stepping(run: Run, model: Model, facts: Facts) -> dict[str, float]:
         "gradients": model.trained_bytes,
         "temporaries": 0 if run.optimiser.kind == "fused" else model.trained_bytes,
     }
+
+
+def decoder_graph(run: Run, model: Model, facts: Facts, phase: str) -> float:
+    """Bytes of the activations of a phase that are the autoencoder's, through which a reward's
+    gradient goes."""
+    costs = costs_of(run, facts.differentiable)
+    sloping = model.graphs(run.hardware.checkpointing).sloping
+    if phase == "learning" and costs.graph_steps:
+        return sloping.at(_paths_at_once(run, facts)).peak
+    if phase == "crediting" and costs.credit_graph:
+        return sloping.at(costs.credit_batch).peak if costs.credit_graph != "network" else 0
+    return 0
+
+
+def _paths_at_once(run: Run, facts: Facts) -> int:
+    """Whole paths whose graphs wait for one gradient."""
+    paths = min(run.sizes.minibatch, one_update(run, facts).samples)
+    return min(run.hardware.device_batch or paths, paths)
 
 
 def _states(run: Run, model: Model, facts: Facts) -> float:

@@ -20,7 +20,7 @@ from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
 from scoretune.models import catalog, folders
 from scoretune.models.base import Pipelined
-from scoretune.models.quantized import Quantization, bytes_of
+from scoretune.models.quantized import Quantization, WidenedLinear, bytes_of
 from scoretune.models.recycled import inner
 from scoretune.policy import Policy
 from scoretune.training import build
@@ -188,30 +188,19 @@ def linears_of(policy: Policy) -> dict[str, tuple[Linear, ...]]:
     }
 
 
-class _Packed(nn.Linear):
-    """A layer with quantised weights, which are wide while they are multiplied with."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return output
-
-
-class _Product(torch.autograd.Function):
-    """As that of quantised weights: its wide copy is not kept for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, _wide(weight).to(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return gradient @ _wide(ctx.weight).to(gradient.dtype), None, None
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, _wide(weight).to(x.dtype), bias)
 
 
 def _wide(weight: Tensor) -> Tensor:
     return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+class _Packed(WidenedLinear):
+    """The same on a weight without numbers, which takes what a quantised one takes."""
+
+    multiply = staticmethod(_multiplied)
+    widen = staticmethod(_wide)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from scoretune.commands.plan.meta_device import (
     texts_with_numbers,
     weights_of,
 )
-from scoretune.commands.plan.profiler import NOTHING, Curve, curve
+from scoretune.commands.plan.profiler import BATCHES, NOTHING, Cost, Curve, cost, curve
 from scoretune.core.conditions import Condition, Named
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
@@ -27,7 +28,8 @@ from scoretune.models import catalog
 from scoretune.models.base import Pipelined
 from scoretune.models.observed import MASK, Observed
 from scoretune.models.recycled import inner
-from scoretune.policy import Policy
+from scoretune.models.videos import half_as_long
+from scoretune.policy import Backbone, Policy
 from scoretune.training import from_data
 from scoretune.training.activation_checkpointing import can_recompute, recompute
 from scoretune.training.objectives import KINDS
@@ -54,7 +56,8 @@ class Model:
     without gradient and `drawing` the decoder; `plain` are those with one, and `again` with
     activations that are computed again. `reading` encodes texts. Rows of the network are its own:
     of a guided state two; `valuing` counts states. `waiting` may be offloaded; `linears` are, by
-    part, the weights that quantisation makes smaller.
+    part, the weights that quantisation makes smaller. Videos have `frames`, and `shorter` is about
+    half as many.
     """
 
     parts: dict[str, int]
@@ -73,6 +76,8 @@ class Model:
     sizes: tuple[int, ...] = ()
     waiting: tuple[str, ...] = ()
     denoiser: str = "network"
+    frames: int = 0
+    shorter: int = 0
     linears: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
 
     def graphs(self, checkpointing: bool) -> Graphs:
@@ -90,11 +95,19 @@ def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
     try:
         sloped = KINDS[run.objective.kind].follows_reward
         return policy, _measured(policy, next(iter(texts), ""), sloped)
-    except (NotImplementedError, RuntimeError) as error:  # it asks for the numbers in a tensor
+    except (NotImplementedError, RuntimeError) as error:
+        _check_asks_for_numbers(error)
         raise UserError(
             f"cannot tell the memory of {run.model.source!r} without its weights "
             f"({first_line(error)})"
         ) from error
+
+
+def _check_asks_for_numbers(error: Exception) -> None:
+    """Raise an error again unless torch raised it since a tensor without numbers was asked for
+    them, of which it says "meta" in each of its kinds."""
+    if "meta" not in str(error).lower():
+        raise error
 
 
 def _measured(policy: Policy, text: str, sloped: bool) -> Model:
@@ -110,16 +123,16 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         _predicted(policy, _states(policy, rows), condition)
 
     with torch.no_grad():
-        look(1)  # tables that are made once
+        cost(lambda: look(1))  # tables that are made once
         looking = curve(look, resident)
     picture, drawing = _pictures(policy)
     plain, again = _graphs(policy, condition, resident, sloped and drawing is not NOTHING)
     encoders: tuple[str, ...] = ()
     reading, parts = NOTHING, weights_of(policy)
     waiting: tuple[str, ...] = ()
-    denoiser = "network"
+    denoiser, frames, shorter = "network", 0, 0
     if isinstance(pipeline, Pipelined):
-        denoiser = pipeline.part
+        denoiser, frames, shorter = pipeline.part, pipeline.frames, half_as_long(pipeline)
         waiting = tuple(name for name in parts if name not in (denoiser, SLOPES))
         if pipeline.encoders:
             encoders, reading = pipeline.encoders, _reading(pipeline, text)
@@ -140,6 +153,8 @@ def _measured(policy: Policy, text: str, sloped: bool) -> Model:
         sizes=tuple(p.numel() for p in trained),
         waiting=waiting,
         denoiser=denoiser,
+        frames=frames,
+        shorter=shorter,
         linears=linears_of(policy),
     )
 
@@ -149,8 +164,28 @@ def _pictures(policy: Policy) -> tuple[int, Curve]:
     decode, shape = policy.backbone.decode, policy.backbone.shape
     if len(shape) < 3:  # a point or a series is what it is
         return 4 * math.prod(shape), NOTHING
-    with torch.no_grad():
-        return 4 * decode(_states(policy, 1)).numel(), curve(lambda n: decode(_states(policy, n)))
+    base, sizes = inner(policy.backbone), list[int]()
+
+    def draw(rows: int) -> None:
+        sizes.append(decode(_states(policy, rows)).numel() // rows)
+
+    with torch.no_grad(), _at_once(base):
+        drawing = curve(draw)
+    return 4 * sizes[0], drawing
+
+
+@contextmanager
+def _at_once(backbone: Backbone) -> Iterator[None]:
+    """Within this context a pipeline decodes a whole batch: how many pictures that is in a run, its
+    settings say."""
+    if not isinstance(backbone, Pipelined):
+        yield
+        return
+    before, backbone.decode_batch = backbone.decode_batch, max(BATCHES)
+    try:
+        yield
+    finally:
+        backbone.decode_batch = before
 
 
 def _states(policy: Policy, rows: int) -> Tensor:
@@ -174,7 +209,8 @@ def _condition(policy: Policy, text: str) -> Condition:
     condition = policy.backbone.encode([text])
     try:
         _predicted(policy, _states(policy, 1), condition)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError) as error:
+        _check_asks_for_numbers(error)
         shown = condition.summary
         condition = Condition(torch.ones(shown.shape, dtype=shown.dtype))
     return condition
@@ -224,7 +260,8 @@ def _graphs(
     if network in able:
         for module in able:
             recompute(module)
-        again = _passed_back(policy, condition, resident, sloped)
+        known = None if decoder in able else plain.sloping
+        again = _passed_back(policy, condition, resident, sloped, sloping=known)
         for module in able:
             if module not in on:
                 module.disable_gradient_checkpointing()
@@ -232,8 +269,14 @@ def _graphs(
 
 
 def _passed_back(
-    policy: Policy, condition: Condition, resident: list[Tensor], sloped: bool
+    policy: Policy,
+    condition: Condition,
+    resident: list[Tensor],
+    sloped: bool,
+    *,
+    sloping: Curve | None = None,
 ) -> Graphs:
+    """Costs of gradients, that through the decoder unless it is known."""
     backbone, guided = policy.backbone, calls_a_state(policy)
 
     def learn(rows: int) -> None:
@@ -244,11 +287,33 @@ def _passed_back(
         place = _states(policy, rows).requires_grad_()
         torch.autograd.backward([backbone.decode(place).sum()])
 
-    def value(rows: int) -> None:
+    def estimate(rows: int) -> tuple[Tensor, ...]:
         place = _states(policy, rows).requires_grad_()
         output = _predicted(policy, place.repeat(guided, *[1] * (place.dim() - 1)), condition)
-        data = torch.stack(output.float().chunk(guided)).sum(0)
-        torch.autograd.grad(backbone.decode(data).sum(), place)
+        return place, output, torch.stack(output.float().chunk(guided)).sum(0)
+
+    def to_state(estimated: tuple[Tensor, ...]) -> None:
+        place, _, data = estimated
+        torch.autograd.grad(data.sum(), place)
 
     learning = curve(learn, resident)
-    return Graphs(learning, curve(slope), curve(value, resident)) if sloped else Graphs(learning)
+    if not sloped:
+        return Graphs(learning)
+    base = inner(backbone)
+    singly = isinstance(base, Pipelined) and base.decoded_at_once(base.shape) == 1
+    if sloping is None:  # decoded singly, each video costs as much as the one before
+        sloping = curve(slope, batches=(1, 2) if singly else BATCHES)
+    return Graphs(learning, sloping, _behind(curve(estimate, resident, then=to_state), sloping))
+
+
+def _behind(estimating: Curve, sloping: Curve) -> Curve:
+    """Costs of passing back through the decoder and then the network: the network's graph waits
+    while the decoder's is made and gone through."""
+
+    def both(network: Cost, decoder: Cost) -> Cost:
+        peak = max(network.peak, network.held + decoder.peak)
+        return Cost(peak, network.flops + decoder.flops)
+
+    batches = estimating.batches
+    few, many = (both(estimating.at(n), sloping.at(n)) for n in batches)
+    return Curve(few, many, batches)

@@ -11,7 +11,7 @@ import torch
 from scoretune.commands.plan.counts import Facts, costs_of, one_update, training, warm_up
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
 from scoretune.commands.plan.fitting import as_numbers, fitted
-from scoretune.commands.plan.memory import elsewhere, peak, phases
+from scoretune.commands.plan.memory import decoder_graph, elsewhere, peak, phases
 from scoretune.commands.plan.model import Model, calls_a_state, model_of
 from scoretune.commands.plan.suggestions import suggestions
 from scoretune.core import distributed
@@ -59,6 +59,7 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     numbers["processes"] = _shared(run, facts, processes)
     if model is None:
         return numbers | {"memory": {"unknown": why}}
+    numbers["frames"] = {"model": model.frames, "shorter": model.shorter}
     numbers["parameters"] = {"total": model.total, "trained": model.trained}
     numbers["memory"] = _memory(run, model, facts, len(held_out), processes)
     if seconds > 0:
@@ -157,6 +158,7 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
         "peak": most,
         "phase": worst,
         "phases": by_phase,
+        "decoder_graph": decoder_graph(one, model, facts, worst),
         "elsewhere": elsewhere(one, model, facts),
         "knobs": dict(suggestions(one, model, facts, drawn_each)),
     }

@@ -16,38 +16,48 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from scoretune.commands.plan.known_shapes import KnownShapes
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes at the worst moment, beyond what was there before, and floating-point operations."""
+    """Bytes at the worst moment, beyond what was there before, and floating-point operations;
+    `held` are bytes of what the work gave, with the graph behind it."""
 
     peak: float
     flops: float
+    held: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.peak + other.peak, self.flops + other.flops)
+        return Cost(self.peak + other.peak, self.flops + other.flops, self.held + other.held)
 
     def __mul__(self, number: float) -> Cost:
-        return Cost(self.peak * number, self.flops * number)
+        return Cost(self.peak * number, self.flops * number, self.held * number)
 
 
-FEW, MANY = 2, 8
+BATCHES = (2, 8)
 """Batches that are measured: one of 1 is laid out in memory in its own way."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Costs of any batch from those of FEW and of MANY: nearly all of it grows with the batch."""
+    """Costs of any batch from those of two: nearly all of it grows with the batch."""
 
     few: Cost
     many: Cost
+    batches: tuple[int, int] = BATCHES
 
     def at(self, batch: float) -> Cost:
         """Of so many rows; none cost nothing."""
         if batch <= 0:
             return Cost(0, 0)
-        each = (self.many + self.few * -1) * (1 / (MANY - FEW))
-        return self.few + each * (batch - FEW)
+        few, many = self.batches
+        each = (self.many + self.few * -1) * (1 / (many - few))
+        return self.few + each * (batch - few)
+
+    def changed(self, change: Callable[[Cost], Cost]) -> Curve:
+        """The same with both costs changed."""
+        return Curve(change(self.few), change(self.many), self.batches)
 
 
 _ATEN = torch.ops.aten
@@ -63,19 +73,38 @@ _FORMULAS = {
 NOTHING = Curve(Cost(0, 0), Cost(0, 0))
 
 
-def curve(work: Callable[[int], Any], resident: Iterable[Tensor] = ()) -> Curve:
-    """Costs of `work(batch)` with tensors `known` that were there before."""
-    kept = list(resident)
-    return Curve(cost(lambda: work(FEW), kept), cost(lambda: work(MANY), kept))
+def curve(
+    work: Callable[[int], Any],
+    resident: Iterable[Tensor] = (),
+    *,
+    batches: tuple[int, int] = BATCHES,
+    then: Callable[[Any], Any] | None = None,
+) -> Curve:
+    """Costs of `work(batch)` with tensors `resident` that were there before, and of what is done
+    with what it gives."""
+    kept, (few, many) = list(resident), batches
+    return Curve(cost(lambda: work(few), kept, then), cost(lambda: work(many), kept, then), batches)
 
 
-def cost(work: Callable[[], Any], resident: Iterable[Tensor] = ()) -> Cost:
-    """Costs of some work on the meta device: every tensor from its making to its end."""
+def cost(
+    work: Callable[[], Any],
+    resident: Iterable[Tensor] = (),
+    then: Callable[[Any], Any] | None = None,
+) -> Cost:
+    """Costs of some work on the meta device, and `then` of more with what it gives: every tensor
+    from its making to its end."""
     profiler = _Profiler(resident)
     with _attention_in_pieces(), profiler:
         result = work()
+        held = profiler.alive
+        if then is not None:
+            then(result)
     del result
-    return Cost(float(profiler.peak), float(profiler.flops))
+    return Cost(float(profiler.peak), float(profiler.flops), float(held))
+
+
+SHAPES = KnownShapes()
+"""Of all costs in this process: what torch says of a shape it says again."""
 
 
 class _Profiler(TorchDispatchMode):
@@ -93,10 +122,11 @@ class _Profiler(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        output = SHAPES(func, args, kwargs)
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+            self.flops += formula(*args, **kwargs, out_val=output)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self._enter(leaf.untyped_storage())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from scoretune.commands.plan.counts import Facts, costs_of
 from scoretune.commands.plan.memory import EVALUATED, peak, phases
 from scoretune.commands.plan.model import Graphs, Model, calls_a_state, model_of
-from scoretune.commands.plan.profiler import Cost, Curve
+from scoretune.commands.plan.profiler import Curve
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import read_prompts
@@ -64,6 +64,9 @@ def _choices(run: Run, model: Model, facts: Facts) -> Iterator[Choice]:
         yield of("hardware.offload_paths=true")
     if run.sizes.share > 0.5 and "sizes.share" not in unread(run):
         yield of("sizes.share=0.5")
+    if model.shorter:
+        name, shorter, _ = of(f"model.frames={model.shorter}")
+        yield name, shorter, shortened(model)
     if run.model.rank > 4:
         name, lower, _ = of(f"model.rank={run.model.rank // 4}")
         yield name, lower, _lower_rank(model, run.model.rank, run.model.rank // 4)
@@ -99,21 +102,33 @@ def halved(model: Model) -> Model:
     """Roughly what half precision makes of a model: weights and activations take half."""
 
     def half(one: Curve) -> Curve:
-        return Curve(*(Cost(cost.peak / 2, cost.flops) for cost in (one.few, one.many)))
-
-    def halves(graphs: Graphs) -> Graphs:
-        return Graphs(half(graphs.learning), half(graphs.sloping), half(graphs.valuing))
+        return one.changed(lambda cost: replace(cost, peak=cost.peak / 2))
 
     parts = {name: size // 2 for name, size in model.parts.items()}
+    lighter = _of_states(model, half)
+    return replace(lighter, parts=parts, token=model.token // 2, reading=half(model.reading))
+
+
+def shortened(model: Model) -> Model:
+    """Roughly what `shorter` videos make of a model: all that is of a state takes as much less."""
+    share = model.shorter / model.frames
+    lighter = _of_states(model, lambda one: one.changed(lambda cost: cost * share))
+    sizes = {"state": round(model.state * share), "picture": round(model.picture * share)}
+    return replace(lighter, **sizes)  # type: ignore[arg-type]
+
+
+def _of_states(model: Model, change: Callable[[Curve], Curve]) -> Model:
+    """A model with what depends on states changed."""
+
+    def graphs(before: Graphs) -> Graphs:
+        return Graphs(change(before.learning), change(before.sloping), change(before.valuing))
+
     return replace(
         model,
-        parts=parts,
-        token=model.token // 2,
-        looking=half(model.looking),
-        plain=halves(model.plain),
-        again=None if model.again is None else halves(model.again),
-        drawing=half(model.drawing),
-        reading=half(model.reading),
+        looking=change(model.looking),
+        plain=graphs(model.plain),
+        again=None if model.again is None else graphs(model.again),
+        drawing=change(model.drawing),
     )
 
 

@@ -65,7 +65,7 @@ def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
         ("a minibatch", _shared(forecast["processes"])),
     ]
     lines += [("unusual", line) for line in forecast["unusual"]]
-    lines += _memory(forecast["memory"])
+    lines += _memory(forecast["memory"], forecast.get("frames", {}))
     if "time" in forecast:
         lines.append(("time", _time(forecast["time"])))
     return lines
@@ -111,7 +111,7 @@ def _shared(shared: dict[str, Any]) -> str:
     return f"{whole}{passes} of {shared['at_once']}; the gradient is the same"
 
 
-def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory(memory: dict[str, Any], frames: dict[str, int]) -> list[tuple[str, str]]:
     if "unknown" in memory:
         return [("memory", f"unknown: {memory['unknown']}")]
     worst = memory["phases"][memory["phase"]]
@@ -119,15 +119,24 @@ def _memory(memory: dict[str, Any]) -> list[tuple[str, str]]:
     named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts if size)
     phase = PHASES[memory["phase"]]
     lines = [("memory", f"{_bytes(memory['peak'])} at least, while {phase}: {named}")]
+    graph = memory["decoder_graph"]
+    if graph > memory["peak"] / 2 and frames["shorter"]:
+        lines.append(
+            (
+                "",
+                f"{_bytes(graph)} of it is the autoencoder's, for the reward's gradient through "
+                f"{frames['model']} frames: model.frames={frames['shorter']} takes about half",
+            )
+        )
     if memory["elsewhere"]:
         size = _bytes(memory["elsewhere"])
         lines.append(("", f"and {size} of paths and offloaded parts in the computer's memory"))
     lower = ", ".join(f"{name} → {_bytes(size)}" for name, size in memory["knobs"].items())
     lines.append(("to lower it", lower or "nothing that this plan knows of"))
-    return [*lines, *_fit(memory["fit"])] if "fit" in memory else lines
+    return [*lines, *_fit(memory["fit"], frames)] if "fit" in memory else lines
 
 
-def _fit(fit: dict[str, Any]) -> list[tuple[str, str]]:
+def _fit(fit: dict[str, Any], frames: dict[str, int]) -> list[tuple[str, str]]:
     """Settings with which the run fits a device, and what each of them costs."""
     device, settings = f"{fit['memory'] / 1e9:g} GB", fit["settings"]
     peak = f"{_bytes(fit['peak'])} while {PHASES[fit['phase']]}"
@@ -136,7 +145,11 @@ def _fit(fit: dict[str, Any]) -> list[tuple[str, str]]:
         return [(device, f"fits as it is ({room})")]
     lines = [("", f"{name}: {cost}") for name, cost in settings.items()]
     if not fit["fits"]:
-        said = f"does not fit: {peak} with all of these; lower model.size or model.rank too"
+        levers = "model.frames, model.size or" if frames["shorter"] else "model.size or"
+        said = (
+            f"does not fit: {peak} with all of these, {_bytes(fit['missing'])} too much ({room}); "
+            f"lower {levers} model.rank too"
+        )
     else:
         said = f"fits with {' '.join(settings)}: {peak} ({room})"
     return [(device, said), *lines]

@@ -22,8 +22,9 @@ whole UNet at 1e-5 and less)."""
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
     """What fits a family: pictures of `size` pixels, videos of `frames` (0: the model's own), the
-    steps of a path and of an evaluation, the scale of guidance, LoRA rank and learning rate, states
-    in the network `at_once`; `heavy` models compute activations again."""
+    steps of a path and of an evaluation, the scales of guidance (by the picture of models that
+    edit), LoRA rank and learning rate, states in the network `at_once`; `heavy` models compute
+    activations again."""
 
     source: str
     size: int | str = 0
@@ -31,6 +32,7 @@ class Defaults:
     steps: int = 10
     evaluation: int = 50
     guidance: float | None = None
+    image_guidance: float | None = None
     precision: str = "bf16"
     rank: int = 16
     learning_rate: float = 1e-4
@@ -44,6 +46,7 @@ class Defaults:
         yield "model.size", self.size
         yield "model.frames", self.frames
         yield "model.guidance", self.guidance
+        yield "model.image_guidance", self.image_guidance
         if not full:
             yield "model.precision", self.precision
             yield "model.rank", self.rank
@@ -93,6 +96,37 @@ DEFAULTS: Mapping[str, Defaults] = {
         learning_rate=3e-4,
         group=16,
     ),
+    "StableDiffusionInstructPix2PixPipeline": Defaults(
+        source="diffusers' instructpix2pix_lora (rank, rate) and instruct_pix2pix (fp16, 20 steps),"
+        " the pipeline's call (100 steps to evaluate, scales 7.5 and 1.5, as in arXiv 2211.09800)",
+        steps=20,
+        evaluation=100,
+        guidance=7.5,
+        image_guidance=1.5,
+        precision="fp16",
+        rank=4,
+        learning_rate=5e-5,
+        heavy=False,
+    ),
+    "FluxKontextPipeline": Defaults(
+        source=f"{FLOW_GRPO}: counting_flux_kontext, scripts/train_flux_kontext.py (rank)",
+        size=512,
+        steps=6,
+        evaluation=28,
+        guidance=2.5,
+        rank=64,
+        learning_rate=3e-4,
+        group=21,
+        at_once=3,
+    ),
+    "QwenImageEditPipeline": Defaults(
+        source=f"{FLOW_GRPO}: counting_qwenimage_edit, train_qwenimage_edit_plus.py (rank)",
+        size=512,
+        guidance=4.0,
+        rank=64,
+        learning_rate=3e-4,
+        group=16,
+    ),
     "ChromaPipeline": Defaults(source=GUIDE, evaluation=35, guidance=5.0),
     "Flux2KleinPipeline": Defaults(source=GUIDE, guidance=4.0),
     "ZImagePipeline": Defaults(source=GUIDE, guidance=6.0),
@@ -116,6 +150,12 @@ DEFAULTS: Mapping[str, Defaults] = {
         evaluation=25,
         guidance=3.0,
         learning_rate=5e-5,
+        group=4,
+        at_once=1,
+    ),
+    "HunyuanVideoPipeline": Defaults(
+        source="the pipeline's call (steps, scale), SimpleTuner's rate and rank for others",
+        guidance=6.0,
         group=4,
         at_once=1,
     ),

@@ -43,8 +43,9 @@ def pipeline(
     )
 
 
-def encoder(width: int, projection: int = 0) -> Any:
-    """A CLIP text encoder, with a pooled state of `projection` numbers if that is not 0."""
+def encoder(width: int, projection: int = 0, *, length: int = 10) -> Any:
+    """A CLIP text encoder of so many tokens, with a pooled state of `projection` numbers if that is
+    not 0."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -53,7 +54,7 @@ def encoder(width: int, projection: int = 0) -> Any:
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=10,
+        max_position_embeddings=length,
         projection_dim=projection or width,
         pad_token_id=0,
         bos_token_id=1,

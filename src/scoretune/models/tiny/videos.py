@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from scoretune.models.tiny.stable_diffusion_xl import t5
-from scoretune.models.tiny.transformers import HEADS, TOKENS, WIDTH, saved, umt5
+from scoretune.models.tiny.stable_diffusion_xl import encoder, t5
+from scoretune.models.tiny.transformers import HEADS, TOKENS, WIDTH, language, reader, saved, umt5
 
 FRAMES = 5
 """Of a video: two are a frame of the latents, behind the first."""
@@ -94,6 +94,30 @@ def ltx() -> dict[str, Any]:
     return {"transformer": network, "vae": vae, "text_encoder": t5(WIDTH), "scheduler": scheduler}
 
 
+def hunyuan_video() -> dict[str, Any]:
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+
+    network = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        rope_axes_dim=(2, 4, 2),
+        **HEADS,
+    )
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    parts = {"transformer": network, "vae": vae, "text_encoder": language("LlamaModel")}
+    return {**parts, "text_encoder_2": encoder(WIDTH, length=77), "tokenizer_2": reader()}
+
+
 def cogvideox() -> dict[str, Any]:
     from diffusers import (
         AutoencoderKLCogVideoX,
@@ -144,6 +168,7 @@ MADE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "wan": ("WanPipeline", wan),
     "wan-2.2-5b": ("WanPipeline", partial(wan, in_places=True)),
     "ltx": ("LTXPipeline", ltx),
+    "hunyuan-video": ("HunyuanVideoPipeline", hunyuan_video),
     "cogvideox": ("CogVideoXPipeline", cogvideox),
 }
 """The families by name: their pipelines, and the parts of a miniature."""
