@@ -72,8 +72,15 @@ def ours(
     """Pictures in [0, high] by FISTA, as a function of the certificate."""
 
     def solve(tolerance: float) -> Tensor:
-        options = {"box": (0.0, high), "iterations": 50_000, "adaptive": adaptive}
-        return fista(operator, y, WEIGHT, tolerance=tolerance, **options).x
+        return fista(
+            operator,
+            y,
+            WEIGHT,
+            box=(0.0, high),
+            iterations=50_000,
+            tolerance=tolerance,
+            adaptive=adaptive,
+        ).x
 
     return solve
 
