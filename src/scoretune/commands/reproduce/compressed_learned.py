@@ -293,7 +293,7 @@ are, and recovery, exact for digits, puts a part of it on the canvas; the linear
 The specification's figures are of 6,000 updates.
 """,
     "mnist": """
-δ is a third of MNIST's numbers (267 of 784). With 324 measurements, some 1.2 times that, the network
+δ is a third of MNIST's numbers (267 of 784). With 324 measurements, 1.2 times that, the network
 costs half, and the decoder takes most of the rest back: no network is three times faster at any
 distance. That 324 and 441 measurements have a smaller distance than ambient diffusion is no sharper
 picture: what ambient and principal components draw is smooth and blurred, what measurements draw
