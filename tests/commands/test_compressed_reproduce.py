@@ -12,7 +12,7 @@ from scoretune.commands.reproduce import compressed_factors as factors
 from scoretune.commands.reproduce import compressed_latents as latents
 from scoretune.commands.reproduce.compressed_comparison import soonest
 from scoretune.commands.reproduce.compressed_reward import lean
-from scoretune.commands.reproduce.compressed_sets import States, digits, sets_in
+from scoretune.commands.reproduce.compressed_sets import States, digits, sets_in, states_of
 from scoretune.compressed import Gaussian, decoder_flops, fista
 from scoretune.core.errors import UserError
 
@@ -121,9 +121,17 @@ def test_factors_of_two_files(files):
         factors.macro_factors(files)
 
 
-def test_a_folder_without_data_is_one_line(tmp_path):
+def test_what_is_learned_from_is_what_the_folder_has(tmp_path):
+    assert sets_in(None) == ["digits"]
     with pytest.raises(UserError, match="holds nothing to learn from: put one of mnist/"):
         sets_in(str(tmp_path))
+    rain = tmp_path / "climate_images" / "mrms_rain_64.npz"
+    rain.parent.mkdir()
+    pictures = np.full((2, 64, 64), 51, np.uint8)
+    np.savez(rain, train_images=pictures, test_images=pictures)
+    assert sets_in(str(tmp_path)) == ["rain"]
+    states = states_of("rain", str(tmp_path))
+    assert states.shape == (1, 64, 64) and float(states.learned.max()) == pytest.approx(0.2)
 
 
 def test_the_reward_is_a_shear():

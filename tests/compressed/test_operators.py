@@ -19,7 +19,7 @@ from scoretune.compressed import (
     sparsities,
 )
 from scoretune.compressed.bases import FILTERS, dct, inverse_dct
-from scoretune.compressed.operators import hadamard
+from scoretune.compressed.operators import NARROW, hadamard
 
 F64 = torch.float64
 
@@ -52,6 +52,14 @@ def test_operators(kind, m, d):
     torch.testing.assert_close(OPERATORS[kind](m, d, 3).forward(x), operator.forward(x))
     assert not torch.equal(fingerprint(other), fingerprint(operator))
     assert fingerprint(operator).shape == (min(m, 8),)
+
+
+@pytest.mark.parametrize("count", [1, NARROW, NARROW + 1])
+def test_few_states_are_measured_as_many_are(count):
+    operator, x = Gaussian(10, 24, 0), normal(count, 24)
+    measured = operator.forward(x)
+    assert measured.is_contiguous()
+    torch.testing.assert_close(measured, torch.einsum("md,bd->bm", operator.dense.matrix, x))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)

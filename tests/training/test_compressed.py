@@ -97,7 +97,7 @@ def test_recovery_from_the_linear_guess_is_that_from_zero_and_sooner(finished, p
     first, second = warm.recover(y), cold.recover(y)
     assert float((first - second).norm() / second.norm()) < 2e-3
     assert not warm.certificate.missed + cold.certificate.missed
-    assert warm.certificate.iterations < 0.8 * cold.certificate.iterations
+    assert warm.certificate.iterations < 0.9 * cold.certificate.iterations
     model.compression = cold  # as models were saved that have no guess
     assert scores.load(scores.save(model, tmp_path / "model")).compression.linear is None
 

@@ -23,6 +23,9 @@ from scoretune.compressed.bases import Basis, Identity, dct, inverse_dct
 
 FINGERPRINT = 8
 """Numbers by which a stored operator is told from another."""
+NARROW = 32
+"""States up to which A xᵀ is faster than x Aᵀ, whose matrix would be transposed for few rows: half
+the time for 4 to 16 states in float64 on a CPU."""
 
 
 class Operator(Protocol):
@@ -59,7 +62,10 @@ class Dense:
         return self.matrix.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self._like(x).T
+        matrix = self._like(x)
+        if x.dim() == 2 and len(x) <= NARROW:
+            return (matrix @ x.T).T.contiguous()
+        return x @ matrix.T
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y @ self._like(y)

@@ -1,4 +1,4 @@
-"""Data for the learned studies of compressed sensing: bundled digits, and what a user's folder has.
+"""Data for the learned studies of compressed sensing: bundled digits, or what a user's folder has.
 
 `FOLDER/mnist` holds the idx files, gzipped; `FOLDER/mednist` has `breastmri_64.npz`,
 `FOLDER/climate_images` has `mrms_rain_64.npz`, and `FOLDER/series_finance` the two files of
@@ -32,7 +32,7 @@ EDGE = 8
 @dataclass(frozen=True)
 class States:
     """Data [n, *S] to learn from and held out; the basis in which they are sparse, the box that
-    they lie in, and the numbers of measurements that are tried, the middle one by the rule."""
+    they lie in, and the numbers of measurements that are tried; other latents have the second."""
 
     learned: Tensor
     held_out: Tensor
@@ -74,11 +74,12 @@ def _mnist(data: Path) -> States:
 
 
 def _rain(data: Path) -> States:
-    """Radar rain at 32×32, means of 2×2 of the coded rates."""
+    """Radar rain at 64×64, its coded rates. All numbers of measurements are below what recovery of
+    every state asks for: small wavelets that are lost are little of a field of rain."""
     with np.load(data / PLACES["rain"]) as bundle:
         parts = [torch.from_numpy(bundle[f"{part}_images"]) for part in ("train", "test")]
-    learned, held_out = (F.avg_pool2d(part[:, None].float() / 255, 2) for part in parts)
-    return States(learned, held_out, "haar", None, (144, 256, 400))
+    learned, held_out = (part[:, None].float() / 255 for part in parts)
+    return States(learned, held_out, "haar", (0.0, 1.0), (144, 256))
 
 
 def _breast(data: Path) -> States:
@@ -106,29 +107,29 @@ PLACES = {
 }
 SETS: dict[str, Callable[[Path], States]] = {
     "digits": _digits,
-    "factors": _factors,
     "mnist": _mnist,
     "rain": _rain,
     "breast": _breast,
+    "factors": _factors,
 }
 TITLES = {
     "digits": "8×8 digits on 24×24",
     "factors": "macroeconomic factors, 6 × 240 days",
     "mnist": "MNIST, 28×28",
-    "rain": "radar rain, 32×32",
+    "rain": "radar rain, 64×64",
     "breast": "breast MRI, 32×32",
 }
 
 
 def sets_in(data: str | None) -> list[str]:
-    """What can be learned from: always the digits, and what the folder holds."""
+    """What can be learned from: what the folder holds, and without one the digits."""
     if data is None:
         return ["digits"]
     present = [name for name in SETS if name in PLACES and (Path(data) / PLACES[name]).is_file()]
     if not present:
         wanted = ", ".join(PLACES.values())
         raise UserError(f"--data {data} holds nothing to learn from: put one of {wanted} in it")
-    return ["digits", *present]
+    return present
 
 
 def states_of(name: str, data: str | None) -> States:
