@@ -22,7 +22,7 @@ from scoretune.evaluate.samples import act, deployed_times, part_of, sample
 from scoretune.models.catalog import guidance_of, resolve
 from scoretune.policy import Policy
 from scoretune.rewards import reader, scene_edit
-from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.base import Reward, can_judge, checked
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,23 @@ def verdicts(
         ]
         values[name] = distributed.gather(torch.cat([torch.zeros(0), *parts]))
     return values
+
+
+def judging(source: str, prompts: Prompts) -> dict[str, Reward]:
+    """Those of the `verdict_metrics` that can judge all of these prompts."""
+    metrics = verdict_metrics(source).items()
+    return {name: metric for name, metric in metrics if can_judge(metric, prompts.texts)}
+
+
+def unjudged(source: str, prompts: Prompts) -> tuple[str, ...]:
+    """A line on those that cannot judge all of these prompts, where there are such."""
+    left = [name for name in verdict_metrics(source) if name not in judging(source, prompts)]
+    if not left:
+        return ()
+    return (
+        f"no {' and no '.join(left)} in evaluations: some of the held-out prompts are not of the "
+        "model's own world",
+    )
 
 
 def verdict_metrics(source: str) -> dict[str, Reward]:
