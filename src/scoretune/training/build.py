@@ -13,6 +13,7 @@ from scoretune.core.config import (
     NEW_NETWORKS,
     Consistency,
     Dataset,
+    Energy,
     Matching,
     Model,
     Preference,
@@ -23,7 +24,7 @@ from scoretune.core.config import (
 )
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
-from scoretune.data.prompts import Prompts, read_prompts
+from scoretune.data.prompts import Prompts, check_one_size, read_prompts
 from scoretune.data.scenes.world import EDITOR, SHIPPED
 from scoretune.diffusion.named import grid, kernel
 from scoretune.diffusion.paths import INTEGRAL_END
@@ -37,12 +38,12 @@ from scoretune.evaluate.scores import unjudged
 from scoretune.models import quantized, score_network, slope_decoder, user_module
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
-from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.observed import Observed
 from scoretune.models.pipelines import Loader
 from scoretune.models.recycled import inner
+from scoretune.models.sizes import check_drawable, size_notes
 from scoretune.policy import Backbone, Distilled, Policy
 from scoretune.rewards.base import Reward, RewardFailed, check_prompts, has_gradient
 from scoretune.rewards.catalog import named_reward, names
@@ -100,6 +101,9 @@ def check(run: Run) -> Checked:
     reward = named_reward(run.reward)
     watching = guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
     checked = Checked(prompts, held_out, reward, None, *watching)
+    if isinstance(run.objective, Energy):
+        why = f"recipe {run.recipe!r} compares samples with data of one size"
+        check_one_size(prompts.texts, why)
     _check_judged(run, checked)
     trackers.check(run.tracking)
     _check_process(run.model)
@@ -182,9 +186,11 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
     device = distributed.device()
     policy = build_policy(run, device)
     texts = [*checked.prompts.texts, *checked.held_out.texts]
-    check_pictures(policy.backbone, texts)
+    check_drawable(policy.backbone, texts)
     notes = remarks(policy, run.model.guidance, texts)  # while there are encoders
     notes += unjudged(run.model.source, checked.held_out)
+    if not run.objective.on_data:
+        notes += size_notes(policy.backbone, checked.prompts, run.sizes.prompts)
     if run.hardware.cache_prompts:
         engine.cache_prompts(policy, texts)
     return Parts(

@@ -275,7 +275,7 @@ class FineTuning(Training):
             return error
         prompt = Prompts(self.parts.held_out.texts[:1], ("all",))
         policy, evaluation = self.parts.policy, self.run.evaluation
-        times = deployed_times(policy.backbone, evaluation.steps)
+        times = deployed_times(policy.backbone, evaluation.steps, prompt.texts)
 
         def draw() -> Tensor:
             return sample(policy, prompt, times=times, seed=evaluation.seed)

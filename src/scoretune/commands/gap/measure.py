@@ -18,8 +18,8 @@ from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
 from scoretune.models.catalog import guidance_of, resolve
-from scoretune.models.editing import check_pictures
 from scoretune.models.lora import load_lora
+from scoretune.models.sizes import check_drawable
 from scoretune.policy import Policy, deployment_of
 from scoretune.rewards.base import Reward, check_prompts
 from scoretune.rewards.catalog import named_reward
@@ -115,7 +115,7 @@ def _comparison(
     prompts = _prompts(request, run)
     fix = "give --prompts FILE of such as it reads"
     check_prompts(reward, name, prompts.texts, source="the prompts", fix=fix)
-    check_pictures(policy.backbone, prompts.texts)
+    check_drawable(policy.backbone, prompts.texts)
     return Comparison(
         prompts,
         reward,
