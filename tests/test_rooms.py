@@ -25,7 +25,7 @@ SHARED = {  # of each catalogue: what its entries may import, and what gathers t
     "models": {
         *("autoencoder", "class_labels", "compression", "export", "folders", "lora", "networks"),
         *("lora_files", "observed", "pipelines", "recycled", "schedulers", "videos"),
-        *("editing", "offload", "quantized", "slope_decoder", "truncation"),
+        *("editing", "offload", "quantized", "sizes", "slope_decoder", "truncation"),
     },
     "training/objectives": {"implicit", "method", "preference_losses"},
     "training/credit": {"values"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -74,10 +74,13 @@ class Acted:
     features: Tensor | None = None
 
 
-def prior(policy: Policy, batch: int, generator: torch.Generator) -> Tensor:
-    """Pure noise to start from, [B, *S], drawn on the generator's device."""
-    shape = (batch, *policy.backbone.shape)
-    noise = randn(shape, generator, device=generator.device)
+def prior(
+    policy: Policy, batch: int, generator: torch.Generator, shape: Sequence[int] | None = None
+) -> Tensor:
+    """Pure noise to start from, [B, *S], drawn on the generator's device; of states of another
+    `shape` than the model's own where that is given."""
+    states = policy.backbone.shape if shape is None else shape
+    noise = randn((batch, *states), generator, device=generator.device)
     return noise * policy.backbone.process.prior_std
 
 

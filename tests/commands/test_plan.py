@@ -618,7 +618,8 @@ def test_paths_are_counted_as_the_records_hold_them(make, known):
     parts = runs.build(run)
     texts = parts.method.source._next_prompts()  # type: ignore[attr-defined]
     condition = parts.policy.backbone.encode(texts)
-    path = parts.method.source.roll(condition, 0, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    source, draw = parts.method.source, torch.Generator().manual_seed(0)
+    path = source.roll(condition, 0, draw, source.noise(texts, draw))  # type: ignore[attr-defined]
     assert path.reference_data is None, "it is asked at the states that are learned from"
     held = [path.states, path.data, *path.condition.tensors]
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)

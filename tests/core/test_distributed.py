@@ -267,6 +267,30 @@ def test_samples_are_ranked_alike_in_two_processes(recipe, changes, tmp_path):
     assert apart(one, two) < 1e-6
 
 
+@pytest.mark.slow
+def test_prompts_of_two_sizes_are_shared_alike_in_two_processes(tmp_path, small):
+    from scoretune.training.run import launch
+    from scoretune.training.run_folder import record
+
+    one, two, prompts = tmp_path / "one", tmp_path / "two", tmp_path / "prompts.csv"
+    rows = [f"{word},{width},32" for word, width in zip("abcdef", (32, 48) * 3, strict=True)]
+    prompts.write_text("\n".join(["prompt,width,height", *rows]) + "\n")
+    changes = [*small[-2:], *SIZES, *EXACT, f"prompts={prompts}", "evaluation.per_task=6"]
+    run = overrides.changed(recipes.ddpo(), changes)
+    record(run, one, 1)
+    launch(run, one, Silent())
+    run_two("train", "ddpo", *changes, "--run", str(two))
+    assert apart(one, two) < 1e-6
+    rewards = [
+        [
+            json.loads(line)["reward"]["deterministic"]
+            for line in (each / "evaluations.jsonl").open()
+        ]
+        for each in (one, two)
+    ]
+    assert rewards[0] == pytest.approx(rewards[1], abs=2e-6)
+
+
 # -------------------------------------------------------------------- one device's memory
 
 

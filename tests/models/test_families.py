@@ -19,6 +19,7 @@ from scoretune.core.conditions import Condition, joined
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
 from scoretune.data.prompts import Prompt, picture_of, read_prompts
+from scoretune.data.sizes import Size
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VE, noise_ratio, time_of_ratio
@@ -382,6 +383,30 @@ def test_a_folder_that_is_no_such_model_says_so_in_a_line(copy, name):
         loaded(copy)
     assert text in str(caught.value)
     assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_prompts_size_is_as_that_of_the_setting(family, folder, backbone):
+    """Places, sizes, pictures to edit and shifts of times are those of a model of `model.size`."""
+    factor = backbone.factor if backbone.any_size else 1
+    height, width = (side * factor for side in backbone.shape[-2:])
+    asks = [
+        Prompt(text, picture=picture_of(text), size=Size(2 * width, height, "row 1"))
+        for text in family.prompts[:2]
+    ]
+    if not backbone.any_size:
+        with pytest.raises(UserError, match=r"row 1: it asks for \d+x\d+, and a .* draws one size"):
+            backbone.encode(asks)
+        return
+    other = loaded(folder, size=f"{2 * width}x{height}")
+    mine, theirs = backbone.encode(asks), other.encode(family.prompts[:2])
+    assert_equal(mine.tokens, theirs.tokens)
+    x, t = noise(other, 2), torch.full((2,), 0.5)
+    with torch.no_grad():
+        output = backbone.predict(x, t, mine.tokens)
+        torch.testing.assert_close(output, other.predict(x, t, theirs.tokens), rtol=0, atol=1e-6)
+    assert output.shape[1:] == other.shape == backbone.in_size_of(asks).shape
+    assert torch.equal(backbone.in_size_of(asks).deployed_times(3), other.deployed_times(3))
+    assert backbone.decode(x).shape[-2:] == (height, 2 * width)
 
 
 def test_a_family_takes_no_other_pipeline(folder, backbone):

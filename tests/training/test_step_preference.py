@@ -234,7 +234,7 @@ def test_spo_goes_on_from_a_random_candidate_and_pairs_best_and_worst():
     paths = on_policy(policy, Sizes(prompts=3, group=1))
     source = Candidates(paths, Ranking(), count=4, threshold=0.0, skip=1)
     draw = paths.generator(0)
-    condition, x = policy.encode(["a", "b", "c"]), paths.noise(3, draw)
+    condition, x = policy.encode(["a", "b", "c"]), paths.noise(["a", "b", "c"], draw)
     nodes = paths.times[:, None].expand(-1, 3)
     policy.calls = 0
     found = source.branch(condition, nodes, x, ["a", "b", "c"], draw)

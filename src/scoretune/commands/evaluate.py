@@ -44,7 +44,8 @@ def measure_run(
     from scoretune.data.prompts import read_prompts
     from scoretune.evaluate.scores import evaluation_line
     from scoretune.models.catalog import remarks
-    from scoretune.models.editing import check_pictures
+    from scoretune.models.sizes import check_drawable
+    from scoretune.rewards.base import check_prompts
     from scoretune.rewards.catalog import named_reward
     from scoretune.training import from_data
     from scoretune.training.build import held_out_prompts
@@ -58,12 +59,14 @@ def measure_run(
         return from_data.measure(run, folder, features)
     if features is not None:
         raise UserError("--features is for networks that learned from data: leave it out")
-    policy = load(folder, distributed.device())
     held_out = held_out_prompts(run) if prompts is None else read_prompts(prompts)
-    check_pictures(policy.backbone, held_out.texts)
+    reward, fix = named_reward(run.reward), "give --prompts FILE of such as it reads"
+    check_prompts(reward, run.reward, held_out.texts, source="the prompts", fix=fix)
+    policy = load(folder, distributed.device())
+    check_drawable(policy.backbone, held_out.texts)
     for line in remarks(policy, run.model.guidance, held_out.texts):
         typer.echo(f"note: {line}", err=True)
-    measured = measured_run(run, policy, held_out, named_reward(run.reward))
+    measured = measured_run(run, policy, held_out, reward)
     return evaluation_line(
         measured,
         run.evaluation,

@@ -72,9 +72,9 @@ def draw(
     from scoretune.evaluate.report import gallery
     from scoretune.evaluate.samples import deployed_steps
     from scoretune.models.catalog import remarks
-    from scoretune.models.editing import check_pictures
     from scoretune.models.recycled import inner
     from scoretune.models.score_network import ScoreNetwork
+    from scoretune.models.sizes import check_drawable
     from scoretune.training.run_folder import load, recorded
 
     policy = load(path, distributed.device())
@@ -84,7 +84,7 @@ def draw(
         if not prompts and not mute:
             raise UserError("say what to draw: scoretune sample RUN 'a prompt' 'another prompt'")
         texts = prompts or [""] * count
-        check_pictures(policy.backbone, prompts)
+        check_drawable(policy.backbone, prompts)
         _check_ending(policy, out)
         guidance = recorded(path).model.guidance if (path / "run.json").exists() else None
         for line in remarks(policy, guidance, texts):
@@ -160,10 +160,15 @@ def _are_pictures(shape: Sequence[int]) -> bool:
 def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed: int) -> Tensor:
     from scoretune.data.prompts import Prompts
     from scoretune.evaluate.samples import deployed_times, sample
+    from scoretune.evaluate.sizes import by_size, on_canvas
 
-    prompts = Prompts(tuple(texts), ("all",) * len(texts))
-    times = deployed_times(policy.backbone, steps)
-    return sample(policy, prompts, times=times, seed=seed, solver=solver)
+    def drawn(prompts: Prompts) -> Tensor:
+        times = deployed_times(policy.backbone, steps, prompts.texts)
+        return sample(policy, prompts, times=times, seed=seed, solver=solver)
+
+    batches = by_size(policy.backbone, Prompts(tuple(texts), ("all",) * len(texts)))
+    images = [(places, drawn(prompts)) for places, prompts in batches]
+    return on_canvas(images) if len(images) > 1 else images[0][1]
 
 
 def _write(images: Tensor, prompts: Sequence[str], out: Path | None) -> str:
@@ -173,7 +178,7 @@ def _write(images: Tensor, prompts: Sequence[str], out: Path | None) -> str:
     from PIL import Image
 
     from scoretune.evaluate.report import gallery
-    from scoretune.evaluate.samples import source_pictures
+    from scoretune.evaluate.sizes import source_pictures
 
     if images.dim() == 5:
         return _write_videos(images, prompts, out or PICTURES.with_suffix(".webp"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor
 from scoretune.core.errors import UserError, unknown
 from scoretune.data import formats
 from scoretune.data.scenes import world
+from scoretune.data.sizes import Size, size_in
 from scoretune.data.source_pictures import SourcePicture, source_picture
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -32,23 +33,28 @@ WANTED = (
 
 
 class Prompt(str):
-    """A text with `metadata`, the row of its file by columns, and perhaps the `picture` it edits.
+    """A text with `metadata`, the row of its file by columns, and perhaps the `picture` it edits
+    and the `size` that it asks for.
 
-    Equal and hashed as the text, but for two prompts of different pictures, which are not equal.
+    Equal and hashed as the text, but for two prompts of different pictures or sizes, which are not
+    equal.
     """
 
     metadata: Mapping[str, Any]
     picture: SourcePicture | None
+    size: Size | None
 
     def __new__(
         cls,
         text: str,
         metadata: Mapping[str, Any] | None = None,
         picture: SourcePicture | None = None,
+        size: Size | None = None,
     ) -> Prompt:
         prompt = super().__new__(cls, text)
         prompt.metadata = dict(metadata or {})
         prompt.picture = picture
+        prompt.size = size
         return prompt
 
     @property
@@ -58,12 +64,13 @@ class Prompt(str):
 
     @property
     def identity(self) -> str:
-        """The text, with what tells its picture from others: of equal prompts the same."""
+        """The text, with what tells its picture and size from others: of equal prompts the same."""
         mark = "" if self.picture is None else f" [{self.picture.sha256}]"
-        return f"{str.__str__(self)}{mark}"
+        size = "" if self.size is None else f" [{self.size}]"
+        return f"{str.__str__(self)}{mark}{size}"
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Prompt) and self.picture != other.picture:
+        if isinstance(other, Prompt) and (self.picture, self.size) != (other.picture, other.size):
             return False
         return str.__eq__(self, other)
 
@@ -76,6 +83,21 @@ class Prompt(str):
 def picture_of(prompt: str) -> SourcePicture | None:
     """The picture that a prompt edits; a plain `str` has none."""
     return prompt.picture if isinstance(prompt, Prompt) else None
+
+
+def size_of(prompt: str) -> Size | None:
+    """The size that a prompt asks for; a plain `str` asks for none."""
+    return prompt.size if isinstance(prompt, Prompt) else None
+
+
+def check_one_size(prompts: Iterable[str], why: str) -> None:
+    """Refuse prompts that ask for a size, for the reason `why`. Raises UserError."""
+    for size in map(size_of, prompts):
+        if size is not None:
+            raise UserError(
+                f"{size.where}: it asks for {size}, and {why}: take the columns width and height "
+                "out, or set model.size"
+            )
 
 
 def identity(prompt: str) -> str:
@@ -114,10 +136,14 @@ class Prompts:
             for count in [min(per_task or len(same), len(same))]
             for j in range(count)
         )
+        return self.take(kept)
+
+    def take(self, places: Sequence[int]) -> Prompts:
+        """Those of these numbers."""
         return Prompts(
-            tuple(self.texts[i] for i in kept),
-            tuple(self.tasks[i] for i in kept),
-            tuple(self.weights[i] for i in kept),
+            tuple(self.texts[i] for i in places),
+            tuple(self.tasks[i] for i in places),
+            tuple(self.weights[i] for i in places),
         )
 
 
@@ -180,8 +206,9 @@ def read_rows(source: str) -> list[Row]:
 
     A file is .csv, .tsv, .json, .jsonl or .parquet, and may name its column as `FILE:COLUMN`; any
     other is text with one prompt a line; each may be gzipped (.gz). A column `image` has the paths,
-    from the file's folder, of pictures that prompts edit. Raises UserError, in one line, for what
-    cannot be read or has no prompts.
+    from the file's folder, of pictures that prompts edit, columns `width` and `height` the size
+    of what is drawn, in pixels. Raises UserError, in one line, for what cannot be read or has no
+    prompts.
     """
     kind, _, rest = source.partition(":")
     if kind == "datasets" and rest:
@@ -239,7 +266,8 @@ def _of_items(
         text = item.get(key)
         if not isinstance(text, str):
             raise UserError(f"{where}: {key!r} must be a text, and is {formats.brief(text)}")
-        prompt = Prompt(_text(where, text), item, _picture(where, item, folder))
+        picture, size = _picture(where, item, folder), size_in(where, item)
+        prompt = Prompt(_text(where, text), item, picture, size)
         yield Row(prompt, _task(item), _weight(where, item))
 
 

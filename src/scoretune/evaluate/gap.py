@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -37,7 +37,9 @@ from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.samples import Walk, pictures
 from scoretune.evaluate.scores import score, verdicts
-from scoretune.policy import Deployment, Policy
+from scoretune.evaluate.sizes import by_size, in_place
+from scoretune.models.sizes import sized
+from scoretune.policy import Backbone, Deployment, Policy, deployment_of
 from scoretune.rewards.base import Reward
 
 MEAN, VARIANCE = 1.0, 0.25  # of the data for which `gaussian_w2` is worked out
@@ -170,6 +172,13 @@ class Comparison:
         own = self.sampling.grid == "auto" and self.deployment is not None
         return "deployed" if own else self.sampling.grid
 
+    def on(self, backbone: Backbone, prompts: Prompts) -> Comparison:
+        """The same on some of the prompts, which ask for one size."""
+        model, own = sized(backbone, prompts.texts), self.deployment
+        if own is not None and model is not backbone:
+            own = deployment_of(model)
+        return replace(self, prompts=prompts, deployment=own)
+
     def times(self, process: Process, steps: int) -> Tensor:
         """The grid that a run names at another number of steps; where it names none the model's
         own, else the run's. gDDIM can step along any grid."""
@@ -180,7 +189,19 @@ class Comparison:
 
 
 def rewards_of(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
-    """Every prompt's reward [B], not counted as training, or why not. Raises UserError for ODE."""
+    """Every prompt's reward [B], not counted as training, or why not; prompts of several sizes size
+    by size. Raises UserError for ODE."""
+    each = []
+    for places, prompts in by_size(policy.backbone, comparison.prompts):
+        rewards = _rewards(policy, cell, comparison.on(policy.backbone, prompts))
+        if isinstance(rewards, str):
+            return rewards
+        each.append((places, rewards))
+    return in_place(each)
+
+
+def _rewards(policy: Policy, cell: Cell, comparison: Comparison) -> CellRewards:
+    """`rewards_of` prompts of one size."""
     times = comparison.times(policy.backbone.process, cell.steps)
     of_base = cell.model == BASE and policy.has_reference
     try:

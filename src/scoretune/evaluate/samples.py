@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scoretune.core import distributed, files, fsdp
 from scoretune.core.conditions import Condition
 from scoretune.core.records import spans
-from scoretune.data.prompts import Prompts, picture_of
+from scoretune.data.prompts import Prompts
 from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
 from scoretune.evaluate import videos
+from scoretune.evaluate.sizes import source_pictures
+from scoretune.models.sizes import shape_of, sized
 from scoretune.policy import Backbone, Deployment, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
 
@@ -37,9 +38,10 @@ def deployed_steps(backbone: Backbone) -> int:
     return STEPS if deployment is None else deployment.steps
 
 
-def deployed_times(backbone: Backbone, steps: int) -> Tensor:
-    """The times [N+1] of a model's own sampler in so many steps; uniform where it has none."""
-    return times_of(backbone.process, deployment_of(backbone), steps)
+def deployed_times(backbone: Backbone, steps: int, prompts: Sequence[str] = ()) -> Tensor:
+    """The times [N+1] of a model's own sampler in so many steps, for pictures of the size that
+    prompts ask for; uniform where it has none."""
+    return times_of(backbone.process, deployment_of(sized(backbone, prompts)), steps)
 
 
 def times_of(process: Process, deployment: Deployment | None, steps: int) -> Tensor:
@@ -50,12 +52,12 @@ def times_of(process: Process, deployment: Deployment | None, steps: int) -> Ten
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
     """Images [B, 3, H, W], of a model of videos [B, T, 3, H, W], on the CPU, at the end of a walk;
-    of one seed all walks begin in the same noise.
+    of one seed all walks begin in the same noise. All prompts ask for one size (`sizes.by_size`).
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """
     generator, team = torch.Generator().manual_seed(seed), distributed.team()
-    noise = prior(policy, len(prompts), generator)
+    noise = prior(policy, len(prompts), generator, shape_of(policy.backbone, prompts.texts))
     if team.size > 1:
         generator.manual_seed(seed + 1_000_003 * (team.rank + 1))
     images = []
@@ -108,7 +110,7 @@ def drawn(
 ) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] on the CPU of one batch, each from its own noise, by this
     process alone; the generator is for a solver's further noise."""
-    times = deployed_times(policy.backbone, steps)
+    times = deployed_times(policy.backbone, steps, texts)
     x0 = sampled(policy, policy.encode(texts), times, noise, solver, generator)
     return policy.decode(x0).float().cpu().clamp(0, 1)
 
@@ -215,18 +217,3 @@ def _save_sheet(images: Tensor, file: Path, columns: int) -> None:
     pixels = (images.cpu().expand(-1, 3, -1, -1) * 255).round().byte()
     sheet = videos.sheet(pixels[:, None], columns)[0]
     Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(file)
-
-
-def source_pictures(texts: Sequence[str], height: int, width: int = 0) -> Tensor | None:
-    """The pictures that prompts edit, in one size, [B, 3, H, W]; None where a prompt has none."""
-    pictures = [picture_of(text) for text in texts]
-    if not pictures or None in pictures:
-        return None
-    size = (height, width or height)
-    return torch.cat(
-        [
-            F.interpolate(picture.pixels[None], size, mode="bilinear", antialias=True).clamp(0, 1)
-            for picture in pictures
-            if picture is not None
-        ]
-    )

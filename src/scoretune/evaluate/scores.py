@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from scoretune.data.prompts import Prompts
 from scoretune.data.scenes import world
 from scoretune.diffusion.named import grid
 from scoretune.evaluate.samples import act, deployed_times, part_of, sample
+from scoretune.evaluate.sizes import by_size, in_place, on_canvas
 from scoretune.models.catalog import guidance_of, resolve
 from scoretune.policy import Policy
 from scoretune.rewards import reader, scene_edit
-from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.base import Reward, can_judge, checked
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,23 @@ def verdicts(
     return values
 
 
+def judging(source: str, prompts: Prompts) -> dict[str, Reward]:
+    """Those of the `verdict_metrics` that can judge all of these prompts."""
+    metrics = verdict_metrics(source).items()
+    return {name: metric for name, metric in metrics if can_judge(metric, prompts.texts)}
+
+
+def unjudged(source: str, prompts: Prompts) -> tuple[str, ...]:
+    """A line on those that cannot judge all of these prompts, where there are such."""
+    left = [name for name in verdict_metrics(source) if name not in judging(source, prompts)]
+    if not left:
+        return ()
+    return (
+        f"no {' and no '.join(left)} in evaluations: some of the held-out prompts are not of the "
+        "model's own world",
+    )
+
+
 def verdict_metrics(source: str) -> dict[str, Reward]:
     """The world's reader and judge as verdicts of 0 or 1, of the shipped editor on its edits; none
     for models of no world of scenes."""
@@ -104,6 +122,9 @@ class Measurement:
     "reward", and each metric by its name. `stochastic` and `ode` are the rewards of the training
     sampler and of the ODE on its grid. `kls` are those of `samples.act`, none without an adapter.
     `guidance` is the scale that all were drawn with.
+
+    Prompts of several sizes are measured size by size: `parts` are these measurements with the
+    numbers of their prompts, and `images` are then on canvases of one size, to be looked at.
     """
 
     prompts: Prompts
@@ -113,6 +134,12 @@ class Measurement:
     ode: Tensor
     kls: Mapping[str, float]
     guidance: float = 1.0
+    parts: tuple[tuple[Sequence[int], Measurement], ...] = ()
+
+    @property
+    def of_each_size(self) -> tuple[tuple[Sequence[int], Measurement], ...]:
+        """The parts, of one size itself: what looks at pictures as they are goes through these."""
+        return self.parts or ((range(len(self.prompts)), self),)
 
 
 def measure(
@@ -126,13 +153,63 @@ def measure(
     sampling: Sampling,
 ) -> Measurement:
     """Evaluate through the deterministic sampler, along the model's own times, and the reward
-    through the training one too.
+    through the training one too; prompts of several sizes size by size, each from its own noise.
 
     A run with a window of stochastic steps is evaluated with noise on every one. Does not count
     towards the network evaluations of training.
     """
+    each = [
+        (
+            places,
+            _measured(
+                policy,
+                some,
+                reward=reward,
+                reward_name=reward_name,
+                metrics=metrics,
+                evaluation=evaluation,
+                sampling=sampling,
+            ),
+        )
+        for places, some in by_size(policy.backbone, prompts)
+    ]
+    return each[0][1] if len(each) == 1 else _together(prompts, each)
+
+
+def _together(prompts: Prompts, each: Sequence[tuple[Sequence[int], Measurement]]) -> Measurement:
+    """Measurements of some of the prompts each as that of all."""
+    first, count = each[0][1], len(prompts)
+    return Measurement(
+        prompts=prompts,
+        images=on_canvas([(places, one.images) for places, one in each]),
+        values={
+            name: in_place([(places, one.values[name]) for places, one in each])
+            for name in first.values
+        },
+        stochastic=in_place([(places, one.stochastic) for places, one in each]),
+        ode=in_place([(places, one.ode) for places, one in each]),
+        kls={
+            name: round(sum(one.kls[name] * len(places) for places, one in each) / count, 4)
+            for name in first.kls
+        },
+        guidance=first.guidance,
+        parts=tuple(each),
+    )
+
+
+def _measured(
+    policy: Policy,
+    prompts: Prompts,
+    *,
+    reward: Reward,
+    reward_name: str,
+    metrics: Mapping[str, Reward],
+    evaluation: Evaluation,
+    sampling: Sampling,
+) -> Measurement:
+    """`measure` of prompts of one size."""
     process, seed = policy.backbone.process, evaluation.seed
-    final_times = deployed_times(policy.backbone, evaluation.steps)
+    final_times = deployed_times(policy.backbone, evaluation.steps, prompts.texts)
     times = grid(process, sampling)
     with policy.uncounted():
         images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)

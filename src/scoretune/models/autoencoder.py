@@ -112,6 +112,14 @@ def denoiser_of(pipeline: Any) -> str:
     return "unet" if "unet" in pipeline.components else "transformer"
 
 
+def multiple(pipeline: Any, packed: int = 1) -> int:
+    """What divides the sides of pictures: the autoencoder's factor times the network's patches, or
+    those that latents are `packed` in."""
+    patches = getattr(pipeline, denoiser_of(pipeline)).config.get("patch_size", 1) or 1
+    patch = int(patches if isinstance(patches, int) else patches[-1])  # of videos a time, two sides
+    return factor(pipeline.vae) * (packed if packed > 1 else patch)
+
+
 def latent_shape(
     source: str,
     pipeline: Any,
@@ -131,9 +139,7 @@ def latent_shape(
     """
     config, vae = getattr(pipeline, denoiser_of(pipeline)).config, pipeline.vae
     channels, pixels = latent_channels(source, config, vae, packed, pictures), factor(vae)
-    patches = config.get("patch_size", 1) or 1  # of videos a time and two sides
-    patch = packed if packed > 1 else int(patches if isinstance(patches, int) else patches[-1])
-    check_multiple(size, pixels * patch)
+    check_multiple(size, multiple(pipeline, packed))
     if size:
         return (channels, *(edge // pixels for edge in pair(size)))
     coded = tuple(edge // pixels for edge in pair(vae.config.get("sample_size")))

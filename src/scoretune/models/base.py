@@ -6,14 +6,16 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from scoretune.core.conditions import Condition, Tokens, joined
 from scoretune.core.errors import UserError
+from scoretune.data.prompts import size_of
+from scoretune.data.sizes import Size
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
@@ -57,6 +59,10 @@ class Pipelined(ABC):
     """Parts that wait in the computer's memory until they are used."""
     shipped: bool = field(default=False, kw_only=True)
     """Whether the model ships with scoretune, whose pictures are of uniform steps."""
+    others: dict[tuple[int, ...], Any] = field(default_factory=dict, kw_only=True, repr=False)
+    """The same model in the other sizes that prompts have asked for, by the shapes of states."""
+    any_size: ClassVar[bool] = True
+    """Whether it draws in sizes that it was not built for."""
 
     @property
     def part(self) -> str:
@@ -141,16 +147,83 @@ class Pipelined(ABC):
         """The states [L, D] that guidance is away from, given those of the empty prompt."""
         return empty
 
+    # ------------------------------------------------------------------------------ of any size
+
+    @property
+    def multiple(self) -> int:
+        """What divides the sides of its pictures, in pixels."""
+        return autoencoder.multiple(self.pipeline)
+
+    def shape_of(self, size: Size | None) -> tuple[int, ...]:
+        """Of the states of pictures of that size; None is its own. Raises UserError for a size that
+        it cannot draw."""
+        if size is None:
+            return self.shape
+        kind, sides = type(self.pipeline).__name__, (size.height, size.width)
+        if not self.any_size:
+            raise UserError(
+                f"{size.where}: it asks for {size}, and a {kind} draws one size alone: take the "
+                "columns width and height out"
+            )
+        multiple = self.multiple
+        if any(side % multiple for side in sides):
+            low, high = (
+                "x".join(str(max(1, round_(side / multiple)) * multiple) for side in sides[::-1])
+                for round_ in (math.floor, math.ceil)
+            )
+            raise UserError(
+                f"{size.where}: it asks for {size}, and the sides of a {kind} here are multiples "
+                f"of {multiple}: the nearest that work are {low} and {high}"
+            )
+        return (*self.shape[:-2], *(side // self.factor for side in sides))
+
+    def in_size_of(self, prompts: Sequence[str]) -> Self:
+        """The model in the one size that prompts ask for, by the same weights; itself where that is
+        its own. Raises UserError for a size that it cannot draw, ValueError for several."""
+        shapes = {self.shape_of(size) for size in set(map(size_of, prompts))} or {self.shape}
+        if len(shapes) > 1:
+            raise ValueError(f"prompts of one batch ask for pictures of {len(shapes)} shapes")
+        (shape,) = shapes
+        if shape == self.shape:
+            return self
+        if shape not in self.others:
+            self.others[shape] = self.reshaped(shape)
+        other: Self = self.others[shape]
+        return other
+
+    def reshaped(self, shape: tuple[int, ...]) -> Self:
+        """The same weights for states of another shape, with nothing encoded yet."""
+        return replace(self, shape=shape, prompt_cache=None, others={})
+
+    # ------------------------------------------------------------------------------ conditions
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Text states of prompts; those of the empty prompt serve guidance."""
+        """What the network is told of prompts, which ask for one size."""
+        return self.in_size_of(prompts).condition(prompts)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Text states of prompts in its own size; those of the empty prompt serve guidance."""
         texts = [*prompts, ""]
         states = self.text_states(texts) if self.prompt_cache is None else self._cached(texts)
         return Condition(states[:-1], self.null(states[-1]))
 
     @torch.no_grad()
     def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """Encode these prompts and the empty one for good, and let go of the encoders."""
+        """Encode these prompts and the empty one for good, in every size that they ask for, and let
+        go of the encoders."""
+        by_shape: dict[tuple[int, ...], list[str]] = {self.shape: []}
+        for prompt in prompts:
+            by_shape.setdefault(self.shape_of(size_of(prompt)), []).append(prompt)
+        for some in by_shape.values():
+            self.in_size_of(some).keep(some, batch)
+        if self.offloaded is not None:
+            self.offloaded.release(*self.encoders)
+        for name in self.encoders:
+            setattr(self.pipeline, name, None)
+
+    def keep(self, prompts: Sequence[str], batch: int) -> None:
+        """Encode these prompts of its own size, and the empty one, for good."""
         texts = list(dict.fromkeys([*prompts, ""]))
         cache: dict[str, Tokens] = {}
         for start in range(0, len(texts), batch):
@@ -158,10 +231,6 @@ class Pipelined(ABC):
             states = self.text_states(part).to(torch.device("cpu"))
             cache |= {text: states[i : i + 1] for i, text in enumerate(part)}
         self.prompt_cache = cache
-        if self.offloaded is not None:
-            self.offloaded.release(*self.encoders)
-        for name in self.encoders:
-            setattr(self.pipeline, name, None)
 
     @torch.no_grad()
     def cut(self, prompts: Iterable[str]) -> tuple[str, ...]:

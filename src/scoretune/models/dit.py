@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from scoretune.models.pipelines import Family, by_schedule
 @dataclass
 class DiffusionTransformer(Pipelined):
     """A DiTPipeline as a continuous-time model; everything but the transformer is frozen."""
+
+    any_size: ClassVar[bool] = False
 
     @property
     def labels(self) -> Labels:

@@ -24,9 +24,9 @@ def check_pictures(backbone: Backbone, prompts: Sequence[str]) -> None:
     """Refuse prompts without a picture to a model that edits one, pictures to one that does not,
     and pictures of other proportions than it draws. Raises UserError."""
     base = inner(backbone)
-    sides = base.edited_sides if isinstance(base, Pipelined) else None
     for prompt in prompts:
         picture = picture_of(prompt)
+        sides = base.in_size_of([prompt]).edited_sides if isinstance(base, Pipelined) else None
         if picture is None and sides is not None:
             raise _without_picture(prompt)
         if picture is not None and sides is None:

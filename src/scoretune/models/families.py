@@ -107,13 +107,13 @@ def _sdxl(source: str, pipeline: Any) -> None:
         pipeline.vae.to(torch.float32)
 
 
-def _before_shift(model: Observed, label: Tensor) -> Tensor:
+def _before_shift(model: Observed, label: Tensor, x: Tensor) -> Tensor:
     """The time u before the shift σ = m/(m + 1/u − 1), m by the picture's size: CogView 4's."""
     config: Any = model.pipeline.scheduler.config
     patch = model.pipeline.transformer.config.patch_size
     factor: float = config.shift
     if config.use_dynamic_shifting:
-        tokens = math.prod(side // patch for side in model.shape[1:])
+        tokens = math.prod(side // patch for side in x.shape[-2:])
         relative = math.sqrt(tokens / config.base_image_seq_len)
         mu = relative * config.max_shift + config.base_shift
         factor = mu if config.time_shift_type == "linear" else math.exp(mu)
@@ -121,12 +121,12 @@ def _before_shift(model: Observed, label: Tensor) -> Tensor:
     return time
 
 
-def _of_places(model: Observed, label: Tensor) -> Tensor:
+def _of_places(model: Observed, label: Tensor, x: Tensor) -> Tensor:
     """The scheduler's time; of Wan 2.2 5B for each of the network's places, [B, Thw/4]."""
     pipeline: Any = model.pipeline
     if not pipeline.config.expand_timesteps:
         return label
-    frames, rows, columns = model.shape[1:]
+    frames, rows, columns = x.shape[-3:]
     return label[:, None].expand(-1, frames * (rows // 2) * (columns // 2))
 
 

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from scoretune.core.conditions import Condition, Named, joined
 from scoretune.data.prompts import Prompt, picture_of
 from scoretune.diffusion.processes import Tabulated
 from scoretune.models import editing
-from scoretune.models.autoencoder import latent_shape
+from scoretune.models.autoencoder import latent_shape, multiple
 from scoretune.models.base import Pipelined, Told, default_argument
 from scoretune.models.lora import ATTENTION
 from scoretune.models.pipelines import Family
@@ -74,17 +74,17 @@ PATCHES = Layout(lambda x: F.pixel_unshuffle(x, 2).flatten(2).mT, _from_patches,
 """A token for each 2×2 places, [B, hw/4, 4C]."""
 
 
-def of_label(model: Observed, label: Tensor) -> Tensor:
+def of_label(model: Observed, label: Tensor, x: Tensor) -> Tensor:
     """The scheduler's time."""
     return label
 
 
-def of_fraction(model: Observed, label: Tensor) -> Tensor:
+def of_fraction(model: Observed, label: Tensor, x: Tensor) -> Tensor:
     """The time in [0, 1], rounded as pipelines round it: half precision tells few times apart."""
     return label.to(model.dtype) / TIMES
 
 
-def of_progress(model: Observed, label: Tensor) -> Tensor:
+def of_progress(model: Observed, label: Tensor, x: Tensor) -> Tensor:
     """How far from noise to data, in [0, 1], rounded as Z-Image rounds it: its network multiplies
     this by 1000 again, and an ulp is 6e-5 of its angles."""
     return (TIMES - label) / TIMES
@@ -102,9 +102,9 @@ class Row:
     """A family of diffusers pipelines: its class, its denoiser, and what their call does not show.
 
     `state` and `time` are the denoiser's names of what is not the condition, `clock` what it is
-    told of the scheduler's time, `sign` what its output is multiplied by. `unprompted`: whether a
-    guided call asks once for both, unprompted rows first or last, or twice, the prompted first; or
-    the twin is the empty prompt. `scale` is the call's name of guidance, which is ours less
+    told of the scheduler's time at states x, `sign` what its output is multiplied by. `unprompted`:
+    whether a guided call asks once for both, unprompted rows first or last, or twice, the prompted
+    first; or the twin is the empty prompt. `scale` is the call's name of guidance, ours less
     `offset`. Arguments in `shared` have no row a prompt; `masks` name the mask of a text which may
     be left out where every place is one.
 
@@ -119,7 +119,7 @@ class Row:
     networks: tuple[str, ...]
     state: str = "hidden_states"
     time: str = "timestep"
-    clock: Callable[[Observed, Tensor], Tensor] = of_label
+    clock: Callable[[Observed, Tensor, Tensor], Tensor] = of_label
     sign: float = 1.0
     layout: Layout = PLANE
     unprompted: Literal["first", "last", "second", "empty"] = "first"
@@ -326,8 +326,14 @@ class Observed(Pipelined):
         """What the denoiser is told of prompts."""
         return self.named(self.asked(prompts, **self._scale(guided=False))[0], len(prompts))
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    @property
+    def multiple(self) -> int:
+        return multiple(self.pipeline, self.row.layout.patch)
+
+    def reshaped(self, shape: tuple[int, ...]) -> Self:
+        return replace(super().reshaped(shape), twin=None, twins={})
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
         """What the denoiser is told of prompts, and without one."""
         tokens = self.text_states(prompts) if self.prompt_cache is None else self._cached(prompts)
         if self.row.sees:  # what is left without a text differs from picture to picture
@@ -366,9 +372,8 @@ class Observed(Pipelined):
         both = self.named(self.asked([""], calls, **self._scale(guided=True))[0], 3 - calls)
         return both[-1:] if row == "last" else both[:1]
 
-    @torch.no_grad()
-    def cache_prompts(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """As of any pipeline, keeping what its call needs to be run without encoders."""
+    def keep(self, prompts: Sequence[str], batch: int) -> None:
+        """As of any pipeline, with what its call needs to be run without encoders."""
         kept: list[Any] = [None]
         if self._steps_itself:
             with self._encoding() as kept:
@@ -378,7 +383,7 @@ class Observed(Pipelined):
         if self.row.sees:
             pictures = {_key(prompt): prompt for prompt in [*prompts, ""]}
             self.twins = {key: self._seen_alone([p]).to("cpu") for key, p in pictures.items()}
-        super().cache_prompts(prompts, batch)
+        super().keep(prompts, batch)
         self.spare = kept[-1]
 
     @contextmanager
@@ -423,15 +428,16 @@ class Observed(Pipelined):
         row, dtype = self.row, self.dtype
         shown, label = self.told(x, t)
         packed = row.layout.pack(shown.to(dtype))
-        if row.edits is not None:
+        length = packed.shape[1] if row.edits is not None else 0
+        if length:
             packed = torch.cat([packed, tokens.rows[PICTURE].to(dtype)], 1)
         output = self.network(
-            **{row.state: packed, row.time: row.clock(self, label)},
+            **{row.state: packed, row.time: row.clock(self, label, x)},
             **_arguments(tokens, len(x), dtype),
             return_dict=False,
         )[0]
-        if row.edits is not None:  # what it says of the picture's own places is not used
-            output = output[:, : self.packed_length]
+        if length:  # what it says of the picture's own places is not used
+            output = output[:, :length]
         return row.sign * row.layout.unpack(output, x)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class PixelUNet(Pipelined):
     The empty prompt is no class. A network without classes ignores prompts: they are the reward's.
     """
 
+    any_size: ClassVar[bool] = False
+
     @property
     def labels(self) -> Labels | None:
         """The classes: of a table, unit vectors, or numbers on a sinusoid; None: there are none."""
@@ -48,7 +50,7 @@ class PixelUNet(Pipelined):
             return torch.zeros(len(prompts), 0, 0, device=self.device)
         return self.labels.one_hot(prompts, empty=False).to(self.device)
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def condition(self, prompts: Sequence[str]) -> Condition:
         """One-hot classes, if any. There is no empty class, hence no guidance."""
         return Condition(self.text_states(prompts))
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoretune.core.errors import UserError
+from scoretune.core.errors import UserError, user_errors
 from scoretune.core.finite import is_finite
 from scoretune.core.profiling import part
 from scoretune.core.records import spans
@@ -30,6 +30,15 @@ class OfVideos(Protocol):
     so by `function.takes_videos = True`. Others are shown their frames."""
 
     takes_videos: bool
+
+
+@runtime_checkable
+class OfSomePrompts(Protocol):
+    """A reward that cannot judge every prompt: it says so when a run is built, not in its middle. A
+    function of one's own does by `function.check_prompt = other_function`."""
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises UserError, or ValueError, for a prompt that lacks what the reward reads of it."""
 
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -128,6 +137,35 @@ def on_frames(reward: Reward, name: str, videos: Tensor, prompts: Sequence[str])
     texts = [prompt for prompt in prompts for _ in range(videos.shape[1])]
     values = checked(reward, name, videos.flatten(0, 1), texts)
     return values.view(videos.shape[:2]).mean(1)
+
+
+def check_prompt(reward: Reward, prompt: str) -> None:
+    """Refuse a prompt that a reward, or a part of it, cannot judge. Raises UserError."""
+    if isinstance(reward, OfSomePrompts):
+        with user_errors():
+            reward.check_prompt(prompt)
+
+
+def check_prompts(
+    reward: Reward, name: str, prompts: Iterable[str], *, source: str, fix: str
+) -> None:
+    """Refuse `prompts`, of that `source`, that a reward cannot judge, before anything is loaded or
+    drawn; `fix` says what to change. Raises UserError."""
+    for prompt in dict.fromkeys(prompts):
+        try:
+            check_prompt(reward, prompt)
+        except UserError as error:
+            raise UserError(f"reward {name!r} cannot judge {source} ({error}): {fix}") from error
+
+
+def can_judge(reward: Reward, prompts: Iterable[str]) -> bool:
+    """Whether a reward can judge every one of these prompts."""
+    try:
+        for prompt in dict.fromkeys(prompts):
+            check_prompt(reward, prompt)
+    except UserError:
+        return False
+    return True
 
 
 def source_image(prompt: str, use: str) -> Tensor:

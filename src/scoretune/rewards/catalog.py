@@ -76,7 +76,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "compressibility": pixels.Compressibility,
     "incompressibility": _incompressibility,
     "brightness": lambda: pixels.brightness,
-    "source_closeness": lambda: source_closeness.source_closeness,
+    "source_closeness": source_closeness.SourceCloseness,
     "scene_edit": _scene_edit,
     "temporal_flickering": lambda: temporal_flickering.temporal_flickering,
     "clip": clip.Clip,

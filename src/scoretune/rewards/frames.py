@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoretune.core import resolve
 from scoretune.core.errors import UserError
-from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.base import Reward, check_prompt, checked
 
 SETTING = re.compile(r"[(,]\s*frames\s*=")
 
@@ -37,6 +37,10 @@ class OnFrames:
         if images.dim() == 5:
             images = images[:, places(self.frames, images.shape[1])]
         return checked(self.reward, self.name, images, prompts)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that the reward cannot judge."""
+        check_prompt(self.reward, prompt)
 
 
 def places(frames: str, count: int) -> list[int]:

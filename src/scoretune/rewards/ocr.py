@@ -92,9 +92,13 @@ class Ocr(Answered):
         for name in set(given) & set(unread):
             raise UserError(f"ocr(engine={self.engine}) does not read {name}: leave it out")
 
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that wants no text."""
+        wanted_text(prompt)
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         for prompt in prompts:
-            wanted_text(prompt)  # before anything is read
+            self.check_prompt(prompt)  # before anything is read
         call = Cached.__call__ if self.engine == "rapidocr" else Answered.__call__
         return call(self, images, prompts)
 

@@ -48,6 +48,10 @@ class Reading:
     network: nn.Module
     soft: bool = True
 
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that is no scene."""
+        _meaning(prompt)
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         meant = [_meaning(prompt) for prompt in prompts]
         logits = self.network.to(images.device)(images)

@@ -71,6 +71,11 @@ class EditReading:
     network: nn.Module
     soft: bool = True
 
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that is no instruction of the world, or has no picture."""
+        _meaning(prompt)
+        source_image(prompt, "scene_edit reads")
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network = self.network.to(images.device)
         asked = [Asked(_meaning(prompt), _before(network, prompt, images)) for prompt in prompts]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scoretune.rewards.base import source_image
+
+USE = "source_closeness compares with"
 
 
 def closeness(images: Tensor, sources: Tensor) -> Tensor:
@@ -17,14 +20,20 @@ def closeness(images: Tensor, sources: Tensor) -> Tensor:
     return 1 - (images - sources).abs().mean((1, 2, 3))
 
 
-def source_closeness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+@dataclass(frozen=True)
+class SourceCloseness:
     """`closeness` to the pictures of prompts, scaled to the images' size; has a gradient."""
-    sources = torch.stack([_source(prompt, images) for prompt in prompts])
-    return closeness(images, sources)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that has no picture."""
+        source_image(prompt, USE)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return closeness(images, torch.stack([_source(prompt, images) for prompt in prompts]))
 
 
 def _source(prompt: str, images: Tensor) -> Tensor:
-    image = source_image(prompt, "source_closeness compares with")
+    image = source_image(prompt, USE)
     sides = images.shape[-2:]
     if image.shape[-2:] != sides:
         batch = image[None]

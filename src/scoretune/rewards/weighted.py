@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretune.core.records import Scores, spans
-from scoretune.rewards.base import Reward, checked
+from scoretune.rewards.base import Reward, check_prompt, checked
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Weighted:
         values = list(self.each(images, prompts).values())
         total = torch.stack(values).sum(0)
         return total if all(value.requires_grad for value in values) else total.detach()
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that one of the parts cannot judge."""
+        for part in self.parts:
+            check_prompt(part.reward, prompt)
 
     def each(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The weighted parts wᵢ rᵢ by name, [B] each."""

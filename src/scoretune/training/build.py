@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from scoretune.core.config import (
     NEW_NETWORKS,
     Consistency,
     Dataset,
+    Energy,
     Matching,
     Model,
     Preference,
@@ -23,7 +24,7 @@ from scoretune.core.config import (
 )
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
-from scoretune.data.prompts import Prompts, read_prompts
+from scoretune.data.prompts import Prompts, check_one_size, read_prompts
 from scoretune.data.scenes.world import EDITOR, SHIPPED
 from scoretune.diffusion.named import grid, kernel
 from scoretune.diffusion.paths import INTEGRAL_END
@@ -33,17 +34,18 @@ from scoretune.diffusion.theory.gaussian import law
 from scoretune.diffusion.theory.reward_gap import sampler_bias
 from scoretune.evaluate.features import Features
 from scoretune.evaluate.guard import guard
+from scoretune.evaluate.scores import unjudged
 from scoretune.models import quantized, score_network, slope_decoder, user_module
 from scoretune.models.base import Pipelined
 from scoretune.models.catalog import family_of, load_backbone, lora_targets, move, remarks, resolve
-from scoretune.models.editing import check_pictures
 from scoretune.models.folders import load_pipeline
 from scoretune.models.lora import add_adapter
 from scoretune.models.observed import Observed
 from scoretune.models.pipelines import Loader
 from scoretune.models.recycled import inner
+from scoretune.models.sizes import check_drawable, size_notes
 from scoretune.policy import Backbone, Distilled, Policy
-from scoretune.rewards.base import Reward, RewardFailed, has_gradient
+from scoretune.rewards.base import Reward, RewardFailed, check_prompts, has_gradient
 from scoretune.rewards.catalog import named_reward, names
 from scoretune.training import engine, trackers
 from scoretune.training.objectives import KINDS
@@ -72,6 +74,10 @@ class Checked:
     judge: Reward | None = None
     features: Features | None = None
 
+    def probe(self, run: Run) -> str:
+        """A prompt that the reward is asked about."""
+        return (self.held_out if run.objective.on_data else self.prompts).texts[0]
+
 
 @dataclass
 class Parts(Learner):
@@ -94,15 +100,36 @@ def check(run: Run) -> Checked:
     prompts, held_out = read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
     reward = named_reward(run.reward)
     watching = guard.judge_and_features(run.guard, reward=run.reward, source=run.model.source)
+    checked = Checked(prompts, held_out, reward, None, *watching)
+    if isinstance(run.objective, Energy):
+        why = f"recipe {run.recipe!r} compares samples with data of one size"
+        check_one_size(prompts.texts, why)
+    _check_judged(run, checked)
     trackers.check(run.tracking)
     _check_process(run.model)
     try:
         grey = torch.full((3, 32, 32), 0.5, device=distributed.device())
-        differentiable = has_gradient(reward, run.reward, grey, prompts.texts[0])
+        differentiable = has_gradient(reward, run.reward, grey, checked.probe(run))
     except RewardFailed:  # it may want larger pictures: the model's own will tell
-        return Checked(prompts, held_out, reward, None, *watching)
+        return checked
     check_settings(run, differentiable)
-    return Checked(prompts, held_out, reward, differentiable, *watching)
+    return replace(checked, differentiable=differentiable)
+
+
+def _check_judged(run: Run, checked: Checked) -> None:
+    """Refuse prompts that the reward cannot judge, and held-out ones that the guard's judge cannot,
+    before there is a run folder."""
+    if not run.objective.on_data:
+        source = f"prompts={run.prompts}"
+        fix = "set prompts=FILE of such as it reads, or another reward"
+        check_prompts(checked.reward, run.reward, checked.prompts.texts, source=source, fix=fix)
+    named, shown = run.evaluation.prompts, "the held-out prompts"
+    source = f"evaluation.prompts={named}" if named else f"{shown} of {run.model.source!r}"
+    judges = {run.reward: checked.reward}
+    judges |= {} if checked.judge is None else {str(run.guard.judge): checked.judge}
+    for name, judge in judges.items():
+        fix = "set evaluation.prompts=FILE of such as it reads"
+        check_prompts(judge, name, checked.held_out.texts, source=source, fix=fix)
 
 
 def check_settings(run: Run, differentiable: bool | None = None) -> None:
@@ -159,8 +186,11 @@ def build(run: Run, checked: Checked | None = None) -> Parts:
     device = distributed.device()
     policy = build_policy(run, device)
     texts = [*checked.prompts.texts, *checked.held_out.texts]
-    check_pictures(policy.backbone, texts)
+    check_drawable(policy.backbone, texts)
     notes = remarks(policy, run.model.guidance, texts)  # while there are encoders
+    notes += unjudged(run.model.source, checked.held_out)
+    if not run.objective.on_data:
+        notes += size_notes(policy.backbone, checked.prompts, run.sizes.prompts)
     if run.hardware.cache_prompts:
         engine.cache_prompts(policy, texts)
     return Parts(
@@ -236,7 +266,7 @@ def build_method(run: Run, policy: Policy, checked: Checked) -> Method:
     kind, backbone = KINDS[run.objective.kind], policy.backbone
     with torch.no_grad():
         image = backbone.decode(torch.zeros(1, *backbone.shape, device=policy.device))[0]
-    differentiable = has_gradient(checked.reward, run.reward, image, checked.prompts.texts[0])
+    differentiable = has_gradient(checked.reward, run.reward, image, checked.probe(run))
     context = context_of(run, differentiable)
     kind.check(run.objective, context)
     if not run.objective.on_data:

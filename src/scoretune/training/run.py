@@ -34,8 +34,8 @@ from scoretune.evaluate.scores import (
     Verdicts,
     compare,
     evaluation_line,
+    judging,
     measure,
-    verdict_metrics,
 )
 from scoretune.evaluate.videos import middle
 from scoretune.models import export, user_module
@@ -275,7 +275,7 @@ class FineTuning(Training):
             return error
         prompt = Prompts(self.parts.held_out.texts[:1], ("all",))
         policy, evaluation = self.parts.policy, self.run.evaluation
-        times = deployed_times(policy.backbone, evaluation.steps)
+        times = deployed_times(policy.backbone, evaluation.steps, prompt.texts)
 
         def draw() -> Tensor:
             return sample(policy, prompt, times=times, seed=evaluation.seed)
@@ -423,7 +423,7 @@ def measured_run(run: Run, policy: Policy, prompts: Prompts, reward: Reward) -> 
         prompts,
         reward=reward,
         reward_name=run.reward,
-        metrics=verdict_metrics(run.model.source),
+        metrics=judging(run.model.source, prompts),
         evaluation=run.evaluation,
         sampling=run.sampling,
     )

@@ -18,10 +18,10 @@ from scoretune.data.prompts import Prompts, read_prompts
 from scoretune.evaluate import gap
 from scoretune.evaluate.gap import BASE, TUNED, Comparison, Matrix, Row, explanation, matrix_of
 from scoretune.models.catalog import guidance_of, resolve
-from scoretune.models.editing import check_pictures
 from scoretune.models.lora import load_lora
+from scoretune.models.sizes import check_drawable
 from scoretune.policy import Policy, deployment_of
-from scoretune.rewards.base import Reward
+from scoretune.rewards.base import Reward, check_prompts
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import run_folder
 from scoretune.training.build import held_out_prompts
@@ -113,7 +113,9 @@ def _comparison(
     if seed is None:
         seed = run.evaluation.seed if run else 0
     prompts = _prompts(request, run)
-    check_pictures(policy.backbone, prompts.texts)
+    fix = "give --prompts FILE of such as it reads"
+    check_prompts(reward, name, prompts.texts, source="the prompts", fix=fix)
+    check_drawable(policy.backbone, prompts.texts)
     return Comparison(
         prompts,
         reward,

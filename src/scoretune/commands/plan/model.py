@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,10 +24,12 @@ from scoretune.commands.plan.profiler import BATCHES, NOTHING, Cost, Curve, cost
 from scoretune.core.conditions import Condition, Named
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, first_line
+from scoretune.data.prompts import size_of
 from scoretune.models import catalog
 from scoretune.models.base import Pipelined
 from scoretune.models.observed import MASK, Observed
 from scoretune.models.recycled import inner
+from scoretune.models.sizes import largest, name_of
 from scoretune.models.videos import half_as_long
 from scoretune.policy import Backbone, Policy
 from scoretune.training import from_data
@@ -57,7 +59,7 @@ class Model:
     activations that are computed again. `reading` encodes texts. Rows of the network are its own:
     of a guided state two; `valuing` counts states. `waiting` may be offloaded; `linears` are, by
     part, the weights that quantisation makes smaller. Videos have `frames`, and `shorter` is about
-    half as many.
+    half as many. `size` is that of the pictures where prompts ask for sizes: the largest.
     """
 
     parts: dict[str, int]
@@ -79,22 +81,28 @@ class Model:
     frames: int = 0
     shorter: int = 0
     linears: Mapping[str, tuple[Linear, ...]] = field(default_factory=dict)
+    size: str = ""
 
     def graphs(self, checkpointing: bool) -> Graphs:
         """With activations kept, or computed again where the network can."""
         return self.again if checkpointing and self.again else self.plain
 
 
-def model_of(run: Run, texts: Iterable[str] = ()) -> tuple[Policy, Model]:
-    """A run's model without weights, and what it costs. Raises UserError where it cannot tell."""
+def model_of(run: Run, texts: Sequence[str] = ()) -> tuple[Policy, Model]:
+    """A run's model without weights, in the largest size that prompts ask for, and what it costs.
+    Raises UserError where it cannot tell."""
     if of_data(run):
         policy = from_data.build(run).policy  # small, and made from the data
         catalog.move(policy.backbone, META)
     else:
         policy = meta_policy(run)
+    asked = not run.objective.on_data and any(map(size_of, texts))
+    own = policy.backbone
     try:
+        policy.backbone = largest(own, texts if asked else ())
         sloped = KINDS[run.objective.kind].follows_reward
-        return policy, _measured(policy, next(iter(texts), ""), sloped)
+        model = _measured(policy, next(iter(texts), ""), sloped)
+        return policy, replace(model, size=name_of(own, policy.backbone.shape) if asked else "")
     except (NotImplementedError, RuntimeError) as error:
         _check_asks_for_numbers(error)
         raise UserError(

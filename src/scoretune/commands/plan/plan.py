@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,7 +51,8 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     on_data = of_data(run)
     prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
     held_out = NOTHING if on_data else held_out_prompts(run)
-    model, why, process, guided, deployment = _model(run, prompts)
+    texts = (*prompts.texts, *held_out.texts)
+    model, why, process, guided, deployment = _model(run, texts)
     facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts), deployment)
     numbers: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
     numbers |= {"held_out": len(held_out), "updates": run.updates}
@@ -60,6 +62,7 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     if model is None:
         return numbers | {"memory": {"unknown": why}}
     numbers["frames"] = {"model": model.frames, "shorter": model.shorter}
+    numbers["size"] = model.size
     numbers["parameters"] = {"total": model.total, "trained": model.trained}
     numbers["memory"] = _memory(run, model, facts, len(held_out), processes)
     if seconds > 0:
@@ -67,11 +70,13 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     return numbers
 
 
-def _model(run: Run, prompts: Prompts) -> tuple[Model | None, str, Process, int, Deployment | None]:
+def _model(
+    run: Run, texts: Sequence[str]
+) -> tuple[Model | None, str, Process, int, Deployment | None]:
     """The model's costs, or why they are unknown; its process, evaluations a state, and how it is
     sampled from unless told otherwise."""
     try:
-        policy, model = model_of(run, prompts.texts)
+        policy, model = model_of(run, texts)
     except UserError as error:
         flows = run.sampling.noise in ("flow", "dance")
         stand_in: Process = RectifiedFlow() if flows else VP()

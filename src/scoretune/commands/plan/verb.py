@@ -65,6 +65,9 @@ def lines_of(forecast: dict[str, Any]) -> list[tuple[str, str]]:
         ("a minibatch", _shared(forecast["processes"])),
     ]
     lines += [("unusual", line) for line in forecast["unusual"]]
+    if forecast.get("size"):
+        said = f"{forecast['size']}, the largest that prompts ask for: what follows is of that"
+        lines.append(("size", said))
     lines += _memory(forecast["memory"], forecast.get("frames", {}))
     if "time" in forecast:
         lines.append(("time", _time(forecast["time"])))

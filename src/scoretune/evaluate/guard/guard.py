@@ -8,6 +8,7 @@ goes back to the weights of the best evaluation. All that it remembers is part o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import Tensor
 from scoretune.core import checkpoints, distributed, files
 from scoretune.core.config import Evaluation, Guard
 from scoretune.core.errors import UserError
-from scoretune.data.prompts import Prompts
+from scoretune.data.prompts import Prompts, size_of
 from scoretune.evaluate.features import Features, named_features
 from scoretune.evaluate.guard import watches
 from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
 from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
+from scoretune.evaluate.sizes import in_place
 from scoretune.evaluate.videos import middle
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy
@@ -174,19 +176,26 @@ class Monitor:
         self, measured: Measurement, policy: Policy, features: Features
     ) -> Observation:
         several = self._samples(policy)
-        values, images = measured.values, measured.images
-        judge = values.get("judge")
+        values, judge = measured.values, measured.values.get("judge")
         if self.judge is not None:
-            named = {str(self.settings.judge): self.judge}
-            batch = policy.at_most(64)
-            (judge,) = verdicts(images, measured.prompts, named, batch).values()
+            judge = self._judged(measured, policy.at_most(64), self.judge)
         return Observation(
             reward=values["reward"],
             judge=judge,
             chain_kl=measured.kls.get("chain_kl"),
             diversity=self._diversity(policy, features, several),
-            peaks=grid_peaks(middle(images)) if images.dim() > 3 else None,
+            peaks=_peaks(measured),
             error_ratio=self._error_ratio(),
+        )
+
+    def _judged(self, measured: Measurement, batch: int, judge: Reward) -> Tensor:
+        """What the named judge says of the pictures, one value a prompt."""
+        name = str(self.settings.judge)
+        return in_place(
+            [
+                (places, verdicts(one.images, one.prompts, {name: judge}, batch)[name])
+                for places, one in measured.of_each_size
+            ]
         )
 
     def _samples(self, policy: Policy) -> Tensor:
@@ -196,7 +205,7 @@ class Monitor:
             return sample(
                 policy,
                 self.prompts,
-                times=deployed_times(policy.backbone, evaluation.steps),
+                times=deployed_times(policy.backbone, evaluation.steps, self.prompts.texts),
                 seed=evaluation.seed + 1,
                 solver=evaluation.solver,
             )
@@ -262,6 +271,19 @@ class Monitor:
             checkpoints.save(self._best_folder, best.update, weights, keep=1)
 
 
+def _peaks(measured: Measurement) -> Peaks | None:
+    """Periodic artefacts of all pictures, each size's beside its own spectrum; None for what is too
+    small, or no picture."""
+    found = [
+        (places, grid_peaks(middle(one.images)) if one.images.dim() > 3 else None)
+        for places, one in measured.of_each_size
+    ]
+    known = [(places, peaks) for places, peaks in found if peaks is not None]
+    if len(known) < len(found):
+        return None
+    return Peaks(in_place([(p, peaks.heights) for p, peaks in known]), known[0][1].frequencies)
+
+
 def monitor(
     settings: Guard,
     evaluation: Evaluation,
@@ -307,10 +329,12 @@ def judge_and_features(
 
 def diversity_prompts(held_out: Prompts) -> Prompts:
     """A few of the prompts, from all over them, each several times: no more in all than there are,
-    if that makes pairs."""
-    texts = list(dict.fromkeys(held_out.texts))
+    if that makes pairs. Of prompts of several sizes those of the most common one."""
+    sizes = [size_of(text) for text in held_out.texts]
+    (common, among), *_ = Counter(sizes).most_common(1) or [(None, 0)]
+    texts = [text for text in dict.fromkeys(held_out.texts) if size_of(text) == common]
     count = min(PROMPTS, len(texts))
-    repeats = max(2, min(SAMPLES, len(held_out)) // count)
+    repeats = max(2, min(SAMPLES, among) // count)
     few = [texts[(2 * i + 1) * len(texts) // (2 * count)] for i in range(count)]
     repeated = tuple(text for text in few for _ in range(repeats))
     return Prompts(repeated, ("all",) * len(repeated))

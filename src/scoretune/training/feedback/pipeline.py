@@ -25,7 +25,7 @@ from scoretune.core.records import spans
 from scoretune.data.store import Sample, StoredCritique, StoredEdit
 from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.policy import Policy
-from scoretune.rewards.base import Reward
+from scoretune.rewards.base import Reward, check_prompts
 from scoretune.rewards.catalog import named_reward
 from scoretune.rollout import prior
 from scoretune.training.feedback import roles
@@ -129,14 +129,20 @@ class Cast:
 
 
 def cast_of(job: Job, policy: Callable[[], Policy]) -> Cast:
-    """Whom a job names. Raises UserError for one that there is not."""
+    """Whom a job names. Raises UserError for one that there is not, and for prompts that a reward
+    cannot judge."""
+    reward, second = named_reward(job.reward), named_reward(job.agree) if job.agree else None
+    for name, judge in {job.reward: reward, job.agree: second}.items():
+        fix = "give --prompts FILE of such as it reads, or another reward"
+        if judge is not None:
+            check_prompts(judge, name, job.prompts, source="the prompts", fix=fix)
     return Cast(
         load=policy,
         critic=roles.named("critic", job.critic, roles.CRITICS),
         writer=roles.named("writer", job.writer, roles.WRITERS),
         editor=roles.named("editor", job.editor, roles.EDITORS),
-        reward=named_reward(job.reward),
-        second=named_reward(job.agree) if job.agree else None,
+        reward=reward,
+        second=second,
     )
 
 

@@ -102,7 +102,7 @@ class Likelihood:
 
     def _noised(self, states: Sequence[Tensor], drawn: Drawn) -> Noised:
         count, backbone = len(states), self.policy.backbone
-        t, weight = self._times(drawn.share)
+        t, weight = self._times(drawn.share, math.prod(drawn.noise.shape[1:]))
         tokens = with_dropped_prompts(drawn.condition, drawn.coin, self.dropout)
         times, tokens = t.repeat(count), joined([tokens] * count)
         x0, noise = torch.cat(list(states)), torch.cat([drawn.noise] * count)
@@ -114,19 +114,14 @@ class Likelihood:
             weight,
         )
 
-    def _times(self, share: Tensor) -> tuple[Tensor, Tensor]:
-        """The times [B], and the weight [B] on the mean squared error of an element."""
+    def _times(self, share: Tensor, elements: int) -> tuple[Tensor, Tensor]:
+        """The times [B], and the weight [B] on the mean squared error of an element of so many."""
         backbone = self.policy.backbone
         t, factor = weightings.TIMES[self.times](backbone.process, share, self.t_min)
         if self.unit == "mean":
             return t, factor
         weight = bound.weight_of_nats(backbone.process, backbone.prediction, t, self.t_min)
-        return t, factor * weight * self.elements
-
-    @property
-    def elements(self) -> int:
-        """D, the number of elements of a state."""
-        return math.prod(self.policy.backbone.shape)
+        return t, factor * weight * elements
 
     @torch.no_grad()
     def _reference(self, noised: Noised) -> Tensor:

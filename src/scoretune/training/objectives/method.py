@@ -18,6 +18,7 @@ from scoretune.core.records import Objective, Source, Stateful
 from scoretune.data.prompts import Prompts
 from scoretune.diffusion.named import grid, window
 from scoretune.diffusion.processes import Process
+from scoretune.models.sizes import largest
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward
 from scoretune.training.credit.base import Credit
@@ -194,7 +195,14 @@ def on_policy(
     with user_errors():
         times = grid(process, sampling)
         window_at = window(sampling, times, process, setup.seed)
-    check_room(setup.policy, context.sizes, len(times) - 1, context.processes)
+    state = math.prod(largest(setup.policy.backbone, setup.prompts.texts).shape)
+    check_room(
+        setup.policy,
+        context.sizes,
+        steps=len(times) - 1,
+        processes=context.processes,
+        state=state,
+    )
     return OnPolicy(
         policy=setup.policy,
         prompts=setup.prompts,
@@ -272,10 +280,11 @@ def check_on_rewards(context: Context, *, ends_alone: bool = False) -> None:
         )
 
 
-def check_room(policy: Policy, sizes: Sizes, steps: int, processes: int) -> None:
-    """Refuse an update whose paths, states and estimates, no memory of this machine holds."""
+def check_room(policy: Policy, sizes: Sizes, *, steps: int, processes: int, state: int) -> None:
+    """Refuse an update whose paths, states and estimates of so many numbers, no memory of this
+    machine holds."""
     samples = sizes.prompts * sizes.group // processes
-    needed = 4 * samples * (2 * steps + 1) * math.prod(policy.backbone.shape)
+    needed = 4 * samples * (2 * steps + 1) * state
     room = memory()
     if policy.device.type == "cuda":
         room += torch.cuda.get_device_properties(policy.device).total_memory

@@ -69,7 +69,7 @@ class Pairwise:
             *values,
             preset=self.preset,
             beta=self.beta,
-            lengths=self._lengths(pairs.label),
+            lengths=self._lengths(pairs),
             margin=pairs.margin,
             scale=scale,
             label=pairs.label,
@@ -82,15 +82,15 @@ class Pairwise:
                 *values,
                 preset=bare,
                 beta=self.beta,
-                lengths=self._lengths(pairs.label),
+                lengths=self._lengths(pairs),
                 scale=scale,
             )
         return Loss((pairs.weight * each).mean(), pair_metrics(sides, gap, pairs.label))
 
-    def _lengths(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _lengths(self, pairs: PairExamples) -> tuple[Tensor, Tensor]:
         """Elements of both sides: 1 where the likelihood is of an element already."""
-        unit = self.likelihood.unit
-        length = torch.full_like(like, 1.0 if unit == "mean" else self.likelihood.elements)
+        count = 1.0 if self.likelihood.unit == "mean" else math.prod(pairs.first.shape[1:])
+        length = torch.full_like(pairs.label, count)
         return length, length
 
     def _scale(self, scale: Tensor | None) -> Tensor | None:

@@ -37,7 +37,7 @@ class Differentiable:
         condition = policy.encode(texts)
         weights = next(policy.backbone.network.parameters())
         exact = torch.promote_types(weights.dtype, torch.float32)
-        x = paths.noise(len(texts), generator).to(policy.device, exact)
+        x = paths.noise(texts, generator).to(policy.device, exact)
         times, batch = paths.times, len(x)
         nodes = times[:, None].expand(-1, batch)
         if paths.jitter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from scoretune.core.records import Minibatches, Round, Scores, Steps, Trajectory
 from scoretune.data.prompts import Prompts, order
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.windows import Window
+from scoretune.models.sizes import shape_of
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.weighted import reward_metrics, scored
@@ -76,6 +77,8 @@ class OnPolicy:
     """Where credit follows the reward's gradient back from finished samples: how many of them are
     scored with one graph, once and for both."""
     cursor: int = 0
+    waiting: list[int] = field(default_factory=list)
+    """The numbers of prompts whose turn came before enough of their size for an update had come."""
 
     def __call__(self, update: int) -> Round:
         texts, path, scores, generator = self.draw(update)
@@ -104,7 +107,8 @@ class OnPolicy:
         """The paths of the next prompts, and what they are worth."""
         generator = self.generator(update)
         texts = self.local_prompts()
-        path = self.roll(self.policy.encode(texts), update, generator)
+        x = self.noise(texts, generator)
+        path = self.roll(self.policy.encode(texts), update, generator, x)
         if not self.slopes_at_once:
             return Drawn(texts, path, self.scores(path.final, texts), generator)
         scores, slope = self.scores_and_slopes(path.final, texts)
@@ -147,7 +151,10 @@ class OnPolicy:
         """Of the update's random numbers: this process's rows of what is drawn for all."""
         return update_generator(self.seed, update)
 
-    def roll(self, condition: Condition, update: int, generator: torch.Generator) -> Trajectory:
+    def roll(
+        self, condition: Condition, update: int, generator: torch.Generator, x: Tensor
+    ) -> Trajectory:
+        """Paths from noise x [B, *S]."""
         acting = Acting(
             jitter=self.jitter,
             solver=self.solver,
@@ -161,7 +168,7 @@ class OnPolicy:
             condition,
             self.times,
             generator,
-            self.noise(len(condition), generator),
+            x,
             acting=acting,
             reference=self.reference == "visited",
             in_chain=self.in_chain,
@@ -169,16 +176,21 @@ class OnPolicy:
         )
 
     def state(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "credit": self.credit.state()}
+        credit = self.credit.state()
+        return {"cursor": self.cursor, "waiting": list(self.waiting), "credit": credit}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.cursor = state["cursor"]
+        waiting = state.get("waiting", [])  # older checkpoints know one size alone
+        self.waiting = [place for place in waiting if place < len(self.prompts)]
         self.credit.restore(state["credit"])
 
-    def noise(self, samples: int, generator: torch.Generator) -> Tensor:
+    def noise(self, texts: Sequence[str], generator: torch.Generator) -> Tensor:
         """What the paths begin with, [B, *S]; of one prompt perhaps the same."""
         group = self.sizes.group if self.shared_noise else 1
-        return prior(self.policy, samples // group, generator).repeat_interleave(group, 0)
+        shape = shape_of(self.policy.backbone, texts)
+        noise = prior(self.policy, len(texts) // group, generator, shape)
+        return noise.repeat_interleave(group, 0)
 
     def local_prompts(self) -> list[str]:
         """This process's part of the next prompts, with all samples of each."""
@@ -186,16 +198,34 @@ class OnPolicy:
         return texts[distributed.team().rows(len(texts))]
 
     def _next_prompts(self) -> list[str]:
-        """The next prompts of all processes, each `group` times; every pass in its own order."""
+        """The next prompts of all processes, each `group` times, of one size; every pass in its own
+        order.
+
+        Prompts come in that order, and the first size of which enough for an update have come is
+        next. The others wait, so that every prompt is asked for as often as it comes: of one size
+        all are the next in order, and none waits.
+        """
         laps: dict[int, list[int]] = {}
-        texts = []
-        for place in range(self.cursor, self.cursor + self.sizes.prompts):
-            lap, index = divmod(place, len(self.prompts))
+        ready = dict[tuple[int, ...], list[int]]()
+        for place in self.waiting:
+            ready.setdefault(self._shape(place), []).append(place)
+        while True:
+            lap, index = divmod(self.cursor, len(self.prompts))
             if lap not in laps:
                 laps[lap] = order(self.prompts, lap, self.seed)
-            texts.append(self.prompts.texts[laps[lap][index]])
-        self.cursor += self.sizes.prompts
-        return [text for text in texts for _ in range(self.sizes.group)]
+            place = laps[lap][index]
+            self.cursor += 1
+            shape = self._shape(place)
+            ready.setdefault(shape, []).append(place)
+            if len(ready[shape]) >= self.sizes.prompts:
+                break
+        places = ready.pop(shape)
+        self.waiting = [place for others in ready.values() for place in others]
+        return [self.prompts.texts[p] for p in places for _ in range(self.sizes.group)]
+
+    def _shape(self, place: int) -> tuple[int, ...]:
+        """Of the states of a prompt by its number."""
+        return shape_of(self.policy.backbone, [self.prompts.texts[place]])
 
 
 def transitions(

@@ -110,7 +110,7 @@ class Candidates:
         paths, sizes = self.paths, self.paths.sizes
         generator, texts = paths.generator(update), paths.local_prompts()
         condition = paths.policy.encode(texts)
-        x = paths.noise(len(texts), generator)
+        x = paths.noise(texts, generator)
         process = paths.policy.backbone.process
         nodes = paths.times[:, None].expand(-1, len(x))
         if paths.jitter:
