@@ -203,13 +203,15 @@ CLAIMS = (
 )
 
 ABOUT = f"""
-Diffusion-DPO from {PAIRS} pairs, or twice as many where the arm says so, of the miniature's own
-pictures. Plain pairs are the better and the worse of two pictures of a prompt by the reader's
-score, which must differ by {LEAST_GAIN:g}; edits are what the reader's critique and the editor
-`scenes` made of a picture, kept where the reader's score gains as much. The reader is critic,
-reward and filter; the judge sees nothing of it. Wins are over the base model's picture from the
-same noise, on held-out prompts, through DDIM with 20 steps; ties count half. The guard is off, so
-that all arms have equally many updates: {" ".join(EVERY)}. These settings are first guesses.
+Diffusion-DPO from {PAIRS} pairs of the miniature's own pictures. Plain pairs are the better and the
+worse of two pictures of a prompt by the reader's score, which must differ by {LEAST_GAIN:g}; edits
+are what the reader's critique and the editor `scenes` made of a picture, kept where the reader's
+score gains as much. The reader is critic, reward and filter; the judge sees nothing of it. Wins are
+over the base model's picture from the same noise, on held-out prompts, through DDIM with 10 steps;
+ties count half. The guard is off, so that all arms have equally many updates:
+{" ".join(EVERY)}. Rate and B are those that plain pairs of this model were tuned to
+(`reproduce preference-scenes --part tuning`); on a seed that is not shown they were looked at
+beside a lower rate.
 """
 
 
