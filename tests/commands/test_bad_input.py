@@ -276,7 +276,7 @@ def test_a_prompt_file_without_prompts(train, here, payload, said):
 
 def test_prompts_that_the_reader_cannot_judge(train, here):
     (here / "prompts.txt").write_text("a photo of a cat\n")
-    text = train("prompts=prompts.txt")
+    text = train("prompts=prompts.txt", "reward=reader")
     assert "unknown scene prompt" in text
     assert "a photo of a cat" in text
 
