@@ -99,6 +99,18 @@ def test_what_is_remembered_is_what_torch_says(monkeypatch):
     assert shapes.known
 
 
+def test_whole_numbers_become_the_floats_of_their_day(monkeypatch):
+    monkeypatch.setattr(profiler, "SHAPES", KnownShapes())
+    for usual in (torch.float32, torch.float64):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(usual)
+        try:
+            ((_, _, found, _, _),), _ = within(lambda: meta(3, dtype=torch.long) + 1.0)
+        finally:
+            torch.set_default_dtype(before)
+        assert found is usual
+
+
 def test_an_operation_is_worked_out_once():
     shapes, asked = KnownShapes(), list[Any]()
 

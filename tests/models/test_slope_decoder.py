@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from scoretune import recipes
+from scoretune.commands.plan import plan as planning
+from scoretune.commands.plan import verb
 from scoretune.commands.plan.model import model_of
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError
@@ -77,6 +80,18 @@ def test_pictures_are_the_models_own_and_slopes_the_small_decoders(small, little
     assert not torch.allclose(little_pictures, plain, atol=0.05)
 
 
+def test_checkpointing_is_of_the_decoder_that_gradients_go_through(small, little):
+    run = settings("score_as_action", small, f"model.slope_decoder={little}")
+    slopes = []
+    for one in (run, overrides.changed(run, ["hardware.checkpointing=true"])):
+        backbone: Any = build.build_policy(one, CPU).backbone
+        assert backbone.slope_decoder.is_gradient_checkpointing is one.hardware.checkpointing
+        assert not backbone.pipeline.vae.is_gradient_checkpointing
+        place = torch.randn(3, *backbone.shape, generator=torch.Generator().manual_seed(0))
+        slopes += torch.autograd.grad(backbone.decode(place.requires_grad_()).sum(), place)
+    assert torch.equal(*slopes)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -93,6 +108,8 @@ def test_through_the_models_own_decoder_a_run_learns_as_it_does_without(recipe, 
         run_folder.record(run, tmp_path / name, 1)
         launch(run, tmp_path / name, Silent())
         learned.append(weights(tmp_path / name))
+    drawing: Any = run_folder.load(tmp_path / "own").backbone
+    assert drawing.slope_decoder is None  # it is of training, and samples do without
     plain, through = learned
     assert plain.keys() == through.keys() and any(bool((w != 0).any()) for w in plain.values())
     for key, weight in plain.items():
@@ -133,6 +150,54 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path, little):
         slope_decoder.load(str(tmp_path), vae, torch.float32)
     with pytest.raises(UserError, match="a UNet2DConditionModel, not an autoencoder"):
         slope_decoder.load(str(shipped() / "unet"), vae, torch.float32)
+
+
+def test_a_decoder_of_pictures_is_refused_for_videos_alone():
+    from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan, AutoencoderTiny
+
+    with torch.device("meta"):
+        pictures = AutoencoderTiny(latent_channels=16)
+        wan, qwen = AutoencoderKLWan(base_dim=8), AutoencoderKLQwenImage(base_dim=8)
+    with pytest.raises(UserError, match=r"1 frames a latent, and the model's autoencoder 4"):
+        slope_decoder.check("tiny", pictures, wan)
+    for small in (pictures, wan):  # a picture is a single frame
+        slope_decoder.check("small", small, qwen)
+    slope_decoder.check("wan", wan, wan)
+
+
+def test_a_plan_of_what_is_not_there_says_so(little):
+    from diffusers import AutoencoderTiny
+
+    vae: Any = AutoencoderTiny.from_pretrained(little)
+    with pytest.raises(UserError, match=r"set model\.slope_decoder=FOLDER of an autoencoder"):
+        slope_decoder.without_weights("nobody/nothing", vae, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "offered"),
+    [
+        ("draft", [], True),
+        ("ddpo", [], False),
+        ("score_as_action", [], True),
+        ("score_as_action", ["objective.form=ratio"], False),
+        ("draft", ["model.slope_decoder=small"], False),
+    ],
+)
+def test_a_plan_offers_it_where_a_gradient_is_followed(recipe, changes, offered, small):
+    run, model = settings(recipe, small, *changes), SimpleNamespace(parts={"vae": 1})
+    facts: Any = SimpleNamespace(differentiable=True)
+    assert planning._takes_slope_decoder(run, model, facts) is offered  # type: ignore[arg-type]
+
+
+def test_a_plan_says_so_where_the_decoders_graph_takes_most():
+    frames, most = {"model": 0, "shorter": 0}, {"peak": 30 * 2**30, "decoder_graph": 24 * 2**30}
+    ((_, line),) = verb._decoder(most, frames, True)
+    assert line.startswith("24 GiB of it is the autoencoder's, for the reward's gradient: ")
+    assert "model.slope_decoder=FOLDER_OR_HUB_ID of a small autoencoder" in line
+    assert not verb._decoder(most, frames, False)
+    assert not verb._decoder(most | {"peak": 48 * 2**30}, frames, True)
+    ((_, line),) = verb._decoder(most, {"model": 9, "shorter": 3}, True)
+    assert "through 9 frames: model.frames=3 takes about half, model.slope_decoder=" in line
 
 
 def test_a_plan_counts_it_and_its_smaller_graph(small, little):

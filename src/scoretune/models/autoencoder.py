@@ -29,13 +29,13 @@ def _patched(vae: Any) -> bool:
 
 
 def time_factor(vae: Any) -> int:
-    """How many frames behind the first are one frame of the latents of a video."""
+    """How many frames behind the first are one frame of the latents of a video; 1 of pictures."""
     config = vae.config
     ratio = config.get("scale_factor_temporal") or vars(vae).get("temporal_compression_ratio")
-    return int(ratio or config.temporal_compression_ratio)
+    return int(ratio or config.get("temporal_compression_ratio") or 1)
 
 
-def _in_frames(vae: Any) -> bool:
+def in_frames(vae: Any) -> bool:
     """Whether it is an autoencoder of videos, to which a picture is a single frame."""
     return "z_dim" in vae.config
 
@@ -49,7 +49,7 @@ def decoded(vae: Any, x0: Tensor) -> Tensor:
         latents = F.pixel_shuffle(latents, 2)
     if x0.dim() == 5:
         images = vae.decode(latents, *_finished(vae, latents)).sample.transpose(1, 2)
-    elif _in_frames(vae):
+    elif in_frames(vae):
         images = vae.decode(latents[:, :, None]).sample[:, :, 0]
     else:
         images = vae.decode(latents).sample
@@ -68,12 +68,12 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
     pixels, videos = images.to(_dtype(vae)) * 2 - 1, images.dim() == 5
     if videos:
         pixels = pixels.transpose(1, 2)
-    code = vae.encode(pixels[:, :, None] if _in_frames(vae) and not videos else pixels)
+    code = vae.encode(pixels[:, :, None] if in_frames(vae) and not videos else pixels)
     if "latent_dist" in code:
         latents = code.latent_dist.mode()
     else:
         latents = code.get("latent", code.get("latents"))
-    latents = latents[:, :, 0] if _in_frames(vae) and not videos else latents
+    latents = latents[:, :, 0] if in_frames(vae) and not videos else latents
     latents = F.pixel_unshuffle(latents, 2) if _patched(vae) else latents
     scale, shift = _standard(vae, images)
     return cast(Tensor, (latents.float() - shift) * scale)

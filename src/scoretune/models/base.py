@@ -299,6 +299,12 @@ class Pipelined(ABC):
         return prediction, states.float().mean((2, 3) if states.dim() == 4 else 1)
 
     @property
+    def followed_decoder(self) -> nn.Module | None:
+        """The autoencoder whose decoder gradients of pictures go back through."""
+        own: nn.Module | None = self.pipeline.components.get("vae")
+        return own if self.slope_decoder is None else self.slope_decoder
+
+    @property
     def factor(self) -> int:
         """How many pixels of a side are one place of a state."""
         return autoencoder.factor(self.pipeline.vae)

@@ -48,10 +48,15 @@ def load(source: str, vae: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def without_weights(source: str, vae: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """As `load`, of shapes alone, on the meta device; a hub id from the cache."""
-    made = _class_of(source, here=True)
+    """As `load`, of shapes alone, on the meta device: no weights are read or downloaded."""
+
+    def read(here: bool) -> tuple[Any, Any]:
+        made = _class_of(source, here=here)
+        return made, made.load_config(hub.place(source), local_files_only=here)
+
+    made, config = hub.offline_first(source, "an autoencoder", read, setting=SETTING)
     with torch.device("meta"):
-        small = made.from_config(made.load_config(hub.place(source), local_files_only=True))
+        small = made.from_config(config)
     check(source, small, vae)
     return cast(nn.Module, small.to(dtype).requires_grad_(False).eval())
 
@@ -79,8 +84,12 @@ def _class_of(source: str, *, here: bool) -> Any:
 
 
 def check(source: str, small: Any, vae: Any) -> None:
-    """Refuse a decoder of other latents than the model's."""
-    for what, of in (("latent channels", _channels), ("pixels a latent", autoencoder.factor)):
+    """Refuse a decoder of other latents than the model's, and one of pictures for videos."""
+    asked = [("latent channels", _channels), ("pixels a latent", autoencoder.factor)]
+    pictures = autoencoder.time_factor(vae) == 1
+    if not (pictures and autoencoder.in_frames(small)):
+        asked.append(("frames a latent", autoencoder.time_factor))
+    for what, of in asked:
         theirs, ours = of(small), of(vae)
         if theirs != ours:
             raise UserError(
@@ -90,4 +99,5 @@ def check(source: str, small: Any, vae: Any) -> None:
 
 
 def _channels(vae: Any) -> int:
-    return int(vae.config.get("z_dim") or vae.config.latent_channels)
+    """Of the latents; 0 where a config has no word on them, as that of sound."""
+    return int(vae.config.get("z_dim") or vae.config.get("latent_channels") or 0)

@@ -152,15 +152,20 @@ def check_settings(run: Run, differentiable: bool | None = None) -> None:
 def _check_slopes(run: Run, differentiable: bool | None) -> None:
     if run.model.slope_decoder is None:
         return
-    follows = KINDS[run.objective.kind].follows_reward
-    if isinstance(run.objective, ScoreAction) and differentiable is not None:
-        follows = follows_slopes(run.objective, differentiable)
-    if not follows:
+    if not follows_reward(run, differentiable):
         raise UserError(
             "model.slope_decoder is what a reward's gradient goes through, and this run follows "
             "none: leave it out, or take score_as_action with a reward that has a gradient, draft, "
             "alignprop, refl or adjoint_matching"
         )
+
+
+def follows_reward(run: Run, differentiable: bool | None) -> bool:
+    """Whether a run follows the gradient of its reward, or (None) may, where it is not known yet
+    whether that has one."""
+    if isinstance(run.objective, ScoreAction) and differentiable is not None:
+        return follows_slopes(run.objective, differentiable)
+    return KINDS[run.objective.kind].follows_reward
 
 
 def context_of(run: Run, differentiable: bool | None = None) -> Context:

@@ -236,7 +236,7 @@ def _checkpoint(policy: Policy) -> None:
         )
     recompute(network)
     pipeline = inner(policy.backbone)
-    decoder = pipeline.pipeline.components.get("vae") if isinstance(pipeline, Pipelined) else None
+    decoder = pipeline.followed_decoder if isinstance(pipeline, Pipelined) else None
     if decoder is not None and can_recompute(decoder):
         recompute(decoder)  # a reward's gradient passes through it
 

@@ -175,6 +175,8 @@ def load(path: str | Path, device: torch.device | None = None) -> Policy:
         return build_policy(bare, device)
     if model_folder.home(folder) is not None:  # runs on data keep their model
         return from_data.trained(folder)
-    policy = build_policy(recorded(folder), device)
+    run = recorded(folder)
+    alone = run.model.model_copy(update={"slope_decoder": None})  # of training, and it may be gone
+    policy = build_policy(run.model_copy(update={"model": alone}), device)
     restore_adapter(policy.backbone.network, checkpoints.load(checkpoints.newest(folder))["policy"])
     return policy

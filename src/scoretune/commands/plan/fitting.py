@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from scoretune.commands.plan.counts import Facts, costs_of, one_update
-from scoretune.commands.plan.memory import peak, phases
+from scoretune.commands.plan.memory import decoder_graph, peak, phases
 from scoretune.commands.plan.model import Model
 from scoretune.commands.plan.profiler import Curve
 from scoretune.commands.plan.suggestions import halved, suits
@@ -236,4 +236,5 @@ def as_numbers(fit: Fit, facts: Facts, held_out: int) -> dict[str, Any]:
         "settings": fit.settings,
         "peak": most,
         "phase": worst,
+        "decoder_graph": decoder_graph(fit.run, fit.model, facts, worst),
     }

@@ -32,7 +32,8 @@ class KnownShapes:
             fresh = self.fresh[func] = _is_fresh(func)
         if not fresh:
             return func(*args, **kwargs)
-        key = func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
+        named = _key(tuple(kwargs.items())) if kwargs else ()
+        key = func, _key(args), named, torch.get_default_dtype()  # that of a whole number + 1.0
         found = self.known.get(key)
         if found is not None:
             kind, told = found
@@ -58,7 +59,8 @@ def _key(value: Any) -> Any:
     and 1.0 are different, since precisions follow from them."""
     kind = type(value)
     if kind in PLAIN:
-        return value.device.type, value.dtype, value.shape, value.stride(), value.is_conj()
+        odd = value.is_conj(), value.is_neg()
+        return value.device.type, value.dtype, value.shape, value.stride(), odd
     if kind in (list, tuple):
         return kind, tuple([_key(one) for one in value])
     return kind, value

@@ -82,9 +82,11 @@ def decoder_graph(run: Run, model: Model, facts: Facts, phase: str) -> float:
     sloping = model.graphs(run.hardware.checkpointing).sloping
     if phase == "learning" and costs.graph_steps:
         return sloping.at(_paths_at_once(run, facts)).peak
-    if phase == "crediting" and costs.credit_graph:
-        return sloping.at(costs.credit_batch).peak if costs.credit_graph != "network" else 0
-    return 0
+    if phase != "crediting" or costs.credit_graph not in ("decoder", "both", "either"):
+        return 0
+    graph = sloping.at(costs.credit_batch).peak
+    lower = costs.credit_graph == "either" and graph < _credit(run, model, facts)
+    return 0 if lower else graph
 
 
 def _paths_at_once(run: Run, facts: Facts) -> int:

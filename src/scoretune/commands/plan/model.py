@@ -258,7 +258,7 @@ def _graphs(
     network, pipeline = policy.backbone.network, inner(policy.backbone)
     for parameter in policy.parameters():
         parameter.grad = torch.empty_like(parameter)
-    decoder = pipeline.pipeline.components.get("vae") if isinstance(pipeline, Pipelined) else None
+    decoder = pipeline.followed_decoder if isinstance(pipeline, Pipelined) else None
     modules: list[Any] = [part for part in (network, decoder) if part is not None]
     able = [module for module in modules if can_recompute(module)]
     on = [module for module in able if module.is_gradient_checkpointing]

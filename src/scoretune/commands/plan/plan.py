@@ -26,7 +26,7 @@ from scoretune.policy import Deployment, deployment_of
 from scoretune.rewards.base import has_gradient
 from scoretune.rewards.catalog import named_reward
 from scoretune.training import overrides
-from scoretune.training.build import held_out_prompts
+from scoretune.training.build import follows_reward, held_out_prompts
 from scoretune.training.objectives.method import batch_size, check_divisible
 from scoretune.training.overrides import of_data
 
@@ -164,9 +164,16 @@ def _memory(run: Run, model: Model, facts: Facts, held_out: int, processes: int)
         "phase": worst,
         "phases": by_phase,
         "decoder_graph": decoder_graph(one, model, facts, worst),
+        "slope_decoder": _takes_slope_decoder(one, model, facts),
         "elsewhere": elsewhere(one, model, facts),
         "knobs": dict(suggestions(one, model, facts, drawn_each)),
     }
+
+
+def _takes_slope_decoder(run: Run, model: Model, facts: Facts) -> bool:
+    """Whether `model.slope_decoder` could be set, and is not."""
+    open_to = run.model.slope_decoder is None and "vae" in model.parts
+    return open_to and follows_reward(run, facts.differentiable)
 
 
 # ----------------------------------------------------------------------------------- time

@@ -122,21 +122,36 @@ def _memory(memory: dict[str, Any], frames: dict[str, int]) -> list[tuple[str, s
     named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts if size)
     phase = PHASES[memory["phase"]]
     lines = [("memory", f"{_bytes(memory['peak'])} at least, while {phase}: {named}")]
-    graph = memory["decoder_graph"]
-    if graph > memory["peak"] / 2 and frames["shorter"]:
-        lines.append(
-            (
-                "",
-                f"{_bytes(graph)} of it is the autoencoder's, for the reward's gradient through "
-                f"{frames['model']} frames: model.frames={frames['shorter']} takes about half",
-            )
-        )
+    lines += _decoder(memory, frames, memory["slope_decoder"])
     if memory["elsewhere"]:
         size = _bytes(memory["elsewhere"])
         lines.append(("", f"and {size} of paths and offloaded parts in the computer's memory"))
     lower = ", ".join(f"{name} → {_bytes(size)}" for name, size in memory["knobs"].items())
     lines.append(("to lower it", lower or "nothing that this plan knows of"))
-    return [*lines, *_fit(memory["fit"], frames)] if "fit" in memory else lines
+    if "fit" in memory:
+        lines += _fit(memory["fit"], frames)
+        if not memory["fit"]["fits"]:
+            lines += _decoder(memory["fit"], frames, memory["slope_decoder"])
+    return lines
+
+
+def _decoder(
+    memory: dict[str, Any], frames: dict[str, int], takes_another: bool
+) -> list[tuple[str, str]]:
+    """Settings that lower a peak of which over half is the graph through the autoencoder."""
+    graph, levers = memory["decoder_graph"], list[str]()
+    if frames["shorter"]:
+        levers.append(f"model.frames={frames['shorter']} takes about half")
+    if takes_another:
+        levers.append(
+            "model.slope_decoder=FOLDER_OR_HUB_ID of a small autoencoder of the same latents takes "
+            "a fraction (docs/models.md)"
+        )
+    if graph <= memory["peak"] / 2 or not levers:
+        return []
+    through = f" through {frames['model']} frames" if frames["shorter"] else ""
+    whose = f"{_bytes(graph)} of it is the autoencoder's, for the reward's gradient{through}"
+    return [("", f"{whose}: {', '.join(levers)}")]
 
 
 def _fit(fit: dict[str, Any], frames: dict[str, int]) -> list[tuple[str, str]]:
