@@ -18,8 +18,8 @@ from scoretune.commands.families.parity import Family, Request
 from scoretune.core.conditions import Condition, joined
 from scoretune.core.config import Model
 from scoretune.core.errors import UserError
+from scoretune.data.picture_size import Size
 from scoretune.data.prompts import Prompt, picture_of, read_prompts
-from scoretune.data.sizes import Size
 from scoretune.diffusion import grids
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VE, noise_ratio, time_of_ratio

@@ -6,11 +6,13 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+import tiny_autoencoder
 from scoretune import recipes
 from scoretune.commands.families import families
 from scoretune.commands.plan.plan import planned
@@ -19,21 +21,23 @@ from scoretune.commands.sample import draw
 from scoretune.core import checkpoints
 from scoretune.core.config import Model, Run, Sizes
 from scoretune.core.errors import UserError
+from scoretune.data.picture_size import Size
 from scoretune.data.prompts import Prompt, Prompts, identity, read_prompts, size_of
-from scoretune.data.sizes import Size
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.diffusion.processes import VP
 from scoretune.evaluate.guard.guard import diversity_prompts
+from scoretune.evaluate.mixed_sizes import by_size, on_canvas, source_pictures
 from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import measure
-from scoretune.evaluate.sizes import by_size, on_canvas, source_pictures
 from scoretune.models import catalog
+from scoretune.models.autoencoder import decoded
 from scoretune.models.sizes import check_drawable, largest, shape_of, size_notes, sized
 from scoretune.models.tiny import flux, stable_diffusion_xl
 from scoretune.models.toy import Gaussian
 from scoretune.policy import Policy
 from scoretune.rewards.pixels import brightness
 from scoretune.rollout import prior
+from scoretune.training import build
 from scoretune.training.credit.outcome import GroupCredit
 from scoretune.training.overrides import changed
 from scoretune.training.sources.on_policy import OnPolicy
@@ -115,6 +119,7 @@ def test_a_size_is_part_of_a_prompt_and_may_be_missing(tmp_path):
         ({"width": 64.5, "height": 64}, "the width must be a whole number"),
         ({"width": True, "height": 64}, "the width must be a whole number"),
         ({"width": 10**9, "height": 64}, "from 1 to 8192"),
+        ({"width": 10**400, "height": 64}, "the width must be a whole number"),
     ],
 )
 def test_what_is_no_size_is_named_with_its_row(tmp_path, row, said):
@@ -189,6 +194,8 @@ def test_prompts_of_two_sizes_are_read_once_and_the_encoders_let_go(folders):
     times = {text: deployed_times(policy.backbone, 3, [text]) for text in texts}
     policy.backbone.cache_prompts(texts)
     assert policy.backbone.pipeline.text_encoder is None
+    with pytest.raises(UserError, match="was not encoded before the text encoders were let go"):
+        policy.encode([Prompt("a red circle", size=Size(96, 64))])
     for text in texts:
         kept = policy.encode([text])
         for name, rows in before[text].tokens.rows.items():
@@ -214,6 +221,33 @@ def test_sides_that_the_autoencoder_does_not_divide(folders, kind, size, said):
     with pytest.raises(UserError, match=said):
         check_drawable(backbone, ["plain", Prompt("a", size=size)])
     check_drawable(backbone, mixed().texts)
+
+
+def test_the_first_row_of_a_size_is_named(folders):
+    rows = [Prompt(f"p{i}", size=Size(60, 32, f"row {i}")) for i in (2, 5)]
+    with pytest.raises(UserError, match="row 2: it asks for 60x32"):
+        check_drawable(policy_of(folders["flux"]).backbone, rows)
+
+
+def test_gradients_of_every_size_go_through_the_slope_decoder(folders, tmp_path):
+    small = tiny_autoencoder.build(tmp_path / "little", latent_channels=4, blocks=4)
+    run = run_of("draft", folders["flux"], "none", f"model.slope_decoder={small}")
+    backbone: Any = build.build_policy(run, torch.device("cpu")).backbone
+    assert backbone.in_size_of([Prompt("a", size=WIDE)]).slope_decoder is backbone.slope_decoder
+    for size in (WIDE, TALL):
+        prompts = [Prompt("a", size=size)]
+        x0 = torch.randn(
+            2, *shape_of(backbone, prompts), generator=torch.Generator().manual_seed(0)
+        )
+        for model in (backbone, sized(backbone, prompts)):
+            place, other = x0.clone().requires_grad_(), x0.clone().requires_grad_()
+            pictures = model.decode(place)
+            assert torch.equal(pictures, model.decode(x0))
+            toward = torch.randn_like(pictures)
+            (slope,) = torch.autograd.grad((pictures * toward).sum(), place)
+            through = decoded(backbone.slope_decoder, other)
+            (expected,) = torch.autograd.grad((through * toward).sum(), other)
+            assert torch.equal(slope, expected) and slope.abs().sum() > 0
 
 
 def test_models_of_one_shape_refuse_sizes(tmp_path):
@@ -281,6 +315,18 @@ def test_prompts_of_one_size_come_in_the_order_they_always_had(folders):
         assert [*map(str, one)] == [*map(str, other)]
     assert sources[0].cursor == sources[1].cursor == 27
     assert not sources[0].waiting and not sources[1].waiting
+
+
+def test_a_resumed_run_of_fewer_prompts_an_update_takes_those_that_wait_first(folders):
+    policy = policy_of(folders["flux"])
+    texts = tuple(Prompt(f"p{i}", size=size) for i, size in enumerate((WIDE,) * 5 + (OWN,) * 7))
+    prompts = Prompts(texts, ("all",) * len(texts))
+    source = paths(policy, prompts, Sizes(prompts=2, group=1))
+    source.restore({"cursor": 12, "waiting": [0, 1, 2, 3, 4], "credit": source.credit.state()})
+    drawn = [source._next_prompts() for _ in range(2)]
+    assert drawn == [["p0", "p1"], ["p2", "p3"]]  # not all five, which no update has room for
+    assert source.waiting == [4] and source.cursor == 12
+    assert len(source._next_prompts()) == 2
 
 
 def test_too_few_prompts_of_a_size_are_said(folders):
@@ -356,6 +402,24 @@ def test_data_of_one_size_and_a_store_refuse_sizes(folders, tmp_path, command):
         *("--store", tmp_path / "store"),
     )
     assert done.code == 2 and "a store has pictures of one size" in done.err
+
+
+@pytest.mark.slow
+def test_a_run_on_two_sizes_follows_a_slope_decoder(folders, tmp_path):
+    small = tiny_autoencoder.build(tmp_path / "little", latent_channels=4, blocks=4)
+    prompts = written(tmp_path, [("a red circle", WIDE), ("a dark sky", TALL)] * 2)
+    run = run_of("draft", folders["flux"], prompts, f"model.slope_decoder={small}")
+    families._train(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert lines and all(line["grad_norm"] > 0 for line in lines)
+
+
+def test_a_plan_refuses_a_size_that_cannot_be_drawn(folders, tmp_path, command):
+    prompts = written(tmp_path, [("a", OWN), ("b", Size(60, 32))])
+    settings = [f"model.source={folders['flux']}", f"prompts={prompts}", "reward=brightness"]
+    done = command("plan", "ddpo", *settings)
+    assert done.code == 2 and not done.out
+    assert "row 3: it asks for 60x32, and the sides of a FluxPipeline" in done.err
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny_autoencoder
 from scoretune import recipes
 from scoretune.commands.plan import plan as planning
 from scoretune.commands.plan import verb
@@ -29,22 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def little(tmp_path_factory) -> Path:
     """An AutoencoderTiny of random weights, of the shipped model's latents: 4 channels, f = 4."""
-    return autoencoder(tmp_path_factory.mktemp("little"), latent_channels=4, blocks=3)
-
-
-def autoencoder(folder: Path, latent_channels: int, blocks: int) -> Path:
-    from diffusers import AutoencoderTiny
-
-    torch.manual_seed(0)
-    made = AutoencoderTiny(
-        encoder_block_out_channels=(8,) * blocks,
-        decoder_block_out_channels=(8,) * blocks,
-        num_encoder_blocks=(1,) * blocks,
-        num_decoder_blocks=(1,) * blocks,
-        latent_channels=latent_channels,
-    )
-    made.save_pretrained(folder)
-    return folder
+    return tiny_autoencoder.build(tmp_path_factory.mktemp("little"), latent_channels=4, blocks=3)
 
 
 def settings(recipe: str, small: list[str], *changes: str) -> Run:
@@ -142,7 +128,7 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path, little):
 
     vae = AutoencoderKL.from_pretrained(shipped() / "vae")
     for latents, blocks, message in ((16, 3, "16 latent channels"), (4, 4, "8 pixels a latent")):
-        other = autoencoder(tmp_path / f"{latents}-{blocks}", latents, blocks)
+        other = tiny_autoencoder.build(tmp_path / f"{latents}-{blocks}", latents, blocks)
         with pytest.raises(UserError, match=message):
             slope_decoder.load(str(other), vae, torch.float32)
     assert slope_decoder.load(str(little), vae, torch.bfloat16).dtype is torch.bfloat16

@@ -159,8 +159,8 @@ def _are_pictures(shape: Sequence[int]) -> bool:
 
 def _images(policy: Policy, texts: Sequence[str], solver: str, steps: int, seed: int) -> Tensor:
     from scoretune.data.prompts import Prompts
+    from scoretune.evaluate.mixed_sizes import by_size, on_canvas
     from scoretune.evaluate.samples import deployed_times, sample
-    from scoretune.evaluate.sizes import by_size, on_canvas
 
     def drawn(prompts: Prompts) -> Tensor:
         times = deployed_times(policy.backbone, steps, prompts.texts)
@@ -177,8 +177,8 @@ def _write(images: Tensor, prompts: Sequence[str], out: Path | None) -> str:
     import torch
     from PIL import Image
 
+    from scoretune.evaluate.mixed_sizes import source_pictures
     from scoretune.evaluate.report import gallery
-    from scoretune.evaluate.sizes import source_pictures
 
     if images.dim() == 5:
         return _write_videos(images, prompts, out or PICTURES.with_suffix(".webp"))

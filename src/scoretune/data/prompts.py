@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scoretune.core.errors import UserError, unknown
 from scoretune.data import formats
+from scoretune.data.picture_size import Size, size_in
 from scoretune.data.scenes import world
-from scoretune.data.sizes import Size, size_in
 from scoretune.data.source_pictures import SourcePicture, source_picture
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -96,7 +96,7 @@ def check_one_size(prompts: Iterable[str], why: str) -> None:
         if size is not None:
             raise UserError(
                 f"{size.where}: it asks for {size}, and {why}: take the columns width and height "
-                "out, or set model.size"
+                "out, and all are drawn in the model's own size"
             )
 
 

@@ -35,9 +35,9 @@ from scoretune.diffusion.processes import Process
 from scoretune.diffusion.solvers import ODE_SOLVERS, SOLVERS
 from scoretune.diffusion.theory import gaussian
 from scoretune.diffusion.theory.reward_gap import sampler_bias
+from scoretune.evaluate.mixed_sizes import by_size, in_place
 from scoretune.evaluate.samples import Walk, pictures
 from scoretune.evaluate.scores import score, verdicts
-from scoretune.evaluate.sizes import by_size, in_place
 from scoretune.models.sizes import sized
 from scoretune.policy import Backbone, Deployment, Policy, deployment_of
 from scoretune.rewards.base import Reward

@@ -17,7 +17,7 @@ from scoretune.diffusion import grids
 from scoretune.diffusion.paths import INTEGRAL_END
 from scoretune.diffusion.processes import Process
 from scoretune.evaluate import videos
-from scoretune.evaluate.sizes import source_pictures
+from scoretune.evaluate.mixed_sizes import source_pictures
 from scoretune.models.sizes import shape_of, sized
 from scoretune.policy import Backbone, Deployment, Policy, adapter_layers, deployment_of
 from scoretune.rollout import Acting, prior, rollout, sampled
@@ -52,7 +52,8 @@ def times_of(process: Process, deployment: Deployment | None, steps: int) -> Ten
 @torch.no_grad()
 def pictures(policy: Policy, prompts: Prompts, *, walk: Walk, seed: int, batch: int = 64) -> Tensor:
     """Images [B, 3, H, W], of a model of videos [B, T, 3, H, W], on the CPU, at the end of a walk;
-    of one seed all walks begin in the same noise. All prompts ask for one size (`sizes.by_size`).
+    of one seed all walks begin in the same noise. All prompts ask for one size, as those of
+    `mixed_sizes.by_size` do.
 
     Several processes draw a part each, with further noise of its own, and all get all of them.
     """

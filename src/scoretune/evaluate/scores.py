@@ -18,8 +18,8 @@ from scoretune.core.records import spans
 from scoretune.data.prompts import Prompts
 from scoretune.data.scenes import world
 from scoretune.diffusion.named import grid
+from scoretune.evaluate.mixed_sizes import by_size, in_place, on_canvas
 from scoretune.evaluate.samples import act, deployed_times, part_of, sample
-from scoretune.evaluate.sizes import by_size, in_place, on_canvas
 from scoretune.models.catalog import guidance_of, resolve
 from scoretune.policy import Policy
 from scoretune.rewards import reader, scene_edit
@@ -89,7 +89,8 @@ def judging(source: str, prompts: Prompts) -> dict[str, Reward]:
 
 def unjudged(source: str, prompts: Prompts) -> tuple[str, ...]:
     """A line on those that cannot judge all of these prompts, where there are such."""
-    left = [name for name in verdict_metrics(source) if name not in judging(source, prompts)]
+    able = judging(source, prompts)
+    left = [name for name in verdict_metrics(source) if name not in able]
     if not left:
         return ()
     return (

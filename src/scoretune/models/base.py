@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from scoretune.core.conditions import Condition, Tokens, joined
 from scoretune.core.errors import UserError
+from scoretune.data.picture_size import Size
 from scoretune.data.prompts import size_of
-from scoretune.data.sizes import Size
 from scoretune.diffusion import grids
 from scoretune.diffusion.estimates import Prediction
 from scoretune.diffusion.processes import Process, expand
@@ -192,8 +192,10 @@ class Pipelined(ABC):
         return other
 
     def reshaped(self, shape: tuple[int, ...]) -> Self:
-        """The same weights for states of another shape, with nothing encoded yet."""
-        return replace(self, shape=shape, prompt_cache=None, others={})
+        """The same weights for states of another shape, with nothing encoded yet; once encoders
+        were let go, nothing that can be."""
+        cache: dict[str, Tokens] | None = None if self.prompt_cache is None else {}
+        return replace(self, shape=shape, prompt_cache=cache, others={})
 
     # ------------------------------------------------------------------------------ conditions
 
@@ -215,8 +217,9 @@ class Pipelined(ABC):
         by_shape: dict[tuple[int, ...], list[str]] = {self.shape: []}
         for prompt in prompts:
             by_shape.setdefault(self.shape_of(size_of(prompt)), []).append(prompt)
-        for some in by_shape.values():
-            self.in_size_of(some).keep(some, batch)
+        models = [(self.in_size_of(some), some) for some in by_shape.values()]
+        for model, some in models:
+            model.keep(some, batch)
         if self.offloaded is not None:
             self.offloaded.release(*self.encoders)
         for name in self.encoders:

@@ -2,7 +2,7 @@
 
 One call is of one size. Batches of several sizes are made by whoever batches prompts: a round of
 samples is of one size (`training.sources.on_policy`), and an evaluation goes size by size
-(`evaluate.sizes`).
+(`evaluate.mixed_sizes`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from scoretune.core.errors import UserError
+from scoretune.data.picture_size import Size
 from scoretune.data.prompts import Prompts, size_of
 from scoretune.models.base import Pipelined
 from scoretune.models.editing import check_pictures
@@ -42,26 +43,32 @@ def shape_of(backbone: Backbone, prompts: Sequence[str]) -> tuple[int, ...]:
 
 def largest(backbone: Backbone, prompts: Iterable[str]) -> Backbone:
     """The model in the largest size that one of the prompts asks for."""
-    alone = {size_of(prompt): [prompt] for prompt in prompts}
-    models = [sized(backbone, prompt) for prompt in alone.values()]
-    return max([*models, *([] if models else [backbone])], key=lambda model: math.prod(model.shape))
+    models = [sized(backbone, [prompt]) for prompt in first_of_each(prompts).values()]
+    return max(models, key=lambda model: math.prod(model.shape), default=backbone)
 
 
-def check_drawable(backbone: Backbone, prompts: Iterable[str]) -> None:
+def first_of_each(prompts: Iterable[str]) -> dict[Size | None, str]:
+    """The first prompt that asks for each size, by the sizes; None of those that ask for none."""
+    firsts: dict[Size | None, str] = {}
+    for prompt in prompts:
+        firsts.setdefault(size_of(prompt), prompt)
+    return firsts
+
+
+def check_drawable(backbone: Backbone, prompts: Sequence[str]) -> None:
     """Refuse prompts of a size that a model cannot draw, and those whose picture it cannot edit or
     that lack one. Raises UserError."""
-    for prompt in {size_of(prompt): prompt for prompt in prompts}.values():
+    for prompt in first_of_each(prompts).values():
         sized(backbone, [prompt])
-    check_pictures(backbone, list(prompts))
+    check_pictures(backbone, prompts)
 
 
 def size_notes(backbone: Backbone, prompts: Prompts, together: int) -> tuple[str, ...]:
     """A line on the sizes of prompts of which an update takes so many `together`, and one on those
     that too few prompts ask for; none where all are of one size."""
-    asked, alone = Counter(map(size_of, prompts.texts)), {size_of(p): [p] for p in prompts.texts}
-    counts = Counter[tuple[int, ...]]()
-    for size, count in asked.items():
-        counts[shape_of(backbone, alone[size])] += count
+    asked, counts = Counter(map(size_of, prompts.texts)), Counter[tuple[int, ...]]()
+    for size, prompt in first_of_each(prompts.texts).items():
+        counts[shape_of(backbone, [prompt])] += asked[size]
     if len(counts) < 2:
         return ()
     names = {shape: name_of(backbone, shape) for shape in counts}

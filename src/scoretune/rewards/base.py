@@ -19,6 +19,7 @@ from scoretune.core.profiling import part
 from scoretune.core.records import spans
 from scoretune.core.user_code import contained
 from scoretune.data.prompts import picture_of
+from scoretune.data.source_pictures import SourcePicture
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> rewards [B]; higher is better."""
@@ -170,13 +171,18 @@ def can_judge(reward: Reward, prompts: Iterable[str]) -> bool:
 
 def source_image(prompt: str, use: str) -> Tensor:
     """The picture [3, H, W] that a prompt edits. `use` says what for: "NAME compares with"."""
+    return wanted_picture(prompt, use).pixels
+
+
+def wanted_picture(prompt: str, use: str) -> SourcePicture:
+    """The file of `source_image`, which is not decoded. Raises UserError where there is none."""
     picture = picture_of(prompt)
     if picture is None:
         raise UserError(
             f"{use} the picture that is edited, and the prompt {str(prompt)[:40]!r} has none: give "
             "prompts with a column image"
         )
-    return picture.pixels
+    return picture
 
 
 def _check_finite(images: Tensor, prompts: Sequence[str]) -> None:

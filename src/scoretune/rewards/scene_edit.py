@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scoretune.core.errors import UserError, unknown
 from scoretune.data.scenes.edits import Edit, edits_by_instruction
 from scoretune.data.scenes.world import CELLS, EMPTY, Layout
-from scoretune.rewards.base import source_image
+from scoretune.rewards.base import source_image, wanted_picture
 from scoretune.rewards.networks.fulfilment import layouts, log_beliefs, on_log_scale
 
 
@@ -74,7 +74,7 @@ class EditReading:
     def check_prompt(self, prompt: str) -> None:
         """Refuse a prompt that is no instruction of the world, or has no picture."""
         _meaning(prompt)
-        source_image(prompt, "scene_edit reads")
+        wanted_picture(prompt, "scene_edit reads")
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network = self.network.to(images.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoretune.rewards.base import source_image
+from scoretune.rewards.base import source_image, wanted_picture
 
 USE = "source_closeness compares with"
 
@@ -26,7 +26,7 @@ class SourceCloseness:
 
     def check_prompt(self, prompt: str) -> None:
         """Refuse a prompt that has no picture."""
-        source_image(prompt, USE)
+        wanted_picture(prompt, USE)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return closeness(images, torch.stack([_source(prompt, images) for prompt in prompts]))

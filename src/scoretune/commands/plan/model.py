@@ -88,27 +88,41 @@ class Model:
         return self.again if checkpointing and self.again else self.plain
 
 
+class MemoryUnknown(UserError):
+    """A model without weights does not tell what it costs; the rest of a plan stands."""
+
+
 def model_of(run: Run, texts: Sequence[str] = ()) -> tuple[Policy, Model]:
     """A run's model without weights, in the largest size that prompts ask for, and what it costs.
-    Raises UserError where it cannot tell."""
-    if of_data(run):
-        policy = from_data.build(run).policy  # small, and made from the data
-        catalog.move(policy.backbone, META)
-    else:
-        policy = meta_policy(run)
+    Raises MemoryUnknown where it cannot tell, another UserError for a size that it cannot draw."""
+    policy = _without_weights(run)
+    own, greatest = policy.backbone, largest(policy.backbone, texts)
     asked = not run.objective.on_data and any(map(size_of, texts))
-    own = policy.backbone
+    policy.backbone = greatest if asked else own
     try:
-        policy.backbone = largest(own, texts if asked else ())
         sloped = KINDS[run.objective.kind].follows_reward
         model = _measured(policy, next(iter(texts), ""), sloped)
-        return policy, replace(model, size=name_of(own, policy.backbone.shape) if asked else "")
     except (NotImplementedError, RuntimeError) as error:
         _check_asks_for_numbers(error)
-        raise UserError(
+        raise MemoryUnknown(
             f"cannot tell the memory of {run.model.source!r} without its weights "
             f"({first_line(error)})"
         ) from error
+    except UserError as error:
+        raise MemoryUnknown(str(error)) from error
+    return policy, replace(model, size=name_of(own, greatest.shape) if asked else "")
+
+
+def _without_weights(run: Run) -> Policy:
+    """Raises MemoryUnknown for a model that is not there."""
+    try:
+        if not of_data(run):
+            return meta_policy(run)
+        policy = from_data.build(run).policy  # small, and made from the data
+    except UserError as error:
+        raise MemoryUnknown(str(error)) from error
+    catalog.move(policy.backbone, META)
+    return policy
 
 
 def _check_asks_for_numbers(error: Exception) -> None:

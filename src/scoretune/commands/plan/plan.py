@@ -13,7 +13,7 @@ from scoretune.commands.plan.counts import Facts, costs_of, one_update, training
 from scoretune.commands.plan.evaluations import drawn, encodings, evaluating, evaluations
 from scoretune.commands.plan.fitting import as_numbers, fitted
 from scoretune.commands.plan.memory import decoder_graph, elsewhere, peak, phases
-from scoretune.commands.plan.model import Model, calls_a_state, model_of
+from scoretune.commands.plan.model import MemoryUnknown, Model, calls_a_state, model_of
 from scoretune.commands.plan.suggestions import suggestions
 from scoretune.core import distributed
 from scoretune.core.config import Run
@@ -40,8 +40,8 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     """What a run costs, as plain data; bytes, seconds and network evaluations.
 
     `seconds` are spent on measuring this machine, 0 for no estimate of time. Raises UserError for
-    prompts that cannot be read, for settings that quantised weights refuse, and for a number
-    of processes that does not divide the prompts.
+    prompts that cannot be read or drawn in their size, for settings that quantised weights refuse,
+    and for a number of processes that does not divide the prompts.
     """
     quantized.check_settings(run.model, run.hardware)
     if run.objective.on_data:
@@ -74,10 +74,11 @@ def _model(
     run: Run, texts: Sequence[str]
 ) -> tuple[Model | None, str, Process, int, Deployment | None]:
     """The model's costs, or why they are unknown; its process, evaluations a state, and how it is
-    sampled from unless told otherwise."""
+    sampled from unless told otherwise. Raises UserError for prompts of a size that it cannot draw.
+    """
     try:
         policy, model = model_of(run, texts)
-    except UserError as error:
+    except MemoryUnknown as error:
         flows = run.sampling.noise in ("flow", "dance")
         stand_in: Process = RectifiedFlow() if flows else VP()
         return None, str(error), stand_in, 1 if run.model.guidance in (None, 1) else 2, None

@@ -24,9 +24,9 @@ from scoretune.evaluate.features import Features, named_features
 from scoretune.evaluate.guard import watches
 from scoretune.evaluate.guard.spectrum import Peaks, grid_peaks
 from scoretune.evaluate.guard.watches import Alarm, Best
+from scoretune.evaluate.mixed_sizes import in_place
 from scoretune.evaluate.samples import deployed_times, sample
 from scoretune.evaluate.scores import Measurement, verdict_metrics, verdicts
-from scoretune.evaluate.sizes import in_place
 from scoretune.evaluate.videos import middle
 from scoretune.models.lora import adapter_state, restore_adapter
 from scoretune.policy import Policy

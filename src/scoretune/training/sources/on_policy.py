@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -205,23 +205,26 @@ class OnPolicy:
         next. The others wait, so that every prompt is asked for as often as it comes: of one size
         all are the next in order, and none waits.
         """
-        laps: dict[int, list[int]] = {}
         ready = dict[tuple[int, ...], list[int]]()
-        for place in self.waiting:
-            ready.setdefault(self._shape(place), []).append(place)
-        while True:
-            lap, index = divmod(self.cursor, len(self.prompts))
-            if lap not in laps:
-                laps[lap] = order(self.prompts, lap, self.seed)
-            place = laps[lap][index]
-            self.cursor += 1
+        for place in self._arrivals():
             shape = self._shape(place)
             ready.setdefault(shape, []).append(place)
-            if len(ready[shape]) >= self.sizes.prompts:
+            if len(ready[shape]) == self.sizes.prompts:
                 break
         places = ready.pop(shape)
-        self.waiting = [place for others in ready.values() for place in others]
+        self.waiting = [place for others in ready.values() for place in others] + self.waiting
         return [self.prompts.texts[p] for p in places for _ in range(self.sizes.group)]
+
+    def _arrivals(self) -> Iterator[int]:
+        """The numbers of prompts as they come, without end: those that wait, of which a resumed run
+        of fewer prompts an update may have enough already, then pass after pass."""
+        while self.waiting:
+            yield self.waiting.pop(0)
+        while True:
+            lap, index = divmod(self.cursor, len(self.prompts))
+            for place in order(self.prompts, lap, self.seed)[index:]:
+                self.cursor += 1
+                yield place
 
     def _shape(self, place: int) -> tuple[int, ...]:
         """Of the states of a prompt by its number."""

@@ -49,7 +49,7 @@ def _pixels(where: str, name: str, row: Mapping[str, Any]) -> int:
         return 0
     try:
         side = math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         side = math.nan
     if not (side.is_integer() and 0 < side <= SIDE):
         raise UserError(
