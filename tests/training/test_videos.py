@@ -97,8 +97,7 @@ def test_frames_in_patches_of_time():
     pipeline = CogVideoXPipeline.__new__(CogVideoXPipeline)
     config = {"patch_size": 2, "patch_size_t": 2, "sample_frames": 81}
     vars(pipeline)["transformer"] = SimpleNamespace(config=config)
-    ratio = SimpleNamespace(get=lambda name: None, temporal_compression_ratio=4)
-    vars(pipeline)["vae"] = SimpleNamespace(config=ratio)
+    vars(pipeline)["vae"] = SimpleNamespace(config={"temporal_compression_ratio": 4})
     assert usual_frames(pipeline) == 22  # 81 frames are 21, and the pipeline fills them up
     model: Any = SimpleNamespace(pipeline=pipeline, shape=(16, 22, 8, 8))
     with pytest.raises(UserError, match="4 frames and patches of 2: set 77 or 85"):
