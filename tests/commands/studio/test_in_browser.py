@@ -178,7 +178,7 @@ def test_a_studio_that_is_killed_loses_no_vote(browser: Any, tmp_path: Path):
             page.wait_for_function(
                 "() => document.querySelector('#count').textContent.startsWith('3')"
             )
-            assert not page.is_visible("#problem")
+            page.wait_for_selector("#problem", state="hidden")
             press(page, "ArrowDown")
     votes = open_store(str(tmp_path)).votes()
     assert [vote.choice == "tie" for vote in votes] == [False, False, False, True]
