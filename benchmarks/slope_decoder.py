@@ -38,7 +38,7 @@ def rows(name: str, home: Path) -> list[str]:
     ):
         named = [f"model.source={source}", f"prompts={prompts}", "reward=brightness", *changes]
         model = model_of(settings_file.named("score_as_action", named), ["a red circle"])[1]
-        cost = model.plain.sloping.few
+        cost = model.plain.sloping.at(1)
         weights = model.parts.get("slope_decoder", 0)
         lines.append(
             f"| {name} | {label} | {cost.peak / 1e9:.2f} GB | {cost.flops / 1e12:.1f} | "

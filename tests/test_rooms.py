@@ -24,7 +24,7 @@ SHARED = {  # of each catalogue: what its entries may import, and what gathers t
     "rewards": {"cache", "frames", "weighted"},
     "models": {
         *("autoencoder", "class_labels", "compression", "export", "folders", "lora", "networks"),
-        *("lora_files", "observed", "pipelines", "recycled", "schedulers", "videos"),
+        *("lora_files", "observed", "packing", "pipelines", "recycled", "schedulers", "videos"),
         *("editing", "offload", "quantized", "sizes", "slope_decoder", "truncation"),
     },
     "training/objectives": {"implicit", "method", "preference_losses"},

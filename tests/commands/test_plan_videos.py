@@ -96,7 +96,7 @@ def test_what_is_remembered_is_what_torch_says(monkeypatch):
         plain = within(ask)
         monkeypatch.setattr(profiler, "SHAPES", shapes)
         assert [within(ask), within(ask)] == [plain, plain]  # asked, and remembered
-    assert shapes.known
+    assert shapes.outputs
 
 
 def test_whole_numbers_become_the_floats_of_their_day(monkeypatch):

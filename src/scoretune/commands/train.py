@@ -59,14 +59,14 @@ def train(
     from scoretune.core.processes import run_in
 
     _compatible(resume, run, accept_changes=accept_changes, processes=processes, seeds=seeds)
+    words = [word for word in (recipe, *(changes or [])) if word is not None]
     if recipe == train_reward.NAME or train_reward.going_on(resume):
         if distributed.needed(processes) or accept_changes or seeds > 1:
             raise UserError(
                 "train reward fits an ensemble in one process: leave out --processes, --seeds "
                 "and --accept-changes"
             )
-        words = [] if recipe in (None, train_reward.NAME) else [str(recipe)]
-        given = [*words, *(changes or [])]
+        given = [word for word in words if word != train_reward.NAME]
         train_reward.train_reward(given, run, resume, threads=threads, json_=json_)
         return
     if distributed.needed(processes):
@@ -75,7 +75,6 @@ def train(
     if resume is not None:
         from scoretune.training.run_folder import resumed
 
-        words = [word for word in (recipe, *(changes or [])) if word is not None]
         settings = resumed(resume, words, accept_changes=accept_changes)
         train_run(settings, resume, threads, json_, going_on=True, accept_changes=accept_changes)
         return

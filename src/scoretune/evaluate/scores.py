@@ -159,21 +159,26 @@ def measure(
     A run with a window of stochastic steps is evaluated with noise on every one. Does not count
     towards the network evaluations of training.
     """
-    each = [
-        (
-            places,
-            _measured(
-                policy,
-                some,
-                reward=reward,
-                reward_name=reward_name,
-                metrics=metrics,
-                evaluation=evaluation,
-                sampling=sampling,
-            ),
+    process, seed, batch = policy.backbone.process, evaluation.seed, policy.at_most(64)
+    times, guidance = grid(process, sampling), guidance_of(policy)
+
+    def of_one_size(some: Prompts) -> Measurement:
+        own = deployed_times(policy.backbone, evaluation.steps, some.texts)
+        with policy.uncounted():
+            images = sample(policy, some, times=own, seed=seed, solver=evaluation.solver)
+            stochastic, kls = act(
+                policy, some, times=times, seed=seed, integral_end=sampling.integral_end
+            )
+            ode = sample(policy, some, times=times, seed=seed, solver="ddim")
+        worth, noisy, plain = (
+            verdicts(drawn, some, {reward_name: reward}, batch)[reward_name]
+            for drawn in (images, stochastic, ode)
         )
-        for places, some in by_size(policy.backbone, prompts)
-    ]
+        values = {"reward": worth, **verdicts(images, some, metrics, batch)}
+        kls = {name: round(kl, 4) for name, kl in kls.items()}
+        return Measurement(some, images, values, noisy, plain, kls, guidance)
+
+    each = [(places, of_one_size(some)) for places, some in by_size(policy.backbone, prompts)]
     return each[0][1] if len(each) == 1 else _together(prompts, each)
 
 
@@ -196,37 +201,6 @@ def _together(prompts: Prompts, each: Sequence[tuple[Sequence[int], Measurement]
         guidance=first.guidance,
         parts=tuple(each),
     )
-
-
-def _measured(
-    policy: Policy,
-    prompts: Prompts,
-    *,
-    reward: Reward,
-    reward_name: str,
-    metrics: Mapping[str, Reward],
-    evaluation: Evaluation,
-    sampling: Sampling,
-) -> Measurement:
-    """`measure` of prompts of one size."""
-    process, seed = policy.backbone.process, evaluation.seed
-    final_times = deployed_times(policy.backbone, evaluation.steps, prompts.texts)
-    times = grid(process, sampling)
-    with policy.uncounted():
-        images = sample(policy, prompts, times=final_times, seed=seed, solver=evaluation.solver)
-        stochastic, kls = act(
-            policy, prompts, times=times, seed=seed, integral_end=sampling.integral_end
-        )
-        ode = sample(policy, prompts, times=times, seed=seed, solver="ddim")
-    batch = policy.at_most(64)
-    rewards = [
-        verdicts(some, prompts, {reward_name: reward}, batch)[reward_name]
-        for some in (images, stochastic, ode)
-    ]
-    values = {"reward": rewards[0], **verdicts(images, prompts, metrics, batch)}
-    kls = {name: round(kl, 4) for name, kl in kls.items()}
-    guidance = guidance_of(policy)
-    return Measurement(prompts, images, values, rewards[1], rewards[2], kls, guidance)
 
 
 def evaluation_line(

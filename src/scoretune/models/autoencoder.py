@@ -28,6 +28,13 @@ def _patched(vae: Any) -> bool:
     return "batch_norm_eps" in vae.config
 
 
+def channels(vae: Any) -> int:
+    """Of the latents as a network sees them; 0 where a config has no word on them, as that of
+    sound."""
+    named = vae.config.get("z_dim") or vae.config.get("latent_channels") or 0
+    return int(named) * (4 if _patched(vae) else 1)
+
+
 def time_factor(vae: Any) -> int:
     """How many frames behind the first are one frame of the latents of a video; 1 of pictures."""
     config = vae.config
@@ -176,9 +183,7 @@ def latent_channels(source: str, config: Any, vae: Any, patch: int = 1, pictures
     """The channels of the latents, which must be all that the network takes, of so many pictures
     in patches of a side of `patch`. Raises UserError where it takes more."""
     taken = int(config.in_channels) // (patch**2 * pictures)
-    latents = int(vae.config.get("z_dim") or vae.config.latent_channels) * (
-        4 if _patched(vae) else 1
-    )
+    latents = channels(vae)
     if taken != latents:
         raise UserError(
             f"{source!r} has a network that takes {taken} channels where its autoencoder has "

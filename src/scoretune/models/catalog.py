@@ -295,8 +295,6 @@ def remarks(policy: Policy, guidance: float | None, prompts: Iterable[str] = ())
 def move(backbone: Backbone, device: torch.device, *, network: bool = True) -> None:
     """Put all of a model on a device, or all but its network, which may be too large for one."""
     base = inner(backbone)
-    if isinstance(base, Pipelined) and base.slope_decoder is not None:
-        base.slope_decoder.to(device)
     if isinstance(base, Pipelined) and network:
         base.pipeline.to(device)
     elif isinstance(base, Pipelined):

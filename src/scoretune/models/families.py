@@ -38,17 +38,14 @@ from scoretune.core.errors import UserError
 from scoretune.models.base import JOINT_ATTENTION
 from scoretune.models.lora import ATTENTION
 from scoretune.models.observed import (
-    LIST,
-    PATCHES,
-    TIME_FIRST,
     TIMES,
-    TOKENS,
     Observed,
     Row,
     of_fraction,
     of_progress,
     rescaled,
 )
+from scoretune.models.packing import LIST, PATCHES, TIME_FIRST, TOKENS
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import is_flow
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scoretune.core.conditions import Condition, Named, joined
 from scoretune.data.prompts import Prompt, picture_of
@@ -24,6 +23,7 @@ from scoretune.models import editing
 from scoretune.models.autoencoder import latent_shape, multiple
 from scoretune.models.base import Pipelined, Told, default_argument
 from scoretune.models.lora import ATTENTION
+from scoretune.models.packing import PLANE, Layout
 from scoretune.models.pipelines import Family
 from scoretune.models.schedulers import copied, schedule_of, taking, times_along
 from scoretune.models.videos import draws_videos, usual_frames
@@ -39,39 +39,6 @@ FEW = 4
 """Steps, of which the first alone is taken."""
 GUIDED = 2.0
 """A scale at which pipelines make their unprompted twin; which one it is does not matter."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How latents [B, C, h, w], of videos [B, C, T, h, w], go into a denoiser, and its output out
-    of it; `pack` squares of a side of `patch` become the channels of one place."""
-
-    pack: Callable[[Tensor], Any]
-    unpack: Callable[[Any, Tensor], Tensor]
-    patch: int = 1
-
-
-PLANE = Layout(lambda x: x, lambda output, x: output[:, : x.shape[1]])
-"""As they are; of a network that also predicts its variance, the first half of the channels."""
-TOKENS = Layout(lambda x: x.flatten(2).mT, lambda output, x: output.mT.unflatten(2, x.shape[2:]))
-"""A token for each place, [B, hw, C] or [B, Thw, C]."""
-LIST = Layout(
-    lambda x: list(x[:, :, None].unbind()), lambda output, x: torch.stack([*output])[:, :, 0]
-)
-"""A list of single frames [C, 1, h, w]."""
-
-
-TIME_FIRST = Layout(lambda x: x.transpose(1, 2), lambda output, x: output.transpose(1, 2))
-"""Frames before channels, [B, T, C, h, w]."""
-
-
-def _from_patches(output: Tensor, x: Tensor) -> Tensor:
-    rows, columns = (side // 2 for side in x.shape[-2:])
-    return F.pixel_shuffle(output.mT.unflatten(2, (rows, columns)), 2)
-
-
-PATCHES = Layout(lambda x: F.pixel_unshuffle(x, 2).flatten(2).mT, _from_patches, 2)
-"""A token for each 2×2 places, [B, hw/4, 4C]."""
 
 
 def of_label(model: Observed, label: Tensor, x: Tensor) -> Tensor:

@@ -85,19 +85,14 @@ def _class_of(source: str, *, here: bool) -> Any:
 
 def check(source: str, small: Any, vae: Any) -> None:
     """Refuse a decoder of other latents than the model's, and one of pictures for videos."""
-    asked = [("latent channels", _channels), ("pixels a latent", autoencoder.factor)]
+    measures = [("latent channels", autoencoder.channels), ("pixels a latent", autoencoder.factor)]
     pictures = autoencoder.time_factor(vae) == 1
     if not (pictures and autoencoder.in_frames(small)):
-        asked.append(("frames a latent", autoencoder.time_factor))
-    for what, of in asked:
+        measures.append(("frames a latent", autoencoder.time_factor))
+    for what, of in measures:
         theirs, ours = of(small), of(vae)
         if theirs != ours:
             raise UserError(
                 f"{SETTING}={source} has {theirs} {what}, and the model's autoencoder {ours}: "
                 "give one that was made for the same latents"
             )
-
-
-def _channels(vae: Any) -> int:
-    """Of the latents; 0 where a config has no word on them, as that of sound."""
-    return int(vae.config.get("z_dim") or vae.config.get("latent_channels") or 0)

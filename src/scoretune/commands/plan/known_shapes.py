@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Known = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Of an output: its shape, its strides, its precision."""
 PLAIN = (Tensor, nn.Parameter)
 
@@ -22,33 +22,32 @@ class KnownShapes:
     """What operations on the meta device put out, remembered by what they were given."""
 
     def __init__(self) -> None:
-        self.known: dict[Any, tuple[type | None, tuple[Known | None, ...]]] = {}
-        self.fresh: dict[Any, bool] = {}
+        self.outputs: dict[Any, tuple[type | None, tuple[Layout | None, ...]]] = {}
+        self.functional: dict[Any, bool] = {}
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of an operation, as torch gives it within a `TorchDispatchMode`."""
-        fresh = self.fresh.get(func)
-        if fresh is None:
-            fresh = self.fresh[func] = _is_fresh(func)
-        if not fresh:
+        functional = self.functional.get(func)
+        if functional is None:
+            functional = self.functional[func] = _is_functional(func)
+        if not functional:
             return func(*args, **kwargs)
         named = _key(tuple(kwargs.items())) if kwargs else ()
         key = func, _key(args), named, torch.get_default_dtype()  # that of a whole number + 1.0
-        found = self.known.get(key)
-        if found is not None:
-            kind, told = found
-            made = [None if one is None else _made(*one) for one in told]
-            return made[0] if kind is None else kind(made)
+        remembered = self.outputs.get(key)
+        if remembered is not None:
+            container, layouts = remembered
+            tensors = [None if layout is None else _empty(*layout) for layout in layouts]
+            return tensors[0] if container is None else container(tensors)
         output = func(*args, **kwargs)
-        kind = type(output) if isinstance(output, list | tuple) else None
-        outputs = (output,) if kind is None else tuple(output)
-        if _are_new(outputs, _tensors((*args, *kwargs.values()))):
-            known = (None if one is None else (*_layout(one), one.dtype) for one in outputs)
-            self.known[key] = (kind, tuple(known))
+        container = type(output) if isinstance(output, list | tuple) else None
+        tensors = [output] if container is None else list(output)
+        if _are_new(tensors, _tensors((*args, *kwargs.values()))):
+            self.outputs[key] = container, tuple(None if t is None else _layout(t) for t in tensors)
         return output
 
 
-def _is_fresh(func: Any) -> bool:
+def _is_functional(func: Any) -> bool:
     """Whether an operation says that it neither changes nor returns what it is given."""
     schema = func._schema
     return all(one.alias_info is None for one in (*schema.arguments, *schema.returns))
@@ -66,38 +65,38 @@ def _key(value: Any) -> Any:
     return kind, value
 
 
-def _layout(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(tensor.shape), tensor.stride()
+def _layout(tensor: Tensor) -> Layout:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _made(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
-def _are_new(outputs: tuple[Any, ...], inputs: list[Tensor]) -> bool:
-    """Whether these outputs of these inputs can be made again by `_made`: all are without numbers,
+def _are_new(outputs: list[Any], inputs: list[Tensor]) -> bool:
+    """Whether these outputs of these inputs can be made again by `_empty`: all are without numbers,
     and each output has its storage for itself, as large as it must be."""
-    made = [one for one in outputs if one is not None]
-    everything = (*made, *inputs)
-    if not all(type(one) in PLAIN and one.device.type == "meta" for one in everything):
+    tensors = [output for output in outputs if output is not None]
+    everything = (*tensors, *inputs)
+    if not all(type(t) in PLAIN and t.device.type == "meta" for t in everything):
         return False
-    before = {one.untyped_storage()._cdata for one in inputs}
-    storages = {one.untyped_storage()._cdata for one in made} - before
-    return len(storages) == len(made) and all(map(_is_whole, made))
+    before = {tensor.untyped_storage()._cdata for tensor in inputs}
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors} - before
+    return len(storages) == len(tensors) and all(map(_is_whole, tensors))
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    alike = _made(*_layout(tensor), tensor.dtype).untyped_storage()
+    alike = _empty(*_layout(tensor)).untyped_storage()
     odd = tensor.is_conj() or tensor.is_neg() or tensor.storage_offset() > 0
     return not odd and alike.nbytes() == tensor.untyped_storage().nbytes()
 
 
 def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
     """All tensors among the arguments of an operation."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            found += _tensors(tuple(value))
-    return found
+            tensors += _tensors(tuple(value))
+    return tensors
