@@ -112,7 +112,7 @@ def main() -> None:
         some = (left >= low) & (left < high)
         print(
             f"noise left {low:.2f}-{high:.2f}: cosine {float(cosine[some].median()):.3f}, length "
-            f"{float(length[some].median()):.2f} of the true one, medians of {int(some.sum())}"
+            f"{float(length[some].nanmedian()):.2f} of the true one, medians of {int(some.sum())}"
         )
     took: dict[str, list[float]] = {"own": [], "small": []}
     for _ in range(ROUNDS):
