@@ -15,10 +15,10 @@ from urllib.parse import urlencode
 
 import torch
 
-from scoretune.commands.studio import server
 from scoretune.commands.studio.app import application
 from scoretune.commands.studio.studio import Studio
 from scoretune.commands.studio.verb import Place, Tools, assembled
+from scoretune.core.listening import listen
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw_in_hands
 from scoretune.data.store import open_store
@@ -66,7 +66,7 @@ def served(
     """A studio that answers while the context lasts."""
     import uvicorn
 
-    at = server.listening("127.0.0.1", port)
+    at = listen("127.0.0.1", port)
     address = f"http://127.0.0.1:{at.getsockname()[1]}"
     place = Place(store, str(folder), "scenes")
     made = assembled(place, folder / "runs", address, public=False, token_file=None, tools=tools)

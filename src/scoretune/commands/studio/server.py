@@ -15,18 +15,6 @@ PATIENCE = 3
 """Seconds in which open answers may end when the studio is stopped."""
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket there; port 0 takes a free one. Raises UserError, which names the fix."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot listen at {host}:{port} ({error}): another studio may run there; choose "
-            "another --port, or 0 for any that is free"
-        ) from error
-
-
 def serve(app: App, at: socket.socket) -> None:
     """Serve until Ctrl-C or a signal to end."""
     import uvicorn

@@ -13,6 +13,7 @@ import typer
 
 from scoretune.commands.options import Threads, set_threads
 from scoretune.core.errors import UserError
+from scoretune.core.listening import listen
 
 if TYPE_CHECKING:
     from scoretune.commands.studio.studio import Studio
@@ -99,7 +100,7 @@ def studio(
     server.check_installed()
     _check(target, demo, host, token_file)
     set_threads(threads)
-    at = server.listening(host, port)  # before anything is drawn: the port may be in use
+    at = listen(host, port)  # before anything is drawn: the port may be in use
     try:
         place = _demo() if target is None else _place(target, store, prompts)
         tools = _tools(place.store, Tools(editor, reward, choice, features))

@@ -6,7 +6,6 @@ name what is imported inside a function.
 
 import asyncio
 import hmac
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scoretune.core.errors import UserError, one_line
+from scoretune.core.listening import listen
 from scoretune.core.records import spans
 from scoretune.rewards.base import Reward, checked
 from scoretune.rewards.cache import Cached
@@ -118,12 +118,7 @@ class RewardServer:
     def __init__(self, service: Service, host: str, port: int) -> None:
         uvicorn = _uvicorn()
         self.service = service
-        try:
-            self._socket = socket.create_server((host, port), backlog=64)
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"cannot listen at {host}:{port} ({error}): choose another --port or --host"
-            ) from error
+        self._socket = listen(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
         self._server = uvicorn.Server(
             uvicorn.Config(
