@@ -109,7 +109,7 @@ def speed_claims(about: Mapping[str, Numbers]) -> list[Numbers]:
     base = about["ambient"]
     limit = min(s["energy"][2] for s in base["samplers"].values())
     first = soonest(base, limit)
-    for arm in (arm for arm in about if arm.startswith("m=")):
+    for arm in (arm for arm in about if arm.startswith(("m=", "linear="))):
         sampled = about[arm]["samplers"][PAPER]
         holds = sampled["faster"][0] >= 3 and sampled["over"][1] <= 0
         figure = f"{shown(sampled['faster'], 2)}; {shown(sampled['over'], sign='+')}"
@@ -142,10 +142,13 @@ def frontier_figure(numbers: Numbers) -> Any:
     for axes, (name, about) in zip(panels[0], numbers.items(), strict=True):
         arms = [arm for arm in about if arm != "claims"]
         full = [arm for arm in arms if len(about[arm]["samplers"]) == len(SAMPLERS)]
-        for arm, colour in zip(full, COLOURS, strict=False):
+        networks = [arm for arm in full if not arm.startswith("linear=")]
+        for arm in full:
+            network = arm.replace("linear=", "m=")  # the same one, before another decoder
+            colour = COLOURS[networks.index(network) % len(COLOURS)]
             ways = sorted(about[arm]["samplers"].values(), key=lambda s: s["seconds"][0])
             x, y = ([s[key][0] for s in ways] for key in ("seconds", "energy"))
-            axes.plot(x, y, "o-", color=colour, ms=4, label=arm)
+            axes.plot(x, y, "o-" if arm in networks else "x--", color=colour, ms=4, label=arm)
         for arm, marker in zip([a for a in arms if a not in full], "x+*", strict=False):
             way = about[arm]["samplers"][PAPER]
             axes.plot(way["seconds"][0], way["energy"][0], marker, color="#555555", label=arm)

@@ -122,6 +122,9 @@ def run(name: str, arm: str, seed: int, data: str | None, quick: bool, folder: P
         "weights": sum(p.numel() for p in scorer.network.parameters()),
         "samplers": {},
     }
+    linear = unrecovered(states, int(size), SEED + seed) if kind == "m" else None
+    if linear is not None:
+        numbers["linear"] = {"samplers": {}}
     for sampler in SAMPLERS if kind != "noise" else [PAPER]:
         z, seconds = drawn(scorer, latent.dimension, budget.samples, sampler, seed)
         about, x = decoded(latent, z, states, seconds)
@@ -129,8 +132,13 @@ def run(name: str, arm: str, seed: int, data: str | None, quick: bool, folder: P
         if sampler == PAPER:
             numbers["shown"] = _few(x, states)
             numbers |= _read(name, x, folder)
-            if kind == "m" and int(size) == states.sizes[1]:
-                numbers["others"] = _others(states, latent, z, seed, seconds)
+        if linear is not None:
+            about, x = decoded(linear, z, states, seconds)
+            numbers["linear"]["samplers"][sampler] = about
+            if sampler == PAPER:
+                numbers["linear"]["shown"] = _few(x, states)
+    if kind == "m" and int(size) == states.sizes[1]:
+        numbers["law"] = _gaussian_law(states, latent, budget.samples, seed)
     return numbers
 
 
@@ -161,17 +169,15 @@ def decoded(latent: Latent, z: Tensor, states: States, seconds: float) -> tuple[
     return numbers, x
 
 
-def _others(states: States, latent: Latent, z: Tensor, seed: int, seconds: float) -> Numbers:
-    """The same samples without recovery; and a Gaussian law fitted to measurements, recovered."""
-    m = latent.dimension
+def _gaussian_law(states: States, latent: Latent, samples: int, seed: int) -> Numbers:
+    """Samples of a Gaussian law fitted to measurements, recovered: no network."""
     y = latent.encode(states.learned).double()
     values, vectors = torch.linalg.eigh(torch.cov(y.T))
     root = vectors * values.clamp_min(0).sqrt()
-    noise = torch.randn(len(z), m, generator=torch.Generator().manual_seed(seed)).double()
-    plain = (y.mean(0) + noise @ root.T).float()
-    raw, _ = decoded(unrecovered(states, m, SEED + seed), z, states, seconds)
-    law, x = decoded(latent, plain, states, 0.0)
-    return {f"linear={m}": raw, f"Gaussian law={m}": law | {"shown": _few(x, states)}}
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(samples, latent.dimension, generator=generator).double()
+    law, x = decoded(latent, (y.mean(0) + noise @ root.T).float(), states, 0.0)
+    return {"samplers": {PAPER: law}, "shown": _few(x, states)}
 
 
 def _few(x: Tensor, states: States) -> list[Any]:
@@ -227,16 +233,19 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
 
 
 def _arms(results: Mapping[str, Numbers], name: str) -> dict[str, list[Numbers]]:
-    """Every arm's runs by seed; those that share a network with another one beside it."""
+    """Every arm's runs by seed; the other decoder and the Gaussian law of its measurements beside
+    it."""
     arms: dict[str, list[Numbers]] = {}
     for cell, run in results.items():
         label, _, arm = cell.rpartition("-")[0].partition(":")
         if label == name:
             arms.setdefault(arm, []).append(run)
-            for other, numbers in run.get("others", {}).items():
-                same = run if other.startswith("linear") else {**run, "weights": 0}
-                same = {**same, "samplers": {PAPER: numbers}, "shown": numbers.get("shown")}
-                arms.setdefault(other, []).append(same)
+            size = run["dimension"]
+            if "linear" in run:
+                arms.setdefault(f"linear={size}", []).append({**run, **run["linear"]})
+            if "law" in run:
+                law = {**run, **run["law"], "weights": 0}
+                arms.setdefault(f"Gaussian law={size}", []).append(law)
     return arms
 
 
@@ -276,7 +285,8 @@ ABOUT = """
 The same perceptron (two hidden layers of {width}, x0-prediction, VP) learns the states themselves
 (ambient), m Gaussian measurements that sparse recovery decodes, m principal components, and the m
 latents of a small VAE; all latents have one common mean and deviation. `linear` are the samples of
-the measured arm with the best linear decoder of the data in place of recovery; `Gaussian law` draws
+the measured arm with the best linear decoder of the data in place of recovery
+(`compress.decoder=linear`); `Gaussian law` draws
 measurements from the Gaussian of the same mean and covariance, and recovers. The decoder is FISTA
 from the linear guess, its weight {spread} of the measurements' deviation.
 

@@ -87,7 +87,7 @@ def _breast(data: Path) -> States:
     with np.load(data / PLACES["breast"]) as bundle:
         parts = [torch.from_numpy(bundle[f"{part}_images"]) for part in ("train", "test")]
     learned, held_out = (F.avg_pool2d(part[:, None].float() / 255, 2) for part in parts)
-    return States(learned, held_out, "identity", (0.0, 1.0), (144, 256, 400))
+    return States(learned, held_out, "identity", (0.0, 1.0), (144, 256, 480))
 
 
 def _factors(data: Path) -> States:
