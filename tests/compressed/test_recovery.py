@@ -142,8 +142,10 @@ def test_weights_a_coordinate_each_and_a_warm_start():
     assert int(near.iterations.sum()) < int(uniform.iterations.sum())
 
 
-def test_the_linear_decoder_is_scikit_learns():
-    _, x, y = problem(m=20, d=30, batch=50)
+@pytest.mark.parametrize("batch", [50, 12])
+def test_the_linear_decoder_is_scikit_learns(batch):
+    """With more states than measurements, and with fewer."""
+    _, x, y = problem(m=20, d=30, batch=batch)
     x, y = x + 3, y + 1
     ridge = Ridge(len(y) * (NOISE * float(y.std())) ** 2).fit(y, x)
     torch.testing.assert_close(linear_decoder(y, x)(y), torch.from_numpy(ridge.predict(y)))

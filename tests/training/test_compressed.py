@@ -102,6 +102,40 @@ def test_recovery_from_the_linear_guess_is_that_from_zero_and_sooner(finished, p
     assert scores.load(scores.save(model, tmp_path / "model")).compression.linear is None
 
 
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory) -> Path:
+    """Dense pictures of four smooth patterns: in no basis sparse, in four dimensions."""
+    rng, path = np.random.default_rng(1), tmp_path_factory.mktemp("smooth") / "smooth.npy"
+    side = np.linspace(0, np.pi, SIDE)
+    wave = [np.cos(k * side)[:, None] * np.cos(j * side) for k, j in ((0, 1), (1, 0), (1, 1))]
+    weights = rng.uniform(-0.15, 0.15, (120, 3, 1, 1))
+    np.save(path, (0.5 + (weights * np.stack(wave)).sum(1)).astype(np.float32))
+    return path
+
+
+def test_a_linear_decoder_needs_few_measurements_of_what_is_not_sparse(command, smooth, tmp_path):
+    refused = command(
+        "compress", "check", smooth, "compress.ratio=0.1", "--out", tmp_path / "a.png"
+    )
+    assert refused.code == 1 and "or compress.decoder=linear (error" in refused.out
+    linear = ["compress.decoder=linear", "compress.tolerance=0.03"]
+    done = command("compress", "check", smooth, *linear, "--json", "--out", tmp_path / "b.png")
+    assert done.code == 0, done.err
+    report = json.loads(done.out.splitlines()[-1])
+    by_m = {row["m"]: row["measured_error"] for row in report["recovery"]}
+    assert report["plan"]["m"] < 20 and by_m[report["plan"]["m"]] < 0.035
+    launch(run_on(smooth, *linear), tmp_path / "run")
+    model = scoretune.load(tmp_path / "run").backbone
+    assert model.compression.decoder == "linear" and model.compression.m == report["plan"]["m"]
+    images = read_data(str(smooth)).states
+    back = model.decode(model.embed(images))[:, :1]
+    assert float((back - images).norm() / images.norm()) < 0.035
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "decoder" not in result and result["compress"]["linear_error"] < 0.03
+    y = torch.randn(2, *model.shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model.compression.recover, y)
+
+
 def test_a_unet_learns_from_measurements_in_a_square(pictures, tmp_path):
     changes = ["model.source=unet", "model.width=8", "model.depth=2", "updates=1"]
     changes += ["evaluation.samples=2", "evaluation.every=0", "compress.ratio=0.25"]
@@ -194,6 +228,8 @@ def test_what_is_missing_of_the_operator_is_said(finished, tmp_path):
         (["compress.ratio=0.1"], "14 measurements are below the 24"),
         (["compress.basis=dct"], "not sparse in dct"),
         (["compress.basis=db4", "data=moons"], "does not exist for states of shape [2]"),
+        (["compress.decoder=linear", "compress.basis=dct"], "compress.basis=dct is of no use here"),
+        (["compress.decoder=linear"], "a linear decoder of"),
         (["compress.ratio=null", "compress.seed=1"], "compress.seed=1 is of no use here"),
     ],
 )

@@ -1,4 +1,5 @@
-"""`scoretune compress check`: how sparse data are, and what recovery from measurements costs."""
+"""`scoretune compress check`: how sparse data are, and what decoding measurements misses and
+costs."""
 
 from __future__ import annotations
 
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
     from scoretune.training.compressing import Plan
 
 SHARES = (0.5, 1.0, 1.5, 2.0)
-"""Of δ: measurements at which recovery is tried, beside the recommended number."""
+"""Of δ, or for the linear decoder of m: measurements that are tried, beside m."""
 TRIED = 64
 """Held-out states that are recovered."""
+COLUMNS = {
+    "m": "m",
+    "predicted_error": "predicted error",
+    "measured_error": "measured",
+    "milliseconds": "ms a state",
+    "linear_error": "by a linear decoder",
+}
+"""Of the table of numbers of measurements."""
 
 
 def check(
@@ -36,8 +45,8 @@ def check(
     threads: Threads = 1,
     json_: Json = False,
 ) -> None:
-    """Say how sparse data are in each basis, how many measurements they need, and what recovery
-    from them misses, before anything is trained.
+    """Say how sparse data are in each basis, how many measurements they need, and what sparse
+    recovery and the linear decoder miss of them, before anything is trained.
 
     Takes the settings of training, e.g. dataset.size=48 compress.basis=dct. Exits with 1 where
     training would refuse.
@@ -77,11 +86,10 @@ def examined(
     recommended = plan.chosen.recommended(
         settings.rule, exponent=settings.exponent, steps=settings.steps
     )
+    around = plan.chosen.delta if plan.decoder == "sparse" else plan.m
     states = held_out.states[:TRIED]
     rows = []
-    sizes = {
-        min(max(1, round(share * plan.chosen.delta)), plan.chosen.dimension) for share in SHARES
-    }
+    sizes = {min(max(1, round(share * around)), plan.chosen.dimension) for share in SHARES}
     tried = sorted(sizes | {plan.m})
     for done, m in enumerate(tried):
         note(done, len(tried))
@@ -124,12 +132,16 @@ def _tried(
     seconds = time.perf_counter() - start
     row = {
         "m": m,
-        "predicted_error": plan.chosen.predicted_error(m),
         "measured_error": error,
-        "missed_precision": compression.certificate.missed,
-        "iterations": compression.certificate.as_dict()["iterations"],
         "milliseconds": round(1000 * seconds / len(states), 2),
     }
+    if compression.decoder == "sparse":
+        row["predicted_error"] = plan.chosen.predicted_error(m)
+        row["missed_precision"] = compression.certificate.missed
+        row["iterations"] = compression.certificate.as_dict()["iterations"]
+        if compression.linear is not None:
+            linear = replace(compression, decoder="linear")
+            row["linear_error"], _ = compressing.measured_error(linear, states)
     return row, recovered
 
 
@@ -173,11 +185,8 @@ def _show(report: dict[str, Any], train: str) -> None:
             ],
         ),
         (
-            ("m", "predicted error", "measured", "ms a state"),
-            [
-                (r["m"], r["predicted_error"], r["measured_error"], r["milliseconds"])
-                for r in report["recovery"]
-            ],
+            list(COLUMNS.values()),
+            [[row.get(name, "–") for name in COLUMNS] for row in report["recovery"]],
         ),
     )
     typer.echo(f"{report['data']}: {report['states']:,} states of {plan['dimension']} numbers")
@@ -186,13 +195,14 @@ def _show(report: dict[str, Any], train: str) -> None:
         for row in rows:
             table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in row))
         console.print(table)
-    missed = sum(row["missed_precision"] for row in report["recovery"] if row["m"] == plan["m"])
-    if missed:
+    kept = next(row for row in report["recovery"] if row["m"] == plan["m"])
+    if missed := kept.get("missed_precision"):
         typer.echo(
             f"note: the decoder stopped early for {missed} states: raise compress.iterations"
         )
+    where = f" in {plan['basis']}" if plan["decoder"] == "sparse" else ""
     typer.echo(
-        f"{plan['m']} measurements in {plan['basis']} ({plan['m'] / plan['dimension']:.0%} of the "
-        f"data), {plan['rule']}; look at {report['picture']}"
+        f"{plan['m']} measurements{where} ({plan['m'] / plan['dimension']:.0%} of the data), "
+        f"{plan['rule']}; look at {report['picture']}"
     )
     typer.echo(report["refusal"] or f"can be learned compressed: {train}")

@@ -25,10 +25,18 @@ class LinearDecoder:
 
 
 def linear_decoder(y: Tensor, x: Tensor) -> LinearDecoder:
-    """Least squares of x [n, d] on y [n, m], for errors of `NOISE` in y; kept as x is."""
+    """Least squares of x [n, d] on y [n, m], for errors of `NOISE` in y; kept as x is.
+
+    With rows without their means and σ² = n·(NOISE·std y)²: slopesᵀ = (YᵀY + σ²)⁻¹ YᵀX, or where
+    there are fewer rows than measurements the same as Yᵀ (YYᵀ + σ²)⁻¹ X.
+    """
     y64, x64 = y.double(), x.double()
     left, right = y64 - y64.mean(0), x64 - x64.mean(0)
     noise = max(len(y) * float(y64.std() * NOISE) ** 2, 1e-12)
-    gram = left.T @ left + noise * torch.eye(y.shape[1]).to(left)
-    slopes = torch.linalg.solve(gram, left.T @ right).T.contiguous()
+    if len(y) < y.shape[1]:
+        gram = left @ left.T + noise * torch.eye(len(y)).to(left)
+        slopes = (left.T @ torch.linalg.solve(gram, right)).T.contiguous()
+    else:
+        gram = left.T @ left + noise * torch.eye(y.shape[1]).to(left)
+        slopes = torch.linalg.solve(gram, left.T @ right).T.contiguous()
     return LinearDecoder(Dense(slopes.to(x)), (x64.mean(0) - slopes @ y64.mean(0)).to(x))

@@ -158,8 +158,8 @@ def featured(
 
 
 def decoder(model: ScoreNetwork) -> dict[str, dict[str, float]]:
-    """How well a compressed model's decoder has converged; nothing of a model without one."""
-    if model.compression is None:
+    """How well a compressed model's decoder has converged; nothing of one that need not."""
+    if model.compression is None or model.compression.decoder == "linear":
         return {}
     return {"decoder": model.compression.certificate.as_dict()}
 

@@ -1,8 +1,9 @@
 """A compressed model: how its data were measured, and are recovered from measurements.
 
-Data x of a shape are y = A x, m numbers, of which a score network learns the law; x̂ is the sparse
-solution of ½‖Ax − y‖² + λ‖c‖₁, x = Ψc (`scoretune.compressed`), looked for from the best linear
-guess where the model has one. Pictures are taken as they are.
+Data x of a shape are y = A x, m numbers, of which a score network learns the law. By the decoder
+`sparse` x̂ is the solution of ½‖Ax − y‖² + λ‖c‖₁, x = Ψc (`scoretune.compressed`), looked for from
+the best linear guess where the model has one; by `linear` it is that guess. Pictures are taken as
+they are.
 Points and series are standardised first, column by column; where most numbers are 0 they are only
 scaled, since their mean would fill the zeros.
 """
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from scoretune.compressed.linear import LinearDecoder
 from scoretune.compressed.operators import Dense, Drawn
 from scoretune.core.records import spans
 from scoretune.models.networks import Content
+
+Decoder = Literal["sparse", "linear"]
 
 TOGETHER = 256
 """States that are measured at once."""
@@ -78,7 +81,8 @@ class Certificate:
 @dataclass(frozen=True)
 class Compression:
     """Data of a `shape`, the operator `measuring` them, and the decoder's settings; `center` and
-    `scale` broadcast to a state. `linear` is where the decoder begins; without it, at 0."""
+    `scale` broadcast to a state. `linear` is the linear decoder, where the sparse one begins;
+    without it, at 0."""
 
     shape: tuple[int, ...]
     content: Content
@@ -91,9 +95,12 @@ class Compression:
     center: Tensor
     scale: Tensor
     linear: LinearDecoder | None = None
+    decoder: Decoder = "sparse"
     certificate: Certificate = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.decoder == "linear" and self.linear is None:
+            raise ValueError("the linear decoder is missing")
         object.__setattr__(self, "certificate", Certificate(self.precision))
 
     @property
@@ -123,20 +130,28 @@ class Compression:
         return torch.cat(parts)
 
     def recover(self, y: Tensor) -> Tensor:
-        """Measurements [B, m] as data [B, *shape], with the gradient of the solution."""
+        """Measurements [B, m] as data [B, *shape], with the gradient of the decoder's answer."""
         exact = y if y.dtype in (torch.float32, torch.float64) else y.float()
+        if self.decoder == "linear" and self.linear is not None:
+            coefficients = self.linear(exact)
+        else:
+            coefficients = self._sparsest(exact)
+        states = BASES[self.basis](self.shape).synthesis(coefficients).to(y)
+        return states * self.scale.to(y) + self.center.to(y)
+
+    def _sparsest(self, y: Tensor) -> Tensor:
+        """Coefficients [B, d] by sparse recovery, noted in the certificate."""
         recovery = decode(
             self._sparse,
-            exact,
+            y,
             self.weight,
             box=(0.0, 1.0) if self.box else None,
             iterations=self.iterations,
             tolerance=self.precision,
-            start=None if self.linear is None else self.linear(exact.detach()),
+            start=None if self.linear is None else self.linear(y.detach()),
         )
         self.certificate.add(recovery.kkt, recovery.iterations)
-        states = BASES[self.basis](self.shape).synthesis(recovery.x).to(y)
-        return states * self.scale.to(y) + self.center.to(y)
+        return recovery.x
 
     @cached_property
     def _sparse(self) -> Operator:
@@ -146,8 +161,8 @@ class Compression:
     def described(self) -> dict[str, Any]:
         """What a file says in words; `tensors` are the rest."""
         names = ("content", "m", "operator", "seed", "basis", "weight", "box", "iterations")
-        words = {name: getattr(self, name) for name in names}
-        return {**words, "precision": self.precision, "shape": list(self.shape)}
+        words = {name: getattr(self, name) for name in (*names, "precision", "decoder")}
+        return {**words, "shape": list(self.shape)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Statistics, and numbers by which the operator is known."""

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 NEW = "a new network that learns from data: recipe supervised with model.source=unet, dit or mlp"
 
 
+OF_SPARSE_RECOVERY = (
+    *("basis", "rule", "exponent", "steps", "weight", "box", "iterations", "precision", "force"),
+)
+
+
 class Compress(Strict):
     """Compressed sensing of data for a new network of one's own (arXiv 2509.03898)."""
 
@@ -29,6 +34,10 @@ class Compress(Strict):
     basis: Literal["auto", "identity", "dct", "haar", "db2", "db4"] = Field(
         "auto", description="in which the data are sparse; auto: where they are sparsest"
     )
+    decoder: Literal["sparse", "linear"] = Field(
+        "sparse",
+        description="of measurements: sparse recovery, or the linear map that is best for the data",
+    )
     operator: Literal["auto", "gaussian", "dct", "hadamard"] = Field(
         "auto", description="random measurements; auto: gaussian, dct for more than 4096 numbers"
     )
@@ -41,7 +50,11 @@ class Compress(Strict):
     )
     steps: float = Field(1.0, gt=0, le=1e6, description="cost: steps of the sampler a measurement")
     tolerance: float = Field(
-        0.05, gt=0, lt=1, description="share of a state's norm that its sparse form may miss"
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of a state's norm that its sparse form may miss; ratio=auto with "
+        "decoder=linear: that the decoder may miss",
     )
     weight: float = Field(
         0.0,
@@ -67,7 +80,7 @@ class Compress(Strict):
     def inert(self, run: Run, on_data: bool) -> dict[str, str]:
         rest = [name for name in self.leaves() if name != "ratio"]
         new = on_data and run.model.source in NEW_NETWORKS
-        auto = self.ratio == 0
+        auto, sparse = self.ratio == 0, self.decoder == "sparse"
         return {
             **only(
                 auto and self.rule == "cost", "compress.ratio=auto, compress.rule=cost", "steps"
@@ -79,6 +92,7 @@ class Compress(Strict):
             ),
             **only(auto, "compress.ratio=auto", "rule"),
             **only(self.basis in ("auto", "identity"), "compress.basis=identity", "box"),
+            **only(sparse, "compress.decoder=sparse", *OF_SPARSE_RECOVERY),
             **only(self.ratio is not None, "compress.ratio", *rest),
             **only(new, NEW, *self.leaves()),
         }
