@@ -8,7 +8,7 @@
     Qwen-Image        t                  two calls, rescaled   patches as tokens
     Z-Image           1 − t, output −u   one batch             frames in a list
     Lumina 2          1 − t, output −u   two calls, rescaled   as they are
-    SANA, PixArt-Σ    1000·t, index      one batch             as they are
+    SANA, PixArt      1000·t, index      one batch             as they are
     AuraFlow          t                  one batch             as they are
     CogView 4         1000·t             two calls             as they are
     InstructPix2Pix   a table's index    one batch of three    as they are, the picture's behind
@@ -289,6 +289,12 @@ ROWS = (
         kind="PixArtSigmaPipeline",
         networks=("PixArtTransformer2DModel",),
         arguments=_longest(300, **AS_GIVEN),
+        needed=("text_encoder",),
+    ),
+    Row(
+        kind="PixArtAlphaPipeline",
+        networks=("PixArtTransformer2DModel",),
+        arguments=_longest(120, **AS_GIVEN),
         needed=("text_encoder",),
     ),
     Row(

@@ -132,6 +132,7 @@ DEFAULTS: Mapping[str, Defaults] = {
     "ZImagePipeline": Defaults(source=GUIDE, guidance=6.0),
     "Lumina2Pipeline": Defaults(source=GUIDE, evaluation=30, guidance=4.0),
     "SanaPipeline": Defaults(source=GUIDE, evaluation=20, guidance=4.5),
+    "PixArtAlphaPipeline": Defaults(source=GUIDE, steps=20, evaluation=20, guidance=4.5),
     "PixArtSigmaPipeline": Defaults(source=GUIDE, steps=20, evaluation=20, guidance=4.5),
     "AuraFlowPipeline": Defaults(source=GUIDE, guidance=3.5),
     "CogView4Pipeline": Defaults(source=GUIDE, guidance=5.0),

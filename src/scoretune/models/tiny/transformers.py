@@ -308,6 +308,24 @@ def pixart_sigma() -> dict[str, Any]:
     return {**parts, "scheduler": DDIMScheduler(clip_sample=False)}
 
 
+def pixart_alpha() -> dict[str, Any]:
+    """Told its picture's size and proportions, as the model of 1024 pixels, of a width for that."""
+    from diffusers import PixArtTransformer2DModel
+
+    network = PixArtTransformer2DModel(
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        norm_num_groups=4,
+        num_attention_heads=3,
+        attention_head_dim=8,
+        cross_attention_dim=24,
+        caption_channels=WIDTH,
+        sample_size=128,
+    )
+    return {**pixart_sigma(), "transformer": network}
+
+
 def aura_flow() -> dict[str, Any]:
     from diffusers import AuraFlowTransformer2DModel
 
@@ -370,6 +388,7 @@ MADE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "chroma": ("ChromaPipeline", chroma),
     "sana": ("SanaPipeline", sana),
     "pixart-sigma": ("PixArtSigmaPipeline", pixart_sigma),
+    "pixart-alpha": ("PixArtAlphaPipeline", pixart_alpha),
     "lumina-2": ("Lumina2Pipeline", lumina_2),
     "aura-flow": ("AuraFlowPipeline", aura_flow),
     "cogview-4": ("CogView4Pipeline", cogview_4),
