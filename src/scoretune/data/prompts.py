@@ -170,7 +170,7 @@ def in_laps(prompts: Prompts, count: int, seed: int) -> list[str]:
     """The first `count` texts as training goes through the prompts, lap after lap."""
     laps = range(-(-count // len(prompts)))
     places = [place for lap in laps for place in order(prompts, lap, seed)]
-    return [str(prompts.texts[place]) for place in places[:count]]
+    return [prompts.texts[place] for place in places[:count]]
 
 
 def read_prompts(source: str, per_task: int = 0) -> Prompts:

@@ -12,6 +12,7 @@ import random
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import sqlalchemy
 
 from judgement_tables import picture
 from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompt
 from scoretune.data.store import database, open_store, schema
 
 FORK = multiprocessing.get_context("fork")
@@ -175,14 +177,58 @@ def test_a_store_of_the_first_schema_opens_with_what_is_in_it(place, tmp_path, r
         values = "'Ada', 'person', 'x', 0.5"
         statement = f"INSERT INTO raters (name, kind, token_hash, created) VALUES ({values})"
         connection.execute(sqlalchemy.text(statement))
+        row = {"sha256": "a" * 64, "ending": "png", "width": 8, "height": 8, "created": 0.5}
+        connection.execute(sqlalchemy.insert(schema.pictures).values(row))
+        values = "'one', 'a red seven', :picture, 'model', '', '{}', 0, 0.5"
+        names = "key, prompt, picture, source, model, settings, round, created"
+        statement = f"INSERT INTO samples ({names}) VALUES ({values})"
+        connection.execute(sqlalchemy.text(statement), {"picture": row["sha256"]})
     engine.dispose()
     pictures = {"pictures": str(tmp_path / "pictures")} if "://" in place else {}
     store = open_store(place, **pictures)
     assert [rater.name for rater in store.raters()] == ["Ada"]
+    (old,) = store.samples()
+    assert (old.key, old.prompt, old.metadata) == ("one", "a red seven", {})
+    asked = Prompt("a blue two", {"text": "two"})
+    assert store.add_sample(prompt=asked, picture=old.picture, key="new").metadata == asked.metadata
     with store.engine.connect() as connection:
         assert database.revision(connection) == schema.REVISION
     store.close()
     assert open_store(place).raters() == store.raters(), "a database remembers its pictures' folder"
+    store.close()
+
+
+def test_two_that_open_an_old_store_at_once_bring_it_up_to_date_once(tmp_path):
+    engine = database.connect_folder(tmp_path / "store.db")
+    with engine.execution_options(writes=True).begin() as connection:
+        database.upgrade(connection, "0001")
+    engine.dispose()
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(open_store, [str(tmp_path)] * 4))
+    assert [store.samples() for store in stores] == [[]] * 4
+    for store in stores:
+        store.close()
+
+
+def test_a_migration_that_is_cut_off_leaves_the_old_store(tmp_path, monkeypatch):
+    engine = database.connect_folder(tmp_path / "store.db")
+    with engine.execution_options(writes=True).begin() as connection:
+        database.upgrade(connection, "0001")
+    upgrade = database.upgrade
+
+    def cut_off(connection, to="head"):
+        upgrade(connection, to)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(database, "upgrade", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        open_store(str(tmp_path))
+    with engine.connect() as connection:
+        assert database.revision(connection) == "0001"
+    engine.dispose()
+    monkeypatch.undo()
+    store = open_store(str(tmp_path))
+    assert store.samples() == []
     store.close()
 
 

@@ -13,12 +13,14 @@ import torch
 
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
+from scoretune.data.prompts import Prompt
 from scoretune.data.scenes import world
 from scoretune.data.scenes.draw import draw_in_hands
 from scoretune.data.scenes.world import EMPTY, Layout
 from scoretune.data.store import open_store
 from scoretune.diffusion.kernels import GDDIM
 from scoretune.policy import Policy
+from scoretune.rewards.cache import metadata_of
 from scoretune.training.feedback import roles
 from scoretune.training.feedback.filters import Filter
 from scoretune.training.feedback.pipeline import Cast, Job, Pipeline
@@ -130,6 +132,38 @@ def test_a_second_run_asks_nobody(tmp_path):
     assert pipeline(tmp_path, cast).run() == first
     assert cast.calls == []
     assert pairs(tmp_path) == before
+
+
+def test_every_role_sees_what_the_prompt_file_says_beside_the_text(tmp_path):
+    prompts = tuple(Prompt(text, {"text": str(place)}) for place, text in enumerate(PROMPTS))
+    asked: dict[str, set[str]] = {"critic": set(), "editor": set(), "reward": set()}
+    cast = Roles()
+
+    def noted(who, prompts):
+        asked[who] |= {metadata_of(prompt)["text"] for prompt in prompts}
+
+    def critic(pictures):
+        noted("critic", [shown.prompt for shown in pictures])
+        return cast.critic(pictures)
+
+    def editor(pictures, plans, seeds):
+        noted("editor", [shown.prompt for shown in pictures])
+        return cast.editor(pictures, plans, seeds)
+
+    def reward(images, prompts):
+        noted("reward", prompts)
+        return cast.reward(images, prompts)
+
+    made = pipeline(tmp_path, cast)
+    job, others = replace(made.job, prompts=prompts), (cast.writer, editor, reward, None)
+    replace(made, job=job, cast=Cast(policy, critic, *others)).run()
+    assert asked["critic"] == set(map(str, range(len(PROMPTS))))
+    assert asked["editor"] == asked["reward"] <= asked["critic"]
+    store = open_store(str(tmp_path))
+    assert {one.metadata["text"] for one in store.samples(source="edit")} == asked["editor"]
+    other = replace(job, prompts=tuple(Prompt(prompt, {"text": "x"}) for prompt in prompts))
+    assert other.keys("edits") == job.keys("edits")
+    assert other.keys("verdicts") != job.keys("verdicts") != made.job.keys("verdicts")
 
 
 def test_another_filter_asks_the_rewards_alone(tmp_path):

@@ -159,19 +159,13 @@ def frontier_figure(numbers: Numbers) -> Any:
     return figure
 
 
-def samples_figure(results: Mapping[str, Numbers]) -> Any:
-    """A row an arm: pictures side by side, or the first of a series' columns."""
-    first = {
-        cell.rpartition("-")[0]: run
-        for cell, run in results.items()
-        if cell.endswith("-0") and run["samplers"]
-    }
-    names = list(dict.fromkeys(cell.partition(":")[0] for cell in first))
-    rows = max(sum(cell.startswith(f"{name}:") for cell in first) for name in names)
-    size = (4.6 * len(names), 0.85 * rows + 0.4)
-    figure, panels = subplots(rows, len(names), squeeze=False, size=size, grid="none")
-    for column, name in enumerate(names):
-        mine = {c.partition(":")[2]: r for c, r in first.items() if c.startswith(f"{name}:")}
+def samples_figure(runs: Mapping[str, Mapping[str, Numbers]]) -> Any:
+    """A column a data set, of one run an arm: pictures side by side, or the first of a series'
+    columns."""
+    rows = max(map(len, runs.values()))
+    size = (4.6 * len(runs), 0.85 * rows + 0.4)
+    figure, panels = subplots(rows, len(runs), squeeze=False, size=size, grid="none")
+    for column, (name, mine) in enumerate(runs.items()):
         for axes in panels[len(mine) :, column]:
             axes.set_visible(False)
         for axes, (arm, run) in zip(panels[:, column], mine.items(), strict=False):

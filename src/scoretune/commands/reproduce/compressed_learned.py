@@ -214,8 +214,10 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     """For every data set a table of arms, what holds, and figures of all."""
     page.text(ABOUT.format(width=WIDTH, spread=SPREAD))
     numbers: Numbers = {}
+    first: dict[str, dict[str, Numbers]] = {}
     for name in dict.fromkeys(cell.partition(":")[0] for cell in results):
         arms = _arms(results, name)
+        first[name] = {arm: runs[0] for arm, runs in arms.items()}
         about = numbers[name] = {arm: summary(runs, arms["ambient"]) for arm, runs in arms.items()}
         page.text(f"## {TITLES[name]}\n\n{_heading(name, arms)}")
         arms_table(about, page)
@@ -228,7 +230,7 @@ def present(results: dict[str, Numbers], page: Page) -> Numbers:
     page.figure(
         "frontier", frontier_figure(numbers), "distance by seconds of sampling and decoding"
     )
-    page.figure("samples", samples_figure(results), "samples of the first seed")
+    page.figure("samples", samples_figure(first), "samples of the first seed")
     return numbers
 
 

@@ -118,7 +118,7 @@ class Choosing:
             sample = self.store.sample(number)
             pixels = self.store.pixels(sample.picture)
             with torch.no_grad():
-                scores = reward.members(pixels[None], [sample.prompt])[:, 0]
+                scores = reward.members(pixels[None], [sample.full_prompt])[:, 0]
             self._scores[folder, number] = scores.double()
         column = {number: self._scores[folder, number] for number in wanted}
         voted = {vote.pair for vote in votes}

@@ -127,7 +127,7 @@ class Editing:
         verdict = self._verdict(picture, edit)
         with store.together():
             after = store.add_sample(
-                prompt=before.prompt,
+                prompt=before.full_prompt,
                 picture=store.add_picture(edit.pixels),
                 source="edit",
                 model=self.editor,

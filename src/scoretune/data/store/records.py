@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from scoretune.data.prompts import Prompt
 
 SampleSource = Literal["model", "import", "edit", "upload"]
 PairSource = Literal["human", "reward", "rpo-edit", "import"]
@@ -16,8 +19,8 @@ Choice = Literal["first", "second", "tie", "both_bad", "skip"]
 class Sample:
     """A picture of a prompt, by the sha256 of its file, and how it was made.
 
-    `parent` is the sample that it was edited from, `round` the round of collecting, `key` what
-    makes adding it twice one sample.
+    `metadata` is what the prompt's file says beside its text, `parent` the sample that it was
+    edited from, `round` the round of collecting, `key` what makes adding it twice one sample.
     """
 
     id: int
@@ -31,6 +34,16 @@ class Sample:
     round: int
     key: str
     created: float
+    metadata: dict[str, Any]
+
+    @property
+    def full_prompt(self) -> Prompt:
+        """The prompt with its metadata and the size that it asks for, as rewards want it."""
+        from scoretune.data.picture_size import size_in
+        from scoretune.data.prompts import Prompt
+
+        size = size_in(f"sample {self.id}", self.metadata)
+        return Prompt(self.prompt, self.metadata, size=size)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """Of the newest migration."""
 
 metadata = MetaData(
@@ -75,6 +75,7 @@ samples = _table(
     Column("settings", JSON, nullable=False),
     _to("samples", "parent", optional=True),
     Column("round", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False, server_default=text("'{}'")),
 )
 pairs = _table(
     "pairs",

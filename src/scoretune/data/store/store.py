@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import secrets
 import threading
@@ -17,8 +18,9 @@ from sqlalchemy import Connection, Engine, Table, exc, func, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from torch import Tensor
 
-from scoretune.core.errors import UserError, unknown
+from scoretune.core.errors import UserError, first_line, unknown
 from scoretune.data import images
+from scoretune.data.prompts import Prompt
 from scoretune.data.store import FILE, database, is_store, is_url, schema
 from scoretune.data.store.picture_folder import Filed, PictureFolder
 from scoretune.data.store.records import (
@@ -147,11 +149,13 @@ class Store:
         round: int = 0,
         key: str,
     ) -> Sample:
-        """A picture of a prompt and how it was made. Raises KeyError for a picture or a parent that
-        the store does not have."""
+        """A picture of a prompt, which may be a `Prompt` with metadata, and how it was made. Raises
+        KeyError for a picture or a parent that the store does not have, UserError for metadata that
+        JSON cannot hold."""
         _check_word("the source of a sample", source, SampleSource)
         values = {
-            "prompt": prompt,
+            "prompt": str(prompt),
+            "metadata": _metadata(prompt),
             "picture": picture,
             "source": source,
             "model": model,
@@ -172,15 +176,11 @@ class Store:
         """In the order in which they came."""
         return self._all(Sample, schema.samples, prompt=prompt, source=source, round=round)
 
-    def prompts(self) -> list[str]:
-        """Of all samples, in the order in which they came."""
+    def prompts(self) -> list[Prompt]:
+        """Of all samples, in the order in which they came; each as its first sample has it."""
         table = schema.samples
-        with self._reading() as connection:
-            first = func.min(table.c.id)
-            rows = connection.execute(
-                select(table.c.prompt).group_by(table.c.prompt).order_by(first)
-            )
-            return [str(prompt) for (prompt,) in rows]
+        first = select(func.min(table.c.id)).group_by(table.c.prompt)
+        return [one.full_prompt for one in self._all(Sample, table, table.c.id.in_(first))]
 
     # --------------------------------------------------------------------------------- pairs
 
@@ -531,6 +531,24 @@ def _of_url(url: str, *, create: bool, pictures: str | None) -> Store:
     if folder is None:
         raise UserError(f"the store {name!r} needs a folder for its pictures: say which one")
     return Store(url, name, engine, PictureFolder(Path(folder)))
+
+
+def _metadata(prompt: str) -> dict[str, Any]:
+    """What a prompt has beside its text, as JSON: what is no finite number is null. Raises
+    UserError for a column that JSON cannot hold."""
+    given: Mapping[str, Any] = prompt.metadata if isinstance(prompt, Prompt) else {}
+    kept = {}
+    for name, value in given.items():
+        missing = isinstance(value, float) and not math.isfinite(value)
+        kept[str(name)] = None if missing else value
+        try:
+            json.dumps(kept[str(name)], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"a store cannot keep the column {str(name)!r} of the prompt {str(prompt)[:60]!r} "
+                f"({first_line(error)}): write it as text, a finite number, or a list of them"
+            ) from error
+    return kept
 
 
 def _check_word(what: str, word: str, words: Any) -> None:

@@ -26,6 +26,7 @@ from scoretune.data.store import Sample, StoredCritique, StoredEdit
 from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.policy import Policy
 from scoretune.rewards.base import Reward, check_prompts
+from scoretune.rewards.cache import metadata_of
 from scoretune.rewards.catalog import named_reward
 from scoretune.rollout import prior
 from scoretune.training.feedback import roles
@@ -74,8 +75,11 @@ class Job:
         made += (self.critic,) if stage != "pictures" else ()
         made += (self.writer,) if stage in ("plans", "edits", "verdicts") else ()
         made += (self.editor,) if stage in ("edits", "verdicts") else ()
-        made += (self.reward, self.agree, asdict(self.filter)) if stage == "verdicts" else ()
-        digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:20]
+        if stage == "verdicts":
+            made += (self.reward, self.agree, asdict(self.filter))
+            metadata = [metadata_of(prompt) for prompt in self.prompts]
+            made += (metadata,) if any(metadata) else ()  # rewards see it
+        digest = hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:20]
         return [f"rpo-{stage}-{digest}-{index}" for index in range(len(self))]
 
 

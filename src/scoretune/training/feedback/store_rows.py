@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def shown(store: Store, sample: Sample) -> Shown:
     """A sample as the roles see it."""
-    return Shown(sample.prompt, store.pixels(sample.picture))
+    return Shown(sample.full_prompt, store.pixels(sample.picture))
 
 
 def add_answer(store: Store, key: str, sample: int, who: str, answer: Answer[Any]) -> int:

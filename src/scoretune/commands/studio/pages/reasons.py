@@ -61,7 +61,7 @@ def add_edit(studio: Studio, voter: int, number: int, payload: bytes) -> None:
     if sha256 == before.picture or math.isclose(float(pixels.std()), 0.0, abs_tol=1e-6):
         raise Refused(422, "this picture shows no edit: it is the same, or of one colour")
     edited = studio.store.add_sample(
-        prompt=before.prompt,
+        prompt=before.full_prompt,
         picture=sha256,
         source="upload",
         settings={"rater": voter},
