@@ -2,10 +2,12 @@
 ballots, store and words of training.
 
     python benchmarks/studio_learning.py --seed 11 --votes 300 --next votes
+    python benchmarks/studio_learning.py --seed 11 --by reward
 
 The rater sees with the judge's eyes: the first picture is better with probability σ(gap/τ) of the
 judge's score, which lies in [0, 1]. Judge accuracy on held-out prompts is before and after
-`scoretune train dpo data=STORE`.
+`scoretune train dpo data=STORE`, or by `reward` after `scoretune train reward data=STORE` and
+`scoretune train score_as_action reward=` what that made, in its 28 updates.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from scoretune.training.run_folder import load
 PROMPTS, EACH = 100, 4
 TAU = 0.2
 """The gap of the judge's score that the rater barely sees."""
+SCORE_AS_ACTION = 28
+"""Its updates, those of the demo."""
 BATCH = 10
 """Votes after which the order of the pairs is made anew."""
 
@@ -82,21 +86,24 @@ def voted(store: Store, seed: int, votes: int, how: str) -> float:
     return right / votes
 
 
-def tuned(where: Path, run: Path, seed: int, updates: int) -> list[dict[str, float]]:
-    """Judge accuracy on held-out prompts, with its interval, before and after the training that
-    the studio starts."""
-    words = [f"data={where}", "model.source=scenes", f"updates={updates}", f"seed={seed}"]
-    words += [
-        *MINIATURE,
-        f"evaluation.every={updates}",
-        "evaluation.per_task=30",
-        "guard.action=off",
-    ]
+def train(*words: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "scoretune", "train", "dpo", *words, "--run", str(run)],
-        check=True,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "scoretune", "train", *words], check=True, stdout=subprocess.DEVNULL
     )
+
+
+def tuned(folder: Path, seed: int, by: str, updates: int) -> list[dict[str, float]]:
+    """Judge accuracy on held-out prompts, with its interval, before and after the training that
+    the studio starts, or after learning from a reward that learned from the votes."""
+    data, run, reward = f"data={folder / 'store'}", folder / "run", folder / "reward"
+    words = [f"seed={seed}", "evaluation.per_task=30", "guard.action=off", "--run", str(run)]
+    if by == "dpo":
+        every = (f"updates={updates}", f"evaluation.every={updates}")
+        train("dpo", data, "model.source=scenes", *MINIATURE, *every, *words)
+    else:
+        train("reward", data, f"seed={seed}", "--run", str(reward))
+        every = (f"updates={SCORE_AS_ACTION}", f"evaluation.every={SCORE_AS_ACTION}")
+        train("score_as_action", "model.source=scenes", f"reward={reward}", *every, *words)
     lines = (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
     judged = (json.loads(line)["judge"] for line in (lines[0], lines[-1]))
     return [{name: one[name] for name in ("overall", "low", "high")} for one in judged]
@@ -107,7 +114,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--next", dest="how", default="votes", help="random or votes")
-    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--by", choices=("dpo", "reward"), default="dpo")
+    parser.add_argument("--updates", type=int, default=150, help="of dpo")
     parser.add_argument("--folder", type=Path, help="kept and gone on with; else forgotten")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,8 +123,9 @@ def main() -> None:
         store = open_store(str(folder / "store"), create=True)
         drawn(store, given.seed)
         agreement = voted(store, given.seed, given.votes, given.how)
-        before, after = tuned(folder / "store", folder / "run", given.seed, given.updates)
-    numbers = {"votes": given.votes, "next": given.how, "agree_with_judge": agreement}
+        before, after = tuned(folder, given.seed, given.by, given.updates)
+    numbers = {"votes": given.votes, "next": given.how, "by": given.by}
+    numbers["agree_with_judge"] = agreement
     gain = after["overall"] - before["overall"]
     print(json.dumps(numbers | {"before": before, "after": after, "gain": gain}))
 
