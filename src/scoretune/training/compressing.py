@@ -21,7 +21,9 @@ from scoretune.data.datasets import Data
 from scoretune.models.compression import Compression, Decoder, standards
 
 LOOKED_AT = 1000
-"""States that sparsity is measured on."""
+"""States that sparsity and the measurements' mean and deviation are measured on."""
+FITTED = 4000
+"""States that a linear decoder is fitted to, where it is the decoder."""
 DENSE_MOST = 4096
 """Numbers of a state up to which the operator is a Gaussian matrix unless told otherwise."""
 NOT_SPARSE = 0.9
@@ -29,8 +31,6 @@ NOT_SPARSE = 0.9
 SPREAD = 0.01
 """The decoder's weight as a share of the measurements' standard deviation: half of the weight
 that arXiv 2509.03898's code decodes its generated digits with."""
-
-
 HELD_BACK = 4
 """One of so many of the states that are looked at says what a linear decoder, fitted to the others,
 misses."""
@@ -96,8 +96,7 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     """The plan for data. Raises UserError where recovery is expected to fail: they are not sparse,
     m is below δ, or by the linear decoder no m is enough."""
     center, scale = standards(data.states, data.kind)
-    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
-    states = (data.states[some] - center) / scale
+    states = (_some(data, LOOKED_AT) - center) / scale
     surveys = tuple(survey(states, settings.tolerance))
     named = {surveyed.name: surveyed for surveyed in surveys}
     if settings.basis != "auto" and settings.basis not in named:
@@ -156,10 +155,10 @@ def refusal(plan: Plan, settings: Compress, source: str) -> str | None:
 
 def compression(data: Data, settings: Compress, plan: Plan) -> tuple[Compression, Tensor, Tensor]:
     """The measurements that a plan stands for, with the mean and the standard deviation of all
-    their numbers over the first `LOOKED_AT` states, in shapes that broadcast to a state."""
+    their numbers over `LOOKED_AT` states, in shapes that broadcast to a state."""
     measuring = _drawn(settings, plan.m, plan.chosen.dimension)
     linear = settings.decoder == "linear"
-    some = (data.states[:LOOKED_AT] - plan.center) / plan.scale
+    some = (_some(data, FITTED if linear else LOOKED_AT) - plan.center) / plan.scale
     y = measuring.forward(some.flatten(1))
     coefficients = BASES[plan.chosen.name](tuple(some.shape[1:])).analysis(some)
     result = Compression(
@@ -189,6 +188,12 @@ def measured_error(compression: Compression, states: Tensor) -> tuple[float, Ten
         recovered = recovered.clamp(0, 1)
     first, second = (compression.standardised(part) for part in (recovered, states))
     return relative_error(first, second), recovered
+
+
+def _some(data: Data, count: int) -> Tensor:
+    """So many states, or all, of any place in the data, which may be sorted."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return data.states[order[:count]]
 
 
 def linear_error(states: Tensor, measuring: Drawn) -> float:
