@@ -78,8 +78,11 @@ control_app.add_typer(fee_app, name="fee-auction")
 control_app.command()(control.staking)
 control_app.command()(control.train)
 app.add_typer(control_app, name="control")
-pretrain_app = typer.Typer(no_args_is_help=True, help="Train the shipped model from nothing.")
+pretrain_app = typer.Typer(
+    no_args_is_help=True, help="Train the shipped models from nothing, or one that writes words."
+)
 pretrain_app.command()(pretrain.scenes)
+pretrain_app.command()(pretrain.words)
 app.add_typer(pretrain_app, name="pretrain")
 
 

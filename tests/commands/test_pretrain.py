@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from scoretune.commands.pretrain.flow import caption_states
 from scoretune.commands.pretrain.lessons import Recipe, ramp
 from scoretune.commands.pretrain.networks import tokens
 from scoretune.commands.pretrain.pretrain import pretrain, pretrain_flow
+from scoretune.commands.pretrain.spelling import WordBank, pretrain_words
 from scoretune.data.scenes import edits, world
 from scoretune.models.families import FAMILIES
 from scoretune.rewards import reader
@@ -193,3 +195,48 @@ def test_a_widened_network_begins_as_it_was():
         after = wide(torch.cat([x, torch.randn_like(x)], 1), label, states).sample
     torch.testing.assert_close(after, before)
     assert wide.config.in_channels == 8
+
+
+# ------------------------------------------------------------------------ what writes words
+
+SHORT = replace(TINY, batch=2, reading_steps=0, grounding_steps=0, denoiser_steps=3, pictures=4)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Path:
+    """An undisturbed training of the miniature that writes words; its model."""
+    return pretrain_words(tmp_path_factory.mktemp("words"), SHORT, silent)
+
+
+def test_what_writes_words_is_a_pipeline_with_prompts_beside_it(writer):
+    found = FAMILIES["StableDiffusionPipeline"].load(str(writer))
+    assert found.shape == (4, 6, 12)
+    assert (writer.parent / "heldout.txt").read_text().splitlines()[0] == '"add"'
+    spelt = found.pipeline.tokenizer('"cab"').input_ids
+    assert found.pipeline.tokenizer.convert_ids_to_tokens(spelt)[1:-1] == ['"', *"cab", '"']
+    described = [file.read_text(encoding="utf-8") for file in writer.rglob("*.json")]
+    assert not any(str(world.shipped()) in text for text in described)  # no place of this machine
+
+
+@pytest.mark.slow
+def test_a_stopped_training_of_words_goes_on_bit_for_bit(tmp_path, writer):
+    def stop(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
+        if (stage, done) in stops:
+            stops.remove((stage, done))
+            raise Stopped
+
+    stops = [("autoencoder", 1), ("denoiser", 2)]
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            pretrain_words(tmp_path, SHORT, stop)
+    assert weights(pretrain_words(tmp_path, SHORT, stop)) == weights(writer)
+    assert len(weights(writer)) == 3  # autoencoder, UNet, text encoder
+
+
+def test_a_share_of_the_captions_of_words_is_wrong():
+    bank = WordBank(torch.zeros(1, 4, 6, 12), ["cab"])
+    rng = np.random.default_rng(0)
+    captions = [bank.batch(64, 0.4, 0.1, rng)[1] for _ in range(20)]
+    told = [caption for some in captions for caption in some]
+    assert told.count("") / len(told) == pytest.approx(0.1, abs=0.03)
+    assert told.count('"cab"') / len(told) == pytest.approx(0.6 * 0.9, abs=0.05)

@@ -19,6 +19,7 @@ from scoretune.rewards import (
     clip,
     frames,
     image_reward,
+    letters,
     ocr,
     pixels,
     reader,
@@ -87,6 +88,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "server": client.Remote,
     "isolated": isolated.Isolated,
     "ocr": ocr.Ocr,
+    "letters": letters.Letters,
     "vlm": vlm.Vlm,
     "reward_model": reward_model.RewardModel,
 }

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from scoretune.commands.pretrain.lessons import choose_labels
 from scoretune.commands.pretrain.networks import restored, schedule, tokenizer, tokens
-from scoretune.commands.pretrain.pretrain import diffusion_pipeline, save_pipeline
+from scoretune.commands.pretrain.pretrain import diffusion_pipeline, save_nameless
 from scoretune.commands.pretrain.stage import Progress, Stage
 from scoretune.data.scenes import edits, world
 from scoretune.data.scenes.edit_lessons import Lesson, drawn, lesson
@@ -142,9 +142,7 @@ def pretrain_editor(
     pipe.set_progress_bar_config(disable=True)
     rates = success(pipe, trials, progress)
     target = folder / "edit-model"
-    for part in (pipe.unet, pipe.vae):
-        part.register_to_config(_name_or_path="")  # else the folder of this machine
-    save_pipeline(pipe, target, recipe)
+    save_nameless(pipe, target, recipe)
     (target / "README.md").write_text(card(rates, trials), encoding="utf-8")
     return target
 

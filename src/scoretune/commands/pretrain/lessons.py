@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,13 +52,24 @@ def any_layout(rng: np.random.Generator) -> world.Layout:
     return world.Layout(tuple(map(int, digits)), tuple(map(int, rng.integers(4, size=4))))
 
 
-def autoencoder_stage(model: Any, recipe: Recipe) -> Stage:
+def scenes(recipe: Recipe) -> Callable[[np.random.Generator], Tensor]:
+    """Batches of pictures [B, 3, 32, 32] in [0, 1] of the world of scenes."""
     by_task = asks_by_task()
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = recipe.rng(1, step)
+    def pictures(rng: np.random.Generator) -> Tensor:
         layouts = [world.lay_out(_any_ask(by_task, rng), rng) for _ in range(recipe.batch)]
-        pictures = torch.from_numpy(draw(layouts, "pictures", rng)) * 2 - 1
+        return torch.from_numpy(draw(layouts, "pictures", rng))
+
+    return pictures
+
+
+def autoencoder_stage(
+    model: Any, recipe: Recipe, drawn: Callable[[np.random.Generator], Tensor]
+) -> Stage:
+    """The autoencoder on batches of pictures in [0, 1]."""
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        pictures = drawn(recipe.rng(1, step)) * 2 - 1
         posterior = model.encode(pictures).latent_dist
         copies = model.decode(posterior.sample()).sample
         error = F.l1_loss(copies, pictures) + F.mse_loss(copies, pictures)
@@ -115,12 +126,22 @@ def grounding_stage(encoder: Any, words: Any, recipe: Recipe) -> Stage:
     return Stage("grounding", recipe.grounding_steps, modules, loss, 2e-3, recipe.seed)
 
 
+class Captioned(Protocol):
+    """Encoded pictures with captions to learn from."""
+
+    def batch(
+        self, size: int, noisy: float, dropped: float, rng: np.random.Generator
+    ) -> tuple[Tensor, list[str]]:
+        """Latents and captions, of which a share `noisy` is wrong and a share `dropped` empty."""
+        ...
+
+
 Error = Callable[[Tensor, list[str]], Tensor]
 """What a denoiser gets wrong about noisy latents [B, 4, 8, 8] with their captions, a scalar."""
 
 
 def denoising_stage(
-    name: str, trained: nn.Module, average: nn.Module, bank: Bank, recipe: Recipe, error: Error
+    name: str, trained: nn.Module, average: nn.Module, bank: Captioned, recipe: Recipe, error: Error
 ) -> Stage:
     """A denoiser and its text encoder on the bank, with captions that become noisy."""
 

@@ -29,6 +29,7 @@ from scoretune.commands.pretrain.lessons import (
     grounding_stage,
     noise_error,
     reading_stage,
+    scenes,
 )
 from scoretune.commands.pretrain.networks import (
     autoencoder,
@@ -100,7 +101,7 @@ def _ground(
     words = tokenizer()
     vae, network, encoder = autoencoder(), network_of(), text_encoder(len(words))
     reader, judge = CellReader(), CanvasJudge()
-    autoencoder_stage(vae, recipe).run(folder, recipe.save_every, progress)
+    autoencoder_stage(vae, recipe, scenes(recipe)).run(folder, recipe.save_every, progress)
     reading_stage("reader", reader, vae, recipe).run(folder, recipe.save_every, progress)
     reading_stage("judge", judge, vae, recipe).run(folder, recipe.save_every, progress)
     grounding_stage(encoder, words, recipe).run(folder, recipe.save_every, progress)
@@ -148,6 +149,13 @@ def save_pipeline(pipe: Any, target: Path, recipe: Any) -> None:
     for weights in target.rglob("*.safetensors"):
         weights.chmod(0o644)  # some libraries write them for the owner alone
     (target / "training.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+
+
+def save_nameless(pipe: Any, target: Path, recipe: Any) -> None:
+    """The same of a pipeline that began as another, whose folder its parts would name."""
+    for part in (pipe.unet, pipe.vae):
+        part.register_to_config(_name_or_path="")
+    save_pipeline(pipe, target, recipe)
 
 
 def _half(value: Tensor) -> Tensor:

@@ -48,3 +48,25 @@ def scenes(
             train = pretrain.pretrain_flow if flow else pretrain.pretrain
             model = train(folder, recipe, bars.show)
     typer.echo(f"the model is in {model}")
+
+
+def words(
+    folder: Annotated[Path, typer.Argument(help="Where to work; holds the model at the end.")],
+    threads: Threads = 1,
+    seed: Seed = 0,
+    caption_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of captions that are misspelt, at the end.")
+    ] = 0.4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the denoiser (1500).")] = None,
+) -> None:
+    """Train a miniature that writes words, and often misspells them; resumes where it stopped."""
+    from scoretune.commands.display import Bars
+    from scoretune.commands.pretrain import spelling
+
+    set_threads(threads)
+    recipe = replace(spelling.RECIPE, seed=seed, caption_noise=caption_noise)
+    recipe = recipe if steps is None else replace(recipe, denoiser_steps=steps)
+    bars = Bars()
+    with bars.progress:
+        model = spelling.pretrain_words(folder, recipe, bars.show)
+    typer.echo(f"the model is in {model}, the prompts beside it")

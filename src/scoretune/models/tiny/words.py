@@ -13,14 +13,20 @@ PROMPTS = ("a red circle", "a blue square and a green sea", "a dark sky", "a bri
 """Prompts of these words, none of more than nine tokens."""
 
 
-def tokenizer(length: int = 10, words: Iterable[str] = WORDS) -> Any:
-    """Words to numbers: <pad> 0, <start> 1 before, <end> 2 behind, any other word <unknown>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def tokenizer(length: int = 10, words: Iterable[str] = WORDS, spelt: bool = False) -> Any:
+    """Words to numbers: <pad> 0, <start> 1 before, <end> 2 behind, any other word <unknown>.
+
+    `spelt`: every letter is a word.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {w: number for number, w in enumerate(dict.fromkeys((*SPECIAL, *words)))}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    if spelt:
+        letters = pre_tokenizers.Split(Regex("."), "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([inner.pre_tokenizer, letters])
     inner.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
