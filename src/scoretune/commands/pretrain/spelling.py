@@ -104,7 +104,8 @@ def _some(recipe: Recipe, rng: np.random.Generator) -> tuple[list[str], Tensor]:
 @torch.no_grad()
 def _filled(vae: Any, recipe: Recipe, progress: Progress) -> WordBank:
     """The training pictures, of latents with unit variance."""
-    rng, written, encoded = recipe.rng(5), [], []
+    rng, encoded = recipe.rng(5), []
+    written: list[str] = []
     while len(written) < recipe.pictures:
         some, pictures = _some(recipe, rng)
         encoded.append(vae.encode(pictures * 2 - 1).latent_dist.mode())
