@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def likeness(images: Tensor) -> Tensor:
     # ⟨a − ā, t⟩ = ⟨a, t⟩ for templates of mean 0; the norm of a − ā over the same window
     norm = F.conv2d(cells**2, ones) - F.conv2d(cells, ones) ** 2 / ones.numel()
     best = (overlap / norm.clamp(min=1e-6).sqrt()).amax((2, 3))
-    return cast(Tensor, best.view(len(images), words.LENGTH, len(words.LETTERS), -1))
+    return best.view(len(images), words.LENGTH, len(words.LETTERS), -1)
 
 
 @lru_cache(1)
