@@ -56,8 +56,8 @@ def words(
     seed: Seed = 0,
     caption_noise: Annotated[
         float, typer.Option(min=0, max=1, help="Share of captions that are misspelt, at the end.")
-    ] = 0.4,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the denoiser (1500).")] = None,
+    ] = 0.3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the denoiser (5000).")] = None,
 ) -> None:
     """Train a miniature that writes words, and often misspells them; resumes where it stopped."""
     from scoretune.commands.display import Bars
