@@ -71,3 +71,8 @@ def bright(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """A reward with a gradient, which depends on the prompt."""
     sign = torch.tensor([1.0 if len(prompt) % 2 else -1.0 for prompt in prompts])
     return (images.flatten(1) ** 2).mean(1) * sign.to(images)
+
+
+def without_gradient(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The same, read off as a program that torch knows nothing of would."""
+    return bright(images.detach(), prompts)

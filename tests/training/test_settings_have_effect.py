@@ -59,7 +59,10 @@ BASES: dict[str, list[str]] = {
     "dpo model": ["objective.dispersion=model", "objective.dropout=0.4"],
     "dpo nats": ["objective.beta_unit=nats"],
     "kto likes": ["objective.likes=true"],
-    "score_as_action heun": ["objective.form=rate", "sampling.solver=heun"],
+    "score_as_action heun": [
+        *("objective.form=rate", "sampling.solver=heun"),
+        "objective.trust_region=1e-4",  # so that an early stop happens
+    ],
 }
 ALWAYS = ("ddpo",)
 LEARNING = ("objective.", "sampling.", "sizes.", "optimiser.", "seed", "model.rank", "model.guid")
@@ -193,6 +196,16 @@ def test_every_setting_that_is_accepted_changes_what_is_learned(name, case):
             "sampling.eta_end=0 leaves the last steps without noise",
         ),
         ("score_as_action", ["objective.clip=0.1"], "objective.clip=0.1 is of no use here: the"),
+        (
+            "score_as_action",
+            ["objective.critic.gae_lambda=0.5"],
+            "gae_lambda=0.5 is of no use here: the reward has a gradient",
+        ),
+        (
+            "score_as_action",
+            ["objective.critic.estimate=policy", "reward=small_model:without_gradient"],
+            "estimate=policy is of no use here: the reward has no gradient",
+        ),
         ("ddpo", ["objective.combine=advantages"], "objective.combine=.* is of no use here"),
         (
             "flow_grpo_fast",

@@ -1,8 +1,8 @@
 """A miniature Stable Diffusion that writes words, `pretrain words`: 24×48 pixels, three letters.
 
 Captions are spelt: every letter is a token, so that the model can be asked for words that it has
-not seen. It learns from letters at random; towards the end of its training a share of the captions has
-a wrong letter, and so has what the model writes. With plain diffusers:
+not seen. It learns from letters at random; towards the end of its training a share of the captions
+has a wrong letter, and so has what the model writes. With plain diffusers:
 
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe('"cat"', height=24, width=48, num_inference_steps=20, guidance_scale=1)

@@ -31,12 +31,8 @@ SLOPED: tuple[Form, ...] = ("slope", "rate", "explicit")
 def check(settings: config.ScoreAction, context: Context) -> None:
     method.check_on_rewards(context)
     method.check_trust_region(settings.trust_region, context.sizes)
-    if settings.form == "auto" and context.differentiable and settings.clip != CLIP:
-        raise UserError(
-            f"objective.clip={settings.clip:g} is of no use here: the reward has a gradient, so "
-            "objective.form=auto is rate, which has no ratios; leave it out, or set "
-            "objective.form=ratio"
-        )
+    if settings.form == "auto" and context.differentiable is not None:
+        _check_read_by_auto(settings, context.differentiable)
     at_visited = settings.form in ("rate", "explicit")
     critic_alone = at_visited and settings.critic.skip == "none"
     if settings.form in SLOPED and not critic_alone:
@@ -46,6 +42,24 @@ def check(settings: config.ScoreAction, context: Context) -> None:
         method.check_has_noise(context)
     if settings.form == "slope" and settings.kl_weight:
         method.check_shard(context, "objective.form=slope", True)
+
+
+def _check_read_by_auto(settings: config.ScoreAction, differentiable: bool) -> None:
+    """Raise UserError for a setting that the form which `auto` comes to does not read."""
+    critic = settings.critic
+    if differentiable:
+        unread = {"clip": (settings.clip, CLIP), "critic.gae_lambda": (critic.gae_lambda, None)}
+        why = "the reward has a gradient, so objective.form=auto is rate, which has no ratios"
+        fix = "set objective.form=ratio"
+    else:
+        unread = {"critic.estimate": (critic.estimate, "pretrained")}
+        why = "the reward has no gradient, so objective.form=auto is ratio, which takes no slopes"
+        fix = "give a reward that has one"
+    for name, (value, default) in unread.items():
+        if value != default:
+            raise UserError(
+                f"objective.{name}={value} is of no use here: {why}; leave it out, or {fix}"
+            )
 
 
 def build(settings: config.ScoreAction, setup: Setup) -> Method:
