@@ -100,6 +100,17 @@ def check_one_size(prompts: Iterable[str], why: str) -> None:
             )
 
 
+def check_storable(prompts: Sequence[str]) -> None:
+    """Raise UserError for prompts whose samples a store cannot compare: with pictures to edit, or
+    of several sizes."""
+    if any(picture_of(prompt) is not None for prompt in prompts):
+        raise UserError(
+            "a store compares samples of one text, and these prompts have pictures to edit: take "
+            "the column image out"
+        )
+    check_one_size(prompts, "a store has pictures of one size")
+
+
 def identity(prompt: str) -> str:
     """`Prompt.identity`; of a plain `str` itself."""
     return prompt.identity if isinstance(prompt, Prompt) else prompt

@@ -12,7 +12,6 @@ import torch
 
 from judgement_tables import bomb, picture
 from scoretune.core.errors import UserError
-from scoretune.data.picture_size import Size
 from scoretune.data.prompts import Prompt
 from scoretune.data.store import is_store
 
@@ -93,13 +92,13 @@ def test_samples_come_back_with_where_they_came_from(store):
 
 
 def test_samples_keep_what_the_prompt_file_says_beside_the_text(store):
-    row = {"text": "open", "width": 64, "height": 32, "weight": math.nan, "tags": ["a", 1]}
-    asked = Prompt('a sign "open"', row, size=Size(64, 32))
+    row = {"text": "open", "score": math.nan, "tags": ["a", 1]}
+    asked = Prompt('a sign "open"', row)
     kept = sample(store, 10, asked)
-    assert kept.prompt == str(asked) and kept.metadata == row | {"weight": None}
+    assert kept.prompt == str(asked) and kept.metadata == row | {"score": None}
     assert kept.full_prompt == asked and kept.full_prompt.metadata == kept.metadata
     assert sample(store, 20, "plain").metadata == {}
-    assert [prompt.size for prompt in store.prompts()] == [asked.size, None]
+    assert [prompt.metadata for prompt in store.prompts()] == [kept.metadata, {}]
     day = Prompt("a day", {"made": date(2026, 12, 1)})
     with pytest.raises(UserError, match=r"cannot keep the column 'made' .*write it as text"):
         sample(store, 30, day)

@@ -18,7 +18,7 @@ from torch import Tensor
 from scoretune.core import distributed
 from scoretune.core.errors import UserError
 from scoretune.core.records import spans
-from scoretune.data.prompts import check_one_size, picture_of
+from scoretune.data.prompts import check_storable
 from scoretune.evaluate.samples import deployed_steps, drawn
 from scoretune.models.catalog import remarks
 from scoretune.models.recycled import inner
@@ -111,12 +111,7 @@ def collect(
     Samples are drawn a batch at a time, the same batches however often it is stopped, so that the
     pictures are the same to the bit on one machine.
     """
-    if any(picture_of(prompt) is not None for prompt in prompts):
-        raise UserError(
-            "a store compares samples of one text, and these prompts have pictures to edit: take "
-            "the column image out"
-        )
-    check_one_size(prompts, "a store has pictures of one size")
+    check_storable(prompts)
     work = [(prompt, number) for prompt in prompts for number in range(artist.how.per_prompt)]
     keys = [artist.key(*each) for each in work]
     there = {sample.key for sample in store.samples(source="model")}

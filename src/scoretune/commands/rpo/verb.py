@@ -114,13 +114,13 @@ def _workers(cluster: int | None) -> Iterator[Workers]:
 
 
 def _job(model: str, settings: PipelineSettings, seed: int) -> Job:
-    from scoretune.data.prompts import check_one_size, in_laps, read_prompts
+    from scoretune.data.prompts import check_storable, in_laps, read_prompts
     from scoretune.training.feedback.filters import Filter
     from scoretune.training.feedback.pipeline import Job
 
     count = max(1, settings.pictures // settings.per_prompt)
     prompts = read_prompts(settings.prompts)
-    check_one_size(prompts.texts, "the pictures of a pipeline are of one size")
+    check_storable(prompts.texts)
     return Job(
         model=model,
         prompts=tuple(in_laps(prompts, count, seed)),

@@ -38,12 +38,10 @@ class Sample:
 
     @property
     def full_prompt(self) -> Prompt:
-        """The prompt with its metadata and the size that it asks for, as rewards want it."""
-        from scoretune.data.picture_size import size_in
+        """The prompt with its metadata, as rewards want it."""
         from scoretune.data.prompts import Prompt
 
-        size = size_in(f"sample {self.id}", self.metadata)
-        return Prompt(self.prompt, self.metadata, size=size)
+        return Prompt(self.prompt, self.metadata)
 
 
 @dataclass(frozen=True)
