@@ -47,6 +47,7 @@ def check(settings: config.ScoreAction, context: Context) -> None:
 def _check_read_by_auto(settings: config.ScoreAction, differentiable: bool) -> None:
     """Raise UserError for a setting that the form which `auto` comes to does not read."""
     critic = settings.critic
+    unread: dict[str, tuple[object, object]]  # each value with its default
     if differentiable:
         unread = {"clip": (settings.clip, CLIP), "critic.gae_lambda": (critic.gae_lambda, None)}
         why = "the reward has a gradient, so objective.form=auto is rate, which has no ratios"
