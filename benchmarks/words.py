@@ -7,8 +7,8 @@ the reward `ocr(engine=rapidocr, detect=false)`, `letters` the templates that no
 the share of letters (for `ocr` its reward) and of whole words, with 95 % intervals over words; in
 brackets the gain over the first model, word by word. `serif` is the share of pictures that are
 nearer to the font with serifs, `inks` how evenly the four inks are used, as exp(entropy).
-`--picture` puts the first sixteen words on a sheet, a row a model, with a red line under what the
-templates misread.
+`--picture` puts the first picture of every word on a sheet, a row a model, with a red line under
+what the templates misread.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def inks(pictures: Tensor) -> float:
 
 
 def sheet(rows: Sequence[Tensor], told: Sequence[str], file: Path) -> None:
-    """Pictures [N, 3, 24, 48] of N words by each model, eight words a line, magnified."""
+    """Pictures [N, 3, 24, 48] of N words by each model, ten words a line, magnified."""
     from PIL import Image, ImageDraw
 
-    wide, high, across, gap = 3 * words.WIDTH, 3 * words.HEIGHT, 8, 6
+    wide, high, across, gap = 2 * words.WIDTH, 2 * words.HEIGHT, 10, 6
     block = len(rows) * (high + gap) + 20
     size = across * (wide + gap) + gap, -(-len(told) // across) * block
     page = Image.new("RGB", size, "white")
@@ -101,14 +101,14 @@ def main() -> None:
         policy = load(model)
         policy.guidance = given.guidance
         pictures = sample(policy, prompts, times=deployed_times(policy.backbone, 20), seed=77)
-        rows.append(pictures[:: given.times][:16])
+        rows.append(pictures[:: given.times])
         scores = {name: look(pictures, prompts.texts) for name, look in readers.items()}
         first = first or scores
         shown = [name + described(scores[name], first[name], given.times) for name in scores]
         more = f"serif {serif(pictures, told):.2f} inks {inks(pictures):.2f}"
         print(model, *shown, more, sep="  ", flush=True)
     if given.picture:
-        sheet(rows, words.HELD_OUT[:16], given.picture)
+        sheet(rows, words.HELD_OUT, given.picture)
 
 
 if __name__ == "__main__":
