@@ -205,7 +205,8 @@ SHORT = replace(TINY, batch=2, reading_steps=0, grounding_steps=0, denoiser_step
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory) -> Path:
     """An undisturbed training of the miniature that writes words; its model."""
-    return pretrain_words(tmp_path_factory.mktemp("words"), SHORT, silent)
+    seldom = replace(SHORT, save_every=10)
+    return pretrain_words(tmp_path_factory.mktemp("words"), seldom, silent)
 
 
 def test_what_writes_words_is_a_pipeline_with_prompts_beside_it(writer):

@@ -137,7 +137,7 @@ class Captioned(Protocol):
 
 
 Error = Callable[[Tensor, list[str]], Tensor]
-"""What a denoiser gets wrong about noisy latents [B, 4, 8, 8] with their captions, a scalar."""
+"""What a denoiser gets wrong about noisy latents [B, 4, h, w] with their captions, a scalar."""
 
 
 def denoising_stage(
