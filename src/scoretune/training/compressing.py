@@ -40,8 +40,8 @@ misses."""
 class Plan:
     """How data are to be measured: `center` and `scale` standardise them first; the `chosen` basis
     among all that were surveyed, m, and whether m is a square of side `side` (0: it is not).
-    `linear_error` is the relative error of the linear decoder on states that it was not fitted to;
-    None where the operator is a fast one and that decoder is not asked for."""
+    `linear_error` is the relative error of the linear decoder on states that it was not fitted to,
+    where that is the decoder, or where it may be proposed since m is below δ; else None."""
 
     center: Tensor
     scale: Tensor
@@ -85,7 +85,7 @@ class Plan:
             "sparsity": best.average,
             "sparsity_of_nine_in_ten": best.high,
             "delta": best.delta,
-            "predicted_error": best.predicted_error(self.m),
+            "predicted_error": None if self.decoder == "linear" else best.predicted_error(self.m),
             "rule": self.rule,
             "decoder": self.decoder,
             "linear_error": self.linear_error,
@@ -109,8 +109,8 @@ def plan(data: Data, settings: Compress, *, square: bool, source: str) -> Plan:
     m, rule = _measurements(states, chosen, settings)
     side = square_above(m, chosen.dimension) if square else 0
     m = side * side if square else m
-    error = None
-    if settings.decoder == "linear" or _operator(settings, chosen.dimension) == "gaussian":
+    error, linear = None, settings.decoder == "linear"
+    if linear or (m < chosen.delta and _operator(settings, chosen.dimension) == "gaussian"):
         error = linear_error(states, _drawn(settings, m, chosen.dimension))
     result = Plan(
         center, scale, surveys, chosen, m, side, rule, decoder=settings.decoder, linear_error=error

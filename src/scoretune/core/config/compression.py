@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 NEW = "a new network that learns from data: recipe supervised with model.source=unet, dit or mlp"
 
 
-OF_SPARSE_RECOVERY = (
-    *("basis", "rule", "exponent", "steps", "weight", "box", "iterations", "precision", "force"),
+SPARSE_ALONE = (
+    *("basis", "rule", "exponent", "steps"),
+    *("weight", "box", "iterations", "precision", "force"),
 )
 
 
@@ -92,7 +93,7 @@ class Compress(Strict):
             ),
             **only(auto, "compress.ratio=auto", "rule"),
             **only(self.basis in ("auto", "identity"), "compress.basis=identity", "box"),
-            **only(sparse, "compress.decoder=sparse", *OF_SPARSE_RECOVERY),
+            **only(sparse, "compress.decoder=sparse", *SPARSE_ALONE),
             **only(self.ratio is not None, "compress.ratio", *rest),
             **only(new, NEW, *self.leaves()),
         }

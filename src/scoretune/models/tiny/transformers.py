@@ -290,7 +290,7 @@ def sana() -> dict[str, Any]:
     return {"transformer": network, "vae": vae, "text_encoder": encoder, "scheduler": scheduler}
 
 
-def pixart_sigma() -> dict[str, Any]:
+def pixart(**settings: Any) -> dict[str, Any]:
     from diffusers import DDIMScheduler, PixArtTransformer2DModel
 
     network = PixArtTransformer2DModel(
@@ -298,32 +298,24 @@ def pixart_sigma() -> dict[str, Any]:
         out_channels=8,
         num_layers=2,
         norm_num_groups=4,
-        cross_attention_dim=WIDTH,
-        sample_size=4,
-        use_additional_conditions=False,
         caption_channels=WIDTH,
-        **HEADS,
+        **settings,
     )
     parts = {"transformer": network, "vae": autoencoder(), "text_encoder": t5(WIDTH)}
     return {**parts, "scheduler": DDIMScheduler(clip_sample=False)}
 
 
+def pixart_sigma() -> dict[str, Any]:
+    return pixart(
+        cross_attention_dim=WIDTH, sample_size=4, use_additional_conditions=False, **HEADS
+    )
+
+
 def pixart_alpha() -> dict[str, Any]:
     """Told its picture's size and proportions, as the model of 1024 pixels, of a width for that."""
-    from diffusers import PixArtTransformer2DModel
-
-    network = PixArtTransformer2DModel(
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        norm_num_groups=4,
-        num_attention_heads=3,
-        attention_head_dim=8,
-        cross_attention_dim=24,
-        caption_channels=WIDTH,
-        sample_size=128,
+    return pixart(
+        num_attention_heads=3, attention_head_dim=8, cross_attention_dim=24, sample_size=128
     )
-    return {**pixart_sigma(), "transformer": network}
 
 
 def aura_flow() -> dict[str, Any]:
