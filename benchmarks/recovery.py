@@ -10,8 +10,8 @@ after the other, cyclic and without a Gram matrix (6.5 s with and 5.8 s without 
 `ratio_to_sklearn_alone`: the same few pictures for both; `sklearn_1e-06` and `sklearn_1e-06_close`:
 seconds at each tolerance, and how many pictures it makes close enough. `operators`: the seconds of
 a product with A and Aᵀ of a matrix-free operator for a state of d = 2^10 … 2^18 numbers, in
-batches of 2^20 numbers; their `exponent` as a power of d (d log d has 1.1), and `spread`, the largest over the
-least of seconds / (d log d).
+batches of 2^20 numbers; their `exponent` as a power of d (d log d has 1.1), and `spread`, the
+largest over the least of seconds / (d log d).
 """
 
 from __future__ import annotations
