@@ -69,7 +69,8 @@ def seconds_to(solve: Callable[[float], Tensor], truth: Tensor) -> float:
 
 def is_close(x: Tensor, truth: Tensor) -> Tensor:
     """Which pictures are within the relative error."""
-    return (x - truth).norm(dim=1) <= PRECISION * truth.norm(dim=1)
+    close: Tensor = (x - truth).norm(dim=1) <= PRECISION * truth.norm(dim=1)
+    return close
 
 
 def ours(
