@@ -17,19 +17,19 @@ import pytest
 from optuna.trial import TrialState
 
 from scoretune.commands import seeds as several
-from scoretune.commands.sweep import page, ranges, runs, study
+from scoretune.commands.sweep import budget, page, ranges, runs, study
 from scoretune.commands.sweep.ranges import Choice, Range
 from scoretune.commands.sweep.study import Plan
 from scoretune.core.errors import UserError
 from scoretune.training import settings_file
-from scoretune.training.run_folder import record
+from scoretune.training.run_folder import record, recorded
 
 RATE = "optimiser.learning_rate=1e-4..1e-2"
 
 
 def plan_of(*words: str, **changes) -> Plan:
     space, fixed = ranges.space_of("ddpo", [RATE, *words])
-    return replace(Plan("ddpo", tuple(fixed), space, "judge", 1, 0, 0), **changes)
+    return replace(Plan("ddpo", tuple(fixed), space, "judge", 1, False, 0), **changes)
 
 
 # ---------------------------------------------------------------------------------- ranges
@@ -162,13 +162,42 @@ def test_what_a_kill_leaves_is_gone_on_with(tmp_path, launched):
 
 
 def test_halving_gives_up_what_is_behind(tmp_path, launched):
-    plan = plan_of("evaluation.every=3", "updates=9", halving=3)
+    plan = plan_of("evaluation.every=3", "updates=9", halving=True)
     made = swept(tmp_path, plan, 9)
     states = [trial.state for trial in made.trials]
     assert TrialState.PRUNED in states and TrialState.COMPLETE in states
     rates = {t.params["optimiser.learning_rate"]: t.state for t in made.trials}
     assert rates[min(rates)] == TrialState.COMPLETE, "the best one is never behind"
     assert max(t.last_step for t in made.trials if t.state == TrialState.PRUNED) < 9
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "updates", "every"),
+    [  # an update of DDPO asks 1,280 + 640 times, of GRPO 640 times more (docs/costs.md)
+        ("ddpo", ["updates=30", "evaluation.every=10"], 24, 8),
+        ("ddpo", ["updates=30", "evaluation.every=10", "sizes.share=1"], 18, 6),
+        ("ddpo", ["updates=30", "evaluation.every=0", "model.guidance=3"], 12, 0),
+        ("grpo", ["updates=60", "evaluation.every=20"], 18, 6),
+        ("grpo", ["updates=60", "evaluation.every=20", "objective.kl_weight=0"], 24, 8),
+    ],
+)
+def test_a_budget_pays_for_as_many_updates_as_it_can(recipe, words, updates, every):
+    run = settings_file.named(recipe, words)
+    found = budget.words_within(run, 46_080)
+    assert found == [f"updates={updates}", f"evaluation.every={every}"]
+
+
+def test_runs_of_a_budget_have_its_updates(tmp_path, launched):
+    plan = plan_of("updates=30", "evaluation.every=10", "sizes.share=0.5|1", evaluations=3_900)
+    made = swept(tmp_path, plan, 4)
+    updates = {0.5: 2, 1: 1}
+    for trial in made.trials:
+        run = recorded(tmp_path / "runs" / f"{trial.number:04d}" / "seed-0")
+        assert run.updates == updates[trial.params["sizes.share"]]
+        assert run.evaluation.every == 1
+    page.write(made, plan, tmp_path)
+    best = settings_file.named(str(tmp_path / "best.yaml"), [])
+    assert best.updates == updates[study.ranked(made)[0].params["sizes.share"]]
 
 
 def test_a_setting_that_fails_ends_no_sweep(tmp_path, launched, monkeypatch):
@@ -204,6 +233,7 @@ def test_the_command_refuses_what_it_cannot_do(command, tmp_path):
     for words, what in (
         (["ddpo", RATE, "--by", "beauty"], "--by beauty"),
         (["ddpo", RATE, "--halving", "updates=2"], "--halving gives runs up"),
+        (["ddpo", RATE, "--evaluations", "1900"], "asks the network 1,920 times"),
         (["dpo2", RATE], "unknown recipe"),
         (["ddpo", RATE, "--storage", "nonsense", "--out", tmp_path], "check the path or the URL"),
     ):

@@ -48,12 +48,8 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
         check_divisible("sizes.batch", batch_size(run.sizes), processes)
     else:
         check_divisible("sizes.prompts", run.sizes.prompts, processes)
-    on_data = of_data(run)
-    prompts = NOTHING if on_data else read_prompts(run.prompts, run.prompts_per_task)
-    held_out = NOTHING if on_data else held_out_prompts(run)
-    texts = (*prompts.texts, *held_out.texts)
-    model, why, process, guided, deployment = _model(run, texts)
-    facts = Facts(process, guided, run.model.rank > 0, _differentiable(run, prompts), deployment)
+    prompts, held_out = _prompts(run)
+    facts, model, why = _facts(run, prompts, held_out)
     numbers: Numbers = {"run": run.recipe, "model": run.model.source, "prompts": len(prompts)}
     numbers |= {"held_out": len(held_out), "updates": run.updates}
     numbers["unusual"] = overrides.unusual(run)
@@ -68,6 +64,29 @@ def planned(run: Run, processes: int = 1, *, seconds: float = 1.0) -> Numbers:
     if seconds > 0:
         numbers["time"] = _time(run, model, numbers, seconds)
     return numbers
+
+
+def calls_of_training(run: Run) -> tuple[float, float]:
+    """Network evaluations of a run's updates, and of its critic's warm-up before them.
+
+    Raises UserError as `planned` does.
+    """
+    facts, _, _ = _facts(run, *_prompts(run))
+    return training(run, facts).total, warm_up(run, facts).total
+
+
+def _prompts(run: Run) -> tuple[Prompts, Prompts]:
+    """Those of training and those held out."""
+    if of_data(run):
+        return NOTHING, NOTHING
+    return read_prompts(run.prompts, run.prompts_per_task), held_out_prompts(run)
+
+
+def _facts(run: Run, prompts: Prompts, held_out: Prompts) -> tuple[Facts, Model | None, str]:
+    """What counts must know; the model's costs, or why they are unknown."""
+    model, why, process, guided, deployment = _model(run, (*prompts.texts, *held_out.texts))
+    followed = _differentiable(run, prompts)
+    return Facts(process, guided, run.model.rank > 0, followed, deployment), model, why
 
 
 def _model(

@@ -10,7 +10,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from scoretune.commands.sweep import study as studies
-from scoretune.commands.sweep.ranges import Choice, Range, settings_of, words_of
+from scoretune.commands.sweep.ranges import Choice, Range, words_of
+from scoretune.commands.sweep.runs import words_of_run
 from scoretune.commands.sweep.study import Plan
 from scoretune.evaluate.report import render
 from scoretune.evaluate.report.format import plain
@@ -45,7 +46,7 @@ def write(study: optuna.Study, plan: Plan, folder: Path) -> Path:
         )
     }
     if best:
-        chosen = settings_of(plan.recipe, plan.fixed, best[0].params)
+        chosen = settings_file.named(plan.recipe, words_of_run(plan, best[0].params))
         (folder / "best.yaml").write_text(settings_file.written(chosen), encoding="utf-8")
     values = {
         "title": f"sweep of {plan.recipe}",

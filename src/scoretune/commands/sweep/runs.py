@@ -21,10 +21,12 @@ import torch
 from optuna.trial import TrialState
 
 from scoretune.commands.sweep import study as studies
-from scoretune.commands.sweep.ranges import settings_of, words_of
+from scoretune.commands.sweep.budget import words_within
+from scoretune.commands.sweep.ranges import words_of
 from scoretune.commands.sweep.study import Plan
 from scoretune.core.config import Run
 from scoretune.core.errors import UserError, one_line
+from scoretune.training import settings_file
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
@@ -44,6 +46,7 @@ class Judged(Silent):
     folder: Path
     by: str
     updates: int
+    every: int
 
     def stage(self, text: str) -> None:
         if text != "training":
@@ -51,7 +54,7 @@ class Judged(Silent):
         line = last_line(self.folder)
         if line is None or not line["update"]:
             return
-        self.trial.report(level(line, self.by), line["update"])
+        self.trial.report(level(line, self.by), line["update"] // self.every)
         if line["update"] < self.updates and self.trial.should_prune():
             raise GivenUp
 
@@ -179,8 +182,9 @@ def _run(study: optuna.Study, trial: optuna.Trial, share: Share) -> None:
     """All seeds of one setting; the study is told what they came to on average."""
     plan = share.plan
     try:
-        run = settings_of(plan.recipe, plan.fixed, trial.params)
-        levels = [_seed(run, trial, plan, share.folder, seed) for seed in range(plan.seeds)]
+        words = words_of_run(plan, trial.params)
+        run = settings_file.named(plan.recipe, words)
+        levels = [_seed(run, words, trial, share, seed) for seed in range(plan.seeds)]
     except GivenUp:
         study.tell(trial, state=TrialState.PRUNED)
         return
@@ -192,15 +196,24 @@ def _run(study: optuna.Study, trial: optuna.Trial, share: Share) -> None:
     study.tell(trial, sum(levels) / len(levels))
 
 
-def _seed(run: Run, trial: optuna.Trial, plan: Plan, folder: Path, seed: int) -> float:
+def words_of_run(plan: Plan, values: dict[str, Any]) -> list[str]:
+    """All changes of the recipe that a run of the sweep has. Raises UserError as the budget
+    does."""
+    words = [*plan.fixed, *words_of(values)]
+    if not plan.evaluations:
+        return words
+    return [*words, *words_within(settings_file.named(plan.recipe, words), plan.evaluations)]
+
+
+def _seed(run: Run, words: list[str], trial: optuna.Trial, share: Share, seed: int) -> float:
     """What the run of one seed comes to; the first one alone may be given up."""
-    run = run.model_copy(update={"seed": run.seed + seed})
-    where = folder / "runs" / f"{trial.number:04d}" / f"seed-{run.seed}"
+    plan, run = share.plan, run.model_copy(update={"seed": run.seed + seed})
+    where = share.folder / "runs" / f"{trial.number:04d}" / f"seed-{run.seed}"
     if not (where / "result.json").exists():
-        judged = Judged(trial, where, plan.by, run.updates)
+        judged = Judged(trial, where, plan.by, run.updates, run.evaluation.every)
         watcher = judged if plan.halving and not seed else Silent()
-        words = [*plan.fixed, *words_of(trial.params), f"seed={run.seed}"]
-        record(run, where, 1, command=shlex.join(["scoretune", "train", plan.recipe, *words]))
+        changes = [*words, f"seed={run.seed}"]
+        record(run, where, 1, command=shlex.join(["scoretune", "train", plan.recipe, *changes]))
         launch(run, where, watcher)
     line = last_line(where)
     assert line is not None

@@ -24,16 +24,18 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 @dataclass(frozen=True)
 class Plan:
     """What a sweep is: a recipe with `fixed` changes, what is searched, by which number of the
-    evaluations it is judged, how often each setting is run, and where runs may be given up: never
-    (0), or at the evaluations after so many updates and their multiples by `REDUCTION`."""
+    evaluations it is judged, how often each setting is run, whether runs may be given up at their
+    first evaluation, the one with `REDUCTION` times its number, and so on, and how many network
+    evaluations each run's training has (0: its own updates)."""
 
     recipe: str
     fixed: tuple[str, ...]
     space: Space
     by: str
     seeds: int
-    halving: int
+    halving: bool
     seed: int
+    evaluations: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data: two sweeps are one if these are the same."""
@@ -79,7 +81,7 @@ def opened(url: str, name: str, plan: Plan | None = None) -> optuna.Study:
         storage = optuna.storages.RDBStorage(url)
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if plan is not None and plan.halving:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(plan.halving, REDUCTION)
+            pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)
         study = optuna.create_study(
             storage=storage,
             study_name=name,

@@ -12,7 +12,6 @@ from scoretune.commands.options import Json, Seed, folder
 from scoretune.core.errors import UserError
 
 if TYPE_CHECKING:
-    from scoretune.commands.sweep.ranges import Space
     from scoretune.commands.sweep.study import Plan
 
 MEASURES = ("judge", "reader", "reward")
@@ -34,6 +33,10 @@ def sweep(
         bool, typer.Option("--halving", help="Give up the worse two thirds at evaluations.")
     ] = False,
     by: Annotated[str, typer.Option(help="The best by: judge, reader or reward.")] = "judge",
+    evaluations: Annotated[
+        int,
+        typer.Option(min=0, help="Network evaluations of each run's training; sets updates."),
+    ] = 0,
     storage: Annotated[
         str | None,
         typer.Option(help="URL of a database that machines share (default: SQLite in --out)."),
@@ -49,35 +52,29 @@ def sweep(
     if by not in MEASURES:
         raise UserError(f"--by {by}: give one of {', '.join(MEASURES)}")
     from scoretune.commands.sweep.ranges import space_of
+    from scoretune.commands.sweep.study import Plan
 
     space, fixed = space_of(recipe, words or [])
     where = out or Path("sweeps") / Path(recipe).stem
-    plan = _plan(recipe, fixed, space, by=by, seeds=seeds, halving=halving, seed=seed)
+    plan = Plan(recipe, tuple(fixed), space, by, seeds, halving, seed, evaluations)
+    _check(plan)
     _sweep(plan, where, storage, runs=runs, jobs=jobs, json_=json_)
 
 
-def _plan(
-    recipe: str,
-    fixed: list[str],
-    space: Space,
-    *,
-    by: str,
-    seeds: int,
-    halving: bool,
-    seed: int,
-) -> Plan:
-    """Raises UserError where there is nothing to halve by."""
-    from scoretune.commands.sweep.study import REDUCTION, Plan
+def _check(plan: Plan) -> None:
+    """Raises UserError where there is nothing to halve by, or a budget of no update."""
+    from scoretune.commands.sweep.runs import words_of_run
+    from scoretune.commands.sweep.study import REDUCTION
     from scoretune.training import settings_file
 
-    run = settings_file.named(recipe, fixed)
+    run = settings_file.named(plan.recipe, plan.fixed)
     every = run.evaluation.every
-    if halving and not 0 < every * REDUCTION <= run.updates:
+    if plan.halving and not 0 < every * REDUCTION <= run.updates:
         raise UserError(
             f"--halving gives runs up at evaluations, and evaluation.every={every} has too few in "
             f"{run.updates} updates: lower it to {max(1, run.updates // 9)} or less"
         )
-    return Plan(recipe, tuple(fixed), space, by, seeds, every if halving else 0, seed)
+    words_of_run(plan, {d.path: d.ends[0] for d in plan.space})
 
 
 def _sweep(
