@@ -143,13 +143,17 @@ def _job(model: str, settings: PipelineSettings, seed: int) -> Job:
 def _tuning(
     model: str, store: str, settings: PipelineSettings, changes: Sequence[str], seed: int
 ) -> Run:
-    """The settings of the tuning: those of dpo, the reward of the filter to be measured by."""
+    """The settings of the tuning: those of dpo that fit the model, the reward of the filter to be
+    measured by."""
     from scoretune.core.config import SHIPPED_MODELS
+    from scoretune.recipes import PAIRS_OF_MINIATURE
     from scoretune.training import settings_file
 
     fixed = [f"model.source={model}", f"data={store}", f"reward={settings.reward}", f"seed={seed}"]
     held_out = any(change.startswith("evaluation.prompts=") for change in changes)
-    if model not in SHIPPED_MODELS and not held_out:
+    if model in SHIPPED_MODELS:
+        fixed += [*PAIRS_OF_MINIATURE, "updates=100"]
+    elif not held_out:
         fixed.append(f"prompts={settings.prompts}")  # a share of them is held out
     return settings_file.named("dpo", [*fixed, *changes])
 

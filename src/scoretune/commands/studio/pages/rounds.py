@@ -11,6 +11,7 @@ from scoretune.core.errors import UserError
 from scoretune.core.files import write_whole
 from scoretune.core.reading import read_json
 from scoretune.evaluate.report.format import percent
+from scoretune.recipes import PAIRS_OF_MINIATURE
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -20,11 +21,7 @@ FEWEST = 10
 UPDATES = {"dpo": 100, "reward": 400, "online_dpo": 30}
 """What may be trained, and for how long unless the page says so."""
 QUICKLY = "evaluation.per_task=10"
-MINIATURE = (
-    *("objective.beta=100", "optimiser.learning_rate=3e-3", "hardware.device_batch=0"),
-    QUICKLY,
-)
-"""The shipped miniature wants larger steps than a Stable Diffusion 1.5, and is measured at once."""
+"""Of the shipped miniature, so that a round is measured at once."""
 TUNING = ("objective", "optimiser", "sizes", "evaluation", "guard", "hardware", "seed")
 REWARD = ("ties", "members", "width", "held_out", "batch", "learning_rate", "weight_decay", "seed")
 SMALL = 64
@@ -62,11 +59,12 @@ def words_of(studio: Studio, order: Order) -> list[str]:
     length = f"updates={order.updates}"
     if order.kind == "reward":
         return ["reward", f"data={studio.where}", f"features={features_of(studio)}", length]
-    words = [order.kind, f"model.source={model_of(studio)}", length]
-    words.append(f"evaluation.every={order.updates}")
-    scenes = studio.model in SHIPPED_MODELS
+    source, scenes = f"model.source={model_of(studio)}", studio.model in SHIPPED_MODELS
+    ends = [length, f"evaluation.every={order.updates}"]
     if order.kind == "dpo":
-        return [*words, f"data={studio.where}", *(MINIATURE if scenes else ())]
+        fitting = [*PAIRS_OF_MINIATURE, QUICKLY] if scenes else []
+        return ["dpo", source, *fitting, *ends, f"data={studio.where}"]
+    words = [order.kind, source, *ends]
     rewards = {run.name: run for run in studio.jobs.rewards()}
     if order.reward not in rewards:
         raise UserError("online DPO needs a reward: train one on the votes first, and choose it")
