@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record
 
-POLL = 0.5  # seconds between two looks at what the processes have done
+POLL = 5.0  # seconds between two looks at what the processes have done
 
 
 class GivenUp(Exception):
@@ -108,7 +107,7 @@ def sweep(
     try:
         while any(process.is_alive() for process in processes):
             watch(_ended(study), runs)
-            time.sleep(POLL)
+            wait([process.sentinel for process in processes if process.is_alive()], POLL)
     except BaseException:  # Ctrl-C: each saves, and goes on another time
         for process in processes:
             if process.pid is not None and process.is_alive():
