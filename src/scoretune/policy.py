@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -157,10 +157,17 @@ class Policy:
         return estimate, torch.cat([f[-n:] for f, n in zip(asked, rows, strict=True)])
 
     @torch.no_grad()
-    def pretrained(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        """The estimate of the pretrained policy, without gradient."""
+    def pretrained(
+        self, x: Tensor, t: Tensor, condition: Condition, guidance: float | None = None
+    ) -> Estimate:
+        """The estimate of the pretrained policy, without gradient; under another `guidance` than
+        this policy's where that is given."""
+        asked = self if guidance is None else replace(self, guidance=guidance, calls=0)
         with self.reference():
-            return self.estimate(x, t, condition)
+            estimate = asked.estimate(x, t, condition)
+        if asked is not self:
+            self.calls += asked.calls
+        return estimate
 
     @property
     def has_features(self) -> bool:

@@ -15,6 +15,7 @@ from scoretune.core.config import (
     Energy,
     Evaluation,
     Guard,
+    Guidance,
     Hardware,
     Matching,
     Model,
@@ -236,6 +237,22 @@ def adjoint_matching() -> Run:
     )
 
 
+def guidance_distillation() -> Run:
+    """Guidance distillation (arXiv 2210.03142) by the KL of paths: one call a step for two.
+
+    Follows no reward: what is fine-tuned from there begins where guidance ends.
+    """
+    return Run(
+        recipe="guidance_distillation",
+        objective=Guidance(),
+        updates=12,
+        model=Model(guidance=1.0),
+        sampling=Sampling(jitter=True),
+        sizes=Sizes(prompts=32, group=1, share=0.8),
+        optimiser=FAST,
+    )
+
+
 def dxmi() -> Run:
     """DxMI (arXiv 2407.00626): a few-step sampler follows an energy learned beside it."""
     return Run(
@@ -384,6 +401,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
         alignprop,
         refl,
         adjoint_matching,
+        guidance_distillation,
         dxmi,
         score_as_action,
         dpo,

@@ -144,6 +144,7 @@ COUNTED = [
     ("score_as_action", ["objective.form=ratio", "objective.critic.warmup=2"], "sd"),
     ("draft", ["objective.last=2", "objective.graph=steps"], "sd"),
     ("adjoint_matching", [], "sd"),
+    ("guidance_distillation", ["sizes.share=0.5"], "sd"),
     (
         "online_dpo",
         ["objective.reference=acting", "objective.ranking.pairing=all", "sizes.group=3"],

@@ -66,7 +66,8 @@ JUDGED = {  # beta, and how far the reward must rise in 40 updates
     "rainbow": (2, 1.2),
     "dspo": (0.5, 0.6),
 }
-REWARDED = sorted(set(recipes.RECIPES) - set(FROM_DATA) - set(JUDGED) - {"consistency"})
+NO_REWARD = {"consistency", "guidance_distillation"}
+REWARDED = sorted(set(recipes.RECIPES) - set(FROM_DATA) - set(JUDGED) - NO_REWARD)
 
 
 @dataclass

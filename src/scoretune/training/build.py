@@ -14,6 +14,7 @@ from scoretune.core.config import (
     Consistency,
     Dataset,
     Energy,
+    Guidance,
     Matching,
     Model,
     Preference,
@@ -320,7 +321,7 @@ def _check_only_for_data(run: Run) -> None:
 def _check_ramp(run: Run) -> None:
     """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
     objective, sampling = run.objective, run.sampling
-    if isinstance(objective, Matching | Consistency | Preference | StepPreference):
+    if isinstance(objective, Matching | Consistency | Preference | StepPreference | Guidance):
         return
     if not objective.kl_weight:
         return

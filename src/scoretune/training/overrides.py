@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from scoretune.core import model_folder
-from scoretune.core.config import NEW_NETWORKS, Checked, Consistency, Matching, Run, leaves
+from scoretune.core.config import (
+    NEW_NETWORKS,
+    Checked,
+    Consistency,
+    Guidance,
+    Matching,
+    Run,
+    leaves,
+)
 from scoretune.core.config.families import DEFAULTS, OURS, Defaults
 from scoretune.core.errors import UserError, unknown
 from scoretune.core.resolve import is_function
@@ -149,6 +157,8 @@ def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return []
     full = changes.get("model.rank", run.model.rank) == 0
     settings = dict(defaults.settings(full))
+    if isinstance(run.objective, Guidance):  # what samples are drawn with is what is learned
+        settings["objective.scale"] = settings.pop("model.guidance") or run.objective.scale
     plain = dict(leaves(run.model_dump()))
     kept = {path for path, value in OURS.items() if plain[path] != value}
     return [(path, value) for path, value in settings.items() if path not in kept]
@@ -208,17 +218,24 @@ def fitted(kind: type[Settings], tree: dict[str, Any]) -> Settings:
         return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
+        where = ".".join(_path(first["loc"]))
         if first["type"] == "extra_forbidden":
             raise UserError(f"unknown key {where!r}: not a setting of this recipe") from None
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
 
 
+def _path(place: Sequence[str | int]) -> list[str]:
+    """Where an error is, without the objective's kind, which pydantic puts behind `objective`."""
+    names = [str(part) for part in place]
+    if names[0] == "objective" and names[1:2] and names[1] in _KINDS:
+        del names[1]
+    return names
+
+
 _KINDS = tuple(
-    cast(str, kind.model_fields["kind"].default)
+    f"{kind.model_fields['kind'].default}"
     for kind in get_args(Run.model_fields["objective"].annotation)
 )
-"""Of objectives: pydantic puts them into the place of an error."""
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any) -> None:

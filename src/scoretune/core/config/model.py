@@ -151,6 +151,11 @@ class Model(Strict):
             **only(not function and not shipped, "a model of the hub", "revision"),
             **only(not on_data, Checked(REWARDED), "rank", "precision", "guidance", "revision"),
             **only(not on_data, Checked(REWARDED), "image_guidance"),
+            **only(
+                run.objective.kind != "guidance",
+                "what is sampled with; guidance_distillation learns that of objective.scale",
+                "guidance",
+            ),
         }
 
 

@@ -262,6 +262,15 @@ class Adjoint(Objective):
     kl_weight: float = Field(0.003, gt=0, le=1e6, description="of the KL to the pretrained model")
 
 
+class Guidance(Objective):
+    """Guidance distillation: the paths of the pretrained model under classifier-free guidance."""
+
+    kind: Literal["guidance"] = "guidance"
+    scale: float = Field(
+        3.0, gt=1, le=100, description="of the pretrained model's guidance, which is learned"
+    )
+
+
 class Energy(Objective):
     """D(x)MI: the reward is learned, an energy that tells data from samples."""
 

@@ -14,6 +14,7 @@ from scoretune.core.config.objectives import (
     Consistency,
     Direct,
     Energy,
+    Guidance,
     Matching,
     PolicyGradient,
     ScoreAction,
@@ -59,6 +60,7 @@ class Run(Strict):
         | Direct
         | Adjoint
         | Energy
+        | Guidance
     ) = Field(discriminator="kind")
     sampling: Sampling = Sampling()
     sizes: Sizes = Sizes()
