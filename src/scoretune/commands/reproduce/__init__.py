@@ -139,6 +139,7 @@ EXPERIMENTS: dict[str, dict[str, Part]] = {
         ),
         "jpeg": Part("scenes_jpeg", "The miniature Stable Diffusion and a reward without gradient"),
         "samplers": Part("samplers", "Guidance, and solvers that training never saw"),
+        "guidance": Part("guidance", "Reward and guidance, alone and one after the other"),
         "hard": Part("prompt_following:HARD", "A base with clean captions", wants_model=True),
     },
     "staking": {

@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 from scoretune import recipes
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, by_arm, interval, shown
 from scoretune.commands.reproduce.drawing import COLOURS, draw_band, subplots
+from scoretune.data.prompts import Prompts
+from scoretune.diffusion import grids
+from scoretune.evaluate.samples import sample
+from scoretune.evaluate.scores import verdict_metrics, verdicts
+from scoretune.policy import Policy
 from scoretune.training import overrides
 from scoretune.training.hooks import Silent
 from scoretune.training.run import launch
 from scoretune.training.run_folder import record, recorded
 
 Runs = list[Numbers]
+NOISE = 20240
+"""The seed of samples that are judged."""
 
 
 class Arm(NamedTuple):
@@ -56,6 +63,13 @@ def fine_tune(recipe: str, changes: Sequence[str], name: str, folder: Path) -> N
 
 def _lines(path: Path) -> list[Numbers]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def judged(policy: Policy, prompts: Prompts, solver: str, steps: int) -> float:
+    """The judge's accuracy of a policy's samples, from the same noise for all."""
+    times, judge = grids.uniform(policy.backbone.process, steps), verdict_metrics("scenes")["judge"]
+    images = sample(policy, prompts, times=times, seed=NOISE, solver=solver)
+    return float(verdicts(images, prompts, {"judge": judge})["judge"].mean())
 
 
 def curve(run: Numbers, metric: str) -> tuple[list[int], list[float]]:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from scoretune.commands.reproduce.base import Cell, Numbers, Page, interval
 from scoretune.commands.reproduce.drawing import subplots
-from scoretune.commands.reproduce.fine_tuning import QUICK, fine_tune
+from scoretune.commands.reproduce.fine_tuning import QUICK, fine_tune, judged
 from scoretune.data.prompts import Prompts, read_prompts
-from scoretune.diffusion import grids
-from scoretune.evaluate.samples import sample
-from scoretune.evaluate.scores import verdict_metrics, verdicts
 from scoretune.policy import Policy
 from scoretune.training.run_folder import load
 
@@ -20,7 +17,6 @@ SOLVERS = (
     ("heun", 20),
     *(("dpmpp_2m", steps) for steps in (10, 20)),
 )
-NOISE = 20240  # the seed of all samples
 
 
 def cells(seeds: int, quick: bool) -> list[Cell]:
@@ -52,15 +48,9 @@ def look(seed: int, quick: bool, folder: Path) -> Numbers:
 
 def both(policy: Policy, prompts: Prompts, solver: str, steps: int) -> list[float]:
     """The judge's accuracy of the base and of the policy, from the same noise."""
-    times, judge = grids.uniform(policy.backbone.process, steps), verdict_metrics("scenes")["judge"]
-
-    def accuracy() -> float:
-        images = sample(policy, prompts, times=times, seed=NOISE, solver=solver)
-        return float(verdicts(images, prompts, {"judge": judge})["judge"].mean())
-
     with policy.reference():
-        base = accuracy()
-    return [base, accuracy()]
+        base = judged(policy, prompts, solver, steps)
+    return [base, judged(policy, prompts, solver, steps)]
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
