@@ -69,13 +69,25 @@ class Prompted(Vectors):
         return self.network(x, t, tokens[:, 0])
 
 
+@dataclass
+class WithScale(Prompted):
+    """A backbone that is told the scale of guidance."""
+
+    scale: float = 3.5
+
+
+class Promptless(Prompted):
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        return Condition.none(len(prompts))
+
+
 def reward(x: Tensor, prompts: Sequence[str]) -> Tensor:
     return -(x**2).sum(1)
 
 
-def made(process: Process, *changes: str) -> tuple[Policy, Method]:
+def made(process: Process, *changes: str, kind: type[Prompted] = Prompted) -> tuple[Policy, Method]:
     run = overrides.changed(recipes.guidance_distillation(), changes)
-    policy = Policy(Prompted(process), kernel(run.sampling))
+    policy = Policy(kind(process), kernel(run.sampling))
     checked = building.Checked(PROMPTS, PROMPTS, reward, None)
     return policy, building.build_method(run, policy, checked)
 
@@ -134,10 +146,18 @@ def test_the_teacher_costs_two_looks_a_state():
 
 def test_guidance_is_what_is_learned_and_no_setting_of_the_samples():
     run = recipes.guidance_distillation()
-    with pytest.raises(UserError, match=r"guidance_distillation learns that of objective\.scale"):
+    with pytest.raises(UserError, match=r"this one learns that of objective\.scale"):
         overrides.changed(run, ["model.guidance=5"])
     with pytest.raises(UserError, match=r"objective\.scale"):
         overrides.changed(run, ["objective.scale=1"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(WithScale, "was distilled into this model"), (Promptless, "no empty prompt")]
+)
+def test_models_without_guidance_to_learn_are_refused(kind, why):
+    with pytest.raises(UserError, match=why):
+        made(VP(), kind=kind)
 
 
 def test_a_family_says_how_much_guidance_there_is_to_learn(tmp_path):

@@ -153,7 +153,7 @@ class Model(Strict):
             **only(not on_data, Checked(REWARDED), "image_guidance"),
             **only(
                 run.objective.kind != "guidance",
-                "what is sampled with; guidance_distillation learns that of objective.scale",
+                "recipes that sample with guidance, and this one learns that of objective.scale",
                 "guidance",
             ),
         }

@@ -53,6 +53,10 @@ def build(settings: config.Guidance, setup: Setup) -> Method:
             "guidance was distilled into this model already, its scale is an input: choose that by "
             "model.guidance"
         )
+    if policy.encode(setup.prompts.texts[:1]).null is None:
+        raise UserError(
+            "this model has no empty prompt, from which guidance leads away: there is none to learn"
+        )
     teacher = GuidedTeacher(policy, settings.scale)
     choose = any_steps(setup.context.sizes.share, first=FIRST)
     return Method(GuidedPaths(policy), method.on_policy(setup, teacher, choose, in_chain=False))
