@@ -40,6 +40,7 @@ LANGUAGE: Mapping[str, Any] = {
     "intermediate_size": 16 * WIDTH,
     "num_attention_heads": WIDTH // 8,
 }
+UMT5: Mapping[str, Any] = {"d_kv": 8, "d_ff": 16 * WIDTH, "num_heads": WIDTH // 8}
 SIZES: Mapping[str, tuple[Any, list[str]]] = {
     "qwen-image": (transformers, ["model.size=256"]),
     "sana": (transformers, ["model.size=128"]),
@@ -66,6 +67,7 @@ def wide() -> Iterator[None]:
         mock.patch.object(videos, "WIDTH", WIDTH),
         mock.patch.dict(transformers.HEADS, WIDE),
         mock.patch.dict(transformers.LANGUAGE, LANGUAGE),
+        mock.patch.dict(transformers.UMT5, UMT5),
     ):
         yield
 

@@ -85,7 +85,8 @@ def settings_of(variant: str, home: Path) -> Run:
     if recipe == "supervised":
         return overrides.changed(recipes.named(recipe), [*changes, "sizes.batch=3"])
     changes += [f"prompts={home / 'prompts.txt'}", "sizes.prompts=1", "sizes.group=2"]
-    changes += ["model.guidance=3", "guard.action=off", "sizes.minibatch=3", "sampling.steps=2"]
+    scale = "objective.scale" if recipe == "guidance_distillation" else "model.guidance"
+    changes += [f"{scale}=3", "guard.action=off", "sizes.minibatch=3", "sampling.steps=2"]
     changes.append("reward=brightness")
     return overrides.changed(recipes.named(recipe), changes)
 

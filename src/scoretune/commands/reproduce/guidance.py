@@ -80,7 +80,7 @@ def _by_guidance(policy: Policy, prompts: Prompts, steps: int) -> list[float]:
 
 
 def present(results: dict[str, Numbers], page: Page) -> Numbers:
-    """A table by guidance and its curves; two differences, seed by seed."""
+    """A table by guidance, its curves, and how far each is from the base with its best."""
     runs = list(results.values())
     page.text(
         "Judge accuracy on held-out prompts, DDIM with 20 steps, by the guidance that samples are "

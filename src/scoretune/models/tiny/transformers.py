@@ -20,6 +20,7 @@ TOKENS = 12
 SIDE = 32
 """Of pictures, in pixels."""
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
+UMT5: dict[str, Any] = {"d_kv": 4, "d_ff": 8, "num_heads": 2}
 LANGUAGE: dict[str, Any] = {
     "vocab_size": words.VOCABULARY,
     "hidden_size": WIDTH,
@@ -339,9 +340,7 @@ def umt5() -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=words.VOCABULARY, d_model=WIDTH, d_kv=4, d_ff=8, num_layers=1, num_heads=2
-        )
+        UMT5Config(vocab_size=words.VOCABULARY, d_model=WIDTH, num_layers=1, **UMT5)
     )
 
 
