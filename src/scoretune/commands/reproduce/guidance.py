@@ -116,22 +116,28 @@ def _spent(runs: list[Numbers], name: str) -> Numbers:
 
 
 def _ahead(runs: list[Numbers], page: Page) -> Numbers:
-    """Without guidance less the base under its best guidance."""
+    """Without guidance, and with the best, less the base under its best guidance, by seed."""
     numbers: Numbers = {}
-    levels = list(zip(*(run[BASE]["judge"] for run in runs), strict=True))
-    best = max(range(len(SCALES)), key=lambda place: sum(levels[place]))
-    for name in MODELS:
-        ahead = interval([run[name]["judge"][0] - run[BASE]["judge"][best] for run in runs])
-        numbers[f"{name} ahead"] = ahead
-    said = ", ".join(
-        f"{MODELS[name].label} {shown(numbers[f'{name} ahead'], 1, scale=100, sign='+')}"
-        for name in MODELS
-    )
-    page.text(
-        f"Without guidance, less the base with its best ({SCALES[best]:g}), in points of a "
-        f"hundred: {said}."
-    )
+    best = {name: _best(runs, name) for name in (BASE, *MODELS)}
+    for what, places in (("without guidance", dict.fromkeys(MODELS, 0)), ("at best", best)):
+        for name in MODELS:
+            numbers[f"{name} {what}"] = interval(
+                [run[name]["judge"][places[name]] - run[BASE]["judge"][best[BASE]] for run in runs]
+            )
+        said = ", ".join(
+            f"{MODELS[name].label} {shown(numbers[f'{name} {what}'], 1, scale=100, sign='+')}"
+            for name in MODELS
+        )
+        page.text(
+            f"{'Each with its best guidance' if places is best else 'Without guidance'}, less the "
+            f"base with its best ({SCALES[best[BASE]]:g}), in points of a hundred: {said}."
+        )
     return numbers
+
+
+def _best(runs: list[Numbers], name: str) -> int:
+    """The place of the scale with the highest mean over seeds."""
+    return max(range(len(SCALES)), key=lambda place: sum(run[name]["judge"][place] for run in runs))
 
 
 def _draw(runs: list[Numbers]) -> object:
