@@ -195,7 +195,8 @@ def test_runs_of_a_budget_have_its_updates(tmp_path, launched):
         run = recorded(tmp_path / "runs" / f"{trial.number:04d}" / "seed-0")
         assert run.updates == updates[trial.params["sizes.share"]]
         assert run.evaluation.every == 1
-    page.write(made, plan, tmp_path)
+    written = page.write(made, plan, tmp_path)
+    assert "each with 3,900 network evaluations" in written.read_text(encoding="utf-8")
     best = settings_file.named(str(tmp_path / "best.yaml"), [])
     assert best.updates == updates[study.ranked(made)[0].params["sizes.share"]]
 
