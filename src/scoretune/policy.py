@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -157,17 +157,10 @@ class Policy:
         return estimate, torch.cat([f[-n:] for f, n in zip(asked, rows, strict=True)])
 
     @torch.no_grad()
-    def pretrained(
-        self, x: Tensor, t: Tensor, condition: Condition, guidance: float | None = None
-    ) -> Estimate:
-        """The estimate of the pretrained policy, without gradient; under another `guidance` than
-        this policy's where that is given."""
-        asked = self if guidance is None else replace(self, guidance=guidance, calls=0)
+    def pretrained(self, x: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """The estimate of the pretrained policy, without gradient."""
         with self.reference():
-            estimate = asked.estimate(x, t, condition)
-        if asked is not self:
-            self.calls += asked.calls
-        return estimate
+            return self.estimate(x, t, condition)
 
     @property
     def has_features(self) -> bool:
@@ -275,6 +268,15 @@ class Policy:
     def field(self, condition: Condition) -> Callable[[Tensor, Tensor], Estimate]:
         """The policy as a deterministic solver sees it: (x, t) -> Estimate."""
         return lambda x, t: self.estimate(x, t, condition)
+
+    @contextmanager
+    def under(self, guidance: float) -> Iterator[None]:
+        """Within this context guidance has another scale."""
+        before, self.guidance = self.guidance, guidance
+        try:
+            yield
+        finally:
+            self.guidance = before
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

@@ -132,7 +132,8 @@ def test_it_comes_to_what_guidance_says():
     assert kls[-1] < 1e-3 * kls[0]
     x, t = torch.randn(4, 1), torch.full((4,), 0.5)
     condition = policy.encode(["0.5", "-1", "2", "0"])
-    guided = policy.pretrained(x, t, condition, guidance=SCALE).data
+    with policy.under(SCALE):
+        guided = policy.pretrained(x, t, condition).data
     torch.testing.assert_close(policy.estimate(x, t, condition).data, guided, atol=0.02, rtol=0.02)
 
 
@@ -160,6 +161,13 @@ def test_models_without_guidance_to_learn_are_refused(kind, why):
         made(VP(), kind=kind)
 
 
+def test_noise_that_ends_is_refused():
+    ramp = ["sampling.noise=ramp", "sampling.eta_end=0"]
+    run = overrides.changed(recipes.guidance_distillation(), ramp)
+    with pytest.raises(UserError, match=r"this recipe learns by it: raise eta_end to 0\.01"):
+        building.check_settings(run)
+
+
 def test_a_family_says_how_much_guidance_there_is_to_learn(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     run = overrides.changed(recipes.guidance_distillation(), [f"model.source={tmp_path}"])
@@ -167,3 +175,6 @@ def test_a_family_says_how_much_guidance_there_is_to_learn(tmp_path):
     assert run.model.guidance == 1.0
     other = overrides.changed(run, ["objective.scale=7.5"])
     assert other.objective.scale == 7.5
+    assert overrides.unusual(other) == []
+    (line,) = overrides.unusual(overrides.changed(run, ["objective.scale=60"]))
+    assert line.startswith("objective.scale=60 is 12 times the 5 that fits this family")

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel, model_validator
 
 from scoretune import recipes
 from scoretune.core import config
 from scoretune.core.config import Checked, Run, Strict
 from scoretune.core.errors import UserError
-from scoretune.training.overrides import changed, unread, validated
+from scoretune.training.overrides import changed, fitted, unread, validated
 from slow_cases import quick_ones
 
 BASES = {
@@ -154,3 +155,18 @@ def test_every_setting_says_what_it_is():
             nested = isinstance(field.default, Strict) or name in ("kind", "objective")
             assert nested or field.description, f"{section.__name__}.{name}"
     assert config.Run.__doc__
+
+
+def test_an_error_of_a_whole_tree_is_one_line_too():
+    class Pair(BaseModel):
+        low: int
+        high: int
+
+        @model_validator(mode="after")
+        def ordered(self) -> Pair:
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    with pytest.raises(UserError, match="low is above high"):
+        fitted(Pair, {"low": 2, "high": 1})

@@ -11,17 +11,13 @@ import torch
 from scoretune.core import distributed, fsdp, hub, model_folder
 from scoretune.core.config import (
     NEW_NETWORKS,
-    Consistency,
     Dataset,
     Energy,
     Guidance,
-    Matching,
     Model,
-    Preference,
     Run,
     Sampling,
     ScoreAction,
-    StepPreference,
 )
 from scoretune.core.errors import UserError, unknown, user_errors
 from scoretune.core.resolve import is_function
@@ -320,17 +316,19 @@ def _check_only_for_data(run: Run) -> None:
 
 def _check_ramp(run: Run) -> None:
     """Refuse a KL weight where the noise ends, and with it the KL of a step loses all bounds."""
-    objective, sampling = run.objective, run.sampling
-    if isinstance(objective, Matching | Consistency | Preference | StepPreference | Guidance):
-        return
-    if not objective.kl_weight:
+    sampling, distils = run.sampling, isinstance(run.objective, Guidance)
+    weight = getattr(run.objective, "kl_weight", 0.0)
+    if not (weight or distils):
         return
     end = sampling.eta if sampling.eta_end is None else sampling.eta_end
     if sampling.noise == "ramp" and end < sampling.eta / 100:
+        use, fix = "this recipe learns by it", ""
+        if not distils:
+            use = f"objective.kl_weight={weight:g} weighs it"
+            fix = ", or set objective.kl_weight=0"
         raise UserError(
             f"sampling.eta_end={end:g} leaves the last steps without noise, where their KL has no "
-            f"bound, and objective.kl_weight={objective.kl_weight:g} weighs it: raise eta_end to "
-            f"{sampling.eta / 100:g} or more, or set objective.kl_weight=0"
+            f"bound, and {use}: raise eta_end to {sampling.eta / 100:g} or more{fix}"
         )
 
 

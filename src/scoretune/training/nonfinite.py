@@ -87,12 +87,12 @@ def blame_model(policy: Policy, update: int, draw: Callable[[], Tensor]) -> User
         anew = "get the model anew"
         return NonFinite(f"{where}, as its weights do ({bad[0]}): {anew}", explained=True)
     if policy.guidance != 1:
-        scale, policy.guidance = policy.guidance, 1.0
-        unguided = is_finite(draw())
-        policy.guidance = scale
+        with policy.under(1.0):
+            unguided = is_finite(draw())
         if unguided:
             return NonFinite(
-                f"{where}, and without guidance do not: lower model.guidance (now {scale:.3g})",
+                f"{where}, and without guidance do not: lower model.guidance "
+                f"(now {policy.guidance:.3g})",
                 explained=True,
             )
     if update and policy.has_reference:

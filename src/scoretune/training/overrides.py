@@ -41,7 +41,10 @@ ANY_PROCESS = {"objective.weight": "edm", "objective.times": "lognormal"}
 """Emphasis by ρ alone (arXiv 2206.00364 Table 1), hence the same under every process. The published
 constants are for data of deviation ½ and ours have 1, so that it lies on half of the noise it did,
 measured by the data."""
-MAGNITUDES = ("optimiser.learning_rate", "model.guidance", "sampling.steps", "evaluation.steps")
+MAGNITUDES = (
+    *("optimiser.learning_rate", "model.guidance", "objective.scale"),
+    *("sampling.steps", "evaluation.steps"),
+)
 """Settings of which ten times less or more than fits a family is worth a word."""
 FROM_NOTHING = {"model.process": "VP()", "model.prediction": "v_prediction", "updates": 5000}
 
@@ -155,13 +158,18 @@ def _of_family(run: Run, changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     defaults = family_of(run, changes)
     if defaults is None:
         return []
-    full = changes.get("model.rank", run.model.rank) == 0
-    settings = dict(defaults.settings(full))
-    if isinstance(run.objective, Guidance):  # what samples are drawn with is what is learned
-        settings["objective.scale"] = settings.pop("model.guidance") or run.objective.scale
+    settings = _fitting(run, defaults, full=changes.get("model.rank", run.model.rank) == 0)
     plain = dict(leaves(run.model_dump()))
     kept = {path for path, value in OURS.items() if plain[path] != value}
     return [(path, value) for path, value in settings.items() if path not in kept]
+
+
+def _fitting(run: Run, defaults: Defaults, *, full: bool) -> dict[str, Any]:
+    """What fits a family, as settings of this recipe; `full`: every weight is trained."""
+    settings = dict(defaults.settings(full))
+    if isinstance(run.objective, Guidance):  # what samples are drawn with is what is learned
+        settings["objective.scale"] = settings.pop("model.guidance") or run.objective.scale
+    return settings
 
 
 def unread_hub_id(source: str, revision: str | None = None) -> str:
@@ -184,7 +192,7 @@ def unusual(run: Run) -> list[str]:
     return [
         f"{path}={values[path]:g} is {values[path] / fitting:.2g} times the {fitting:g} that fits "
         f"this family ({defaults.source})"
-        for path, fitting in defaults.settings(run.model.rank == 0)
+        for path, fitting in _fitting(run, defaults, full=run.model.rank == 0).items()
         if path in MAGNITUDES and fitting and values[path]
         if not 0.1 < values[path] / fitting < 10
     ]
@@ -227,7 +235,7 @@ def fitted(kind: type[Settings], tree: dict[str, Any]) -> Settings:
 def _path(place: Sequence[str | int]) -> list[str]:
     """Where an error is, without the objective's kind, which pydantic puts behind `objective`."""
     names = [str(part) for part in place]
-    if names[0] == "objective" and names[1:2] and names[1] in _KINDS:
+    if names[:1] == ["objective"] and names[1:2] and names[1] in _KINDS:
         del names[1]
     return names
 

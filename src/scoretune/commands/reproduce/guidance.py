@@ -62,7 +62,6 @@ def look(seed: int, quick: bool, folder: Path) -> Numbers:
         numbers[name] = {
             "judge": _by_guidance(policy, prompts, steps),
             "network_evaluations": result["network_evaluations"],
-            "reward_evaluations": result["reward_evaluations"],
             "seconds": result["seconds"],
         }
         if BASE not in numbers:
@@ -74,8 +73,8 @@ def look(seed: int, quick: bool, folder: Path) -> Numbers:
 def _by_guidance(policy: Policy, prompts: Prompts, steps: int) -> list[float]:
     levels = []
     for scale in SCALES:
-        policy.guidance = scale
-        levels.append(judged(policy, prompts, "ddim", steps))
+        with policy.under(scale):
+            levels.append(judged(policy, prompts, "ddim", steps))
     return levels
 
 

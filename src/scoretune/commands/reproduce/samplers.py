@@ -37,9 +37,8 @@ def look(seed: int, quick: bool, folder: Path) -> Numbers:
     accuracies: Numbers = {"guidance": {}, "solvers": {}}
     accuracies["training prompts"] = both(policy, seen, "ddim", 20 // less)
     for guidance in GUIDANCE:
-        policy.guidance = guidance
-        accuracies["guidance"][str(guidance)] = both(policy, held_out, "ddim", 20 // less)
-    policy.guidance = 1.0
+        with policy.under(guidance):
+            accuracies["guidance"][str(guidance)] = both(policy, held_out, "ddim", 20 // less)
     for solver, steps in SOLVERS:
         accuracy = both(policy, held_out, solver, steps // less)
         accuracies["solvers"][f"{solver}, {steps} steps"] = accuracy

@@ -23,5 +23,5 @@ class GuidedTeacher(Stateless):
         self, path: Trajectory, scores: Scores, reward_fn: RewardFn, k: Tensor, b: Tensor
     ) -> Credited:
         place = path.states[k, b], path.times[k, b], path.condition.take(b)
-        teacher = self.policy.pretrained(*place, guidance=self.scale)
-        return Credited(reference_data=teacher.data)
+        with self.policy.under(self.scale):
+            return Credited(reference_data=self.policy.pretrained(*place).data)

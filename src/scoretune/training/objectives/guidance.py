@@ -23,9 +23,6 @@ from scoretune.training.objectives.base import reference_kl
 from scoretune.training.objectives.method import Context, Costs, Method, Paths, Setup
 from scoretune.training.sources.step_choice import any_steps, trained_steps
 
-FIRST = 1
-"""The first step that is learned from: pure noise stands for nothing of a path."""
-
 
 @dataclass(frozen=True)
 class GuidedPaths:
@@ -58,10 +55,10 @@ def build(settings: config.Guidance, setup: Setup) -> Method:
             "this model has no empty prompt, from which guidance leads away: there is none to learn"
         )
     teacher = GuidedTeacher(policy, settings.scale)
-    choose = any_steps(setup.context.sizes.share, first=FIRST)
+    choose = any_steps(setup.context.sizes.share, first=method.FIRST_IN_TIME)
     return Method(GuidedPaths(policy), method.on_policy(setup, teacher, choose, in_chain=False))
 
 
 def costs(settings: config.Guidance, context: Context, paths: Paths) -> Costs:
-    trained = trained_steps(context.sizes.share, paths.steps - FIRST)
+    trained = trained_steps(context.sizes.share, paths.steps - method.FIRST_IN_TIME)
     return Costs(trained, references=2 * trained)

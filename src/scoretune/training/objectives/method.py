@@ -28,6 +28,10 @@ from scoretune.training.sources.dataset import Dataset
 from scoretune.training.sources.on_policy import OnPolicy, References
 from scoretune.training.sources.step_choice import Chooser
 
+FIRST_IN_TIME = 1
+"""The first step of a path that methods of continuous time learn from: pure noise stands for
+nothing of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:

@@ -87,9 +87,8 @@ def build(settings: config.ScoreAction, setup: Setup) -> Method:
 
 
 def first_step(form: Form) -> int:
-    """The number of the first step that is learned from: pure noise stands for nothing of a path in
-    continuous time."""
-    return 0 if form in IN_CHAIN else 1
+    """The number of the first step that is learned from."""
+    return 0 if form in IN_CHAIN else method.FIRST_IN_TIME
 
 
 def asks_everywhere(form: Form, context: Context) -> bool:
